@@ -1,0 +1,283 @@
+"""The emulator as an object: starts a server in a thread, reads its state back, switches faults, stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from airflow_provider_talon_cdp.emulator.app import TRANSPORT, App
+from airflow_provider_talon_cdp.emulator.attributes import declare
+from airflow_provider_talon_cdp.emulator.exact_json import Json
+from airflow_provider_talon_cdp.emulator.faults import Fault
+from airflow_provider_talon_cdp.emulator.service import Service, Settings
+from airflow_provider_talon_cdp.emulator.state_file import StateFile
+from airflow_provider_talon_cdp.emulator.store import AudienceView, ProfileView
+
+DEFAULT_KEY = "local-key-1234567890"
+DEFAULT_DEPLOYMENT_HOST = "demo.europe-west1.talon.one"
+_PATIENCE = 10.0
+
+
+class Emulator:
+    """A Talon.One CDP API on this machine, for the length of a ``with`` block.
+
+    :param port: 0 for any that is free.
+    :param api_key: the only key that is accepted; ``None`` accepts any.
+    :param deployment_host: the only ``destination-hostname`` that is accepted; ``None`` accepts any bare host name.
+    :param state_file: a JSON file to start from, if it exists, and to write to within about a second of a change.
+    :param attributes: the customer-profile attributes that exist, name to type (see
+        :mod:`~airflow_provider_talon_cdp.emulator.attributes`); with none, every attribute is accepted.
+    :param multi_profile_path: ``plural`` or ``singular``: how the multi-profile calls are spelled here.
+    :param requests_per_second: the rate limit; ``None`` for none.
+    :param burst: how many requests may come at once under the rate limit; ``None`` for one second's worth, at least 1.
+    :param send_retry_after: whether a 429 of the rate limit has ``Retry-After``.
+    :param service_time: seconds that every call takes.
+    :param reject_profiles: profile IDs that are refused: every request that has one is a 400 that does not say which.
+    :param host: the address to listen on.
+    :param allow_remote: allow an address that other machines can reach. There is no key on the page and on reading back.
+    :raises ValueError: a setting that cannot be.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        api_key: str | None = DEFAULT_KEY,
+        deployment_host: str | None = DEFAULT_DEPLOYMENT_HOST,
+        state_file: str | Path | None = None,
+        attributes: Mapping[str, str] | None = None,
+        multi_profile_path: str = "plural",
+        requests_per_second: float | None = None,
+        burst: float | None = None,
+        send_retry_after: bool = True,
+        service_time: float = 0.0,
+        reject_profiles: Iterable[str] = (),
+        host: str = "127.0.0.1",
+        allow_remote: bool = False,
+    ) -> None:
+        if not allow_remote and not _is_loopback(host):
+            raise ValueError(
+                f"{host} can be reached from other machines; allow_remote=True if that is wanted"
+            )
+        self._address = (host, port)
+        self._service = Service(
+            Settings(
+                api_key=api_key,
+                deployment_host=deployment_host,
+                attributes=declare(attributes or {}),
+                multi_profile_path=multi_profile_path,
+                requests_per_second=requests_per_second,
+                burst=burst,
+                send_retry_after=send_retry_after,
+                service_time=service_time,
+                rejected_profiles=frozenset(reject_profiles),
+            )
+        )
+        self._state_file = None if state_file is None else StateFile(Path(state_file), self._service.store)
+        self._url: str | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Emulator:
+        """Start it.
+
+        :raises OSError: the port is in use, or the address is not of this machine.
+        :raises StateFileError: the state file cannot be read.
+        :raises RuntimeError: it is running, or it did not start in time.
+        """
+        if self._thread is not None:
+            raise RuntimeError("this emulator is running already")
+        if self._state_file is not None:
+            self._state_file.load()
+        listener = _listen(*self._address)
+        self._url = _url(self._address[0], listener.getsockname()[1])
+        self._service.start()
+        self._loop = asyncio.new_event_loop()
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                App(self._service, self._url),
+                http=_Protocol,
+                loop="asyncio",
+                ws="none",
+                lifespan="off",
+                # The process belongs to the user, and so does its logging.
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                # Idle connections of a test's client should not go stale in the middle of the test.
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._run, args=(listener,), name="talon-emulator", daemon=True
+        )
+        self._thread.start()
+        deadline = time.monotonic() + _PATIENCE
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                listener.close()
+                raise RuntimeError("the emulator did not start")
+            time.sleep(0.002)
+        if self._state_file is not None:
+            self._state_file.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it: requests in flight are answered at once, every connection is closed, the state file is written."""
+        if self._thread is None:
+            return
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._service.stop)
+        self._thread.join(_PATIENCE)
+        self._thread = None
+        if self._state_file is not None:
+            self._state_file.stop()
+
+    @property
+    def url(self) -> str:
+        """``http://127.0.0.1:PORT``.
+
+        :raises RuntimeError: it has not been started.
+        """
+        if self._url is None:
+            raise RuntimeError("the emulator has no URL before it is started")
+        return self._url
+
+    def connection(self) -> dict[str, Any]:
+        """The fields of an Airflow connection to it; ``extra`` is a dict."""
+        settings = self._service.settings
+        return {
+            "conn_type": "talon_cdp",
+            "host": self.url,
+            "password": settings.api_key or DEFAULT_KEY,
+            "extra": {
+                "deployment_host": settings.deployment_host or DEFAULT_DEPLOYMENT_HOST,
+                "platform_name": "Local emulator",
+            },
+        }
+
+    def audiences(self) -> dict[str, AudienceView]:
+        """Every audience by its external ID: ``id``, ``name``, ``created``, and ``members``, their number."""
+        return self._service.store.audiences()
+
+    def members(self, audience_id: str) -> frozenset[str]:
+        """The profile IDs in an audience, by its external ID.
+
+        :raises UnknownAudience: there is none.
+        """
+        return self._service.store.members(audience_id)
+
+    def profile(self, profile_id: str) -> ProfileView | None:
+        """A profile's ``attributes`` (integers as ``int``, other numbers as ``Decimal``) and ``audiences``."""
+        return self._service.store.profile(profile_id)
+
+    def profiles(self) -> frozenset[str]:
+        """Every profile ID that was ever seen."""
+        return self._service.store.profiles()
+
+    def requests(self) -> list[dict[str, Any]]:
+        """The last thousand requests, oldest first; the fields are those of ``LoggedRequest``."""
+        return [entry.as_dict() for entry in self._service.log.last()]
+
+    def state(self) -> dict[str, Any]:
+        """Sizes, waiting faults, and counters over all requests: ``total``, ``by_status``, ``by_operation``."""
+        return self._service.state()
+
+    def fail_next(
+        self,
+        kind: str,
+        times: int | None = 1,
+        after: int = 0,
+        only: str | None = None,
+        *,
+        status: int | None = None,
+        retry_after: int | str | None = None,
+        body: Json = None,
+        html: str | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Let something go wrong with the next calls; the parameters are those of ``Fault``.
+
+        Faults wait in a queue. A call that would have been served meets the first one that is meant for it; a call
+        that is refused anyway, or is no call of the API, meets none.
+
+        :raises ValueError: a kind or an option that does not exist or does not fit.
+        """
+        self._service.faults.add(Fault(kind, times, after, only, status, retry_after, body, html, seconds))
+
+    def reject_profiles(self, profile_ids: Iterable[str]) -> None:
+        """From now on refuse these profiles and those given at the start: a 400 that does not say which."""
+        self._service.reject_profiles(profile_ids)
+
+    def clear_faults(self) -> None:
+        """Forget every fault that is still to come, and what :meth:`reject_profiles` was told."""
+        self._service.clear_faults()
+
+    def reset(self) -> None:
+        """Forget audiences, profiles, requests and faults; the settings stay."""
+        self._service.reset()
+
+    def _run(self, listener: socket.socket) -> None:
+        with listener:
+            try:
+                self._loop.run_until_complete(self._serve(listener))
+            finally:
+                self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+                self._loop.close()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        await self._server.serve(sockets=[listener])
+        # A client that never finished its request keeps its connection; nobody else would close it.
+        for connection in list(self._server.server_state.connections):
+            if isinstance(connection, _Protocol):
+                connection.transport.abort()
+        await asyncio.sleep(0)
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 that shows the application its transport, which plain ASGI has no way to do."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, TRANSPORT: transport}
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError):
+        listener.close()
+        raise
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _url(host: str, port: int) -> str:
+    """Where a client on this machine reaches it: an address that means "all of them" becomes the loopback."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
