@@ -1,4 +1,7 @@
-"""Reading back and switching faults over HTTP, for other processes: everything under ``/emulator/``. No key needed."""
+"""Reading back and switching faults over HTTP, for other processes: everything under ``/emulator/``.
+
+None of it needs a key: the server is for this machine alone, unless it was told otherwise.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_talon_cdp.emulator import faults
-from airflow_provider_talon_cdp.emulator.answers import Answer, Refusal, json_answer
+from airflow_provider_talon_cdp.emulator.answers import Answer, RefusedError, json_answer
 from airflow_provider_talon_cdp.emulator.exact_json import Json, JsonError, loads
 from airflow_provider_talon_cdp.emulator.service import Service
-from airflow_provider_talon_cdp.emulator.store import UnknownAudience
+from airflow_provider_talon_cdp.emulator.store import UnknownAudienceError
+
+_MAX_DIGITS = 9
 
 
 def handle(
@@ -18,11 +23,16 @@ def handle(
 ) -> Answer:
     """Answer a request under ``/emulator/``; errors are ``{"error": "..."}``.
 
-    :param parts: the decoded segments of the path.
+    Args:
+        service: what to read and to switch.
+        method: HTTP method.
+        parts: the decoded segments of the path.
+        query: the decoded parameters of the query.
+        body: the request's body, empty when it has none.
     """
     try:
         return _route(service, method, parts, query, body)
-    except Refusal as refusal:
+    except RefusedError as refusal:
         return json_answer(refusal.status, {"error": refusal.message}, refusal.headers)
 
 
@@ -51,7 +61,7 @@ def _route(
             _only(method, "GET")
             profile = service.store.profile(profile_id)
             if profile is None:
-                raise Refusal(404, "no such profile")
+                raise RefusedError(404, "no such profile")
             return _answer({"profile": profile_id, **profile})
         case ("faults",):
             _only(method, "GET", "POST", "DELETE")
@@ -61,17 +71,17 @@ def _route(
             service.reset()
             return Answer(204)
         case _:
-            raise Refusal(404, "not found")
+            raise RefusedError(404, "not found")
 
 
 def _members(service: Service, external_id: str, query: Mapping[str, str]) -> Answer:
     try:
         members = service.store.members(external_id)
-    except UnknownAudience:
-        raise Refusal(404, "no such audience") from None
+    except UnknownAudienceError:
+        raise RefusedError(404, "no such audience") from None
     limit = query.get("limit")
-    if limit is not None and not (limit.isascii() and limit.isdigit() and 1 <= len(limit) <= 9):
-        raise Refusal(400, "limit must be a whole number")
+    if limit is not None and not (limit.isascii() and limit.isdigit() and 1 <= len(limit) <= _MAX_DIGITS):
+        raise RefusedError(400, "limit must be a whole number")
     shown = page_of(members, query.get("after", ""), None if limit is None else int(limit))
     return _answer({"audience": external_id, "total": len(members), "members": shown})
 
@@ -90,30 +100,29 @@ def _faults(service: Service, method: str, body: bytes) -> Answer:
 def _set_fault(service: Service, body: bytes) -> None:
     try:
         data = loads(body)
-        if not isinstance(data, dict):
-            raise ValueError("a fault is an object")
-        if set(data) == {"reject_profiles"}:
-            service.reject_profiles(_strings(data["reject_profiles"]))
-        else:
-            service.faults.add(faults.from_json(data))
     except JsonError as error:
-        raise Refusal(400, f"not valid JSON: {error}") from None
+        raise RefusedError(400, f"not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise RefusedError(400, "a fault is an object")
+    if set(data) == {"reject_profiles"}:
+        service.reject_profiles(_strings(data["reject_profiles"]))
+        return
+    try:
+        service.faults.add(faults.from_json(data))
     except ValueError as error:
-        raise Refusal(400, str(error)) from None
+        raise RefusedError(400, str(error)) from None
 
 
 def _strings(value: Json) -> list[str]:
-    if not isinstance(value, list):
-        raise ValueError("reject_profiles must be a list of profile IDs")
-    strings = [item for item in value if isinstance(item, str)]
-    if len(strings) != len(value):
-        raise ValueError("reject_profiles must be a list of profile IDs")
+    strings = [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+    if not isinstance(value, list) or len(strings) != len(value):
+        raise RefusedError(400, "reject_profiles must be a list of profile IDs")
     return strings
 
 
 def _only(method: str, *allowed: str) -> None:
     if method not in allowed:
-        raise Refusal(405, "method not allowed", headers={"Allow": ", ".join(allowed)})
+        raise RefusedError(405, "method not allowed", headers={"Allow": ", ".join(allowed)})
 
 
 def _answer(value: dict[str, Any], status: int = 200) -> Answer:

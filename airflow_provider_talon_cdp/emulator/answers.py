@@ -35,13 +35,14 @@ class FieldError:
         return {"title": self.title, "details": self.details, "source": {"pointer": f"/attributes/{name}"}}
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """The request is answered with an error status, and none of it takes effect.
 
-    :param status: HTTP status, 400 or above.
-    :param message: what the error body says.
-    :param errors: when given, the body has the shape that comes from the deployment itself.
-    :param headers: extra answer headers, such as ``Retry-After``.
+    Args:
+        status: HTTP status, 400 or above.
+        message: what the error body says.
+        errors: when given, the body has the shape that comes from the deployment itself.
+        headers: extra answer headers, such as ``Retry-After``.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ def json_answer(status: int, value: Json, headers: Mapping[str, str] | None = No
     return Answer(status, dumps(value).encode("ascii"), JSON, dict(headers or {}))
 
 
-def error_answer(refusal: Refusal, request_uuid: str) -> Answer:
+def error_answer(refusal: RefusedError, request_uuid: str) -> Answer:
     """The answer to a refused request, in the shape that fits it (Talon.One Third-party API reference).
 
-    Only the first shape has a place for the RequestUUID; for the other the emulator's request log keeps it.
+    Only the first shape has a place for the RequestUUID; for the other the emulator's request log keeps
+    it.
     """
     if refusal.errors:
         body: dict[str, Json] = {"message": refusal.message, "errors": [e.as_json() for e in refusal.errors]}

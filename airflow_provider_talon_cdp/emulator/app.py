@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from airflow_provider_talon_cdp.emulator import admin, routes
-from airflow_provider_talon_cdp.emulator.answers import Answer, Refusal, error_answer
+from airflow_provider_talon_cdp.emulator.answers import Answer, RefusedError, error_answer
 from airflow_provider_talon_cdp.emulator.service import Incoming, Service
 
 TRANSPORT = "talon_emulator_transport"
@@ -22,9 +22,12 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class App:
-    """The emulator as an ASGI application. Everything that is not its own page or read-back is taken for a call.
+    """The emulator as an ASGI application.
 
-    :param url: where it listens, for the page.
+    Whatever is not its own page or read-back is taken for a call of the API.
+
+    Args:
+        url: where it listens, for the page.
     """
 
     def __init__(self, service: Service, url: str) -> None:
@@ -36,7 +39,8 @@ class App:
         if scope["type"] != "http":
             raise RuntimeError(f"the emulator speaks HTTP only, not {scope['type']}")
         request = Request(scope, receive)
-        # Not every ASGI server passes the raw path on; without it an escaped slash cannot be told from a real one.
+        # Not every ASGI server passes the raw path on; without it an escaped slash looks like
+        # a real one.
         raw_path: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
         try:
             body = await request.body()
@@ -64,7 +68,7 @@ class App:
             return None
         try:
             parts = routes.segments(raw_path)
-        except Refusal as refusal:
+        except RefusedError as refusal:
             return error_answer(refusal, "")
         return admin.handle(self._service, request.method, parts, request.query_params, body)
 

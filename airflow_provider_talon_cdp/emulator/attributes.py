@@ -1,7 +1,8 @@
 """Declared customer-profile attributes and their types. Pure.
 
-Talon.One accepts only attributes that were defined in the Campaign Manager. The emulator has no Campaign Manager, so
-they are declared when it starts, as an object of name to type, spelled as Talon.One's own API spells its types::
+Talon.One accepts only attributes that were defined in the Campaign Manager. The emulator has no
+Campaign Manager, so they are declared when it starts, as an object of name to type, spelled as
+Talon.One's own API spells its types::
 
     {"Tier": "string", "birthday": "time", "scores": "(list number)"}
 """
@@ -13,10 +14,11 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
 
-from airflow_provider_talon_cdp.emulator.answers import FieldError, Refusal
+from airflow_provider_talon_cdp.emulator.answers import FieldError, RefusedError
 from airflow_provider_talon_cdp.emulator.exact_json import Json
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_COORDINATES = 2
 
 
 def _is_string(value: Json) -> bool:
@@ -46,7 +48,7 @@ def _is_time(value: Json) -> bool:
 def _is_location(value: Json) -> bool:
     """Two numbers, in a list or under two names: the contract does not say which, so both will do."""
     parts = list(value.values()) if isinstance(value, dict) else value
-    return isinstance(parts, list) and len(parts) == 2 and all(_is_number(part) for part in parts)
+    return isinstance(parts, list) and len(parts) == _COORDINATES and all(_is_number(part) for part in parts)
 
 
 _SINGLE: Mapping[str, Callable[[Json], bool]] = {
@@ -63,10 +65,12 @@ TYPES = (*_SINGLE, *_LISTS)
 def declare(types: object) -> dict[str, str]:
     """Check a mapping of attribute name to type.
 
-    :raises ValueError: not a mapping of strings to one of :data:`TYPES`; the message names the entry.
+    Raises:
+        TypeError: not a mapping.
+        ValueError: a type that is none of :data:`TYPES`; the message names the entry.
     """
     if not isinstance(types, Mapping):
-        raise ValueError("attributes must be an object of name to type")
+        raise TypeError("attributes must be an object of name to type")
     for name, kind in types.items():
         if not isinstance(name, str) or kind not in TYPES:
             raise ValueError(f"attribute {name!r} has the type {kind!r}; a type is one of {', '.join(TYPES)}")
@@ -83,12 +87,17 @@ def has_type(value: Json, kind: str) -> bool:
 def accept(
     attributes: Mapping[str, Json], declared: Mapping[str, str], *, skip_unknown: bool
 ) -> Mapping[str, Json]:
-    """The attributes to store: all of them, or none with a :class:`Refusal` that points at each wrong one.
+    """The attributes to store: all of them, or an error that points at each wrong one.
 
-    With nothing declared every attribute is accepted. ``null`` deletes an attribute, so it fits every type.
+    With nothing declared every attribute is accepted. ``null`` deletes, so it fits every type.
 
-    :param skip_unknown: leave out unknown attributes, where otherwise they are an error.
-    :raises Refusal: 400 in the deployment's shape.
+    Args:
+        attributes: name to value, as they came.
+        declared: name to type, one of :data:`TYPES`.
+        skip_unknown: leave out unknown attributes, where otherwise they are an error.
+
+    Raises:
+        RefusedError: 400 in the deployment's shape.
     """
     if not declared:
         return attributes
@@ -108,5 +117,5 @@ def accept(
         else:
             accepted[name] = value
     if errors:
-        raise Refusal(400, "Invalid customer profile attributes", errors=tuple(errors))
+        raise RefusedError(400, "Invalid customer profile attributes", errors=tuple(errors))
     return accepted

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal, InvalidOperation
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, Self, TypeAlias
 
-Json: TypeAlias = "None | bool | int | Decimal | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | Decimal | str | list[Json] | dict[str, Json] | None"
 
 # Half of a surrogate pair can only come in as an escape: UTF-8 itself cannot spell it.
 _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -18,11 +18,18 @@ class JsonError(ValueError):
 
 
 class Number(Decimal):
-    """A JSON number with a fraction or an exponent: compares as a Decimal, is written as it came (``19.990``)."""
+    """A JSON number with a fraction or an exponent.
+
+    It compares as a Decimal and is written as it came: ``19.990`` stays ``19.990``.
+    """
 
     text: str
 
-    def __new__(cls, text: str) -> Number:
+    def __new__(cls, text: str) -> Self:
+        """Keep the text beside the value.
+
+        :raises decimal.InvalidOperation: it is no number, or its exponent is out of range.
+        """
         self = super().__new__(cls, text)
         self.text = str(text)
         return self
@@ -31,10 +38,11 @@ class Number(Decimal):
 def loads(body: bytes) -> Json:
     """Parse a JSON text; integers become ``int``, other numbers :class:`Number`.
 
-    Stricter than most parsers, because what it refuses is a mistake of the client: a name that occurs twice in one
-    object, ``NaN`` and ``Infinity``, half of a surrogate pair.
+    Stricter than most parsers, because what it refuses is a mistake of the client: a name that occurs
+    twice in one object, ``NaN`` and ``Infinity``, half of a surrogate pair.
 
-    :raises JsonError: not UTF-8, not JSON, or one of those.
+    Raises:
+        JsonError: not UTF-8, not JSON, or one of those.
     """
     try:
         value: Json = json.loads(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from airflow_provider_talon_cdp.emulator.answers import JSON, Answer, Refusal, error_answer, phrase
+from airflow_provider_talon_cdp.emulator.answers import JSON, Answer, RefusedError, error_answer, phrase
 from airflow_provider_talon_cdp.emulator.exact_json import Json, dumps
 
 STATUS = "status"
@@ -20,6 +20,7 @@ HTML = "html"
 KINDS = (STATUS, RESET_BEFORE, RESET_AFTER, SLOW, WRONG_SUCCESS, HTML)
 
 _PAGE = "<!doctype html><title>Gateway</title><h1>This is not the page you are looking for</h1>"
+_LAST_STATUS = 599
 _BODYLESS = (204, 304)
 _OPTIONS = {
     STATUS: {"status", "retry_after", "body", "html"},
@@ -32,20 +33,23 @@ _OPTIONS = {
 class Fault:
     """One fault.
 
-    :param kind: ``status`` (an error instead of the call), ``reset_before`` (the connection is reset and nothing
-        happened), ``reset_after`` (it happened, and the connection is reset instead of an answer), ``slow`` (the answer
-        comes late), ``wrong_success`` (a 200 with an integration state, and nothing happened), ``html`` (a 200 with a
-        page, and nothing happened).
-    :param times: how many requests it hits; ``None`` for all until the faults are cleared.
-    :param after: how many requests it lets pass first.
-    :param only: the name of an operation, or a part of a profile ID (or, for the audience calls, of an audience's
-        external ID); other requests are not counted.
-    :param status: for ``status``: 200 to 599, default 500.
-    :param retry_after: for ``status``: the ``Retry-After`` header, seconds or an HTTP date.
-    :param body: for ``status``: any JSON value instead of the usual error body; a string is sent as it is.
-    :param html: for ``status`` and ``html``: an HTML body.
-    :param seconds: for ``slow``: how late, default 1.
-    :raises ValueError: an option that does not fit.
+    Args:
+        kind: ``status`` (an error instead of the call), ``reset_before`` (the connection is reset and
+            nothing happened), ``reset_after`` (it happened, and the connection is reset instead of an
+            answer), ``slow`` (the answer comes late), ``wrong_success`` (a 200 with an integration
+            state, and nothing happened), ``html`` (a 200 with a page, and nothing happened).
+        times: how many requests it hits; ``None`` for all until the faults are cleared.
+        after: how many requests it lets pass first.
+        only: the name of an operation, or a part of a profile ID (or, for the audience calls, of an
+            audience's external ID); other requests are not counted.
+        status: for ``status``: 200 to 599, default 500.
+        retry_after: for ``status``: the ``Retry-After`` header, seconds or an HTTP date.
+        body: for ``status``: any JSON value instead of the usual error body; a string is sent as it is.
+        html: for ``status`` and ``html``: an HTML body.
+        seconds: for ``slow``: how late, default 1.
+
+    Raises:
+        ValueError: an option that does not fit.
     """
 
     kind: str
@@ -68,11 +72,13 @@ class Fault:
             raise ValueError("times must be a whole number above 0, or None")
         if not _whole(self.after, at_least=0):
             raise ValueError("after must be a whole number")
-        if not isinstance(self.only, (str, type(None))) or self.only == "":
+        if self.only is not None and not _text(self.only):
             raise ValueError("only must be the name of an operation or a part of an ID")
-        if self.status is not None and not (_whole(self.status, at_least=200) and self.status <= 599):
+        if self.status is not None and not (
+            _whole(self.status, at_least=200) and self.status <= _LAST_STATUS
+        ):
             raise ValueError("status must be 200 to 599")
-        if not isinstance(self.html, (str, type(None))):
+        if self.html is not None and not _text(self.html):
             raise ValueError("html must be text")
         if self.retry_after is not None and not _header_value(self.retry_after):
             raise ValueError("retry_after must be whole seconds or an HTTP date")
@@ -83,8 +89,15 @@ class Fault:
         """Whether it is meant for this operation or one of these IDs."""
         return self.only is None or self.only == operation or any(self.only in value for value in ids)
 
+    @property
+    def delay(self) -> float:
+        """By how many seconds it makes an answer late."""
+        if self.kind != SLOW:
+            return 0.0
+        return 1.0 if self.seconds is None else float(self.seconds)
+
     def answer(self, request_uuid: str) -> Answer:
-        """What a request gets instead of its own answer (kinds ``status``, ``wrong_success`` and ``html``)."""
+        """What a request gets instead of its own answer; for ``status``, ``wrong_success`` and ``html``."""
         if self.kind == WRONG_SUCCESS:
             return Answer(200, b'{"effects": [], "createdCoupons": [], "createdReferrals": []}', JSON)
         if self.kind == HTML:
@@ -98,7 +111,7 @@ class Fault:
         if self.body is not None:
             text = self.body if isinstance(self.body, str) else dumps(self.body)
             return Answer(status, text.encode("utf-8", "replace"), JSON, headers)
-        return error_answer(Refusal(status, phrase(status), headers=headers), request_uuid)
+        return error_answer(RefusedError(status, phrase(status), headers=headers), request_uuid)
 
     def as_dict(self) -> dict[str, Any]:
         """What was set, without the rest."""
@@ -108,7 +121,8 @@ class Fault:
 def from_json(data: dict[str, Json]) -> Fault:
     """A fault from its JSON object, named as the parameters of :class:`Fault`.
 
-    :raises ValueError: a name or a value that does not fit.
+    Raises:
+        ValueError: a name or a value that does not fit.
     """
     unknown = set(data) - {entry.name for entry in fields(Fault)}
     if unknown or "kind" not in data:
@@ -160,6 +174,10 @@ class Faults:
 
 def _number(value: object) -> bool:
     return hasattr(value, "__float__") and not isinstance(value, (bool, str))
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _whole(value: object, *, at_least: int) -> bool:

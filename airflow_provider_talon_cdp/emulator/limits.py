@@ -8,17 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from airflow_provider_talon_cdp.emulator.answers import Refusal
+from airflow_provider_talon_cdp.emulator.answers import RefusedError
 
 
 class RateLimit:
     """A token bucket.
 
-    :param rate: requests a second, above 0.
-    :param burst: how many may come at once, at least 1; ``None`` for one second's worth.
-    :param send_retry_after: whether a 429 says when to come back (whole seconds, rounded up).
-    :param clock: seconds, monotonic.
-    :raises ValueError: a rate or a burst that no request would ever pass.
+    Args:
+        rate: requests a second, above 0.
+        burst: how many may come at once, at least 1; ``None`` for one second's worth.
+        send_retry_after: whether a 429 says when to come back (whole seconds, rounded up).
+        clock: seconds, monotonic.
+
+    Raises:
+        ValueError: a rate or a burst that no request would ever pass.
     """
 
     def __init__(
@@ -48,7 +51,8 @@ class RateLimit:
     def take(self) -> None:
         """Let one request pass.
 
-        :raises Refusal: 429.
+        Raises:
+            RefusedError: 429.
         """
         with self._lock:
             now = self._clock()
@@ -58,7 +62,7 @@ class RateLimit:
                 self._tokens -= 1
                 return
             wait = max(1, math.ceil((1 - self._tokens) / self._rate))
-        raise Refusal(
+        raise RefusedError(
             429, "Too Many Requests", headers={"Retry-After": str(wait)} if self._send_retry_after else {}
         )
 
@@ -73,10 +77,11 @@ class InFlight:
     def hold(self, profiles: frozenset[str]) -> Iterator[None]:
         """Keep these profiles to oneself for a while.
 
-        :raises Refusal: 409, another request has one of them.
+        Raises:
+            RefusedError: 409, another request has one of them.
         """
         if not self._profiles.isdisjoint(profiles):
-            raise Refusal(409, "Conflict: another request on the same customer profile is in flight")
+            raise RefusedError(409, "Conflict: another request on the same customer profile is in flight")
         self._profiles |= profiles
         try:
             yield

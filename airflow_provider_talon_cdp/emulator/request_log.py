@@ -15,10 +15,11 @@ NO_ANSWER = "none"
 class LoggedRequest:
     """One request.
 
-    ``time`` is when its answer was ready (RFC 3339, UTC), ``path`` and ``query`` are as sent (percent-encoded),
-    ``operation`` is empty for a path that is no call, ``status`` is ``None`` when the connection was cut instead of an
-    answer, ``changes`` counts what was asked for: memberships to add and delete, attributes to set and delete.
-    ``run_rule_engine`` is what Talon.One would do, not what was asked: true as soon as audiences change.
+    ``time`` is when its answer was ready (RFC 3339, UTC), ``path`` and ``query`` are as sent
+    (percent-encoded), ``operation`` is empty for a path that is no call, ``status`` is ``None`` when
+    the connection was cut instead of an answer, ``changes`` counts what was asked for: memberships to
+    add and delete, attributes to set and delete. ``run_rule_engine`` is what Talon.One would do, not
+    what was asked: true as soon as audiences change.
     """
 
     time: str

@@ -1,7 +1,7 @@
 """Which call a method and a raw path mean. Pure.
 
-The path is cut at its slashes before it is decoded, because an ID may hold a slash (``%2F``), and nothing in it is
-normalised, because an ID may be ``..``.
+The path is cut at its slashes before it is decoded, because an ID may hold a slash (``%2F``), and
+nothing in it is normalised, because an ID may be ``..``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
-from airflow_provider_talon_cdp.emulator.answers import Refusal
+from airflow_provider_talon_cdp.emulator.answers import RefusedError
 
 CREATE_AUDIENCE = "create_audience"
 UPDATE_AUDIENCE = "update_audience"
@@ -48,22 +48,30 @@ class Route:
 def segments(raw_path: bytes) -> tuple[str, ...]:
     """The decoded segments of a percent-encoded path.
 
-    :raises Refusal: 400 for a percent sign without two hex digits, or bytes that are not UTF-8.
+    Raises:
+        RefusedError: 400 for a percent sign without two hex digits, or bytes that are not UTF-8.
     """
     if _BAD_ESCAPE.search(raw_path):
-        raise Refusal(400, "Invalid percent-encoding in the path")
+        raise RefusedError(400, "Invalid percent-encoding in the path")
     try:
         return tuple(unquote_to_bytes(part).decode("utf-8") for part in raw_path.split(b"/")[1:])
     except UnicodeDecodeError:
-        raise Refusal(400, "The path is not UTF-8") from None
+        raise RefusedError(400, "The path is not UTF-8") from None
 
 
 def find(method: str, raw_path: bytes, multi_profile_path: str) -> Route:
     """The operation for a request.
 
-    :param multi_profile_path: ``plural`` or ``singular``. Talon.One's tutorial has one spelling and its API reference
-        the other; where a deployment knows the plural, the singular one is an update of the profile ``audiences``.
-    :raises Refusal: 404 for an unknown path, 405 for a method it does not have, 400 for one that cannot be decoded.
+    Args:
+        method: HTTP method.
+        raw_path: the path as it was sent, without the query.
+        multi_profile_path: ``plural`` or ``singular``. Talon.One's tutorial has one spelling and its
+            API reference the other; where a deployment knows the plural, the singular one is an update
+            of the profile ``audiences``.
+
+    Raises:
+        RefusedError: 404 for an unknown path, 405 for a method it does not have, 400 for one that
+            cannot be decoded.
     """
     parts = segments(raw_path)
     for pattern, methods in _TABLES[multi_profile_path]:
@@ -71,10 +79,10 @@ def find(method: str, raw_path: bytes, multi_profile_path: str) -> Route:
             want in (_ID, got) for want, got in zip(pattern, parts, strict=True)
         ):
             if method not in methods:
-                raise Refusal(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(methods))})
+                raise RefusedError(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(methods))})
             ids = [got for want, got in zip(pattern, parts, strict=True) if want is _ID]
             return Route(methods[method], ids[0] if ids else "")
-    raise Refusal(404, "Not Found")
+    raise RefusedError(404, "Not Found")
 
 
 def _table(word: str) -> _Table:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -31,25 +31,35 @@ _PATIENCE = 10.0
 class Emulator:
     """A Talon.One CDP API on this machine, for the length of a ``with`` block.
 
-    :param port: 0 for any that is free.
-    :param api_key: the only key that is accepted; ``None`` accepts any.
-    :param deployment_host: the only ``destination-hostname`` that is accepted; ``None`` accepts any bare host name.
-    :param state_file: a JSON file to start from, if it exists, and to write to within about a second of a change.
-    :param attributes: the customer-profile attributes that exist, name to type (see
-        :mod:`~airflow_provider_talon_cdp.emulator.attributes`); with none, every attribute is accepted.
-    :param multi_profile_path: ``plural`` or ``singular``: how the multi-profile calls are spelled here.
-    :param requests_per_second: the rate limit; ``None`` for none.
-    :param burst: how many requests may come at once under the rate limit; ``None`` for one second's worth, at least 1.
-    :param send_retry_after: whether a 429 of the rate limit has ``Retry-After``.
-    :param service_time: seconds that every call takes.
-    :param reject_profiles: profile IDs that are refused: every request that has one is a 400 that does not say which.
-    :param host: the address to listen on.
-    :param allow_remote: allow an address that other machines can reach. There is no key on the page and on reading back.
-    :raises ValueError: a setting that cannot be.
+    Args:
+        port: 0 for any that is free.
+        api_key: the only key that is accepted; ``None`` accepts any.
+        deployment_host: the only ``destination-hostname`` that is accepted; ``None`` accepts any bare
+            host name.
+        state_file: a JSON file to start from, if it exists, and to write to within about a second of a
+            change.
+        attributes: the customer-profile attributes that exist, name to type (see
+            :mod:`~airflow_provider_talon_cdp.emulator.attributes`); with none, every attribute is
+            accepted.
+        multi_profile_path: ``plural`` or ``singular``: how the multi-profile calls are spelled here.
+        requests_per_second: the rate limit; ``None`` for none.
+        burst: how many requests may come at once under the rate limit; ``None`` for one second's worth,
+            at least 1.
+        send_retry_after: whether a 429 of the rate limit has ``Retry-After``.
+        service_time: seconds that every call takes.
+        reject_profiles: profile IDs that are refused: every request that has one is a 400 that does not
+            say which.
+        host: the address to listen on.
+        allow_remote: allow an address that other machines can reach. There is no key on the page and on
+            reading back.
+
+    Raises:
+        ValueError: a setting that cannot be.
     """
 
     def __init__(
         self,
+        *,
         port: int = 0,
         api_key: str | None = DEFAULT_KEY,
         deployment_host: str | None = DEFAULT_DEPLOYMENT_HOST,
@@ -86,12 +96,13 @@ class Emulator:
         self._url: str | None = None
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Emulator:
+    def __enter__(self) -> Self:
         """Start it.
 
-        :raises OSError: the port is in use, or the address is not of this machine.
-        :raises StateFileError: the state file cannot be read.
-        :raises RuntimeError: it is running, or it did not start in time.
+        Raises:
+            OSError: the port is in use, or the address is not of this machine.
+            StateFileError: the state file cannot be read.
+            RuntimeError: it is running, or it did not start in time.
         """
         if self._thread is not None:
             raise RuntimeError("this emulator is running already")
@@ -136,7 +147,11 @@ class Emulator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop it: requests in flight are answered at once, every connection is closed, the state file is written."""
+        """Stop it: answer what is in flight at once, close every connection, write the state file.
+
+        Raises:
+            OSError: the state file cannot be written.
+        """
         if self._thread is None:
             return
         self._server.should_exit = True
@@ -151,7 +166,8 @@ class Emulator:
     def url(self) -> str:
         """``http://127.0.0.1:PORT``.
 
-        :raises RuntimeError: it has not been started.
+        Raises:
+            RuntimeError: it has not been started.
         """
         if self._url is None:
             raise RuntimeError("the emulator has no URL before it is started")
@@ -177,12 +193,16 @@ class Emulator:
     def members(self, audience_id: str) -> frozenset[str]:
         """The profile IDs in an audience, by its external ID.
 
-        :raises UnknownAudience: there is none.
+        Raises:
+            UnknownAudienceError: there is none.
         """
         return self._service.store.members(audience_id)
 
     def profile(self, profile_id: str) -> ProfileView | None:
-        """A profile's ``attributes`` (integers as ``int``, other numbers as ``Decimal``) and ``audiences``."""
+        """A profile's ``attributes`` and ``audiences``, or ``None`` when it has never been seen.
+
+        Integers come as ``int``, other numbers as ``Decimal``.
+        """
         return self._service.store.profile(profile_id)
 
     def profiles(self) -> frozenset[str]:
@@ -194,7 +214,10 @@ class Emulator:
         return [entry.as_dict() for entry in self._service.log.last()]
 
     def state(self) -> dict[str, Any]:
-        """Sizes, waiting faults, and counters over all requests: ``total``, ``by_status``, ``by_operation``."""
+        """Sizes, waiting faults, and under ``requests`` the counters over all of them.
+
+        The counters are ``total``, ``by_status`` (``"none"`` where no answer was sent) and ``by_operation``.
+        """
         return self._service.state()
 
     def fail_next(
@@ -212,10 +235,11 @@ class Emulator:
     ) -> None:
         """Let something go wrong with the next calls; the parameters are those of ``Fault``.
 
-        Faults wait in a queue. A call that would have been served meets the first one that is meant for it; a call
-        that is refused anyway, or is no call of the API, meets none.
+        Faults wait in a queue. A call that would have been served meets the first one that is meant for
+        it; a call that is refused anyway, or is no call of the API, meets none.
 
-        :raises ValueError: a kind or an option that does not exist or does not fit.
+        Raises:
+            ValueError: a kind or an option that does not exist or does not fit.
         """
         self._service.faults.add(Fault(kind, times, after, only, status, retry_after, body, html, seconds))
 
@@ -279,5 +303,5 @@ def _is_loopback(host: str) -> bool:
 
 def _url(host: str, port: int) -> str:
     """Where a client on this machine reaches it: an address that means "all of them" becomes the loopback."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

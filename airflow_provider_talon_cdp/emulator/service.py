@@ -9,28 +9,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_talon_cdp.emulator import attributes, routes
-from airflow_provider_talon_cdp.emulator.answers import Answer, Refusal, error_answer, json_answer
+from airflow_provider_talon_cdp.emulator.answers import Answer, RefusedError, error_answer, json_answer
 from airflow_provider_talon_cdp.emulator.exact_json import Json
 from airflow_provider_talon_cdp.emulator.faults import RESET_AFTER, RESET_BEFORE, SLOW, Fault, Faults
 from airflow_provider_talon_cdp.emulator.limits import InFlight, RateLimit
 from airflow_provider_talon_cdp.emulator.request_log import LoggedRequest, RequestLog
 from airflow_provider_talon_cdp.emulator.store import (
     Audience,
-    AudienceExists,
+    AudienceExistsError,
     Store,
-    UnknownAudience,
+    UnknownAudienceError,
     utc_now,
 )
 from airflow_provider_talon_cdp.emulator.validation import Call, check_headers, read_call
 
 ACCOUNT_ID = 1
+_LONGEST = 3600
 
 
 @dataclass(frozen=True)
 class Settings:
     """What an emulator was started with; see :class:`~airflow_provider_talon_cdp.emulator.Emulator`.
 
-    :raises ValueError: a setting that cannot be.
+    Raises:
+        ValueError: a setting that cannot be.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -48,7 +50,7 @@ class Settings:
             raise ValueError(f"multi_profile_path must be one of {', '.join(routes.MULTI_PROFILE_WORDS)}")
         if self.burst is not None and self.requests_per_second is None:
             raise ValueError("burst goes with requests_per_second")
-        if not 0 <= self.service_time < 3600:
+        if not 0 <= self.service_time <= _LONGEST:
             raise ValueError("service_time must be 0 to 3600 seconds")
 
 
@@ -64,8 +66,20 @@ class Incoming:
     body: bytes
 
 
+@dataclass
+class _Seen:
+    """What is known of a request so far, for the log, whichever way it ends."""
+
+    operation: str = ""
+    call: Call | None = None
+    fault: Fault | None = None
+
+
 class Service:
-    """Talon.One's CDP API, without the HTTP around it. Calls run on one event loop; everything else is thread-safe."""
+    """Talon.One's CDP API, without the HTTP around it.
+
+    Calls run on one event loop; everything else may be used from any thread.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -90,7 +104,7 @@ class Service:
             self._limit.refill()
 
     def clear_faults(self) -> None:
-        """Forget every fault that is still to come, and the rejected profiles that were added since the start."""
+        """Forget every fault to come, and the rejected profiles that were added since the start."""
         self.faults.clear()
         self.rejected_profiles = self.settings.rejected_profiles
 
@@ -121,62 +135,56 @@ class Service:
     async def handle(self, request: Incoming) -> Answer | None:
         """Answer a request, and log it.
 
-        :return: ``None`` to cut the connection instead of answering.
+        Returns:
+            ``None`` to cut the connection instead of answering.
         """
         request_uuid = str(uuid.uuid4())
-        route: routes.Route | None = None
-        call: Call | None = None
-        fault: Fault | None = None
-        answer: Answer | None
+        seen = _Seen()
         try:
-            settings = self.settings
-            route = routes.find(request.method, request.path, settings.multi_profile_path)
-            check_headers(request.headers, settings.api_key, settings.deployment_host)
-            if self._limit is not None:
-                self._limit.take()
-            content_type = request.headers.get("content-type", "")
-            call = read_call(route, request.skip_unknown, content_type, request.body)
-            with self._in_flight.hold(call.profiles):
-                if not self.rejected_profiles.isdisjoint(call.profiles):
-                    raise Refusal(400, "The request could not be processed")
-                fault = self.faults.take(call.operation, call.profiles or (call.audience_id,))
-                answer = await self._serve(call, fault, request)
-                if fault is not None and answer is None and fault.kind not in (RESET_AFTER, RESET_BEFORE):
-                    answer = fault.answer(request_uuid)
-        except Refusal as refusal:
+            answer = await self._answer(request, request_uuid, seen)
+        except RefusedError as refusal:
             answer = error_answer(refusal, request_uuid)
+        call = seen.call
         self.log.add(
             LoggedRequest(
                 time=utc_now(),
                 method=request.method,
                 path=request.path.decode("latin-1"),
                 query=request.query,
-                operation=route.operation if route else "",
+                operation=seen.operation,
                 status=answer.status if answer else None,
                 request_uuid=request_uuid,
                 changes=call.size if call else 0,
                 run_rule_engine=call.run_rule_engine if call else None,
-                fault=fault.kind if fault else None,
+                fault=seen.fault.kind if seen.fault else None,
             )
         )
         return answer
 
-    async def _serve(self, call: Call, fault: Fault | None, request: Incoming) -> Answer | None:
-        """Let the time pass and the effect happen; ``None`` when the fault has the answer, or there is none."""
-        if fault is not None and fault.kind not in (SLOW, RESET_AFTER):
-            return None
-        late = 0.0
-        if fault is not None and fault.kind == SLOW:
-            late = 1.0 if fault.seconds is None else float(fault.seconds)
-        await self._pause(self.settings.service_time + late)
-        try:
-            answer = self._perform(call, request.headers["customer-data-platform-name"])
-        except UnknownAudience as unknown:
-            refusal = Refusal(404, f"Audience not found: {unknown}")
-            raise refusal from None
-        except AudienceExists as taken:
-            refusal = Refusal(409, f"An audience with this ID exists already: {taken}")
-            raise refusal from None
+    async def _answer(self, request: Incoming, request_uuid: str, seen: _Seen) -> Answer | None:
+        settings = self.settings
+        route = routes.find(request.method, request.path, settings.multi_profile_path)
+        seen.operation = route.operation
+        check_headers(request.headers, settings.api_key, settings.deployment_host)
+        if self._limit is not None:
+            self._limit.take()
+        content_type = request.headers.get("content-type", "")
+        call = seen.call = read_call(route, request.skip_unknown, content_type, request.body)
+        with self._in_flight.hold(call.profiles):
+            if not self.rejected_profiles.isdisjoint(call.profiles):
+                raise RefusedError(400, "The request could not be processed")
+            fault = seen.fault = self.faults.take(call.operation, call.profiles or (call.audience_id,))
+            if fault is not None and fault.kind == RESET_BEFORE:
+                return None
+            if fault is not None and fault.kind not in (SLOW, RESET_AFTER):
+                return fault.answer(request_uuid)
+            await self._pause(settings.service_time + (fault.delay if fault else 0))
+            try:
+                answer = self._perform(call, request.headers["customer-data-platform-name"])
+            except UnknownAudienceError as unknown:
+                raise RefusedError(404, f"Audience not found: {unknown}") from None
+            except AudienceExistsError as taken:
+                raise RefusedError(409, f"An audience with this ID exists already: {taken}") from None
         return None if fault is not None and fault.kind == RESET_AFTER else answer
 
     async def _pause(self, seconds: float) -> None:

@@ -25,8 +25,10 @@ class StateFileError(Exception):
 
 
 class StateFile:
-    """Writes a store to a file soon after it changed: from its own thread, at once as a whole (a new file is renamed
-    over the old one), and, when it is large, not more than a tenth of the time.
+    """Writes a store to a file soon after it changed.
+
+    From its own thread, as a whole (a new file is renamed over the old one), and, when it is large, not
+    more than a tenth of the time.
     """
 
     def __init__(self, path: Path, store: Store) -> None:
@@ -39,7 +41,8 @@ class StateFile:
     def load(self) -> None:
         """Fill the store from the file; without a file the store stays as it is.
 
-        :raises StateFileError: it cannot be read or is damaged.
+        Raises:
+            StateFileError: it cannot be read or is damaged.
         """
         try:
             text = self._path.read_bytes()
@@ -64,7 +67,8 @@ class StateFile:
     def stop(self) -> None:
         """Write what is not yet written, and stop.
 
-        :raises OSError: it cannot be written.
+        Raises:
+            OSError: it cannot be written.
         """
         self._stopping.set()
         if self._thread is not None:
@@ -75,7 +79,8 @@ class StateFile:
     def save(self) -> None:
         """Write the file if the store has changed.
 
-        :raises OSError: it cannot be written.
+        Raises:
+            OSError: it cannot be written.
         """
         version = self._store.version
         if version == self._written:
@@ -87,9 +92,9 @@ class StateFile:
                 file.writelines(_lines(snapshot))
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, self._path)
+            Path(name).replace(self._path)
         except BaseException:
-            os.unlink(name)
+            Path(name).unlink()
             raise
         self._written = version
 

@@ -1,7 +1,8 @@
 """What the emulator remembers: audiences, profiles and memberships. No HTTP, no files.
 
-Memberships live in their audience alone, so a request costs as much as it changes, however large everything is, and
-deleting an audience is one step. Every method holds the lock, so any thread may read while the server writes.
+Memberships live in their audience alone, so a request costs as much as it changes, however large
+everything is, and deleting an audience is one step. Every method holds the lock, so any thread may read
+while the server writes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TypedDict
 
@@ -19,11 +20,11 @@ from airflow_provider_talon_cdp.emulator.validation import AudienceId, Change
 _NO_ATTRIBUTES: Mapping[str, Json] = MappingProxyType({})
 
 
-class UnknownAudience(Exception):
+class UnknownAudienceError(LookupError):
     """An audience that does not exist."""
 
 
-class AudienceExists(Exception):
+class AudienceExistsError(Exception):
     """The external ID is taken."""
 
 
@@ -45,7 +46,7 @@ class ProfileView(TypedDict):
 
 @dataclass(slots=True)
 class Audience:
-    """An audience: internal ID, external ID, name, time of creation (RFC 3339, UTC) and the profile IDs in it."""
+    """An audience; ``id`` is the internal ID, ``created`` is RFC 3339 in UTC, ``members`` are profile IDs."""
 
     id: int
     external_id: str
@@ -65,13 +66,14 @@ class Snapshot:
 
 def utc_now() -> str:
     """The time as RFC 3339 in UTC, with milliseconds."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Store:
     """The state behind the API.
 
-    :param now: gives the time of creation of an audience.
+    Args:
+        now: gives the time of creation of an audience.
     """
 
     def __init__(self, now: Callable[[], str] = utc_now) -> None:
@@ -109,11 +111,12 @@ class Store:
     def create_audience(self, external_id: str, name: str) -> Audience:
         """Create an audience.
 
-        :raises AudienceExists: the external ID is taken.
+        Raises:
+            AudienceExistsError: the external ID is taken.
         """
         with self._lock:
             if external_id in self._by_external:
-                raise AudienceExists(external_id)
+                raise AudienceExistsError(external_id)
             audience = Audience(self._next_id, external_id, name, self._now())
             self._by_id[audience.id] = self._by_external[external_id] = audience
             self._next_id += 1
@@ -123,7 +126,8 @@ class Store:
     def rename_audience(self, external_id: str, name: str) -> Audience:
         """Rename an audience.
 
-        :raises UnknownAudience: there is none with this external ID.
+        Raises:
+            UnknownAudienceError: there is none with this external ID.
         """
         with self._lock:
             audience = _find(self._by_external, external_id)
@@ -134,7 +138,8 @@ class Store:
     def delete_audience(self, external_id: str) -> None:
         """Delete an audience and every membership of it; its profiles stay.
 
-        :raises UnknownAudience: there is none with this external ID.
+        Raises:
+            UnknownAudienceError: there is none with this external ID.
         """
         with self._lock:
             audience = _find(self._by_external, external_id)
@@ -146,7 +151,9 @@ class Store:
     ) -> None:
         """Apply all changes, by internal audience IDs, or none; see :meth:`change_external`.
 
-        :param attributes: set on every one of these profiles; ``None`` as a value deletes.
+        Args:
+            changes: which profiles join and leave which audiences.
+            attributes: set on every one of these profiles; ``None`` as a value deletes.
         """
         with self._lock:
             self._change(changes, self._by_id, attributes or {})
@@ -154,11 +161,12 @@ class Store:
     def change_external(self, changes: Sequence[Change[str]]) -> None:
         """Apply all changes, by external audience IDs, or none.
 
-        A profile is created when it is first seen, also without any change. Adding a member twice and deleting a
-        non-member change nothing.
+        A profile is created when it is first seen, also without any change. Adding a member twice and
+        deleting a non-member change nothing.
 
-        :raises UnknownAudience: one of the audiences does not exist. Nothing has changed then; whether the real API
-            applies the rest of such a request is not documented.
+        Raises:
+            UnknownAudienceError: one of the audiences does not exist. Nothing has changed then; whether
+                the real API applies the rest of such a request is not documented.
         """
         with self._lock:
             self._change(changes, self._by_external, {})
@@ -197,7 +205,8 @@ class Store:
     def members(self, external_id: str) -> frozenset[str]:
         """The profile IDs in an audience.
 
-        :raises UnknownAudience: there is none with this external ID.
+        Raises:
+            UnknownAudienceError: there is none with this external ID.
         """
         with self._lock:
             return frozenset(_find(self._by_external, external_id).members)
@@ -230,4 +239,4 @@ def _find(audiences: Mapping[AudienceId, Audience], audience: AudienceId) -> Aud
     try:
         return audiences[audience]
     except KeyError:
-        raise UnknownAudience(audience) from None
+        raise UnknownAudienceError(audience) from None

@@ -1,7 +1,7 @@
 """What Talon.One checks before it acts: headers, query and body of a request. Pure.
 
-The rules are those of Talon.One's Third-party API reference; where it is silent, the docstring says what was chosen.
-Names that a body has beyond the known ones are ignored, as the real API does.
+The rules are those of Talon.One's Third-party API reference; where it is silent, the docstring says
+what was chosen. Names that a body has beyond the known ones are ignored, as the real API does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from airflow_provider_talon_cdp.emulator import routes
-from airflow_provider_talon_cdp.emulator.answers import Refusal
+from airflow_provider_talon_cdp.emulator.answers import RefusedError
 from airflow_provider_talon_cdp.emulator.exact_json import Json, JsonError, depth, loads
 
 MAX_CHANGES = 1000
@@ -57,41 +57,55 @@ class Call:
 
     @property
     def size(self) -> int:
-        """How many changes it asks for: memberships to add and to delete, plus attributes to set and to delete."""
+        """How many changes it asks for: memberships and attributes, to add and to delete."""
         return _count(self.internal) + _count(self.external) + len(self.attributes)
 
 
 def check_headers(headers: Mapping[str, str], api_key: str | None, deployment_host: str | None) -> None:
     """The three headers that every call needs.
 
-    :param api_key: the only key that is accepted; ``None`` accepts any that is not empty and has no space.
-    :param deployment_host: the only host that is accepted; ``None`` accepts any bare host name. The reference asks for
-        a bare host; that another deployment's host is a 400 as well is this emulator's choice.
-    :raises Refusal: 401 for the key, 400 for the other two.
+    Args:
+        headers: a mapping that ignores case.
+        api_key: the only key that is accepted; ``None`` accepts any that is not empty and has no space.
+        deployment_host: the only host that is accepted; ``None`` accepts any bare host name. The
+            reference asks for a bare host; that another deployment's host is a 400 as well is this
+            emulator's choice.
+
+    Raises:
+        RefusedError: 401 for the key, 400 for the other two.
     """
     key = _KEY.fullmatch(headers.get("authorization", ""))
     if key is None or (api_key is not None and not hmac.compare_digest(key[1].encode(), api_key.encode())):
-        raise Refusal(401, "Unauthorized: missing or invalid API key")
+        raise RefusedError(401, "Unauthorized: missing or invalid API key")
     if not headers.get("customer-data-platform-name", "").strip():
-        raise Refusal(400, "No customer data platform name specified")
+        raise RefusedError(400, "No customer data platform name specified")
     host = headers.get("destination-hostname", "").strip()
     if not host:
-        raise Refusal(400, "No Deployment URL specified")
+        raise RefusedError(400, "No Deployment URL specified")
     if not _HOST.fullmatch(host):
-        raise Refusal(400, "Invalid Deployment URL: a bare host name is expected, without scheme or path")
+        raise RefusedError(
+            400, "Invalid Deployment URL: a bare host name is expected, without scheme or path"
+        )
     if deployment_host is not None and host.lower() != deployment_host.lower():
-        raise Refusal(400, "Invalid Deployment URL: this host is not known here")
+        raise RefusedError(400, "Invalid Deployment URL: this host is not known here")
 
 
 def read_call(route: routes.Route, skip: Sequence[str], content_type: str, body: bytes) -> Call:
     """Turn query and body into a :class:`Call`.
 
-    Chosen where the reference is silent: a body that is not declared as JSON, a name twice in an object, ``null`` for
-    a list, an object or a flag, an ``audienceId`` that differs from the one in the path, and one membership both added
-    and deleted in one request are all a 400: each is a mistake that a test should show.
+    Chosen where the reference is silent: a body that is not declared as JSON, a name twice in an
+    object, ``null`` for a list, an object or a flag, an ``audienceId`` that differs from the one in the
+    path, and one membership both added and deleted in one request are all a 400: each is a mistake that
+    a test should show.
 
-    :param skip: every value of ``skipNonExistingAttributes`` in the query.
-    :raises Refusal: 400.
+    Args:
+        route: the operation and the ID in its path.
+        skip: every value of ``skipNonExistingAttributes`` in the query.
+        content_type: the header, empty when it is missing.
+        body: as it came.
+
+    Raises:
+        RefusedError: 400.
     """
     operation, path_id = route.operation, route.path_id
     if operation != routes.CREATE_AUDIENCE and not operation.startswith("update_profiles"):
@@ -103,7 +117,7 @@ def read_call(route: routes.Route, skip: Sequence[str], content_type: str, body:
         return Call(operation, _member(data, "audienceId"), _member(data, "audienceName"))
     if operation == routes.UPDATE_AUDIENCE:
         if _member(data, "audienceId") != path_id:
-            raise Refusal(400, "audienceId differs from the ID in the path")
+            raise RefusedError(400, "audienceId differs from the ID in the path")
         return Call(operation, path_id, _member(data, "audienceName"))
     if operation == routes.UPDATE_PROFILE:
         return _profile(path_id, skip, data)
@@ -118,13 +132,13 @@ def read_call(route: routes.Route, skip: Sequence[str], content_type: str, body:
 
 def _profile(profile_id: str, skip: Sequence[str], data: Mapping[str, Json]) -> Call:
     if not set(skip) <= {"true", "false"}:
-        raise Refusal(400, "skipNonExistingAttributes must be true or false")
+        raise RefusedError(400, "skipNonExistingAttributes must be true or false")
     attributes = _object(data, "attributes")
     if depth(attributes, MAX_DEPTH) >= MAX_DEPTH:
-        raise Refusal(400, "attributes are nested too deeply")
+        raise RefusedError(400, "attributes are nested too deeply")
     rule_engine = data.get("runRuleEngine", False)
     if not isinstance(rule_engine, bool):
-        raise Refusal(400, "runRuleEngine must be a boolean")
+        raise RefusedError(400, "runRuleEngine must be a boolean")
     change = _change(profile_id, _object(data, "audiencesChanges"), int)
     _not_both((change,))
     return Call(
@@ -139,19 +153,19 @@ def _profile(profile_id: str, skip: Sequence[str], data: Mapping[str, Json]) -> 
 
 def _body(content_type: str, body: bytes) -> dict[str, Json]:
     if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise Refusal(400, "The Content-Type must be application/json")
+        raise RefusedError(400, "The Content-Type must be application/json")
     try:
         data = loads(body)
     except JsonError as error:
-        raise Refusal(400, f"The body is not valid JSON: {error}") from None
+        raise RefusedError(400, f"The body is not valid JSON: {error}") from None
     if not isinstance(data, dict):
-        raise Refusal(400, "The body must be a JSON object")
+        raise RefusedError(400, "The body must be a JSON object")
     return data
 
 
 def _text(value: Json, name: str) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_TEXT:
-        raise Refusal(400, f"{name} must be a string of 1 to {MAX_TEXT} characters")
+        raise RefusedError(400, f"{name} must be a string of 1 to {MAX_TEXT} characters")
     return value
 
 
@@ -162,20 +176,20 @@ def _member(data: Mapping[str, Json], name: str) -> str:
 def _object(data: Mapping[str, Json], name: str, *, required: bool = False) -> dict[str, Json]:
     value = data.get(name) if required else data.get(name, {})
     if not isinstance(value, dict):
-        raise Refusal(400, f"{name} must be an object")
+        raise RefusedError(400, f"{name} must be an object")
     return value
 
 
 def _array(data: Mapping[str, Json], name: str, *, required: bool = False) -> list[Json]:
     value = data.get(name) if required else data.get(name, [])
     if not isinstance(value, list):
-        raise Refusal(400, f"{name} must be an array")
+        raise RefusedError(400, f"{name} must be an array")
     return value
 
 
 def _entry(item: Json) -> tuple[str, dict[str, Json]]:
     if not isinstance(item, dict):
-        raise Refusal(400, "Every entry of data must be an object")
+        raise RefusedError(400, "Every entry of data must be an object")
     return _member(item, "customerProfileId"), item
 
 
@@ -188,7 +202,9 @@ def _ids(data: Mapping[str, Json], name: str, kind: type[AudienceId]) -> tuple[A
     for value in _array(data, name):
         # bool is an int in Python, but true is not an ID.
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise Refusal(400, f"Every ID in {name} must be {'an integer' if kind is int else 'a string'}")
+            raise RefusedError(
+                400, f"Every ID in {name} must be {'an integer' if kind is int else 'a string'}"
+            )
         if isinstance(value, str):
             _text(value, f"Every ID in {name}")
         ids.append(value)
@@ -198,7 +214,9 @@ def _ids(data: Mapping[str, Json], name: str, kind: type[AudienceId]) -> tuple[A
 def _limited(changes: tuple[Change[AudienceId], ...]) -> tuple[Change[AudienceId], ...]:
     total = _count(changes)
     if total > MAX_CHANGES:
-        raise Refusal(400, f"Too many changes: {total} adds and deletes, at most {MAX_CHANGES} are allowed")
+        raise RefusedError(
+            400, f"Too many changes: {total} adds and deletes, at most {MAX_CHANGES} are allowed"
+        )
     return _not_both(changes)
 
 
@@ -210,5 +228,5 @@ def _not_both(changes: tuple[Change[AudienceId], ...]) -> tuple[Change[AudienceI
     deletes = {(change.profile_id, audience) for change in changes for audience in change.deletes}
     adds = ((change.profile_id, audience) for change in changes for audience in change.adds)
     if deletes and not deletes.isdisjoint(adds):
-        raise Refusal(400, "A membership is both added and deleted")
+        raise RefusedError(400, "A membership is both added and deleted")
     return changes
