@@ -10,8 +10,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from airflow_provider_talon_cdp.emulator import admin, routes
-from airflow_provider_talon_cdp.emulator.answers import Answer, RefusedError, error_answer
+from airflow_provider_talon_cdp.emulator import admin, page, routes
+from airflow_provider_talon_cdp.emulator.answers import Answer, RefusedError, error_answer, json_answer
+from airflow_provider_talon_cdp.emulator.openapi import document
 from airflow_provider_talon_cdp.emulator.service import Incoming, Service
 
 TRANSPORT = "talon_emulator_transport"
@@ -64,13 +65,17 @@ class App:
 
     def _local(self, request: Request, raw_path: bytes, body: bytes) -> Answer | None:
         """The answer to what is the emulator's own; ``None`` for everything else."""
-        if not raw_path.startswith(b"/emulator/"):
+        if raw_path.startswith(b"/emulator/"):
+            try:
+                parts = routes.segments(raw_path)
+            except RefusedError as refusal:
+                return error_answer(refusal, "")
+            return admin.handle(self._service, request.method, parts, request.query_params, body)
+        if request.method not in ("GET", "HEAD"):
             return None
-        try:
-            parts = routes.segments(raw_path)
-        except RefusedError as refusal:
-            return error_answer(refusal, "")
-        return admin.handle(self._service, request.method, parts, request.query_params, body)
+        if raw_path == b"/openapi.json":
+            return json_answer(200, document(self._service.settings, self._url))
+        return page.render(self._service, self._url, raw_path.decode("latin-1"), request.query_params)
 
 
 async def _cut(scope: Scope, receive: Receive) -> None:

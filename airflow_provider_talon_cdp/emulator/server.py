@@ -1,31 +1,23 @@
-"""The emulator as an object: starts a server in a thread, reads its state back, switches faults, stops it."""
+"""The emulator as an object: starts a server, reads its state back, switches faults, stops it."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import threading
-import time
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
-from airflow_provider_talon_cdp.emulator.app import TRANSPORT, App
+from airflow_provider_talon_cdp.emulator.app import App
 from airflow_provider_talon_cdp.emulator.attributes import declare
 from airflow_provider_talon_cdp.emulator.exact_json import Json
 from airflow_provider_talon_cdp.emulator.faults import Fault
 from airflow_provider_talon_cdp.emulator.service import Service, Settings
+from airflow_provider_talon_cdp.emulator.serving import ServerThread, is_loopback
 from airflow_provider_talon_cdp.emulator.state_file import StateFile
 from airflow_provider_talon_cdp.emulator.store import AudienceView, ProfileView
 
 DEFAULT_KEY = "local-key-1234567890"
 DEFAULT_DEPLOYMENT_HOST = "demo.europe-west1.talon.one"
-_PATIENCE = 10.0
 
 
 class Emulator:
@@ -74,7 +66,7 @@ class Emulator:
         host: str = "127.0.0.1",
         allow_remote: bool = False,
     ) -> None:
-        if not allow_remote and not _is_loopback(host):
+        if not allow_remote and not is_loopback(host):
             raise ValueError(
                 f"{host} can be reached from other machines; allow_remote=True if that is wanted"
             )
@@ -93,8 +85,7 @@ class Emulator:
             )
         )
         self._state_file = None if state_file is None else StateFile(Path(state_file), self._service.store)
-        self._url: str | None = None
-        self._thread: threading.Thread | None = None
+        self._server: ServerThread | None = None
 
     def __enter__(self) -> Self:
         """Start it.
@@ -104,42 +95,14 @@ class Emulator:
             StateFileError: the state file cannot be read.
             RuntimeError: it is running, or it did not start in time.
         """
-        if self._thread is not None:
+        if self._server is not None:
             raise RuntimeError("this emulator is running already")
         if self._state_file is not None:
             self._state_file.load()
-        listener = _listen(*self._address)
-        self._url = _url(self._address[0], listener.getsockname()[1])
         self._service.start()
-        self._loop = asyncio.new_event_loop()
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                App(self._service, self._url),
-                http=_Protocol,
-                loop="asyncio",
-                ws="none",
-                lifespan="off",
-                # The process belongs to the user, and so does its logging.
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                # Idle connections of a test's client should not go stale in the middle of the test.
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=2,
-            )
-        )
-        self._thread = threading.Thread(
-            target=self._run, args=(listener,), name="talon-emulator", daemon=True
-        )
-        self._thread.start()
-        deadline = time.monotonic() + _PATIENCE
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
-                listener.close()
-                raise RuntimeError("the emulator did not start")
-            time.sleep(0.002)
+        server = ServerThread(*self._address)
+        server.start(App(self._service, server.url))
+        self._server = server
         if self._state_file is not None:
             self._state_file.start()
         return self
@@ -152,13 +115,10 @@ class Emulator:
         Raises:
             OSError: the state file cannot be written.
         """
-        if self._thread is None:
+        if self._server is None:
             return
-        self._server.should_exit = True
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._service.stop)
-        self._thread.join(_PATIENCE)
-        self._thread = None
+        self._server.stop(self._service.stop)
+        self._server = None
         if self._state_file is not None:
             self._state_file.stop()
 
@@ -167,11 +127,11 @@ class Emulator:
         """``http://127.0.0.1:PORT``.
 
         Raises:
-            RuntimeError: it has not been started.
+            RuntimeError: it does not run.
         """
-        if self._url is None:
-            raise RuntimeError("the emulator has no URL before it is started")
-        return self._url
+        if self._server is None:
+            raise RuntimeError("the emulator has a URL only while it runs")
+        return self._server.url
 
     def connection(self) -> dict[str, Any]:
         """The fields of an Airflow connection to it; ``extra`` is a dict."""
@@ -254,54 +214,3 @@ class Emulator:
     def reset(self) -> None:
         """Forget audiences, profiles, requests and faults; the settings stay."""
         self._service.reset()
-
-    def _run(self, listener: socket.socket) -> None:
-        with listener:
-            try:
-                self._loop.run_until_complete(self._serve(listener))
-            finally:
-                self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-                self._loop.close()
-
-    async def _serve(self, listener: socket.socket) -> None:
-        await self._server.serve(sockets=[listener])
-        # A client that never finished its request keeps its connection; nobody else would close it.
-        for connection in list(self._server.server_state.connections):
-            if isinstance(connection, _Protocol):
-                connection.transport.abort()
-        await asyncio.sleep(0)
-
-
-class _Protocol(H11Protocol):
-    """HTTP/1.1 that shows the application its transport, which plain ASGI has no way to do."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, TRANSPORT: transport}
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError):
-        listener.close()
-        raise
-    return listener
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _url(host: str, port: int) -> str:
-    """Where a client on this machine reaches it: an address that means "all of them" becomes the loopback."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

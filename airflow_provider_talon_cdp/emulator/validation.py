@@ -10,7 +10,7 @@ import hmac
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from airflow_provider_talon_cdp.emulator import routes
 from airflow_provider_talon_cdp.emulator.answers import RefusedError
@@ -26,8 +26,7 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d{1,5})?")
 AudienceId = TypeVar("AudienceId", int, str)
 
 
-@dataclass(frozen=True)
-class Change(Generic[AudienceId]):
+class Change(NamedTuple, Generic[AudienceId]):
     """One profile and the audiences it joins and leaves: internal IDs (int) or external ones (str)."""
 
     profile_id: str
@@ -198,15 +197,16 @@ def _change(profile_id: str, data: Mapping[str, Json], kind: type[AudienceId]) -
 
 
 def _ids(data: Mapping[str, Json], name: str, kind: type[AudienceId]) -> tuple[AudienceId, ...]:
+    if name not in data:
+        return ()
     ids: list[AudienceId] = []
+    label = f"Every ID in {name}"
     for value in _array(data, name):
         # bool is an int in Python, but true is not an ID.
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise RefusedError(
-                400, f"Every ID in {name} must be {'an integer' if kind is int else 'a string'}"
-            )
+            raise RefusedError(400, f"{label} must be {'an integer' if kind is int else 'a string'}")
         if isinstance(value, str):
-            _text(value, f"Every ID in {name}")
+            _text(value, label)
         ids.append(value)
     return tuple(ids)
 
