@@ -184,7 +184,7 @@ def _request(entry: LoggedRequest) -> str:
     note = f"fault: {entry.fault}" if entry.fault else ""
     if entry.operation == UPDATE_PROFILE and entry.path == "/cdp/customer_profile/audiences":
         # The trap in the path: this looks like a multi-profile call, and is none.
-        note = "set the profile named audiences; no membership of any other"
+        note = "the profile named audiences"
     path = entry.path + (f"?{entry.query}" if entry.query else "")
     path = path if len(path) <= PATH_SHOWN else f"{path[:PATH_SHOWN]}..."
     return (

@@ -1,0 +1,1 @@
+"""Talon.One's generic CDP API over HTTP. Nothing here imports Airflow."""

@@ -1,0 +1,243 @@
+"""An HTTP answer as a result or an error. Pure, and the one place that reads Talon.One's two error shapes.
+
+Source: Talon.One's Third-party API reference. An error of the CDP service is
+``{"StatusCode", "Error", "RequestUUID"}``; one that comes from the deployment behind it is
+``{"message", "errors": [{"title", "details", "source": {"pointer"}}]}``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, cast
+
+from airflow_provider_talon_cdp.api.calls import Audience, Operation, Request, Result
+from airflow_provider_talon_cdp.api.retry import parse_retry_after
+from airflow_provider_talon_cdp.exceptions import (
+    AudienceExistsError,
+    AuthenticationError,
+    FatalError,
+    NotFoundError,
+    RejectedError,
+    RequestError,
+    TransientError,
+    UnexpectedAnswerError,
+)
+
+_SUCCESS = {
+    Operation.CREATE_AUDIENCE: 201,
+    Operation.UPDATE_AUDIENCE: 200,
+    Operation.DELETE_AUDIENCE: 204,
+    Operation.UPDATE_PROFILE: 200,
+    Operation.UPDATE_PROFILE_AUDIENCES: 200,
+    # 204 alone: a 200 here means that another route took the request, and no membership changed.
+    Operation.UPDATE_PROFILES_AUDIENCES: 204,
+}
+_LONGEST_TEXT = 500
+
+
+def read_answer(
+    request: Request[Result], status: int, headers: Mapping[str, str], body: bytes, *, now: float
+) -> Result:
+    """Read the answer to a request.
+
+    Args:
+        request: What was asked.
+        status: HTTP status.
+        headers: The answer's headers, case-insensitive.
+        body: The answer's body.
+        now: Seconds since the epoch; a ``Retry-After`` may be a date.
+
+    Returns:
+        The audience, the integration state, or None, as the request's type says.
+
+    Raises:
+        RequestError: Everything but the documented success.
+    """
+    if status != _SUCCESS[request.operation]:
+        raise _error(request, status, headers, body, now)
+    return cast("Result", _result(request, status, body))
+
+
+def connection_error(request: Request[Result], what: str) -> TransientError:
+    """Make the error of a request that got no answer.
+
+    Args:
+        request: What was asked.
+        what: What happened, e.g. ``timed out``.
+    """
+    return TransientError(
+        f"{request.operation.value}: no answer from Talon.One ({what}). If this goes on, check the connection's Base "
+        "URL and proxies, and the network.",
+        method=request.method,
+        path=request.path,
+    )
+
+
+_WHO_ANSWERED = (
+    "Something else than Talon.One may have answered: check the connection's Base URL and the proxy."
+)
+_CURES = {
+    400: "Talon.One refuses the request's content.",
+    401: (
+        "The API key is missing, wrong or expired (CDP keys always expire), or is not of type Customer Data Platform. "
+        "Put a valid key into the connection."
+    ),
+    403: "The API key may not do this. Use a third-party key of type Customer Data Platform for this deployment.",
+    404: "The audience does not exist in Talon.One, or the deployment has no such path.",
+    407: "The proxy wants authentication. Check the connection's proxies.",
+    409: "Another request on the same profile is in flight.",
+    429: "Too many requests, or parallel requests on one profile.",
+}
+
+
+def _result(request: Request[Result], status: int, body: bytes) -> Audience | dict[str, Any] | None:
+    if status == HTTPStatus.NO_CONTENT:
+        return None
+    content = _json_object(body)
+    if content is None:
+        raise _fail(
+            UnexpectedAnswerError, request, status, body, f"The answer is not a JSON object. {_WHO_ANSWERED}"
+        )
+    if request.operation not in (Operation.CREATE_AUDIENCE, Operation.UPDATE_AUDIENCE):
+        return content
+    if not isinstance(content.get("id"), int):
+        raise _fail(
+            UnexpectedAnswerError, request, status, body, f"The answer holds no audience. {_WHO_ANSWERED}"
+        )
+    return Audience(
+        id=content["id"],
+        integration_id=str(content.get("integrationId", "")),
+        name=str(content.get("name", "")),
+        integration=content.get("integration"),
+        created=content.get("created"),
+        account_id=content.get("accountId"),
+    )
+
+
+def _error(
+    request: Request[Result], status: int, headers: Mapping[str, str], body: bytes, now: float
+) -> RequestError:
+    match status:
+        case 401 | 403:
+            return _fail(AuthenticationError, request, status, body)
+        case 404:
+            return _fail(NotFoundError, request, status, body)
+        case 407:
+            return _fail(FatalError, request, status, body)
+        case 409 if request.operation is Operation.CREATE_AUDIENCE:
+            return _fail(
+                AudienceExistsError, request, status, body, "An audience with this ID exists already."
+            )
+        case 408 | 409 | 425 | 429:
+            return _fail(TransientError, request, status, body, retry_after=_retry_after(headers, now))
+        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return _fail(TransientError, request, status, body, retry_after=_retry_after(headers, now))
+        case _ if status >= HTTPStatus.BAD_REQUEST:
+            if _blames_connection(body):
+                return _fail(
+                    FatalError,
+                    request,
+                    status,
+                    body,
+                    "Check Deployment host and Platform name on the connection.",
+                )
+            return _fail(RejectedError, request, status, body)
+        case _ if status >= HTTPStatus.MULTIPLE_CHOICES:
+            cure = "Redirects are not followed: they would carry the API key elsewhere. Set Base URL to where the API is."
+            return _fail(UnexpectedAnswerError, request, status, body, cure)
+        case _ if request.operation is Operation.UPDATE_PROFILES_AUDIENCES:
+            cure = (
+                "A membership update is answered with 204 alone, so no membership can be taken as changed. The "
+                "deployment may not know this spelling of the path: check Multi-profile path on the connection."
+            )
+            return _fail(UnexpectedAnswerError, request, status, body, cure)
+        case _:
+            return _fail(UnexpectedAnswerError, request, status, body, _WHO_ANSWERED)
+
+
+def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    return parse_retry_after(headers.get("Retry-After"), now)
+
+
+def _fail(
+    kind: type[RequestError],
+    request: Request[Result],
+    status: int,
+    body: bytes,
+    cure: str | None = None,
+    retry_after: float | None = None,
+) -> RequestError:
+    text = body.decode(errors="replace")
+    said, uuid, pointers = _read_error_body(body)
+    message = f"{request.operation.value}: Talon.One answered {status}"
+    if said:
+        message += f" ({_shorten(_mask(said, request.private))})"
+    elif text.lstrip().startswith("<"):
+        message += " (an HTML page, so not from Talon.One's API)"
+    message += f". {cure or _CURES.get(status, '')}".rstrip()
+    if uuid:
+        message += f" RequestUUID {uuid}."
+    return kind(
+        message,
+        method=request.method,
+        path=request.path,
+        status=status,
+        body=text,
+        request_uuid=uuid,
+        pointers=pointers,
+        retry_after=retry_after,
+    )
+
+
+def _read_error_body(body: bytes) -> tuple[str, str | None, tuple[str, ...]]:
+    content = _json_object(body) or {}
+    uuid = content.get("RequestUUID")
+    said = [str(content[key]) for key in ("Error", "message") if content.get(key)]
+    pointers = []
+    errors = content.get("errors")
+    for each in errors if isinstance(errors, list) else []:
+        if not isinstance(each, dict):
+            continue
+        source = each.get("source")
+        pointer = source.get("pointer") if isinstance(source, dict) else None
+        parts = [str(part) for part in (each.get("title"), each.get("details")) if part]
+        if pointer:
+            pointers.append(str(pointer))
+            parts.append(f"at {pointer}")
+        said.append(" ".join(parts))
+    return "; ".join(part for part in said if part), str(uuid) if uuid else None, tuple(pointers)
+
+
+def _blames_connection(body: bytes) -> bool:
+    content = _json_object(body) or {}
+    return bool(
+        re.search(
+            r"deployment|customer-data-platform-name|destination-hostname",
+            str(content.get("Error", "")),
+            re.IGNORECASE,
+        )
+    )
+
+
+def _mask(text: str, private: tuple[str, ...]) -> str:
+    """Take profile IDs and attribute values that were sent out of a text that goes to logs."""
+    found = sorted({each for each in private if each and each in text}, key=len, reverse=True)
+    for each in found:
+        text = re.sub(rf"(?<!\w){re.escape(each)}(?!\w)", "***", text)
+    return text
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..."
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None

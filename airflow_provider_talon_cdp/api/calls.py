@@ -1,0 +1,251 @@
+"""Each call of the generic CDP API as a request. Pure, and the one place that knows paths and bodies.
+
+Source: Talon.One's Third-party API reference.
+
+The multi-profile path has two spellings. The reference says ``customer_profiles`` (plural), Talon.One's tutorial page
+says ``customer_profile``. On a deployment that knows the plural, the singular is *Update customer profile* of a
+profile named ``audiences``: it answers 200 and changes no membership. So the plural is the default here, and
+``answers.py`` takes 204 alone as success of a multi-profile call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import quote
+
+from airflow_provider_talon_cdp.api.settings import Spelling
+from airflow_provider_talon_cdp.api.values import encode_json
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.ids import MAX_CHANGES, AudienceIdType, check_audience_id, check_text
+
+
+class Operation(Enum):
+    """A call of the API, by its name in Talon.One's reference."""
+
+    CREATE_AUDIENCE = "Create audience"
+    UPDATE_AUDIENCE = "Update audience"
+    DELETE_AUDIENCE = "Delete audience"
+    UPDATE_PROFILE = "Update customer profile"
+    UPDATE_PROFILE_AUDIENCES = "Update customer profile audiences"
+    UPDATE_PROFILES_AUDIENCES = "Update audiences in multiple customer profiles"
+
+
+@dataclass(frozen=True)
+class Audience:
+    """An audience as Talon.One answers it.
+
+    Args:
+        id: Internal ID, an integer >= 1.
+        integration_id: External ID, the one in the CDP.
+        name: Display name.
+        integration: The platform's name.
+        created: RFC 3339 time.
+        account_id: Talon.One account, or None where the answer has none.
+    """
+
+    id: int
+    integration_id: str
+    name: str
+    integration: str | None = None
+    created: str | None = None
+    account_id: int | None = None
+
+
+IntegrationState: TypeAlias = dict[str, Any]
+"""What a profile call answers: ``effects``, ``createdCoupons``, ``createdReferrals`` and perhaps more."""
+
+Result = TypeVar("Result", bound=Audience | IntegrationState | None)
+
+
+@dataclass(frozen=True)
+class Request(Generic[Result]):
+    """One HTTP request, without the connection's headers; the type parameter is what its answer holds.
+
+    Args:
+        operation: Which call it is; ``answers.py`` reads the answer by it.
+        method: HTTP method.
+        path: Path and query, percent-encoded, starting with ``/``.
+        body: JSON in UTF-8, or None.
+        changes: Membership changes in it.
+        private: Profile IDs and attribute values in it, which are masked in error texts.
+    """
+
+    operation: Operation
+    method: str
+    path: str
+    # Bodies hold profile IDs and attribute values, which do not belong in a log.
+    body: bytes | None = field(default=None, repr=False)
+    changes: int = 0
+    private: tuple[str, ...] = field(default=(), repr=False)
+
+
+class ProfileAudiences(NamedTuple):
+    """The changes of one profile in a multi-profile call.
+
+    Args:
+        customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
+        adds: Audience IDs to join, all external (strings) or all internal (integers).
+        deletes: Audience IDs to leave.
+    """
+
+    customer_profile_id: str
+    adds: Sequence[str | int] = ()
+    deletes: Sequence[str | int] = ()
+
+
+def create_audience(audience_id: str, audience_name: str) -> Request[Audience]:
+    """``POST /cdp/audiences``; the one call that is not idempotent."""
+    body = _audience_body(audience_id, audience_name)
+    return Request(Operation.CREATE_AUDIENCE, "POST", "/cdp/audiences", body)
+
+
+def update_audience(audience_id: str, audience_name: str) -> Request[Audience]:
+    """``PUT /cdp/audiences/{audienceId}``: rename."""
+    body = _audience_body(audience_id, audience_name)
+    return Request(Operation.UPDATE_AUDIENCE, "PUT", f"/cdp/audiences/{_segment(audience_id)}", body)
+
+
+def delete_audience(audience_id: str) -> Request[None]:
+    """``DELETE /cdp/audiences/{audienceId}``; every membership of it goes too."""
+    check_audience_id("audience_id", audience_id, "external")
+    return Request(Operation.DELETE_AUDIENCE, "DELETE", f"/cdp/audiences/{_segment(audience_id)}")
+
+
+def update_customer_profile(
+    customer_profile_id: str,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    run_rule_engine: bool = False,
+    add_audiences: Iterable[int] = (),
+    remove_audiences: Iterable[int] = (),
+    skip_unknown_attributes: bool = False,
+) -> Request[IntegrationState]:
+    """``PUT /cdp/customer_profile/{customerProfileId}``; audiences by internal ID.
+
+    Args:
+        customer_profile_id: Integration ID of the profile.
+        attributes: JSON-ready values by attribute name (see ``values.py``); None deletes an attribute.
+        run_rule_engine: Talon.One forces it to true when audiences change.
+        add_audiences: Internal audience IDs to join.
+        remove_audiences: Internal audience IDs to leave.
+        skip_unknown_attributes: Ignore attributes that Talon.One does not know instead of refusing the call.
+    """
+    check_text("customer_profile_id", customer_profile_id)
+    body: dict[str, Any] = {"runRuleEngine": run_rule_engine}
+    if attributes is not None:
+        body["attributes"] = attributes
+    adds, deletes = _changes(add_audiences, remove_audiences, "internal")
+    if adds or deletes:
+        body["audiencesChanges"] = {"adds": adds, "deletes": deletes}
+    skip = "true" if skip_unknown_attributes else "false"
+    path = f"/cdp/customer_profile/{_segment(customer_profile_id)}?skipNonExistingAttributes={skip}"
+    return Request(
+        Operation.UPDATE_PROFILE,
+        "PUT",
+        path,
+        encode_json(body),
+        len(adds) + len(deletes),
+        (*_private_id(customer_profile_id), *_scalars(attributes)),
+    )
+
+
+def update_customer_profile_audiences(
+    customer_profile_id: str, *, add_audiences: Iterable[str] = (), remove_audiences: Iterable[str] = ()
+) -> Request[IntegrationState]:
+    """``PUT /cdp/customer_profile/{customerProfileId}/audiences``; audiences by external ID, 1000 at most."""
+    check_text("customer_profile_id", customer_profile_id)
+    adds, deletes = _changes(add_audiences, remove_audiences, "external")
+    _check_size(len(adds) + len(deletes))
+    body = encode_json({"data": {"adds": adds, "deletes": deletes}})
+    path = f"/cdp/customer_profile/{_segment(customer_profile_id)}/audiences"
+    return Request(
+        Operation.UPDATE_PROFILE_AUDIENCES,
+        "PUT",
+        path,
+        body,
+        len(adds) + len(deletes),
+        _private_id(customer_profile_id),
+    )
+
+
+def update_customer_profiles_audiences(
+    entries: Iterable[tuple[str, Sequence[str | int], Sequence[str | int]]],
+    *,
+    audience_id_type: AudienceIdType = "external",
+    multi_profile_path: Spelling = "plural",
+) -> Request[None]:
+    """``PUT /cdp[/v2]/customer_profiles/audiences``: many profiles, at most 1000 changes in all together.
+
+    Args:
+        entries: The changes by profile, each a ``ProfileAudiences`` or a plain tuple like it.
+        audience_id_type: External IDs go to the ``v2`` path, internal ones to the path without it.
+        multi_profile_path: The spelling that this deployment knows.
+    """
+    data: list[dict[str, Any]] = []
+    changes = 0
+    for customer_profile_id, joins, leaves in entries:
+        check_text("customer_profile_id", customer_profile_id)
+        adds, deletes = _changes(joins, leaves, audience_id_type)
+        changes += len(adds) + len(deletes)
+        data.append({"customerProfileId": customer_profile_id, "adds": adds, "deletes": deletes})
+    _check_size(changes)
+    version = "/v2" if audience_id_type == "external" else ""
+    noun = "customer_profiles" if multi_profile_path == "plural" else "customer_profile"
+    path = f"/cdp{version}/{noun}/audiences"
+    private = tuple(entry["customerProfileId"] for entry in data)
+    return Request(
+        Operation.UPDATE_PROFILES_AUDIENCES, "PUT", path, encode_json({"data": data}), changes, private
+    )
+
+
+def _audience_body(audience_id: str, audience_name: str) -> bytes:
+    check_audience_id("audience_id", audience_id, "external")
+    check_text("audience_name", audience_name)
+    return encode_json({"audienceId": audience_id, "audienceName": audience_name})
+
+
+def _changes(
+    adds: Iterable[str | int], deletes: Iterable[str | int], id_type: AudienceIdType
+) -> tuple[list[str | int], list[str | int]]:
+    if isinstance(adds, str) or isinstance(deletes, str):
+        raise InvalidInputError("Audience IDs to add or remove must be a list, not one string.")
+    joined = [check_audience_id("audience ID to add", each, id_type) for each in adds]
+    left = [check_audience_id("audience ID to remove", each, id_type) for each in deletes]
+    both = set(joined) & set(left)
+    if both:
+        raise InvalidInputError(
+            f"{len(both)} audience(s) stand in both the adds and the removes of one profile. Leave each in one list."
+        )
+    return joined, left
+
+
+def _check_size(changes: int) -> None:
+    if changes > MAX_CHANGES:
+        raise InvalidInputError(
+            f"One request takes at most {MAX_CHANGES} adds and removes together, but this one has {changes}. Split it."
+        )
+
+
+def _segment(identifier: str) -> str:
+    # A path of dots alone would be resolved away by HTTP clients, so dots are encoded where they stand alone.
+    if set(identifier) == {"."}:
+        return "%2E" * len(identifier)
+    return quote(identifier, safe="")
+
+
+def _private_id(customer_profile_id: str) -> tuple[str, ...]:
+    return customer_profile_id, _segment(customer_profile_id)
+
+
+def _scalars(value: Any) -> Iterable[str]:
+    if isinstance(value, Mapping):
+        for each in value.values():
+            yield from _scalars(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _scalars(each)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)

@@ -1,0 +1,140 @@
+"""Single calls to Talon.One over a ``requests.Session``."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+import requests
+from requests.auth import AuthBase
+
+from airflow_provider_talon_cdp.api.answers import connection_error, read_answer
+from airflow_provider_talon_cdp.api.calls import Request, Result
+from airflow_provider_talon_cdp.api.retry import RetryPolicy
+from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
+from airflow_provider_talon_cdp.exceptions import (
+    AudienceExistsError,
+    FatalError,
+    InvalidInputError,
+    RequestError,
+    TransientError,
+)
+
+log = logging.getLogger(__name__)
+
+
+class TalonCdpClient:
+    """Sends one request at a time and retries what is worth retrying.
+
+    Args:
+        settings: Whom to call.
+        session: Where proxies, certificates and the connection pool come from; None makes a plain one.
+        retry: How long to keep trying.
+        clock: Seconds from a fixed point.
+        sleep: Waits that many seconds.
+        jitter: A number from 0 to 1.
+
+    Example:
+        >>> client.send(calls.create_audience("vip", "VIP customers")).id  # doctest: +SKIP
+        4711
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: requests.Session | None = None,
+        *,
+        retry: RetryPolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings = settings
+        self._session = session or requests.Session()
+        self._retry = retry or RetryPolicy()
+        self._clock = clock
+        self._sleep = sleep
+        self._jitter = jitter
+
+    def send(self, request: Request[Result]) -> Result:
+        """Send a request from ``calls.py`` and return what its answer holds.
+
+        Raises:
+            RequestError: It failed for good; the class says what to do.
+        """
+        began = self._clock()
+        attempt = 1
+        while True:
+            try:
+                return self._send_once(request)
+            except TransientError as error:
+                elapsed = self._clock() - began
+                wait = self._retry.wait(error, attempt=attempt, elapsed=elapsed, random=self._jitter())
+                if wait is None:
+                    error.explain(f"Gave up after {attempt} attempt(s) in {elapsed:.0f} s.")
+                    raise
+                log.warning("%s Attempt %d in %.1f s.", error, attempt + 1, wait)
+                self._sleep(wait)
+                attempt += 1
+            except AudienceExistsError as error:
+                if attempt > 1:
+                    error.explain(
+                        "An earlier attempt of this call got no clear answer: it may have created the audience."
+                    )
+                raise
+
+    def _send_once(self, request: Request[Result]) -> Result:
+        base_url = self.settings.base_url
+        prepared = self._session.prepare_request(
+            requests.Request(request.method, base_url, data=request.body, auth=_KeyAuth(self.settings))
+        )
+        # Set afterwards: preparing a URL decodes %2E and then resolves an ID such as ".." away.
+        prepared.url = base_url + request.path
+        # verify=None lets the session's and the environment's certificates decide.
+        options = self._session.merge_environment_settings(base_url, {}, False, None, None)  # noqa: FBT003
+        timeout = (min(CONNECT_TIMEOUT, self.settings.timeout), self.settings.timeout)
+        try:
+            response = self._session.send(prepared, timeout=timeout, allow_redirects=False, **options)
+        except requests.RequestException as error:
+            raise _no_answer(request, error) from _without_url(error)
+        return read_answer(request, response.status_code, response.headers, response.content, now=time.time())
+
+
+class _KeyAuth(AuthBase):
+    """Sets the connection's headers; as an auth object it also keeps a ``.netrc`` from replacing the key."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(self._settings.headers)
+        return request
+
+
+def _no_answer(
+    request: Request[Result], error: requests.RequestException
+) -> RequestError | InvalidInputError:
+    match error:
+        case requests.exceptions.SSLError():
+            return FatalError(
+                f"{request.operation.value}: the server's TLS certificate was not accepted. Set 'verify' in the "
+                "connection's extra to the path of your CA bundle, or mend the certificate.",
+                method=request.method,
+                path=request.path,
+            )
+        case requests.exceptions.InvalidSchema() | requests.exceptions.InvalidProxyURL():
+            return InvalidInputError("The connection's proxies are no URLs that can be used.")
+        case requests.exceptions.Timeout():
+            return connection_error(request, "timed out")
+        case _:
+            return connection_error(request, type(_without_url(error)).__name__)
+
+
+def _without_url(error: requests.RequestException) -> BaseException:
+    """Find the cause whose text has no URL: the path holds a profile ID, and causes are printed in logs."""
+    cause: BaseException = error
+    if error.args and isinstance(error.args[0], Exception):
+        cause = getattr(error.args[0], "reason", None) or error.args[0]
+    return cause

@@ -1,0 +1,84 @@
+"""Checks of operator arguments: at parse time where they are literal, and again when their templates are rendered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, TypeGuard, get_args
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.ids import AudienceIdType, check_audience_id
+
+
+def is_literal(value: Any) -> bool:
+    """Whether a value is known when the DAG is parsed: neither a Jinja template nor another task's result."""
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    if isinstance(value, dict):
+        return all(is_literal(each) for each in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(is_literal(each) for each in value)
+    # XComArg, MappedArgument, literal() and the like resolve themselves.
+    return not hasattr(value, "resolve")
+
+
+def check_literals(check: Callable[..., object], **values: Any) -> None:
+    """Call ``check(name, value)`` for each value that is known already."""
+    for name, value in values.items():
+        if is_literal(value):
+            check(name, value)
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse what is not in a ``Literal`` type."""
+    if value not in get_args(choices):
+        raise InvalidInputError(
+            f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is {value!r}."
+        )
+
+
+def as_list(name: str, value: Any) -> list[Any]:
+    """Make a list of what a DAG author may pass as one: an iterable, or JSON text from a template.
+
+    Raises:
+        InvalidInputError: It is None (as when an upstream task returned nothing), one string, a mapping or no
+            iterable. The text does not quote it.
+    """
+    if isinstance(value, str):
+        return _parse_list(name, value)
+    if isinstance(value, dict) or not isinstance(value, Iterable):
+        hint = " Did the upstream task return nothing?" if value is None else ""
+        raise InvalidInputError(f"{name} must be a list, not {type(value).__name__}.{hint}")
+    return list(value)
+
+
+def audience_id_of(name: str, value: Any, id_type: AudienceIdType) -> str | int:
+    """Check an audience ID; an internal one may be digits, as that is what a template renders to."""
+    if id_type == "internal" and isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    return check_audience_id(name, value, id_type)
+
+
+def _parse_list(name: str, text: str) -> list[Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, list):
+        raise InvalidInputError(
+            f"{name} must be a list, but is one string. For a list from a template, use the task's output, "
+            "`| tojson`, or render_template_as_native_obj=True on the DAG."
+        )
+    return value
+
+
+def check_sync_limits(*, max_rejected: object, in_flight: object) -> None:
+    """Refuse numbers that no sync can run with."""
+    if max_rejected is not None and (not _is_count(max_rejected) or max_rejected < 0):
+        raise InvalidInputError(f"max_rejected must be an integer >= 0 or None, but is {max_rejected!r}.")
+    if not _is_count(in_flight) or in_flight < 1:
+        raise InvalidInputError(f"in_flight must be an integer >= 1, but is {in_flight!r}.")
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,116 @@
+"""The connection form, defined once for every Airflow version.
+
+Airflow 3.2 and later read ``conn_fields()`` from the provider's metadata without importing the hook; Airflow 2.11 to
+3.1 call the hook's two static methods, which end in ``widgets()`` and ``field_behaviour()``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+CONN_TYPE = "talon_cdp"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A custom field of the form; its value is stored in the connection's extra under ``name``."""
+
+    name: str
+    label: str
+    description: str
+    placeholder: str
+    type: str = "string"
+    choices: tuple[str, ...] = ()
+
+
+FIELDS = (
+    Field(
+        "deployment_host",
+        "Deployment host",
+        "Required. The bare host of your Talon.One deployment, e.g. mycompany.europe-west1.talon.one",
+        "mycompany.europe-west1.talon.one",
+    ),
+    Field(
+        "platform_name",
+        "Platform name",
+        "The name of this CDP as Talon.One shows it. Default: Apache Airflow",
+        "Apache Airflow",
+    ),
+    Field(
+        "requests_per_second",
+        "Requests per second",
+        "Ceiling for bulk syncs; they slow down by themselves when Talon.One says so. Default: 60",
+        "60",
+        type="integer",
+    ),
+    Field(
+        "multi_profile_path",
+        "Multi-profile path",
+        "Spelling of /cdp/customer_profiles/audiences on your deployment. Default: plural; singular only on Talon.One's advice",
+        "plural",
+        choices=("plural", "singular"),
+    ),
+    Field(
+        "timezone",
+        "Time zone for naive timestamps",
+        "IANA name, e.g. Europe/Berlin, for dates and timestamps without an offset. Empty: such values are refused",
+        "UTC",
+    ),
+    Field(
+        "timeout",
+        "Timeout",
+        "Seconds to wait for an answer from Talon.One. Default: 30",
+        "30",
+        type="integer",
+    ),
+)
+RELABELING = {"password": "API key", "host": "Base URL"}
+PLACEHOLDERS = {
+    "password": "Third-party API key, type Customer Data Platform (Campaign Manager > Settings)",
+    "host": "https://integration.talon.one (leave empty for this default)",
+    "extra": '{"proxies": {"https": "http://proxy:3128"}, "verify": "/path/to/ca.pem"}',
+}
+HIDDEN = ("schema", "port", "login")
+
+
+def conn_fields() -> dict[str, Any]:
+    """The custom fields as the provider metadata of Airflow 3.2 and later describes them."""
+    return {
+        each.name: {
+            "label": each.label,
+            "description": each.description,
+            "schema": {"type": [each.type, "null"]}
+            | ({"enum": [*each.choices, None]} if each.choices else {}),
+        }
+        for each in FIELDS
+    }
+
+
+def field_behaviour() -> dict[str, Any]:
+    """What the form hides, calls otherwise and suggests, as the hook's method returns it."""
+    return {
+        "hidden_fields": list(HIDDEN),
+        "relabeling": dict(RELABELING),
+        "placeholders": PLACEHOLDERS | {each.name: each.placeholder for each in FIELDS},
+    }
+
+
+def widgets() -> dict[str, Any]:
+    """The custom fields as WTForms widgets, for Airflow before 3.2."""
+    # Only Airflow's web server has these.
+    from flask_appbuilder.fieldwidgets import BS3TextFieldWidget  # noqa: PLC0415
+    from flask_babel import lazy_gettext  # noqa: PLC0415
+    from wtforms import IntegerField, StringField  # noqa: PLC0415
+    from wtforms.validators import Optional, any_of  # noqa: PLC0415
+
+    kinds = {"string": StringField, "integer": IntegerField}
+    return {
+        each.name: kinds[each.type](
+            lazy_gettext(each.label),
+            description=each.description,
+            widget=BS3TextFieldWidget(),
+            validators=[Optional(), any_of(list(each.choices))] if each.choices else [Optional()],
+        )
+        for each in FIELDS
+    }

@@ -1,0 +1,106 @@
+"""Every error of this package, named by what the caller should do about it.
+
+| class | what to do |
+| --- | --- |
+| ``InvalidInputError`` | mend the argument, the connection or the query; nothing was sent |
+| ``FatalError`` | stop: no other request of this run would fare better |
+| ``RejectedError`` | mend this one request; others may go on |
+| ``TransientError`` | wait and send the same request again |
+| ``RejectedRecordsError`` | everything good was sent; mend the records that were counted |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.sync.report import SyncReport
+
+
+class TalonCdpError(Exception):
+    """Base of every error of this package."""
+
+
+class InvalidInputError(TalonCdpError, ValueError):
+    """A value that cannot be sent; it was found before any request left."""
+
+
+class RequestError(TalonCdpError):
+    """A request to Talon.One that did not succeed.
+
+    Args:
+        message: What went wrong and what to do, one sentence or two.
+        method: HTTP method of the request.
+        path: Path of the request, percent-encoded, without the host.
+        status: HTTP status, or None when no answer came.
+        body: The answer's body as text, whole.
+        request_uuid: Talon.One's ``RequestUUID``; its support asks for it.
+        pointers: The attributes that the answer blames, e.g. ``/attributes/Language``.
+        retry_after: Seconds that the answer asks to wait, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        method: str,
+        path: str,
+        status: int | None = None,
+        body: str = "",
+        request_uuid: str | None = None,
+        pointers: tuple[str, ...] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.method = method
+        self.path = path
+        self.status = status
+        self.body = body
+        self.request_uuid = request_uuid
+        self.pointers = pointers
+        self.retry_after = retry_after
+
+    def explain(self, more: str) -> None:
+        """Add a sentence to the message; notes (``add_note``) are not shown in every Airflow log."""
+        self.args = (f"{self} {more}",)
+
+
+class FatalError(RequestError):
+    """No other request of this run would fare better: stop and tell a person."""
+
+
+class AuthenticationError(FatalError):
+    """401 or 403: the API key is missing, wrong, expired, of another type, or not allowed here."""
+
+
+class UnexpectedAnswerError(FatalError):
+    """An answer that the API contract does not know, so that nothing can be concluded from it."""
+
+
+class RejectedError(RequestError):
+    """400, 404 and the like: Talon.One refuses the content of this one request."""
+
+
+class NotFoundError(RejectedError):
+    """404: the audience, or the path on this host, does not exist."""
+
+
+class AudienceExistsError(RejectedError):
+    """409 on Create audience: the audience ID is taken."""
+
+
+class TransientError(RequestError):
+    """429, 5xx, a conflict between requests on one profile, a reset or a timeout: send it again later."""
+
+
+class RejectedRecordsError(TalonCdpError):
+    """Everything good was sent, and more records were refused than ``max_rejected`` allows.
+
+    Args:
+        message: The counts by reason and what to do.
+        report: How far the sync came.
+    """
+
+    def __init__(self, message: str, report: SyncReport) -> None:
+        super().__init__(message)
+        self.report = report

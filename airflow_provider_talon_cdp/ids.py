@@ -1,0 +1,97 @@
+"""What Talon.One accepts as an ID or a name, and how much fits in one request.
+
+Source: Talon.One's Third-party API reference. Every layer needs these rules, so this module imports
+nothing but the errors.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+MAX_LENGTH = 1000
+"""Characters in a customer profile ID, an external audience ID or an audience name."""
+
+MAX_CHANGES = 1000
+"""Adds and deletes of one request, over all of its profiles together."""
+
+AudienceIdType = Literal["external", "internal"]
+"""``external``: the ID in the CDP, a string. ``internal``: the number that Talon.One gave the audience."""
+
+
+def fault_of_text(value: object) -> str | None:
+    """Say why a value is no ID or name for Talon.One, or None when it is one.
+
+    The answers are few and carry no part of the value, so they serve as keys to count by.
+    """
+    if value is None:
+        return "null"
+    if not isinstance(value, str):
+        return f"{type(value).__name__} instead of a string"
+    if not value:
+        return "empty"
+    if len(value) > MAX_LENGTH:
+        return f"longer than {MAX_LENGTH} characters"
+    if not _is_unicode(value):
+        return "not valid Unicode (a lone surrogate)"
+    return None
+
+
+def check_text(name: str, value: object) -> str:
+    """Return a string of 1 to 1000 characters, or raise.
+
+    Args:
+        name: What the value is, as the user knows it, e.g. ``audience_id``.
+        value: Anything.
+
+    Raises:
+        InvalidInputError: The value is not such a string. The text does not quote it: it may be personal data.
+    """
+    fault = fault_of_text(value)
+    if fault:
+        raise InvalidInputError(f"{name} must be a string of 1 to {MAX_LENGTH} characters, but is {fault}.")
+    return str(value)
+
+
+def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str | int:
+    """Return an audience ID of the given type, or raise.
+
+    Args:
+        name: What the value is, as the user knows it, e.g. ``add_audiences``.
+        value: Anything.
+        id_type: ``external`` wants a string of 1 to 1000 characters, ``internal`` an integer >= 1.
+
+    Raises:
+        InvalidInputError: The value is of the wrong type or out of range.
+    """
+    if id_type == "external":
+        if isinstance(value, int) and not isinstance(value, bool):
+            raise InvalidInputError(
+                f"{name} is the integer {value}, but an external audience ID (the ID in the CDP) is a string. "
+                "Write it in quotes, or choose internal audience IDs if you mean Talon.One's own number."
+            )
+        return check_text(name, value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidInputError(
+            f"{name} must be an internal audience ID, the integer >= 1 that Talon.One gave the audience, "
+            f"but is of type {type(value).__name__}. An external ID (a string) needs the external calls."
+            if not isinstance(value, int)
+            else f"{name} must be an internal audience ID, an integer >= 1, but is {value}."
+        )
+    return value
+
+
+def check_external_id(name: str, value: object) -> str:
+    """Return an external audience ID, or raise as ``check_audience_id`` does."""
+    return str(check_audience_id(name, value, "external"))
+
+
+def _is_unicode(value: str) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,161 @@
+"""Create, rename and delete audiences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from airflow.providers.common.compat.sdk import BaseOperator, Context
+
+from airflow_provider_talon_cdp.arguments import check_choice, check_literals
+from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.ids import check_external_id, check_text
+
+IfExists = Literal["fail", "skip", "update"]
+IfMissing = Literal["fail", "skip"]
+
+
+class CreateAudienceOperator(BaseOperator):
+    """Create an audience.
+
+    Since Talon.One 26.13 (July 2026) an audience is connected to Applications, and this API has no field for that: a
+    new audience may need connecting in the Campaign Manager before campaigns can use it.
+
+    Args:
+        audience_id: ID of the audience in the CDP, 1 to 1000 characters; Talon.One calls it the integration ID.
+        audience_name: Name in the Campaign Manager, 1 to 1000 characters.
+        if_exists: What to do when the ID is taken: ``fail``, ``skip`` (leave it alone) or ``update`` (rename it).
+        talon_cdp_conn_id: Airflow connection.
+
+    Returns:
+        ``audience_id``, ``audience_name``, ``internal_id`` (an integer; None when skipped, as the API reads nothing
+        back) and ``outcome`` (``created``, ``skipped`` or ``updated``).
+    """
+
+    template_fields: Sequence[str] = ("audience_id", "audience_name", "talon_cdp_conn_id")
+    ui_color = "#e5ddff"
+
+    def __init__(
+        self,
+        *,
+        audience_id: str,
+        audience_name: str,
+        if_exists: IfExists = "fail",
+        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.audience_id = audience_id
+        self.audience_name = audience_name
+        self.if_exists = if_exists
+        self.talon_cdp_conn_id = talon_cdp_conn_id
+        check_choice("if_exists", if_exists, IfExists)
+        check_literals(check_external_id, audience_id=audience_id)
+        check_literals(check_text, audience_name=audience_name)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Create the audience, or do what ``if_exists`` says."""
+        hook = TalonCdpHook(self.talon_cdp_conn_id)
+        internal_id, outcome = None, "skipped"
+        try:
+            internal_id, outcome = hook.create_audience(self.audience_id, self.audience_name).id, "created"
+        except AudienceExistsError:
+            if self.if_exists == "fail":
+                raise
+            if self.if_exists == "update":
+                internal_id, outcome = (
+                    hook.update_audience(self.audience_id, self.audience_name).id,
+                    "updated",
+                )
+        self.log.info("Audience %r: %s.", self.audience_id, outcome)
+        if outcome == "created":
+            self.log.info(
+                "Connect it to your Applications in the Campaign Manager if campaigns should use it."
+            )
+        return _summary(self.audience_id, outcome, audience_name=self.audience_name, internal_id=internal_id)
+
+
+class UpdateAudienceOperator(BaseOperator):
+    """Rename an audience.
+
+    Args:
+        audience_id: ID of the audience in the CDP.
+        audience_name: New name in the Campaign Manager, 1 to 1000 characters.
+        talon_cdp_conn_id: Airflow connection.
+
+    Returns:
+        ``audience_id``, ``audience_name``, ``internal_id`` and ``outcome`` (``updated``).
+    """
+
+    template_fields: Sequence[str] = ("audience_id", "audience_name", "talon_cdp_conn_id")
+    ui_color = CreateAudienceOperator.ui_color
+
+    def __init__(
+        self,
+        *,
+        audience_id: str,
+        audience_name: str,
+        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.audience_id = audience_id
+        self.audience_name = audience_name
+        self.talon_cdp_conn_id = talon_cdp_conn_id
+        check_literals(check_external_id, audience_id=audience_id)
+        check_literals(check_text, audience_name=audience_name)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Rename the audience."""
+        audience = TalonCdpHook(self.talon_cdp_conn_id).update_audience(self.audience_id, self.audience_name)
+        return _summary(
+            self.audience_id, "updated", audience_name=self.audience_name, internal_id=audience.id
+        )
+
+
+class DeleteAudienceOperator(BaseOperator):
+    """Delete an audience and every membership of it.
+
+    Args:
+        audience_id: ID of the audience in the CDP.
+        if_missing: What to do when there is no such audience: ``fail`` or ``skip``.
+        talon_cdp_conn_id: Airflow connection.
+
+    Returns:
+        ``audience_id`` and ``outcome`` (``deleted`` or ``skipped``).
+    """
+
+    template_fields: Sequence[str] = ("audience_id", "talon_cdp_conn_id")
+    ui_color = CreateAudienceOperator.ui_color
+
+    def __init__(
+        self,
+        *,
+        audience_id: str,
+        if_missing: IfMissing = "fail",
+        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.audience_id = audience_id
+        self.if_missing = if_missing
+        self.talon_cdp_conn_id = talon_cdp_conn_id
+        check_choice("if_missing", if_missing, IfMissing)
+        check_literals(check_external_id, audience_id=audience_id)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Delete the audience."""
+        outcome = "deleted"
+        try:
+            TalonCdpHook(self.talon_cdp_conn_id).delete_audience(self.audience_id)
+        except NotFoundError:
+            if self.if_missing == "fail":
+                raise
+            outcome = "skipped"
+        self.log.info("Audience %r: %s.", self.audience_id, outcome)
+        return _summary(self.audience_id, outcome)
+
+
+def _summary(audience_id: str, outcome: str, **more: Any) -> dict[str, Any]:
+    return {"audience_id": audience_id, "outcome": outcome, **more}

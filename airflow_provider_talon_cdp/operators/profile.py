@@ -1,0 +1,153 @@
+"""Update one customer profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.providers.common.compat.sdk import BaseOperator, Context
+
+from airflow_provider_talon_cdp.arguments import as_list, audience_id_of, check_literals
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.ids import check_text
+
+
+class UpdateProfileOperator(BaseOperator):
+    """Set attributes of one customer profile, and let it join or leave audiences by internal ID.
+
+    A profile that does not exist is created. For many profiles, one request each, this is not the tool.
+
+    Args:
+        customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
+        attributes: Values by attribute name. Strings, numbers, booleans, Decimals, dates, datetimes, UUIDs, and lists
+            of them; None deletes the attribute. Attributes must be defined in the Campaign Manager.
+        run_rule_engine: Run Talon.One's rules for this update; Talon.One does in any case when audiences change.
+        add_audiences: Internal audience IDs (integers) to join.
+        remove_audiences: Internal audience IDs (integers) to leave.
+        skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of refusing.
+        talon_cdp_conn_id: Airflow connection.
+
+    Returns:
+        The numbers of ``attributes``, ``added`` and ``removed`` audiences, and of the ``effects`` that rules had.
+    """
+
+    template_fields: Sequence[str] = (
+        "customer_profile_id",
+        "attributes",
+        "add_audiences",
+        "remove_audiences",
+        "talon_cdp_conn_id",
+    )
+    ui_color = "#d5ecff"
+
+    def __init__(
+        self,
+        *,
+        customer_profile_id: str,
+        attributes: Mapping[str, Any] | None = None,
+        run_rule_engine: bool = False,
+        add_audiences: Sequence[int] = (),
+        remove_audiences: Sequence[int] = (),
+        skip_unknown_attributes: bool = False,
+        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.customer_profile_id = customer_profile_id
+        self.attributes = attributes
+        self.run_rule_engine = run_rule_engine
+        self.add_audiences = add_audiences
+        self.remove_audiences = remove_audiences
+        self.skip_unknown_attributes = skip_unknown_attributes
+        self.talon_cdp_conn_id = talon_cdp_conn_id
+        check_literals(check_text, customer_profile_id=customer_profile_id)
+        check_literals(_check_mapping, attributes=attributes)
+        check_literals(_internal_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Send the update."""
+        added = _internal_ids("add_audiences", self.add_audiences)
+        removed = _internal_ids("remove_audiences", self.remove_audiences)
+        if self.attributes is None and not added and not removed and not self.run_rule_engine:
+            raise InvalidInputError(
+                "There is nothing to do: no attributes, no audiences and no run_rule_engine."
+            )
+        state = TalonCdpHook(self.talon_cdp_conn_id).update_customer_profile(
+            self.customer_profile_id,
+            attributes=self.attributes,
+            run_rule_engine=self.run_rule_engine,
+            add_audiences=added,
+            remove_audiences=removed,
+            skip_unknown_attributes=self.skip_unknown_attributes,
+        )
+        return _summary(added, removed, state) | {"attributes": len(self.attributes or ())}
+
+
+class UpdateProfileAudiencesOperator(BaseOperator):
+    """Let one customer profile join and leave audiences, by their IDs in the CDP.
+
+    Args:
+        customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
+        add_audiences: External audience IDs (strings) to join.
+        remove_audiences: External audience IDs (strings) to leave; both lists hold at most 1000 together.
+        talon_cdp_conn_id: Airflow connection.
+
+    Returns:
+        The numbers of ``added`` and ``removed`` audiences, and of the ``effects`` that rules had.
+    """
+
+    template_fields: Sequence[str] = (
+        "customer_profile_id",
+        "add_audiences",
+        "remove_audiences",
+        "talon_cdp_conn_id",
+    )
+    ui_color = UpdateProfileOperator.ui_color
+
+    def __init__(
+        self,
+        *,
+        customer_profile_id: str,
+        add_audiences: Sequence[str] = (),
+        remove_audiences: Sequence[str] = (),
+        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.customer_profile_id = customer_profile_id
+        self.add_audiences = add_audiences
+        self.remove_audiences = remove_audiences
+        self.talon_cdp_conn_id = talon_cdp_conn_id
+        check_literals(check_text, customer_profile_id=customer_profile_id)
+        check_literals(_external_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Send the update."""
+        added = _external_ids("add_audiences", self.add_audiences)
+        removed = _external_ids("remove_audiences", self.remove_audiences)
+        if not added and not removed:
+            raise InvalidInputError(
+                "add_audiences and remove_audiences are both empty: there is nothing to do."
+            )
+        state = TalonCdpHook(self.talon_cdp_conn_id).update_customer_profile_audiences(
+            self.customer_profile_id, add_audiences=added, remove_audiences=removed
+        )
+        return _summary(added, removed, state)
+
+
+def _internal_ids(name: str, value: Any) -> list[int]:
+    return [int(audience_id_of(name, each, "internal")) for each in as_list(name, value)]
+
+
+def _external_ids(name: str, value: Any) -> list[str]:
+    return [str(audience_id_of(name, each, "external")) for each in as_list(name, value)]
+
+
+def _check_mapping(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidInputError(f"{name} must be a mapping of names to values, not {type(value).__name__}.")
+
+
+def _summary(added: Sequence[object], removed: Sequence[object], state: Mapping[str, Any]) -> dict[str, Any]:
+    return {"added": len(added), "removed": len(removed), "effects": len(state.get("effects") or ())}

@@ -1,0 +1,59 @@
+"""What Airflow is told about this provider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_provider_talon_cdp import __version__
+from airflow_provider_talon_cdp.connection_form import CONN_TYPE, conn_fields, field_behaviour
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's metadata; Airflow finds this function by its entry point."""
+    package = "airflow_provider_talon_cdp"
+    name = "Talon.One CDP"
+    return {
+        "package-name": "airflow-provider-talon-cdp",
+        "name": name,
+        "description": "Keeps Talon.One audiences and customer profiles in step with a data warehouse.",
+        "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": name,
+                "external-doc-url": "https://docs.talon.one/docs/dev/technology-partners/cdp/overview",
+                "tags": ["service"],
+            },
+            {
+                "integration-name": "SQL",
+                "external-doc-url": "https://www.iso.org/standard/76583.html",
+                "tags": ["software"],
+            },
+        ],
+        "hooks": [{"integration-name": name, "python-modules": [f"{package}.hooks.talon_cdp"]}],
+        "operators": [
+            {
+                "integration-name": name,
+                "python-modules": [
+                    f"{package}.operators.{each}" for each in ("audience", "members", "profile")
+                ],
+            }
+        ],
+        "transfers": [
+            {
+                "source-integration-name": "SQL",
+                "target-integration-name": name,
+                "python-module": f"{package}.transfers.sql_to_audience",
+            }
+        ],
+        "connection-types": [
+            {
+                "connection-type": CONN_TYPE,
+                "hook-name": name,
+                "hook-class-name": f"{package}.hooks.talon_cdp.TalonCdpHook",
+                "conn-fields": conn_fields(),
+                "ui-field-behaviour": {
+                    key.replace("_", "-"): value for key, value in field_behaviour().items()
+                },
+            }
+        ],
+    }

@@ -1,0 +1,121 @@
+"""Membership changes, and the batches of at most 1000 in which they travel."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.ids import MAX_CHANGES, AudienceIdType, check_audience_id, fault_of_text
+
+Action = Literal["add", "remove"]
+
+
+class Change(NamedTuple):
+    """One customer profile joins or leaves one audience."""
+
+    profile_id: str
+    audience_id: str | int
+    action: Action
+
+
+class Rejection(NamedTuple):
+    """A record that cannot be a change; the reason holds no part of it."""
+
+    reason: str
+
+
+class Entry(NamedTuple):
+    """All changes of one profile in a batch."""
+
+    profile_id: str
+    adds: tuple[str | int, ...]
+    removes: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The changes of one request, each profile once."""
+
+    entries: tuple[Entry, ...]
+    changes: tuple[Change, ...]
+
+    @classmethod
+    def of(cls, changes: Iterable[Change]) -> Batch:
+        """Group distinct changes by profile."""
+        changes = tuple(changes)
+        adds: dict[str, list[str | int]] = {}
+        removes: dict[str, list[str | int]] = {}
+        for profile_id, audience_id, action in changes:
+            (adds if action == "add" else removes).setdefault(profile_id, []).append(audience_id)
+        entries = tuple(
+            Entry(profile_id, tuple(adds.get(profile_id, ())), tuple(removes.get(profile_id, ())))
+            for profile_id in adds | removes
+        )
+        return cls(entries, changes)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Split a batch of two or more changes."""
+        middle = len(self.changes) // 2
+        return Batch.of(self.changes[:middle]), Batch.of(self.changes[middle:])
+
+
+def read_change(
+    profile_id: Any, audience_id: Any, action: Action, id_type: AudienceIdType
+) -> Change | Rejection:
+    """Make a change of a record as a source gives it.
+
+    Args:
+        profile_id: A string, or an integer or UUID whose text is the ID.
+        audience_id: An audience ID of the given type.
+        action: What the record means.
+        id_type: Whether ``audience_id`` is external (a string) or internal (an integer).
+
+    Returns:
+        The change, or why this record alone is none: a null, empty or over-long ID.
+
+    Raises:
+        InvalidInputError: A type that no record of this source should have, so the query is wrong.
+    """
+    if type(profile_id) is not str:
+        profile_id = _id_text(profile_id)
+    fault = fault_of_text(profile_id)
+    if fault:
+        return Rejection(f"profile ID {fault}")
+    if audience_id is None or audience_id == "":
+        return Rejection(f"audience ID {'null' if audience_id is None else 'empty'}")
+    return Change(profile_id, check_audience_id("audience ID", audience_id, id_type), action)
+
+
+def _id_text(value: Any) -> str | None:
+    match value:
+        case None:
+            return None
+        case str():
+            return str.__str__(value)
+        case int() if not isinstance(value, bool):
+            return str(value)
+        case UUID():
+            return str(value)
+        case _:
+            raise InvalidInputError(
+                f"A profile ID is of type {type(value).__name__}, but must be text, an integer or a UUID. "
+                "Cast it to text in SQL, so that it is spelt as Talon.One knows it."
+            )
+
+
+def chunks(
+    records: Iterable[Change | Rejection], size: int = MAX_CHANGES
+) -> Generator[list[Change | Rejection], None, None]:
+    """Cut a stream into lists, so that crossing a thread costs once a list and not once a record."""
+    iterator = iter(records)
+    try:
+        while chunk := list(islice(iterator, size)):
+            yield chunk
+    finally:
+        # A generator that holds a cursor must close with this one, not at some later garbage collection.
+        if isinstance(iterator, Generator):
+            iterator.close()

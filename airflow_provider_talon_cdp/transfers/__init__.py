@@ -1,0 +1,1 @@
+"""Airflow operators that read from one system and write to Talon.One."""

@@ -1,0 +1,40 @@
+"""Shared fixtures. Airflow reads its settings at import, so they are set before anything imports it."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+_AIRFLOW_HOME = tempfile.mkdtemp(prefix="talon-cdp-tests-")
+atexit.register(shutil.rmtree, _AIRFLOW_HOME, ignore_errors=True)
+for name in [each for each in os.environ if each.startswith("AIRFLOW")]:
+    del os.environ[name]
+os.environ |= {
+    "AIRFLOW_HOME": _AIRFLOW_HOME,
+    "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+}
+
+from airflow_provider_talon_cdp.emulator import Emulator  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def _emulator():
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def talon(_emulator, monkeypatch):
+    """An empty local Talon.One, and the Airflow connection ``talon_cdp_default`` that leads to it."""
+    _emulator.reset()
+    monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(_emulator.connection()))
+    return _emulator
