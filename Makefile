@@ -1,0 +1,88 @@
+# A machine needs make and Python 3.11 or newer; the rest is set up in .venv, from the pins in constraints/.
+
+# The tested Airflow releases, each with pins in constraints/ and a target test-<minor>.
+RELEASES = 2.11.2 3.1.8 3.3.2
+MINORS = $(basename $(RELEASES))
+# The one in .venv, for everything but the matrix.
+MAIN = 3.3
+UV_VERSION = 0.13.9
+
+# Tried by running them: a name on the PATH may be a pyenv shim without a Python behind it.
+SUITABLE = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
+	$$each -c '$(SUITABLE)' 2>/dev/null && echo $$each && break; done)
+# One interpreter for all releases of the matrix; Airflow 2.11 takes nothing newer than 3.12.
+MATRIX_PYTHON ?= $(shell for each in python3.11 .venv/bin/python; do \
+	$$each -c '$(SUITABLE)' 2>/dev/null && echo $$each && break; done)
+
+BIN = .venv/bin
+SET_UP_WITH = pyproject.toml Makefile airflow_provider_talon_cdp/__init__.py
+MATRIX = $(addprefix test-,$(MINORS))
+
+.PHONY: help test lint test-matrix $(MATRIX) demo ui pins dist clean
+
+help:
+	@echo "make test         lint, then all tests on Airflow $(MAIN), with branch coverage"
+	@echo "make demo         the provider at work, against a local Talon.One"
+	@echo "make ui           the same in Airflow's web UI"
+	@echo "make lint         ruff and mypy"
+	@echo "make test-matrix  tests and demo on Airflow $(MINORS); one alone: make test-2.11"
+	@echo "make pins         the newest dependencies into constraints/"
+	@echo "make dist         wheel and sdist into dist/"
+	@echo "make clean        remove all that make made"
+
+test: lint
+	@$(BIN)/python -m pytest -q --cov --cov-report=
+	@$(BIN)/coverage report --skip-covered --show-missing --fail-under=90
+	@echo "Of this, api/ and hooks/:"
+	@$(BIN)/coverage report --include='*/api/*,*/hooks/*' --fail-under=95
+
+lint: .venv/.ready
+	@$(BIN)/ruff check --quiet --output-format concise
+	@$(BIN)/ruff format --quiet --check
+	@$(BIN)/mypy --no-error-summary
+
+test-matrix: $(MATRIX)
+
+$(MATRIX): test-%: .venv-%/.ready
+	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests and demo"
+	@.venv-$*/bin/python -m pytest -q
+	@.venv-$*/bin/python demo/run.py
+
+demo: .venv/.ready
+	@$(BIN)/python demo/run.py
+
+ui: .venv/.ready
+	@$(BIN)/python demo/ui.py
+
+dist: .venv/.ready
+	@$(BIN)/hatchling build
+
+pins: .venv/.ready
+	@$(foreach each,$(RELEASES),echo "apache-airflow==$(each)" | $(BIN)/uv pip compile --quiet --upgrade \
+		--universal --python-version 3.11 --no-annotate --no-emit-index-url --custom-compile-command "make pins" \
+		--extra emulator --group dev --constraint - -o constraints/airflow-$(basename $(each)).txt pyproject.toml &&) true
+
+clean:
+	rm -rf .venv .venv-* build dist .demo .coverage* .hypothesis .schemathesis .mypy_cache .pytest_cache .ruff_cache
+
+# $(call set-up,interpreter): a new environment from the pins, quiet unless it fails.
+define set-up
+@test -n "$(1)" || { echo "Needs Python 3.11 to 3.14 with its venv module (Debian: apt install python3-venv)." \
+	"Name one with make PYTHON=..."; exit 1; }
+@echo "Setting up $(@D) with $$($(1) --version) from $<"
+@mkdir -p build
+@{ $(1) -m venv --clear $(@D) && \
+	$(@D)/bin/pip install uv==$(UV_VERSION) && \
+	$(@D)/bin/uv pip sync --python $(@D)/bin/python $< && \
+	$(@D)/bin/uv pip install --python $(@D)/bin/python --no-deps --no-build-isolation --editable . ; \
+} >build/set-up$(@D).log 2>&1 </dev/null || { cat build/set-up$(@D).log; exit 1; }
+@touch $@
+endef
+
+.venv/.ready: constraints/airflow-$(MAIN).txt $(SET_UP_WITH)
+	$(call set-up,$(PYTHON))
+
+# An order-only prerequisite: .venv must be there to fall back on, but need not be older.
+.venv-%/.ready: constraints/airflow-%.txt $(SET_UP_WITH) | .venv/.ready
+	$(call set-up,$(MATRIX_PYTHON))
