@@ -7,11 +7,12 @@ Source: Talon.One's Third-party API reference. An error of the CDP service is
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
+
+import orjson
 
 from airflow_provider_talon_cdp.api.calls import Audience, Operation, Request, Result
 from airflow_provider_talon_cdp.api.retry import parse_retry_after
@@ -237,7 +238,7 @@ def _shorten(text: str) -> str:
 
 def _json_object(body: bytes) -> dict[str, Any] | None:
     try:
-        content = json.loads(body)
+        content = orjson.loads(body)
     except ValueError:
         return None
     return content if isinstance(content, dict) else None

@@ -1,0 +1,223 @@
+"""The client for bulk calls, over a real socket to the emulator; waits are counted and not slept."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+import requests
+
+from airflow_provider_talon_cdp.api import calls
+from airflow_provider_talon_cdp.api.async_client import AsyncTalonCdpClient, Transport, open_client
+from airflow_provider_talon_cdp.api.settings import Settings
+from airflow_provider_talon_cdp.exceptions import (
+    AudienceExistsError,
+    AuthenticationError,
+    InvalidInputError,
+    RejectedError,
+    TransientError,
+    UnexpectedAnswerError,
+)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+        self.sleeps = []
+
+    def __call__(self):
+        return self.now
+
+    async def sleep(self, seconds):
+        self.sleeps.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def send(talon, clock):
+    """Send requests one after another with a fresh client; return the results and the client."""
+
+    def run(*requests_, **settings):
+        return asyncio.run(_send_all(talon, clock, requests_, settings))
+
+    return run
+
+
+async def _send_all(talon, clock, requests_, settings):
+    async with client_to(talon, clock, **settings) as client:
+        return [await client.send(request) for request in requests_], client
+
+
+@asynccontextmanager
+async def client_to(talon, clock, **changes):
+    connection = talon.connection()
+    fields = {
+        "api_key": connection["password"],
+        "deployment_host": connection["extra"]["deployment_host"],
+        "base_url": talon.url,
+    }
+    settings = Settings(**fields | changes)
+    async with open_client(settings, Transport()) as opened:
+        yield AsyncTalonCdpClient(
+            settings, opened._session, clock=clock, sleep=clock.sleep, jitter=lambda: 1.0
+        )
+
+
+def test_all_seven_calls_work_over_it(send, talon):
+    (created, renamed, state, _, _, _), client = send(
+        calls.create_audience("vip", "VIP"),
+        calls.update_audience("vip", "Very"),
+        calls.update_customer_profile("anna", attributes={"City": "Zürich"}, add_audiences=[1]),
+        calls.update_customer_profile_audiences("bo", add_audiences=["vip"]),
+        calls.update_customer_profiles_audiences([("cem", ["vip"], []), ("anna", [], ["vip"])]),
+        calls.update_customer_profiles_audiences([("dee", [1], [])], audience_id_type="internal"),
+    )
+    assert (created.id, renamed.name) == (1, "Very")
+    assert state["effects"] == []
+    assert talon.members("vip") == {"bo", "cem", "dee"}
+    assert client.requests == 6
+    send(calls.delete_audience("vip"))
+    assert talon.audiences() == {}
+
+
+@pytest.mark.parametrize("odd", [".", "..", "a/b?c#d%2F e+ü\n", "x" * 1000, "audiences"])
+def test_any_id_reaches_its_own_profile(send, talon, odd):
+    send(calls.update_customer_profile(odd, attributes={"seen": True}))
+    assert talon.profile(odd)["attributes"] == {"seen": True}
+
+
+def test_transient_failures_are_retried_and_counted(send, talon, clock):
+    talon.fail_next("status", times=2, status=503)
+    talon.fail_next("reset_before")
+    talon.fail_next("reset_after")
+    talon.fail_next("status", status=429)
+    _, client = send(calls.update_customer_profile("anna", attributes={"n": 1}), requests_per_second=1000)
+    assert talon.profile("anna")["attributes"] == {"n": 1}
+    # aiohttp itself sends an idempotent request once more when a kept-alive connection turns out to be reset.
+    assert client.requests - 1 == client.retries == 4
+    assert client.throttled == 1
+    assert [wait for wait in clock.sleeps if wait in (0.5, 1, 2, 4)] == [0.5, 1, 2, 4]
+
+
+def test_a_429_slows_everything_down(send, talon, clock):
+    talon.fail_next("status", status=429, retry_after=9)
+    _, client = send(calls.update_customer_profile("anna"), calls.update_customer_profile("bo"))
+    assert clock.sleeps[0] == pytest.approx(9.5)
+    assert client._pacer.rate(1000.0) < 60
+
+
+def test_requests_are_paced(send, clock):
+    send(*[calls.update_customer_profile(f"p{number}") for number in range(21)], requests_per_second=10)
+    assert clock.now == pytest.approx(1002.0, abs=0.15)
+
+
+def test_giving_up_says_how_often_it_was_tried(send, talon):
+    talon.fail_next("status", times=1000, status=500)
+    with pytest.raises(TransientError, match=r"Gave up after \d+ attempt"):
+        send(calls.update_customer_profile("anna"))
+
+
+def test_a_slow_answer_times_out_and_is_retried(send, talon):
+    talon.fail_next("slow", seconds=1.0, only="anna")
+    _, client = send(
+        calls.update_customer_profile("anna", attributes={"n": 1}),
+        calls.update_customer_profile("bo"),
+        timeout=0.3,
+    )
+    assert client.retries >= 1
+    assert talon.profile("anna")["attributes"] == {"n": 1}
+
+
+def test_a_wrong_key_stops_at_once(send):
+    with pytest.raises(AuthenticationError):
+        send(calls.update_customer_profile("anna"), api_key="wrong-key")
+
+
+def test_a_409_after_an_unanswered_create_tells_that_it_may_be_ours(send, talon):
+    talon.fail_next("reset_after")
+    with pytest.raises(AudienceExistsError, match="may have created"):
+        send(calls.create_audience("vip", "VIP"))
+
+
+def test_a_409_at_the_first_attempt_does_not_speak_of_earlier_ones(send):
+    send(calls.create_audience("vip", "VIP"))
+    with pytest.raises(AudienceExistsError) as error:
+        send(calls.create_audience("vip", "VIP"))
+    assert "may have created" not in str(error.value)
+
+
+def test_an_answer_200_to_a_membership_update_is_no_success(send, talon):
+    send(calls.create_audience("vip", "VIP"))
+    with pytest.raises(UnexpectedAnswerError, match="Multi-profile path"):
+        send(
+            calls.update_customer_profiles_audiences(
+                [("anna", [1], [])], audience_id_type="internal", multi_profile_path="singular"
+            )
+        )
+    assert talon.members("vip") == frozenset()
+
+
+def test_a_refusal_is_not_retried(send, talon):
+    talon.fail_next("status", status=400)
+    with pytest.raises(RejectedError):
+        send(calls.update_customer_profile("anna"))
+    assert len(talon.requests()) == 1
+
+
+def test_an_unreachable_host_is_transient(talon, clock):
+    with pytest.raises(TransientError, match="ClientConnectorError"):
+        asyncio.run(
+            _send_all(
+                talon, clock, [calls.update_customer_profile("anna")], {"base_url": "http://127.0.0.1:9"}
+            )
+        )
+
+
+def test_the_transport_is_what_the_requests_session_would_use(monkeypatch):
+    for name in (
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "NO_PROXY",
+        "no_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    url = "https://integration.talon.one"
+    with requests.Session() as session:
+        assert Transport.of(session, url) == Transport(None, True, None)
+        session.proxies = {"https": "http://me:secret@proxy:3128"}
+        session.verify = "/ca.pem"
+        session.cert = ("/cert.pem", "/key.pem")
+        transport = Transport.of(session, url)
+        assert transport == Transport("http://me:secret@proxy:3128", "/ca.pem", ("/cert.pem", "/key.pem"))
+        assert "secret" not in repr(transport)
+    with requests.Session() as session:
+        monkeypatch.setenv("HTTPS_PROXY", "http://other:3128")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/env.pem")
+        assert Transport.of(session, url) == Transport("http://other:3128", "/env.pem", None)
+        session.trust_env = False
+        assert Transport.of(session, url) == Transport(None, True, None)
+
+
+def test_a_proxy_that_aiohttp_cannot_speak_to_is_refused():
+    with requests.Session() as session:
+        session.proxies = {"https": "socks5://proxy:1080"}
+        with pytest.raises(InvalidInputError, match="http:// or https://"):
+            Transport.of(session, "https://integration.talon.one")
+
+
+def test_verify_false_accepts_any_certificate_and_a_folder_of_cas_is_taken(tmp_path):
+    lax = Transport(verify=False).ssl_context()
+    assert (lax.check_hostname, lax.verify_mode.name) == (False, "CERT_NONE")
+    strict = Transport(verify=str(tmp_path)).ssl_context()
+    assert (strict.check_hostname, strict.verify_mode.name) == (True, "CERT_REQUIRED")
+    assert strict.cert_store_stats()["x509_ca"] == 0
+    assert Transport().ssl_context().cert_store_stats()["x509_ca"] > 50

@@ -1,0 +1,156 @@
+"""What each call puts on the wire, by Talon.One's Third-party API reference."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_talon_cdp.api import calls
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+
+
+@pytest.mark.parametrize(
+    "request_, method, path, body",
+    [
+        (
+            calls.create_audience("vip", "VIP"),
+            "POST",
+            "/cdp/audiences",
+            {"audienceId": "vip", "audienceName": "VIP"},
+        ),
+        (
+            calls.update_audience("vip", "VIP"),
+            "PUT",
+            "/cdp/audiences/vip",
+            {"audienceId": "vip", "audienceName": "VIP"},
+        ),
+        (calls.delete_audience("vip"), "DELETE", "/cdp/audiences/vip", None),
+        (
+            calls.update_customer_profile("anna", attributes={"Tier": None}),
+            "PUT",
+            "/cdp/customer_profile/anna?skipNonExistingAttributes=false",
+            {"attributes": {"Tier": None}, "runRuleEngine": False},
+        ),
+        (
+            calls.update_customer_profile(
+                "anna",
+                run_rule_engine=True,
+                add_audiences=[1],
+                remove_audiences=[2, 3],
+                skip_unknown_attributes=True,
+            ),
+            "PUT",
+            "/cdp/customer_profile/anna?skipNonExistingAttributes=true",
+            {"runRuleEngine": True, "audiencesChanges": {"adds": [1], "deletes": [2, 3]}},
+        ),
+        (
+            calls.update_customer_profile_audiences("anna", add_audiences=["a"], remove_audiences=["b"]),
+            "PUT",
+            "/cdp/customer_profile/anna/audiences",
+            {"data": {"adds": ["a"], "deletes": ["b"]}},
+        ),
+        (
+            calls.update_customer_profiles_audiences([("anna", ["a"], []), ("bo", [], ["a", "b"])]),
+            "PUT",
+            "/cdp/v2/customer_profiles/audiences",
+            {
+                "data": [
+                    {"customerProfileId": "anna", "adds": ["a"], "deletes": []},
+                    {"customerProfileId": "bo", "adds": [], "deletes": ["a", "b"]},
+                ]
+            },
+        ),
+        (
+            calls.update_customer_profiles_audiences([("anna", [7], [])], audience_id_type="internal"),
+            "PUT",
+            "/cdp/customer_profiles/audiences",
+            {"data": [{"customerProfileId": "anna", "adds": [7], "deletes": []}]},
+        ),
+        (
+            calls.update_customer_profiles_audiences([], multi_profile_path="singular"),
+            "PUT",
+            "/cdp/v2/customer_profile/audiences",
+            {"data": []},
+        ),
+        (
+            calls.update_customer_profiles_audiences(
+                [], audience_id_type="internal", multi_profile_path="singular"
+            ),
+            "PUT",
+            "/cdp/customer_profile/audiences",
+            {"data": []},
+        ),
+    ],
+)
+def test_method_path_and_body_follow_the_reference(request_, method, path, body):
+    assert (request_.method, request_.path) == (method, path)
+    assert (None if request_.body is None else json.loads(request_.body)) == body
+
+
+@given(TEXT)
+def test_any_id_is_one_path_segment_that_decodes_to_itself(identifier):
+    path = calls.delete_audience(identifier).path
+    segment = path.removeprefix("/cdp/audiences/")
+    assert unquote(segment) == identifier
+    assert not set(segment) & set("/?#& +")
+    assert segment.isascii()
+    assert segment not in (".", "..")
+
+
+@given(TEXT, TEXT)
+def test_bodies_hold_ids_and_names_unchanged(identifier, name):
+    assert json.loads(calls.create_audience(identifier, name).body or b"") == {
+        "audienceId": identifier,
+        "audienceName": name,
+    }
+
+
+def test_an_id_of_1000_non_ascii_characters_fits():
+    assert unquote(calls.delete_audience("ü" * 1000).path).endswith("/" + "ü" * 1000)
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 1001, None, 7, ["vip"], "\ud800"])
+def test_what_is_no_id_is_refused_and_not_quoted(bad):
+    with pytest.raises(InvalidInputError, match="audience_id") as refusal:
+        calls.delete_audience(bad)
+    assert "xx" not in str(refusal.value)
+
+
+def test_an_integer_for_an_external_audience_says_what_to_do():
+    with pytest.raises(InvalidInputError, match="in quotes, or choose internal"):
+        calls.update_customer_profile_audiences("anna", add_audiences=[17])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("bad", ["17", 0, -1, True, 1.0, None])
+def test_what_is_no_internal_audience_id_is_refused(bad):
+    with pytest.raises(InvalidInputError, match="internal audience ID"):
+        calls.update_customer_profile("anna", add_audiences=[bad])
+
+
+def test_one_string_is_no_list_of_audiences():
+    with pytest.raises(InvalidInputError, match="must be a list"):
+        calls.update_customer_profile_audiences("anna", add_audiences="vip")
+
+
+def test_an_audience_in_adds_and_removes_of_one_profile_is_refused():
+    with pytest.raises(InvalidInputError, match="both the adds and the removes"):
+        calls.update_customer_profiles_audiences([("anna", ["a", "b"], ["b"])])
+
+
+def test_a_request_holds_1000_changes_over_all_profiles_and_not_one_more():
+    full = [(f"p{number}", ["a", "b"], []) for number in range(500)]
+    assert calls.update_customer_profiles_audiences(full).changes == 1000
+    with pytest.raises(InvalidInputError, match="at most 1000"):
+        calls.update_customer_profiles_audiences([*full, ("anna", [], ["a"])])
+    with pytest.raises(InvalidInputError, match="at most 1000"):
+        calls.update_customer_profile_audiences("anna", add_audiences=map(str, range(1001)))
+
+
+def test_the_repr_of_a_request_has_no_body():
+    assert "Tier" not in repr(calls.update_customer_profile("anna", attributes={"Tier": "gold"}))

@@ -1,0 +1,143 @@
+"""The client for single calls; requests-mock stands in for the wire, a list for the clock."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import requests
+from requests_mock import ANY
+
+from airflow_provider_talon_cdp.api import calls
+from airflow_provider_talon_cdp.api.client import TalonCdpClient
+from airflow_provider_talon_cdp.api.retry import RetryPolicy
+from airflow_provider_talon_cdp.api.settings import Settings
+from airflow_provider_talon_cdp.exceptions import (
+    AudienceExistsError,
+    AuthenticationError,
+    FatalError,
+    InvalidInputError,
+    TransientError,
+    UnexpectedAnswerError,
+)
+
+URL = "https://integration.talon.one"
+AUDIENCE = {"id": 1, "integrationId": "vip", "name": "VIP"}
+
+
+class Clock:
+    """Time that passes only in sleeps."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.sleeps = []
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def client(clock):
+    settings = Settings(api_key="0123456789abcdef", deployment_host="my.talon.one", timeout=7)
+    with requests.Session() as session:
+        yield TalonCdpClient(settings, session, clock=clock, sleep=clock.sleep, jitter=lambda: 1.0)
+
+
+def test_a_call_carries_the_connections_headers_and_a_timeout(client, requests_mock):
+    sent = requests_mock.post(f"{URL}/cdp/audiences", status_code=201, json=AUDIENCE)
+    assert client.send(calls.create_audience("vip", "VIP")).id == 1
+    assert sent.last_request.headers["Authorization"] == "ApiKey-v1 0123456789abcdef"
+    assert sent.last_request.headers["destination-hostname"] == "my.talon.one"
+    assert sent.last_request.headers["customer-data-platform-name"] == "Apache Airflow"
+    assert sent.last_request.headers["Content-Type"] == "application/json"
+    assert sent.last_request.timeout == (7, 7)
+
+
+def test_redirects_are_not_followed(client, requests_mock):
+    requests_mock.delete(
+        f"{URL}/cdp/audiences/vip", status_code=307, headers={"Location": "https://evil.example/"}
+    )
+    elsewhere = requests_mock.delete("https://evil.example/", status_code=204)
+    with pytest.raises(UnexpectedAnswerError, match="Redirects are not followed"):
+        client.send(calls.delete_audience("vip"))
+    assert not elsewhere.called
+
+
+@pytest.mark.parametrize("dots, segment", [(".", "%2E"), ("..", "%2E%2E")])
+def test_an_id_of_dots_stays_in_its_segment(client, requests_mock, dots, segment):
+    sent = requests_mock.delete(ANY, status_code=204)
+    client.send(calls.delete_audience(dots))
+    assert sent.last_request.url == f"{URL}/cdp/audiences/{segment}"
+
+
+def test_transient_failures_are_retried_with_growing_waits(client, clock, requests_mock, caplog):
+    answers = [{"status_code": 503}, {"exc": requests.ConnectTimeout}, {"exc": requests.ConnectionError}]
+    requests_mock.put(f"{URL}/cdp/audiences/vip", [*answers, {"status_code": 200, "json": AUDIENCE}])
+    assert client.send(calls.update_audience("vip", "VIP")).name == "VIP"
+    assert clock.sleeps == [0.5, 1.0, 2.0]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
+    assert "Attempt 2 in 0.5 s" in caplog.text
+
+
+def test_retry_after_is_obeyed(client, clock, requests_mock):
+    busy = {"status_code": 429, "headers": {"Retry-After": "11"}}
+    requests_mock.delete(f"{URL}/cdp/audiences/vip", [busy, {"status_code": 204}])
+    client.send(calls.delete_audience("vip"))
+    assert clock.sleeps == [11.5]
+
+
+def test_giving_up_says_how_often_it_was_tried(client, clock, requests_mock):
+    requests_mock.delete(f"{URL}/cdp/audiences/vip", status_code=500)
+    with pytest.raises(TransientError, match=r"Gave up after \d+ attempt\(s\) in \d+ s"):
+        client.send(calls.delete_audience("vip"))
+    assert sum(clock.sleeps) <= RetryPolicy().budget
+
+
+def test_a_wrong_key_is_not_retried(client, clock, requests_mock):
+    sent = requests_mock.delete(f"{URL}/cdp/audiences/vip", status_code=401)
+    with pytest.raises(AuthenticationError, match="expired"):
+        client.send(calls.delete_audience("vip"))
+    assert (sent.call_count, clock.sleeps) == (1, [])
+
+
+def test_a_409_after_an_unanswered_create_tells_that_it_may_be_ours(client, requests_mock):
+    answers = [{"exc": requests.ReadTimeout}, {"status_code": 409}]
+    requests_mock.post(f"{URL}/cdp/audiences", answers)
+    with pytest.raises(AudienceExistsError, match="may have created"):
+        client.send(calls.create_audience("vip", "VIP"))
+
+
+def test_a_409_at_the_first_attempt_does_not_speak_of_earlier_ones(client, requests_mock):
+    requests_mock.post(f"{URL}/cdp/audiences", status_code=409)
+    with pytest.raises(AudienceExistsError) as error:
+        client.send(calls.create_audience("vip", "VIP"))
+    assert "may have created" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "cause, kind, says",
+    [
+        (requests.exceptions.SSLError("bad"), FatalError, "'verify'"),
+        (requests.exceptions.InvalidSchema("socks"), InvalidInputError, "proxies"),
+    ],
+)
+def test_what_waiting_cannot_mend_is_not_retried(client, clock, requests_mock, cause, kind, says):
+    requests_mock.delete(f"{URL}/cdp/audiences/vip", exc=cause)
+    with pytest.raises(kind, match=says):
+        client.send(calls.delete_audience("vip"))
+    assert clock.sleeps == []
+
+
+def test_a_client_without_a_session_makes_its_own(requests_mock):
+    requests_mock.delete(f"{URL}/cdp/audiences/vip", status_code=204)
+    client = TalonCdpClient(Settings(api_key="0123456789abcdef", deployment_host="my.talon.one"))
+    client.send(calls.delete_audience("vip"))

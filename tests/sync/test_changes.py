@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.sync.changes import Batch, Change, Entry, Rejection, chunks, read_change
+
+CHANGES = st.lists(
+    st.builds(Change, st.sampled_from("abc"), st.sampled_from("xyz"), st.sampled_from(["add", "remove"])),
+    min_size=2,
+    unique=True,
+)
+
+
+class Name(str):
+    """A subclass, as some drivers return."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        ("Anna ", "Anna "),
+        (Name("a"), "a"),
+        (42, "42"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+    ],
+)
+def test_text_integers_and_uuids_are_ids(value, text):
+    change = read_change(value, "vip", "add", "external")
+    assert change == Change(text, "vip", "add")
+    assert type(change.profile_id) is str
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        (None, "profile ID null"),
+        ("", "profile ID empty"),
+        ("x" * 1001, "profile ID longer than 1000 characters"),
+        ("\udcff", "profile ID not valid Unicode (a lone surrogate)"),
+    ],
+)
+def test_a_record_without_a_usable_id_is_rejected_for_a_reason_that_does_not_quote_it(value, reason):
+    assert read_change(value, "vip", "add", "external") == Rejection(reason)
+
+
+@pytest.mark.parametrize("audience, reason", [(None, "audience ID null"), ("", "audience ID empty")])
+def test_a_record_without_an_audience_is_rejected(audience, reason):
+    assert read_change("anna", audience, "add", "external") == Rejection(reason)
+
+
+@pytest.mark.parametrize("value", [1.0, b"x", True, ["a"], object()])
+def test_a_column_of_another_type_is_an_error_of_the_query(value):
+    with pytest.raises(InvalidInputError, match="Cast it to text"):
+        read_change(value, "vip", "add", "external")
+
+
+@pytest.mark.parametrize("audience, id_type", [(7, "external"), ("7", "internal"), ("x" * 1001, "external")])
+def test_an_audience_of_the_wrong_type_is_an_error_of_the_query(audience, id_type):
+    with pytest.raises(InvalidInputError, match="audience ID"):
+        read_change("anna", audience, "add", id_type)
+
+
+def test_a_profile_travels_in_one_entry():
+    changes = [
+        Change("a", "x", "add"),
+        Change("b", "x", "remove"),
+        Change("a", "y", "add"),
+        Change("a", "z", "remove"),
+    ]
+    assert Batch.of(changes).entries == (Entry("a", ("x", "y"), ("z",)), Entry("b", (), ("x",)))
+
+
+@given(CHANGES)
+def test_the_halves_hold_what_the_batch_held(changes):
+    batch = Batch.of(changes)
+    left, right = batch.halves()
+    assert left.changes + right.changes == tuple(changes)
+    assert left.changes
+    assert right.changes
+    spread = [(e.profile_id, a, "add") for e in batch.entries for a in e.adds]
+    spread += [(e.profile_id, a, "remove") for e in batch.entries for a in e.removes]
+    assert sorted(spread) == sorted(changes)
+
+
+def test_chunks_close_the_generator_behind_them():
+    closed = []
+
+    def records():
+        try:
+            yield from [Rejection("x")] * 10
+        finally:
+            closed.append(True)
+
+    stream = chunks(records(), size=4)
+    assert len(next(stream)) == 4
+    stream.close()
+    assert closed == [True]
+    assert [len(chunk) for chunk in chunks(records(), size=4)] == [4, 4, 2]

@@ -1,0 +1,231 @@
+"""The sender, against a stand-in for Talon.One that keeps members and notices overlaps."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
+    NotFoundError,
+    RejectedError,
+    TransientError,
+)
+from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.push import push
+from airflow_provider_talon_cdp.sync.report import Tally
+
+
+class FakeTalon:
+    """Applies batches after some turns of the event loop; refuses those with a bad profile whole.
+
+    Args:
+        bad: Profile IDs that are refused.
+        errors: What the n-th request raises, after or before its effect.
+        seed: Of the delays.
+    """
+
+    def __init__(self, bad=(), errors=None, seed=0):
+        self.members = set()
+        self.bad = set(bad)
+        self.errors = errors or {}
+        self.requests = 0
+        self.in_flight = Counter()
+        self.most_in_flight = 0
+        self.sizes = []
+        self.delays = random.Random(seed)
+
+    async def __call__(self, entries):
+        number = self.requests
+        self.requests += 1
+        profiles = [entry.profile_id for entry in entries]
+        self.in_flight.update(profiles)
+        assert max(self.in_flight.values()) == 1, "a profile is in two requests in flight"
+        self.sizes.append(sum(len(entry.adds) + len(entry.removes) for entry in entries))
+        self.concurrent = getattr(self, "concurrent", 0) + 1
+        self.most_in_flight = max(self.most_in_flight, self.concurrent)
+        try:
+            for _ in range(self.delays.randrange(5)):
+                await asyncio.sleep(0)
+            if number in self.errors:
+                raise self.errors[number]
+            if not self.bad.isdisjoint(profiles):
+                raise RejectedError("bad", method="PUT", path="/", status=400)
+            for entry in entries:
+                self.members |= {(entry.profile_id, each) for each in entry.adds}
+                self.members -= {(entry.profile_id, each) for each in entry.removes}
+        finally:
+            self.in_flight.subtract(profiles)
+            self.concurrent -= 1
+
+
+def run(records, talon, **options):
+    tally = Tally()
+    try:
+        asyncio.run(push(records, talon, tally, **options))
+    finally:
+        assert tally.read == tally.sent + tally.duplicate + tally.rejected.total() + tally.unsent
+    return tally
+
+
+def adds(*profiles, audience="vip"):
+    return [Change(each, audience, "add") for each in profiles]
+
+
+def error(kind, status=None):
+    return kind("no", method="PUT", path="/", status=status)
+
+
+def test_everything_arrives_in_batches_of_1000():
+    talon = FakeTalon()
+    tally = run(adds(*map(str, range(2500))), talon)
+    assert len(talon.members) == 2500
+    assert sorted(talon.sizes) == [500, 1000, 1000]
+    assert (tally.read, tally.sent, tally.unsent) == (2500, 2500, 0)
+
+
+def test_requests_in_flight_are_bounded():
+    talon = FakeTalon(seed=3)
+    run(adds(*map(str, range(20_000))), talon, in_flight=3)
+    assert talon.most_in_flight == 3
+
+
+def test_rejections_are_counted_and_not_sent():
+    tally = run([Rejection("null"), *adds("a"), Rejection("null"), Rejection("empty")], FakeTalon())
+    assert tally.rejected == {"null": 2, "empty": 1}
+    assert tally.sent == 1
+
+
+def test_equal_changes_fold_and_opposite_or_other_ones_do_not():
+    changes = [*adds("a", "a"), Change("a", "gold", "add"), Change("b", "vip", "remove"), *adds("a")]
+    talon = FakeTalon()
+    tally = run(changes, talon)
+    assert (tally.sent, tally.duplicate) == (3, 2)
+    assert talon.members == {("a", "vip"), ("a", "gold")}
+
+
+def test_nothing_to_send_sends_nothing():
+    talon = FakeTalon()
+    assert run([], talon).read == 0
+    assert talon.requests == 0
+
+
+def test_the_bad_ones_are_found_and_the_rest_lands():
+    profiles = [str(number) for number in range(3000)]
+    talon = FakeTalon(bad={"7", "1500", "1501"})
+    tally = run(adds(*profiles), talon)
+    assert talon.members == {(each, "vip") for each in profiles} - {(each, "vip") for each in talon.bad}
+    assert tally.rejected == {"refused by Talon.One (400)": 3}
+    assert tally.sent == 2997
+    assert talon.requests < 70
+
+
+def test_when_everything_is_refused_the_run_stops_early():
+    profiles = [str(number) for number in range(3000)]
+    talon = FakeTalon(bad=profiles)
+    with pytest.raises(RejectedError, match="first 50 records were all refused"):
+        run(adds(*profiles), talon, in_flight=1)
+    assert talon.requests < 200
+
+
+def test_an_unknown_audience_is_named():
+    talon = FakeTalon(errors={0: error(NotFoundError, 404)})
+    with pytest.raises(NotFoundError, match=r"Audiences in the request: gold, vip\. CreateAudienceOperator"):
+        run([*adds("a"), Change("b", "gold", "add")], talon)
+    assert talon.requests == 1
+
+
+def test_of_many_unknown_audiences_ten_are_named():
+    talon = FakeTalon(errors={0: error(NotFoundError, 404)})
+    with pytest.raises(NotFoundError, match=r"a09, \.\.\."):
+        run([Change("a", f"a{number:02}", "add") for number in range(30)], talon)
+
+
+@pytest.mark.parametrize("kind", [AuthenticationError, TransientError])
+def test_a_fatal_answer_stops_the_others(kind):
+    talon = FakeTalon(errors={3: error(kind)})
+    tally = Tally()
+    with pytest.raises(kind):
+        asyncio.run(push(adds(*map(str, range(500_000))), talon, tally, in_flight=4))
+    assert talon.requests <= 12
+    assert tally.unsent > 0
+    assert tally.read == tally.sent + tally.unsent < 30_000
+
+
+def test_a_source_that_fails_midway_stops_the_run_and_the_counts_balance():
+    def records():
+        yield from adds(*map(str, range(1500)))
+        raise OSError("the database went away")
+
+    with pytest.raises(OSError, match="went away"):
+        run(records(), FakeTalon())
+
+
+def test_the_source_runs_and_closes_in_one_thread_of_its_own():
+    threads = []
+
+    def records():
+        threads.append(threading.get_ident())
+        try:
+            yield from adds(*map(str, range(1_000_000)))
+        finally:
+            threads.append(threading.get_ident())
+
+    with pytest.raises(AuthenticationError):
+        run(records(), FakeTalon(errors={0: error(AuthenticationError)}))
+    assert len(threads) == 2
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
+
+
+def test_progress_is_told_after_each_acknowledgement():
+    told = []
+    run(adds(*map(str, range(2500))), FakeTalon(), on_progress=lambda: told.append(1))
+    assert len(told) == 3
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    records=st.lists(
+        st.one_of(
+            st.builds(Change, st.integers(0, 30).map(str), st.sampled_from("xyz"), st.just("add")),
+            st.builds(Rejection, st.sampled_from(["null", "empty"])),
+        ),
+        max_size=60,
+    ),
+    repeat=st.integers(1, 80),
+    bad=st.sets(st.integers(0, 30).map(str), max_size=3),
+    in_flight=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+    fatal_at=st.none() | st.integers(0, 20),
+)
+def test_whatever_happens_the_counts_balance_and_no_profile_overlaps(
+    records, repeat, bad, in_flight, seed, fatal_at
+):
+    talon = FakeTalon(
+        bad=bad, seed=seed, errors={} if fatal_at is None else {fatal_at: error(AuthenticationError)}
+    )
+    stream = [
+        Change(f"{record.profile_id}/{turn % 3}", *record[1:]) if isinstance(record, Change) else record
+        for turn in range(repeat)
+        for record in records
+    ]
+    talon.bad = {f"{each}/0" for each in bad}
+    wanted = {
+        (c.profile_id, c.audience_id)
+        for c in stream
+        if isinstance(c, Change) and c.profile_id not in talon.bad
+    }
+    try:
+        tally = run(stream, talon, in_flight=in_flight)
+    except (AuthenticationError, RejectedError):
+        assert talon.members <= wanted
+    else:
+        assert talon.members == wanted
+        assert tally.unsent == 0
