@@ -52,6 +52,15 @@ def as_list(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
+def as_bool(name: str, value: Any) -> bool:
+    """Take a boolean, or what a template renders it to."""
+    if isinstance(value, str) and value.strip().lower() in ("true", "false", ""):
+        return value.strip().lower() == "true"
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{name} must be True or False, but is {value!r}.")
+    return value
+
+
 def audience_id_of(name: str, value: Any, id_type: AudienceIdType) -> str | int:
     """Check an audience ID; an internal one may be digits, as that is what a template renders to."""
     if id_type == "internal" and isinstance(value, str) and value.isascii() and value.isdigit():

@@ -6,6 +6,8 @@
 | ``FatalError`` | stop: no other request of this run would fare better |
 | ``RejectedError`` | mend this one request; others may go on |
 | ``TransientError`` | wait and send the same request again |
+| ``GuardError`` | look at the numbers; allow them with the argument that is named, or mend the query |
+| ``LedgerError`` | mend the state URI, or wait for the other run; nothing was sent |
 | ``RejectedRecordsError`` | everything good was sent; mend the records that were counted |
 """
 
@@ -91,6 +93,14 @@ class AudienceExistsError(RejectedError):
 
 class TransientError(RequestError):
     """429, 5xx, a conflict between requests on one profile, a reset or a timeout: send it again later."""
+
+
+class GuardError(TalonCdpError):
+    """The plan would change more than the guard allows; nothing was sent."""
+
+
+class LedgerError(TalonCdpError):
+    """The ledger cannot be used: damaged, of another connection, in use, or not to be read or written."""
 
 
 class RejectedRecordsError(TalonCdpError):

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except _Mistake as mistake:
-        print(f"talon emulator: {mistake}", file=sys.stderr)  # noqa: T201 - a command line speaks this way
+        print(f"talon emulator: {mistake}", file=sys.stderr)
         return 1
 
 
@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         with emulator:
-            print(_greeting(emulator, options.api_key), flush=True)  # noqa: T201 - as above
+            print(_greeting(emulator, options.api_key), flush=True)
             stop.wait()
     except (OSError, OverflowError, StateFileError) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)

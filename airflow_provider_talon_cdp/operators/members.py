@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from airflow.providers.common.compat.sdk import BaseOperator, Context
+from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.arguments import (
-    as_list,
-    audience_id_of,
-    check_choice,
-    check_literals,
-    check_sync_limits,
-)
+from airflow_provider_talon_cdp.arguments import as_list, audience_id_of, check_literals
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-from airflow_provider_talon_cdp.ids import AudienceIdType
+from airflow_provider_talon_cdp.ids import check_external_id
+from airflow_provider_talon_cdp.ledgers.files import ledger_name
+from airflow_provider_talon_cdp.membership import MembershipOperator
 from airflow_provider_talon_cdp.sync.changes import Action, Change, Rejection, read_change
-from airflow_provider_talon_cdp.sync.run import run_sync
 
 
-class SyncAudienceMembersOperator(BaseOperator):
-    """Add customer profiles to one audience and remove others from it.
+class SyncAudienceMembersOperator(MembershipOperator):
+    """Add customer profiles to one audience and remove others from it, or make it equal to a list.
 
     The lists may have any length and come from XCom (``other_task.output``) or from a template; they travel in
     requests of at most 1000 changes, many in flight. For more than some hundred thousand members read them from SQL
@@ -30,23 +24,20 @@ class SyncAudienceMembersOperator(BaseOperator):
     up in an Application after its first session or profile update there.
 
     Args:
-        audience_id: The audience: its ID in the CDP (a string), or Talon.One's own number (an integer) with
-            ``audience_id_type="internal"``.
+        audience_id: The audience.
         add: Integration IDs of the profiles to add: strings of 1 to 1000 characters, integers or UUIDs.
         remove: Integration IDs of the profiles to remove. A profile in both lists is an error.
-        audience_id_type: ``external`` or ``internal``.
-        max_rejected: How many IDs may be refused (null, empty, over-long, or refused by Talon.One) before the task
-            fails; it fails after everything good was sent. None for any number.
-        in_flight: Requests in flight at the most.
-        talon_cdp_conn_id: Airflow connection.
+        members: Instead of both, with ``mode="mirror"``: all members that the audience should have. Only members that
+            an earlier mirror added are removed.
+        mode: ``mirror`` with ``members``, else None.
+        kwargs: As in ``MembershipOperator``, whose other arguments are those of a mirror.
 
     Returns:
         The counts of the sync: ``read``, ``sent``, ``duplicate``, ``rejected`` by reason, ``unsent`` (0), ``requests``,
-        ``retries``, ``throttled`` and ``seconds``.
+        ``retries``, ``throttled``, ``seconds`` and more; no member IDs.
     """
 
-    template_fields: Sequence[str] = ("audience_id", "add", "remove", "talon_cdp_conn_id")
-    ui_color = "#d9f5e3"
+    template_fields: Sequence[str] = ("add", "remove", "members", *MembershipOperator.template_fields)
 
     def __init__(
         self,
@@ -54,42 +45,50 @@ class SyncAudienceMembersOperator(BaseOperator):
         audience_id: str | int,
         add: Sequence[Any] = (),
         remove: Sequence[Any] = (),
-        audience_id_type: AudienceIdType = "external",
-        max_rejected: int | None = 0,
-        in_flight: int = 64,
-        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        members: Sequence[Any] | None = None,
+        mode: Literal["mirror"] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.audience_id = audience_id
+        super().__init__(audience_id=audience_id, **kwargs)
         self.add = add
         self.remove = remove
-        self.audience_id_type = audience_id_type
-        self.max_rejected = max_rejected
-        self.in_flight = in_flight
-        self.talon_cdp_conn_id = talon_cdp_conn_id
-        check_choice("audience_id_type", audience_id_type, AudienceIdType)
-        check_sync_limits(max_rejected=max_rejected, in_flight=in_flight)
-        check_literals(
-            lambda name, value: audience_id_of(name, value, audience_id_type), audience_id=audience_id
-        )
+        self.members = members
+        self.mode = mode
+        if mode not in (None, "mirror"):
+            raise InvalidInputError(f"mode must be 'mirror' or None, but is {mode!r}.")
+        if (mode == "mirror") != (members is not None):
+            raise InvalidInputError("members and mode='mirror' go together: give both or neither.")
+        if mode == "mirror" and (add != () or remove != ()):
+            raise InvalidInputError("add and remove do not go with members: a mirror finds both by itself.")
         check_literals(as_list, add=add, remove=remove)
+        if mode == "mirror":
+            check_literals(as_list, members=members)
+            self.check_mirror_arguments()
+        else:
+            self.refuse_mirror_arguments()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the changes."""
-        records = list(self._records("add", self.add))
-        removals = list(self._records("remove", self.remove))
-        _refuse_overlap(records, removals)
-        hook = TalonCdpHook(self.talon_cdp_conn_id)
-        sender = hook.members_sender(audience_id_type=self.audience_id_type, in_flight=self.in_flight)
-        report = run_sync(
-            records + removals, sender, in_flight=self.in_flight, max_rejected=self.max_rejected
-        )
-        return report.summary()
+        if self.mode == "mirror":
+            return self._mirror(context)
+        adds = list(self._records("add", "add", self.add))
+        removes = list(self._records("remove", "remove", self.remove))
+        _refuse_overlap(adds, removes)
+        return self.send(adds + removes)
 
-    def _records(self, action: Action, ids: Any) -> Iterator[Change | Rejection]:
+    def _mirror(self, context: Context) -> dict[str, Any]:
+        audience = check_external_id("audience_id", self.audience_id)
+        records = list(self._records("members", "add", self.members))
+        # Rejections have no place in the order.
+        records.sort(key=lambda record: record.profile_id or "" if isinstance(record, Change) else "")
+        names = {} if self.audience_name is None else {audience: self.audience_name}
+        return self.mirror(
+            context, lambda: records, ledger_name=ledger_name(audience), managed=[audience], names=names
+        )
+
+    def _records(self, name: str, action: Action, ids: Any) -> Iterator[Change | Rejection]:
         audience_id = audience_id_of("audience_id", self.audience_id, self.audience_id_type)
-        for profile_id in as_list(action, ids):
+        for profile_id in as_list(name, ids):
             yield read_change(profile_id, audience_id, action, self.audience_id_type)
 
 

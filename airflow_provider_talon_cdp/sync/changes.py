@@ -15,17 +15,32 @@ Action = Literal["add", "remove"]
 
 
 class Change(NamedTuple):
-    """One customer profile joins or leaves one audience."""
+    """One customer profile joins or leaves one audience.
+
+    Args:
+        profile_id: Integration ID of the profile.
+        audience_id: External (string) or internal (integer) ID of the audience.
+        action: ``add`` or ``remove``.
+        uncertain: Whether an earlier request may have changed this membership without an acknowledgement, so that
+            whether the profile is a member now is not known until this change is acknowledged.
+    """
 
     profile_id: str
     audience_id: str | int
     action: Action
+    uncertain: bool = False
 
 
 class Rejection(NamedTuple):
-    """A record that cannot be a change; the reason holds no part of it."""
+    """A record that cannot be a change.
+
+    Args:
+        reason: Why; it holds no part of the record.
+        profile_id: For the dead letters alone; None where the record has none.
+    """
 
     reason: str
+    profile_id: str | None = None
 
 
 class Entry(NamedTuple):
@@ -49,7 +64,7 @@ class Batch:
         changes = tuple(changes)
         adds: dict[str, list[str | int]] = {}
         removes: dict[str, list[str | int]] = {}
-        for profile_id, audience_id, action in changes:
+        for profile_id, audience_id, action, _ in changes:
             (adds if action == "add" else removes).setdefault(profile_id, []).append(audience_id)
         entries = tuple(
             Entry(profile_id, tuple(adds.get(profile_id, ())), tuple(removes.get(profile_id, ())))
@@ -84,9 +99,9 @@ def read_change(
         profile_id = _id_text(profile_id)
     fault = fault_of_text(profile_id)
     if fault:
-        return Rejection(f"profile ID {fault}")
+        return Rejection(f"profile ID {fault}", profile_id or None)
     if audience_id is None or audience_id == "":
-        return Rejection(f"audience ID {'null' if audience_id is None else 'empty'}")
+        return Rejection(f"audience ID {'null' if audience_id is None else 'empty'}", profile_id)
     return Change(profile_id, check_audience_id("audience ID", audience_id, id_type), action)
 
 

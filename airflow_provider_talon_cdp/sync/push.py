@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
@@ -41,6 +41,8 @@ async def push(
     *,
     in_flight: int = 64,
     on_progress: Callable[[], None] = lambda: None,
+    on_leaving: Callable[[int], None] = lambda _: None,
+    on_landed: Callable[[Landing], None] = lambda _: None,
 ) -> None:
     """Send every change, and count every record.
 
@@ -50,11 +52,13 @@ async def push(
         tally: Counts, kept up while this runs; they balance when it returns or raises.
         in_flight: Batches in flight at the most.
         on_progress: Called after every acknowledgement.
+        on_leaving: Called with the number of a batch before it is sent.
+        on_landed: Called when the fate of all changes of a batch is known.
 
     Raises:
         RequestError: The run cannot go on. What was not acknowledged is counted as unsent.
     """
-    pusher = _Pusher(send, tally, in_flight, on_progress)
+    pusher = _Pusher(send, tally, in_flight, on_progress, on_leaving, on_landed)
     async with pusher.running(), aclosing(_in_thread(chunks(records))) as stream:
         async for chunk in stream:
             for record in chunk:
@@ -62,11 +66,39 @@ async def push(
         await pusher.finish()
 
 
+class Refusal(NamedTuple):
+    """One change that Talon.One refused, and how it answered.
+
+    Args:
+        position: Of the change in its batch.
+        change: The change.
+        error: The answer.
+    """
+
+    position: int
+    change: Change
+    error: RejectedError
+
+
+class Landing(NamedTuple):
+    """A batch all of whose changes were acknowledged or refused.
+
+    Args:
+        number: Batches are numbered from 0 in the order of the stream.
+        refusals: Its refused changes.
+    """
+
+    number: int
+    refusals: tuple[Refusal, ...]
+
+
 class _Flight:
     """A batch on its way, and the parts of it that have not landed."""
 
-    def __init__(self, batch: Batch) -> None:
-        self.changes = frozenset(batch.changes)
+    def __init__(self, number: int, batch: Batch) -> None:
+        self.number = number
+        self.refusals: list[Refusal] = []
+        self.changes = {change: position for position, change in enumerate(batch.changes)}
         self.profiles = frozenset(entry.profile_id for entry in batch.entries)
         self.left = [batch]
 
@@ -76,11 +108,22 @@ class _Flight:
 
 
 class _Pusher:
-    def __init__(self, send: Sender, tally: Tally, in_flight: int, on_progress: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        send: Sender,
+        tally: Tally,
+        in_flight: int,
+        on_progress: Callable[[], None],
+        on_leaving: Callable[[int], None],
+        on_landed: Callable[[Landing], None],
+    ) -> None:
         self._send = send
         self._tally = tally
         self._in_flight = in_flight
         self._on_progress = on_progress
+        self._on_leaving = on_leaving
+        self._on_landed = on_landed
+        self._launched = 0
         self._waiting: dict[Change, None] = {}
         self._flights: dict[asyncio.Task[None], _Flight] = {}
         self._flight_of: dict[str, _Flight] = {}
@@ -116,10 +159,12 @@ class _Pusher:
             await self._settle()
 
     async def _launch(self) -> None:
-        flight = _Flight(Batch.of(self._waiting))
+        flight = _Flight(self._launched, Batch.of(self._waiting))
         while len(self._flights) >= self._in_flight or not flight.profiles.isdisjoint(self._flight_of):
             await self._settle()
+        self._on_leaving(flight.number)
         self._waiting = {}
+        self._launched += 1
         self._flight_of.update(dict.fromkeys(flight.profiles, flight))
         self._flights[asyncio.create_task(self._deliver(flight))] = flight
 
@@ -138,7 +183,7 @@ class _Pusher:
                 await self._send(batch.entries)
             except NotFoundError as error:
                 error.explain(
-                    f"Audiences in the request: {_names(batch)}. CreateAudienceOperator creates a missing one."
+                    f"Audiences in the request: {_names(batch)}. Create a missing one with CreateAudienceOperator, or let a mirror do it with audience_name."
                 )
                 raise
             except RejectedError as error:
@@ -146,10 +191,13 @@ class _Pusher:
                     flight.left[-1:] = reversed(batch.halves())
                     continue
                 self._refuse(error)
+                change = batch.changes[0]
+                flight.refusals.append(Refusal(flight.changes[change], change, error))
             else:
                 self._tally.sent += len(batch.changes)
                 self._on_progress()
             flight.left.pop()
+        self._on_landed(Landing(flight.number, tuple(flight.refusals)))
 
     def _refuse(self, error: RejectedError) -> None:
         reason = f"refused by Talon.One ({error.status})"

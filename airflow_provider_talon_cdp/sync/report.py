@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -41,6 +41,11 @@ class SyncReport:
         retries: Those of them that repeated a failed one.
         throttled: Answers 429.
         seconds: Wall-clock duration.
+        unchanged: In a mirror, records that the ledger has already.
+        removals: In a mirror, members that the ledger has and the source has not; they are sent, but were not read.
+        dead_letters: Folder of the rejected records, or None.
+        ledger_version: Version of the ledger after a mirror, or None.
+        verdict: What the guard says to a dry run, or None.
     """
 
     read: int
@@ -52,6 +57,11 @@ class SyncReport:
     retries: int
     throttled: int
     seconds: float
+    unchanged: int = 0
+    removals: int = 0
+    dead_letters: str | None = None
+    ledger_version: int | None = None
+    verdict: str | None = None
 
     @property
     def rejected_total(self) -> int:
@@ -60,27 +70,21 @@ class SyncReport:
 
     @property
     def balances(self) -> bool:
-        """Whether every record that was read is accounted for."""
-        return self.read == self.sent + self.duplicate + self.rejected_total + self.unsent
+        """Whether every record that was read, and every member to remove, is accounted for."""
+        fates = self.unchanged + self.sent + self.duplicate + self.rejected_total + self.unsent
+        return self.read + self.removals == fates
 
     def summary(self) -> dict[str, Any]:
         """The report as a small JSON object, fit for XCom."""
-        return {
-            "read": self.read,
-            "sent": self.sent,
-            "duplicate": self.duplicate,
-            "rejected": dict(self.rejected),
-            "unsent": self.unsent,
-            "requests": self.requests,
-            "retries": self.retries,
-            "throttled": self.throttled,
-            "seconds": round(self.seconds, 3),
-        }
+        return asdict(self) | {"rejected": dict(self.rejected), "seconds": round(self.seconds, 3)}
 
     def __str__(self) -> str:
         refused = "".join(f"; {count:,} x {reason}" for reason, count in sorted(self.rejected.items()))
+        removals = f" + {self.removals:,} to remove" if self.removals else ""
+        unchanged = f"{self.unchanged:,} unchanged + " if self.unchanged else ""
         return (
-            f"{self.read:,} read = {self.sent:,} sent + {self.duplicate:,} duplicate + {self.rejected_total:,} rejected "
-            f"+ {self.unsent:,} unsent, in {self.requests:,} requests ({self.retries:,} retries, "
-            f"{self.throttled:,} throttled) and {self.seconds:.1f} s{refused}"
+            f"{self.read:,} read{removals} = {unchanged}{self.sent:,} sent + {self.duplicate:,} duplicate + "
+            f"{self.rejected_total:,} rejected + {self.unsent:,} unsent, in {self.requests:,} requests "
+            f"({self.retries:,} retries, {self.throttled:,} throttled) and {self.seconds:.1f} s{refused}"
+            f"{f'; dead letters in {self.dead_letters}' if self.dead_letters else ''}"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from operator import itemgetter
@@ -13,8 +12,12 @@ from airflow.providers.common.sql.hooks.sql import DbApiHook
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
-log = logging.getLogger(__name__)
 _FETCH = 5000
+# How databases, by connection type, order text by its bytes.
+_BY_BYTES = {
+    "postgres": 'CAST({} AS TEXT) COLLATE "C"',
+    "sqlite": "CAST({} AS TEXT) COLLATE BINARY",
+}
 
 
 def sql_hook(conn_id: str) -> DbApiHook:
@@ -33,7 +36,7 @@ def sql_hook(conn_id: str) -> DbApiHook:
 
 
 def stream_rows(
-    hook: DbApiHook, sql: str, columns: Sequence[str], parameters: Any = None
+    hook: DbApiHook, sql: str, columns: Sequence[str], parameters: Any = None, *, order_by: int = 0
 ) -> Generator[tuple[Any, ...], None, None]:
     """Yield the named columns of each row; a few thousand rows are in memory at a time.
 
@@ -44,13 +47,32 @@ def stream_rows(
         sql: One SELECT.
         columns: Names of result columns; upper and lower case differ only where both exist.
         parameters: Bind parameters in the driver's style, or None.
+        order_by: Have the database order by the bytes of the text of that many first columns, where we know how to
+            tell it; elsewhere rows come as they come.
 
     Raises:
         InvalidInputError: The result lacks a column, or has it twice.
     """
-    with closing(hook.get_conn()) as connection, closing(_cursor(connection)) as cursor:
-        statement = sql.strip().rstrip(";")
-        cursor.execute(*((statement,) if parameters is None else (statement, parameters)))
+    statement = sql.strip().rstrip(";").rstrip()
+    by_bytes = _BY_BYTES.get(hook.conn_type) if order_by else None
+    with closing(hook.get_conn()) as connection:
+        if by_bytes:
+            names = _names(
+                connection, f"SELECT * FROM (\n{statement}\n) AS talon_cdp_source WHERE 1 = 0", parameters
+            )
+            quoted = ['"' + names[_position(column, names)].replace('"', '""') + '"' for column in columns]
+            keys = ", ".join(by_bytes.format(name) for name in quoted[:order_by])
+            statement = (
+                f"SELECT {', '.join(quoted)} FROM (\n{statement}\n) AS talon_cdp_source ORDER BY {keys}"
+            )
+        yield from _fetch(connection, statement, columns, parameters)
+
+
+def _fetch(
+    connection: Any, statement: str, columns: Sequence[str], parameters: Any
+) -> Generator[tuple[Any, ...], None, None]:
+    with closing(_cursor(connection)) as cursor:
+        _execute(cursor, statement, parameters)
         # A server-side cursor of psycopg2 describes its columns after the first fetch.
         rows = cursor.fetchmany(_FETCH)
         names = [str(each[0]) for each in cursor.description or ()]
@@ -62,6 +84,17 @@ def stream_rows(
             for row in rows:
                 yield pick(row)[: len(keys)]
             rows = cursor.fetchmany(_FETCH)
+
+
+def _names(connection: Any, statement: str, parameters: Any) -> list[str]:
+    with closing(connection.cursor()) as cursor:
+        _execute(cursor, statement, parameters)
+        return [str(each[0]) for each in cursor.description or ()]
+
+
+def _execute(cursor: Any, statement: str, parameters: Any) -> None:
+    # Without parameters a driver must not look for placeholders: a % in the SQL is then a plain character.
+    cursor.execute(*((statement,) if parameters is None else (statement, parameters)))
 
 
 def _cursor(connection: Any) -> Any:

@@ -173,7 +173,7 @@ def test_the_source_runs_and_closes_in_one_thread_of_its_own():
     def records():
         threads.append(threading.get_ident())
         try:
-            yield from adds(*map(str, range(1_000_000)))
+            yield from adds(*map(str, range(100_000)))
         finally:
             threads.append(threading.get_ident())
 

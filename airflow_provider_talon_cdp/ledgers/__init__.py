@@ -1,0 +1,1 @@
+"""Where the state that Talon.One acknowledged is kept."""

@@ -1,0 +1,212 @@
+"""Files under a state URI: written whole or not at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+from uuid import uuid4
+
+from airflow_provider_talon_cdp.exceptions import LedgerError
+
+Folder: TypeAlias = Any
+"""A ``pathlib.Path``, or a ``UPath``-like object such as Airflow's ``ObjectStoragePath``."""
+
+_LOCAL = ("", "file", "local")
+_FASTEST = 1
+
+
+def as_folder(path: Folder) -> Folder:
+    """Use the local file system directly, where renaming a file is atomic."""
+    return Path(path.path) if getattr(path, "protocol", None) in _LOCAL else path
+
+
+def write_bytes(path: Folder, data: bytes) -> None:
+    """Write a file; readers see the old one or the new one, whole."""
+    with _replacing(path) as file:
+        file.write(data)
+
+
+def write_json(path: Folder, content: Any) -> None:
+    """Write JSON and its checksum."""
+    envelope = {"content": content, "sha256": _digest(content)}
+    write_bytes(path, json.dumps(envelope, indent=1).encode() + b"\n")
+
+
+def read_json(path: Folder) -> Any:
+    """Read what ``write_json`` wrote, or None when there is no such file.
+
+    Raises:
+        LedgerError: The file is damaged or cannot be read.
+    """
+    try:
+        with _reading(path) as file:
+            envelope = json.loads(file.read())
+        content = envelope["content"]
+        intact = envelope["sha256"] == _digest(content)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path) from error
+    except OSError as error:
+        raise _unusable("read", path, error) from error
+    if not intact:
+        raise damaged(path)
+    return content
+
+
+class LineWriter:
+    """Writes lines into a gzip file and hashes the file as it grows."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        # No time and no name in the header: equal lines make equal files.
+        self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=self, compresslevel=_FASTEST, mtime=0)
+        self.text = io.TextIOWrapper(io.BufferedWriter(self._gzip, 1 << 16), encoding="utf-8", newline="\n")
+
+    def write(self, data: bytes) -> int:
+        """Take compressed bytes from the gzip file."""
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Pass on the gzip file's flush."""
+        self._file.flush()
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, once it is closed."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def writing_lines(path: Folder) -> Iterator[LineWriter]:
+    """Open a new gzip file for lines; it appears when the block ends without an error."""
+    with _replacing(path) as file:
+        writer = LineWriter(file)
+        with writer.text:
+            yield writer
+
+
+def read_lines(path: Folder, sha256: str) -> Iterator[str]:
+    """Yield the lines of a gzip file, and raise at the end of one that is not as it was written.
+
+    Raises:
+        LedgerError: The file is gone, cut short or damaged. Act on no line before the last one was read.
+    """
+    try:
+        with _reading(path) as file:
+            hashing = _HashingReader(file)
+            with gzip.GzipFile(fileobj=hashing, mode="rb") as packed:  # type: ignore[call-overload]
+                yield from io.TextIOWrapper(packed, encoding="utf-8", newline="\n")
+            while hashing.read(1 << 16):
+                pass
+    except FileNotFoundError as error:
+        raise LedgerError(f"The ledger's file {path} is gone. {_ANEW}") from error
+    except (EOFError, gzip.BadGzipFile, ValueError, zlib.error) as error:
+        raise damaged(path) from error
+    except OSError as error:
+        raise _unusable("read", path, error) from error
+    if hashing.sha256 != sha256:
+        raise damaged(path)
+
+
+_ANEW = (
+    "Restore it from a backup, or delete the ledger's folder to start anew: the next mirror then adds every member of "
+    "the query and removes none."
+)
+
+
+def damaged(path: Folder) -> LedgerError:
+    """Make the error of a file that is not as it was written."""
+    return LedgerError(f"The ledger's file {path} is damaged. {_ANEW}")
+
+
+def remove(path: Folder) -> None:
+    """Delete a file, if it is there."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unusable("delete", path, error) from error
+
+
+@contextmanager
+def _reading(path: Folder) -> Iterator[IO[bytes]]:
+    if not isinstance(path, Path):
+        # Clients of object stores cache listings, and another worker may have written since.
+        path.fs.invalidate_cache()
+    with path.open("rb") as file:
+        yield file
+
+
+@contextmanager
+def _replacing(path: Folder) -> Iterator[IO[bytes]]:
+    if not isinstance(path, Path):
+        # An object store takes an object whole, when it is closed.
+        try:
+            file = path.open("wb")
+        except OSError as error:
+            raise _unusable("write", path, error) from error
+        try:
+            yield file
+        except BaseException:
+            _abandon(file)
+            raise
+        file.close()
+        return
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # IDs are personal data: for the owner's eyes alone.
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise _unusable("write", path, error) from error
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _abandon(file: Any) -> None:
+    """Leave an object unwritten: closing it would put half of it in place."""
+    discard = getattr(file, "discard", None)
+    if discard:
+        discard()
+    file.closed = True
+
+
+def _unusable(doing: str, path: Folder, error: OSError) -> LedgerError:
+    return LedgerError(f"Cannot {doing} {path} ({error}). Check the state URI and the rights on it.")
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class _HashingReader:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._hash.update(data)
+        return data
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()

@@ -1,0 +1,82 @@
+"""May this plan be sent? Pure; it speaks before the first request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError
+from airflow_provider_talon_cdp.sync.diff import PlanCounts
+
+OnEmpty = Literal["fail", "skip", "allow"]
+Verdict = Literal["send", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Limits of what one run may change.
+
+    Args:
+        on_empty: When the source has no valid member at all: ``fail``, ``skip`` (send nothing) or ``allow``.
+        max_removal_fraction: Of the known members of any one audience, 0 to 1.
+        max_removals: In all; None for any number.
+        max_additions: In all; None for any number.
+
+    Raises:
+        InvalidInputError: A limit that makes no sense.
+    """
+
+    on_empty: OnEmpty = "fail"
+    max_removal_fraction: float = 0.2
+    max_removals: int | None = None
+    max_additions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_empty not in get_args(OnEmpty):
+            raise InvalidInputError(f"on_empty must be 'fail', 'skip' or 'allow', but is {self.on_empty!r}.")
+        fraction = self.max_removal_fraction
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+            raise InvalidInputError(
+                f"max_removal_fraction must be a number from 0 to 1, but is {fraction!r}."
+            )
+        for name in ("max_removals", "max_additions"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise InvalidInputError(f"{name} must be an integer >= 0 or None, but is {value!r}.")
+
+    def check(self, counts: PlanCounts) -> Verdict:
+        """Say whether to send a plan.
+
+        Raises:
+            GuardError: It would change more than is allowed. The text has the numbers and the argument.
+        """
+        known = counts.known.total()
+        if not counts.wanted:
+            if self.on_empty == "fail":
+                raise GuardError(
+                    f"The source has no member ({counts.read:,} rows, {sum(counts.rejected.values()):,} of them rejected), "
+                    f"and the ledger has {known:,}. Nothing was sent. If that is right, pass on_empty='allow' to empty "
+                    "the audience, or on_empty='skip' to leave it alone."
+                )
+            if self.on_empty == "skip":
+                return "skip"
+        for audience, removals in sorted(counts.removals.items()):
+            members = counts.known[audience]
+            if removals > self.max_removal_fraction * members:
+                raise GuardError(
+                    f"Audience {audience!r} would lose {removals:,} of {members:,} members ({removals / members:.1%}), and "
+                    f"max_removal_fraction is {self.max_removal_fraction:.1%}. Nothing was sent. If that is right, pass "
+                    f"max_removal_fraction={_rounded_up(removals / members)}."
+                )
+        for name, change in (("max_removals", counts.removals), ("max_additions", counts.additions)):
+            limit = getattr(self, name)
+            if limit is not None and change.total() > limit:
+                raise GuardError(
+                    f"The plan has {change.total():,} {name.removeprefix('max_')}, and {name} is {limit:,}. Nothing was "
+                    f"sent. If that is right, pass {name}={change.total()}."
+                )
+        return "send"
+
+
+def _rounded_up(fraction: float) -> float:
+    return min(1.0, int(fraction * 100 + 1) / 100)

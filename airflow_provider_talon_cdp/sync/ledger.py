@@ -1,0 +1,105 @@
+"""What the engine asks of a ledger: the memory of what Talon.One acknowledged, since its API reads nothing back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from airflow_provider_talon_cdp.sync.changes import Change
+from airflow_provider_talon_cdp.sync.diff import Member
+
+Planner: TypeAlias = Callable[[Iterable[Member], Iterable[Member]], Iterable[Change]]
+"""Makes a plan of the known and the uncertain members."""
+
+
+@dataclass(frozen=True)
+class StagedPlan:
+    """A version of the ledger whose files are written and that is not in force yet.
+
+    Args:
+        version: Its number.
+        members: Which file holds the members that the plan starts from; None for no members.
+        parts: The files of the plan, in order.
+    """
+
+    version: int
+    members: Mapping[str, Any] | None
+    parts: tuple[Mapping[str, Any], ...]
+
+
+class Ledger(Protocol):
+    """One audience, or the audiences of one sync, on one deployment behind one API base."""
+
+    @property
+    def version(self) -> int:
+        """Number of the plan in force; 0 before the first one."""
+        ...
+
+    def locked(self, owner: str) -> AbstractContextManager[None]:
+        """Keep other runs out. The same owner takes over from itself, as a retry does from a killed try."""
+        ...
+
+    def load(self) -> None:
+        """Read the state without keeping others out; for looking on only."""
+        ...
+
+    def known(self) -> Iterator[Member]:
+        """Members that Talon.One acknowledged, sorted."""
+        ...
+
+    def uncertain(self) -> Iterator[Member]:
+        """Memberships that a request may have changed without an acknowledgement, sorted."""
+        ...
+
+    def unacknowledged(self) -> Iterator[Change]:
+        """Changes of the plan in force whose fate is not recorded, sorted."""
+        ...
+
+    def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
+        """Write the plan that a function makes, without putting it in force.
+
+        Args:
+            plan: Known and uncertain members to changes, all sorted and streamed.
+            forget: Audiences whose members Talon.One has lost.
+        """
+        ...
+
+    def discard(self, staged: StagedPlan) -> None:
+        """Forget a staged plan."""
+        ...
+
+    def enforce(self, staged: StagedPlan) -> None:
+        """Put a staged plan in force; from here on a crash resumes it."""
+        ...
+
+    def changes(self) -> Iterator[Change]:
+        """All changes of the plan in force, in the order in which batches are numbered."""
+        ...
+
+    def leaving(self, batch: int) -> None:
+        """Note, durably, that a batch may leave now, before it does."""
+        ...
+
+    def landed(self, batch: int, refused: Iterable[int]) -> None:
+        """Note that the fate of a batch is known.
+
+        Args:
+            batch: Number of the batch; each but the last holds 1000 changes.
+            refused: Positions in the batch of changes that Talon.One refused.
+        """
+        ...
+
+    def reject(self, record: dict[str, Any]) -> None:
+        """Put a record into the dead letters."""
+        ...
+
+    def flush(self) -> None:
+        """Make all notes durable."""
+        ...
+
+    @property
+    def dead_letters(self) -> str | None:
+        """Where the dead letters of this run are, or None when there are none."""
+        ...

@@ -1,0 +1,39 @@
+r"""Text fields as one line of a file that common tools can read: tab-separated, with four characters escaped.
+
+Backslash, tab, newline and carriage return become ``\\``, ``\t``, ``\n`` and ``\r``; all else stays as it is, in
+UTF-8.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SPECIAL = re.compile(r"[\\\t\n\r]")
+_ESCAPED = re.compile(r"\\(.)")
+_NAMES = {"\\": "\\", "\t": "t", "\n": "n", "\r": "r"}
+_CHARACTERS = {name: character for character, name in _NAMES.items()}
+
+
+def to_line(*fields: str) -> str:
+    """Join fields to a line, with its newline."""
+    return "\t".join([_escape(field) if _SPECIAL.search(field) else field for field in fields]) + "\n"
+
+
+def from_line(line: str) -> list[str]:
+    """Split a line, with or without its newline, into its fields.
+
+    Raises:
+        ValueError: It has an escape that ``to_line`` does not write.
+    """
+    fields = line.removesuffix("\n").split("\t")
+    return fields if "\\" not in line else [_ESCAPED.sub(_character, field) for field in fields]
+
+
+def _escape(field: str) -> str:
+    return _SPECIAL.sub(lambda found: "\\" + _NAMES[found[0]], field)
+
+
+def _character(found: re.Match[str]) -> str:
+    if found[1] not in _CHARACTERS:
+        raise ValueError(f"\\{found[1]} is no escape")
+    return _CHARACTERS[found[1]]

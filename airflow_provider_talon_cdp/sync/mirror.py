@@ -1,0 +1,290 @@
+"""Make audiences equal to a source: read, plan, guard, push, acknowledge, report."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Protocol, TypeAlias, TypeVar
+
+from airflow_provider_talon_cdp.exceptions import GuardError
+from airflow_provider_talon_cdp.ids import MAX_CHANGES
+from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.diff import (
+    Member,
+    OutOfOrderError,
+    PlanCounts,
+    diff,
+    externally_sorted,
+    members,
+)
+from airflow_provider_talon_cdp.sync.guard import Guard
+from airflow_provider_talon_cdp.sync.ledger import Ledger, Planner, StagedPlan
+from airflow_provider_talon_cdp.sync.push import Landing
+from airflow_provider_talon_cdp.sync.report import SyncReport
+from airflow_provider_talon_cdp.sync.run import MeteredSender, fail_if_rejected, send_all
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+Source: TypeAlias = Callable[[], Iterable[Change | Rejection]]
+"""Reads the wanted members from the start; called again when they turn out not to be sorted by bytes."""
+
+Planned: TypeAlias = tuple[PlanCounts, list[Rejection], StagedPlan]
+
+_SECONDS_BETWEEN_FLUSHES = 2.0
+
+
+class Cursor(Protocol):
+    """A number that outlives a try of the task."""
+
+    def get(self) -> int:
+        """Return it, or 0."""
+        ...
+
+    def set(self, version: int) -> None:
+        """Keep it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirror:
+    """One mirror run.
+
+    Args:
+        source: The wanted members.
+        ledger: What Talon.One acknowledged.
+        guard: Limits of what may change.
+        sender: Opened when the guard has passed.
+        managed: Audiences that may change; None for all of the ledger and the source.
+        prepare: Called with the audiences that will change, after the guard and before the changes are sent; returns
+            those that it had to create.
+        in_flight: Requests in flight at the most.
+        max_rejected: Rejected records that are put up with; None for any number.
+    """
+
+    source: Source
+    ledger: Ledger
+    guard: Guard
+    sender: Callable[[], AbstractAsyncContextManager[MeteredSender]]
+    managed: Collection[str] | None = None
+    prepare: Callable[[Iterable[str]], Collection[str]] = lambda _: ()
+    in_flight: int = 64
+    max_rejected: int | None = 0
+
+    def run(self, owner: str, cursor: Cursor | None = None) -> SyncReport:
+        """Plan, guard, push and record.
+
+        Args:
+            owner: Who runs this; a retry has the owner of the try before it.
+            cursor: Tells a retry which plan the try before it was sending, so that it need not plan again.
+
+        Raises:
+            GuardError: The plan is beyond the limits; nothing was sent or recorded.
+            LedgerError: The ledger is in use, damaged, or cannot be written; nothing was sent, or the push stopped.
+            RejectedRecordsError: Everything good was sent and recorded, but too much was rejected.
+            RequestError: The push stopped early; what was acknowledged is recorded.
+        """
+        began = time.monotonic()
+        with self.ledger.locked(owner):
+            resumed = bool(cursor and self.ledger.version and cursor.get() == self.ledger.version)
+            report = self._sync(self._resume if resumed else self._plan, cursor, guarded=not resumed)
+            report = replace(
+                report,
+                seconds=time.monotonic() - began,
+                dead_letters=self.ledger.dead_letters,
+                ledger_version=self.ledger.version,
+            )
+        log.info("Done: %s", report)
+        fail_if_rejected(report, self.max_rejected)
+        return report
+
+    def _sync(self, plan: Callable[..., Planned], cursor: Cursor | None, *, guarded: bool) -> SyncReport:
+        counts, letters, staged = plan()
+        try:
+            sends = not guarded or self.guard.check(counts) == "send"
+        except GuardError:
+            self.ledger.discard(staged)
+            raise
+        if not sends:
+            self.ledger.discard(staged)
+            log.warning("The source has no member and on_empty is 'skip': nothing was sent.")
+            return _report(counts)
+        if counts.changes:
+            lost = [each for each in self.prepare(counts.audiences) if counts.known[each]]
+            if lost:
+                # The ledger's members of an audience that had to be created are gone: they were deleted with it.
+                log.warning(
+                    "Talon.One had lost %d audience(s) that the ledger has members of; all are added again.",
+                    len(lost),
+                )
+                self.ledger.discard(staged)
+                counts, letters, staged = plan(forget=lost)
+                try:
+                    self.guard.check(counts)
+                except GuardError:
+                    self.ledger.discard(staged)
+                    raise
+        self._bury(letters)
+        if not counts.changes:
+            self.ledger.discard(staged)
+            self.ledger.flush()
+            return _report(counts)
+        self.ledger.enforce(staged)
+        if cursor:
+            cursor.set(self.ledger.version)
+        report = self._push(counts)
+        if cursor:
+            cursor.set(0)
+        return report
+
+    def dry_run(self, requests_per_second: float) -> SyncReport:
+        """Plan and guard, and send and record nothing.
+
+        Args:
+            requests_per_second: For the estimate of the time that the plan would take.
+        """
+        began = time.monotonic()
+        self.ledger.load()
+        counts, _, _ = self._plan_with(
+            lambda plan: sum(1 for _ in plan(self.ledger.known(), self.ledger.uncertain()))
+        )
+        try:
+            verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
+        except GuardError as error:
+            verdict = f"would be refused: {error}"
+        requests = math.ceil(counts.changes / MAX_CHANGES)
+        log.info("Dry run, nothing was sent or recorded. The plan %s.", verdict)
+        log.info(
+            "It takes %s requests: %.1f s at %g a second.",
+            f"{requests:,}",
+            requests / requests_per_second,
+            requests_per_second,
+        )
+        return replace(
+            _report(counts),
+            requests=requests,
+            seconds=time.monotonic() - began,
+            verdict=verdict,
+            ledger_version=self.ledger.version,
+        )
+
+    def _plan(self, forget: Collection[str] = ()) -> Planned:
+        return self._plan_with(lambda plan: self.ledger.stage(plan, forget=forget))
+
+    def _resume(self, forget: Collection[str] = ()) -> Planned:
+        """Plan what an earlier try of this task left open."""
+        if forget:
+            return self._plan(forget)
+        counts = PlanCounts()
+
+        def plan(_: Iterable[Member], __: Iterable[Member]) -> Iterable[Change]:
+            for change in self.ledger.unacknowledged():
+                (counts.additions if change.action == "add" else counts.removals)[
+                    str(change.audience_id)
+                ] += 1
+                counts.read += change.action == "add"
+                yield change
+
+        staged = self.ledger.stage(plan)
+        log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
+        return counts, [], staged
+
+    def _plan_with(self, consume: Callable[[Planner], T]) -> tuple[PlanCounts, list[Rejection], T]:
+        try:
+            planned = self._plan_once(consume, self.source)
+        except OutOfOrderError:
+            log.info(
+                "The source is not sorted by bytes: its rows are read again and sorted on this worker's disk."
+            )
+            planned = self._plan_once(consume, lambda: externally_sorted(self.source()))
+        counts = planned[0]
+        log.info(
+            "Plan: %s to add, %s to remove, %s unchanged; the ledger has %s members.",
+            f"{counts.additions.total():,}",
+            f"{counts.removals.total():,}",
+            f"{counts.unchanged:,}",
+            f"{counts.known.total():,}",
+        )
+        return planned
+
+    def _plan_once(
+        self, consume: Callable[[Planner], T], source: Source
+    ) -> tuple[PlanCounts, list[Rejection], T]:
+        counts = PlanCounts()
+        letters: list[Rejection] = []
+
+        def keep(rejection: Rejection) -> None:
+            if rejection.profile_id:
+                letters.append(rejection)
+
+        def plan(known: Iterable[Member], uncertain: Iterable[Member]) -> Iterable[Change]:
+            wanted = members(source(), counts, on_rejected=keep)
+            return diff(known, wanted, counts, uncertain=uncertain, managed=self.managed)
+
+        return counts, letters, consume(plan)
+
+    def _bury(self, letters: Iterable[Rejection]) -> None:
+        for reason, profile_id in letters:
+            self.ledger.reject({"time": _now(), "profile_id": profile_id, "reason": reason})
+
+    def _push(self, counts: PlanCounts) -> SyncReport:
+        flushed = time.monotonic()
+
+        def on_landed(landing: Landing) -> None:
+            nonlocal flushed
+            for _, change, error in landing.refusals:
+                self.ledger.reject(
+                    {
+                        "time": _now(),
+                        "profile_id": change.profile_id,
+                        "audience_id": change.audience_id,
+                        "action": change.action,
+                        "reason": str(error),
+                        "status": error.status,
+                        "request_uuid": error.request_uuid,
+                    }
+                )
+            self.ledger.landed(landing.number, [refusal.position for refusal in landing.refusals])
+            if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
+                self.ledger.flush()
+                flushed = time.monotonic()
+
+        try:
+            pushed = send_all(
+                self.ledger.changes(),
+                self.sender(),
+                in_flight=self.in_flight,
+                on_leaving=self.ledger.leaving,
+                on_landed=on_landed,
+                total=counts.changes,
+            )
+        finally:
+            self.ledger.flush()
+        return _report(counts, pushed)
+
+
+def _report(counts: PlanCounts, pushed: SyncReport | None = None) -> SyncReport:
+    """Join the counts of the plan with those of the push, or say that nothing of the plan was sent."""
+    return SyncReport(
+        read=counts.read,
+        removals=counts.removals.total(),
+        unchanged=counts.unchanged,
+        sent=pushed.sent if pushed else 0,
+        duplicate=counts.duplicate + (pushed.duplicate if pushed else 0),
+        rejected=counts.rejected + Counter(pushed.rejected if pushed else {}),
+        unsent=pushed.unsent if pushed else counts.changes,
+        requests=pushed.requests if pushed else 0,
+        retries=pushed.retries if pushed else 0,
+        throttled=pushed.throttled if pushed else 0,
+        seconds=0.0,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
