@@ -45,6 +45,24 @@ def get_provider_info() -> dict[str, Any]:
                 "python-module": f"{package}.transfers.sql_to_audience",
             }
         ],
+        "config": {
+            "talon_cdp": {
+                "description": "Options of the Talon.One CDP provider.",
+                "options": {
+                    "state_uri": {
+                        "description": (
+                            "Folder of the ledgers, in which mirrors remember what Talon.One acknowledged: a path or a "
+                            "URI of any object storage that Airflow knows. Default: talon_cdp in AIRFLOW_HOME, which only "
+                            "does where all tries of a task run on one machine."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "s3://aws_default@bucket/talon_cdp",
+                        "default": None,
+                    }
+                },
+            }
+        },
         "connection-types": [
             {
                 "connection-type": CONN_TYPE,

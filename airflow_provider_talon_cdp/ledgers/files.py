@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -174,8 +174,7 @@ class FilesLedger:
 
     def known(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
-        acknowledged = (change for change, fate in self._fates() if fate == "acknowledged")
-        return (member for member in fold(self._members(), acknowledged) if member[1] not in forget)
+        return (member for member in fold(self._members(), self._acknowledged()) if member[1] not in forget)
 
     def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Memberships that a request may have changed without an acknowledgement, sorted."""
@@ -185,9 +184,11 @@ class FilesLedger:
 
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
-        for change, fate in self._fates():
-            if fate in ("open", "uncertain"):
-                yield change._replace(uncertain=fate == "uncertain")
+        for number, batch in self._batches():
+            if number not in self._landed:
+                may_have_left = number < self._may_have_left
+                for change in batch:
+                    yield change._replace(uncertain=change.uncertain or may_have_left)
 
     def changes(self) -> Iterator[Change]:
         """All changes of the plan in force."""
@@ -272,7 +273,10 @@ class FilesLedger:
         letters, self._dead_letters = self._dead_letters, []
         if letters:
             self._dead_folder = self._dead_folder or self.folder / "dead-letters" / self._run_name()
-            write_bytes(self._dead_folder / f"{self._dead_files:05}.ndjson", "".join(letters).encode())
+            write_bytes(
+                self._dead_folder / f"{self._dead_files:05}.ndjson",
+                "".join(letters).encode(errors="backslashreplace"),
+            )
             self._dead_files += 1
         if landed or self._may_have_left:
             refused = {str(batch): offsets for batch, offsets in landed.items() if offsets}
@@ -310,14 +314,21 @@ class FilesLedger:
         """Folder of this run's dead letters, or None when there are none."""
         return str(self._dead_folder) if self._dead_folder else None
 
-    def _fates(self) -> Iterator[tuple[Change, str]]:
-        for position, change in enumerate(self.changes()):
-            batch, offset = divmod(position, MAX_CHANGES)
-            refused = self._landed.get(batch)
+    def _batches(self) -> Iterator[tuple[int, list[Change]]]:
+        changes = self.changes()
+        for number in count():
+            batch = list(islice(changes, MAX_CHANGES))
+            if not batch:
+                return
+            yield number, batch
+
+    def _acknowledged(self) -> Iterator[Change]:
+        for number, batch in self._batches():
+            refused = self._landed.get(number)
             if refused is not None:
-                yield change, "refused" if offset in refused else "acknowledged"
-            else:
-                yield change, "uncertain" if batch < self._may_have_left or change.uncertain else "open"
+                yield from (
+                    [change for at, change in enumerate(batch) if at not in refused] if refused else batch
+                )
 
     def _members(self) -> Iterator[Member]:
         if self._manifest["members"]:

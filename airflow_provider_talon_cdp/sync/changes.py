@@ -9,7 +9,13 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import MAX_CHANGES, AudienceIdType, check_audience_id, fault_of_text
+from airflow_provider_talon_cdp.ids import (
+    MAX_CHANGES,
+    MAX_LENGTH,
+    AudienceIdType,
+    check_audience_id,
+    fault_of_text,
+)
 
 Action = Literal["add", "remove"]
 
@@ -95,11 +101,12 @@ def read_change(
     Raises:
         InvalidInputError: A type that no record of this source should have, so the query is wrong.
     """
-    if type(profile_id) is not str:
+    # Nearly every ID is plain text; the long way is for the others.
+    if not (type(profile_id) is str and profile_id.isascii() and 0 < len(profile_id) <= MAX_LENGTH):
         profile_id = _id_text(profile_id)
-    fault = fault_of_text(profile_id)
-    if fault:
-        return Rejection(f"profile ID {fault}", profile_id or None)
+        fault = fault_of_text(profile_id)
+        if fault:
+            return Rejection(f"profile ID {fault}", profile_id or None)
     if audience_id is None or audience_id == "":
         return Rejection(f"audience ID {'null' if audience_id is None else 'empty'}", profile_id)
     return Change(profile_id, check_audience_id("audience ID", audience_id, id_type), action)

@@ -85,7 +85,7 @@ def members(
             counts.rejected[record.reason] += 1
             on_rejected(record)
             continue
-        member = (record.profile_id, str(record.audience_id))
+        member: Member = record[:2]  # type: ignore[assignment]  # a mirror's audience IDs are external: strings
         if member > last:
             last = member
             yield member
@@ -139,13 +139,16 @@ def diff(
             doubt = next(doubts, None) if doubt == gone else doubt
         if new is None:
             return
+        if old == new and doubt != new:
+            # By far the most frequent case.
+            counts.known[new[1]] += 1
+            counts.unchanged += 1
+            old = next(old_members, None)
+            continue
         is_old, is_doubtful = old == new, doubt == new
         counts.known[new[1]] += is_old or is_doubtful
-        if is_old and not is_doubtful:
-            counts.unchanged += 1
-        else:
-            counts.additions[new[1]] += 1
-            yield Change(*new, "add", is_doubtful)
+        counts.additions[new[1]] += 1
+        yield Change(*new, "add", is_doubtful)
         old = next(old_members, None) if is_old else old
         doubt = next(doubts, None) if is_doubtful else doubt
 

@@ -57,14 +57,12 @@ def stream_rows(
     by_bytes = _BY_BYTES.get(hook.conn_type) if order_by else None
     with closing(hook.get_conn()) as connection:
         if by_bytes:
-            names = _names(
-                connection, f"SELECT * FROM (\n{statement}\n) AS talon_cdp_source WHERE 1 = 0", parameters
-            )
+            # The statement is the DAG author's own, and the column names come from its result.
+            source = f"FROM (\n{statement}\n) AS talon_cdp_source"
+            names = _names(connection, f"SELECT * {source} WHERE 1 = 0", parameters)
             quoted = ['"' + names[_position(column, names)].replace('"', '""') + '"' for column in columns]
             keys = ", ".join(by_bytes.format(name) for name in quoted[:order_by])
-            statement = (
-                f"SELECT {', '.join(quoted)} FROM (\n{statement}\n) AS talon_cdp_source ORDER BY {keys}"
-            )
+            statement = f"SELECT {', '.join(quoted)} {source} ORDER BY {keys}"
         yield from _fetch(connection, statement, columns, parameters)
 
 
@@ -80,9 +78,9 @@ def _fetch(
         keys: list[Any] = [names[each] for each in found] if rows and isinstance(rows[0], Mapping) else found
         # itemgetter of one key gives the bare value, so one key stands twice.
         pick = itemgetter(*keys) if len(keys) > 1 else itemgetter(*keys * 2)
+        as_they_are = keys == list(range(len(names)))
         while rows:
-            for row in rows:
-                yield pick(row)[: len(keys)]
+            yield from rows if as_they_are else [pick(row)[: len(keys)] for row in rows]
             rows = cursor.fetchmany(_FETCH)
 
 
