@@ -75,7 +75,7 @@ class Emulator:
             Settings(
                 api_key=api_key,
                 deployment_host=deployment_host,
-                attributes=declare(attributes or {}),
+                attributes=declare({} if attributes is None else attributes),
                 multi_profile_path=multi_profile_path,
                 requests_per_second=requests_per_second,
                 burst=burst,
