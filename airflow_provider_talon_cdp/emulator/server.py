@@ -113,7 +113,7 @@ class Emulator:
         """Stop it: answer what is in flight at once, close every connection, write the state file.
 
         Raises:
-            OSError: the state file cannot be written.
+            StateFileError: the state file cannot be written.
         """
         if self._server is None:
             return

@@ -83,6 +83,14 @@ def test_what_is_not_there_is_an_error(emulator, method, path, status):
     assert requests.request(method, emulator.url + path, timeout=5).status_code == status
 
 
+def test_a_web_page_changes_nothing_here(emulator, call):
+    call.create("vip")
+    foreign = {"Origin": "https://example.com"}
+    assert requests.post(f"{emulator.url}/emulator/reset", headers=foreign, timeout=5).status_code == 403
+    assert requests.get(f"{emulator.url}/emulator/state", headers=foreign, timeout=5).status_code == 200
+    assert list(emulator.audiences()) == ["vip"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -1,5 +1,6 @@
 """Faults as a client meets them on the wire."""
 
+import asyncio
 import socket
 import time
 
@@ -7,6 +8,8 @@ import pytest
 import requests
 
 from airflow_provider_talon_cdp.emulator import Emulator
+from airflow_provider_talon_cdp.emulator.app import App
+from airflow_provider_talon_cdp.emulator.service import Service, Settings
 
 INTEGRATION_STATE = {"effects": [], "createdCoupons": [], "createdReferrals": []}
 
@@ -107,6 +110,34 @@ def test_a_call_that_is_refused_anyway_uses_up_no_fault(emulator, call):
     call.send("GET", "/emulator/state")
     call.send("POST", "/cdp/audiences", b"{")
     assert call.profile("anna").status_code == 500
+
+
+def scope(**fields):
+    return {"type": "http", "method": "GET", "query_string": b"", "headers": [], "path": "/", **fields}
+
+
+def run(application_scope):
+    """What the application sends, without a server around it."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(App(Service(Settings()), "http://x")(application_scope, receive, send))
+    return sent[0]["status"]
+
+
+def test_a_server_that_keeps_the_raw_path_to_itself_will_do():
+    assert run(scope(path="/emulator/profiles/ü")) == 404
+    assert run(scope(path="/emulator/state")) == 200
+
+
+def test_it_speaks_http_only():
+    with pytest.raises(RuntimeError, match="lifespan"):
+        run({"type": "lifespan"})
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_request(emulator, caplog):

@@ -21,6 +21,10 @@ def test_a_number_is_written_as_it_came(text):
     assert dumps(loads(text.encode())) == text
 
 
+def test_a_plain_decimal_is_written_too():
+    assert dumps({"a": [Decimal("1.50")]}) == '{"a": [1.50]}'
+
+
 def test_numbers_compare_by_value():
     assert loads(b'{"a": 19.990, "b": 3}') == {"a": Decimal("19.99"), "b": 3}
 

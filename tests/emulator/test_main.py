@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,24 @@ def fails(capsys, monkeypatch):
     return run
 
 
+def test_it_runs_in_the_main_thread_until_its_handler_is_called(capsys, monkeypatch):
+    handlers = {}
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(main(["--port", "0"])))
+    thread.start()
+    out = ""
+    for _ in range(500):
+        out += capsys.readouterr().out
+        if "Ctrl-C" in out:
+            break
+        time.sleep(0.01)
+    assert requests.get(url_of(out), timeout=5).status_code == 200
+    handlers[signal.SIGINT]()
+    thread.join(10)
+    assert results == [0]
+
+
 def test_a_port_in_use_is_a_sentence(fails, emulator):
     port = emulator.url.split(":")[2]
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in fails("--port", port)
@@ -142,11 +162,18 @@ def test_an_attributes_file_that_will_not_do_is_a_sentence(fails, tmp_path, text
 
 
 def test_a_state_file_that_cannot_be_written_is_an_error_at_the_end(start, tmp_path, caller, emulator):
-    process, line = start("--state-file", str(tmp_path / "away" / "state.json"))
+    home = tmp_path / "home"
+    home.mkdir()
+    process, line = start("--state-file", str(home / "state.json"))
     call = caller(emulator)
     call.url = url_of(line)
+    shutil.rmtree(home)
     call.create("vip")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=10)
     assert process.returncode == 1
+    assert (
+        err.splitlines()[-1]
+        == f"talon emulator: cannot write the state file {home}/state.json: No such file or directory"
+    )
     assert "Traceback" not in err

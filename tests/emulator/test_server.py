@@ -1,5 +1,6 @@
 """The emulator as an object: starts, stops, reads back, and leaves nothing behind."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -7,6 +8,7 @@ import time
 
 import pytest
 import requests
+import uvicorn
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.emulator.serving import ServerThread, is_loopback
@@ -204,16 +206,18 @@ def test_idle_connections_are_closed_at_the_end():
 
 def test_a_server_that_cannot_start_says_so(monkeypatch):
     monkeypatch.setattr("airflow_provider_talon_cdp.emulator.serving._PATIENCE", 0.0)
-    monkeypatch.setattr("uvicorn.Server.startup", idle)
+    startup = uvicorn.Server.startup
+
+    async def late(self, sockets=None):
+        await asyncio.sleep(0.2)
+        await startup(self, sockets=sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "startup", late)
     server = ServerThread("127.0.0.1", 0)
     with pytest.raises(RuntimeError, match="did not start"):
         server.start(never)
     server._thread.join(5)
     assert not server._thread.is_alive()
-
-
-async def idle(*_, **__):
-    """Start nothing."""
 
 
 async def never(scope, receive, send):
@@ -228,5 +232,5 @@ def test_two_hundred_thousand_members_take_seconds(caller):
         for block in range(200):
             assert call.external(*((f"{block}-{n}", ["vip"]) for n in range(1000))).status_code == 204
         assert talon.audiences()["vip"]["members"] == 200_000
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 60
         assert (len(talon.requests()), talon.state()["requests"]["total"]) == (201, 201)

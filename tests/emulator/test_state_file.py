@@ -56,6 +56,7 @@ def test_no_file_is_an_empty_start(tmp_path):
         '{"format": 1, "next_audience_id": 1, "audiences": [], "profiles": {"a": 1}}',
         '{"format": 1, "next_audience_id": 1, "audiences": [], "profiles": {',
         '{"format": 1, "next_audience_id": 2, "audiences": [{"id": 1}], "profiles": {}}',
+        '{"format": 1, "next_audience_id": 2, "audiences": [{"id": 1, "external_id": 1, "members": []}], "profiles": {}}',
     ],
 )
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path, text):
@@ -114,17 +115,24 @@ def test_an_unchanged_state_is_not_written_again(tmp_path):
     assert not path.exists()
 
 
-def test_a_file_that_cannot_be_written_is_reported_and_the_old_one_stays(tmp_path, caplog, monkeypatch):
+def test_a_file_that_cannot_be_written_is_reported_soon_and_at_the_end(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("airflow_provider_talon_cdp.emulator.state_file._INTERVAL", 0.01)
-    path = tmp_path / "away" / "state.json"
+    path = tmp_path / "state.json"
+    path.mkdir()
     file = StateFile(path, filled())
     file.start()
     deadline = time.monotonic() + 10
     while not caplog.records and time.monotonic() < deadline:
         time.sleep(0.01)
-    with pytest.raises(OSError):
+    with pytest.raises(StateFileError, match="cannot write"):
         file.stop()
-    assert "cannot be written" in caplog.text
+    assert "cannot write the state file" in caplog.text
+    assert [each.name for each in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_directory_that_does_not_exist_is_an_error_at_the_start(tmp_path):
+    with pytest.raises(StateFileError, match="no directory"):
+        StateFile(tmp_path / "away" / "state.json", Store()).load()
 
 
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
@@ -137,7 +145,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StateFileError, match="No space"):
         StateFile(path, store).save()
     assert path.read_text() == before
     assert [each.name for each in tmp_path.iterdir()] == ["state.json"]
