@@ -42,6 +42,9 @@ def say(text: str = "", end: str = "\n") -> None:
 
 def run_main(main: Any) -> int:
     """Run a script; its troubles become one message and an exit status."""
+    # However it is ended, it ends what it started.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         main()
     except DemoError as error:
@@ -51,6 +54,10 @@ def run_main(main: Any) -> int:
         say("\nStopped.")
         return 130
     return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def shown(path: Path) -> str:
@@ -99,11 +106,14 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
 
 def connections(home: Path, talon: Talon) -> dict[str, dict[str, Any]]:
     """The Airflow connections of the example DAGs."""
+    url = urlsplit(talon.url)
     return {
         "talon_cdp_default": {
             "conn_type": "talon_cdp",
             "description": "The local Talon.One of the demo",
-            "host": talon.url,
+            # Apart, because the Test button of Airflow 3.3.1 and 3.3.2 fails without a port (apache/airflow#73298).
+            "host": f"{url.scheme}://{url.hostname}",
+            "port": url.port,
             "password": talon.api_key,
             "extra": {"deployment_host": DEPLOYMENT_HOST, "platform_name": "Demo"},
         },

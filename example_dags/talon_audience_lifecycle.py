@@ -60,7 +60,7 @@ Connection: `talon_cdp_default`.
     rename = UpdateAudienceOperator(
         task_id="rename",
         audience_id=AUDIENCE,
-        audience_name="Newsletter {{ ts }} (example)",
+        audience_name="Newsletter subscribers (example)",
     )
 
     delete = DeleteAudienceOperator(
