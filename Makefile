@@ -5,7 +5,6 @@ RELEASES = 2.11.2 3.1.8 3.3.2
 MINORS = $(basename $(RELEASES))
 # The one in .venv, for everything but the matrix.
 MAIN = 3.3
-UV_VERSION = 0.13.9
 
 # Tried by running them: a name on the PATH may be a pyenv shim without a Python behind it.
 SUITABLE = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
@@ -16,7 +15,7 @@ MATRIX_PYTHON ?= $(shell for each in python3.11 .venv/bin/python; do \
 	$$each -c '$(SUITABLE)' 2>/dev/null && echo $$each && break; done)
 
 BIN = .venv/bin
-SET_UP_WITH = pyproject.toml Makefile airflow_provider_talon_cdp/__init__.py
+SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
 .PHONY: help test lint test-matrix $(MATRIX) demo ui pins dist clean
@@ -66,14 +65,13 @@ pins: .venv/.ready
 clean:
 	rm -rf .venv .venv-* build dist .demo .coverage* .hypothesis .schemathesis .mypy_cache .pytest_cache .ruff_cache
 
-# $(call set-up,interpreter): a new environment from the pins, quiet unless it fails.
+# $(call set-up,interpreter): an environment of the pins and no more, quiet unless it fails.
 define set-up
 @test -n "$(1)" || { echo "Needs Python 3.11 to 3.14 with its venv module (Debian: apt install python3-venv)." \
 	"Name one with make PYTHON=..."; exit 1; }
 @echo "Setting up $(@D) with $$($(1) --version) from $<"
 @mkdir -p build
-@{ $(1) -m venv --clear $(@D) && \
-	$(@D)/bin/pip install uv==$(UV_VERSION) && \
+@{ { $(@D)/bin/python -m uv --version || { $(1) -m venv --clear $(@D) && $(@D)/bin/pip install --constraint $< uv; }; } && \
 	$(@D)/bin/uv pip sync --python $(@D)/bin/python $< && \
 	$(@D)/bin/uv pip install --python $(@D)/bin/python --no-deps --no-build-isolation --editable . ; \
 } >build/set-up$(@D).log 2>&1 </dev/null || { cat build/set-up$(@D).log; exit 1; }

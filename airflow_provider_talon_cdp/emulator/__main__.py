@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,15 +49,16 @@ def _run(options: argparse.Namespace) -> int:
     from airflow_provider_talon_cdp.emulator.state_file import StateFileError  # noqa: PLC0415 - as in _emulator
 
     try:
-        with emulator:
+        with ExitStack() as running:
+            try:
+                running.enter_context(emulator)
+            except (OSError, OverflowError) as error:
+                text = error.strerror if isinstance(error, OSError) else str(error)
+                raise _Mistake(f"cannot listen on {options.host}:{options.port}: {text}") from error
             print(_greeting(emulator, options.api_key), flush=True)
             stop.wait()
-    except (OSError, OverflowError, StateFileError) as error:
-        text = error.strerror if isinstance(error, OSError) else str(error)
-        where = (
-            "" if isinstance(error, StateFileError) else f"cannot listen on {options.host}:{options.port}: "
-        )
-        raise _Mistake(f"{where}{text}") from error
+    except StateFileError as error:
+        raise _Mistake(str(error)) from error
     return 0
 
 

@@ -1,6 +1,17 @@
 """Reading back and switching faults over HTTP, for other processes: everything under ``/emulator/``.
 
 None of it needs a key: the server is for this machine alone, unless it was told otherwise.
+
+| call | answer |
+| --- | --- |
+| ``GET /emulator/state`` | audiences with their sizes, counters, waiting faults |
+| ``GET /emulator/audiences/{external ID}/members?after=&limit=`` | profile IDs in order; all without ``limit`` |
+| ``GET /emulator/profiles/{profile ID}`` | attributes and audiences |
+| ``GET /emulator/requests`` | the last thousand requests, and counters over all |
+| ``GET /emulator/faults`` | what is still to come |
+| ``POST /emulator/faults`` | adds a fault (the parameters of ``Fault``) or sets ``{"reject_profiles": [...]}`` |
+| ``DELETE /emulator/faults`` | forgets them |
+| ``POST /emulator/reset`` | forgets everything |
 """
 
 from __future__ import annotations

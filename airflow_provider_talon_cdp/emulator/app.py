@@ -70,6 +70,9 @@ class App:
                 parts = routes.segments(raw_path)
             except RefusedError as refusal:
                 return error_answer(refusal, "")
+            if request.method not in ("GET", "HEAD") and "origin" in request.headers:
+                # Only a browser sends it, and no page of ours does: some other site wants to change things here.
+                return json_answer(403, {"error": "not from a web page"})
             return admin.handle(self._service, request.method, parts, request.query_params, body)
         if request.method not in ("GET", "HEAD"):
             return None

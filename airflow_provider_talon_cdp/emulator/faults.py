@@ -82,7 +82,7 @@ class Fault:
             raise ValueError("html must be text")
         if self.retry_after is not None and not _header_value(self.retry_after):
             raise ValueError("retry_after must be whole seconds or an HTTP date")
-        if self.seconds is not None and not (_number(self.seconds) and 0 <= self.seconds < math.inf):
+        if self.seconds is not None and not (_number(self.seconds) and 0 <= float(self.seconds) < math.inf):
             raise ValueError("seconds must be a number that is not negative")
 
     def applies_to(self, operation: str, ids: Iterable[str]) -> bool:

@@ -75,7 +75,7 @@ class Emulator:
             Settings(
                 api_key=api_key,
                 deployment_host=deployment_host,
-                attributes=declare(attributes or {}),
+                attributes=declare({} if attributes is None else attributes),
                 multi_profile_path=multi_profile_path,
                 requests_per_second=requests_per_second,
                 burst=burst,
@@ -113,7 +113,7 @@ class Emulator:
         """Stop it: answer what is in flight at once, close every connection, write the state file.
 
         Raises:
-            OSError: the state file cannot be written.
+            StateFileError: the state file cannot be written.
         """
         if self._server is None:
             return

@@ -76,8 +76,18 @@ class ServerThread:
         """
         self._server.should_exit = True
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(before)
+            self._loop.call_soon_threadsafe(self._hurry, before)
         self._thread.join(_PATIENCE)
+
+    def _hurry(self, before: Callable[[], object]) -> None:
+        before()
+        for connection in self._open():
+            # A client that is not done with its request: nobody knows whether it ever will be.
+            if connection.cycle is not None and connection.cycle.more_body:
+                connection.transport.abort()
+
+    def _open(self) -> list[_Protocol]:
+        return [each for each in self._server.server_state.connections if isinstance(each, _Protocol)]
 
     def _run(self) -> None:
         with self._listener:
@@ -89,10 +99,9 @@ class ServerThread:
 
     async def _serve(self) -> None:
         await self._server.serve(sockets=[self._listener])
-        # A client that never finished its request keeps its connection; nobody else would close it.
-        for connection in list(self._server.server_state.connections):
-            if isinstance(connection, _Protocol):
-                connection.transport.abort()
+        # Whatever is still open after the server's patience; nobody else would close it.
+        for connection in self._open():
+            connection.transport.abort()
         await asyncio.sleep(0)
 
 

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class StateFileError(Exception):
-    """The file is there, but it is no state of an emulator. It is never taken for an empty one."""
+    """The file cannot be read or written, or is no state of an emulator. It is never taken for an empty one."""
 
 
 class StateFile:
@@ -44,6 +44,8 @@ class StateFile:
         Raises:
             StateFileError: it cannot be read or is damaged.
         """
+        if not self._path.parent.is_dir():
+            raise StateFileError(f"there is no directory for the state file {self._path}")
         try:
             text = self._path.read_bytes()
         except FileNotFoundError:
@@ -68,7 +70,7 @@ class StateFile:
         """Write what is not yet written, and stop.
 
         Raises:
-            OSError: it cannot be written.
+            StateFileError: it cannot be written.
         """
         self._stopping.set()
         if self._thread is not None:
@@ -80,12 +82,18 @@ class StateFile:
         """Write the file if the store has changed.
 
         Raises:
-            OSError: it cannot be written.
+            StateFileError: it cannot be written.
         """
         version = self._store.version
         if version == self._written:
             return
-        snapshot = self._store.snapshot()
+        try:
+            self._write(self._store.snapshot())
+        except OSError as error:
+            raise StateFileError(f"cannot write the state file {self._path}: {error.strerror}") from error
+        self._written = version
+
+    def _write(self, snapshot: Snapshot) -> None:
         descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -96,7 +104,6 @@ class StateFile:
         except BaseException:
             Path(name).unlink()
             raise
-        self._written = version
 
     def _run(self) -> None:
         pause = _INTERVAL
@@ -104,8 +111,9 @@ class StateFile:
             before = time.monotonic()
             try:
                 self.save()
-            except OSError as error:
-                _log.error("The emulator's state file %s cannot be written: %s", self._path, error.strerror)
+            except StateFileError as error:
+                # The emulator goes on; the same error ends it when it still holds at the end.
+                _log.error("%s", error)
             pause = max(_INTERVAL, 10 * (time.monotonic() - before))
 
 

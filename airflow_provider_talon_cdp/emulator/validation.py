@@ -10,7 +10,7 @@ import hmac
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from airflow_provider_talon_cdp.emulator import routes
 from airflow_provider_talon_cdp.emulator.answers import RefusedError
@@ -199,16 +199,16 @@ def _change(profile_id: str, data: Mapping[str, Json], kind: type[AudienceId]) -
 def _ids(data: Mapping[str, Json], name: str, kind: type[AudienceId]) -> tuple[AudienceId, ...]:
     if name not in data:
         return ()
-    ids: list[AudienceId] = []
-    label = f"Every ID in {name}"
-    for value in _array(data, name):
-        # bool is an int in Python, but true is not an ID.
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise RefusedError(400, f"{label} must be {'an integer' if kind is int else 'a string'}")
-        if isinstance(value, str):
-            _text(value, label)
-        ids.append(value)
-    return tuple(ids)
+    values = _array(data, name)
+    for value in values:
+        # The exact type: bool is an int in Python, but true is no ID.
+        if type(value) is not kind:
+            raise RefusedError(
+                400, f"Every ID in {name} must be {'an integer' if kind is int else 'a string'}"
+            )
+        if isinstance(value, str) and not 1 <= len(value) <= MAX_TEXT:
+            _text(value, f"Every ID in {name}")
+    return tuple(cast("list[AudienceId]", values))
 
 
 def _limited(changes: tuple[Change[AudienceId], ...]) -> tuple[Change[AudienceId], ...]:

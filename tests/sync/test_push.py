@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -20,49 +18,7 @@ from airflow_provider_talon_cdp.exceptions import (
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.push import push
 from airflow_provider_talon_cdp.sync.report import Tally
-
-
-class FakeTalon:
-    """Applies batches after some turns of the event loop; refuses those with a bad profile whole.
-
-    Args:
-        bad: Profile IDs that are refused.
-        errors: What the n-th request raises, after or before its effect.
-        seed: Of the delays.
-    """
-
-    def __init__(self, bad=(), errors=None, seed=0):
-        self.members = set()
-        self.bad = set(bad)
-        self.errors = errors or {}
-        self.requests = 0
-        self.in_flight = Counter()
-        self.most_in_flight = 0
-        self.sizes = []
-        self.delays = random.Random(seed)
-
-    async def __call__(self, entries):
-        number = self.requests
-        self.requests += 1
-        profiles = [entry.profile_id for entry in entries]
-        self.in_flight.update(profiles)
-        assert max(self.in_flight.values()) == 1, "a profile is in two requests in flight"
-        self.sizes.append(sum(len(entry.adds) + len(entry.removes) for entry in entries))
-        self.concurrent = getattr(self, "concurrent", 0) + 1
-        self.most_in_flight = max(self.most_in_flight, self.concurrent)
-        try:
-            for _ in range(self.delays.randrange(5)):
-                await asyncio.sleep(0)
-            if number in self.errors:
-                raise self.errors[number]
-            if not self.bad.isdisjoint(profiles):
-                raise RejectedError("bad", method="PUT", path="/", status=400)
-            for entry in entries:
-                self.members |= {(entry.profile_id, each) for each in entry.adds}
-                self.members -= {(entry.profile_id, each) for each in entry.removes}
-        finally:
-            self.in_flight.subtract(profiles)
-            self.concurrent -= 1
+from tests.sync.fakes import FakeTalon, adds, error
 
 
 def run(records, talon, **options):
@@ -72,14 +28,6 @@ def run(records, talon, **options):
     finally:
         assert tally.read == tally.sent + tally.duplicate + tally.rejected.total() + tally.unsent
     return tally
-
-
-def adds(*profiles, audience="vip"):
-    return [Change(each, audience, "add") for each in profiles]
-
-
-def error(kind, status=None):
-    return kind("no", method="PUT", path="/", status=status)
 
 
 def test_everything_arrives_in_batches_of_1000():

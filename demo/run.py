@@ -1,0 +1,158 @@
+"""``make demo``: customer segments of two months, from a warehouse to a local Talon.One, through a real Airflow."""
+
+# ruff: noqa: INP001 - scripts, not a package
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import shlex
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from local import (
+    AIRFLOW_VERSION,
+    ROOT,
+    DemoError,
+    Talon,
+    connections,
+    environment,
+    local_talon,
+    prepare_home,
+    run,
+    run_main,
+    say,
+    shown,
+)
+
+DAG = "talon_warehouse_to_audiences"
+MONTHS = ("1998-05", "1998-06")
+PURCHASES = ROOT / "example_dags" / "data" / "cdnow_purchases.csv"
+
+
+def main() -> None:
+    """Run the demo.
+
+    Raises:
+        DemoError: A step failed, or Talon.One does not hold what the warehouse does.
+    """
+    began = time.monotonic()
+    home = prepare_home(_options().home.resolve(), fresh=True)
+    say(
+        f"Airflow {AIRFLOW_VERSION}, Python {platform.python_version()}. Databases and logs: {shown(home)}/\n"
+    )
+    with contextlib.ExitStack() as stack:
+        with _step("Start a local Talon.One"):
+            talon = stack.enter_context(local_talon(home))
+        env = environment(
+            home,
+            **{
+                f"AIRFLOW_CONN_{name.upper()}": json.dumps(fields)
+                for name, fields in connections(home, talon).items()
+            },
+        )
+        with _step("airflow db migrate"):
+            run(["airflow", "db", "migrate"], env, home / "migrate.log")
+        for month in MONTHS:
+            _run_month(month, home, talon, env)
+    _refuse_leaks(talon.api_key, home)
+    say(f"Talon.One holds what the warehouse does, and the API key is in no file. {_seconds(began)}\n")
+    _next_steps(home)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--home", type=Path, default=ROOT / ".demo" / "run", help="folder to work in; made anew (%(default)s)"
+    )
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def _step(name: str) -> Iterator[None]:
+    began = time.monotonic()
+    say(f"{name} ...", end="")
+    try:
+        yield
+    except BaseException:
+        say(" failed")
+        raise
+    say(f" {_seconds(began)}")
+
+
+def _seconds(began: float) -> str:
+    return f"{time.monotonic() - began:.1f} s"
+
+
+def _run_month(month: str, home: Path, talon: Talon, env: dict[str, str]) -> None:
+    members_before, counted_before = talon.members(), talon.state()["requests"]
+    arguments = ["airflow", "dags", "test", DAG, "--conf", json.dumps({"month": month})]
+    with _step(f"airflow dags test {DAG}, month {month}"):
+        run(arguments, env, home / f"{month}.log")
+    wanted = _segments(home / "warehouse.db", month)
+    members, counted = talon.members(), talon.state()["requests"]
+    say(f"\n  {month:<18}{'warehouse':>10}{'Talon.One':>11}{'added':>7}{'removed':>9}")
+    for audience in sorted(wanted | members):
+        now, before = members.get(audience, set()), members_before.get(audience, set())
+        numbers = len(wanted.get(audience, ())), len(now), len(now - before), len(before - now)
+        say("  {:<18}{:>10,}{:>11,}{:>7,}{:>9,}".format(audience, *numbers))
+    sent = {
+        operation: count - counted_before["by_operation"].get(operation, 0)
+        for operation, count in counted["by_operation"].items()
+    }
+    kinds = ", ".join(f"{count} {operation}" for operation, count in sent.items() if count)
+    say(f"  {counted['total'] - counted_before['total']} requests: {kinds}\n")
+    for audience in sorted(wanted | members):
+        missing = wanted.get(audience, set()) - members.get(audience, set())
+        extra = members.get(audience, set()) - wanted.get(audience, set())
+        if missing or extra:
+            raise DemoError(
+                f"{audience} differs: {len(missing)} only in the warehouse, {len(extra)} only in Talon.One."
+            )
+
+
+def _segments(warehouse: Path, month: str) -> dict[str, set[str]]:
+    segments: dict[str, set[str]] = {}
+    with contextlib.closing(sqlite3.connect(warehouse)) as database:
+        (loaded,) = database.execute("SELECT COUNT(*) FROM cdnow_purchases").fetchone()
+        rows = "SELECT audience_id, customer_id FROM cdnow_segments WHERE month = ?"
+        for audience, customer in database.execute(rows, (f"{month}-01",)):
+            segments.setdefault(audience, set()).add(customer)
+    # Two empty sides would be equal too.
+    expected = len(PURCHASES.read_text().splitlines()) - 1
+    if loaded != expected or not segments:
+        raise DemoError(
+            f"The warehouse has {loaded:,} of {expected:,} purchases and {len(segments)} segments."
+        )
+    return segments
+
+
+def _refuse_leaks(api_key: str, home: Path) -> None:
+    files = [path for path in home.rglob("*") if path.is_file()]
+    leaks = [shown(path) for path in files if api_key.encode() in path.read_bytes()]
+    if leaks:
+        raise DemoError(f"The API key of the connection is in {', '.join(leaks)}.")
+
+
+def _next_steps(home: Path) -> None:
+    state = shown(home / "talon.json")
+    command = [
+        shown(Path(sys.executable)),
+        "-m",
+        "airflow_provider_talon_cdp.emulator",
+        "--state-file",
+        state,
+    ]
+    say("See the audiences and their members on a page:")
+    say(f"  {shlex.join(command)}   then http://127.0.0.1:8765")
+    say("See the DAGs and the connections in Airflow, with a Talon.One of its own beside it:")
+    say("  make ui")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

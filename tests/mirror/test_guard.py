@@ -1,0 +1,181 @@
+"""What a mirror refuses to send, and what lets it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError
+from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+
+TEN = [f"customer-{each}" for each in range(10)]
+
+
+@pytest.fixture
+def full(sqlite, vip, mirror):
+    """A warehouse of ten customers that were mirrored."""
+    sqlite.fill(TEN)
+    mirror()
+    return sqlite
+
+
+def test_an_emptied_table_is_refused_with_the_numbers_and_the_argument(full, mirror, agrees, calls):
+    full.fill([])
+    before = calls()
+    with pytest.raises(GuardError, match=r"0 rows.*ledger has 10.*on_empty='allow'"):
+        mirror()
+    assert calls() == before
+    agrees(TEN)
+
+
+def test_an_empty_source_of_a_new_audience_is_refused_too(sqlite, vip, mirror, calls):
+    sqlite.fill([])
+    with pytest.raises(GuardError, match="ledger has 0"):
+        mirror()
+    assert calls() == 0
+
+
+def test_rows_without_a_single_valid_member_count_as_empty(full, mirror, agrees):
+    full.fill([None, "", "x" * 1001])
+    with pytest.raises(GuardError, match="3 rows, 3 of them rejected"):
+        mirror(max_rejected=None)
+    agrees(TEN)
+
+
+def test_an_empty_source_can_be_skipped(full, mirror, agrees, caplog):
+    caplog.set_level(logging.INFO)
+    full.fill([])
+    summary = mirror(on_empty="skip")
+    assert (summary["sent"], summary["removals"], summary["requests"]) == (0, 10, 0)
+    assert "on_empty is 'skip'" in caplog.text
+    agrees(TEN)
+
+
+def test_an_empty_source_can_empty_the_audience(full, mirror, agrees):
+    full.fill([])
+    with pytest.raises(GuardError, match=r"100\.0%.*max_removal_fraction=1\.0"):
+        mirror(on_empty="allow")
+    mirror(on_empty="allow", max_removal_fraction=1)
+    agrees([])
+
+
+@pytest.mark.parametrize("removed, passes", [(2, True), (3, False)])
+def test_a_fifth_may_leave(full, mirror, agrees, calls, removed, passes):
+    full.fill(TEN[removed:])
+    before = calls()
+    if passes:
+        assert mirror()["removals"] == removed
+        return agrees(TEN[removed:])
+    with pytest.raises(GuardError, match=r"3 of 10 members \(30\.0%\).*max_removal_fraction=0\.31"):
+        mirror()
+    assert calls() == before
+    return agrees(TEN)
+
+
+@pytest.mark.parametrize("percent", [7, 14, 28, 29, 55, 56, 57, 58])
+def test_a_fraction_allows_exactly_itself(sqlite, vip, mirror, agrees, percent):
+    ids = [f"{each:03}" for each in range(100)]
+    sqlite.fill(ids)
+    mirror()
+    sqlite.fill(ids[percent:])
+    mirror(max_removal_fraction=percent / 100)
+    agrees(ids[percent:])
+
+
+def test_what_the_refusal_says_is_what_allows_it(full, mirror, agrees):
+    full.fill(TEN[7:])
+    with pytest.raises(GuardError) as refusal:
+        mirror()
+    allowed = float(str(refusal.value).rsplit("max_removal_fraction=", 1)[1].rstrip("."))
+    mirror(max_removal_fraction=allowed)
+    agrees(TEN[7:])
+
+
+@pytest.mark.parametrize(
+    "argument, change", [("max_removals", TEN[2:]), ("max_additions", [*TEN, "new", "newer"])]
+)
+def test_counts_have_limits_too(full, mirror, agrees, calls, argument, change):
+    full.fill(change)
+    before = calls()
+    with pytest.raises(GuardError, match=rf"{argument} is 1.*{argument}=2"):
+        mirror(**{argument: 1})
+    assert calls() == before
+    agrees(TEN)
+    mirror(**{argument: 2})
+    agrees(change)
+
+
+def test_a_refused_plan_leaves_no_file_behind(full, mirror, state):
+    before = sorted(str(each) for each in state.rglob("*"))
+    full.fill(TEN[5:])
+    with pytest.raises(GuardError):
+        mirror()
+    assert sorted(str(each) for each in state.rglob("*") if each.is_file()) == [
+        each for each in before if "." in each.rsplit("/", 1)[1] and not each.endswith("talon.one")
+    ]
+
+
+def test_a_dry_run_tells_the_plan_and_does_nothing(full, mirror, agrees, calls, state, caplog):
+    caplog.set_level(logging.INFO)
+    full.fill([*TEN[1:], "new", "newer"])
+    before, files = calls(), {each: each.stat().st_mtime_ns for each in state.rglob("*")}
+    summary = mirror(dry_run=True)
+    assert (summary["unchanged"], summary["removals"], summary["unsent"], summary["sent"]) == (9, 1, 3, 0)
+    assert (summary["requests"], summary["verdict"]) == (1, "would be sent")
+    assert "1 requests: 0.0 s at 60 a second" in caplog.text
+    assert "2 to add, 1 to remove, 9 unchanged" in caplog.text
+    assert calls() == before
+    assert {each: each.stat().st_mtime_ns for each in state.rglob("*")} == files
+    agrees(TEN)
+
+
+def test_a_first_dry_run_makes_no_state(sqlite, talon, mirror, state, calls):
+    sqlite.fill(TEN)
+    assert mirror(dry_run=True, audience_name="VIP")["unsent"] == 10
+    assert not state.exists()
+    assert calls() == 0
+    assert not talon.audiences()
+
+
+def test_a_dry_run_of_a_refused_plan_is_green_and_says_so(full, mirror, agrees):
+    full.fill([])
+    assert mirror(dry_run=True)["verdict"].startswith("would be refused: The source has no member")
+    assert mirror(dry_run=True, on_empty="skip")["verdict"] == "would be skipped"
+    full.fill(TEN[:2])
+    assert "max_removal_fraction" in mirror(dry_run=True)["verdict"]
+    agrees(TEN)
+
+
+def test_a_dry_run_sees_the_members_that_would_be_adopted(sqlite, vip, mirror, tmp_path):
+    members = tmp_path / "export.csv"
+    members.write_text("profileintegrationid\n" + "\n".join(TEN))
+    sqlite.fill(TEN[1:])
+    assert mirror(dry_run=True, initial_members=str(members))["removals"] == 1
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("dry", [True, False])
+def test_dry_run_can_come_from_the_params_of_a_run(sqlite, vip, state, context, native, dry):
+    sqlite.fill(TEN)
+    with DAG("mirrors", schedule=None, render_template_as_native_obj=native, params={"dry_run": False}):
+        operator = SqlToTalonAudienceOperator(
+            task_id="sync",
+            sql="SELECT profile_id FROM customers",
+            sql_conn_id="warehouse",
+            audience_id="vip",
+            mode="mirror",
+            state_uri=str(state),
+            dry_run="{{ params.dry_run }}",
+        )
+    operator.render_template_fields({"params": {"dry_run": dry}})
+    operator.execute(context)
+    assert len(vip.members("vip")) == (0 if dry else 10)
+
+
+@pytest.mark.parametrize("value", ["yes", "None", 1, None])
+def test_dry_run_is_true_or_false(full, mirror, agrees, value):
+    with pytest.raises(InvalidInputError, match="dry_run must be True or False"):
+        mirror(dry_run=value)
+    agrees(TEN)

@@ -1,0 +1,126 @@
+"""A source in the wrong order is found out while it is read, and sorted on the worker."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import pytest
+
+from airflow_provider_talon_cdp.sync import diff
+from airflow_provider_talon_cdp.transfers import rows
+
+SORTED_HERE = "not sorted by bytes: its rows are read again and sorted on this worker's disk"
+IDS = [
+    "é",
+    "e\u0301",
+    "a",
+    "A",
+    "a\tb",
+    "a\nb",
+    "a\\nb",
+    "a\rb",
+    "a\u2028b",
+    "a\x85b",
+    "\U0001f600",
+    "\uffff",
+    "9",
+    "10",
+]
+
+
+@pytest.fixture
+def unknown_dialect(monkeypatch):
+    """Treat every database as one whose way to order by bytes we do not know."""
+    monkeypatch.setattr(rows, "_BY_BYTES", {})
+
+
+@pytest.fixture
+def small_runs(monkeypatch):
+    """Have the external sort write many files."""
+    monkeypatch.setattr(diff.externally_sorted, "__kwdefaults__", {"run": 3})
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog):
+    caplog.set_level(logging.INFO)
+
+
+def test_a_database_that_we_cannot_tell_is_read_as_it_comes(
+    warehouse, vip, mirror, agrees, caplog, unknown_dialect
+):
+    warehouse.fill(IDS)
+    mirror()
+    agrees(IDS)
+    assert caplog.text.count(SORTED_HERE) == 1
+    warehouse.fill(IDS[2:])
+    assert mirror()["removals"] == 2
+    agrees(IDS[2:])
+
+
+def test_many_runs_on_disk_merge_to_one_order(warehouse, vip, mirror, agrees, unknown_dialect, small_runs):
+    ids = [*IDS, *(str(each) for each in range(200))]
+    random.Random(7).shuffle(ids)
+    warehouse.fill([*ids, None, "x" * 1001, *ids[:50]])
+    summary = mirror(max_rejected=None)
+    assert (summary["read"], summary["duplicate"], summary["sent"]) == (len(ids) + 52, 50, len(ids))
+    assert summary["rejected"] == {"profile ID null": 1, "profile ID longer than 1000 characters": 1}
+    agrees(ids)
+
+
+def test_what_happens_to_be_in_order_is_not_sorted(warehouse, vip, mirror, agrees, caplog, unknown_dialect):
+    warehouse.fill(IDS)
+    order = {"sqlite": "", "postgres": 'COLLATE "C"'}[warehouse.kind]
+    mirror(sql=f"SELECT profile_id FROM customers ORDER BY profile_id {order}")
+    agrees(IDS)
+    assert SORTED_HERE not in caplog.text
+
+
+def test_a_wrong_order_late_in_the_source_leaves_nothing_of_the_first_reading(
+    warehouse, vip, mirror, agrees, caplog, unknown_dialect
+):
+    ids = [f"{each:06}" for each in range(1000, 7000)]
+    warehouse.fill([*ids, "000001"])
+    summary = mirror()
+    assert (summary["read"], summary["sent"], summary["duplicate"]) == (6001, 6001, 0)
+    agrees([*ids, "000001"])
+    assert SORTED_HERE in caplog.text
+
+
+def test_integers_in_their_own_order_are_in_the_wrong_one(
+    warehouse, vip, mirror, agrees, caplog, unknown_dialect
+):
+    warehouse.fill(range(1, 1200), column_type="integer")
+    mirror(sql="SELECT profile_id FROM customers ORDER BY profile_id")
+    agrees([str(each) for each in range(1, 1200)])
+    assert SORTED_HERE in caplog.text
+
+
+def test_many_audiences_in_the_wrong_order(warehouse, talon, mirror, unknown_dialect, small_runs):
+    pairs = [(profile, audience) for audience in ("vip", "VIP", "ém") for profile in IDS]
+    warehouse.fill_pairs(pairs)
+    mirror(audience_column="audience_id", audience_name_column="audience_name")
+    assert all(talon.members(audience) == set(IDS) for audience in ("vip", "VIP", "ém"))
+
+
+def test_no_member_is_named_in_the_log(warehouse, vip, mirror, caplog, unknown_dialect):
+    caplog.set_level(logging.DEBUG)
+    secrets = ["zoe@example.com", "anna@example.com", "x" * 1001]
+    warehouse.fill(secrets)
+    summary = mirror(max_rejected=None)
+    assert not any(each in caplog.text + repr(summary) for each in ["zoe", "anna", "xxx"])
+
+
+@pytest.mark.parametrize("provider, collation", [("libc", "en_US.utf8"), ("icu", "en-US")])
+def test_a_database_with_the_order_of_a_language(
+    postgres, vip, mirror, agrees, caplog, monkeypatch, provider, collation
+):
+    language_database = request_database(postgres, monkeypatch, provider, collation)
+    language_database.fill(IDS)
+    mirror()
+    agrees(IDS)
+    assert SORTED_HERE not in caplog.text
+    monkeypatch.setattr(rows, "_BY_BYTES", {})
+    mirror(sql="SELECT profile_id FROM customers ORDER BY profile_id")
+    assert SORTED_HERE in caplog.text, "the database does order by the language"
+    agrees(IDS)

@@ -1,0 +1,247 @@
+"""Update one customer profile."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+
+from airflow_provider_talon_cdp.emulator import Emulator
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedError
+from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
+from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator, UpdateProfileOperator
+
+ODD_IDS = [
+    "a/b",
+    "a?b",
+    "a#b",
+    "100%",
+    "%2F",
+    "..",
+    ".",
+    " ",
+    "\U0001f600",
+    "x" * 1000,
+    "a\nb",
+    "\"'`\\",
+    "audiences",
+]
+
+
+def profile(**arguments):
+    return UpdateProfileOperator(task_id="t", **({"customer_profile_id": "anna"} | arguments))
+
+
+def audiences(**arguments):
+    return UpdateProfileAudiencesOperator(task_id="t", **({"customer_profile_id": "anna"} | arguments))
+
+
+@pytest.fixture
+def vip(run):
+    return run(CreateAudienceOperator(task_id="c", audience_id="vip", audience_name="VIP"))["internal_id"]
+
+
+def test_attributes_arrive_with_their_types(run, talon):
+    result = run(
+        profile(
+            attributes={
+                "Text": 'a "quoted" \u00fc \n\U0001f600',
+                "Int": 2**70,
+                "Price": Decimal("19.90"),
+                "Flag": True,
+                "At": datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC),
+                "Id": UUID(int=7),
+                "List": ["a", "b"],
+                "Old": None,
+            }
+        )
+    )
+    assert result == {"attributes": 8, "added": 0, "removed": 0, "effects": 0}
+    assert talon.profile("anna")["attributes"] == {
+        "Text": 'a "quoted" \u00fc \n\U0001f600',
+        "Int": 2**70,
+        "Price": Decimal("19.90"),
+        "Flag": True,
+        "At": "2026-01-02T03:04:05+00:00",
+        "Id": str(UUID(int=7)),
+        "List": ["a", "b"],
+    }
+
+
+def test_null_deletes_an_attribute_and_others_stay(run, talon):
+    run(profile(attributes={"a": 1, "b": 2}))
+    run(profile(attributes={"a": None}))
+    assert talon.profile("anna")["attributes"] == {"b": 2}
+
+
+def test_a_profile_joins_and_leaves_audiences_by_internal_id(run, talon, vip):
+    assert run(profile(add_audiences=[vip]))["added"] == 1
+    assert talon.members("vip") == {"anna"}
+    assert run(profile(remove_audiences=[vip], attributes={"x": 1})) == {
+        "attributes": 1,
+        "added": 0,
+        "removed": 1,
+        "effects": 0,
+    }
+    assert talon.members("vip") == frozenset()
+
+
+def test_a_profile_joins_and_leaves_audiences_by_external_id(run, talon, vip):
+    assert run(audiences(add_audiences=["vip"])) == {"added": 1, "removed": 0, "effects": 0}
+    assert talon.members("vip") == {"anna"}
+    run(audiences(remove_audiences=["vip"]))
+    assert talon.members("vip") == frozenset()
+
+
+def test_the_rule_engine_stays_off_unless_asked_for(run, talon):
+    run(profile(attributes={"x": 1}))
+    run(profile(run_rule_engine=True))
+    assert [each["run_rule_engine"] for each in talon.requests()] == [False, True]
+
+
+def test_unknown_attributes_are_refused_or_skipped_as_asked(run, connect):
+    with Emulator(attributes={"Tier": "string"}) as emulator:
+        connect(emulator=emulator)
+        with pytest.raises(RejectedError, match="/attributes/Typo") as error:
+            run(profile(attributes={"Tier": "gold", "Typo": 1}))
+        assert error.value.pointers == ("/attributes/Typo",)
+        assert emulator.profile("anna") is None
+        run(profile(attributes={"Tier": "gold", "Typo": 1}, skip_unknown_attributes=True))
+        assert emulator.profile("anna")["attributes"] == {"Tier": "gold"}
+
+
+@pytest.mark.parametrize("profile_id", ODD_IDS)
+def test_a_profile_id_of_odd_characters_is_one_profile(run, talon, vip, profile_id):
+    run(profile(customer_profile_id=profile_id, attributes={"x": 1}))
+    run(audiences(customer_profile_id=profile_id, add_audiences=["vip"]))
+    assert talon.profiles() == talon.members("vip") == {profile_id}
+
+
+def test_fields_are_templates(run, talon, vip):
+    run(
+        profile(
+            customer_profile_id="{{ params.id }}",
+            attributes={"Tier": "{{ params.tier }}", "n": 5},
+            add_audiences=["{{ params.vip }}"],
+        ),
+        params={"id": "anna", "tier": "gold", "vip": vip},
+    )
+    assert talon.profile("anna") == {"attributes": {"Tier": "gold", "n": 5}, "audiences": ["vip"]}
+    run(audiences(customer_profile_id="{{ 'anna' }}", remove_audiences="{{ ['vip'] | tojson }}"))
+    assert talon.members("vip") == frozenset()
+
+
+def test_attributes_may_come_from_a_native_template(run, talon):
+    run(profile(attributes="{{ params.row }}"), native=True, params={"row": {"Tier": "gold"}})
+    assert talon.profile("anna")["attributes"] == {"Tier": "gold"}
+
+
+def test_attributes_may_be_json_text_from_a_template_as_lists_may(run, talon):
+    run(profile(attributes="{{ params.row | tojson }}"), params={"row": {"Tier": "gold"}})
+    assert talon.profile("anna")["attributes"] == {"Tier": "gold"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"customer_profile_id": ""},
+        {"customer_profile_id": None},
+        {"customer_profile_id": 5},
+        {"attributes": ["x"]},
+    ]
+    + [{"add_audiences": ["vip"]}, {"add_audiences": [0]}, {"add_audiences": [True]}, {"add_audiences": "1"}]
+    + [
+        {"remove_audiences": None},
+        {"remove_audiences": 1},
+        {"add_audiences": [None]},
+        {"add_audiences": ["9" * 4400]},
+    ],
+    ids=lambda each: str(each)[:40],
+)
+def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):
+    with pytest.raises(InvalidInputError, match=next(iter(arguments))):
+        profile(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"customer_profile_id": ""},
+        {"add_audiences": [1]},
+        {"add_audiences": "vip"},
+        {"remove_audiences": None},
+    ],
+    ids=str,
+)
+def test_a_bad_literal_of_external_audiences_fails_when_the_dag_is_parsed(arguments):
+    with pytest.raises(InvalidInputError, match=next(iter(arguments))):
+        audiences(**arguments)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda: profile(customer_profile_id="{{ params.x }}", attributes={"x": 1}),
+        lambda: profile(attributes="{{ params.x }}"),
+        lambda: profile(add_audiences="{{ params.x }}"),
+        lambda: profile(add_audiences=["{{ params.x }}"]),
+        lambda: audiences(customer_profile_id="{{ params.x }}", add_audiences=["vip"]),
+        lambda: audiences(add_audiences="{{ params.x }}"),
+        lambda: audiences(add_audiences=["{{ params.x }}"]),
+    ],
+)
+def test_none_from_an_upstream_task_fails_before_anything_is_sent(run, talon, operator):
+    with pytest.raises(InvalidInputError):
+        run(operator(), native=True, params={"x": None})
+    assert talon.requests() == []
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda: profile(customer_profile_id="{{ params.x }}", attributes={"x": 1}),
+        lambda: profile(add_audiences="{{ params.x }}"),
+        lambda: profile(add_audiences=["{{ params.x }}"]),
+        lambda: audiences(customer_profile_id="{{ params.x }}", add_audiences=["vip"]),
+        lambda: audiences(add_audiences="{{ params.x }}"),
+        lambda: audiences(add_audiences=["{{ params.x }}"]),
+    ],
+)
+def test_none_that_a_template_made_text_of_does_not_become_an_id(run, talon, operator):
+    """Without native rendering an upstream task that returned nothing renders to the text "None"."""
+    with pytest.raises(InvalidInputError):
+        run(operator(), params={"x": None})
+    assert talon.requests() == []
+
+
+def test_nothing_to_do_is_an_error(run, talon):
+    with pytest.raises(InvalidInputError, match="nothing to do"):
+        run(profile())
+    with pytest.raises(InvalidInputError, match="nothing to do"):
+        run(audiences(add_audiences="[]"))
+    assert talon.requests() == []
+
+
+def test_an_audience_in_both_lists_is_an_error(run, talon):
+    with pytest.raises(InvalidInputError, match="both"):
+        run(profile(add_audiences=[1], remove_audiences=[1]))
+    with pytest.raises(InvalidInputError, match="both"):
+        run(audiences(add_audiences=["a"], remove_audiences=["a"]))
+    assert talon.requests() == []
+
+
+def test_more_than_a_thousand_audiences_of_one_profile_are_refused(run, talon):
+    with pytest.raises(InvalidInputError, match="1000"):
+        run(audiences(add_audiences=[f"a{each}" for each in range(1001)]))
+    assert talon.requests() == []
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), b"x", object(), datetime.datetime(2026, 1, 1), "\ud800"]
+)
+def test_a_value_that_cannot_be_sent_is_named_by_its_attribute(run, talon, value):
+    with pytest.raises(InvalidInputError, match="'Field'"):
+        run(profile(attributes={"Field": value}))
+    assert talon.requests() == []

@@ -1,0 +1,48 @@
+"""The connection form as the running Airflow builds it: from metadata since 3.2, from the hook's methods before."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_talon_cdp import connection_form
+
+BUILD = Path(__file__).with_name("build_connection_form.py")
+
+
+@pytest.fixture(scope="module")
+def form():
+    """Built in a process of its own: for this Airflow 3 puts mocks of its old web server's parts in ``sys.modules``."""
+    command = [sys.executable, "-W", "ignore", BUILD]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_every_field_is_shown_with_its_label_and_description(form):
+    shown = {name: (field["label"], field["description"]) for name, field in form["fields"].items()}
+    assert shown == {each.name: (each.label, each.description) for each in connection_form.FIELDS}
+
+
+def test_a_field_takes_what_the_hook_reads(form):
+    assert form["fields"]["requests_per_second"]["type"] == "integer"
+    assert form["fields"]["timeout"]["type"] == "integer"
+    assert form["fields"]["deployment_host"]["type"] == "string"
+    assert form["fields"]["multi_profile_path"]["choices"] == ["plural", "singular"]
+
+
+def test_fields_that_mean_nothing_to_talon_one_are_hidden(form):
+    assert sorted(form["hidden"]) == ["login", "port", "schema"]
+
+
+def test_password_and_host_say_what_they_are(form):
+    assert form["relabeling"] == {"password": "API key", "host": "Base URL"}
+
+
+def test_password_and_host_say_what_to_enter(form):
+    assert form["placeholders"]["password"] == connection_form.PLACEHOLDERS["password"]
+    assert form["placeholders"]["host"] == connection_form.PLACEHOLDERS["host"]

@@ -1,0 +1,130 @@
+"""Which part of the package imports what, read from the source and seen in a new interpreter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "airflow_provider_talon_cdp"
+
+# What each part may import of the others, beside itself. A new part needs a line here, and a thought.
+ALLOWED = {
+    "__init__": set(),
+    "exceptions": set(),
+    "ids": {"exceptions"},
+    "arguments": {"exceptions", "ids"},
+    "connection_form": set(),
+    "provider_info": {"__init__", "connection_form"},
+    "api": {"exceptions", "ids"},
+    "sync": {"exceptions", "ids"},
+    "hooks": {"api", "connection_form", "exceptions", "ids"},
+    "operators": {"arguments", "exceptions", "hooks", "ids", "sync"},
+    "transfers": {"arguments", "exceptions", "hooks", "ids", "sync"},
+    # A second reading of the API contract: what it shared with the client it could not prove wrong.
+    "emulator": set(),
+}
+WITH_AIRFLOW = {"hooks", "operators", "transfers"}
+
+
+class Imports(ast.NodeVisitor):
+    """Collects the absolute names that a module imports at run time, also inside functions."""
+
+    def __init__(self, source):
+        self.names = set()
+        self.visit(ast.parse(source))
+
+    def visit_If(self, node):
+        if ast.unparse(node.test) != "TYPE_CHECKING":
+            self.generic_visit(node)
+
+    def visit_Import(self, node):
+        self.names |= {alias.name for alias in node.names}
+
+    def visit_ImportFrom(self, node):
+        assert node.level == 0, "imports are absolute"
+        self.names |= {f"{node.module}.{alias.name}" for alias in node.names}
+
+
+def part_of(path):
+    """The part of the package that a source file belongs to: its folder, or its own name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def part_named(name):
+    """The part that an import of the package reaches; its root's own names count as ``__init__``."""
+    first = name.split(".")[1] if "." in name else "__init__"
+    return first if first in ALLOWED else "__init__"
+
+
+def imports_by_part():
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        found.setdefault(part_of(path), set()).update(Imports(path.read_text()).names)
+    return found
+
+
+FOUND = imports_by_part()
+
+
+def loaded_by(statement):
+    """Names of the modules that a statement brings into a new interpreter."""
+    code = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
+
+
+def modules_of(part):
+    """An import statement for every module of a part."""
+    folder = PACKAGE / part
+    paths = folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
+    return "import " + ", ".join(name.removesuffix(".__init__") for name in names)
+
+
+def test_every_part_is_known_here():
+    assert set(FOUND) == set(ALLOWED)
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_imports_point_one_way(part):
+    ours = {part_named(name) for name in FOUND[part] if name.split(".")[0] == PACKAGE.name}
+    assert ours - {part} <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("part", sorted(set(ALLOWED) - WITH_AIRFLOW))
+def test_the_source_outside_hooks_and_operators_names_no_airflow(part):
+    assert "airflow" not in {name.split(".")[0] for name in FOUND[part]}
+
+
+def test_the_package_root_imports_nothing_but_itself():
+    assert loaded_by("import airflow_provider_talon_cdp") == {"airflow_provider_talon_cdp"}
+
+
+def test_the_package_root_imports_in_no_time():
+    code = (
+        "import time; start = time.perf_counter(); import airflow_provider_talon_cdp; "
+        "print(time.perf_counter() - start)"
+    )
+    # The best of five: a busy machine is no fault of ours.
+    seconds = min(float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) for _ in range(5))
+    assert seconds < 0.05
+
+
+@pytest.mark.parametrize("part", sorted(set(ALLOWED) - WITH_AIRFLOW))
+def test_it_imports_without_airflow(part):
+    """DAG authors' unit tests, and any other Python program, can use these parts in a fraction of a second."""
+    assert "airflow" not in {name.split(".")[0] for name in loaded_by(modules_of(part))}
+
+
+@pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning, UserWarning])
+def test_a_warning_from_our_code_fails_a_test(category):
+    """The filters in pyproject.toml let Airflow's own warnings pass and must not let ours."""
+    with pytest.raises(category):
+        warnings.warn_explicit("ours", category, "hook.py", 1, module="airflow_provider_talon_cdp.hooks.hook")

@@ -1,0 +1,307 @@
+"""Stand-ins for what the engine is given: Talon.One, object storage, and a process that can be killed at any step."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+from collections import Counter
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
+from airflow_provider_talon_cdp.sync.changes import Change
+
+
+class FakeTalon:
+    """Applies batches after some turns of the event loop; refuses those with a bad profile whole.
+
+    Args:
+        bad: Profile IDs that are refused.
+        errors: What the n-th request raises, after or before its effect.
+        seed: Of the delays.
+    """
+
+    def __init__(self, bad=(), errors=None, seed=0):
+        self.members = set()
+        self.bad = set(bad)
+        self.errors = errors or {}
+        self.requests = 0
+        self.retries = 0
+        self.throttled = 0
+        self.in_flight = Counter()
+        self.most_in_flight = 0
+        self.sizes = []
+        self.delays = random.Random(seed)
+
+    async def __call__(self, entries):
+        number = self.requests
+        self.requests += 1
+        profiles = [entry.profile_id for entry in entries]
+        self.in_flight.update(profiles)
+        assert max(self.in_flight.values()) == 1, "a profile is in two requests in flight"
+        self.sizes.append(sum(len(entry.adds) + len(entry.removes) for entry in entries))
+        self.concurrent = getattr(self, "concurrent", 0) + 1
+        self.most_in_flight = max(self.most_in_flight, self.concurrent)
+        try:
+            for _ in range(self.delays.randrange(5)):
+                await asyncio.sleep(0)
+            if number in self.errors:
+                raise self.errors[number]
+            if not self.bad.isdisjoint(profiles):
+                raise RejectedError("bad", method="PUT", path="/", status=400, request_uuid="uuid-1")
+            for entry in entries:
+                self.members |= {(entry.profile_id, each) for each in entry.adds}
+                self.members -= {(entry.profile_id, each) for each in entry.removes}
+        finally:
+            self.in_flight.subtract(profiles)
+            self.concurrent -= 1
+
+
+@asynccontextmanager
+async def opened(sender):
+    """Give a sender the shape in which the engine opens one."""
+    yield sender
+
+
+def adds(*profiles, audience="vip"):
+    return [Change(each, audience, "add") for each in profiles]
+
+
+def error(kind, status=None):
+    return kind("no", method="PUT", path="/", status=status)
+
+
+class KilledError(BaseException):
+    """The process is dead: whatever it still tries has no effect."""
+
+
+class Process:
+    """Counts the steps that others can see, and dies at one of them.
+
+    A SIGKILL runs no ``finally`` block. Python does run them here, so all that a dead process does to the world fails.
+
+    Args:
+        dies_at: Number of the step before which it dies, or None.
+    """
+
+    def __init__(self, dies_at=None):
+        self.dies_at = dies_at
+        self.steps = 0
+        self.dead = False
+
+    def step(self):
+        if self.steps == self.dies_at:
+            self.dead = True
+        self.steps += 1
+        if self.dead:
+            raise KilledError
+
+
+class Storage:
+    """An object store in memory: an object is there whole after ``close``, or as it was before.
+
+    Args:
+        process: Who writes; ``process`` may be replaced, the objects stay.
+    """
+
+    def __init__(self, process=None):
+        self.process = process or Process()
+        self.objects = {}
+        self.before_effect = lambda doing, name: None
+
+    def folder(self):
+        return StoredPath(self, "")
+
+    def put(self, name, data):
+        self.process.step()
+        self.before_effect("write", name)
+        self.objects[name] = data
+        self.process.step()
+
+    def delete(self, name):
+        self.process.step()
+        self.before_effect("delete", name)
+        if name not in self.objects:
+            raise FileNotFoundError(name)
+        del self.objects[name]
+        self.process.step()
+
+
+class StoredPath:
+    """The part of ``UPath`` that the ledger uses."""
+
+    protocol = "memory"
+    fs = SimpleNamespace(invalidate_cache=lambda: None)
+
+    def __init__(self, storage, path):
+        self._storage = storage
+        self._path = path
+
+    def __truediv__(self, name):
+        return StoredPath(self._storage, f"{self._path}/{name}")
+
+    def __str__(self):
+        return f"memory:/{self._path}"
+
+    @property
+    def name(self):
+        return self._path.rpartition("/")[2]
+
+    def open(self, mode):
+        if mode == "wb":
+            return _Upload(self._storage, self._path)
+        if self._path not in self._storage.objects:
+            raise FileNotFoundError(self._path)
+        return io.BytesIO(self._storage.objects[self._path])
+
+    def unlink(self):
+        self._storage.delete(self._path)
+
+    def iterdir(self):
+        prefix = f"{self._path}/"
+        below = [name for name in self._storage.objects if name.startswith(prefix)]
+        return [self / name for name in sorted({each.removeprefix(prefix).split("/")[0] for each in below})]
+
+
+class _Upload:
+    def __init__(self, storage, name):
+        self._storage = storage
+        self._name = name
+        self._parts = []
+        self.closed = False
+
+    def write(self, data):
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def flush(self):
+        pass
+
+    def discard(self):
+        self._parts.clear()
+
+    def close(self):
+        if not self.closed:
+            self.closed = True
+            self._storage.put(self._name, b"".join(self._parts))
+
+
+class World:
+    """Talon.One's audiences over many runs, with faults, deletions, members made by hand, and the rules of the house.
+
+    Args:
+        audiences: Those that exist.
+        limit: Changes that one request may hold.
+    """
+
+    def __init__(self, audiences, limit):
+        self.audiences = {each: set() for each in audiences}
+        self.limit = limit
+        self.bad = set()
+        self.by_hand = set()
+        self.may_be_ours = set()
+        self.recreated = set()
+
+    @property
+    def members(self):
+        return {(profile, audience) for audience, each in self.audiences.items() for profile in each}
+
+    def add_by_hand(self, profile, audience):
+        if audience in self.audiences and profile not in self.audiences[audience]:
+            self.audiences[audience].add(profile)
+            self.by_hand.add((profile, audience))
+
+    def delete(self, audience):
+        self.audiences.pop(audience, None)
+        self.by_hand = {member for member in self.by_hand if member[1] != audience}
+
+
+class Sender:
+    """One run's way to a ``World``.
+
+    Args:
+        world: Where members are.
+        process: Who sends.
+        allowed: Says whether the guard has passed.
+        faults: What happens at the n-th request: ``(error, after_effect)``, or the name of an audience that somebody deletes.
+        seed: Of the delays, and of what becomes of requests in flight when the process goes away.
+    """
+
+    def __init__(self, world, process, allowed, faults, seed):
+        self.world = world
+        self.process = process
+        self.allowed = allowed
+        self.faults = faults
+        self.chance = random.Random(seed)
+        self.requests = 0
+        self.retries = 0
+        self.throttled = 0
+        self.in_flight = Counter()
+
+    async def __call__(self, entries):
+        self.process.step()
+        assert self.allowed(), "a request left before the guard had passed"
+        number, self.requests = self.requests, self.requests + 1
+        profiles = [entry.profile_id for entry in entries]
+        size = sum(len(entry.adds) + len(entry.removes) for entry in entries)
+        assert 0 < size <= self.world.limit, f"{size} changes in one request"
+        self.in_flight.update(profiles)
+        assert max(self.in_flight.values()) == 1, "a profile is in two requests in flight"
+        try:
+            try:
+                for _ in range(self.chance.randrange(4)):
+                    await asyncio.sleep(0)
+                self.process.step()
+            except BaseException:
+                # It had left: it may arrive though nobody waits for the answer.
+                if self.chance.random() < 0.5:
+                    self._apply(entries)
+                raise
+            fault = self.faults.get(number)
+            if isinstance(fault, str):
+                self.world.delete(fault)
+                fault = None
+            if fault and not fault[1]:
+                raise error(fault[0])
+            refusal = self._apply(entries)
+            if fault:
+                raise error(fault[0])
+            if refusal:
+                raise refusal
+            self.process.step()
+        finally:
+            self.in_flight.subtract(profiles)
+
+    def _apply(self, entries):
+        """Change all memberships or none; return why none."""
+        audiences = {each for entry in entries for each in (*entry.adds, *entry.removes)}
+        if not audiences <= self.world.audiences.keys():
+            return error(NotFoundError, 404)
+        if not self.world.bad.isdisjoint(entry.profile_id for entry in entries):
+            return error(RejectedError, 400)
+        for profile, added, removed in entries:
+            for each in added:
+                self.world.audiences[each].add(profile)
+            for each in removed:
+                member = (profile, each)
+                assert member in self.world.may_be_ours or member not in self.world.members, (
+                    "a member that we never added is removed"
+                )
+                self.world.audiences[each].discard(profile)
+                self.world.by_hand.discard(member)
+        return None
+
+    def create(self, audiences):
+        """Create the audiences that do not exist, as ``prepare`` does; return them."""
+        created = []
+        for each in audiences:
+            self.process.step()
+            assert self.allowed(), "an audience was created before the guard had passed"
+            if each in self.world.audiences:
+                continue
+            self.world.audiences[each] = set()
+            self.world.recreated.add(each)
+            self.process.step()
+            created.append(each)
+        return created

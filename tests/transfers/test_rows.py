@@ -1,0 +1,211 @@
+"""Streaming: a few rows in memory, one server-side cursor, and everything closed at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.sql.hooks.sql import DbApiHook
+
+from airflow_provider_talon_cdp.exceptions import AuthenticationError, InvalidInputError
+from airflow_provider_talon_cdp.transfers.rows import stream_rows
+from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+
+ROOT = Path(__file__).parents[2]
+
+
+class Watched:
+    """Passes everything on to a connection or a cursor, and notes that it was closed."""
+
+    def __init__(self, target, log, name):
+        self._target, self._log, self._name = target, log, name
+
+    def __getattr__(self, name):
+        return getattr(self._target, name)
+
+    def cursor(self, *args):
+        self._log.append("cursor")
+        return Watched(self._target.cursor(*args), self._log, "cursor")
+
+    def close(self):
+        self._log.append(f"{self._name} closed")
+        self._target.close()
+
+
+@pytest.fixture
+def watched(sqlite, monkeypatch):
+    """What happens to the connections that a hook opens."""
+    sqlite("INSERT INTO customers (profile_id) VALUES (?)", [(f"p{each}",) for each in range(12_000)])
+    log = []
+    hook_class = type(BaseHook.get_connection("warehouse").get_hook())
+    get_conn = hook_class.get_conn
+    monkeypatch.setattr(hook_class, "get_conn", lambda hook: Watched(get_conn(hook), log, "connection"))
+    return log
+
+
+CLOSED = ["cursor", "cursor closed", "connection closed"]
+
+
+def hook():
+    return BaseHook.get_connection("warehouse").get_hook()
+
+
+def test_cursor_and_connection_are_closed_at_the_end(watched):
+    assert len(list(stream_rows(hook(), "SELECT profile_id FROM customers", ["profile_id"]))) == 12_000
+    assert watched == CLOSED
+
+
+def test_cursor_and_connection_are_closed_when_the_reader_stops_early(watched):
+    with closing(stream_rows(hook(), "SELECT profile_id FROM customers", ["profile_id"])) as rows:
+        assert next(rows) == ("p0",)
+    assert watched == CLOSED
+
+
+@pytest.mark.parametrize(
+    "sql", ["SELECT nothing FROM customers", "SELECT profile_id AS x FROM customers", "nonsense"]
+)
+def test_cursor_and_connection_are_closed_on_an_error(watched, sql):
+    with pytest.raises(Exception, match="nothing|no column|syntax"):
+        list(stream_rows(hook(), sql, ["profile_id"]))
+    assert watched == CLOSED
+
+
+def test_they_are_closed_after_a_transfer(watched, run, vip):
+    run(operator())
+    assert watched == CLOSED
+
+
+def test_they_are_closed_when_talon_one_stops_a_transfer(watched, run, vip, talon):
+    talon.fail_next("status", times=None, after=1, status=401)
+    with pytest.raises(AuthenticationError):
+        run(operator())
+    assert watched == CLOSED
+
+
+def test_they_are_closed_when_a_row_stops_a_transfer(watched, run, vip, sqlite):
+    sqlite("INSERT INTO customers (profile_id) VALUES (?)", [(1.5,)])
+    with pytest.raises(InvalidInputError):
+        run(operator())
+    assert watched == CLOSED
+
+
+def test_nothing_is_opened_before_the_first_row_is_asked_for(watched):
+    stream_rows(hook(), "SELECT profile_id FROM customers", ["profile_id"]).close()
+    assert watched == []
+
+
+def operator():
+    return SqlToTalonAudienceOperator(
+        task_id="t",
+        sql="SELECT profile_id FROM customers",
+        sql_conn_id="warehouse",
+        mode="add",
+        audience_id="vip",
+    )
+
+
+def test_rows_hold_the_named_columns_in_the_named_order(sqlite):
+    sqlite("INSERT INTO customers VALUES (?, ?)", [("anna", "vip")])
+    assert list(stream_rows(hook(), "SELECT * FROM customers", ["audience_id", "profile_id"])) == [
+        ("vip", "anna")
+    ]
+    assert list(stream_rows(hook(), "SELECT * FROM customers", ["profile_id", "profile_id"])) == [
+        ("anna", "anna")
+    ]
+
+
+def open_cursors(postgres_hook):
+    return [
+        row[0]
+        for row in postgres_hook.get_records("SELECT state FROM pg_stat_activity WHERE datname = 'postgres'")
+    ]
+
+
+def test_a_postgres_query_runs_in_a_cursor_on_the_server(postgres):
+    """Seen from inside the query: a cursor of the session is open while its rows are read."""
+    sql = "SELECT n AS profile_id, (SELECT string_agg(name, ',') FROM pg_cursors) AS cursors FROM generate_series(1, 9) n"
+    rows = list(stream_rows(postgres(), sql, ["profile_id", "cursors"]))
+    assert [row[0] for row in rows] == list(range(1, 10))
+    assert all("talon" in row[1] for row in rows)
+
+
+def test_postgres_sends_rows_as_they_are_asked_for(postgres):
+    """The whole of this result would take longer than any test: only a client-side cursor waits for it."""
+    sql = "SELECT generate_series(1, 3000000000) AS profile_id"
+    with closing(stream_rows(postgres(), sql, ["profile_id"])) as rows:
+        assert next(rows) == (1,)
+
+
+@pytest.mark.parametrize("end", ["all", "early", "error"])
+def test_no_postgres_session_is_left_behind(postgres, end):
+    own = postgres()
+    before = len(open_cursors(own))
+    sql = "SELECT 1 / (n - 7000) AS profile_id FROM generate_series(1, 9000) n"
+    if end == "all":
+        list(stream_rows(own, sql.replace("7000", "99999"), ["profile_id"]))
+    elif end == "early":
+        with closing(stream_rows(own, sql, ["profile_id"])) as rows:
+            next(rows)
+    else:
+        with pytest.raises(Exception, match="division by zero"):
+            list(stream_rows(own, sql, ["profile_id"]))
+    assert len(open_cursors(own)) == before
+
+
+GROWTH = textwrap.dedent(
+    """
+    import resource, sys, warnings
+    warnings.simplefilter("ignore")
+    from airflow.providers.common.compat.sdk import BaseHook
+    from airflow.providers.postgres.hooks import postgres
+    from airflow_provider_talon_cdp.transfers.rows import stream_rows
+    driver = sys.argv[1]
+    if driver == "psycopg2":
+        postgres.USE_PSYCOPG3 = False
+    sqlite = ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {}) "
+              "SELECT 'customer-' || i || '@example.com' AS profile_id FROM n")
+    other = "SELECT 'customer-' || i || '@example.com' AS profile_id FROM generate_series(1, {}) i"
+    peaks = []
+    for rows in (100_000, 2_000_000):
+        hook = BaseHook.get_connection("warehouse").get_hook()
+        sql = (sqlite if driver == "sqlite" else other).format(rows)
+        count = sum(1 for _ in stream_rows(hook, sql, ["profile_id"]))
+        assert count == rows, count
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print("GROWTH", peaks[1] - peaks[0])
+    """
+)
+
+
+def growth_in_megabytes(driver):
+    """How much more memory two million rows need than a hundred thousand, in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, driver],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return float(done.stdout.rsplit("GROWTH", 1)[1])
+
+
+def test_memory_does_not_grow_with_the_rows_of_sqlite(sqlite):
+    assert growth_in_megabytes("sqlite") < 10
+
+
+def test_memory_does_not_grow_with_the_rows_of_postgres(postgres, request):
+    assert growth_in_megabytes(request.node.callspec.params["postgres"]) < 10
+
+
+def test_an_sql_hook_is_what_a_database_connection_leads_to(sqlite):
+    assert isinstance(hook(), DbApiHook)
+    assert json.loads(os.environ["AIRFLOW_CONN_WAREHOUSE"])["conn_type"] == "sqlite"
