@@ -45,6 +45,11 @@ def test_the_report_counts_records_and_requests():
         "requests": 1,
         "retries": 2,
         "throttled": 1,
+        "unchanged": 0,
+        "removals": 0,
+        "dead_letters": None,
+        "ledger_version": None,
+        "verdict": None,
     }
 
 
