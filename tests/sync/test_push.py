@@ -84,7 +84,10 @@ def test_when_everything_is_refused_the_run_stops_early():
 
 def test_an_unknown_audience_is_named():
     talon = FakeTalon(errors={0: error(NotFoundError, 404)})
-    with pytest.raises(NotFoundError, match=r"Audiences in the request: gold, vip\. Create a missing one with CreateAudienceOperator, .*audience_name"):
+    with pytest.raises(
+        NotFoundError,
+        match=r"Audiences in the request: gold, vip\. Create a missing one with CreateAudienceOperator, .*audience_name",
+    ):
         run([*adds("a"), Change("b", "gold", "add")], talon)
     assert talon.requests == 1
 
