@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import shutil
 import sqlite3
+import subprocess
 import tempfile
 import warnings
 from contextlib import closing
@@ -38,6 +40,13 @@ class Warehouse:
                 for statement in statements:
                     cursor.execute(statement)
             connection.commit()
+
+    def run_alone(self, statement):
+        """Run what must not be in a transaction."""
+        with closing(BaseHook.get_connection(CONN_ID).get_hook().get_conn()) as connection:
+            connection.autocommit = True
+            with closing(connection.cursor()) as cursor:
+                cursor.execute(statement)
 
     def insert(self, table, rows):
         with closing(BaseHook.get_connection(CONN_ID).get_hook().get_conn()) as connection:
@@ -87,20 +96,70 @@ def postgres_server():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def postgres(postgres_server, monkeypatch):
-    """An empty PostgreSQL database."""
+def _postgres(server, monkeypatch, database="postgres"):
     connection = {
         "conn_type": "postgres",
         "login": "postgres",
-        "schema": "postgres",
-        "host": str(postgres_server.host),
-        "port": postgres_server.port,
+        "schema": database,
+        "host": str(server.host),
+        "port": server.port,
     }
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(connection))
-    warehouse = Warehouse("postgres", "%s")
-    warehouse.run("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    return Warehouse("postgres", "%s")
+
+
+@pytest.fixture
+def postgres(postgres_server, monkeypatch):
+    """An empty PostgreSQL database."""
+    warehouse = _postgres(postgres_server, monkeypatch)
+    warehouse.run("SET client_min_messages = error; DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     return warehouse
+
+
+@pytest.fixture(scope="session")
+def installed_postgres_server():
+    """The PostgreSQL server that the machine has, or None: Debian's knows languages, that of the wheel does not."""
+    found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+    if found is None:
+        yield None
+        return
+    folder = Path(tempfile.mkdtemp(prefix="talon-cdp-postgres-"))
+    data, bin_folder = folder / "data", Path(found).resolve().parent
+    # PostgreSQL refuses to run as root; its package makes this user.
+    user = "postgres" if os.geteuid() == 0 else None
+    if user:
+        shutil.chown(folder, user)
+
+    def call(program, *arguments):
+        command = [bin_folder / program, "-D", data, *arguments]
+        subprocess.run(command, user=user, cwd=folder, check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+    call("initdb", "-U", "postgres", "--auth=trust", "--encoding=utf8", "--locale=C.UTF-8", "--no-sync")
+    call("pg_ctl", "-w", "-l", folder / "log", "-o", f"-h '' -k {folder} -F", "start")
+    yield SimpleNamespace(host=folder, port=5432)
+    call("pg_ctl", "-w", "-m", "immediate", "stop")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C.UTF-8'", id="icu"),
+        pytest.param("LOCALE_PROVIDER libc LOCALE 'en_US.UTF-8'", id="libc"),
+    ]
+)
+def language_database(request, postgres_server, installed_postgres_server, monkeypatch):
+    """An empty database that orders text as Americans do, by ICU or by the C library."""
+    why = []
+    for server in filter(None, (postgres_server, installed_postgres_server)):
+        main = _postgres(server, monkeypatch)
+        try:
+            main.run_alone("DROP DATABASE IF EXISTS language")
+            main.run_alone(f"CREATE DATABASE language TEMPLATE template0 {request.param}")
+        except Exception as error:  # noqa: BLE001 - of either driver; what it says is the reason to skip
+            why.append(str(error).splitlines()[0])
+            continue
+        return _postgres(server, monkeypatch, "language")
+    pytest.skip(f"no PostgreSQL server here has such a collation: {'; '.join(why)}")
 
 
 @pytest.fixture
@@ -193,6 +252,19 @@ def ledger_of(talon, state):
         return ledger
 
     return read
+
+
+@pytest.fixture
+def said(caplog, capsys):
+    """All that was logged so far; the operators' own lines go past pytest to stdout from Airflow 3 on."""
+    caplog.set_level(logging.DEBUG)
+    earlier = []
+
+    def text():
+        earlier.extend(capsys.readouterr())
+        return caplog.text + "".join(earlier)
+
+    return text
 
 
 @pytest.fixture

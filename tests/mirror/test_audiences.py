@@ -46,7 +46,7 @@ def test_an_audience_is_created_once(sqlite, talon, mirror, agrees, caplog):
         mirror(audience_name="VIP")
         agrees(wanted)
     assert caplog.text.count("Created audience 'vip'") == 1
-    assert talon.state()["requests"]["by_status"]["409"] == 1
+    assert talon.state()["requests"]["by_status"][409] == 1
 
 
 def test_an_audience_that_talon_one_lost_is_filled_anew(sqlite, vip, mirror, agrees, caplog):
@@ -100,15 +100,11 @@ def test_changes_in_many_audiences(warehouse, talon, mirror_many, ledger_of):
     summary = mirror_many()
     assert (summary["removals"], summary["sent"]) == (2, 4)
     assert members_of(talon) == set(changed)
-    assert set(ledger_of("sync:dag.sync" if False else f"sync:{ledger_default()}").known()) == set(changed)
-
-
-def ledger_default():
-    return "adhoc_airflow.sync"
+    assert set(ledger_of("sync:adhoc_airflow.sync").known()) == set(changed)
 
 
 def test_audiences_of_awkward_names(warehouse, talon, mirror_many):
-    awkward = ["a/b", "a b", "é", "\U0001f600", "%2F", "A", "a", "1", "x" * 1000, "tab\tnew\nline\\"]
+    awkward = ["a/b", "a b", "é", "\U0001f600", "%2F", "A", "a", "1", "x" * 992, "tab\tnew\nline\\"]
     pairs = [(profile, audience) for audience in awkward for profile in ("anna", "Bert", "ümit")]
     warehouse.fill_pairs(pairs)
     mirror_many()
@@ -168,7 +164,9 @@ def test_audiences_may_be_json_text_of_a_template(sqlite, talon, mirror_many):
 @pytest.mark.parametrize("audiences", ["vip", [7], [""], [None], 7])
 def test_audiences_are_a_list_of_external_ids(sqlite, talon, mirror_many, calls, audiences):
     sqlite.fill_pairs([("anna", "7"), ("anna", "vip")])
-    with pytest.raises(InvalidInputError, match="audiences"):
+    with pytest.raises(
+        InvalidInputError, match="audiences must be|external audience ID|1 to 1000 characters"
+    ):
         mirror_many(audiences=audiences)
     assert calls() == 0
 

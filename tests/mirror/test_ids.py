@@ -180,9 +180,11 @@ def test_a_column_of_mixed_types_in_sqlite(sqlite, vip, mirror, agrees):
 
 def test_sqlite_in_utf_16_is_sorted_on_the_worker(sqlite_utf16, vip, mirror, agrees, caplog):
     caplog.set_level(logging.INFO)
-    sqlite_utf16.fill(IDS)
+    # SQLite keeps no U+FFFF in UTF-16.
+    ids = [each for each in IDS if each != "\uffff"]
+    sqlite_utf16.fill(ids)
     mirror()
-    agrees(IDS)
+    agrees(ids)
     assert "not sorted by bytes" in caplog.text
     assert mirror()["sent"] == 0
 

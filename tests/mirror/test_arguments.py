@@ -1,0 +1,158 @@
+"""Arguments that cannot be right are refused when the DAG is parsed."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
+from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+
+WRONG = [
+    ({"on_empty": "ignore"}, "on_empty must be 'fail', 'skip' or 'allow', but is 'ignore'"),
+    ({"on_empty": None}, "on_empty must be"),
+    ({"max_removal_fraction": 1.01}, "max_removal_fraction must be a number from 0 to 1, but is 1.01"),
+    ({"max_removal_fraction": -0.1}, "max_removal_fraction"),
+    ({"max_removal_fraction": 20}, "max_removal_fraction"),
+    ({"max_removal_fraction": "0.2"}, "max_removal_fraction"),
+    ({"max_removal_fraction": True}, "max_removal_fraction"),
+    ({"max_removal_fraction": float("nan")}, "max_removal_fraction"),
+    ({"max_removals": -1}, "max_removals must be an integer >= 0 or None"),
+    ({"max_removals": 1.5}, "max_removals"),
+    ({"max_additions": "10"}, "max_additions"),
+    ({"max_rejected": -1}, "max_rejected"),
+    ({"in_flight": 0}, "in_flight"),
+    ({"audience_name": ""}, "audience_name must be a string of 1 to 1000 characters"),
+    ({"audience_name": "x" * 1001}, "audience_name"),
+    ({"audience_id": ""}, "audience_id"),
+    ({"audience_id": 7}, "audience_id is the integer 7"),
+    ({"audience_id": 7, "audience_id_type": "internal"}, "mode='mirror' takes external audience IDs"),
+    ({"audience_id_type": "outer"}, "audience_id_type must be one of 'external', 'internal'"),
+    ({"dry_run": "yes"}, "dry_run must be True or False"),
+    ({"keep_versions": 0}, "keep_versions must be an integer >= 1"),
+]
+
+
+def sql(**arguments):
+    one = {} if "audience_column" in arguments else {"audience_id": "vip"}
+    defaults = {"task_id": "sync", "sql": "SELECT 1", "sql_conn_id": "warehouse", "mode": "mirror"} | one
+    return SqlToTalonAudienceOperator(**(defaults | arguments))
+
+
+def from_list(**arguments):
+    defaults = {"task_id": "sync", "audience_id": "vip", "members": ["anna"], "mode": "mirror"}
+    return SyncAudienceMembersOperator(**(defaults | arguments))
+
+
+@pytest.mark.parametrize("operator", [sql, from_list])
+@pytest.mark.parametrize("arguments, complaint", WRONG)
+def test_bad_literals(operator, arguments, complaint):
+    with pytest.raises(InvalidInputError, match=complaint):
+        operator(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        ({"mode": "mirrors"}, "mode must be one of 'mirror', 'add', 'remove', but is 'mirrors'"),
+        ({"mode": None}, "mode must be one of"),
+        ({"sql": ""}, "sql must be one SELECT"),
+        ({"sql": " ; "}, "sql must be one SELECT"),
+        ({"sql": ["SELECT 1"]}, "sql must be one SELECT"),
+        ({"audience_id": None}, "Give either audience_id"),
+        ({"audience_id": "vip", "audience_column": "a"}, "Give either audience_id"),
+        ({"audience_column": "a", "audiences": "vip"}, "audiences must be a list, but is one string"),
+        ({"audience_column": "a", "audience_name": "VIP"}, "use audience_name_column"),
+        ({"audience_column": "a", "initial_members": "a.csv"}, "initial_members is for one audience"),
+        ({"audiences": ["vip"]}, "audiences goes with mode='mirror' and audience_column"),
+        ({"audience_name_column": "n"}, "audience_name_column goes with"),
+        ({"ledger": "nightly"}, "ledger goes with"),
+    ],
+)
+def test_bad_literals_of_the_transfer(arguments, complaint):
+    with pytest.raises(InvalidInputError, match=complaint):
+        sql(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        ({"mode": "add"}, "mode must be 'mirror' or None"),
+        ({"mode": None}, "members and mode='mirror' go together"),
+        ({"members": None}, "members and mode='mirror' go together"),
+        ({"members": "anna"}, "members must be a list, but is one string"),
+        ({"members": {"anna": 1}}, "members must be a list, not dict"),
+        ({"add": ["bert"]}, "add and remove do not go with members"),
+        ({"remove": ["bert"]}, "add and remove do not go with members"),
+        ({"add": ["a"], "members": None}, "members and mode='mirror' go together"),
+    ],
+)
+def test_bad_literals_of_the_list(arguments, complaint):
+    with pytest.raises(InvalidInputError, match=complaint) as refusal:
+        from_list(**arguments)
+    assert "anna" not in str(refusal.value)
+
+
+MIRROR_ONLY = {
+    "audience_name": "VIP",
+    "on_empty": "allow",
+    "max_removal_fraction": 0.5,
+    "max_removals": 5,
+    "max_additions": 5,
+    "dry_run": True,
+    "state_uri": "/tmp/x",
+    "keep_versions": 5,
+    "initial_members": "a.csv",
+}
+
+
+@pytest.mark.parametrize("name", MIRROR_ONLY)
+@pytest.mark.parametrize("mode", ["add", "remove", "list"])
+def test_arguments_of_a_mirror_alone_are_refused_elsewhere(name, mode):
+    with pytest.raises(InvalidInputError, match=f"{name}: for mode='mirror' only"):
+        if mode == "list":
+            SyncAudienceMembersOperator(
+                task_id="sync", audience_id="vip", add=["anna"], **{name: MIRROR_ONLY[name]}
+            )
+        else:
+            sql(mode=mode, **{name: MIRROR_ONLY[name]})
+
+
+@pytest.mark.parametrize(
+    "name, value", [("audiences", ["vip"]), ("audience_name_column", "n"), ("ledger", "l")]
+)
+@pytest.mark.parametrize("mode", ["add", "remove"])
+def test_many_audiences_of_a_mirror_alone(name, value, mode):
+    with pytest.raises(InvalidInputError, match=f"{name} goes with mode='mirror'"):
+        sql(mode=mode, audience_column="a", **{name: value})
+
+
+def test_templates_pass_until_they_are_rendered():
+    operator = sql(
+        audience_id="{{ params.audience }}",
+        audience_name="{{ params.name }}",
+        dry_run="{{ params.dry }}",
+        state_uri="{{ params.state }}",
+        initial_members="{{ params.file }}",
+        sql="{{ params.sql }}",
+    )
+    params = {"audience": "vip", "name": "VIP", "dry": True, "state": "s", "file": "f", "sql": "SELECT 2"}
+    with DAG("mirrors", schedule=None):
+        operator.render_template_fields({"params": params})
+    assert (operator.audience_id, operator.audience_name, operator.sql) == ("vip", "VIP", "SELECT 2")
+    assert (operator.is_dry_run, operator.state_uri, operator.initial_members) == ("True", "s", "f")
+
+
+@pytest.mark.parametrize("name", ["audience_id", "audience_name", "sql"])
+def test_templates_that_render_to_nothing_are_refused_before_the_first_request(
+    sqlite, vip, state, context, calls, name
+):
+    sqlite.fill(["anna"])
+    given = {"sql": "SELECT profile_id FROM customers", "state_uri": str(state), "audience_name": "VIP"}
+    operator = sql(**(given | {name: "{{ params.nothing }}"}))
+    with DAG("mirrors", schedule=None):
+        operator.render_template_fields({"params": {"nothing": ""}})
+    with pytest.raises(InvalidInputError, match=name):
+        operator.execute(context)
+    assert calls() == 0

@@ -1,0 +1,417 @@
+"""What a mirror remembers, and what it does when its memory is hurt."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
+    InvalidInputError,
+    LedgerError,
+    RejectedRecordsError,
+    TalonCdpError,
+)
+from airflow_provider_talon_cdp.ledgers import storage
+from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+
+TEN = [f"customer-{each}" for each in range(10)]
+
+
+@pytest.fixture
+def full(sqlite, vip, mirror):
+    """A warehouse of ten customers that were mirrored."""
+    sqlite.fill(TEN)
+    mirror()
+    return sqlite
+
+
+def files(state, name):
+    found = sorted(state.rglob(name))
+    assert found
+    return found
+
+
+def run_of(run_id, task_id="sync"):
+    return {"ti": SimpleNamespace(dag_id="dag", task_id=task_id, run_id=run_id, map_index=-1)}
+
+
+def test_only_changes_travel(full, mirror, agrees, talon):
+    wanted = [*TEN[1:], "new"]
+    full.fill(wanted)
+    summary = mirror()
+    assert (summary["read"], summary["unchanged"], summary["removals"], summary["sent"]) == (10, 9, 1, 2)
+    assert talon.requests()[-1]["changes"] == 2
+    agrees(wanted)
+
+
+def test_members_that_the_mirror_did_not_add_stay(full, mirror, vip, ledger_of):
+    vip._service.store._by_external["vip"].members.add("by hand")
+    full.fill(TEN[1:])
+    mirror()
+    assert vip.members("vip") == {*TEN[1:], "by hand"}
+    assert [member for member, _ in ledger_of().known()] == TEN[1:]
+
+
+def test_a_lost_ledger_means_adds_alone(full, mirror, vip, state, ledger_of):
+    full.fill(TEN[5:])
+    state.rename(state.with_name("lost"))
+    summary = mirror()
+    assert (summary["sent"], summary["removals"]) == (5, 0)
+    assert vip.members("vip") == set(TEN)
+    assert [member for member, _ in ledger_of().known()] == TEN[5:]
+
+
+def test_the_summary_is_small_and_holds_no_id(sqlite, vip, mirror, said):
+    sqlite.fill([f"customer-{each}@example.com" for each in range(3000)])
+    summary = mirror()
+    assert summary["ledger_version"] == 1
+    assert (summary["sent"], summary["requests"]) == (3000, 3)
+    text = json.dumps(summary)
+    assert len(text) < 1000
+    assert "@example" not in text
+    assert "Done: 3,000 read" in said()
+    assert "@example" not in said()
+
+
+def test_the_key_is_in_no_log_and_no_file(full, mirror, vip, state, said):
+    full.fill(TEN[1:])
+    mirror()
+    key = vip.connection()["password"]
+    assert key not in said()
+    assert not any(key.encode() in each.read_bytes() for each in state.rglob("*") if each.is_file())
+
+
+def test_a_refused_member_is_left_out_and_tried_again_in_the_next_run(sqlite, vip, mirror, ledger_of, state):
+    sqlite.fill(TEN)
+    vip.reject_profiles(["customer-3"])
+    with pytest.raises(RejectedRecordsError, match="1 of 10 records were rejected") as refusal:
+        mirror()
+    good = [each for each in TEN if each != "customer-3"]
+    assert vip.members("vip") == set(good)
+    assert [member for member, _ in ledger_of().known()] == good
+    assert "customer-3" not in str(refusal.value)
+    letter = json.loads(files(state, "*.ndjson")[0].read_text())
+    assert (letter["profile_id"], letter["audience_id"], letter["status"]) == ("customer-3", "vip", 400)
+    assert letter["request_uuid"]
+    assert letter["time"]
+    assert str(files(state, "*.ndjson")[0].parent) in str(refusal.value)
+    vip.clear_faults()
+    assert mirror()["sent"] == 1
+    assert vip.members("vip") == set(TEN)
+
+
+def test_files_are_for_the_eyes_of_the_owner(full, mirror, vip, state):
+    full.fill([*TEN, "y"])
+    vip.reject_profiles(["y"])
+    mirror(max_rejected=None)
+    assert {each.stat().st_mode & 0o777 for each in state.rglob("*") if each.is_file()} == {0o600}
+
+
+def test_an_expired_key_stops_the_run_and_the_next_one_goes_on(full, mirror, vip, agrees):
+    wanted = [*TEN, *(f"more-{each:04}" for each in range(3000))]
+    full.fill(wanted)
+    vip.fail_next("status", status=401, after=1, times=None)
+    with pytest.raises(AuthenticationError):
+        mirror(in_flight=1)
+    vip.clear_faults()
+    mirror()
+    agrees(wanted)
+
+
+def test_changes_of_the_warehouse_after_a_failure_count(full, mirror, vip, agrees):
+    first = [*TEN, *(f"more-{each:04}" for each in range(3000))]
+    full.fill(first)
+    vip.fail_next("status", status=401, after=1, times=None)
+    with pytest.raises(AuthenticationError):
+        mirror(in_flight=1)
+    vip.clear_faults()
+    second = [*TEN, *(f"more-{each:04}" for each in range(0, 3000, 7)), "at last"]
+    full.fill(second)
+    mirror(max_removal_fraction=1)
+    agrees(second)
+
+
+def test_answers_that_are_lost_are_sent_again(full, mirror, vip, agrees):
+    """The emulator applies a request and cuts the connection; the try gives up at the next fault."""
+    full.fill([*TEN, *(f"more-{each:04}" for each in range(3000))])
+    vip.fail_next("reset_after", after=1)
+    vip.fail_next("status", status=401, times=None)
+    with pytest.raises(AuthenticationError):
+        mirror(in_flight=2)
+    vip.clear_faults()
+    full.fill(TEN)
+    mirror(max_removal_fraction=1)
+    agrees(TEN)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "acks.json", "plan-00000.tsv.gz", "members.tsv.gz"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "other text"])
+def test_a_damaged_file_is_a_clear_error_and_never_an_empty_audience(
+    full, mirror, vip, state, calls, name, how
+):
+    full.fill([*TEN, "eleventh"])
+    mirror()
+    path = files(state, name)[-1]
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(
+        {
+            "cut": data[:middle],
+            "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+            "emptied": b"",
+            "other text": b"hello",
+        }[how]
+    )
+    full.fill(TEN)
+    before = calls()
+    with pytest.raises(LedgerError, match=r"is damaged\. Restore it from a backup"):
+        mirror(max_removal_fraction=1, on_empty="allow")
+    assert calls() == before
+    assert len(vip.members("vip")) == 11
+
+
+@pytest.mark.parametrize("name", ["plan-00000.tsv.gz", "members.tsv.gz", "acks.json"])
+def test_a_file_that_is_gone_is_no_empty_audience(full, mirror, vip, state, calls, name):
+    full.fill([*TEN, "eleventh"])
+    mirror()
+    files(state, name)[-1].unlink()
+    full.fill(TEN)
+    before = calls()
+    with pytest.raises(LedgerError, match="is gone"):
+        mirror()
+    assert calls() == before
+    assert len(vip.members("vip")) == 11
+
+
+def test_a_newer_format_asks_for_a_newer_provider(full, mirror, state, calls):
+    path = files(state, "manifest.json")[0]
+    storage.write_json(path, storage.read_json(path) | {"format": 2})
+    before = calls()
+    with pytest.raises(LedgerError, match="format 2.*Upgrade"):
+        mirror()
+    assert calls() == before
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", "read-only", "no such protocol", "no rights"])
+def test_a_state_uri_that_does_not_work_is_one_clear_error(sqlite, vip, mirror, tmp_path, calls, kind):
+    sqlite.fill(TEN)
+    (tmp_path / "file").write_text("x")
+    uri = {
+        "a file": tmp_path / "file",
+        "below a file": tmp_path / "file" / "below",
+        "read-only": "/proc/talon",
+        "no such protocol": "carrier-pigeon://coop/talon",
+        "no rights": "/sys/kernel/talon",
+    }[kind]
+    with pytest.raises(TalonCdpError, match=r"[Ss]tate.URI"):
+        mirror(state_uri=str(uri))
+    assert calls() == 0
+
+
+def test_a_dry_run_with_a_state_uri_that_does_not_work(sqlite, vip, mirror, calls):
+    sqlite.fill(TEN)
+    with pytest.raises(TalonCdpError, match=r"[Ss]tate.URI"):
+        mirror(state_uri="carrier-pigeon://coop/talon", dry_run=True)
+
+
+def test_the_state_uri_may_be_a_uri_of_the_local_disk(sqlite, vip, mirror, tmp_path, agrees, state):
+    sqlite.fill(TEN)
+    mirror(state_uri=f"file://{state}")
+    agrees(TEN)
+
+
+def test_the_state_uri_can_be_a_setting_of_airflow(sqlite, vip, mirror, state, agrees, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(state))
+    sqlite.fill(TEN)
+    mirror(state_uri=None)
+    agrees(TEN)
+
+
+def test_without_any_setting_the_state_is_in_the_home_of_airflow(sqlite, vip, mirror, monkeypatch, tmp_path):
+    home = tmp_path / "air flow #1 100%"
+    monkeypatch.setenv("AIRFLOW_HOME", str(home))
+    sqlite.fill(TEN)
+    mirror(state_uri=None)
+    assert files(home / "talon_cdp", "manifest.json")
+
+
+def test_two_connections_never_share_a_ledger(full, mirror, vip, talon, monkeypatch):
+    connection = talon.connection()
+    connection["extra"]["deployment_host"] = "other.europe-west1.talon.one"
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps(connection))
+    with pytest.raises(TalonCdpError):
+        mirror(talon_cdp_conn_id="other")
+    assert mirror(talon_cdp_conn_id="other", dry_run=True)["unsent"] == 10
+    assert mirror(dry_run=True)["unsent"] == 0
+
+
+def test_two_runs_at_once_the_later_one_fails(full, mirror, agrees, ledger_of, calls):
+    before = calls()
+    with (
+        ledger_of().locked("dag/sync/another run/-1"),
+        pytest.raises(LedgerError, match="in use by dag/sync/another"),
+    ):
+        mirror()
+    assert calls() == before
+    mirror()
+
+
+def test_a_retry_does_not_wait_for_the_lock_of_the_try_that_was_killed(full, mirror, ledger_of):
+    ledger_of()._take_lock("dag/sync/run-1/-1")
+    mirror(context=run_of("run-1"))
+
+
+def test_a_run_whose_lock_was_taken_over_stops(full, mirror, agrees, ledger_of, vip):
+    """As when the scheduler believes a task dead and starts its next try beside it."""
+    full.fill([*TEN, *(f"more-{each:05}" for each in range(200_000))])
+    vip.fail_next("slow", seconds=0.02, times=None)
+
+    class Thief(logging.Handler):
+        def emit(self, record):
+            if record.getMessage().startswith("Plan:"):
+                ledger_of()._take_lock("dag/sync/run-1/-1")
+
+    log = logging.getLogger("airflow_provider_talon_cdp.sync.mirror")
+    thief = Thief()
+    log.addHandler(thief)
+    log.setLevel(logging.INFO)
+    try:
+        with pytest.raises(LedgerError, match="took over"):
+            mirror()
+    finally:
+        log.removeHandler(thief)
+    assert vip.members("vip") == set(TEN)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_old_versions_are_deleted(full, mirror, state, keep):
+    for each in range(5):
+        full.fill([*TEN, f"new-{each}"])
+        mirror(keep_versions=keep)
+    named = {each.parent.name for each in files(state, "plan-*.tsv.gz")}
+    assert named == {f"{version:08}" for version in range(7 - keep, 7)}
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.5, True, None])
+def test_a_number_of_versions_that_cannot_be_is_named_as_the_argument_is(full, mirror, calls, keep):
+    before = calls()
+    with pytest.raises(InvalidInputError, match="keep_versions must be an integer >= 1"):
+        mirror(keep_versions=keep)
+    assert calls() == before
+
+
+# Adopting
+
+
+def export(tmp_path, ids, header="profileintegrationid", **options):
+    path = tmp_path / "members.csv"
+    path.write_text("\n".join([header, *ids]) + "\n", **options)
+    return str(path)
+
+
+def test_adopted_members_can_be_removed(sqlite, vip, mirror, agrees, tmp_path, said):
+    vip._service.store._by_external["vip"].members.update(TEN)
+    sqlite.fill([*TEN[1:], "new"])
+    summary = mirror(initial_members=export(tmp_path, TEN))
+    assert (summary["unchanged"], summary["removals"], summary["sent"]) == (9, 1, 2)
+    assert "Adopted 10 members into a new ledger" in said()
+    agrees([*TEN[1:], "new"])
+
+
+def test_members_are_adopted_once(sqlite, vip, mirror, agrees, tmp_path, said):
+    sqlite.fill(TEN)
+    vip._service.store._by_external["vip"].members.update(TEN)
+    mirror(initial_members=export(tmp_path, TEN))
+    sqlite.fill([*TEN, "new"])
+    assert mirror(initial_members=export(tmp_path, ["someone else"]))["sent"] == 1
+    assert "Adopted no members" in said()
+    agrees([*TEN, "new"])
+
+
+def test_the_guard_speaks_about_adopted_members_too(sqlite, vip, mirror, tmp_path, calls):
+    sqlite.fill(TEN[:2])
+    with pytest.raises(TalonCdpError, match="would lose 8 of 10"):
+        mirror(initial_members=export(tmp_path, TEN))
+    assert calls() == 0
+
+
+def test_adoption_over_again_after_a_crash_of_it(sqlite, vip, mirror, agrees, tmp_path, ledger_of):
+    """A worker that dies while it adopts must not leave a ledger that knows nobody and counts as used."""
+    vip._service.store._by_external["vip"].members.update(TEN)
+    sqlite.fill(TEN[1:])
+    file = export(tmp_path, TEN)
+
+    class DiesEarly(FilesLedger):
+        def landed(self, batch, refused):
+            raise KeyboardInterrupt
+
+    connection = vip.connection()
+    ledger = DiesEarly(
+        tmp_path / "state",
+        deployment_host=connection["extra"]["deployment_host"],
+        base_url=connection["host"],
+        name=ledger_name("vip"),
+    )
+    with suppress(KeyboardInterrupt):
+        adopt_csv(ledger, "dag/sync/run-1/-1", Path(file), "vip")
+    mirror(initial_members=file)
+    agrees(TEN[1:])
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ("a,b\n1,2\n", "no column 'profileintegrationid', but a, b"),
+        ("profileintegrationid\nanna\n" + "x" * 1001, "row 3: profile ID longer than 1000"),
+        ("profileintegrationid,name\nanna,A\n,B\n", "row 3: profile ID empty"),
+        ("name,profileintegrationid\nanna\n", "row 2: profile ID null"),
+        (b"profileintegrationid\n\xff\xfe\n", "members.csv"),
+    ],
+)
+def test_a_file_of_members_that_cannot_be_right_is_refused(
+    sqlite, vip, mirror, tmp_path, calls, content, complaint
+):
+    sqlite.fill(TEN)
+    path = tmp_path / "members.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InvalidInputError, match=complaint):
+        mirror(initial_members=str(path))
+    assert calls() == 0
+
+
+def test_a_file_of_members_that_is_not_there(sqlite, vip, mirror, tmp_path, calls):
+    sqlite.fill(TEN)
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        mirror(initial_members=str(tmp_path / "none.csv"))
+    assert calls() == 0
+
+
+def test_adopted_ids_keep_their_spaces_commas_and_line_breaks(sqlite, vip, mirror, agrees, tmp_path):
+    awkward = ["a,b", 'say "hi"', "two\nlines", " led", "trail ", "ümit", "\U0001f600"]
+    path = tmp_path / "members.csv"
+    quoted = "".join('7,"' + each.replace('"', '""') + '"\r\n' for each in awkward)
+    path.write_bytes(b"\xef\xbb\xbf" + f"id,ProfileIntegrationId\r\n{quoted}".encode())
+    sqlite.fill(awkward)
+    vip._service.store._by_external["vip"].members.update(awkward)
+    assert mirror(initial_members=str(path))["unchanged"] == len(awkward)
+    agrees(awkward)
+
+
+def test_a_file_without_members_is_no_adoption(sqlite, vip, mirror, agrees, tmp_path):
+    sqlite.fill(TEN)
+    mirror(initial_members=export(tmp_path, []))
+    agrees(TEN)
+
+
+def test_the_owner_is_the_task_of_the_run(full, mirror, ledger_of):
+    ledger_of()._take_lock("dag/sync/run-2/-1")
+    with pytest.raises(LedgerError, match="in use by dag/sync/run-2/-1"):
+        mirror(context=run_of("run-1"))
+    mirror(context=run_of("run-2"))
