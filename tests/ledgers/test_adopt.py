@@ -1,0 +1,171 @@
+"""Members that an audience got by other means, and the command that takes them over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
+from airflow_provider_talon_cdp.ledgers.__main__ import main
+from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
+from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(text):
+        file = tmp_path / "members.csv"
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return file
+
+    return write
+
+
+def profiles(ledger):
+    return [profile for profile, _ in ledger.known()]
+
+
+def test_adopted_members_are_known_and_certain_whatever_their_order(open_ledger, loaded):
+    records = [Change(each, "vip", "add") for each in ("b", "ä", "a", "b", "A")]
+    assert open_ledger().adopt("me", records) == 4
+    assert profiles(loaded()) == ["A", "a", "b", "ä"]
+    assert not list(loaded().uncertain())
+    assert not list(loaded().unacknowledged())
+
+
+def test_more_members_than_one_part_are_adopted(open_ledger, loaded, monkeypatch):
+    assert open_ledger().adopt("me", (Change(f"{n:06}", "vip", "add") for n in range(2001))) == 2001
+    assert len(profiles(loaded())) == 2001
+
+
+def test_a_ledger_that_holds_something_is_not_overwritten(open_ledger, loaded, commit, csv):
+    commit(open_ledger(), "+z")
+    with pytest.raises(LedgerError, match="exists already"):
+        open_ledger().adopt("me", [Change("a", "vip", "add")])
+    assert adopt_csv(open_ledger(), "me", csv("id\na\n"), "vip") == 0
+    assert profiles(loaded()) == ["z"]
+
+
+def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
+    with open_ledger().locked("other"), pytest.raises(LedgerError, match="in use by other"):
+        adopt_csv(open_ledger(), "me", csv("id\na\n"), "vip")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "profileintegrationid\na\nb\n",
+        "\ufeffprofileintegrationid\r\nb\r\na\r\n",
+        "anything\na\n\nb\n",
+        "audienceid,ProfileIntegrationId \n1,a\n2,b\n",
+        'x,"profileintegrationid"\n"1,2","a"\n3,b',
+    ],
+)
+def test_exports_in_many_shapes_are_read(open_ledger, loaded, csv, text):
+    assert adopt_csv(open_ledger(), "me", csv(text), "vip") == 2
+    assert profiles(loaded()) == ["a", "b"]
+
+
+def test_quoted_ids_keep_what_they_hold(open_ledger, loaded, csv):
+    adopt_csv(open_ledger(), "me", csv('id\n"a\nb"\n" c "\n"d""e"\n'), "vip")
+    assert profiles(loaded()) == [" c ", "a\nb", 'd"e']
+
+
+@pytest.mark.parametrize(
+    "text, error",
+    [
+        ("a,b\n1,2\n", r"has no column 'profileintegrationid', but a, b\. Rename"),
+        ("", r"has no column 'profileintegrationid', but nothing"),
+        ("x,profileintegrationid\n1\n", r"row 2: profile ID null\. Nothing was adopted"),
+        ("id\na\n" + "x" * 1001 + "\n", r"row 3: profile ID longer than 1000"),
+        (b"id\n\xff\xfe\n", r"members\.csv"),
+        (b"id\n" + b"x" * 200_000 + b"\n", r"members\.csv"),
+    ],
+)
+def test_a_file_that_holds_no_members_is_refused_and_the_ledger_stays_new(
+    open_ledger, loaded, csv, text, error
+):
+    with pytest.raises(InvalidInputError, match=error):
+        adopt_csv(open_ledger(), "me", csv(text), "vip")
+    assert loaded().version == 0
+    assert adopt_csv(open_ledger(), "me", csv("id\na\n"), "vip") == 1
+
+
+def test_a_file_that_is_not_there_is_refused(open_ledger, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"cannot be read"):
+        adopt_csv(open_ledger(), "me", tmp_path / "none.csv", "vip")
+
+
+def test_a_rejection_is_no_member(open_ledger):
+    assert open_ledger().adopt("me", [Rejection("x"), Change("a", "vip", "add")]) == 1
+
+
+# The command
+
+
+def arguments(command, tmp_path, *more):
+    place = [
+        "--state-uri",
+        str(tmp_path / "state"),
+        "--deployment-host",
+        "acme.talon.one",
+        "--audience-id",
+        "vip",
+    ]
+    return [command, *place, *more]
+
+
+@pytest.mark.parametrize("uri", ["{}", "file://{}"])
+def test_the_command_adopts_and_shows(tmp_path, csv, capsys, uri):
+    file = csv("id\nb\na\n")
+    state = ["--state-uri", uri.format(tmp_path / "state")]
+    assert main([*arguments("import", tmp_path), *state, "--csv", str(file)]) == 0
+    assert "Adopted 2 members." in capsys.readouterr().out
+    assert main([*arguments("show", tmp_path), *state]) == 0
+    assert "version 1, 2 members" in capsys.readouterr().out
+
+
+def test_the_command_adopts_once(tmp_path, csv, capsys):
+    file = csv("id\na\n")
+    assert main(arguments("import", tmp_path, "--csv", str(file))) == 0
+    assert main(arguments("import", tmp_path, "--csv", str(file))) == 1
+    assert "holds version 1 already" in capsys.readouterr().err
+
+
+def test_the_command_shows_a_ledger_that_is_not_there_as_version_0(tmp_path, capsys):
+    assert main(arguments("show", tmp_path)) == 0
+    assert "version 0, 0 members" in capsys.readouterr().out
+
+
+def test_the_command_tells_errors_in_one_line(tmp_path, csv, capsys):
+    assert main(arguments("import", tmp_path, "--csv", str(csv("a,b\n1,2\n")))) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "has no column" in told
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        ["--deployment-host", "https://ACME.talon.one/"],
+        ["--deployment-host", " acme.talon.one"],
+        ["--base-url", "https://integration.talon.one/"],
+    ],
+)
+def test_the_command_finds_the_ledger_that_the_connection_would(tmp_path, csv, capsys, spelt):
+    """A connection's host and base URL are brought to one spelling; so must these be."""
+    assert main([*arguments("import", tmp_path), *spelt, "--csv", str(csv("id\na\n"))]) == 0
+    assert main(arguments("show", tmp_path)) == 0
+    assert "version 1, 1 members" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_command_runs_without_airflow(tmp_path):
+    script = (
+        "import runpy, sys; sys.argv[0] = 'x'\n"
+        "try: runpy.run_module('airflow_provider_talon_cdp.ledgers', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'airflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, *arguments("show", tmp_path)], check=True)

@@ -1,0 +1,139 @@
+"""A process that dies at any step of a ledger's work leaves the old state or the new one."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ledgers import files
+from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger
+from tests.ledgers.conftest import changes
+from tests.sync.fakes import KilledError, Process, Storage
+
+
+def ledger_in(storage):
+    return FilesLedger(
+        storage.folder(), deployment_host="acme.talon.one", base_url="u", name="audience:vip", keep=1
+    )
+
+
+def said_by(storage):
+    ledger = ledger_in(storage)
+    ledger.load()
+    return ledger.version, [profile for profile, _ in ledger.known()], [p for p, _ in ledger.uncertain()]
+
+
+def deaths(storage, work):
+    """Do the work from the same start again and again, and die one step later each time."""
+    start = dict(storage.objects)
+    dies_at = 0
+    while True:
+        storage.objects = dict(start)
+        storage.process = Process(dies_at)
+        try:
+            work()
+        except KilledError:
+            storage.process = Process()
+            yield dies_at
+        else:
+            storage.process = Process()
+            return
+        dies_at += 1
+
+
+def first_version(storage):
+    ledger = ledger_in(storage)
+    with ledger.locked("me"):
+        ledger.enforce(ledger.stage(lambda *_: changes("+a", "+b", "+c", "+d")))
+        ledger.leaving(0)
+        ledger.landed(0, [])
+        ledger.landed(1, [1])
+        ledger.flush()
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    monkeypatch.setattr(files, "MAX_CHANGES", 2)
+    monkeypatch.setattr(files, "AHEAD", 2)
+    monkeypatch.setattr(files, "PART", 3)
+    return Storage()
+
+
+def test_a_state_is_the_old_or_the_new_one_at_any_step(storage):
+    first_version(storage)
+    assert said_by(storage) == (1, ["a", "b", "c"], [])
+    states = []
+
+    def second_version():
+        ledger = ledger_in(storage)
+        with ledger.locked("me"):
+            ledger.enforce(ledger.stage(lambda *_: changes("-a", "+e", "+f", "+g", "+h")))
+            ledger.reject({"profile_id": "x"})
+            ledger.leaving(0)
+            ledger.landed(0, [])
+            ledger.flush()
+
+    for _ in deaths(storage, second_version):
+        state = said_by(storage)
+        if not states or states[-1] != state:
+            states.append(state)
+    assert states == [
+        (1, ["a", "b", "c"], []),
+        (2, ["a", "b", "c"], []),
+        (2, ["a", "b", "c"], ["a", "e", "f", "g"]),
+        (2, ["b", "c", "e"], ["f", "g"]),
+    ]
+
+
+def test_after_a_death_at_any_step_the_next_version_leaves_no_stray_file(storage):
+    first_version(storage)
+
+    def again():
+        first_version(storage)
+
+    for dies_at in deaths(storage, again):
+        first_version(storage)
+        named = {name.split("/", 3)[3] for name in storage.objects}
+        version = said_by(storage)[0]
+        strays = {name for name in named if name[0] == "0" and not name.startswith(f"{version:08}/")}
+        strays -= {each for each in named if "/members" in each and len(named) < 6}
+        assert not strays, f"dead at {dies_at}"
+        assert "lock.json" not in named
+
+
+def test_a_death_while_members_are_adopted_leaves_none_or_all(storage, tmp_path):
+    file = tmp_path / "members.csv"
+    file.write_text("profileintegrationid\nc\na\nb\n")
+
+    def adopt():
+        adopt_csv(ledger_in(storage), "me", file, "vip")
+
+    for dies_at in deaths(storage, adopt):
+        adopt()
+        assert said_by(storage)[1:] == (["a", "b", "c"], []), f"dead at {dies_at}"
+
+
+def test_storage_that_fails_at_any_step_is_a_ledger_error_and_no_other(storage):
+    first_version(storage)
+    start = dict(storage.objects)
+    for fails_at in range(200):
+        storage.objects = dict(start)
+        done = []
+
+        def fail(doing, name, fails_at=fails_at, done=done):
+            done.append(name)
+            if len(done) > fails_at:
+                raise PermissionError(13, "Access Denied", name)
+
+        storage.before_effect = fail
+        try:
+            first_version(storage)
+        except LedgerError as error:
+            text = str(error)
+        else:
+            break
+        assert "Access Denied" in text
+        storage.before_effect = lambda doing, name: None
+        said_by(storage)
+    assert fails_at > 5
