@@ -52,7 +52,7 @@ from airflow_provider_talon_cdp.ledgers.storage import (
 from airflow_provider_talon_cdp.sync.changes import Action, Change, Rejection
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts, diff, externally_sorted, fold, members
 from airflow_provider_talon_cdp.sync.ledger import Planner, StagedPlan
-from airflow_provider_talon_cdp.sync.lines import from_line, to_line
+from airflow_provider_talon_cdp.sync.lines import from_line, from_lines, to_line, to_lines
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ LOCK_RENEWED = 20.0
 # Batches that may leave before the next note of it: a killed run's changes in them are sent again.
 AHEAD = 64
 _READABLE_NAME = 60
+_BLOCK = 4096
 _ACTIONS: dict[str, tuple[Action, bool]] = {
     "add": ("add", False),
     "remove": ("remove", False),
@@ -174,7 +175,8 @@ class FilesLedger:
 
     def known(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
-        return (member for member in fold(self._members(), self._acknowledged()) if member[1] not in forget)
+        members = fold(self._members(), self._acknowledged())
+        return (member for member in members if member[1] not in forget) if forget else members
 
     def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Memberships that a request may have changed without an acknowledgement, sorted."""
@@ -215,9 +217,10 @@ class FilesLedger:
         with writing_lines(self.folder / name) as file:
 
             def copied() -> Iterator[Member]:
-                for member in self.known(forget):
-                    file.text.write(to_line(*member))
-                    yield member
+                members = self.known(forget)
+                while block := list(islice(members, _BLOCK)):
+                    file.text.write(to_lines(block))
+                    yield from block
 
             copying = copied()
             parts = self._write_parts(version, plan(copying, self.uncertain(forget)))
@@ -333,9 +336,9 @@ class FilesLedger:
     def _members(self) -> Iterator[Member]:
         if self._manifest["members"]:
             path = self.folder / self._manifest["members"]["file"]
-            for line in read_lines(path, self._manifest["members"]["sha256"]):
-                profile_id, audience_id = from_line(line)
-                yield profile_id, audience_id
+            lines = read_lines(path, self._manifest["members"]["sha256"])
+            while block := list(islice(lines, _BLOCK)):
+                yield from from_lines(block)
 
     def _write_parts(self, version: int, changes: Iterable[Change]) -> tuple[Mapping[str, Any], ...]:
         parts: list[Mapping[str, Any]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -110,6 +110,20 @@ def read_change(
     if audience_id is None or audience_id == "":
         return Rejection(f"audience ID {'null' if audience_id is None else 'empty'}", profile_id)
     return Change(profile_id, check_audience_id("audience ID", audience_id, id_type), action)
+
+
+def read_changes(
+    rows: Sequence[Sequence[Any]], audience_id: str | int, action: Action, id_type: AudienceIdType
+) -> list[Change | Rejection]:
+    """Make changes of rows that start with a profile ID and belong to one audience, quickly where all are plain."""
+    ids = [row[0] for row in rows]
+    if (
+        set(map(type, ids)) == {str}
+        and "".join(ids).isascii()
+        and all(0 < len(each) <= MAX_LENGTH for each in ids)
+    ):
+        return [Change(each, audience_id, action) for each in ids]
+    return [read_change(each, audience_id, action, id_type) for each in ids]
 
 
 def _id_text(value: Any) -> str | None:

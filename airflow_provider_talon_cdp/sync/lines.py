@@ -7,6 +7,7 @@ UTF-8.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _SPECIAL = re.compile(r"[\\\t\n\r]")
 _ESCAPED = re.compile(r"\\(.)")
@@ -31,6 +32,27 @@ def from_line(line: str) -> list[str]:
     """
     fields = line.removesuffix("\n").split("\t")
     return fields if "\\" not in line else [_ESCAPED.sub(_character, field) for field in fields]
+
+
+def to_lines(pairs: Sequence[tuple[str, str]]) -> str:
+    """Join pairs of fields to lines, quickly where none has anything to escape."""
+    lines = "\n".join(map("\t".join, pairs)) + "\n"
+    if "\\" in lines or "\r" in lines or lines.count("\t") + lines.count("\n") != 2 * len(pairs):
+        return "".join(to_line(*pair) for pair in pairs)
+    return lines
+
+
+def from_lines(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Split lines of two fields each.
+
+    Raises:
+        ValueError: A line has an escape that ``to_line`` does not write, or not two fields.
+    """
+    text = "".join(lines)
+    if "\\" not in text and text.count("\t") == len(lines):
+        fields = text.removesuffix("\n").replace("\n", "\t").split("\t")
+        return list(zip(fields[::2], fields[1::2], strict=True))
+    return [(first, second) for first, second in map(from_line, lines)]
 
 
 def _escape(field: str) -> str:

@@ -93,7 +93,7 @@ class Mirror:
         began = time.monotonic()
         with self.ledger.locked(owner):
             resumed = bool(cursor and self.ledger.version and cursor.get() == self.ledger.version)
-            report = self._sync(self._resume if resumed else self._plan, cursor, guarded=not resumed)
+            report = self._sync(cursor, resumed=resumed)
             report = replace(
                 report,
                 seconds=time.monotonic() - began,
@@ -104,10 +104,10 @@ class Mirror:
         fail_if_rejected(report, self.max_rejected)
         return report
 
-    def _sync(self, plan: Callable[..., Planned], cursor: Cursor | None, *, guarded: bool) -> SyncReport:
-        counts, letters, staged = plan()
+    def _sync(self, cursor: Cursor | None, *, resumed: bool) -> SyncReport:
+        counts, letters, staged = self._resume() if resumed else self._plan()
         try:
-            sends = not guarded or self.guard.check(counts) == "send"
+            sends = resumed or self.guard.check(counts) == "send"
         except GuardError:
             self.ledger.discard(staged)
             raise
@@ -116,7 +116,7 @@ class Mirror:
             log.warning("The source has no member and on_empty is 'skip': nothing was sent.")
             return _report(counts)
         if counts.changes:
-            lost = [each for each in self.prepare(counts.audiences) if counts.known[each]]
+            lost = [each for each in self.prepare(counts.audiences) if resumed or counts.known[each]]
             if lost:
                 # The ledger's members of an audience that had to be created are gone: they were deleted with it.
                 log.warning(
@@ -124,7 +124,7 @@ class Mirror:
                     len(lost),
                 )
                 self.ledger.discard(staged)
-                counts, letters, staged = plan(forget=lost)
+                counts, letters, staged = self._plan(forget=lost)
                 try:
                     self.guard.check(counts)
                 except GuardError:
@@ -177,10 +177,8 @@ class Mirror:
     def _plan(self, forget: Collection[str] = ()) -> Planned:
         return self._plan_with(lambda plan: self.ledger.stage(plan, forget=forget))
 
-    def _resume(self, forget: Collection[str] = ()) -> Planned:
+    def _resume(self) -> Planned:
         """Plan what an earlier try of this task left open."""
-        if forget:
-            return self._plan(forget)
         counts = PlanCounts()
 
         def plan(_: Iterable[Member], __: Iterable[Member]) -> Iterable[Change]:

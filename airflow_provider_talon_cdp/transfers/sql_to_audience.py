@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import Context
@@ -14,10 +15,11 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.ids import check_external_id
 from airflow_provider_talon_cdp.ledgers.files import ledger_name
 from airflow_provider_talon_cdp.membership import MembershipOperator
-from airflow_provider_talon_cdp.sync.changes import Action, Change, Rejection, read_change
+from airflow_provider_talon_cdp.sync.changes import Action, Change, Rejection, read_change, read_changes
 from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows
 
 Mode = Literal["mirror", "add", "remove"]
+_BLOCK = 4096
 
 
 class SqlToTalonAudienceOperator(MembershipOperator):
@@ -136,11 +138,14 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         ordered = (2 if self.audience_column else 1) if self.mode == "mirror" else 0
         one = None if self.audience_column else audience_id_of("audience_id", self.audience_id, id_type)
         with closing(stream_rows(source, self.sql, columns, self.parameters, order_by=ordered)) as rows:
-            for row in rows:
-                record = read_change(row[0], row[1] if one is None else one, action, id_type)
-                if self.audience_name_column and isinstance(record, Change):
-                    names[str(record.audience_id)] = row[2]
-                yield record
+            while block := list(islice(rows, _BLOCK)):
+                if one is not None:
+                    yield from read_changes(block, one, action, id_type)
+                    continue
+                for row in block:
+                    yield read_change(row[0], row[1], action, id_type)
+                if self.audience_name_column:
+                    names.update((row[1], row[2]) for row in block)
 
     def _refuse_misplaced(self) -> None:
         many = self.mode == "mirror" and self.audience_column is not None
