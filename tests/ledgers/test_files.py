@@ -306,12 +306,12 @@ def test_the_refused_run_leaves_the_lock_alone(open_ledger):
 
 def test_a_retry_takes_over_from_the_try_before_it(open_ledger):
     ledger = open_ledger()
-    with ledger.locked("dag/task/run-1"):
-        with open_ledger().locked("dag/task/run-1"):
-            with pytest.raises(LedgerError, match="Another run took over"):
-                ledger.flush()
-            with pytest.raises(LedgerError, match="Another run took over"):
-                ledger.enforce(ledger.stage(lambda *_: []))
+    with ledger.locked("dag/task/run-1"), open_ledger().locked("dag/task/run-1"):
+        staged = ledger.stage(lambda *_: [])
+        with pytest.raises(LedgerError, match="Another run took over"):
+            ledger.flush()
+        with pytest.raises(LedgerError, match="Another run took over"):
+            ledger.enforce(staged)
 
 
 def test_a_killed_runs_lock_ends_after_a_while(open_ledger, clock, commit):
@@ -479,11 +479,9 @@ def test_an_interrupted_write_leaves_what_was_there(state):
 
 def test_an_interrupted_upload_in_parts_leaves_nothing(s3):
     path = s3 / "parts"
+    path.fs.default_block_size = 5 << 20
     with pytest.raises(KeyboardInterrupt), storage._replacing(path) as file:
-        file.blocksize = 5 << 20
-        for _ in range(4):
-            file.write(b"x" * (5 << 20))
-        interrupt(file)
+        interrupt([file.write(b"x" * (5 << 20)) for _ in range(4)])
     assert not path.exists()
     assert not path.fs.calls3("list_multipart_uploads", Bucket="ledgers").get("Uploads")
 
