@@ -22,6 +22,8 @@ class FakeTalon:
         seed: Of the delays.
     """
 
+    pause = 0
+
     def __init__(self, bad=(), errors=None, seed=0):
         self.members = set()
         self.bad = set(bad)
@@ -45,7 +47,7 @@ class FakeTalon:
         self.most_in_flight = max(self.most_in_flight, self.concurrent)
         try:
             for _ in range(self.delays.randrange(5)):
-                await asyncio.sleep(0)
+                await asyncio.sleep(self.pause)
             if number in self.errors:
                 raise self.errors[number]
             if not self.bad.isdisjoint(profiles):

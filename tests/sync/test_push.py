@@ -39,7 +39,8 @@ def test_everything_arrives_in_batches_of_1000():
 
 
 def test_requests_in_flight_are_bounded():
-    talon = FakeTalon(seed=3)
+    talon = FakeTalon()
+    talon.pause = 0.02
     run(adds(*map(str, range(20_000))), talon, in_flight=3)
     assert talon.most_in_flight == 3
 
