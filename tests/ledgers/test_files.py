@@ -483,7 +483,7 @@ def test_an_interrupted_upload_in_parts_leaves_nothing(s3):
     with pytest.raises(KeyboardInterrupt), storage._replacing(path) as file:
         interrupt([file.write(b"x" * (5 << 20)) for _ in range(4)])
     assert not path.exists()
-    assert not path.fs.calls3("list_multipart_uploads", Bucket="ledgers").get("Uploads")
+    assert not path.fs.call_s3("list_multipart_uploads", Bucket="ledgers").get("Uploads")
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
