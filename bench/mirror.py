@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ class emulator:  # noqa: N801
 def child(task: str, *arguments: str) -> dict[str, Any]:
     """Run one measurement in a new process."""
     command = [sys.executable, __file__, "--child", task, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -209,7 +210,7 @@ def plan(warehouse: str, state: str) -> dict[str, Any]:
     """Plan from the SQL cursor, with the guard, and leave the ledger as it was."""
     from airflow.providers.sqlite.hooks.sqlite import SqliteHook  # noqa: PLC0415
 
-    from airflow_provider_talon_cdp.sync.changes import read_change  # noqa: PLC0415
+    from airflow_provider_talon_cdp.sync.changes import read_changes  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.diff import PlanCounts, diff, members  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.guard import Guard  # noqa: PLC0415
     from airflow_provider_talon_cdp.transfers.rows import stream_rows  # noqa: PLC0415
@@ -223,7 +224,8 @@ def plan(warehouse: str, state: str) -> dict[str, Any]:
     began = time.monotonic()
     with ledger.locked("bench"):
         rows = stream_rows(hook, f"{QUERY} ORDER BY id", ["id"])
-        records = (read_change(row[0], "vip", "add", "external") for row in rows)
+        blocks = iter(lambda: list(islice(rows, 4096)), [])
+        records = chain.from_iterable(read_changes(block, "vip", "add", "external") for block in blocks)
         staged = ledger.stage(
             lambda known, doubts: diff(known, members(records, counts), counts, uncertain=doubts)
         )

@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import socket
@@ -50,7 +49,7 @@ from airflow_provider_talon_cdp.ledgers.storage import (
     writing_lines,
 )
 from airflow_provider_talon_cdp.sync.changes import Action, Change, Rejection
-from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts, diff, externally_sorted, fold, members
+from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts, externally_sorted, fold, members
 from airflow_provider_talon_cdp.sync.ledger import Planner, StagedPlan
 from airflow_provider_talon_cdp.sync.lines import from_line, from_lines, to_line, to_lines
 
@@ -186,6 +185,9 @@ class FilesLedger:
 
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
+        changes = sum(part["changes"] for part in self._manifest["plan"])
+        if len(self._landed) * MAX_CHANGES >= changes:
+            return
         for number, batch in self._batches():
             if number not in self._landed:
                 may_have_left = number < self._may_have_left
@@ -304,13 +306,13 @@ class FilesLedger:
                 raise LedgerError(
                     f"The ledger in {self.folder} exists already. Members are adopted into a new one only."
                 )
-            self.enforce(
-                self.stage(lambda known, _: diff(known, members(externally_sorted(records), counts), counts))
-            )
-            for batch in range(math.ceil(counts.changes / MAX_CHANGES)):
-                self.landed(batch, [])
-            self.flush()
-        return counts.changes
+            name = "00000001/members.tsv.gz"
+            with writing_lines(self.folder / name) as file:
+                found = members(externally_sorted(records), counts)
+                while block := list(islice(found, _BLOCK)):
+                    file.text.write(to_lines(block))
+            self.enforce(StagedPlan(1, {"file": name, "sha256": file.sha256}, ()))
+        return counts.read - counts.duplicate
 
     @property
     def dead_letters(self) -> str | None:
