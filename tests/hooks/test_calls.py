@@ -95,7 +95,10 @@ def test_update_customer_profile_leaves_out_what_was_not_given(hook, requests_mo
 
 def test_update_customer_profile_audiences(hook, requests_mock):
     requests_mock.put(f"{HOST}/cdp/customer_profile/anna/audiences", json=STATE)
-    assert hook.update_customer_profile_audiences("anna", add_audiences=["vip"], remove_audiences=["new"]) == STATE
+    assert (
+        hook.update_customer_profile_audiences("anna", add_audiences=["vip"], remove_audiences=["new"])
+        == STATE
+    )
     assert _sent(requests_mock) == (
         "PUT",
         "/cdp/customer_profile/anna/audiences",
@@ -115,7 +118,9 @@ def test_update_customer_profile_audiences(hook, requests_mock):
 def test_update_customer_profiles_audiences(connect, requests_mock, spelling, id_type, audience, path):
     requests_mock.put(f"{HOST}{path}", status_code=204)
     hook = connect({"multi_profile_path": spelling}, host="api.example.com")
-    assert hook.update_customer_profiles_audiences([("anna", [audience], [])], audience_id_type=id_type) is None
+    assert (
+        hook.update_customer_profiles_audiences([("anna", [audience], [])], audience_id_type=id_type) is None
+    )
     body = {"data": [{"customerProfileId": "anna", "adds": [audience], "deletes": []}]}
     assert _sent(requests_mock) == ("PUT", path, body)
 
@@ -123,7 +128,9 @@ def test_update_customer_profiles_audiences(connect, requests_mock, spelling, id
 def test_naive_times_are_sent_in_the_zone_of_the_connection(connect, talon):
     from datetime import datetime  # noqa: PLC0415
 
-    connect({"timezone": "Europe/Berlin"}).update_customer_profile("anna", attributes={"At": datetime(2026, 7, 1)})  # noqa: DTZ001
+    connect({"timezone": "Europe/Berlin"}).update_customer_profile(
+        "anna", attributes={"At": datetime(2026, 7, 1)}
+    )
     assert talon.profile("anna")["attributes"] == {"At": "2026-07-01T00:00:00+02:00"}
 
 

@@ -25,15 +25,18 @@ def test_a_server_is_accepted_when_verify_names_its_authority(connect, tls, send
 
 
 def test_a_folder_of_authorities_works(connect, tls, send, request_one, authority, tmp_path):
-    from cryptography import x509  # noqa: PLC0415
-
     # OpenSSL looks an authority up by a hash of its name; any unused folder entry is ignored.
     import ssl  # noqa: PLC0415
     import subprocess  # noqa: PLC0415
 
+    from cryptography import x509  # noqa: PLC0415
+
     assert x509.load_pem_x509_certificate(authority.ca.read_bytes())
     digest = subprocess.run(
-        ["openssl", "x509", "-noout", "-hash", "-in", authority.ca], capture_output=True, text=True, check=True
+        ["openssl", "x509", "-noout", "-hash", "-in", authority.ca],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     (tmp_path / f"{digest}.0").write_bytes(authority.ca.read_bytes())
     assert ssl.HAS_TLSv1_2
@@ -118,7 +121,10 @@ def test_the_connections_proxy_tunnels_to_a_tls_server(connect, tls, proxy, send
 
 def test_a_certificate_behind_a_tunnel_is_checked(connect, tls, proxy, send, request_one):
     with pytest.raises(FatalError, match="TLS certificate"):
-        send(connect({"proxies": {"https": f"http://{proxy.authority}"}}, host=f"https://{tls.authority}"), request_one)
+        send(
+            connect({"proxies": {"https": f"http://{proxy.authority}"}}, host=f"https://{tls.authority}"),
+            request_one,
+        )
     assert tls.seen == []
 
 
@@ -167,7 +173,9 @@ def test_no_proxy_of_the_environment_counts(connect, talon, proxy, send, request
     assert talon.members("vip") == {"anna"}
 
 
-def test_the_environments_proxy_is_ignored_with_trust_env_off(connect, talon, proxy, send, request_one, monkeypatch):
+def test_the_environments_proxy_is_ignored_with_trust_env_off(
+    connect, talon, proxy, send, request_one, monkeypatch
+):
     talon_audience(connect)
     monkeypatch.setenv("http_proxy", f"http://{proxy.authority}")
     send(connect({"trust_env": False}), request_one)

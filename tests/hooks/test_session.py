@@ -30,7 +30,9 @@ def http_session(monkeypatch, connect):
     return http_session
 
 
-def test_the_session_takes_proxies_and_certificates_from_the_connection_as_http_hook_does(connect, http_session):
+def test_the_session_takes_proxies_and_certificates_from_the_connection_as_http_hook_does(
+    connect, http_session
+):
     hook = connect(EXTRAS)
     ours, theirs = hook.get_conn(), http_session(hook)
     for name in ("proxies", "verify", "cert", "trust_env", "stream"):
@@ -49,7 +51,9 @@ def test_the_session_keeps_idle_connections_alive_as_http_hook_does(connect, htt
     hook = connect()
     ours, theirs = hook.get_conn().get_adapter("https://x"), http_session(hook).get_adapter("https://x")
     assert type(ours) is type(theirs)
-    assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in ours.poolmanager.connection_pool_kw["socket_options"]
+    assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in ours.poolmanager.connection_pool_kw[
+        "socket_options"
+    ]
 
 
 def test_no_extra_and_no_secret_becomes_a_header_of_the_session(connect):
@@ -59,9 +63,17 @@ def test_no_extra_and_no_secret_becomes_a_header_of_the_session(connect):
 
 
 def test_no_extra_travels_to_talon_one_as_a_header(connect, requests_mock):
-    requests_mock.delete(requests.compat.urljoin("https://api.example.com", "/cdp/audiences/vip"), status_code=204)
+    requests_mock.delete(
+        requests.compat.urljoin("https://api.example.com", "/cdp/audiences/vip"), status_code=204
+    )
     hook = connect(
-        {"timezone": "UTC", "timeout": 3, "multi_profile_path": "plural", "requests_per_second": 5, "verify": True},
+        {
+            "timezone": "UTC",
+            "timeout": 3,
+            "multi_profile_path": "plural",
+            "requests_per_second": 5,
+            "verify": True,
+        },
         host="api.example.com",
         login="me",
     )
@@ -95,7 +107,9 @@ def test_a_hook_opens_one_connection_and_reuses_it(connect, talon, monkeypatch):
     create = socket.create_connection
     monkeypatch.setattr(
         "urllib3.util.connection.create_connection",
-        lambda address, *args, **options: opened.append(address) or create(address, args[0] if args else None),
+        lambda address, *args, **options: (
+            opened.append(address) or create(address, args[0] if args else None)
+        ),
     )
     hook = connect()
     hook.create_audience("vip", "VIP")

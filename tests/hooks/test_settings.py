@@ -197,7 +197,9 @@ def test_another_connection_is_chosen_by_its_id(talon, monkeypatch):
     assert talon.audiences()["vip"]["name"] == "Best"
 
 
-@pytest.mark.parametrize("field, value", [("verify", "/no/such/ca.pem"), ("cert", "/no/such/cert.pem"), ("verify", "false")])
+@pytest.mark.parametrize(
+    "field, value", [("verify", "/no/such/ca.pem"), ("cert", "/no/such/cert.pem"), ("verify", "false")]
+)
 def test_a_certificate_path_that_does_not_exist_is_named(connect, tls, send, request_one, field, value):
     """Not an ``[Errno 2]`` that does not say which file of which connection."""
     hook = connect({field: value}, host=f"https://{tls.authority}")

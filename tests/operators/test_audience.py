@@ -11,15 +11,36 @@ from airflow_provider_talon_cdp.operators.audience import (
     UpdateAudienceOperator,
 )
 
-ODD_IDS = ["a/b", "a?b", "a#b", "100%", "%2F", "..", ".", " ", "\U0001f600", "x" * 1000, "a\nb", "\"'`\\", "audiences"]
+ODD_IDS = [
+    "a/b",
+    "a?b",
+    "a#b",
+    "100%",
+    "%2F",
+    "..",
+    ".",
+    " ",
+    "\U0001f600",
+    "x" * 1000,
+    "a\nb",
+    "\"'`\\",
+    "audiences",
+]
 
 
 def create(**arguments):
-    return CreateAudienceOperator(task_id="create", **({"audience_id": "vip", "audience_name": "VIP"} | arguments))
+    return CreateAudienceOperator(
+        task_id="create", **({"audience_id": "vip", "audience_name": "VIP"} | arguments)
+    )
 
 
 def test_create_returns_the_new_audience(run, talon):
-    assert run(create()) == {"audience_id": "vip", "audience_name": "VIP", "internal_id": 1, "outcome": "created"}
+    assert run(create()) == {
+        "audience_id": "vip",
+        "audience_name": "VIP",
+        "internal_id": 1,
+        "outcome": "created",
+    }
     assert talon.audiences()["vip"]["name"] == "VIP"
 
 
@@ -70,7 +91,10 @@ def test_update_of_a_missing_audience_fails(run):
 
 def test_delete_removes_the_audience(run, talon):
     run(create())
-    assert run(DeleteAudienceOperator(task_id="t", audience_id="vip")) == {"audience_id": "vip", "outcome": "deleted"}
+    assert run(DeleteAudienceOperator(task_id="t", audience_id="vip")) == {
+        "audience_id": "vip",
+        "outcome": "deleted",
+    }
     assert talon.audiences() == {}
 
 
@@ -107,8 +131,17 @@ def test_ids_names_and_connection_are_templates(run, talon):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"audience_id": ""}, {"audience_id": 5}, {"audience_id": None}, {"audience_id": "x" * 1001}, {"audience_name": ""}]
-    + [{"audience_name": None}, {"audience_name": ["x"]}, {"if_exists": "replace"}, {"audience_id": "\ud800"}],
+    [
+        {"audience_id": ""},
+        {"audience_id": 5},
+        {"audience_id": None},
+        {"audience_id": "x" * 1001},
+        {"audience_name": ""},
+        {"audience_name": None},
+        {"audience_name": ["x"]},
+        {"if_exists": "replace"},
+        {"audience_id": "�"},
+    ],
 )
 def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):
     with pytest.raises(InvalidInputError, match=next(iter(arguments))):

@@ -17,7 +17,21 @@ from airflow_provider_talon_cdp.exceptions import (
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 
-ODD_IDS = ["a/b", "a?b", "a#b", "100%", "%2F", "..", ".", " ", "\U0001f600", "x" * 1000, "a\nb", "\"'`\\", "audiences"]
+ODD_IDS = [
+    "a/b",
+    "a?b",
+    "a#b",
+    "100%",
+    "%2F",
+    "..",
+    ".",
+    " ",
+    "\U0001f600",
+    "x" * 1000,
+    "a\nb",
+    "\"'`\\",
+    "audiences",
+]
 ODD_IDS += ["\x00", "\x1f", "\u2028", "null", "0", "{{ x }}"]
 
 
@@ -36,7 +50,9 @@ def requests_of(talon):
 
 def test_members_are_added_and_removed(run, talon, vip):
     result = run(members(add=["anna", "bert"]))
-    assert {name: result[name] for name in ("read", "sent", "duplicate", "rejected", "unsent", "requests")} == {
+    assert {
+        name: result[name] for name in ("read", "sent", "duplicate", "rejected", "unsent", "requests")
+    } == {
         "read": 2,
         "sent": 2,
         "duplicate": 0,
@@ -89,7 +105,7 @@ def test_a_profile_to_add_and_to_remove_is_an_error(run, talon, vip):
 
 
 def test_odd_ids_arrive_unchanged(run, talon, vip):
-    run(members(add=ODD_IDS[:-1] + ["{% raw %}{{ x }}{% endraw %}"]))
+    run(members(add=[*ODD_IDS[:-1], "{% raw %}{{ x }}{% endraw %}"]))
     assert talon.members("vip") == set(ODD_IDS)
 
 
@@ -147,7 +163,9 @@ def test_any_collection_will_do(run, talon, vip, kind):
 
 
 @pytest.mark.parametrize(
-    "make", [iter, lambda ids: map(str, ids), lambda ids: (each for each in ids)], ids=["iter", "map", "generator"]
+    "make",
+    [iter, lambda ids: map(str, ids), lambda ids: (each for each in ids)],
+    ids=["iter", "map", "generator"],
 )
 def test_an_iterator_is_sent_or_refused_but_never_lost(run, talon, vip, make):
     """``map(str, ids)`` is a natural thing to write; a green task that sent nothing would be a silent loss."""
@@ -158,7 +176,9 @@ def test_an_iterator_is_sent_or_refused_but_never_lost(run, talon, vip, make):
     assert talon.members("vip") == {"anna", "bert"}
 
 
-@pytest.mark.parametrize("rendered", ["['anna', 'bert']", "anna", "", "None", "null", '{"a": 1}', '"anna"', "5"])
+@pytest.mark.parametrize(
+    "rendered", ["['anna', 'bert']", "anna", "", "None", "null", '{"a": 1}', '"anna"', "5"]
+)
 def test_text_that_is_no_json_list_fails_before_anything_is_sent(run, talon, vip, rendered):
     for name in ("add", "remove"):
         with pytest.raises(InvalidInputError, match=f"{name} must be a list"):
@@ -180,10 +200,22 @@ def test_empty_lists_send_nothing(run, talon, vip):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"audience_id": ""}, {"audience_id": 5}, {"audience_id": "x", "audience_id_type": "internal"}]
-    + [{"audience_id": 0, "audience_id_type": "internal"}, {"audience_id": True, "audience_id_type": "internal"}]
-    + [{"add": None}, {"add": "anna"}, {"remove": {"a": 1}}, {"max_rejected": -1}, {"max_rejected": True}]
-    + [{"in_flight": 0}, {"in_flight": 1.5}, {"audience_id_type": "both"}, {"max_rejected": "1"}],
+    [
+        {"audience_id": ""},
+        {"audience_id": 5},
+        {"audience_id": "x", "audience_id_type": "internal"},
+        {"audience_id": 0, "audience_id_type": "internal"},
+        {"audience_id": True, "audience_id_type": "internal"},
+        {"add": None},
+        {"add": "anna"},
+        {"remove": {"a": 1}},
+        {"max_rejected": -1},
+        {"max_rejected": True},
+        {"in_flight": 0},
+        {"in_flight": 1.5},
+        {"audience_id_type": "both"},
+        {"max_rejected": "1"},
+    ],
     ids=str,
 )
 def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):
@@ -200,10 +232,15 @@ def test_a_bad_rendered_audience_fails_before_anything_is_sent(run, talon, rende
     assert talon.requests() == []
 
 
-@pytest.mark.parametrize("rendered", ["vip", "0", "-1", "1.0", "9" * 5000, "\u0665", str(2**63)], ids=lambda each: each[:25])
+@pytest.mark.parametrize(
+    "rendered", ["vip", "0", "-1", "1.0", "9" * 5000, "\u0665", str(2**63)], ids=lambda each: each[:25]
+)
 def test_a_bad_rendered_internal_audience_fails_before_anything_is_sent(run, talon, rendered):
     with pytest.raises(InvalidInputError, match="audience"):
-        run(members(audience_id="{{ params.x }}", audience_id_type="internal", add=["a"]), params={"x": rendered})
+        run(
+            members(audience_id="{{ params.x }}", audience_id_type="internal", add=["a"]),
+            params={"x": rendered},
+        )
     assert talon.requests() == []
 
 
@@ -223,7 +260,9 @@ def test_the_multi_profile_path_works_when_it_is_the_deployments_and_fails_when_
         connect({"multi_profile_path": chosen}, emulator=emulator)
         vip = run(CreateAudienceOperator(task_id="c", audience_id="vip", audience_name="VIP"))["internal_id"]
         operator = members(
-            audience_id=vip if id_type == "internal" else "vip", audience_id_type=id_type, add=["anna", "bert"]
+            audience_id=vip if id_type == "internal" else "vip",
+            audience_id_type=id_type,
+            add=["anna", "bert"],
         )
         if there == chosen:
             run(operator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from decimal import Decimal
 from uuid import UUID
 
@@ -13,7 +13,21 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedErr
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator, UpdateProfileOperator
 
-ODD_IDS = ["a/b", "a?b", "a#b", "100%", "%2F", "..", ".", " ", "\U0001f600", "x" * 1000, "a\nb", "\"'`\\", "audiences"]
+ODD_IDS = [
+    "a/b",
+    "a?b",
+    "a#b",
+    "100%",
+    "%2F",
+    "..",
+    ".",
+    " ",
+    "\U0001f600",
+    "x" * 1000,
+    "a\nb",
+    "\"'`\\",
+    "audiences",
+]
 
 
 def profile(**arguments):
@@ -37,7 +51,7 @@ def test_attributes_arrive_with_their_types(run, talon):
                 "Int": 2**70,
                 "Price": Decimal("19.90"),
                 "Flag": True,
-                "At": datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC),
+                "At": dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC),
                 "Id": UUID(int=7),
                 "List": ["a", "b"],
                 "Old": None,
@@ -131,9 +145,20 @@ def test_attributes_may_be_json_text_from_a_template_as_lists_may(run, talon):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"customer_profile_id": ""}, {"customer_profile_id": None}, {"customer_profile_id": 5}, {"attributes": ["x"]}]
-    + [{"add_audiences": ["vip"]}, {"add_audiences": [0]}, {"add_audiences": [True]}, {"add_audiences": "1"}]
-    + [{"remove_audiences": None}, {"remove_audiences": 1}, {"add_audiences": [None]}, {"add_audiences": ["9" * 4400]}],
+    [
+        {"customer_profile_id": ""},
+        {"customer_profile_id": None},
+        {"customer_profile_id": 5},
+        {"attributes": ["x"]},
+        {"add_audiences": ["vip"]},
+        {"add_audiences": [0]},
+        {"add_audiences": [True]},
+        {"add_audiences": "1"},
+        {"remove_audiences": None},
+        {"remove_audiences": 1},
+        {"add_audiences": [None]},
+        {"add_audiences": ["9" * 4400]},
+    ],
     ids=lambda each: str(each)[:40],
 )
 def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):
@@ -143,7 +168,12 @@ def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"customer_profile_id": ""}, {"add_audiences": [1]}, {"add_audiences": "vip"}, {"remove_audiences": None}],
+    [
+        {"customer_profile_id": ""},
+        {"add_audiences": [1]},
+        {"add_audiences": "vip"},
+        {"remove_audiences": None},
+    ],
     ids=str,
 )
 def test_a_bad_literal_of_external_audiences_fails_when_the_dag_is_parsed(arguments):
@@ -209,7 +239,9 @@ def test_more_than_a_thousand_audiences_of_one_profile_are_refused(run, talon):
     assert talon.requests() == []
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"x", object(), datetime.datetime(2026, 1, 1), "\ud800"])  # noqa: DTZ001
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), b"x", object(), dt.datetime(2026, 1, 1), "\ud800"]
+)
 def test_a_value_that_cannot_be_sent_is_named_by_its_attribute(run, talon, value):
     with pytest.raises(InvalidInputError, match="'Field'"):
         run(profile(attributes={"Field": value}))

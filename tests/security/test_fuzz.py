@@ -18,11 +18,40 @@ from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, InvalidInputError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=30)
-SLOW = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-ODD = ["..", ".", "/", "a/b", "%2F", "%", "?", "#", "a?b#c", "\\", '"', "'", " ", "\n", "\t", "\x00", "\x7f", "+", ";"]
-ODD += ["&", "audiences", "../audiences", "\U0001f600" * 250, "x" * 1000, "\u0085", "\ufeff", "\ud800", "", "x" * 1001]
+SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ODD = [
+    "..",
+    ".",
+    "/",
+    "a/b",
+    "%2F",
+    "%",
+    "?",
+    "#",
+    "a?b#c",
+    "\\",
+    '"',
+    "'",
+    " ",
+    "\n",
+    "\t",
+    "\x00",
+    "\x7f",
+    "+",
+    ";",
+]
+ODD += [
+    "&",
+    "audiences",
+    "../audiences",
+    "\U0001f600" * 250,
+    "x" * 1000,
+    "\u0085",
+    "\ufeff",
+    "\ud800",
+    "",
+    "x" * 1001,
+]
 
 
 def examples(function):
@@ -137,7 +166,7 @@ def test_any_api_key_arrives_exactly_or_is_refused(any_key, serve_key, key):
         )
     except InvalidInputError as error:
         if len(key.strip()) > 12:
-            assert key.strip() not in str(error)
+            assert key.strip() not in str(error)  # noqa: PT017 - a key may be accepted, too
         return
     serve_key.seen.clear()
     TalonCdpClient(own, retry=RetryPolicy(attempts=1)).send(calls.delete_audience("vip"))

@@ -80,7 +80,9 @@ def test_a_successful_run_of_every_operator_leaks_nothing(connect, talon, everyt
     results = [
         _run(CreateAudienceOperator(task_id="a", audience_id="vip", audience_name="VIP")),
         _run(SyncAudienceMembersOperator(task_id="b", audience_id="vip", add=[PERSON, PERSON])),
-        _run(UpdateProfileAudiencesOperator(task_id="c", customer_profile_id=PERSON, remove_audiences=["vip"])),
+        _run(
+            UpdateProfileAudiencesOperator(task_id="c", customer_profile_id=PERSON, remove_audiences=["vip"])
+        ),
         _run(UpdateProfileOperator(task_id="d", customer_profile_id=PERSON, attributes={"Street": VALUE})),
         _run(DeleteAudienceOperator(task_id="e", audience_id="vip")),
     ]
@@ -223,7 +225,9 @@ def test_a_host_that_does_not_exist_leaks_nothing(connect, send, request_one, ev
     ],
     ids=["no http", "bad status", "short body", "bad chunk", "bad gzip", "long header", "nothing"],
 )
-def test_a_broken_answer_is_our_own_error_and_leaks_nothing(connect, send, request_one, everything_logged, answer):
+def test_a_broken_answer_is_our_own_error_and_leaks_nothing(
+    connect, send, request_one, everything_logged, answer
+):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -289,7 +293,9 @@ def test_cookies_are_not_sent_back(connect, serve):
     assert [name for _, _, headers in front.seen for name in headers if name.lower() == "cookie"] == []
 
 
-@pytest.mark.parametrize("value", ["x\r\nX-Evil: 1", "x\nX-Evil: 1", "x\rX-Evil: 1", "x\x00y", "x\x7fy", "x\u2028y"])
+@pytest.mark.parametrize(
+    "value", ["x\r\nX-Evil: 1", "x\nX-Evil: 1", "x\rX-Evil: 1", "x\x00y", "x\x7fy", "x\u2028y"]
+)
 @pytest.mark.parametrize("where", ["platform_name", "deployment_host", "password"])
 def test_no_field_of_the_connection_can_inject_a_header(connect, talon, where, value):
     hook = connect(password=value) if where == "password" else connect({where: value})

@@ -68,7 +68,9 @@ def test_cursor_and_connection_are_closed_when_the_reader_stops_early(watched):
     assert watched == CLOSED
 
 
-@pytest.mark.parametrize("sql", ["SELECT nothing FROM customers", "SELECT profile_id AS x FROM customers", "nonsense"])
+@pytest.mark.parametrize(
+    "sql", ["SELECT nothing FROM customers", "SELECT profile_id AS x FROM customers", "nonsense"]
+)
 def test_cursor_and_connection_are_closed_on_an_error(watched, sql):
     with pytest.raises(Exception, match="nothing|no column|syntax"):
         list(stream_rows(hook(), sql, ["profile_id"]))
@@ -101,18 +103,29 @@ def test_nothing_is_opened_before_the_first_row_is_asked_for(watched):
 
 def operator():
     return SqlToTalonAudienceOperator(
-        task_id="t", sql="SELECT profile_id FROM customers", sql_conn_id="warehouse", mode="add", audience_id="vip"
+        task_id="t",
+        sql="SELECT profile_id FROM customers",
+        sql_conn_id="warehouse",
+        mode="add",
+        audience_id="vip",
     )
 
 
 def test_rows_hold_the_named_columns_in_the_named_order(sqlite):
     sqlite("INSERT INTO customers VALUES (?, ?)", [("anna", "vip")])
-    assert list(stream_rows(hook(), "SELECT * FROM customers", ["audience_id", "profile_id"])) == [("vip", "anna")]
-    assert list(stream_rows(hook(), "SELECT * FROM customers", ["profile_id", "profile_id"])) == [("anna", "anna")]
+    assert list(stream_rows(hook(), "SELECT * FROM customers", ["audience_id", "profile_id"])) == [
+        ("vip", "anna")
+    ]
+    assert list(stream_rows(hook(), "SELECT * FROM customers", ["profile_id", "profile_id"])) == [
+        ("anna", "anna")
+    ]
 
 
 def open_cursors(postgres_hook):
-    return [row[0] for row in postgres_hook.get_records("SELECT state FROM pg_stat_activity WHERE datname = 'postgres'")]
+    return [
+        row[0]
+        for row in postgres_hook.get_records("SELECT state FROM pg_stat_activity WHERE datname = 'postgres'")
+    ]
 
 
 def test_a_postgres_query_runs_in_a_cursor_on_the_server(postgres):

@@ -101,7 +101,8 @@ def test_integers_and_text_are_ids_by_their_text(run, talon, vip, customers):
 
 
 @pytest.mark.parametrize(
-    "bad, reason", [(None, "null"), ("", "empty"), ("x" * 1001, "longer than 1000"), (" " * 1001, "longer than")]
+    "bad, reason",
+    [(None, "null"), ("", "empty"), ("x" * 1001, "longer than 1000"), (" " * 1001, "longer than")],
 )
 def test_a_row_with_a_bad_id_is_counted_and_the_others_are_sent(run, talon, vip, customers, bad, reason):
     customers("anna", bad, "bert", bad)
@@ -153,7 +154,13 @@ def test_a_column_that_stands_twice_fails(run, vip, customers):
         run(transfer("SELECT profile_id AS Profile_ID, audience_id AS PROFILE_ID FROM customers"))
 
 
-@pytest.mark.parametrize("sql", ["SELECT profile_id AS PROFILE_ID FROM customers", "SELECT audience_id, profile_id AS Profile_Id FROM customers"])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT profile_id AS PROFILE_ID FROM customers",
+        "SELECT audience_id, profile_id AS Profile_Id FROM customers",
+    ],
+)
 def test_the_case_of_a_column_does_not_matter(run, talon, vip, customers, sql):
     """Snowflake and Oracle answer in upper case."""
     customers("anna")
@@ -238,7 +245,9 @@ def test_a_query_that_fails_midway_fails_the_task_with_counts(run, talon, vip, s
     caplog.set_level("INFO")
     with pytest.raises(Exception, match="integer overflow"):
         run(transfer("SELECT abs(profile_id) AS profile_id FROM customers"))
-    counts = re.search(r"([\d,]+) read = ([\d,]+) sent \+ (\d+) dup\w+ \+ (\d+) rej\w+ \+ ([\d,]+) unsent", caplog.text)
+    counts = re.search(
+        r"([\d,]+) read = ([\d,]+) sent \+ (\d+) dup\w+ \+ (\d+) rej\w+ \+ ([\d,]+) unsent", caplog.text
+    )
     read, *parts = (int(each.replace(",", "")) for each in counts.groups())
     assert read == sum(parts)
     assert read <= 12_000
@@ -305,7 +314,9 @@ def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):
     ids=str,
 )
 @pytest.mark.parametrize("native", [True, False])
-def test_a_template_that_renders_to_nothing_fails_before_anything_is_sent(run, talon, customers, arguments, native):
+def test_a_template_that_renders_to_nothing_fails_before_anything_is_sent(
+    run, talon, customers, arguments, native
+):
     customers("anna")
     with pytest.raises(InvalidInputError):
         run(transfer(**arguments), native=native, params={"x": None if native else ""})
