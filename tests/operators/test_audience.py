@@ -140,7 +140,7 @@ def test_ids_names_and_connection_are_templates(run, talon):
         {"audience_name": None},
         {"audience_name": ["x"]},
         {"if_exists": "replace"},
-        {"audience_id": "�"},
+        {"audience_id": "\ud800"},
     ],
 )
 def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):
