@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_talon_cdp.emulator import Emulator
+
+
+@pytest.fixture
+def talon():
+    """A local Talon.One of its own for each test: a request that one test gave up must not count in the next."""
+    with Emulator() as emulator:
+        yield emulator
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def run(connect):
         dag = DAG(
             "dag",
             schedule=None,
-            start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+            start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
             render_template_as_native_obj=native,
         )
         dag.add_task(operator)

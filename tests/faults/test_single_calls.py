@@ -22,14 +22,28 @@ from airflow_provider_talon_cdp.operators.audience import (
 )
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator, UpdateProfileOperator
 
-CREATE = lambda **more: CreateAudienceOperator(task_id="t", audience_id="vip", audience_name="VIP", **more)  # noqa: E731
-UPDATE = lambda: UpdateAudienceOperator(task_id="t", audience_id="old", audience_name="New")  # noqa: E731
-DELETE = lambda **more: DeleteAudienceOperator(task_id="t", audience_id="old", **more)  # noqa: E731
-PROFILE = lambda: UpdateProfileOperator(task_id="t", customer_profile_id="anna", attributes={"x": 1})  # noqa: E731
-MEMBER = lambda: UpdateProfileAudiencesOperator(
-    task_id="t", customer_profile_id="anna", add_audiences=["old"]
-)
-ALL = {"create": CREATE, "update": UPDATE, "delete": DELETE, "profile": PROFILE, "member": MEMBER}
+
+def create(**more):
+    return CreateAudienceOperator(task_id="t", audience_id="vip", audience_name="VIP", **more)
+
+
+def update():
+    return UpdateAudienceOperator(task_id="t", audience_id="old", audience_name="New")
+
+
+def delete(**more):
+    return DeleteAudienceOperator(task_id="t", audience_id="old", **more)
+
+
+def profile():
+    return UpdateProfileOperator(task_id="t", customer_profile_id="anna", attributes={"x": 1})
+
+
+def member():
+    return UpdateProfileAudiencesOperator(task_id="t", customer_profile_id="anna", add_audiences=["old"])
+
+
+ALL = {"create": create, "update": update, "delete": delete, "profile": profile, "member": member}
 
 
 @pytest.fixture(params=ALL)
@@ -67,7 +81,7 @@ def test_a_lost_connection_before_the_effect_is_overcome(operator, wanted, run, 
     assert state(talon) == wanted
 
 
-@pytest.mark.parametrize("call", [UPDATE, PROFILE, MEMBER])
+@pytest.mark.parametrize("call", [update, profile, member])
 def test_a_lost_answer_of_an_idempotent_call_is_overcome(run, talon, call):
     run(CreateAudienceOperator(task_id="setup", audience_id="old", audience_name="Old"))
     talon.fail_next("reset_after", times=2)
@@ -77,7 +91,7 @@ def test_a_lost_answer_of_an_idempotent_call_is_overcome(run, talon, call):
 
 def test_a_conflict_on_a_profile_is_overcome(run, talon):
     talon.fail_next("status", times=2, status=409)
-    run(PROFILE())
+    run(profile())
     assert talon.profile("anna")["attributes"] == {"x": 1}
 
 
@@ -86,7 +100,7 @@ def test_retry_after_is_waited_for(run, talon, kind):
     retry_after = 1 if kind == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
     talon.fail_next("status", status=429, retry_after=retry_after)
     began = time.monotonic()
-    run(PROFILE())
+    run(profile())
     assert 0.9 <= time.monotonic() - began < 5
     assert len(talon.requests()) == 2
 
@@ -94,14 +108,14 @@ def test_retry_after_is_waited_for(run, talon, kind):
 @pytest.mark.parametrize("retry_after", ["soon", "-1", "1.5", "Wed, 99 Foo 2026 00:00:00 GMT"])
 def test_a_retry_after_that_makes_no_sense_is_ignored(run, talon, retry_after):
     talon.fail_next("status", status=429, retry_after=retry_after)
-    run(PROFILE())
+    run(profile())
     assert talon.profile("anna")["attributes"] == {"x": 1}
 
 
 def test_a_retry_after_beyond_all_patience_ends_at_once(run, talon):
     talon.fail_next("status", times=None, status=503, retry_after=86_400)
     with pytest.raises(TransientError, match=r"503.*Gave up after 1 attempt") as error:
-        run(PROFILE())
+        run(profile())
     assert error.value.retry_after == 86_400
     assert len(talon.requests()) == 1
 
@@ -109,7 +123,7 @@ def test_a_retry_after_beyond_all_patience_ends_at_once(run, talon):
 def test_a_slow_answer_is_given_up_and_asked_for_again(run, connect, talon):
     connect({"timeout": 0.3})
     talon.fail_next("slow", seconds=0.6)
-    run(PROFILE())
+    run(profile())
     assert talon.profile("anna")["attributes"] == {"x": 1}
     assert len(talon.requests()) > 1
 
@@ -155,27 +169,27 @@ def test_a_200_page_is_no_success(operator, run, talon):
 def test_an_html_error_page_is_told_as_such(run, talon):
     talon.fail_next("status", status=404, html="<html>nginx</html>")
     with pytest.raises(NotFoundError, match="HTML"):
-        run(PROFILE())
+        run(profile())
 
 
 def test_a_create_whose_answer_was_lost_fails_with_a_hint(run, talon):
     """The retry's 409 may be the first attempt's own doing; nobody can know."""
     talon.fail_next("reset_after")
     with pytest.raises(AudienceExistsError, match="earlier attempt.*may have created"):
-        run(CREATE())
+        run(create())
     assert list(talon.audiences()) == ["vip"]
 
 
 def test_a_skipped_create_whose_answer_was_lost_is_no_plain_success_and_keeps_the_hint(run, talon, logged):
     talon.fail_next("reset_after")
-    result = run(CREATE(if_exists="skip"))
+    result = run(create(if_exists="skip"))
     assert result["outcome"] != "created"
     assert "may have created" in logged()
 
 
 def test_an_updated_create_whose_answer_was_lost_ends_in_the_wanted_state(run, talon):
     talon.fail_next("reset_after")
-    result = run(CREATE(if_exists="update"))
+    result = run(create(if_exists="update"))
     assert (result["outcome"], result["internal_id"]) == ("updated", 1)
     assert talon.audiences()["vip"]["name"] == "VIP"
 
@@ -185,7 +199,7 @@ def test_a_delete_whose_answer_was_lost_does_not_fail_without_a_hint(run, talon)
     run(CreateAudienceOperator(task_id="setup", audience_id="old", audience_name="Old"))
     talon.fail_next("reset_after")
     try:
-        run(DELETE())
+        run(delete())
     except NotFoundError as error:
         assert "earlier attempt" in str(error)  # noqa: PT017
     assert talon.audiences() == {}
@@ -194,13 +208,13 @@ def test_a_delete_whose_answer_was_lost_does_not_fail_without_a_hint(run, talon)
 def test_a_delete_whose_answer_was_lost_is_green_with_if_missing_skip(run, talon):
     run(CreateAudienceOperator(task_id="setup", audience_id="old", audience_name="Old"))
     talon.fail_next("reset_after")
-    run(DELETE(if_missing="skip"))
+    run(delete(if_missing="skip"))
     assert talon.audiences() == {}
 
 
 def test_an_error_keeps_what_support_asks_for(run, talon):
     talon.fail_next("status", status=400, body={"StatusCode": 400, "Error": "No", "RequestUUID": "u-1"})
     with pytest.raises(TalonCdpError, match="RequestUUID u-1") as error:
-        run(PROFILE())
+        run(profile())
     assert (error.value.status, error.value.request_uuid, error.value.method) == (400, "u-1", "PUT")
     assert '"Error": "No"' in error.value.body

@@ -45,6 +45,10 @@ def from_list(**arguments):
     return SyncAudienceMembersOperator(**(defaults | arguments))
 
 
+def list_of_adds(**arguments):
+    return SyncAudienceMembersOperator(task_id="sync", audience_id="vip", add=["anna"], **arguments)
+
+
 @pytest.mark.parametrize("operator", [sql, from_list])
 @pytest.mark.parametrize("arguments, complaint", WRONG)
 def test_bad_literals(operator, arguments, complaint):
@@ -110,13 +114,9 @@ MIRROR_ONLY = {
 @pytest.mark.parametrize("name", MIRROR_ONLY)
 @pytest.mark.parametrize("mode", ["add", "remove", "list"])
 def test_arguments_of_a_mirror_alone_are_refused_elsewhere(name, mode):
+    argument = {name: MIRROR_ONLY[name]}
     with pytest.raises(InvalidInputError, match=f"{name}: for mode='mirror' only"):
-        if mode == "list":
-            SyncAudienceMembersOperator(
-                task_id="sync", audience_id="vip", add=["anna"], **{name: MIRROR_ONLY[name]}
-            )
-        else:
-            sql(mode=mode, **{name: MIRROR_ONLY[name]})
+        list_of_adds(**argument) if mode == "list" else sql(mode=mode, **argument)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_audiences_may_be_json_text_of_a_template(sqlite, talon, mirror_many):
 def test_audiences_are_a_list_of_external_ids(sqlite, talon, mirror_many, calls, audiences):
     sqlite.fill_pairs([("anna", "7"), ("anna", "vip")])
     with pytest.raises(
-        InvalidInputError, match="audiences must be|external audience ID|1 to 1000 characters"
+        InvalidInputError, match=r"audiences must be|external audience ID|1 to 1000 characters"
     ):
         mirror_many(audiences=audiences)
     assert calls() == 0

@@ -194,7 +194,7 @@ def test_a_newer_format_asks_for_a_newer_provider(full, mirror, state, calls):
     path = files(state, "manifest.json")[0]
     storage.write_json(path, storage.read_json(path) | {"format": 2})
     before = calls()
-    with pytest.raises(LedgerError, match="format 2.*Upgrade"):
+    with pytest.raises(LedgerError, match=r"format 2.*Upgrade"):
         mirror()
     assert calls() == before
 

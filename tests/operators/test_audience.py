@@ -137,8 +137,6 @@ def test_ids_names_and_connection_are_templates(run, talon):
         {"audience_id": None},
         {"audience_id": "x" * 1001},
         {"audience_name": ""},
-    ]
-    + [
         {"audience_name": None},
         {"audience_name": ["x"]},
         {"if_exists": "replace"},

@@ -105,7 +105,7 @@ def test_a_profile_to_add_and_to_remove_is_an_error(run, talon, vip):
 
 
 def test_odd_ids_arrive_unchanged(run, talon, vip):
-    run(members(add=ODD_IDS[:-1] + ["{% raw %}{{ x }}{% endraw %}"]))
+    run(members(add=[*ODD_IDS[:-1], "{% raw %}{{ x }}{% endraw %}"]))
     assert talon.members("vip") == set(ODD_IDS)
 
 
@@ -200,13 +200,22 @@ def test_empty_lists_send_nothing(run, talon, vip):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"audience_id": ""}, {"audience_id": 5}, {"audience_id": "x", "audience_id_type": "internal"}]
-    + [
+    [
+        {"audience_id": ""},
+        {"audience_id": 5},
+        {"audience_id": "x", "audience_id_type": "internal"},
         {"audience_id": 0, "audience_id_type": "internal"},
         {"audience_id": True, "audience_id_type": "internal"},
-    ]
-    + [{"add": None}, {"add": "anna"}, {"remove": {"a": 1}}, {"max_rejected": -1}, {"max_rejected": True}]
-    + [{"in_flight": 0}, {"in_flight": 1.5}, {"audience_id_type": "both"}, {"max_rejected": "1"}],
+        {"add": None},
+        {"add": "anna"},
+        {"remove": {"a": 1}},
+        {"max_rejected": -1},
+        {"max_rejected": True},
+        {"in_flight": 0},
+        {"in_flight": 1.5},
+        {"audience_id_type": "both"},
+        {"max_rejected": "1"},
+    ],
     ids=str,
 )
 def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from decimal import Decimal
 from uuid import UUID
 
@@ -51,7 +51,7 @@ def test_attributes_arrive_with_their_types(run, talon):
                 "Int": 2**70,
                 "Price": Decimal("19.90"),
                 "Flag": True,
-                "At": datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC),
+                "At": dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC),
                 "Id": UUID(int=7),
                 "List": ["a", "b"],
                 "Old": None,
@@ -150,9 +150,10 @@ def test_attributes_may_be_json_text_from_a_template_as_lists_may(run, talon):
         {"customer_profile_id": None},
         {"customer_profile_id": 5},
         {"attributes": ["x"]},
-    ]
-    + [{"add_audiences": ["vip"]}, {"add_audiences": [0]}, {"add_audiences": [True]}, {"add_audiences": "1"}]
-    + [
+        {"add_audiences": ["vip"]},
+        {"add_audiences": [0]},
+        {"add_audiences": [True]},
+        {"add_audiences": "1"},
         {"remove_audiences": None},
         {"remove_audiences": 1},
         {"add_audiences": [None]},
@@ -239,7 +240,7 @@ def test_more_than_a_thousand_audiences_of_one_profile_are_refused(run, talon):
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), b"x", object(), datetime.datetime(2026, 1, 1), "\ud800"]
+    "value", [float("nan"), float("inf"), b"x", object(), dt.datetime(2026, 1, 1), "\ud800"]
 )
 def test_a_value_that_cannot_be_sent_is_named_by_its_attribute(run, talon, value):
     with pytest.raises(InvalidInputError, match="'Field'"):

@@ -59,7 +59,7 @@ def serve():
                 self.end_headers()
                 self.wfile.write(server.body)
 
-            do_GET = do_PUT = do_POST = do_DELETE = answer
+            do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 - http.server's names
 
             def log_message(self, *args):
                 pass

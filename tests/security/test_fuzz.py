@@ -166,7 +166,7 @@ def test_any_api_key_arrives_exactly_or_is_refused(any_key, serve_key, key):
         )
     except InvalidInputError as error:
         if len(key.strip()) > 12:
-            assert key.strip() not in str(error)
+            assert key.strip() not in str(error)  # noqa: PT017 - a key may be accepted, too
         return
     serve_key.seen.clear()
     TalonCdpClient(own, retry=RetryPolicy(attempts=1)).send(calls.delete_audience("vip"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import sqlite3
 import tempfile
@@ -14,7 +14,15 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, BaseHook
 from airflow.providers.postgres.hooks import postgres as postgres_hooks
 
+from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
+
+
+@pytest.fixture
+def talon():
+    """A local Talon.One of its own for each test: a request that one test gave up must not count in the next."""
+    with Emulator() as emulator:
+        yield emulator
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def run(connect):
             "dag",
             template_searchpath=searchpath,
             schedule=None,
-            start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+            start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
             render_template_as_native_obj=native,
         )
         dag.add_task(operator)

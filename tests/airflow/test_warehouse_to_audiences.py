@@ -1,0 +1,140 @@
+"""The DAG from a warehouse to Talon.One, run whole, against segments that plain Python computes from the file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+from contextlib import closing
+from decimal import Decimal
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_provider_talon_cdp.emulator import Emulator
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+
+DAG_ID = "talon_warehouse_to_audiences"
+PURCHASES = Path(__file__).parents[2] / "example_dags" / "data" / "cdnow_purchases.csv"
+AUDIENCES = ("cdnow-champions", "cdnow-at-risk", "cdnow-lapsed")
+
+pytestmark = [
+    pytest.mark.usefixtures("warehouse"),
+    # Airflow 2.11 reads the whole context for a map_index_template, and warns of the parts that it deprecates.
+    pytest.mark.filterwarnings("ignore:Accessing '.*' from the template is deprecated:DeprecationWarning"),
+]
+
+
+def segments(month: str) -> dict[str, set[str]]:
+    """The three segments at the end of a month, by counting months, where the DAG's SQL compares dates."""
+    found: dict[str, set[str]] = {audience: set() for audience in AUDIENCES}
+    with PURCHASES.open(newline="") as file:
+        known = [each for each in csv.DictReader(file) if each["purchased_on"][:7] <= month]
+    known.sort(key=lambda each: each["customer_id"])
+    for customer, group in groupby(known, key=lambda each: each["customer_id"]):
+        purchases = list(group)
+        idle = min(_months(month) - _months(each["purchased_on"]) for each in purchases)
+        spent = sum(Decimal(each["dollars"]) for each in purchases)
+        if idle <= 2 and len(purchases) >= 5 and spent >= 150:
+            found["cdnow-champions"].add(customer)
+        elif 3 <= idle <= 8 and len(purchases) >= 3 and spent >= 75:
+            found["cdnow-at-risk"].add(customer)
+        elif idle >= 12:
+            found["cdnow-lapsed"].add(customer)
+    return found
+
+
+def _months(day: str) -> int:
+    return int(day[:4]) * 12 + int(day[5:7])
+
+
+def members(talon) -> dict[str, set[str]]:
+    return {audience: set(talon.members(audience)) for audience in talon.audiences()}
+
+
+@pytest.fixture(scope="module")
+def may(run, left_behind, tmp_path_factory):
+    """What one run for May 1998 did, for the tests that only look."""
+    warehouse = {"conn_type": "sqlite", "host": str(tmp_path_factory.mktemp("may") / "warehouse.db")}
+    with Emulator() as talon, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(warehouse))
+        patch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(talon.connection()))
+        TalonCdpHook().create_audience("cdnow-lapsed", "An old name")
+        dag_run = run(DAG_ID, {"month": "1998-05"})
+        xcoms, templates = left_behind(dag_run)
+        yield SimpleNamespace(talon=talon, state=dag_run.state, xcoms=xcoms, templates=templates)
+
+
+def test_talon_one_holds_the_segments_of_the_month(may):
+    assert may.state == "success"
+    assert members(may.talon) == segments("1998-05")
+
+
+def test_every_audience_has_the_name_that_the_dag_gives_it_whatever_it_was_before(may):
+    assert {audience: facts["name"] for audience, facts in may.talon.audiences().items()} == {
+        "cdnow-champions": "CDNOW: champions",
+        "cdnow-at-risk": "CDNOW: at risk",
+        "cdnow-lapsed": "CDNOW: lapsed",
+    }
+
+
+def test_members_travel_a_thousand_in_a_request(may):
+    bulk = [each for each in may.talon.requests() if each["operation"] == "update_profiles_external"]
+    assert [each["changes"] for each in bulk] == [67, 1000, 876]
+
+
+def test_what_a_run_leaves_in_airflow_is_small_and_holds_neither_member_nor_key(may):
+    counts = [json.loads(each) for each in may.xcoms if "sent" in each]
+    assert sorted(each["sent"] for each in counts) == [67, 1876]
+    assert all(len(each) < 500 for each in may.xcoms)
+    assert len(may.templates) == 8
+    key = may.talon.connection()["password"]
+    everybody = set().union(*segments("1998-05").values())
+    for text in may.xcoms + may.templates:
+        assert key not in text
+        assert not [customer for customer in everybody if customer in text]
+
+
+def test_purchases_after_the_end_of_the_month_do_not_count(run, talon):
+    """They are in the warehouse all the same: the file ends half a year later."""
+    assert run(DAG_ID, {"month": "1997-12"}).state == "success"
+    assert members(talon) == segments("1997-12")
+
+
+def test_the_next_month_removes_leavers_and_adds_joiners(run, talon):
+    may, june = segments("1998-05"), segments("1998-06")
+    for audience in AUDIENCES:
+        assert may[audience] - june[audience]
+        assert june[audience] - may[audience]
+    run(DAG_ID, {"month": "1998-05"})
+    assert run(DAG_ID, {"month": "1998-06"}).state == "success"
+    assert members(talon) == june
+
+
+def test_a_month_that_runs_twice_leaves_the_same_state(run, talon, warehouse):
+    def state():
+        with closing(sqlite3.connect(warehouse)) as database:
+            return members(talon), *(
+                database.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3").fetchall()
+                for table in ("cdnow_purchases", "cdnow_segments")
+            )
+
+    run(DAG_ID, {"month": "1998-05"})
+    once = state()
+    assert run(DAG_ID, {"month": "1998-05"}).state == "success"
+    assert state() == once
+
+
+def test_a_month_that_is_no_month_is_refused_before_anything_runs(run, talon):
+    with pytest.raises(Exception, match="month"):
+        run(DAG_ID, {"month": "May 1998"})
+    assert talon.requests() == []
+
+
+def test_the_run_fails_when_talon_one_refuses_the_key(run, talon, monkeypatch):
+    expired = talon.connection() | {"password": "expired-key-0987654321"}
+    monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(expired))
+    assert run(DAG_ID).state == "failed"
+    assert talon.audiences() == {}

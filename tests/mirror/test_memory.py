@@ -1,0 +1,96 @@
+"""Memory does not grow with the number of members. Measured in a process of its own, against a server in
+another one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+@pytest.fixture(scope="module")
+def sink():
+    """A server in a process of its own that takes every change; its Airflow connection as JSON."""
+    with subprocess.Popen([sys.executable, HERE / "sink.py"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield json.dumps(
+                {
+                    "conn_type": "talon_cdp",
+                    "host": process.stdout.readline().strip(),
+                    "password": "any-key-1234567890",
+                    "extra": {"deployment_host": "demo.europe-west1.talon.one", "requests_per_second": 2000},
+                }
+            )
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def measure(sink, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory")
+
+    def grown(rows, sql, kind="valid"):
+        database = folder / f"{rows}.db"
+        if not database.exists():
+            with closing(sqlite3.connect(database)) as connection, connection:
+                connection.execute("CREATE TABLE customers (profile_id text)")
+                connection.executemany(
+                    "INSERT INTO customers VALUES (?)",
+                    ((f"customer-{each * 7919 % rows:08}@example.com",) for each in range(rows)),
+                )
+        result = subprocess.run(
+            [
+                sys.executable,
+                HERE / "measure_memory.py",
+                database,
+                folder / f"state-{rows}-{kind}",
+                sql,
+                kind,
+            ],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "AIRFLOW_CONN_TALON_CDP_DEFAULT": sink},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        return json.loads(result.stdout.splitlines()[-1])
+
+    return grown
+
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a peak that can be set back"
+)
+
+
+def test_ten_times_the_members_take_no_more_memory(measure, record_property):
+    small, large = (measure(rows, "SELECT profile_id FROM customers") for rows in (100_000, 1_000_000))
+    assert (small["sent"], large["sent"]) == (100_000, 1_000_000)
+    record_property(
+        "KiB over the imports at 100,000 and 1,000,000 members", f"{small['grown']}, {large['grown']}"
+    )
+    assert large["grown"] < 64 * 1024
+    assert large["grown"] < small["grown"] * 1.1
+
+
+@pytest.mark.parametrize("why", ["over-long", "no audience"])
+def test_ten_times_the_rejections_take_no_more_memory(measure, why):
+    sql = {
+        "over-long": "SELECT profile_id || printf('%0980d', 1) AS profile_id FROM customers",
+        "no audience": "SELECT profile_id, NULL AS audience_id FROM customers",
+    }[why]
+    small, large = (measure(rows, sql, why) for rows in (10_000, 100_000))
+    assert sum(large["rejected"].values()) == 100_000
+    assert large["grown"] < 64 * 1024
+    assert large["grown"] < small["grown"] * 1.1 + 1024
