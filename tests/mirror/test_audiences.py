@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, NotFoundError
@@ -39,14 +37,13 @@ def test_after_the_404_the_argument_does_it(sqlite, talon, mirror, agrees):
     assert talon.audiences()["vip"]["name"] == "Very important"
 
 
-def test_an_audience_is_created_once(sqlite, talon, mirror, agrees, caplog):
-    caplog.set_level(logging.INFO)
+def test_an_audience_is_created_once(sqlite, talon, mirror, agrees, said):
     for wanted in (["anna"], ["anna", "bert"]):
         sqlite.fill(wanted)
-        mirror(audience_name="VIP")
+        mirror(audience_name="VIP", max_removals=0)
         agrees(wanted)
-    assert caplog.text.count("Created audience 'vip'") == 1
-    assert talon.state()["requests"]["by_status"][409] == 1
+    assert said().count("Created audience 'vip'; connect it to your Applications") == 1
+    assert [each["status"] for each in talon.requests() if each["method"] == "POST"] == [201, 409]
 
 
 def test_an_audience_that_talon_one_lost_is_filled_anew(sqlite, vip, mirror, agrees, caplog):
