@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any, TypeGuard, get_args
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -46,6 +48,10 @@ def as_list(name: str, value: Any) -> list[Any]:
     """
     if isinstance(value, str):
         return _parse_list(name, value)
+    if isinstance(value, Iterator):
+        raise InvalidInputError(
+            f"{name} is an iterator, which can be read only once. Pass a list: list(...)."
+        )
     if isinstance(value, dict) or not isinstance(value, Iterable):
         hint = " Did the upstream task return nothing?" if value is None else ""
         raise InvalidInputError(f"{name} must be a list, not {type(value).__name__}.{hint}")
@@ -63,9 +69,30 @@ def as_bool(name: str, value: Any) -> bool:
 
 def audience_id_of(name: str, value: Any, id_type: AudienceIdType) -> str | int:
     """Check an audience ID; an internal one may be digits, as that is what a template renders to."""
-    if id_type == "internal" and isinstance(value, str) and value.isascii() and value.isdigit():
+    if id_type == "internal" and isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value):
         value = int(value)
-    return check_audience_id(name, value, id_type)
+    return check_audience_id(name, check_rendered(name, value), id_type)
+
+
+def check_rendered(name: str, value: Any) -> Any:
+    """Refuse the text that a template makes of None, as when an upstream task returned nothing."""
+    if value == "None":
+        raise InvalidInputError(
+            f"{name} is the text 'None'. Did a template render the result of a task that returned nothing?"
+        )
+    return value
+
+
+def as_mapping(name: str, value: Any) -> Mapping[str, Any] | None:
+    """Take a mapping, None, or JSON text of an object from a template."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value, parse_float=Decimal)
+        except ValueError:
+            value = ()
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidInputError(f"{name} must be a mapping of names to values, or its JSON text.")
+    return value
 
 
 def _parse_list(name: str, text: str) -> list[Any]:

@@ -88,7 +88,13 @@ class NotFoundError(RejectedError):
 
 
 class AudienceExistsError(RejectedError):
-    """409 on Create audience: the audience ID is taken."""
+    """409 on Create audience: the audience ID is taken.
+
+    Attributes:
+        repeated: Whether an earlier attempt of the call got no clear answer, so that it may have created the audience.
+    """
+
+    repeated = False
 
 
 class TransientError(RequestError):

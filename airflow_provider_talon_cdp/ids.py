@@ -16,6 +16,8 @@ MAX_LENGTH = 1000
 MAX_CHANGES = 1000
 """Adds and deletes of one request, over all of its profiles together."""
 
+_LARGEST_INTERNAL_ID = 2**63 - 1
+
 AudienceIdType = Literal["external", "internal"]
 """``external``: the ID in the CDP, a string. ``internal``: the number that Talon.One gave the audience."""
 
@@ -72,12 +74,12 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
                 "Write it in quotes, or choose internal audience IDs if you mean Talon.One's own number."
             )
         return check_text(name, value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_INTERNAL_ID:
         raise InvalidInputError(
             f"{name} must be an internal audience ID, the integer >= 1 that Talon.One gave the audience, "
             f"but is of type {type(value).__name__}. An external ID (a string) needs the external calls."
             if not isinstance(value, int)
-            else f"{name} must be an internal audience ID, an integer >= 1, but is {value}."
+            else f"{name} must be an internal audience ID, an integer from 1 to {_LARGEST_INTERNAL_ID}."
         )
     return value
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -27,6 +30,7 @@ from airflow_provider_talon_cdp.sync.mirror import Mirror, Source
 from airflow_provider_talon_cdp.sync.run import run_sync
 
 _CURSOR = "talon_cdp_plan"
+_CURSOR_LASTS = 3600.0
 _MIRROR_DEFAULTS: dict[str, Any] = {
     "audience_name": None,
     "on_empty": "fail",
@@ -185,9 +189,13 @@ class MembershipOperator(BaseOperator):
             return mirror.dry_run(settings.requests_per_second).summary()
         owner = self._owner(context)
         if self.initial_members is not None:
-            adopted = adopt_csv(ledger, owner, ObjectStoragePath(self.initial_members), str(self.audience_id))
-            self.log.info("Adopted %s members into a new ledger.", f"{adopted:,}" if adopted else "no")
-        return mirror.run(owner, _TaskCursor(context)).summary()
+            ledger.load()
+            if not ledger.version:
+                adopted = adopt_csv(
+                    ledger, owner, ObjectStoragePath(self.initial_members), str(self.audience_id)
+                )
+                self.log.info("Adopted %s members into a new ledger.", f"{adopted:,}")
+        return mirror.run(owner, _TaskCursor(context, self._fingerprint())).summary()
 
     def _guard(self) -> Guard:
         return Guard(
@@ -199,6 +207,11 @@ class MembershipOperator(BaseOperator):
 
     def _check_audience_id(self, name: str, value: object) -> str | int:
         return audience_id_of(name, value, self.audience_id_type)
+
+    def _fingerprint(self) -> str:
+        """Tell apart what this task mirrors from what an earlier definition of it mirrored."""
+        fields = {name: repr(getattr(self, name)) for name in self.template_fields if name != "is_dry_run"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def _state_uri(self) -> str:
         home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
@@ -214,19 +227,27 @@ class MembershipOperator(BaseOperator):
 
 
 class _TaskCursor:
-    """The version of the plan that this task is sending, in Airflow's task state store (3.3 and later)."""
+    """The version of the plan that this task is sending, in Airflow's task state store (3.3 and later).
 
-    def __init__(self, context: Context) -> None:
+    It holds for a retry of the same definition within the hour; a task that is cleared later plans anew.
+    """
+
+    def __init__(self, context: Context, fingerprint: str) -> None:
         self._store: Any = context.get("task_state_store")
+        self._fingerprint = fingerprint
 
     def get(self) -> int:
-        return int(self._store.get(_CURSOR, 0)) if self._store is not None else 0
+        kept = self._store.get(_CURSOR) if self._store is not None else None
+        if not kept or kept["fingerprint"] != self._fingerprint or time.time() - kept["time"] > _CURSOR_LASTS:
+            return 0
+        return int(kept["version"])
 
     def set(self, version: int) -> None:
         if self._store is None:
             return
         if version:
-            self._store.set(_CURSOR, version)
+            kept = {"version": version, "fingerprint": self._fingerprint, "time": time.time()}
+            self._store.set(_CURSOR, kept)
         else:
             self._store.delete(_CURSOR)
 
@@ -239,8 +260,9 @@ def _create(hook: TalonCdpHook, audiences: Iterable[str], names: Mapping[str, st
             continue
         try:
             hook.create_audience(audience, names[audience])
-        except AudienceExistsError:
-            continue
+        except AudienceExistsError as error:
+            if not error.repeated:
+                continue
         hook.log.info(
             "Created audience %r; connect it to your Applications in the Campaign Manager.", audience
         )

@@ -7,6 +7,7 @@ Source: Talon.One's Third-party API reference. An error of the CDP service is
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -40,7 +41,13 @@ _LONGEST_TEXT = 500
 
 
 def read_answer(
-    request: Request[Result], status: int, headers: Mapping[str, str], body: bytes, *, now: float
+    request: Request[Result],
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    now: float,
+    secret: str = "",
 ) -> Result:
     """Read the answer to a request.
 
@@ -50,6 +57,7 @@ def read_answer(
         headers: The answer's headers, case-insensitive.
         body: The answer's body.
         now: Seconds since the epoch; a ``Retry-After`` may be a date.
+        secret: The API key, which no error may quote even where the answer does.
 
     Returns:
         The audience, the integration state, or None, as the request's type says.
@@ -57,6 +65,8 @@ def read_answer(
     Raises:
         RequestError: Everything but the documented success.
     """
+    if secret and secret.encode() in body:
+        body = body.replace(secret.encode(), b"***")
     if status != _SUCCESS[request.operation]:
         raise _error(request, status, headers, body, now)
     return cast("Result", _result(request, status, body))
@@ -72,6 +82,16 @@ def connection_error(request: Request[Result], what: str) -> TransientError:
     return TransientError(
         f"{request.operation.value}: no answer from Talon.One ({what}). If this goes on, check the connection's Base "
         "URL and proxies, and the network.",
+        method=request.method,
+        path=request.path,
+    )
+
+
+def tls_error(request: Request[Result]) -> FatalError:
+    """Make the error of a connection that failed over certificates."""
+    return FatalError(
+        f"{request.operation.value}: a TLS certificate was not accepted, the server's or ours. Set 'verify' in the "
+        "connection's extra to the path of your CA bundle, or 'cert' to your client certificate and its key.",
         method=request.method,
         path=request.path,
     )
@@ -225,8 +245,13 @@ def _blames_connection(body: bytes) -> bool:
 
 def _mask(text: str, private: tuple[str, ...]) -> str:
     """Take profile IDs and attribute values that were sent out of a text that goes to logs."""
-    found = sorted({each for each in private if each and each in text}, key=len, reverse=True)
-    for each in found:
+    # An answer may quote an ID as it stands in JSON.
+    spellings = {
+        spelling
+        for each in private
+        for spelling in (each, json.dumps(each)[1:-1], json.dumps(each, ensure_ascii=False)[1:-1])
+    }
+    for each in sorted((each for each in spellings if each and each in text), key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(each)}(?!\w)", "***", text)
     return text
 

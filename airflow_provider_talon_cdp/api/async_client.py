@@ -14,18 +14,19 @@ from dataclasses import dataclass
 
 import aiohttp
 import requests
-from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, prepend_scheme_if_needed, select_proxy
 from yarl import URL
 
-from airflow_provider_talon_cdp.api.answers import connection_error, read_answer
+from airflow_provider_talon_cdp.api.answers import connection_error, read_answer, tls_error
 from airflow_provider_talon_cdp.api.calls import Request, Result
+from airflow_provider_talon_cdp.api.client import explain_repeated, session_options
 from airflow_provider_talon_cdp.api.pacer import Pacer
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
 from airflow_provider_talon_cdp.exceptions import (
-    AudienceExistsError,
-    FatalError,
     InvalidInputError,
+    RejectedError,
+    RequestError,
     TransientError,
 )
 
@@ -52,13 +53,21 @@ class Transport:
 
     @classmethod
     def of(cls, session: requests.Session, url: str) -> Transport:
-        """Read off a session how it would reach a URL, environment variables included."""
-        options = session.merge_environment_settings(url, {}, False, None, None)  # noqa: FBT003
+        """Read off a session how it would reach a URL; environment variables fill in what it leaves open.
+
+        Raises:
+            InvalidInputError: The proxy is no URL that can be used.
+        """
+        options = session_options(session, url)
         proxy = select_proxy(url, options["proxies"])
-        if proxy and not proxy.startswith(("http://", "https://")):
-            raise InvalidInputError(
-                "The connection's proxy must be an http:// or https:// URL for bulk calls."
-            )
+        if proxy:
+            try:
+                proxy = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
+                usable = URL(proxy).scheme in ("http", "https") and URL(proxy).host
+            except ValueError:
+                usable = None
+            if not usable:
+                raise InvalidInputError("The proxy must be a URL such as http://proxy:3128.")
         verify = options["verify"]
         return cls(proxy, True if verify is None else verify, options["cert"])
 
@@ -147,11 +156,8 @@ class AsyncTalonCdpClient:
                 log.log(level, "%s Attempt %d in %.1f s.", error, attempt + 1, wait)
                 await self._sleep(wait)
                 attempt += 1
-            except AudienceExistsError as error:
-                if attempt > 1:
-                    error.explain(
-                        "An earlier attempt of this call got no clear answer: it may have created the audience."
-                    )
+            except RejectedError as error:
+                explain_repeated(error, request, attempt)
                 raise
 
     async def _pace(self) -> float:
@@ -166,23 +172,36 @@ class AsyncTalonCdpClient:
     async def _send_once(self, request: Request[Result]) -> Result:
         # encoded=True: an ID such as ".." must stay percent-encoded.
         url = URL(self.settings.base_url + request.path, encoded=True)
+        failure: RequestError
         try:
+            # Headers of the session would go to a proxy too, in clear text; those of the request do not.
             async with self._session.request(
-                request.method, url, data=request.body, proxy=self._proxy, allow_redirects=False
+                request.method,
+                url,
+                data=request.body,
+                headers=self.settings.headers,
+                proxy=self._proxy,
+                allow_redirects=False,
             ) as response:
                 body = await response.read()
-        except aiohttp.ClientSSLError as error:
-            raise FatalError(
-                f"{request.operation.value}: the server's TLS certificate was not accepted. Set 'verify' in the "
-                "connection's extra to the path of your CA bundle, or mend the certificate.",
-                method=request.method,
-                path=request.path,
-            ) from error
-        except TimeoutError as error:
-            raise connection_error(request, "timed out") from error
+        except TimeoutError:
+            failure = connection_error(request, "timed out")
         except aiohttp.ClientError as error:
-            raise connection_error(request, type(error).__name__) from error
-        return read_answer(request, response.status, response.headers, body, now=time.time())
+            # A server may refuse our certificate after the handshake, when aiohttp sees a broken connection.
+            reasons = (error, error.__cause__, error.__context__)
+            refused = any(isinstance(each, aiohttp.ClientSSLError | ssl.SSLError) for each in reasons)
+            failure = tls_error(request) if refused else connection_error(request, type(error).__name__)
+        else:
+            return read_answer(
+                request,
+                response.status,
+                response.headers,
+                body,
+                now=time.time(),
+                secret=self.settings.api_key,
+            )
+        # Without its cause: aiohttp's texts hold the URL with a profile ID in it, and the proxy's password.
+        raise failure
 
 
 @asynccontextmanager
@@ -206,6 +225,8 @@ async def open_client(
     # trust_env stays off: the transport has read the environment, and a .netrc must not replace the API key.
     # Cookies are not kept, as each request stands alone.
     async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, headers=settings.headers, cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
+        # aiohttp would send some requests a second time by itself, unpaced and uncounted; retries are ours.
+        session._retry_connection = False  # noqa: SLF001
         yield AsyncTalonCdpClient(settings, session, proxy=transport.proxy, retry=retry)

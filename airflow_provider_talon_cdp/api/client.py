@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import requests
 from requests.auth import AuthBase
 
-from airflow_provider_talon_cdp.api.answers import connection_error, read_answer
-from airflow_provider_talon_cdp.api.calls import Request, Result
+from airflow_provider_talon_cdp.api.answers import connection_error, read_answer, tls_error
+from airflow_provider_talon_cdp.api.calls import Operation, Request, Result
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
-    FatalError,
     InvalidInputError,
+    NotFoundError,
+    RejectedError,
     RequestError,
     TransientError,
 )
 
 log = logging.getLogger(__name__)
+
+
+class _WithoutProfiles(logging.Filter):
+    """Takes profile IDs out of the paths that urllib3 logs at DEBUG."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                _PROFILE_PATH.sub(r"\1***", each) if isinstance(each, str) else each for each in record.args
+            )
+        return True
+
+
+_PROFILE_PATH = re.compile(r"(/cdp/customer_profile/)[^/?\s]+")
+logging.getLogger("urllib3.connectionpool").addFilter(_WithoutProfiles())
 
 
 class TalonCdpClient:
@@ -78,11 +96,8 @@ class TalonCdpClient:
                 log.warning("%s Attempt %d in %.1f s.", error, attempt + 1, wait)
                 self._sleep(wait)
                 attempt += 1
-            except AudienceExistsError as error:
-                if attempt > 1:
-                    error.explain(
-                        "An earlier attempt of this call got no clear answer: it may have created the audience."
-                    )
+            except RejectedError as error:
+                explain_repeated(error, request, attempt)
                 raise
 
     def _send_once(self, request: Request[Result]) -> Result:
@@ -92,14 +107,45 @@ class TalonCdpClient:
         )
         # Set afterwards: preparing a URL decodes %2E and then resolves an ID such as ".." away.
         prepared.url = base_url + request.path
-        # verify=None lets the session's and the environment's certificates decide.
-        options = self._session.merge_environment_settings(base_url, {}, False, None, None)  # noqa: FBT003
+        options = session_options(self._session, base_url)
         timeout = (min(CONNECT_TIMEOUT, self.settings.timeout), self.settings.timeout)
         try:
             response = self._session.send(prepared, timeout=timeout, allow_redirects=False, **options)
         except requests.RequestException as error:
             raise _no_answer(request, error) from _without_url(error)
-        return read_answer(request, response.status_code, response.headers, response.content, now=time.time())
+        return read_answer(
+            request,
+            response.status_code,
+            response.headers,
+            response.content,
+            now=time.time(),
+            secret=self.settings.api_key,
+        )
+
+
+def session_options(session: requests.Session, url: str) -> dict[str, Any]:
+    """Say how a session reaches a URL: by its own settings, and by environment variables where it has none."""
+    # Passed as a request's own they go before the environment; what is None or True may be filled in from there.
+    return dict(
+        session.merge_environment_settings(
+            url, dict(session.proxies), session.stream, session.verify, session.cert
+        )
+    )
+
+
+def explain_repeated(error: RejectedError, request: Request[Any], attempt: int) -> None:
+    """Tell in the error of a repeated call that an attempt without a clear answer may have done the work."""
+    if attempt == 1:
+        return
+    if isinstance(error, AudienceExistsError):
+        error.repeated = True
+        error.explain(
+            "An earlier attempt of this call got no clear answer: it may have created the audience."
+        )
+    elif isinstance(error, NotFoundError) and request.operation is Operation.DELETE_AUDIENCE:
+        error.explain(
+            "An earlier attempt of this call got no clear answer: it may have deleted the audience."
+        )
 
 
 class _KeyAuth(AuthBase):
@@ -118,14 +164,9 @@ def _no_answer(
 ) -> RequestError | InvalidInputError:
     match error:
         case requests.exceptions.SSLError():
-            return FatalError(
-                f"{request.operation.value}: the server's TLS certificate was not accepted. Set 'verify' in the "
-                "connection's extra to the path of your CA bundle, or mend the certificate.",
-                method=request.method,
-                path=request.path,
-            )
-        case requests.exceptions.InvalidSchema() | requests.exceptions.InvalidProxyURL():
-            return InvalidInputError("The connection's proxies are no URLs that can be used.")
+            return tls_error(request)
+        case requests.exceptions.InvalidURL() | requests.exceptions.InvalidSchema():
+            return InvalidInputError("The connection's proxy must be a URL such as http://proxy:3128.")
         case requests.exceptions.Timeout():
             return connection_error(request, "timed out")
         case _:

@@ -139,7 +139,15 @@ def _base_url(value: object) -> str:
         raise InvalidInputError(
             "Base URL must not carry a user name or password; the API key has its own field."
         )
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+    if (
+        url.scheme not in ("http", "https")
+        or not url.hostname
+        or not _is_host(url.hostname)
+        or url.query
+        or url.fragment
+        or not text.isascii()
+        or not text.isprintable()
+    ):
         raise InvalidInputError(f"Base URL must look like {DEFAULT_BASE_URL}, but is {value!r}.")
     if url.scheme == "http" and not _is_loopback(url.hostname):
         raise InvalidInputError(
@@ -147,6 +155,14 @@ def _base_url(value: object) -> str:
         )
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
     return f"{url.scheme}://{host}{f':{port}' if port is not None else ''}{url.path.rstrip('/')}"
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return bool(_HOST_NAME.fullmatch(host))
+    return True
 
 
 def _is_loopback(host: str) -> bool:

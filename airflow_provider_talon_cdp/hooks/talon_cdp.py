@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
+from airflow.providers.common.compat.sdk import Connection
 from airflow.providers.http.hooks.http import HttpHook
 from requests.utils import default_headers
 
@@ -19,11 +21,10 @@ from airflow_provider_talon_cdp.api.client import TalonCdpClient
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.api.values import attribute_values
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, NotFoundError, TalonCdpError
+from airflow_provider_talon_cdp.hooks.network import NETWORK_EXTRAS, network_options
 from airflow_provider_talon_cdp.ids import AudienceIdType
 
-# What HttpHook reads from the extra for its session; the rest of its options do not apply here.
-_HTTP_EXTRAS = {"cert", "proxies", "proxy", "trust_env", "verify", "verify_ssl"}
 _OWN_EXTRAS = {each.name for each in connection_form.FIELDS}
 
 
@@ -108,12 +109,12 @@ class TalonCdpHook(HttpHook):
     def settings(self) -> Settings:
         """The connection's fields, checked and normalised."""
         connection = self.get_connection(self.talon_cdp_conn_id)
-        extra = connection.extra_dejson
-        unknown = sorted(set(extra) - _OWN_EXTRAS - _HTTP_EXTRAS)
+        extra = self._extra(connection)
+        unknown = sorted(set(extra) - _OWN_EXTRAS - NETWORK_EXTRAS)
         if unknown:
             raise InvalidInputError(
                 f"Connection {self.talon_cdp_conn_id!r}: unknown field(s) in the extra: {', '.join(unknown)}. "
-                f"Known are {', '.join(sorted(_OWN_EXTRAS | _HTTP_EXTRAS))}."
+                f"Known are {', '.join(sorted(_OWN_EXTRAS | NETWORK_EXTRAS))}."
             )
         given = {name: extra[name] for name in _OWN_EXTRAS if extra.get(name) not in (None, "")}
         try:
@@ -124,7 +125,24 @@ class TalonCdpHook(HttpHook):
                 **given,
             )
         except InvalidInputError as error:
-            raise InvalidInputError(f"Connection {self.talon_cdp_conn_id!r}: {error}") from None
+            raise self._named(error) from None
+
+    @cached_property
+    def _network(self) -> dict[str, Any]:
+        """How the connection's extra says to reach Talon.One, checked."""
+        try:
+            return network_options(self._extra(self.get_connection(self.talon_cdp_conn_id)))
+        except InvalidInputError as error:
+            raise self._named(error) from None
+
+    def _extra(self, connection: Connection) -> dict[str, Any]:
+        extra = connection.extra_dejson
+        if not isinstance(extra, dict):
+            raise self._named(InvalidInputError("the extra must be a JSON object."))
+        return extra
+
+    def _named(self, error: InvalidInputError) -> InvalidInputError:
+        return InvalidInputError(f"Connection {self.talon_cdp_conn_id!r}: {error}")
 
     def get_conn(
         self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
@@ -135,11 +153,13 @@ class TalonCdpHook(HttpHook):
             headers: Headers to send with every request of the session.
             extra_options: As in ``HttpHook``.
         """
-        session = super().get_conn(None, extra_options)
+        session = super().get_conn(None, self._network | (extra_options or {}))
         # HttpHook turns every extra that it does not know into a header.
         session.headers.clear()
         session.headers.update({**default_headers(), **(headers or {})})
         session.auth = None
+        # Each request stands alone.
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.base_url = self.settings.base_url
         return session
 
@@ -265,6 +285,8 @@ class TalonCdpHook(HttpHook):
                 [], multi_profile_path=self.settings.multi_profile_path
             )
             TalonCdpClient(self.settings, self.get_conn(), retry=RetryPolicy(attempts=1)).send(request)
+        except NotFoundError as error:
+            return False, f"{error} Check Multi-profile path and Base URL on the connection."
         except TalonCdpError as error:
             return False, str(error)
         return True, f"Talon.One accepts this API key for {self.settings.deployment_host}."
@@ -275,4 +297,8 @@ def _base_url(host: str | None, schema: str | None, port: int | None) -> str:
     if not host:
         return DEFAULT_BASE_URL
     url = host if "://" in host else f"{schema or 'https'}://{host}"
-    return f"{url}:{port}" if port else url
+    if not port:
+        return url
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority}:{port}{slash}{path}"

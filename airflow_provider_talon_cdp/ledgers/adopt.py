@@ -16,7 +16,7 @@ COLUMN = "profileintegrationid"
 
 
 def adopt_csv(ledger: FilesLedger, owner: str, file: Any, audience_id: str) -> int:
-    """Record the members in a CSV file as acknowledged, if the ledger is new.
+    """Record the members in a CSV file as acknowledged.
 
     Args:
         ledger: The audience's ledger.
@@ -25,14 +25,12 @@ def adopt_csv(ledger: FilesLedger, owner: str, file: Any, audience_id: str) -> i
         audience_id: ID of the audience in the CDP.
 
     Returns:
-        How many were adopted; 0 when the ledger holds something already.
+        How many were adopted.
 
     Raises:
         InvalidInputError: The file cannot be read, or holds an ID that Talon.One would not take.
+        LedgerError: The ledger is not new.
     """
-    ledger.load()
-    if ledger.version:
-        return 0
     return ledger.adopt(owner, _members(file, audience_id))
 
 
@@ -43,7 +41,7 @@ def _members(file: Any, audience_id: str) -> Iterator[Change]:
         raise InvalidInputError(f"The members in {file} cannot be read: {error}.") from error
     # The BOM is what spreadsheets put in front.
     with opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text)
+        rows = _rows(text, file)
         header = next(rows, [])
         position = _position(header, file)
         for number, row in enumerate(rows, start=2):
@@ -55,6 +53,13 @@ def _members(file: Any, audience_id: str) -> Iterator[Change]:
             if isinstance(record, Rejection):
                 raise InvalidInputError(f"{file}, row {number}: {record.reason}. Nothing was adopted.")
             yield record
+
+
+def _rows(text: io.TextIOWrapper, file: Any) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(text)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInputError(f"{file} is no CSV file in UTF-8: {error}. Nothing was adopted.") from error
 
 
 def _position(header: list[str], file: Any) -> int:

@@ -4,9 +4,10 @@ r"""The default ledger: a few files under a state URI, on a local disk or in an 
 STATE_URI/<deployment host>/<name>/
     manifest.json                 which files below are in force, with their checksums
     lock.json                     who is writing; its time is renewed while they are
-    00000007/members.tsv.gz       sorted lines: profile ID, audience ID
-    00000007/plan-00000.tsv.gz    sorted lines: add or remove, profile ID, audience ID; 100,000 a part
-    00000007/acks.json            which batches of 1000 changes may have left, have landed, and were refused in part
+    suspects.json                 audiences that Talon.One may have lost
+    00000007/members-RUN.tsv.gz   sorted lines: profile ID, audience ID
+    00000007/plan-00000-RUN.tsv.gz  sorted lines: add or remove, profile ID, audience ID; 100,000 a part
+    00000007/acks-RUN.json        which batches of 1000 changes may have left, have landed, and were refused in part
     dead-letters/<time>-<run>/00000.ndjson
 ```
 
@@ -21,6 +22,7 @@ UTF-8 with backslash, tab, newline and carriage return written as ``\``, ``\t``,
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import logging
 import os
@@ -28,6 +30,7 @@ import re
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -41,6 +44,7 @@ from airflow_provider_talon_cdp.ids import MAX_CHANGES
 from airflow_provider_talon_cdp.ledgers.storage import (
     Folder,
     as_folder,
+    damaged,
     read_json,
     read_lines,
     remove,
@@ -105,7 +109,14 @@ class FilesLedger:
         self.folder: Folder = as_folder(state) / deployment_host / f"{readable}-{key}"
         self._keep = keep
         self._clock = clock
-        self._manifest: dict[str, Any] = {"version": 0, "members": None, "plan": [], "history": []}
+        self._manifest: dict[str, Any] = {
+            "version": 0,
+            "members": None,
+            "plan": [],
+            "rejected": {},
+            "history": [],
+        }
+        self._suspected: frozenset[str] = frozenset()
         self._landed: dict[int, list[int]] = {}
         self._may_have_left = 0
         self._dead_letters: list[str] = []
@@ -120,7 +131,11 @@ class FilesLedger:
 
     @property
     def _acks(self) -> Folder:
-        return self.folder / f"{self.version:08}" / "acks.json"
+        return self.folder / self._manifest["acks"]
+
+    @property
+    def _suspects(self) -> Folder:
+        return self.folder / "suspects.json"
 
     @property
     def _lock(self) -> Folder:
@@ -163,7 +178,12 @@ class FilesLedger:
         if {name: manifest.get(name) for name in self._identity} != self._identity:
             raise LedgerError(f"The ledger in {self.folder} belongs to another deployment or audience.")
         self._manifest = manifest
-        acks = read_json(self._acks) or {"landed": [], "refused": {}, "may_have_left": 0}
+        acks = read_json(self._acks)
+        if acks is None:
+            raise damaged(self._acks)
+        suspects = read_json(self._suspects) or {"version": 0, "audiences": []}
+        if suspects["version"] == self.version:
+            self._suspected = frozenset(suspects["audiences"])
         self._may_have_left = acks["may_have_left"]
         refused = acks["refused"]
         self._landed = {
@@ -179,28 +199,55 @@ class FilesLedger:
 
     def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Memberships that a request may have changed without an acknowledgement, sorted."""
-        for change in self.unacknowledged():
-            if change.uncertain and change.audience_id not in forget:
-                yield change.profile_id, str(change.audience_id)
+        doubts = ((change.profile_id, str(change.audience_id)) for change in self._open() if change.uncertain)
+        suspects = (
+            (member for member in self.known() if member[1] in self._suspected) if self._suspected else ()
+        )
+        last: Member | None = None
+        for member in heapq.merge(doubts, suspects):
+            if member != last and member[1] not in forget:
+                yield member
+            last = member
+
+    def suspect(self, audiences: Iterable[str]) -> None:
+        """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
+        self._refuse_lost_lock()
+        self._suspected = frozenset(audiences)
+        write_json(self._suspects, {"version": self.version, "audiences": sorted(self._suspected)})
 
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
+        return (change for change in self._open() if change.audience_id not in self._suspected)
+
+    def rejected(self) -> Counter[str]:
+        """Records that the plan in force, or one that it resumes, could not send, by reason."""
+        refused = Counter(self._manifest["rejected"])
+        refused["refused by Talon.One in an earlier try"] += sum(map(len, self._landed.values()))
+        return +refused
+
+    def _open(self) -> Iterator[Change]:
         changes = sum(part["changes"] for part in self._manifest["plan"])
-        if len(self._landed) * MAX_CHANGES >= changes:
+        if len(self._landed) * MAX_CHANGES >= changes and not any(self._landed.values()):
             return
         for number, batch in self._batches():
             if number not in self._landed:
                 may_have_left = number < self._may_have_left
                 for change in batch:
                     yield change._replace(uncertain=change.uncertain or may_have_left)
+            else:
+                # A refusal says nothing about what an earlier request did.
+                yield from (batch[at] for at in self._landed[number] if batch[at].uncertain)
 
     def changes(self) -> Iterator[Change]:
         """All changes of the plan in force."""
         for part in self._manifest["plan"]:
             path = self.folder / part["file"]
             for line in read_lines(path, part["sha256"]):
-                verb, profile_id, audience_id = from_line(line)
-                action, uncertain = _ACTIONS[verb]
+                try:
+                    verb, profile_id, audience_id = from_line(line)
+                    action, uncertain = _ACTIONS[verb]
+                except (ValueError, KeyError) as error:
+                    raise damaged(path) from error
                 yield Change(profile_id, audience_id, action, uncertain)
 
     def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
@@ -215,7 +262,7 @@ class FilesLedger:
                 self._manifest["members"],
                 self._write_parts(version, plan(self.known(), self.uncertain())),
             )
-        name = f"{version:08}/members.tsv.gz"
+        name = self._file_name(version, "members")
         with writing_lines(self.folder / name) as file:
 
             def copied() -> Iterator[Member]:
@@ -236,23 +283,31 @@ class FilesLedger:
         for each in [*staged.parts, *([own] if own else [])]:
             remove(self.folder / each["file"])
 
-    def enforce(self, staged: StagedPlan) -> None:
-        """Put a staged plan in force; from here on a crash resumes it."""
+    def enforce(self, staged: StagedPlan, rejected: Mapping[str, int] | None = None) -> None:
+        """Put a staged plan in force; from here on a crash resumes it.
+
+        Args:
+            staged: The plan.
+            rejected: Records that it leaves out because they cannot be sent, by reason.
+        """
         old = self._manifest
         self._refuse_lost_lock()
-        history = [{key: old[key] for key in ("version", "members", "plan")}, *old["history"]]
+        kept = {key: old[key] for key in ("version", "members", "plan", "acks") if key in old}
+        history = [kept, *old["history"]]
         self._manifest = {
             "format": FORMAT,
             **self._identity,
             "version": staged.version,
             "members": staged.members,
             "plan": list(staged.parts),
+            "acks": f"{staged.version:08}/acks-{self._token[:8]}.json",
+            "rejected": dict(rejected or {}),
             "history": history[: self._keep - 1] if old["version"] else [],
         }
         self._landed = {}
         self._may_have_left = 0
-        # Acknowledgements of a staged plan of the same number that never came into force.
-        remove(self._acks)
+        self._suspected = frozenset()
+        self._write_acks()
         write_json(self.folder / "manifest.json", self._manifest)
         self._remove_unnamed()
 
@@ -284,11 +339,7 @@ class FilesLedger:
             )
             self._dead_files += 1
         if landed or self._may_have_left:
-            refused = {str(batch): offsets for batch, offsets in landed.items() if offsets}
-            write_json(
-                self._acks,
-                {"landed": _ranges(sorted(landed)), "refused": refused, "may_have_left": self._may_have_left},
-            )
+            self._write_acks(landed)
 
     def adopt(self, owner: str, records: Iterable[Change | Rejection]) -> int:
         """Record members that an audience got by other means as acknowledged; return how many.
@@ -306,13 +357,13 @@ class FilesLedger:
                 raise LedgerError(
                     f"The ledger in {self.folder} exists already. Members are adopted into a new one only."
                 )
-            name = "00000001/members.tsv.gz"
+            name = self._file_name(1, "members")
             with writing_lines(self.folder / name) as file:
                 found = members(externally_sorted(records), counts)
                 while block := list(islice(found, _BLOCK)):
                     file.text.write(to_lines(block))
             self.enforce(StagedPlan(1, {"file": name, "sha256": file.sha256}, ()))
-        return counts.read - counts.duplicate
+        return counts.read - counts.duplicate - counts.rejected.total()
 
     @property
     def dead_letters(self) -> str | None:
@@ -340,13 +391,17 @@ class FilesLedger:
             path = self.folder / self._manifest["members"]["file"]
             lines = read_lines(path, self._manifest["members"]["sha256"])
             while block := list(islice(lines, _BLOCK)):
-                yield from from_lines(block)
+                try:
+                    found = from_lines(block)
+                except ValueError as error:
+                    raise damaged(path) from error
+                yield from found
 
     def _write_parts(self, version: int, changes: Iterable[Change]) -> tuple[Mapping[str, Any], ...]:
         parts: list[Mapping[str, Any]] = []
         stream = iter(changes)
         while (first := next(stream, None)) is not None:
-            name = f"{version:08}/plan-{len(parts):05}.tsv.gz"
+            name = self._file_name(version, f"plan-{len(parts):05}")
             count = 0
             with writing_lines(self.folder / name) as file:
                 for change in chain([first], islice(stream, PART - 1)):
@@ -361,12 +416,28 @@ class FilesLedger:
         named = {
             each["file"] for version in versions for each in [*version["plan"], version["members"]] if each
         }
-        named |= {f"{version['version']:08}/acks.json" for version in versions}
+        named |= {version["acks"] for version in versions}
         for folder in self.folder.iterdir():
+            # Drafts that a killed run left behind.
+            if folder.name.startswith(".manifest.json."):
+                remove(folder)
             if re.fullmatch(r"\d{8,}", folder.name):
                 for file in folder.iterdir():
                     if f"{folder.name}/{file.name}" not in named:
                         remove(file)
+
+    def _file_name(self, version: int, what: str) -> str:
+        # With the run in it: a run that was overtaken must not write over the files of the one that overtook it.
+        return f"{version:08}/{what}-{self._token[:8]}.tsv.gz"
+
+    def _write_acks(self, landed: Mapping[int, list[int]] | None = None) -> None:
+        refused = {str(batch): offsets for batch, offsets in (landed or {}).items() if offsets}
+        acks = {
+            "landed": _ranges(sorted(landed or ())),
+            "refused": refused,
+            "may_have_left": self._may_have_left,
+        }
+        write_json(self._acks, acks)
 
     def _take_lock(self, owner: str) -> None:
         held = read_json(self._lock)

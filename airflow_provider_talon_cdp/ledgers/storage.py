@@ -9,9 +9,9 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, Self, TypeAlias
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
@@ -30,7 +30,7 @@ def as_folder(path: Folder) -> Folder:
 
 def write_bytes(path: Folder, data: bytes) -> None:
     """Write a file; readers see the old one or the new one, whole."""
-    with _replacing(path) as file:
+    with _replacing(path) as file, _told("write", path):
         file.write(data)
 
 
@@ -47,16 +47,13 @@ def read_json(path: Folder) -> Any:
         LedgerError: The file is damaged or cannot be read.
     """
     try:
-        with _reading(path) as file:
-            envelope = json.loads(file.read())
+        envelope = json.loads(_read_bytes(path))
         content = envelope["content"]
         intact = envelope["sha256"] == _digest(content)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path) from error
-    except OSError as error:
-        raise _unusable("read", path, error) from error
     if not intact:
         raise damaged(path)
     return content
@@ -65,7 +62,8 @@ def read_json(path: Folder) -> Any:
 class LineWriter:
     """Writes lines into a gzip file and hashes the file as it grows."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, path: Folder, file: IO[bytes]) -> None:
+        self._path = path
         self._file = file
         self._hash = hashlib.sha256()
         # No time and no name in the header: equal lines make equal files.
@@ -75,7 +73,8 @@ class LineWriter:
     def write(self, data: bytes) -> int:
         """Take compressed bytes from the gzip file."""
         self._hash.update(data)
-        return self._file.write(data)
+        with _told("write", self._path):
+            return self._file.write(data)
 
     def flush(self) -> None:
         """Pass on the gzip file's flush."""
@@ -91,7 +90,7 @@ class LineWriter:
 def writing_lines(path: Folder) -> Iterator[LineWriter]:
     """Open a new gzip file for lines; it appears when the block ends without an error."""
     with _replacing(path) as file:
-        writer = LineWriter(file)
+        writer = LineWriter(path, file)
         with writer.text:
             yield writer
 
@@ -102,19 +101,16 @@ def read_lines(path: Folder, sha256: str) -> Iterator[str]:
     Raises:
         LedgerError: The file is gone, cut short or damaged. Act on no line before the last one was read.
     """
+    hashing = _HashingReader(path)
     try:
-        with _reading(path) as file:
-            hashing = _HashingReader(file)
-            with gzip.GzipFile(fileobj=hashing, mode="rb") as packed:  # type: ignore[call-overload]
-                yield from io.TextIOWrapper(packed, encoding="utf-8", newline="\n")
+        with hashing, gzip.GzipFile(fileobj=hashing, mode="rb") as packed:  # type: ignore[call-overload]
+            yield from io.TextIOWrapper(packed, encoding="utf-8", newline="\n")
             while hashing.read(1 << 16):
                 pass
     except FileNotFoundError as error:
         raise LedgerError(f"The ledger's file {path} is gone. {_ANEW}") from error
     except (EOFError, gzip.BadGzipFile, ValueError, zlib.error) as error:
         raise damaged(path) from error
-    except OSError as error:
-        raise _unusable("read", path, error) from error
     if hashing.sha256 != sha256:
         raise damaged(path)
 
@@ -132,53 +128,69 @@ def damaged(path: Folder) -> LedgerError:
 
 def remove(path: Folder) -> None:
     """Delete a file, if it is there."""
-    try:
+    with suppress(FileNotFoundError), _told("delete", path):
         path.unlink()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _unusable("delete", path, error) from error
+
+
+def _read_bytes(path: Folder) -> bytes:
+    with _told("read", path):
+        # One GET: between the two of open() and read() another run may have replaced the object.
+        return path.read_bytes() if isinstance(path, Path) else bytes(path.fs.cat_file(path.path))
 
 
 @contextmanager
-def _reading(path: Folder) -> Iterator[IO[bytes]]:
-    if not isinstance(path, Path):
-        # Clients of object stores cache listings, and another worker may have written since.
-        path.fs.invalidate_cache()
-    with path.open("rb") as file:
-        yield file
+def _told(doing: str, path: Folder) -> Iterator[None]:
+    """Turn whatever a file system or the client of an object store raises into one clear error."""
+    try:
+        yield
+    except (FileNotFoundError, LedgerError):
+        raise
+    except Exception as error:  # each fsspec backend has errors of its own
+        raise LedgerError(
+            f"Cannot {doing} {path} ({error}). Check the state URI and the rights on it."
+        ) from error
 
 
 @contextmanager
 def _replacing(path: Folder) -> Iterator[IO[bytes]]:
     if not isinstance(path, Path):
-        # An object store takes an object whole, when it is closed.
-        try:
+        with _told("write", path):
             file = path.open("wb")
-        except OSError as error:
-            raise _unusable("write", path, error) from error
         try:
             yield file
         except BaseException:
             _abandon(file)
             raise
-        file.close()
+        # An object store takes an object whole, when it is closed.
+        with _told("write", path), _found("write", path):
+            file.close()
         return
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
+    with _told("write", path), _found("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # IDs are personal data: for the owner's eyes alone.
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise _unusable("write", path, error) from error
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+            with _told("write", path):
+                file.flush()
+                os.fsync(file.fileno())
+        with _told("write", path):
+            draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _found(doing: str, path: Folder) -> Iterator[None]:
+    """Where nothing may be missing, a missing file or bucket is an error like any other."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise LedgerError(
+            f"Cannot {doing} {path} ({error}). Check the state URI and the rights on it."
+        ) from error
 
 
 def _abandon(file: Any) -> None:
@@ -189,21 +201,31 @@ def _abandon(file: Any) -> None:
     file.closed = True
 
 
-def _unusable(doing: str, path: Folder, error: OSError) -> LedgerError:
-    return LedgerError(f"Cannot {doing} {path} ({error}). Check the state URI and the rights on it.")
-
-
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class _HashingReader:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    """Opens a file, hashes what is read, and tells of failures."""
+
+    def __init__(self, path: Folder) -> None:
+        self._path = path
         self._hash = hashlib.sha256()
 
+    def __enter__(self) -> Self:
+        with _told("read", self._path):
+            if not isinstance(self._path, Path):
+                # Clients of object stores cache listings, and another worker may have written since.
+                self._path.fs.invalidate_cache()
+            self._file = self._path.open("rb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+        with _told("read", self._path):
+            data: bytes = self._file.read(size)
         self._hash.update(data)
         return data
 

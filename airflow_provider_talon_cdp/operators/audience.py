@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
-from airflow_provider_talon_cdp.arguments import check_choice, check_literals
+from airflow_provider_talon_cdp.arguments import check_choice, check_literals, check_rendered
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.ids import check_external_id, check_text
@@ -56,13 +56,16 @@ class CreateAudienceOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Create the audience, or do what ``if_exists`` says."""
+        check_rendered("audience_id", self.audience_id)
+        check_rendered("audience_name", self.audience_name)
         hook = TalonCdpHook(self.talon_cdp_conn_id)
         internal_id, outcome = None, "skipped"
         try:
             internal_id, outcome = hook.create_audience(self.audience_id, self.audience_name).id, "created"
-        except AudienceExistsError:
+        except AudienceExistsError as error:
             if self.if_exists == "fail":
                 raise
+            self.log.info("%s", error)
             if self.if_exists == "update":
                 internal_id, outcome = (
                     hook.update_audience(self.audience_id, self.audience_name).id,
@@ -108,6 +111,8 @@ class UpdateAudienceOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Rename the audience."""
+        check_rendered("audience_id", self.audience_id)
+        check_rendered("audience_name", self.audience_name)
         audience = TalonCdpHook(self.talon_cdp_conn_id).update_audience(self.audience_id, self.audience_name)
         return _summary(
             self.audience_id, "updated", audience_name=self.audience_name, internal_id=audience.id
@@ -146,6 +151,7 @@ class DeleteAudienceOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Delete the audience."""
+        check_rendered("audience_id", self.audience_id)
         outcome = "deleted"
         try:
             TalonCdpHook(self.talon_cdp_conn_id).delete_audience(self.audience_id)

@@ -7,7 +7,13 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
-from airflow_provider_talon_cdp.arguments import as_list, audience_id_of, check_literals
+from airflow_provider_talon_cdp.arguments import (
+    as_list,
+    as_mapping,
+    audience_id_of,
+    check_literals,
+    check_rendered,
+)
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.ids import check_text
@@ -62,26 +68,28 @@ class UpdateProfileOperator(BaseOperator):
         self.skip_unknown_attributes = skip_unknown_attributes
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_literals(check_text, customer_profile_id=customer_profile_id)
-        check_literals(_check_mapping, attributes=attributes)
+        check_literals(as_mapping, attributes=attributes)
         check_literals(_internal_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the update."""
         added = _internal_ids("add_audiences", self.add_audiences)
         removed = _internal_ids("remove_audiences", self.remove_audiences)
-        if self.attributes is None and not added and not removed and not self.run_rule_engine:
+        attributes = as_mapping("attributes", self.attributes)
+        check_rendered("customer_profile_id", self.customer_profile_id)
+        if attributes is None and not added and not removed and not self.run_rule_engine:
             raise InvalidInputError(
                 "There is nothing to do: no attributes, no audiences and no run_rule_engine."
             )
         state = TalonCdpHook(self.talon_cdp_conn_id).update_customer_profile(
             self.customer_profile_id,
-            attributes=self.attributes,
+            attributes=attributes,
             run_rule_engine=self.run_rule_engine,
             add_audiences=added,
             remove_audiences=removed,
             skip_unknown_attributes=self.skip_unknown_attributes,
         )
-        return _summary(added, removed, state) | {"attributes": len(self.attributes or ())}
+        return _summary(added, removed, state) | {"attributes": len(attributes or ())}
 
 
 class UpdateProfileAudiencesOperator(BaseOperator):
@@ -126,6 +134,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         """Send the update."""
         added = _external_ids("add_audiences", self.add_audiences)
         removed = _external_ids("remove_audiences", self.remove_audiences)
+        check_rendered("customer_profile_id", self.customer_profile_id)
         if not added and not removed:
             raise InvalidInputError(
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
@@ -142,11 +151,6 @@ def _internal_ids(name: str, value: Any) -> list[int]:
 
 def _external_ids(name: str, value: Any) -> list[str]:
     return [str(audience_id_of(name, each, "external")) for each in as_list(name, value)]
-
-
-def _check_mapping(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, Mapping):
-        raise InvalidInputError(f"{name} must be a mapping of names to values, not {type(value).__name__}.")
 
 
 def _summary(added: Sequence[object], removed: Sequence[object], state: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,8 +107,10 @@ def read_change(
         fault = fault_of_text(profile_id)
         if fault:
             return Rejection(f"profile ID {fault}", profile_id or None)
-    if audience_id is None or audience_id == "":
-        return Rejection(f"audience ID {'null' if audience_id is None else 'empty'}", profile_id)
+    if audience_id is None:
+        return Rejection("audience ID null", profile_id)
+    if isinstance(audience_id, str) and id_type == "external" and (fault := fault_of_text(audience_id)):
+        return Rejection(f"audience ID {fault}", profile_id)
     return Change(profile_id, check_audience_id("audience ID", audience_id, id_type), action)
 
 

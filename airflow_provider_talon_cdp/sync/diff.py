@@ -137,7 +137,12 @@ def diff(
                         f"The query has the audience {audience!r}, which is not in audiences. Add it there."
                     )
             old = [member for member in old if member[1] in managed]
-            doubt = [member for member in doubt if member[1] in managed]
+            for _, audience in doubt:
+                if audience not in managed:
+                    raise InvalidInputError(
+                        f"An earlier run was stopped while it changed the audience {audience!r}, which is not in audiences "
+                        "now. Let one run end with it before you take it out."
+                    )
         had, has, unsure = set(old), set(new), set(doubt)
         additions = [
             Change(*member, "add", member in unsure)

@@ -53,6 +53,14 @@ class Ledger(Protocol):
         """Memberships that a request may have changed without an acknowledgement, sorted."""
         ...
 
+    def suspect(self, audiences: Iterable[str]) -> None:
+        """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
+        ...
+
+    def rejected(self) -> Mapping[str, int]:
+        """Records that the plan in force, or one that it resumes, could not send, by reason."""
+        ...
+
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, sorted."""
         ...
@@ -70,8 +78,13 @@ class Ledger(Protocol):
         """Forget a staged plan."""
         ...
 
-    def enforce(self, staged: StagedPlan) -> None:
-        """Put a staged plan in force; from here on a crash resumes it."""
+    def enforce(self, staged: StagedPlan, rejected: Mapping[str, int] | None = None) -> None:
+        """Put a staged plan in force; from here on a crash resumes it.
+
+        Args:
+            staged: The plan.
+            rejected: Records that it leaves out because they cannot be sent, by reason.
+        """
         ...
 
     def changes(self) -> Iterator[Change]:

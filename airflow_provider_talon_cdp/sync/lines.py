@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 _SPECIAL = re.compile(r"[\\\t\n\r]")
-_ESCAPED = re.compile(r"\\(.)")
+_ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
 _NAMES = {"\\": "\\", "\t": "t", "\n": "n", "\r": "r"}
 _CHARACTERS = {name: character for character, name in _NAMES.items()}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol, TypeAlias, TypeVar
 
-from airflow_provider_talon_cdp.exceptions import GuardError
+from airflow_provider_talon_cdp.exceptions import GuardError, NotFoundError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.diff import (
@@ -116,6 +116,8 @@ class Mirror:
             log.warning("The source has no member and on_empty is 'skip': nothing was sent.")
             return _report(counts)
         if counts.changes:
+            # If this dies after it has created an audience, the next run must not take its members for granted.
+            self.ledger.suspect(counts.audiences)
             lost = [each for each in self.prepare(counts.audiences) if resumed or counts.known[each]]
             if lost:
                 # The ledger's members of an audience that had to be created are gone: they were deleted with it.
@@ -134,11 +136,12 @@ class Mirror:
         if not counts.changes:
             self.ledger.discard(staged)
             self.ledger.flush()
-            return _report(counts)
-        self.ledger.enforce(staged)
-        if cursor:
-            cursor.set(self.ledger.version)
-        report = self._push(counts)
+            report = _report(counts)
+        else:
+            self.ledger.enforce(staged, counts.rejected)
+            if cursor:
+                cursor.set(self.ledger.version)
+            report = self._push(counts)
         if cursor:
             cursor.set(0)
         return report
@@ -180,6 +183,8 @@ class Mirror:
     def _resume(self) -> Planned:
         """Plan what an earlier try of this task left open."""
         counts = PlanCounts()
+        counts.rejected.update(self.ledger.rejected())
+        counts.read += counts.rejected.total()
 
         def plan(_: Iterable[Member], __: Iterable[Member]) -> Iterable[Change]:
             for change in self.ledger.unacknowledged():
@@ -262,6 +267,10 @@ class Mirror:
                 on_landed=on_landed,
                 total=counts.changes,
             )
+        except NotFoundError:
+            # Whoever deleted an audience may make it again by hand, without its members.
+            self.ledger.suspect(counts.audiences)
+            raise
         finally:
             self.ledger.flush()
         return _report(counts, pushed)

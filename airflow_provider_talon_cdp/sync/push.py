@@ -21,7 +21,7 @@ from airflow_provider_talon_cdp.sync.report import Tally
 
 log = logging.getLogger(__name__)
 
-# When this many changes were refused and none was accepted, the configuration is wrong and not the data.
+# When twice this many changes were refused and none was accepted, the configuration is wrong and not the data.
 _HOPELESS = 50
 _AUDIENCES_NAMED = 10
 
@@ -190,7 +190,7 @@ class _Pusher:
                 if len(batch.changes) > 1:
                     flight.left[-1:] = reversed(batch.halves())
                     continue
-                self._refuse(error)
+                self._refuse(flight, error)
                 change = batch.changes[0]
                 flight.refusals.append(Refusal(flight.changes[change], change, error))
             else:
@@ -199,13 +199,18 @@ class _Pusher:
             flight.left.pop()
         self._on_landed(Landing(flight.number, tuple(flight.refusals)))
 
-    def _refuse(self, error: RejectedError) -> None:
+    def _refuse(self, flight: _Flight, error: RejectedError) -> None:
         reason = f"refused by Talon.One ({error.status})"
-        if self._tally.sent == 0 and self._tally.rejected[reason] + 1 >= _HOPELESS:
-            error.explain(
-                f"The first {_HOPELESS} records were all refused, so this is no matter of single records."
-            )
-            raise error
+        if self._tally.sent == 0:
+            refused = self._tally.rejected[reason] + 1
+            if refused == _HOPELESS:
+                # Before giving up, try the other end of the batch: perhaps only its beginning is bad.
+                flight.left[:-1] = reversed(flight.left[:-1])
+            if refused == 2 * _HOPELESS:
+                error.explain(
+                    f"The first {refused} records were all refused, so this is no matter of single records."
+                )
+                raise error
         if reason not in self._refusals_explained:
             self._refusals_explained.add(reason)
             log.warning("A record was refused, and others may follow: %s", error)

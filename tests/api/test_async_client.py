@@ -100,10 +100,8 @@ def test_transient_failures_are_retried_and_counted(send, talon, clock):
     talon.fail_next("status", status=429)
     _, client = send(calls.update_customer_profile("anna", attributes={"n": 1}), requests_per_second=1000)
     assert talon.profile("anna")["attributes"] == {"n": 1}
-    # aiohttp itself sends an idempotent request once more when a kept-alive connection turns out to be reset.
-    assert client.requests - 1 == client.retries == 4
-    assert client.throttled == 1
-    assert [wait for wait in clock.sleeps if wait in (0.5, 1, 2, 4)] == [0.5, 1, 2, 4]
+    assert (client.requests, client.retries, client.throttled) == (6, 5, 1)
+    assert [wait for wait in clock.sleeps if wait in (0.5, 1, 2, 4, 8)] == [0.5, 1, 2, 4, 8]
 
 
 def test_a_429_slows_everything_down(send, talon, clock):
@@ -124,14 +122,22 @@ def test_giving_up_says_how_often_it_was_tried(send, talon):
         send(calls.update_customer_profile("anna"))
 
 
-def test_a_slow_answer_times_out_and_is_retried(send, talon):
-    talon.fail_next("slow", seconds=1.0, only="anna")
-    _, client = send(
-        calls.update_customer_profile("anna", attributes={"n": 1}),
-        calls.update_customer_profile("bo"),
-        timeout=0.3,
-    )
-    assert client.retries >= 1
+def test_a_slow_answer_times_out_and_is_retried(talon):
+    talon.fail_next("slow", seconds=0.5, only="anna")
+
+    async def send_slowly():
+        connection = talon.connection()
+        settings = Settings(
+            api_key=connection["password"],
+            deployment_host=connection["extra"]["deployment_host"],
+            base_url=talon.url,
+            timeout=0.3,
+        )
+        async with open_client(settings, Transport()) as client:
+            await client.send(calls.update_customer_profile("anna", attributes={"n": 1}))
+            return client.retries
+
+    assert asyncio.run(send_slowly()) >= 1
     assert talon.profile("anna")["attributes"] == {"n": 1}
 
 
@@ -210,7 +216,7 @@ def test_the_transport_is_what_the_requests_session_would_use(monkeypatch):
 def test_a_proxy_that_aiohttp_cannot_speak_to_is_refused():
     with requests.Session() as session:
         session.proxies = {"https": "socks5://proxy:1080"}
-        with pytest.raises(InvalidInputError, match="http:// or https://"):
+        with pytest.raises(InvalidInputError, match="must be a URL such as"):
             Transport.of(session, "https://integration.talon.one")
 
 

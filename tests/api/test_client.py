@@ -127,7 +127,7 @@ def test_a_409_at_the_first_attempt_does_not_speak_of_earlier_ones(client, reque
     "cause, kind, says",
     [
         (requests.exceptions.SSLError("bad"), FatalError, "'verify'"),
-        (requests.exceptions.InvalidSchema("socks"), InvalidInputError, "proxies"),
+        (requests.exceptions.InvalidSchema("socks"), InvalidInputError, "proxy"),
     ],
 )
 def test_what_waiting_cannot_mend_is_not_retried(client, clock, requests_mock, cause, kind, says):

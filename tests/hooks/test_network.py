@@ -204,7 +204,12 @@ def test_a_proxy_that_is_no_url_is_refused_by_name(connect, talon, send, request
     assert talon.requests() == []
 
 
-@pytest.mark.parametrize("value", ["http://proxy:3128", ["http://proxy:3128"], 5])
+def test_proxies_may_be_one_url_for_both_schemes(connect):
+    url = "http://proxy:3128"
+    assert connect({"proxies": url}).get_conn().proxies == {"http": url, "https": url}
+
+
+@pytest.mark.parametrize("value", [["http://proxy:3128"], 5, {"https": 5}])
 def test_proxies_that_are_no_object_are_refused_by_name(connect, talon, send, request_one, value):
     with pytest.raises(InvalidInputError, match="talon_cdp_default.*prox"):
         send(connect({"proxies": value}), request_one)

@@ -12,10 +12,11 @@ from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
+# Any file will do: nothing is sent in these tests.
 EXTRAS = {
     "proxies": {"https": "http://proxy.invalid:3128"},
-    "verify": "/etc/ssl/ca.pem",
-    "cert": ["/etc/ssl/client.pem", "/etc/ssl/client.key"],
+    "verify": __file__,
+    "cert": [__file__, __file__],
     "trust_env": False,
 }
 
@@ -35,8 +36,10 @@ def test_the_session_takes_proxies_and_certificates_from_the_connection_as_http_
 ):
     hook = connect(EXTRAS)
     ours, theirs = hook.get_conn(), http_session(hook)
-    for name in ("proxies", "verify", "cert", "trust_env", "stream"):
+    for name in ("proxies", "verify", "trust_env", "stream"):
         assert getattr(ours, name) == getattr(theirs, name), name
+    # A tuple, because urllib3 keys its pools by it.
+    assert ours.cert == tuple(theirs.cert)
     assert ours.proxies == {"https": "http://proxy.invalid:3128"}
     assert ours.trust_env is False
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
-from airflow_provider_talon_cdp.ledgers.__main__ import main
+from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 
@@ -114,7 +114,7 @@ def arguments(command, tmp_path, *more):
         "--audience-id",
         "vip",
     ]
-    return [command, *place, *more]
+    return ["ledger", command, *place, *more]
 
 
 @pytest.mark.parametrize("uri", ["{}", "file://{}"])

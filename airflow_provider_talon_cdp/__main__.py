@@ -1,0 +1,68 @@
+"""``python -m airflow_provider_talon_cdp ledger``: look into a ledger, or adopt an audience's members into a new one."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from collections.abc import Sequence
+
+from upath import UPath
+
+from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
+from airflow_provider_talon_cdp.exceptions import TalonCdpError
+from airflow_provider_talon_cdp.ledgers.adopt import COLUMN, adopt_csv
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except TalonCdpError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_talon_cdp", description="Tools of the provider."
+    )
+    ledger = parser.add_subparsers(required=True).add_parser("ledger", help="what mirrors remember")
+    commands = ledger.add_subparsers(dest="command", required=True)
+    for name, help_text in (
+        ("import", "adopt the members in a CSV file into a new ledger"),
+        ("show", "print a ledger's place, version and number of members"),
+    ):
+        command = commands.add_parser(name, help=help_text)
+        command.add_argument("--state-uri", required=True, help="folder of the ledgers: a path or a URI")
+        command.add_argument("--deployment-host", required=True, help="as on the Airflow connection")
+        command.add_argument("--base-url", default=DEFAULT_BASE_URL, help="as on the Airflow connection")
+        command.add_argument("--audience-id", required=True, help="ID of the audience in the CDP")
+        if name == "import":
+            command.add_argument(
+                "--csv", required=True, help=f"file with a column {COLUMN}, or with one column"
+            )
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    # Spelt as the connection's fields are, or the operator would look for another ledger. No key is needed.
+    settings = Settings(api_key="none", deployment_host=options.deployment_host, base_url=options.base_url)
+    ledger = FilesLedger(
+        UPath(options.state_uri),
+        deployment_host=settings.deployment_host,
+        base_url=settings.base_url,
+        name=ledger_name(options.audience_id),
+    )
+    if options.command == "import":
+        adopted = adopt_csv(ledger, f"import by {getpass.getuser()}", UPath(options.csv), options.audience_id)
+        print(f"Adopted {adopted:,} members.")
+    ledger.load()
+    print(f"{ledger.folder}: version {ledger.version}, {sum(1 for _ in ledger.known()):,} members")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
