@@ -144,7 +144,7 @@ class MembershipOperator(BaseOperator):
         sender = hook.members_sender(audience_id_type=self.audience_id_type, in_flight=self.in_flight)
         report = run_sync(records, sender, in_flight=self.in_flight, max_rejected=self.max_rejected)
         if not report.read:
-            self.log.warning("The source was empty, so nothing was sent.")
+            self.log.warning("The source has no rows, so nothing was sent.")
         return report.summary()
 
     def mirror(

@@ -10,9 +10,15 @@ from typing import Any, Literal
 from airflow.providers.common.compat.sdk import Context
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 
-from airflow_provider_talon_cdp.arguments import as_list, audience_id_of, check_choice, check_literals
+from airflow_provider_talon_cdp.arguments import (
+    as_list,
+    audience_id_of,
+    check_choice,
+    check_literals,
+    check_rendered,
+)
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import check_external_id
+from airflow_provider_talon_cdp.ids import check_external_id, check_text
 from airflow_provider_talon_cdp.ledgers.files import ledger_name
 from airflow_provider_talon_cdp.membership import MembershipOperator
 from airflow_provider_talon_cdp.sync.changes import Action, Change, Rejection, read_change, read_changes
@@ -107,6 +113,9 @@ class SqlToTalonAudienceOperator(MembershipOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream the query's rows to Talon.One."""
         self._check_sql("sql", self.sql)
+        for name in ("profile_id_column", "audience_column", "audience_name_column"):
+            if getattr(self, name) is not None or name == "profile_id_column":
+                check_text(name, check_rendered(name, getattr(self, name)))
         source = sql_hook(self.sql_conn_id)
         if self.mode != "mirror":
             return self.send(self._records(source, self.mode, {}))
