@@ -115,7 +115,7 @@ def connections(home: Path, talon: Talon) -> dict[str, dict[str, Any]]:
             "host": f"{url.scheme}://{url.hostname}",
             "port": url.port,
             "password": talon.api_key,
-            "extra": {"deployment_host": DEPLOYMENT_HOST, "platform_name": "Demo"},
+            "extra": {"deployment_host": DEPLOYMENT_HOST, "platform_name": "Airflow demo"},
         },
         "warehouse": {
             "conn_type": "sqlite",
