@@ -51,7 +51,7 @@ def run_main(main: Any) -> int:
         sys.stderr.write(f"\n{error}\n")
         return 1
     except KeyboardInterrupt:
-        say("\nStopped.")
+        say("Stopped.")
         return 130
     return 0
 
@@ -115,7 +115,7 @@ def connections(home: Path, talon: Talon) -> dict[str, dict[str, Any]]:
             "host": f"{url.scheme}://{url.hostname}",
             "port": url.port,
             "password": talon.api_key,
-            "extra": {"deployment_host": DEPLOYMENT_HOST, "platform_name": "Demo"},
+            "extra": {"deployment_host": DEPLOYMENT_HOST, "platform_name": "Airflow demo"},
         },
         "warehouse": {
             "conn_type": "sqlite",
@@ -168,7 +168,7 @@ def started(arguments: Sequence[str], env: dict[str, str], log: Path) -> Iterato
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    for number, patience in ((signal.SIGINT, 20), (signal.SIGTERM, 5)):
+    for number, patience in ((signal.SIGINT, 10), (signal.SIGTERM, 5)):
         if process.poll() is None:
             process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -70,7 +70,11 @@ def main() -> None:
         )
         say("The connections are under Admin > Connections; Test asks Talon.One.")
         say(f"Log: {shown(log)}. Ctrl-C stops both; all is kept in {shown(home)}/ for the next time.")
-        process.wait()
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            say("\nStopping ...")
+            raise
         raise DemoError(f"Airflow has stopped.\n{tail(log)}")
 
 
