@@ -44,8 +44,17 @@ def test_a_ledger_that_holds_something_is_not_overwritten(open_ledger, loaded, c
     commit(open_ledger(), "+z")
     with pytest.raises(LedgerError, match="exists already"):
         open_ledger().adopt("me", [Change("a", "vip", "add")])
-    assert adopt_csv(open_ledger(), "me", csv("id\na\n"), "vip") == 0
+    with pytest.raises(LedgerError, match="exists already"):
+        adopt_csv(open_ledger(), "me", csv("id\na\n"), "vip")
     assert profiles(loaded()) == ["z"]
+    assert loaded().version == 1
+
+
+def test_members_are_adopted_in_one_version_with_an_empty_plan(open_ledger, loaded):
+    open_ledger().adopt("me", [Change("a", "vip", "add")])
+    assert loaded().version == 1
+    assert not list(loaded().changes())
+    assert not loaded().rejected()
 
 
 def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
@@ -131,7 +140,7 @@ def test_the_command_adopts_once(tmp_path, csv, capsys):
     file = csv("id\na\n")
     assert main(arguments("import", tmp_path, "--csv", str(file))) == 0
     assert main(arguments("import", tmp_path, "--csv", str(file))) == 1
-    assert "holds version 1 already" in capsys.readouterr().err
+    assert "exists already. Members are adopted into a new one only" in capsys.readouterr().err
 
 
 def test_the_command_shows_a_ledger_that_is_not_there_as_version_0(tmp_path, capsys):
@@ -164,7 +173,7 @@ def test_the_command_finds_the_ledger_that_the_connection_would(tmp_path, csv, c
 def test_the_command_runs_without_airflow(tmp_path):
     script = (
         "import runpy, sys; sys.argv[0] = 'x'\n"
-        "try: runpy.run_module('airflow_provider_talon_cdp.ledgers', run_name='__main__')\n"
+        "try: runpy.run_module('airflow_provider_talon_cdp', run_name='__main__')\n"
         "except SystemExit as end: assert not end.code\n"
         "assert 'airflow' not in sys.modules"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import stat
 import subprocess
@@ -23,6 +24,11 @@ from tests.ledgers.conftest import changes
 
 def vip(*profiles):
     return [(profile, "vip") for profile in profiles]
+
+
+def untokened(name):
+    """Name a file without the token of the run that wrote it."""
+    return re.sub(r"-[0-9a-f]{8}(?=\.)", "-RUN", name)
 
 
 def names(ledger):
@@ -107,15 +113,38 @@ def test_the_files_are_the_documented_ones(open_ledger, commit):
     ledger = open_ledger()
     commit(ledger, "+a", "+b")
     commit(ledger, "+c", "-a")
-    assert {name for name in names(ledger) if "0000000" in name and "acks" in name} == {
-        "00000001/acks.json",
-        "00000002/acks.json",
-    }
-    assert "manifest.json" in names(ledger)
-    assert "lock.json" not in names(ledger)
-    assert [name.rpartition("/")[0] for name in names(ledger) if "/plan-" in name] == ["00000001", "00000002"]
-    assert [name.rpartition("/")[0] for name in names(ledger) if "/members" in name] == ["00000002"]
-    assert not [name for name in names(ledger) if "/." in name or name.startswith(".")]
+    with ledger.locked("me"):
+        ledger.suspect(["vip"])
+    found = names(ledger)
+    assert [untokened(name) for name in found] == [
+        "00000001/acks-RUN.json",
+        "00000001/plan-00000-RUN.tsv.gz",
+        "00000002/acks-RUN.json",
+        "00000002/members-RUN.tsv.gz",
+        "00000002/plan-00000-RUN.tsv.gz",
+        "manifest.json",
+        "suspects.json",
+    ]
+    manifest = json.loads((ledger.folder / "manifest.json").read_bytes())["content"]
+    versions = [manifest, *manifest["history"]]
+    named = [each["file"] for version in versions for each in [*version["plan"], version["members"]] if each]
+    assert sorted([*named, *(version["acks"] for version in versions)]) == found[:5]
+
+
+def test_a_plan_in_force_has_acknowledgements_from_its_first_moment(open_ledger, loaded, state, monkeypatch):
+    written = []
+    write_json = storage.write_json
+    monkeypatch.setattr(
+        files, "write_json", lambda path, content: (written.append(path.name), write_json(path, content))
+    )
+    ledger = open_ledger()
+    with ledger.locked("me"):
+        ledger.enforce(ledger.stage(lambda *_: changes("+a")), {"profile ID null": 3})
+    assert [name for name in map(untokened, written) if name != "lock.json"] == ["acks-RUN.json", "manifest.json"]
+    ledger = loaded()
+    assert (list(ledger.known()), list(ledger.uncertain())) == ([], [])
+    assert list(ledger.unacknowledged()) == changes("+a")
+    assert ledger.rejected() == {"profile ID null": 3}
 
 
 def test_common_tools_read_the_lines(open_ledger, commit, tmp_path):
@@ -148,7 +177,8 @@ def test_a_plan_is_written_in_parts_that_make_one_stream(open_ledger, loaded, co
 def test_the_acknowledgements_are_ranges(open_ledger, commit):
     ledger = open_ledger()
     commit(ledger, *[f"+{n:05}" for n in range(6001)], landed=[0, 1, 2, 4, 6], refused={4: [7, 3]}, left=7)
-    content = json.loads((ledger.folder / "00000001" / "acks.json").read_bytes())["content"]
+    (acks,) = [each for each in (ledger.folder / "00000001").iterdir() if each.name.startswith("acks")]
+    content = json.loads(acks.read_bytes())["content"]
     assert content["landed"] == [[0, 2], [4, 4], [6, 6]]
     assert content["refused"] == {"4": [3, 7]}
     assert content["may_have_left"] >= 7
@@ -385,7 +415,7 @@ def worn(open_ledger, commit, tmp_path):
     return open_ledger(tmp_path / "worn").folder, read
 
 
-IN_FORCE = ["manifest.json", "00000002/acks.json", "00000002/members*.gz", "00000002/plan-*.gz"]
+IN_FORCE = ["manifest.json", "00000002/acks-*.json", "00000002/members*.gz", "00000002/plan-*.gz"]
 
 
 @pytest.mark.parametrize("pattern", IN_FORCE)

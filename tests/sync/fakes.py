@@ -7,7 +7,6 @@ import io
 import random
 from collections import Counter
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
 from airflow_provider_talon_cdp.sync.changes import Change
@@ -115,6 +114,20 @@ class Storage:
     def folder(self):
         return StoredPath(self, "")
 
+    def get(self, name):
+        self.process.step()
+        self.before_effect("read", name)
+        if name not in self.objects:
+            raise FileNotFoundError(name)
+        return self.objects[name]
+
+    def cat_file(self, name):
+        """Read an object with one request, as fsspec does."""
+        return self.get(name)
+
+    def invalidate_cache(self):
+        """There is none."""
+
     def put(self, name, data):
         self.process.step()
         self.before_effect("write", name)
@@ -134,11 +147,18 @@ class StoredPath:
     """The part of ``UPath`` that the ledger uses."""
 
     protocol = "memory"
-    fs = SimpleNamespace(invalidate_cache=lambda: None)
 
     def __init__(self, storage, path):
         self._storage = storage
         self._path = path
+
+    @property
+    def fs(self):
+        return self._storage
+
+    @property
+    def path(self):
+        return self._path
 
     def __truediv__(self, name):
         return StoredPath(self._storage, f"{self._path}/{name}")
@@ -153,9 +173,7 @@ class StoredPath:
     def open(self, mode):
         if mode == "wb":
             return _Upload(self._storage, self._path)
-        if self._path not in self._storage.objects:
-            raise FileNotFoundError(self._path)
-        return io.BytesIO(self._storage.objects[self._path])
+        return io.BytesIO(self._storage.get(self._path))
 
     def unlink(self):
         self._storage.delete(self._path)

@@ -51,8 +51,16 @@ def test_a_record_without_a_usable_id_is_rejected_for_a_reason_that_does_not_quo
     assert read_change(value, "vip", "add", "external") == Rejection(reason, value or None)
 
 
-@pytest.mark.parametrize("audience, reason", [(None, "audience ID null"), ("", "audience ID empty")])
-def test_a_record_without_an_audience_is_rejected(audience, reason):
+@pytest.mark.parametrize(
+    "audience, reason",
+    [
+        (None, "audience ID null"),
+        ("", "audience ID empty"),
+        ("x" * 1001, "audience ID longer than 1000 characters"),
+        ("\udcff", "audience ID not valid Unicode (a lone surrogate)"),
+    ],
+)
+def test_a_record_without_a_usable_audience_is_rejected(audience, reason):
     assert read_change("anna", audience, "add", "external") == Rejection(reason, "anna")
 
 
@@ -62,7 +70,7 @@ def test_a_column_of_another_type_is_an_error_of_the_query(value):
         read_change(value, "vip", "add", "external")
 
 
-@pytest.mark.parametrize("audience, id_type", [(7, "external"), ("7", "internal"), ("x" * 1001, "external")])
+@pytest.mark.parametrize("audience, id_type", [(7, "external"), ("7", "internal"), (True, "internal"), (b"x", "external")])
 def test_an_audience_of_the_wrong_type_is_an_error_of_the_query(audience, id_type):
     with pytest.raises(InvalidInputError, match="audience ID"):
         read_change("anna", audience, "add", id_type)

@@ -74,12 +74,23 @@ def test_a_plan_of_nothing_is_nothing():
     assert counts == PlanCounts()
 
 
-def test_known_and_uncertain_members_of_audiences_that_are_not_managed_stay():
+def test_known_members_of_audiences_that_are_not_managed_stay():
     counts = PlanCounts()
     known = [("a", "gold"), ("a", "vip"), ("z", "gold")]
-    changes = list(diff(known, [("b", "vip")], counts, uncertain=[("c", "gold")], managed=["vip"]))
-    assert changes == [Change("a", "vip", "remove"), Change("b", "vip", "add")]
-    assert counts.known == {"vip": 1}
+    changes = list(diff(known, [("b", "vip")], counts, uncertain=[("c", "vip")], managed=["vip"]))
+    assert changes == [
+        Change("a", "vip", "remove"),
+        Change("b", "vip", "add"),
+        Change("c", "vip", "remove", uncertain=True),
+    ]
+    assert counts.known == {"vip": 2}
+
+
+@pytest.mark.parametrize("known", [[], [("c", "gold")]])
+def test_an_uncertain_member_of_an_audience_that_is_not_managed_any_more_is_an_error(known):
+    doubts = [("a", "vip"), ("c", "gold")]
+    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\. Let one run end"):
+        list(diff(known, [("b", "vip")], PlanCounts(), uncertain=doubts, managed=["vip"]))
 
 
 def test_a_managed_audience_that_the_source_lacks_is_emptied():

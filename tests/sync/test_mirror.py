@@ -54,6 +54,12 @@ class Sync:
         ledger.load()
         return set(ledger.known())
 
+    @property
+    def uncertain(self):
+        ledger = self.ledger()
+        ledger.load()
+        return set(ledger.uncertain())
+
     def mirror(self, *rows, guard=OPEN, **options):
         def source():
             self.reads += 1
@@ -135,15 +141,24 @@ def test_only_managed_audiences_change(sync):
         sync.run([Change("b", "gold", "add")], managed=["vip"])
 
 
-def test_what_is_uncertain_in_an_audience_stays_so_while_others_are_managed(sync):
+def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
     sync.talon.errors = {0: error(TransientError)}
     with pytest.raises(TransientError):
         sync.run([Change("a", "gold", "add"), Change("a", "vip", "add")])
     # The request may have arrived all the same.
     sync.talon.members = {("a", "gold"), ("a", "vip")}
-    sync.run(adds("b"), managed=["vip"])
-    sync.run(adds("b"))
-    assert sync.talon.members == vip("b")
+    before, requests, prepared = dict(sync.storage.objects), sync.talon.requests, []
+    with pytest.raises(InvalidInputError, match="'gold', which is not in audiences now. Let one run end with it"):
+        sync.run(adds("b"), managed=["vip"], prepare=lambda each: prepared.append(each) or [])
+    assert sync.talon.requests == requests
+    assert not prepared
+    assert sync.storage.objects == before
+    assert sync.uncertain == {("a", "gold"), ("a", "vip")}
+    sync.run(adds("b"), managed=["vip", "gold"])
+    assert sync.talon.members == sync.known == vip("b")
+    assert not sync.uncertain
+    sync.run(adds("c"), managed=["vip"])
+    assert sync.talon.members == vip("c")
 
 
 # The guard
@@ -390,9 +405,17 @@ def test_rejections_of_the_first_try_fail_the_retry_that_resumes_it(sync, reject
     sync.talon.errors = {1 if rejected else 25: error(TransientError)}
     with pytest.raises(TransientError):
         sync.run(numbers(9000), rejected, in_flight=1)
-    with pytest.raises(RejectedRecordsError):
-        sync.run(numbers(9000), rejected, retry=True)
-    assert len(sync.talon.members) >= 8999
+    # A third try knows of the first one, too.
+    sync.talon.errors |= {sync.talon.requests + 1: error(TransientError)}
+    with pytest.raises(TransientError):
+        sync.run(retry=True, in_flight=1)
+    with pytest.raises(RejectedRecordsError) as failure:
+        sync.run(retry=True)
+    report = failure.value.report
+    assert report.balances
+    reason = "profile ID null" if rejected else "refused by Talon.One in an earlier try"
+    assert dict(report.rejected) == {reason: 1}
+    assert len(sync.talon.members) == 9000 - (not rejected)
 
 
 def test_a_run_that_loses_its_lock_stops_at_the_next_note(sync, monkeypatch):

@@ -78,9 +78,23 @@ def test_the_bad_ones_are_found_and_the_rest_lands():
 def test_when_everything_is_refused_the_run_stops_early():
     profiles = [str(number) for number in range(3000)]
     talon = FakeTalon(bad=profiles)
-    with pytest.raises(RejectedError, match="first 50 records were all refused"):
+    with pytest.raises(RejectedError, match="first 100 records were all refused"):
         run(adds(*profiles), talon, in_flight=1)
-    assert talon.requests < 200
+    assert talon.requests < 250
+
+
+@pytest.mark.parametrize("in_flight", [1, 64])
+@pytest.mark.parametrize("bad", [range(60), range(99), range(940, 1000), range(1500, 1560)])
+def test_many_bad_ones_in_a_row_do_not_stop_a_run_of_good_ones(bad, in_flight):
+    """They may be those that sort first, of one broken import."""
+    profiles = [f"{number:04}" for number in range(2500)]
+    talon = FakeTalon(bad={profiles[each] for each in bad})
+    landings = []
+    tally = run(adds(*profiles), talon, in_flight=in_flight, on_landed=landings.append)
+    assert talon.members == {(each, "vip") for each in profiles if each not in talon.bad}
+    assert tally.rejected.total() == len(bad)
+    refused = [1000 * landing.number + refusal.position for landing in landings for refusal in landing.refusals]
+    assert sorted(refused) == list(bad)
 
 
 def test_an_unknown_audience_is_named():
