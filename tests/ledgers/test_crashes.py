@@ -111,9 +111,20 @@ def test_a_death_while_members_are_adopted_leaves_none_or_all(storage, tmp_path)
     def adopt():
         adopt_csv(ledger_in(storage), "me", file, "vip")
 
+    versions = []
     for dies_at in deaths(storage, adopt):
-        adopt()
-        assert said_by(storage)[1:] == (["a", "b", "c"], []), f"dead at {dies_at}"
+        version, known, _ = said_by(storage)
+        versions.append(version)
+        if version:
+            assert known == ["a", "b", "c"], f"dead at {dies_at}"
+            with pytest.raises(LedgerError, match="exists already"):
+                adopt()
+        else:
+            assert known == [], f"dead at {dies_at}"
+            adopt()
+        assert said_by(storage) == (1, ["a", "b", "c"], []), f"dead at {dies_at}"
+        assert "lock.json" not in " ".join(storage.objects)
+    assert set(versions) == {0, 1}
 
 
 def test_storage_that_fails_at_any_step_is_a_ledger_error_and_no_other(storage):

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import threading
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -374,12 +375,13 @@ def test_the_lock_is_renewed_while_the_run_goes_on(open_ledger, clock, monkeypat
     assert not [each for each in threading.enumerate() if "_renew_lock" in each.name]
 
 
-def test_a_lost_lock_is_not_renewed(open_ledger, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_RENEWED", 0.01)
-    with open_ledger().locked("me"):
-        other = open_ledger()
+def test_a_lost_lock_is_not_renewed(open_ledger):
+    ledger, other = open_ledger(), open_ledger()
+    with ledger.locked("me"):
         other._write_lock("other")
-        threading.Event().wait(0.1)
+        turns = iter([False, True])
+        ledger._renew_lock("me", SimpleNamespace(wait=lambda _: next(turns)))
+        assert next(turns, None) is None
         assert other._has_lock()
 
 
