@@ -22,6 +22,7 @@ class Field:
     placeholder: str
     type: str = "string"
     choices: tuple[str, ...] = ()
+    required: bool = False
 
 
 FIELDS = (
@@ -30,6 +31,7 @@ FIELDS = (
         "Deployment host",
         "Required. The bare host of your Talon.One deployment, e.g. mycompany.europe-west1.talon.one",
         "mycompany.europe-west1.talon.one",
+        required=True,
     ),
     Field(
         "platform_name",
@@ -67,7 +69,7 @@ FIELDS = (
 )
 RELABELING = {"password": "API key", "host": "Base URL"}
 PLACEHOLDERS = {
-    "password": "Third-party API key, type Customer Data Platform (Campaign Manager > Settings)",
+    "password": "CDP API key from the Campaign Manager",
     "host": "https://integration.talon.one (leave empty for this default)",
     "extra": '{"proxies": {"https": "http://proxy:3128"}, "verify": "/path/to/ca.pem"}',
 }
@@ -80,11 +82,17 @@ def conn_fields() -> dict[str, Any]:
         each.name: {
             "label": each.label,
             "description": each.description,
-            "schema": {"type": [each.type, "null"]}
-            | ({"enum": [*each.choices, None]} if each.choices else {}),
+            "schema": _schema(each),
         }
         for each in FIELDS
     }
+
+
+def _schema(field: Field) -> dict[str, Any]:
+    if field.choices:
+        # Without null: the form would offer the word.
+        return {"type": field.type, "enum": list(field.choices), "default": field.choices[0]}
+    return {"type": field.type if field.required else [field.type, "null"]}
 
 
 def field_behaviour() -> dict[str, Any]:

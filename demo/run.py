@@ -1,4 +1,7 @@
-"""``make demo``: customer segments of two months, from a warehouse to a local Talon.One, through a real Airflow."""
+"""``make demo``: customer segments of two months, from a warehouse to a local Talon.One, through a real Airflow.
+
+``make demo-guard`` adds a month in which the warehouse has no customers, which the provider must refuse to mirror.
+"""
 
 # ruff: noqa: INP001 - scripts, not a package
 
@@ -8,9 +11,11 @@ import argparse
 import contextlib
 import json
 import platform
+import re
 import shlex
 import sqlite3
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +33,14 @@ from local import (
     run_main,
     say,
     shown,
+    tail,
 )
 
 DAG = "talon_warehouse_to_audiences"
-MONTHS = ("1998-05", "1998-06")
+# The same month twice: there is nothing to send the second time.
+MONTHS = ("1998-05", "1998-06", "1998-06")
+# Before the first purchase, so that the segments are empty, as they would be if a load had failed.
+EMPTY_MONTH = "1996-12"
 PURCHASES = ROOT / "example_dags" / "data" / "cdnow_purchases.csv"
 
 
@@ -42,7 +51,8 @@ def main() -> None:
         DemoError: A step failed, or Talon.One does not hold what the warehouse does.
     """
     began = time.monotonic()
-    home = prepare_home(_options().home.resolve(), fresh=True)
+    options = _options()
+    home = prepare_home(options.home.resolve(), fresh=True)
     say(
         f"Airflow {AIRFLOW_VERSION}, Python {platform.python_version()}. Databases and logs: {shown(home)}/\n"
     )
@@ -58,8 +68,12 @@ def main() -> None:
         )
         with _step("airflow db migrate"):
             run(["airflow", "db", "migrate"], env, home / "migrate.log")
-        for month in MONTHS:
-            _run_month(month, home, talon, env)
+        for number, month in enumerate(MONTHS, start=1):
+            sent = _run_month(month, home / f"run-{number}.log", home, talon, env)
+        if sent:
+            raise DemoError(f"The month {month} had been sent before, and took {sent} requests again.")
+        if options.guard:
+            _show_guard(home, talon, env)
     _refuse_leaks(talon.api_key, home)
     say(f"Talon.One holds what the warehouse does, and the API key is in no file. {_seconds(began)}\n")
     _next_steps(home)
@@ -70,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--home", type=Path, default=ROOT / ".demo" / "run", help="folder to work in; made anew (%(default)s)"
     )
+    parser.add_argument("--guard", action="store_true", help="show what happens when the warehouse is empty")
     return parser.parse_args()
 
 
@@ -89,11 +104,10 @@ def _seconds(began: float) -> str:
     return f"{time.monotonic() - began:.1f} s"
 
 
-def _run_month(month: str, home: Path, talon: Talon, env: dict[str, str]) -> None:
+def _run_month(month: str, log: Path, home: Path, talon: Talon, env: dict[str, str]) -> int:
     members_before, counted_before = talon.members(), talon.state()["requests"]
-    arguments = ["airflow", "dags", "test", DAG, "--conf", json.dumps({"month": month})]
     with _step(f"airflow dags test {DAG}, month {month}"):
-        run(arguments, env, home / f"{month}.log")
+        run(_dags_test(month), env, log)
     wanted = _segments(home / "warehouse.db", month)
     members, counted = talon.members(), talon.state()["requests"]
     say(f"\n  {month:<18}{'warehouse':>10}{'Talon.One':>11}{'added':>7}{'removed':>9}")
@@ -106,7 +120,8 @@ def _run_month(month: str, home: Path, talon: Talon, env: dict[str, str]) -> Non
         for operation, count in counted["by_operation"].items()
     }
     kinds = ", ".join(f"{count} {operation}" for operation, count in sent.items() if count)
-    say(f"  {counted['total'] - counted_before['total']} requests: {kinds}\n")
+    total: int = counted["total"] - counted_before["total"]
+    say(f"  {total} requests{': ' if kinds else ''}{kinds}\n")
     for audience in sorted(wanted | members):
         missing = wanted.get(audience, set()) - members.get(audience, set())
         extra = members.get(audience, set()) - wanted.get(audience, set())
@@ -114,6 +129,27 @@ def _run_month(month: str, home: Path, talon: Talon, env: dict[str, str]) -> Non
             raise DemoError(
                 f"{audience} differs: {len(missing)} only in the warehouse, {len(extra)} only in Talon.One."
             )
+    return total
+
+
+def _show_guard(home: Path, talon: Talon, env: dict[str, str]) -> None:
+    before, log = talon.members(), home / "guard.log"
+    with _step(f"airflow dags test {DAG}, and the warehouse has no customers"):
+        try:
+            run(_dags_test(EMPTY_MONTH), env, log)
+        except DemoError:
+            refusal = re.search(r"The source has no member[^\n]*?leave it alone\.", log.read_text())
+        else:
+            raise DemoError(f"The empty warehouse was mirrored. The whole log: {shown(log)}")
+    if not refusal or talon.members() != before:
+        raise DemoError(f"The run failed, but not as it should.\n{tail(log)}")
+    say(
+        f"\n  The task failed, and every audience is as it was:\n{textwrap.indent(textwrap.fill(refusal[0], 96), '  ')}\n"
+    )
+
+
+def _dags_test(month: str) -> list[str]:
+    return ["airflow", "dags", "test", DAG, "--conf", json.dumps({"month": month})]
 
 
 def _segments(warehouse: Path, month: str) -> dict[str, set[str]]:

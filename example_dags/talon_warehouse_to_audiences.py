@@ -10,18 +10,10 @@ from pathlib import Path
 from airflow.providers.common.compat.sdk import DAG, BaseHook, Param, task
 from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
 
-from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 
 WAREHOUSE = "warehouse"  # any SQL connection; the statements in sql/ run on SQLite and on Postgres
 PURCHASES = Path(__file__).parent / "data" / "cdnow_purchases.csv"
-
-# The IDs that sql/build_segments.sql gives to the segments. They stay the same from month to month.
-AUDIENCES = [
-    {"audience_id": "cdnow-champions", "audience_name": "CDNOW: champions"},
-    {"audience_id": "cdnow-at-risk", "audience_name": "CDNOW: at risk"},
-    {"audience_id": "cdnow-lapsed", "audience_name": "CDNOW: lapsed"},
-]
 
 
 def month_start(month: str, shift: int = 0) -> str:
@@ -41,7 +33,8 @@ with DAG(
     params={
         "month": Param(
             "1998-05", type="string", pattern=r"^\d{4}-(0[1-9]|1[0-2])$", title="Month, e.g. 1998-05"
-        )
+        ),
+        "dry_run": Param(default=False, type="boolean", title="Only plan, and send nothing"),
     },
     user_defined_macros={"month_start": month_start},
     tags=["talon_cdp", "example"],
@@ -51,12 +44,11 @@ with DAG(
 1. Loads the purchases of 2,357 customers into the warehouse, as your own pipeline would.
 2. Sorts the customers into champions, at risk and lapsed, as of the end of `month` (a parameter; the data covers 1997-01
    to 1998-06). What happened later does not count.
-3. Creates the three audiences, or puts their names right.
-4. Removes from each audience who left its segment since the month before, then adds who is in it now. One after the
-   other, because Talon.One refuses two requests on one profile at the same time.
+3. Makes the three audiences in Talon.One equal to the segments: creates those that do not exist, adds who came, removes
+   who left, and sends nothing for the others. When the query is empty, or when an audience would lose more than half of
+   its members, it refuses before anything is sent.
 
-A month may run again: the result is the same. Run the months in their order and leave none out, because a leaver is found
-by comparing with the month before.
+A month may run again: there is nothing to send then. Set `dry_run` to see a plan without sending it.
 
 Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
 """,
@@ -95,28 +87,17 @@ Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
         split_statements=True,
     )
 
-    create_audiences = CreateAudienceOperator.partial(
-        task_id="create_audiences",
-        if_exists="update",
-        map_index_template="{{ task.audience_id }}",
-    ).expand_kwargs(AUDIENCES)
-
-    remove_leavers = SqlToTalonAudienceOperator(
-        task_id="remove_leavers",
-        sql="sql/segment_leavers.sql",
-        sql_conn_id=WAREHOUSE,
-        mode="remove",
-        audience_column="audience_id",
-        profile_id_column="customer_id",
-    )
-
-    add_members = SqlToTalonAudienceOperator(
-        task_id="add_members",
+    mirror_segments = SqlToTalonAudienceOperator(
+        task_id="mirror_segments",
         sql="sql/segment_members.sql",
         sql_conn_id=WAREHOUSE,
-        mode="add",
+        mode="mirror",
         audience_column="audience_id",
+        audience_name_column="audience_name",
         profile_id_column="customer_id",
+        # Segments change more from month to month than most audiences do from day to day.
+        max_removal_fraction=0.5,
+        dry_run="{{ params.dry_run }}",
     )
 
-    create_tables >> load_purchases() >> build_segments >> create_audiences >> remove_leavers >> add_members
+    create_tables >> load_purchases() >> build_segments >> mirror_segments

@@ -37,8 +37,9 @@ def _emulator():
 
 
 @pytest.fixture
-def talon(_emulator, monkeypatch):
-    """An empty local Talon.One, and the Airflow connection ``talon_cdp_default`` that leads to it."""
+def talon(_emulator, monkeypatch, tmp_path):
+    """An empty local Talon.One, the Airflow connection ``talon_cdp_default`` that leads to it, and no ledgers."""
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(tmp_path / "ledgers"))
     _emulator.reset()
     monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(_emulator.connection()))
     return _emulator

@@ -139,7 +139,9 @@ class TalonCdpHook(HttpHook):
         extra = connection.extra_dejson
         if not isinstance(extra, dict):
             raise self._named(InvalidInputError("the extra must be a JSON object."))
-        return extra
+        # Airflow 2.11's Test button sends the form's fields under longer names.
+        prefix = f"extra__{self.conn_type}__"
+        return {name.removeprefix(prefix): value for name, value in extra.items()}
 
     def _named(self, error: InvalidInputError) -> InvalidInputError:
         return InvalidInputError(f"Connection {self.talon_cdp_conn_id!r}: {error}")

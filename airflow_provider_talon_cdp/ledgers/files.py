@@ -45,6 +45,7 @@ from airflow_provider_talon_cdp.ledgers.storage import (
     Folder,
     as_folder,
     damaged,
+    gone,
     read_json,
     read_lines,
     remove,
@@ -180,7 +181,7 @@ class FilesLedger:
         self._manifest = manifest
         acks = read_json(self._acks)
         if acks is None:
-            raise damaged(self._acks)
+            raise gone(self._acks)
         suspects = read_json(self._suspects) or {"version": 0, "audiences": []}
         if suspects["version"] == self.version:
             self._suspected = frozenset(suspects["audiences"])
@@ -217,12 +218,23 @@ class FilesLedger:
 
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
-        return (change for change in self._open() if change.audience_id not in self._suspected)
+        return self._open()
+
+    @property
+    def suspected(self) -> frozenset[str]:
+        """Audiences of which that was noted since the plan in force."""
+        return self._suspected
 
     def rejected(self) -> Counter[str]:
         """Records that the plan in force, or one that it resumes, could not send, by reason."""
         refused = Counter(self._manifest["rejected"])
-        refused["refused by Talon.One in an earlier try"] += sum(map(len, self._landed.values()))
+        if any(self._landed.values()):
+            # Those that are uncertain are sent again.
+            refused["refused by Talon.One in an earlier try"] += sum(
+                not batch[at].uncertain
+                for number, batch in self._batches()
+                for at in self._landed.get(number, ())
+            )
         return +refused
 
     def _open(self) -> Iterator[Change]:

@@ -108,7 +108,7 @@ def read_lines(path: Folder, sha256: str) -> Iterator[str]:
             while hashing.read(1 << 16):
                 pass
     except FileNotFoundError as error:
-        raise LedgerError(f"The ledger's file {path} is gone. {_ANEW}") from error
+        raise gone(path) from error
     except (EOFError, gzip.BadGzipFile, ValueError, zlib.error) as error:
         raise damaged(path) from error
     if hashing.sha256 != sha256:
@@ -124,6 +124,11 @@ _ANEW = (
 def damaged(path: Folder) -> LedgerError:
     """Make the error of a file that is not as it was written."""
     return LedgerError(f"The ledger's file {path} is damaged. {_ANEW}")
+
+
+def gone(path: Folder) -> LedgerError:
+    """Make the error of a file that is not there."""
+    return LedgerError(f"The ledger's file {path} is gone. {_ANEW}")
 
 
 def remove(path: Folder) -> None:

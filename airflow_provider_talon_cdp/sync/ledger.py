@@ -57,6 +57,11 @@ class Ledger(Protocol):
         """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
         ...
 
+    @property
+    def suspected(self) -> Collection[str]:
+        """Audiences of which that was noted since the plan in force."""
+        ...
+
     def rejected(self) -> Mapping[str, int]:
         """Records that the plan in force, or one that it resumes, could not send, by reason."""
         ...

@@ -92,7 +92,13 @@ class Mirror:
         """
         began = time.monotonic()
         with self.ledger.locked(owner):
-            resumed = bool(cursor and self.ledger.version and cursor.get() == self.ledger.version)
+            resumed = bool(
+                cursor
+                and self.ledger.version
+                and cursor.get() == self.ledger.version
+                # What is left of a plan is too little for an audience that has lost its members.
+                and not self.ledger.suspected
+            )
             report = self._sync(cursor, resumed=resumed)
             report = replace(
                 report,

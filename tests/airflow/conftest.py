@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sqlite3
@@ -78,7 +79,13 @@ def run(examples):
     """A function that runs an example DAG whole and gives its run."""
 
     def run_dag(dag_id: str, conf: dict[str, Any] | None = None, **options: Any) -> Any:
-        return examples.dags[dag_id].test(run_conf=conf, **options)
+        dag = examples.dags[dag_id]
+        # dag.test() writes the run's conf over the DAG's own defaults.
+        params = copy.deepcopy(dag.params)
+        try:
+            return dag.test(run_conf=conf, **options)
+        finally:
+            dag.params = params
 
     return run_dag
 

@@ -215,3 +215,8 @@ def test_extras_that_are_no_json_object_are_refused(monkeypatch):
     )
     with pytest.raises((InvalidInputError, ValueError), match="(?i)extra|JSON|Deployment host"):
         _ = TalonCdpHook().settings
+
+
+def test_the_names_under_which_airflow_2s_test_button_sends_the_fields_are_known(connect):
+    hook = connect({"extra__talon_cdp__deployment_host": "acme.talon.one", "extra__talon_cdp__timeout": "5"})
+    assert (hook.settings.deployment_host, hook.settings.timeout) == ("acme.talon.one", 5)
