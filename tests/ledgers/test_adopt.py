@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.__main__ import main
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 

@@ -141,7 +141,10 @@ def test_a_plan_in_force_has_acknowledgements_from_its_first_moment(open_ledger,
     ledger = open_ledger()
     with ledger.locked("me"):
         ledger.enforce(ledger.stage(lambda *_: changes("+a")), {"profile ID null": 3})
-    assert [name for name in map(untokened, written) if name != "lock.json"] == ["acks-RUN.json", "manifest.json"]
+    assert [name for name in map(untokened, written) if name != "lock.json"] == [
+        "acks-RUN.json",
+        "manifest.json",
+    ]
     ledger = loaded()
     assert (list(ledger.known()), list(ledger.uncertain())) == ([], [])
     assert list(ledger.unacknowledged()) == changes("+a")

@@ -70,7 +70,9 @@ def test_a_column_of_another_type_is_an_error_of_the_query(value):
         read_change(value, "vip", "add", "external")
 
 
-@pytest.mark.parametrize("audience, id_type", [(7, "external"), ("7", "internal"), (True, "internal"), (b"x", "external")])
+@pytest.mark.parametrize(
+    "audience, id_type", [(7, "external"), ("7", "internal"), (True, "internal"), (b"x", "external")]
+)
 def test_an_audience_of_the_wrong_type_is_an_error_of_the_query(audience, id_type):
     with pytest.raises(InvalidInputError, match="audience ID"):
         read_change("anna", audience, "add", id_type)

@@ -13,6 +13,7 @@ from airflow_provider_talon_cdp.exceptions import (
     GuardError,
     InvalidInputError,
     LedgerError,
+    NotFoundError,
     RejectedRecordsError,
     TransientError,
 )
@@ -148,7 +149,9 @@ def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
     # The request may have arrived all the same.
     sync.talon.members = {("a", "gold"), ("a", "vip")}
     before, requests, prepared = dict(sync.storage.objects), sync.talon.requests, []
-    with pytest.raises(InvalidInputError, match="'gold', which is not in audiences now. Let one run end with it"):
+    with pytest.raises(
+        InvalidInputError, match=r"'gold', which is not in audiences now\. Let one run end with it"
+    ):
         sync.run(adds("b"), managed=["vip"], prepare=lambda each: prepared.append(each) or [])
     assert sync.talon.requests == requests
     assert not prepared
@@ -396,6 +399,72 @@ def test_a_retry_whose_audience_had_to_be_created_adds_all_members_again(sync):
     sync.talon.members = set()
     sync.run(numbers(4000), retry=True, prepare=lambda _: ["vip"])
     assert len(sync.talon.members) == 4000
+
+
+def gold_and_vip(*profiles):
+    return [Change(profile, audience, "add") for profile in profiles for audience in ("gold", "vip")]
+
+
+def lose_gold(sync):
+    """Somebody deletes an audience, and the try that creates it dies before it knows."""
+    sync.talon.members = {member for member in sync.talon.members if member[1] != "gold"}
+
+    def reset_after_the_effect(_):
+        raise error(TransientError)
+
+    return reset_after_the_effect
+
+
+def test_a_retry_does_not_go_on_with_a_plan_whose_audience_was_not_there(sync):
+    sync.run(adds("a", "b"))
+    sync.talon.errors = {sync.talon.requests: error(NotFoundError, 404)}
+    with pytest.raises(NotFoundError):
+        sync.run(adds("a", "b", "c"))
+    # Made again by hand, without its members.
+    sync.talon.members = set()
+    report = sync.run(adds("a", "b", "c"), retry=True)
+    assert report.sent == 3
+    assert sync.talon.members == sync.known == vip("a", "b", "c")
+
+
+def test_a_retry_of_a_retry_that_died_while_it_created_an_audience_adds_all_members_again(sync):
+    sync.run(gold_and_vip("a", "b"))
+    sync.talon.errors = {sync.talon.requests: error(TransientError)}
+    with pytest.raises(TransientError):
+        sync.run(gold_and_vip("a", "b", "c"))
+    with pytest.raises(TransientError):
+        sync.run(retry=True, prepare=lose_gold(sync))
+    sync.run(gold_and_vip("a", "b", "c"), retry=True)
+    assert sync.talon.members == sync.known == {change[:2] for change in gold_and_vip("a", "b", "c")}
+
+
+def test_a_retry_does_not_void_the_loss_that_another_run_noted(sync):
+    sync.run(gold_and_vip("a", "b"))
+    sync.talon.errors = {sync.talon.requests: error(TransientError)}
+    with pytest.raises(TransientError):
+        sync.run(gold_and_vip("a", "b", "c"))
+    first = sync.cursor
+    with pytest.raises(TransientError):
+        sync.run(gold_and_vip("a", "b", "c"), prepare=lose_gold(sync))
+    sync.cursor = first
+    sync.run(gold_and_vip("a", "b", "c"), retry=True)
+    assert sync.talon.members == sync.known == {change[:2] for change in gold_and_vip("a", "b", "c")}
+
+
+def test_a_refusal_that_is_tried_again_by_a_retry_is_counted_once(sync):
+    sync.talon.errors = {0: error(TransientError)}
+    with pytest.raises(TransientError):
+        sync.run(numbers(3000), in_flight=1)
+    sync.talon.bad = {"000000", "000500"}
+    sync.talon.errors = {sync.talon.requests + 60: error(TransientError)}
+    with pytest.raises(TransientError):
+        sync.run(numbers(50_000), in_flight=1)
+    # Whether they are members was uncertain before, so they are sent again.
+    sync.talon.bad = {"000000"}
+    report = sync.run(retry=True, max_rejected=None)
+    assert dict(report.rejected) == {"refused by Talon.One (400)": 1}
+    assert report.balances
+    assert len(sync.talon.members) == 49_999
 
 
 @pytest.mark.parametrize("rejected", [[Rejection("profile ID null")], []], ids=["by us", "by Talon.One"])

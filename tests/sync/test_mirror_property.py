@@ -141,6 +141,8 @@ class Cursor:
     def __init__(self):
         self.process = None
         self.version = 0
+        self.planned = set()
+        self.bad = set()
 
     def get(self):
         return self.version
@@ -183,12 +185,13 @@ class History:
                 self.world.delete(each)
         for each in run.by_hand:
             self.world.add_by_hand(*self.member(each))
-        self.world.bad = {PROFILES[each] for each in run.bad}
         self.warehouse ^= {self.member(each) for each in run.flips}
         if not run.is_retry:
             self.instance += 1
             self.cursor = Cursor()
             self.now += 1000
+        self.world.bad = {PROFILES[each] for each in run.bad}
+        self.cursor.bad |= self.world.bad
         return self.mirror(run)
 
     def mirror(self, run):
@@ -230,11 +233,14 @@ class History:
                 ending = type(error).__name__
             self.storage.process = Process()
             self.check(report)
+            if report:
+                self.check_step()
         self.steps += process.steps
         tell(f"{ending} after {process.steps} steps: {report}")
         return ending
 
     def rows(self, run):
+        self.cursor.planned = set(self.warehouse)
         rows = [Change(*member, "add") for member in sorted(self.warehouse)]
         if not run.is_sorted:
             rows += rows[:2]
@@ -254,6 +260,15 @@ class History:
         assert claimed <= there, f"the ledger claims {claimed - there}"
         forgotten = there - known - uncertain - self.world.by_hand
         assert not forgotten, f"the ledger has forgotten {forgotten}"
+
+    def check_step(self):
+        """After a run that ended: what it planned is so, but for what was refused and for audiences that are gone."""
+
+        def good(members):
+            there = self.world.audiences
+            return {each for each in members if each[0] not in self.cursor.bad and each[1] in there}
+
+        assert good(self.world.members) == good(self.cursor.planned | self.world.by_hand)
 
     def check_agreement(self):
         """After a clean run of the warehouse as it is."""
@@ -337,7 +352,7 @@ def test_a_kill_before_any_step_is_made_good(script, then):
     assert dies_at > 15
 
 
-EXAMPLES = int(os.environ.get("TALON_CDP_HISTORIES", "300"))
+EXAMPLES = int(os.environ.get("TALON_CDP_HISTORIES", "150"))
 # Shrinking takes minutes; the seed and the blob that are printed reproduce a failure without it.
 PHASES = set(Phase) - ({Phase.shrink} if "CI" in os.environ else set())
 

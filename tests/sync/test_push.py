@@ -93,7 +93,9 @@ def test_many_bad_ones_in_a_row_do_not_stop_a_run_of_good_ones(bad, in_flight):
     tally = run(adds(*profiles), talon, in_flight=in_flight, on_landed=landings.append)
     assert talon.members == {(each, "vip") for each in profiles if each not in talon.bad}
     assert tally.rejected.total() == len(bad)
-    refused = [1000 * landing.number + refusal.position for landing in landings for refusal in landing.refusals]
+    refused = [
+        1000 * landing.number + refusal.position for landing in landings for refusal in landing.refusals
+    ]
     assert sorted(refused) == list(bad)
 
 
