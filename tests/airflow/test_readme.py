@@ -1,0 +1,108 @@
+"""What the README shows is run, and what it names exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_talon_cdp.connection_form import FIELDS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True) for block in BASH for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+def command(*words):
+    """The one command in the README that starts so."""
+    (found,) = [each for each in COMMANDS if each[: len(words)] == list(words)]
+    return found
+
+
+def test_the_dag_makes_an_audience(talon, warehouse, load_dags, tmp_path):
+    with closing(sqlite3.connect(warehouse)) as database, database:
+        database.execute("CREATE TABLE customers (customer_id TEXT, lifetime_value INTEGER)")
+        database.executemany(
+            "INSERT INTO customers VALUES (?, ?)", [("anna", 1500), ("bo", 20), ("cem", 1001)]
+        )
+    (tmp_path / "readme.py").write_text(PYTHON[0])
+    bag = load_dags(tmp_path / "readme.py")
+    assert bag.import_errors == {}
+    assert bag.dags["vip_audience"].test().state == "success"
+    assert talon.members("vip") == {"anna", "cem"}
+    assert talon.audiences()["vip"]["name"] == "VIP customers"
+
+
+def test_the_connection_command_makes_the_connection():
+    arguments = [
+        each.replace("$TALON_CDP_API_KEY", "key-of-the-readme") for each in command("airflow", "connections")
+    ]
+    run = [sys.executable, "-m", "airflow"]
+    for more in (arguments[1:], ["connections", "get", "talon_cdp_default", "--output", "json"]):
+        done = subprocess.run([*run, *more], capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+    (connection,) = json.loads(done.stdout[done.stdout.index("[{") :])
+    assert (connection["conn_type"], connection["password"]) == ("talon_cdp", "key-of-the-readme")
+    assert json.loads(connection["extra_dejson"].replace("'", '"')) == {
+        "deployment_host": "mycompany.europe-west1.talon.one"
+    }
+
+
+def test_the_emulator_runs_in_a_test(monkeypatch, capsys):
+    monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", "")
+    exec(compile(PYTHON[1], "README.md", "exec"), {})
+    assert json.loads(os.environ["AIRFLOW_CONN_TALON_CDP_DEFAULT"])["conn_type"] == "talon_cdp"
+    assert capsys.readouterr().out == "{}\n"
+
+
+def test_the_ledger_command_adopts_members(tmp_path):
+    (tmp_path / "members.csv").write_text("profileintegrationid\nanna\n")
+    arguments = command("python", "-m", "airflow_provider_talon_cdp", "ledger", "import")
+    arguments = [
+        str(tmp_path / "state") if each == "/var/lib/airflow/talon_cdp" else each for each in arguments
+    ]
+    done = subprocess.run(
+        [sys.executable, *arguments[1:]],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "Adopted 1 members." in done.stdout, done.stderr
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z][\w-]*)", README))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_the_table_of_operators_has_each_operator_and_no_other():
+    package = ROOT / "airflow_provider_talon_cdp"
+    defined = {
+        node.name
+        for path in [*package.glob("operators/*.py"), *package.glob("transfers/*.py")]
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Operator")
+    }
+    assert set(re.findall(r"^\| `(\w+Operator)`", README, re.MULTILINE)) == defined
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_field_of_the_connection_is_explained(field):
+    assert re.search(rf"^\| {re.escape(field.label)} \| `{field.name}` \|", README, re.MULTILINE)
