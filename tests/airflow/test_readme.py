@@ -41,7 +41,9 @@ def test_the_dag_makes_an_audience(talon, warehouse, load_dags, tmp_path):
     (tmp_path / "readme.py").write_text(PYTHON[0])
     bag = load_dags(tmp_path / "readme.py")
     assert bag.import_errors == {}
-    assert bag.dags["vip_audience"].test().state == "success"
+    # dag.test() wants a file in Airflow's own DAGs folder; the one task needs no other.
+    (task,) = bag.dags["vip_audience"].tasks
+    assert task.execute({})["sent"] == 2
     assert talon.members("vip") == {"anna", "cem"}
     assert talon.audiences()["vip"]["name"] == "VIP customers"
 
@@ -56,7 +58,7 @@ def test_the_connection_command_makes_the_connection():
         assert done.returncode == 0, done.stderr
     (connection,) = json.loads(done.stdout[done.stdout.index("[{") :])
     assert (connection["conn_type"], connection["password"]) == ("talon_cdp", "key-of-the-readme")
-    assert json.loads(connection["extra_dejson"].replace("'", '"')) == {
+    assert ast.literal_eval(str(connection["extra_dejson"])) == {
         "deployment_host": "mycompany.europe-west1.talon.one"
     }
 
