@@ -15,6 +15,8 @@ MATRIX_PYTHON ?= $(shell for each in python3.11 .venv/bin/python; do \
 	$$each -c '$(SUITABLE)' 2>/dev/null && echo $$each && break; done)
 
 BIN = .venv/bin
+# A file's tests share what is costly, so they stay in one process.
+PYTEST = python -m pytest -q --numprocesses logical --dist loadfile
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
@@ -31,7 +33,7 @@ help:
 	@echo "make clean        remove all that make made"
 
 test: lint
-	@$(BIN)/python -m pytest -q --cov --cov-report=
+	@$(BIN)/$(PYTEST) --cov --cov-report=
 	@$(BIN)/coverage report --skip-covered --show-missing --fail-under=90
 	@echo "Of this, api/ and hooks/:"
 	@$(BIN)/coverage report --include='*/api/*,*/hooks/*' --fail-under=95
@@ -45,7 +47,7 @@ test-matrix: $(MATRIX)
 
 $(MATRIX): test-%: .venv-%/.ready
 	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests and demo"
-	@.venv-$*/bin/python -m pytest -q
+	@.venv-$*/bin/$(PYTEST)
 	@.venv-$*/bin/python demo/run.py
 
 demo: .venv/.ready
