@@ -20,11 +20,12 @@ PYTEST = python -m pytest -q --numprocesses logical --dist loadfile
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
-.PHONY: help test lint test-matrix $(MATRIX) demo ui pins dist clean
+.PHONY: help test lint test-matrix $(MATRIX) demo demo-guard ui pins dist clean
 
 help:
 	@echo "make test         lint, then all tests on Airflow $(MAIN), with branch coverage"
 	@echo "make demo         the provider at work, against a local Talon.One"
+	@echo "make demo-guard   the same, and how an empty warehouse is refused"
 	@echo "make ui           the same in Airflow's web UI"
 	@echo "make lint         ruff and mypy"
 	@echo "make test-matrix  tests and demo on Airflow $(MINORS); one alone: make test-2.11"
@@ -52,6 +53,9 @@ $(MATRIX): test-%: .venv-%/.ready
 
 demo: .venv/.ready
 	@$(BIN)/python demo/run.py
+
+demo-guard: .venv/.ready
+	@$(BIN)/python demo/run.py --guard
 
 ui: .venv/.ready
 	@$(BIN)/python demo/ui.py
