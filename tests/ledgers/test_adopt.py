@@ -62,6 +62,7 @@ def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
         adopt_csv(open_ledger(), "me", csv("id\na\n"), "vip")
 
 
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
 @pytest.mark.parametrize(
     "text",
     [
@@ -77,11 +78,13 @@ def test_exports_in_many_shapes_are_read(open_ledger, loaded, csv, text):
     assert profiles(loaded()) == ["a", "b"]
 
 
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_quoted_ids_keep_what_they_hold(open_ledger, loaded, csv):
     adopt_csv(open_ledger(), "me", csv('id\n"a\nb"\n" c "\n"d""e"\n'), "vip")
     assert profiles(loaded()) == [" c ", "a\nb", 'd"e']
 
 
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
 @pytest.mark.parametrize(
     "text, error",
     [

@@ -90,10 +90,12 @@ class Process:
         self.dies_at = dies_at
         self.steps = 0
         self.dead = False
+        self.died_reading = False
 
-    def step(self):
+    def step(self, *, reads=False):
         if self.steps == self.dies_at:
             self.dead = True
+            self.died_reading = reads
         self.steps += 1
         if self.dead:
             raise KilledError
@@ -115,7 +117,7 @@ class Storage:
         return StoredPath(self, "")
 
     def get(self, name):
-        self.process.step()
+        self.process.step(reads=True)
         self.before_effect("read", name)
         if name not in self.objects:
             raise FileNotFoundError(name)

@@ -456,15 +456,15 @@ def test_a_refusal_that_is_tried_again_by_a_retry_is_counted_once(sync):
     with pytest.raises(TransientError):
         sync.run(numbers(3000), in_flight=1)
     sync.talon.bad = {"000000", "000500"}
-    sync.talon.errors = {sync.talon.requests + 60: error(TransientError)}
+    sync.talon.errors = {sync.talon.requests + 40: error(TransientError)}
     with pytest.raises(TransientError):
-        sync.run(numbers(50_000), in_flight=1)
+        sync.run(numbers(9000), in_flight=1)
     # Whether they are members was uncertain before, so they are sent again.
     sync.talon.bad = {"000000"}
     report = sync.run(retry=True, max_rejected=None)
     assert dict(report.rejected) == {"refused by Talon.One (400)": 1}
     assert report.balances
-    assert len(sync.talon.members) == 49_999
+    assert len(sync.talon.members) == 8999
 
 
 @pytest.mark.parametrize("rejected", [[Rejection("profile ID null")], []], ids=["by us", "by Talon.One"])
@@ -502,7 +502,7 @@ def test_a_run_that_loses_its_lock_stops_at_the_next_note(sync, monkeypatch):
 
     sync.talon = Overtaken()
     with pytest.raises(LedgerError, match="Another run took over"):
-        sync.run(numbers(100_000), in_flight=2)
+        sync.run(numbers(20_000), in_flight=2)
     assert sync.talon.requests <= 6
 
 

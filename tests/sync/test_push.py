@@ -119,8 +119,9 @@ def test_of_many_unknown_audiences_ten_are_named():
 def test_a_fatal_answer_stops_the_others(kind):
     talon = FakeTalon(errors={3: error(kind)})
     tally = Tally()
+    records = (Change(str(number), "vip", "add") for number in range(500_000))
     with pytest.raises(kind):
-        asyncio.run(push(adds(*map(str, range(500_000))), talon, tally, in_flight=4))
+        asyncio.run(push(records, talon, tally, in_flight=4))
     assert talon.requests <= 12
     assert tally.unsent > 0
     assert tally.read == tally.sent + tally.unsent < 30_000
