@@ -21,7 +21,9 @@ def from_the_api_server():
             name: {
                 "label": field["schema"]["title"],
                 "description": field["description"],
-                "type": field["schema"]["type"] if isinstance(field["schema"]["type"], str) else field["schema"]["type"][0],
+                "type": field["schema"]["type"]
+                if isinstance(field["schema"]["type"], str)
+                else field["schema"]["type"][0],
                 # Airflow offers an empty choice as null.
                 "choices": [each for each in field["schema"].get("enum", ()) if each is not None],
             }

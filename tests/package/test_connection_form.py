@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_talon_cdp import connection_form
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.provider_info import get_provider_info
 
 BUILD = Path(__file__).with_name("build_connection_form.py")
 
@@ -46,3 +48,10 @@ def test_password_and_host_say_what_they_are(form):
 def test_password_and_host_say_what_to_enter(form):
     assert form["placeholders"]["password"] == connection_form.PLACEHOLDERS["password"]
     assert form["placeholders"]["host"] == connection_form.PLACEHOLDERS["host"]
+
+
+def test_the_hooks_method_and_the_metadata_say_the_same():
+    """So the form does not change with an upgrade of Airflow from 3.1 to 3.2."""
+    (entry,) = get_provider_info()["connection-types"]
+    behaviour = TalonCdpHook.get_ui_field_behaviour()
+    assert {key.replace("_", "-"): value for key, value in behaviour.items()} == entry["ui-field-behaviour"]

@@ -76,6 +76,7 @@ def test_the_sdist_holds_nothing_else(sdist_names):
         ".gitignore",
         "PKG-INFO",
     }
+    assert not [name for name in sdist_names if "__pycache__" in name or "/." in name]
 
 
 def test_the_version_stands_in_one_place(metadata):
