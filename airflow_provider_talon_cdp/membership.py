@@ -117,6 +117,9 @@ class MembershipOperator(BaseOperator):
         check_choice("audience_id_type", audience_id_type, AudienceIdType)
         check_sync_limits(max_rejected=max_rejected, in_flight=in_flight)
         self._guard()
+        check_literals(as_bool, dry_run=dry_run)
+        if isinstance(keep_versions, bool) or not isinstance(keep_versions, int) or keep_versions < 1:
+            raise InvalidInputError(f"keep_versions must be an integer >= 1, but is {keep_versions!r}.")
         if audience_id is not None:
             check_literals(self._check_audience_id, audience_id=audience_id)
         if audience_name is not None:
@@ -168,7 +171,7 @@ class MembershipOperator(BaseOperator):
         hook = TalonCdpHook(self.talon_cdp_conn_id)
         settings = hook.settings
         ledger = FilesLedger(
-            ObjectStoragePath(self._state_uri()),
+            _storage("state_uri", self._state_uri()),
             deployment_host=settings.deployment_host,
             base_url=settings.base_url,
             name=ledger_name,
@@ -192,7 +195,7 @@ class MembershipOperator(BaseOperator):
             ledger.load()
             if not ledger.version:
                 adopted = adopt_csv(
-                    ledger, owner, ObjectStoragePath(self.initial_members), str(self.audience_id)
+                    ledger, owner, _storage("initial_members", self.initial_members), str(self.audience_id)
                 )
                 self.log.info("Adopted %s members into a new ledger.", f"{adopted:,}")
         return mirror.run(owner, _TaskCursor(context, self._fingerprint())).summary()
@@ -224,6 +227,13 @@ class MembershipOperator(BaseOperator):
         if instance is None:
             return f"{self.task_id}/{uuid4().hex}"
         return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
+
+
+def _storage(name: str, uri: str) -> ObjectStoragePath:
+    try:
+        return ObjectStoragePath(uri)
+    except (ValueError, ImportError) as error:
+        raise InvalidInputError(f"{name} {uri!r} is no place that Airflow can reach: {error}.") from error
 
 
 class _TaskCursor:

@@ -7,8 +7,10 @@ from contextlib import closing
 from operator import itemgetter
 from typing import Any
 
+import sqlparse
 from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.common.sql.hooks.sql import DbApiHook
+from sqlparse.tokens import Comment
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
@@ -53,17 +55,37 @@ def stream_rows(
     Raises:
         InvalidInputError: The result lacks a column, or has it twice.
     """
-    statement = sql.strip().rstrip(";").rstrip()
+    statement = _bare(sql)
     by_bytes = _BY_BYTES.get(hook.conn_type) if order_by else None
     with closing(hook.get_conn()) as connection:
         if by_bytes:
             # The statement is the DAG author's own, and the column names come from its result.
             source = f"FROM (\n{statement}\n) AS talon_cdp_source"
-            names = _names(connection, f"SELECT * {source} WHERE 1 = 0", parameters)
-            quoted = ['"' + names[_position(column, names)].replace('"', '""') + '"' for column in columns]
-            keys = ", ".join(by_bytes.format(name) for name in quoted[:order_by])
-            statement = f"SELECT {', '.join(quoted)} {source} ORDER BY {keys}"
+            is_sqlite = hook.conn_type == "sqlite"
+            # SQLite renames columns of a subquery, and does not run a query before the first fetch.
+            names = _names(
+                connection, statement if is_sqlite else f"SELECT * {source} WHERE 1 = 0", parameters
+            )
+            found = [names[_position(column, names)] for column in columns]
+            if not is_sqlite or len({name.lower() for name in names}) == len(names):
+                quoted = [_quoted(name, escape=parameters is not None and not is_sqlite) for name in found]
+                keys = ", ".join(by_bytes.format(name) for name in quoted[:order_by])
+                statement = f"SELECT {', '.join(quoted)} {source} ORDER BY {keys}"
         yield from _fetch(connection, statement, columns, parameters)
+
+
+def _bare(sql: str) -> str:
+    """Take off semicolons and comments at the end, which a statement around this one could not bear."""
+    tokens = [token for statement in sqlparse.parse(sql) for token in statement.flatten()]  # type: ignore[no-untyped-call]
+    while tokens and (tokens[-1].is_whitespace or tokens[-1].ttype in Comment or tokens[-1].value == ";"):
+        tokens.pop()
+    return "".join(token.value for token in tokens)
+
+
+def _quoted(name: str, *, escape: bool) -> str:
+    quoted = '"' + name.replace('"', '""') + '"'
+    # Beside bind parameters, psycopg reads a single % as a placeholder.
+    return quoted.replace("%", "%%") if escape else quoted
 
 
 def _fetch(
