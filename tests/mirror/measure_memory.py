@@ -36,6 +36,8 @@ def main():
             sql_conn_id="warehouse",
             mode="mirror",
             state_uri=state,
+            # Few, so that the smaller mirror too has all of them in flight.
+            in_flight=8,
             max_rejected=0 if kind == "valid" else None,
             on_empty="fail" if kind == "valid" else "skip",
             **audience,

@@ -17,12 +17,14 @@ class Store:
 
     def __init__(self):
         self.values = {}
+        self.last = {}
 
     def get(self, key, default=None):
         return self.values.get(key, default)
 
     def set(self, key, value):
         self.values[key] = value
+        self.last[key] = value
 
     def delete(self, key):
         self.values.pop(key, None)
@@ -89,7 +91,7 @@ def test_a_cleared_task_reads_the_query_anew_though_a_try_died_after_its_last_no
     """The worker may die between the last acknowledgement and the deletion of the cursor."""
     sqlite.fill(MANY)
     mirror(context=with_store)
-    with_store["task_state_store"].set("talon_cdp_plan", 1)
+    with_store["task_state_store"].values.update(with_store["task_state_store"].last)
     mirror(context=with_store)
     sqlite.fill([*MANY, "new"])
     mirror(context=with_store)

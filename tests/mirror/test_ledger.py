@@ -151,7 +151,7 @@ def test_answers_that_are_lost_are_sent_again(full, mirror, vip, agrees):
     agrees(TEN)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "acks.json", "plan-00000.tsv.gz", "members.tsv.gz"])
+@pytest.mark.parametrize("name", ["manifest.json", "acks-*.json", "plan-00000-*.tsv.gz", "members-*.tsv.gz"])
 @pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "other text"])
 def test_a_damaged_file_is_a_clear_error_and_never_an_empty_audience(
     full, mirror, vip, state, calls, name, how
@@ -177,7 +177,7 @@ def test_a_damaged_file_is_a_clear_error_and_never_an_empty_audience(
     assert len(vip.members("vip")) == 11
 
 
-@pytest.mark.parametrize("name", ["plan-00000.tsv.gz", "members.tsv.gz", "acks.json"])
+@pytest.mark.parametrize("name", ["plan-00000-*.tsv.gz", "members-*.tsv.gz", "acks-*.json"])
 def test_a_file_that_is_gone_is_no_empty_audience(full, mirror, vip, state, calls, name):
     full.fill([*TEN, "eleventh"])
     mirror()
@@ -237,6 +237,7 @@ def test_the_state_uri_can_be_a_setting_of_airflow(sqlite, vip, mirror, state, a
 def test_without_any_setting_the_state_is_in_the_home_of_airflow(sqlite, vip, mirror, monkeypatch, tmp_path):
     home = tmp_path / "air flow #1 100%"
     monkeypatch.setenv("AIRFLOW_HOME", str(home))
+    monkeypatch.delenv("AIRFLOW__TALON_CDP__STATE_URI")
     sqlite.fill(TEN)
     mirror(state_uri=None)
     assert files(home / "talon_cdp", "manifest.json")
@@ -331,7 +332,7 @@ def test_members_are_adopted_once(sqlite, vip, mirror, agrees, tmp_path, said):
     mirror(initial_members=export(tmp_path, TEN))
     sqlite.fill([*TEN, "new"])
     assert mirror(initial_members=export(tmp_path, ["someone else"]))["sent"] == 1
-    assert "Adopted no members" in said()
+    assert said().count("into a new ledger") <= 2, "once in each place where this Airflow logs"
     agrees([*TEN, "new"])
 
 

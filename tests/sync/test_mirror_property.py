@@ -320,6 +320,11 @@ AN_UNCERTAIN_REMOVAL_IS_REFUSED_AS_AN_ADD = [
     Run(flips=[A], faults={0: (TransientError, True)}),
     Run(flips=[A], bad=[A[0]]),
 ]
+A_RETRY_AFTER_AN_AUDIENCE_WAS_DELETED_UNDER_WAY = [
+    Run(flips=[A]),
+    Run(flips=[B], faults={0: "vip"}),
+    Run(is_retry=True),
+]
 SCRIPTS = {
     "first run": ([], Run(flips=FIVE)),
     "additions and removals": ([Run(flips=[A, B])], Run(flips=[B, C, *FIVE[3:]])),
@@ -371,6 +376,7 @@ PHASES = set(Phase) - ({Phase.shrink} if "CI" in os.environ else set())
 @given(audiences=st.integers(1, 4), runs=st.lists(RUNS, min_size=1, max_size=6))
 @example(audiences=1, runs=AN_UNCERTAIN_MEMBER_IS_REFUSED)
 @example(audiences=1, runs=AN_UNCERTAIN_REMOVAL_IS_REFUSED_AS_AN_ADD)
+@example(audiences=1, runs=A_RETRY_AFTER_AN_AUDIENCE_WAS_DELETED_UNDER_WAY)
 def test_after_any_history_one_clean_run_brings_all_into_step(audiences, runs):
     logging.disable(logging.WARNING)
     try:
