@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -29,8 +30,6 @@ from airflow_provider_talon_cdp.sync.guard import Guard, OnEmpty
 from airflow_provider_talon_cdp.sync.mirror import Mirror, Source
 from airflow_provider_talon_cdp.sync.run import run_sync
 
-_CURSOR = "talon_cdp_plan"
-_CURSOR_LASTS = 3600.0
 _MIRROR_DEFAULTS: dict[str, Any] = {
     "audience_name": None,
     "on_empty": "fail",
@@ -170,13 +169,14 @@ class MembershipOperator(BaseOperator):
         """
         hook = TalonCdpHook(self.talon_cdp_conn_id)
         settings = hook.settings
-        ledger = FilesLedger(
-            _storage("state_uri", self._state_uri()),
+        ledger_of = partial(
+            FilesLedger,
             deployment_host=settings.deployment_host,
             base_url=settings.base_url,
             name=ledger_name,
             keep=self.keep_versions,
         )
+        ledger = ledger_of(_storage("state URI", self._state_uri()))
         mirror = Mirror(
             source=source,
             ledger=ledger,
@@ -189,16 +189,28 @@ class MembershipOperator(BaseOperator):
         )
         self.log.info("Ledger: %s", ledger.folder)
         if as_bool("dry_run", self.is_dry_run):
-            return mirror.dry_run(settings.requests_per_second).summary()
+            with TemporaryDirectory(prefix="talon-cdp-") as scratch:
+                rehearsed = self._rehearse(ledger, ledger_of(Path(scratch)))
+                return replace(mirror, ledger=rehearsed).dry_run(settings.requests_per_second).summary()
         owner = self._owner(context)
         if self.initial_members is not None:
             ledger.load()
             if not ledger.version:
-                adopted = adopt_csv(
-                    ledger, owner, _storage("initial_members", self.initial_members), str(self.audience_id)
-                )
-                self.log.info("Adopted %s members into a new ledger.", f"{adopted:,}")
-        return mirror.run(owner, _TaskCursor(context, self._fingerprint())).summary()
+                self._adopt(ledger, owner)
+        return mirror.run(owner).summary()
+
+    def _rehearse(self, ledger: FilesLedger, scratch: FilesLedger) -> FilesLedger:
+        """Give a dry run the ledger, or one to throw away where the real run would adopt members first."""
+        ledger.load()
+        if self.initial_members is None or ledger.version:
+            return ledger
+        self._adopt(scratch, "dry run")
+        return scratch
+
+    def _adopt(self, ledger: FilesLedger, owner: str) -> None:
+        file = _storage("initial members file", str(self.initial_members))
+        adopted = adopt_csv(ledger, owner, file, str(self.audience_id))
+        self.log.info("Adopted %s members into a new ledger.", f"{adopted:,}")
 
     def _guard(self) -> Guard:
         return Guard(
@@ -210,11 +222,6 @@ class MembershipOperator(BaseOperator):
 
     def _check_audience_id(self, name: str, value: object) -> str | int:
         return audience_id_of(name, value, self.audience_id_type)
-
-    def _fingerprint(self) -> str:
-        """Tell apart what this task mirrors from what an earlier definition of it mirrored."""
-        fields = {name: repr(getattr(self, name)) for name in self.template_fields if name != "is_dry_run"}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def _state_uri(self) -> str:
         home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
@@ -231,40 +238,20 @@ class MembershipOperator(BaseOperator):
 
 def _storage(name: str, uri: str) -> ObjectStoragePath:
     try:
-        return ObjectStoragePath(uri)
+        path = ObjectStoragePath(uri)
+        # Only this looks for the file system.
+        _ = path.fs
     except (ValueError, ImportError) as error:
-        raise InvalidInputError(f"{name} {uri!r} is no place that Airflow can reach: {error}.") from error
+        raise InvalidInputError(f"The {name} {uri!r} is no place that Airflow can reach: {error}.") from error
+    return path
 
 
-class _TaskCursor:
-    """The version of the plan that this task is sending, in Airflow's task state store (3.3 and later).
-
-    It holds for a retry of the same definition within the hour; a task that is cleared later plans anew.
-    """
-
-    def __init__(self, context: Context, fingerprint: str) -> None:
-        self._store: Any = context.get("task_state_store")
-        self._fingerprint = fingerprint
-
-    def get(self) -> int:
-        kept = self._store.get(_CURSOR) if self._store is not None else None
-        if not kept or kept["fingerprint"] != self._fingerprint or time.time() - kept["time"] > _CURSOR_LASTS:
-            return 0
-        return int(kept["version"])
-
-    def set(self, version: int) -> None:
-        if self._store is None:
-            return
-        if version:
-            kept = {"version": version, "fingerprint": self._fingerprint, "time": time.time()}
-            self._store.set(_CURSOR, kept)
-        else:
-            self._store.delete(_CURSOR)
-
-
-def _create(hook: TalonCdpHook, audiences: Iterable[str], names: Mapping[str, str]) -> list[str]:
+def _create(hook: TalonCdpHook, audiences: Sequence[str], names: Mapping[str, str]) -> list[str]:
     """Create the audiences that have a name; return those that did not exist."""
     created = []
+    for audience in audiences:
+        if audience in names:
+            check_text(f"The audience_name of {audience!r}", names[audience])
     for audience in audiences:
         if audience not in names:
             continue

@@ -62,7 +62,7 @@ class Guard:
                 return "skip"
         for audience, removals in sorted(counts.removals.items()):
             members = counts.known[audience]
-            if removals > self.max_removal_fraction * members:
+            if removals / members > self.max_removal_fraction:
                 raise GuardError(
                     f"Audience {audience!r} would lose {removals:,} of {members:,} members ({removals / members:.1%}), and "
                     f"max_removal_fraction is {self.max_removal_fraction:.1%}. Nothing was sent. If that is right, pass "

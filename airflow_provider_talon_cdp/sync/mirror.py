@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,7 +37,7 @@ T = TypeVar("T")
 Source: TypeAlias = Callable[[], Iterable[Change | Rejection]]
 """Reads the wanted members from the start; called again when they turn out not to be sorted by bytes."""
 
-Planned: TypeAlias = tuple[PlanCounts, list[Rejection], StagedPlan]
+Planned: TypeAlias = "tuple[PlanCounts, _Letters, StagedPlan]"
 
 _SECONDS_BETWEEN_FLUSHES = 2.0
 
@@ -73,7 +75,7 @@ class Mirror:
     guard: Guard
     sender: Callable[[], AbstractAsyncContextManager[MeteredSender]]
     managed: Collection[str] | None = None
-    prepare: Callable[[Iterable[str]], Collection[str]] = lambda _: ()
+    prepare: Callable[[Sequence[str]], Collection[str]] = lambda _: ()
     in_flight: int = 64
     max_rejected: int | None = 0
 
@@ -202,9 +204,9 @@ class Mirror:
 
         staged = self.ledger.stage(plan)
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
-        return counts, [], staged
+        return counts, _Letters(), staged
 
-    def _plan_with(self, consume: Callable[[Planner], T]) -> tuple[PlanCounts, list[Rejection], T]:
+    def _plan_with(self, consume: Callable[[Planner], T]) -> tuple[PlanCounts, _Letters, T]:
         try:
             planned = self._plan_once(consume, self.source)
         except OutOfOrderError:
@@ -222,15 +224,14 @@ class Mirror:
         )
         return planned
 
-    def _plan_once(
-        self, consume: Callable[[Planner], T], source: Source
-    ) -> tuple[PlanCounts, list[Rejection], T]:
+    def _plan_once(self, consume: Callable[[Planner], T], source: Source) -> tuple[PlanCounts, _Letters, T]:
         counts = PlanCounts()
-        letters: list[Rejection] = []
+        letters = _Letters()
 
         def keep(rejection: Rejection) -> None:
             if rejection.profile_id:
-                letters.append(rejection)
+                letter = {"time": _now(), "profile_id": rejection.profile_id, "reason": rejection.reason}
+                letters.file.write(json.dumps(letter) + "\n")
 
         def plan(known: Iterable[Member], uncertain: Iterable[Member]) -> Iterable[Change]:
             wanted = members(source(), counts, on_rejected=keep)
@@ -238,9 +239,12 @@ class Mirror:
 
         return counts, letters, consume(plan)
 
-    def _bury(self, letters: Iterable[Rejection]) -> None:
-        for reason, profile_id in letters:
-            self.ledger.reject({"time": _now(), "profile_id": profile_id, "reason": reason})
+    def _bury(self, letters: _Letters) -> None:
+        letters.file.seek(0)
+        for number, letter in enumerate(letters.file, start=1):
+            self.ledger.reject(json.loads(letter))
+            if number % MAX_CHANGES == 0:
+                self.ledger.flush()
 
     def _push(self, counts: PlanCounts) -> SyncReport:
         flushed = time.monotonic()
@@ -301,3 +305,13 @@ def _report(counts: PlanCounts, pushed: SyncReport | None = None) -> SyncReport:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class _Letters:
+    """Records that a plan leaves out, in a temporary file: there may be more of them than fit in memory."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed below
+
+    def __del__(self) -> None:
+        self.file.close()

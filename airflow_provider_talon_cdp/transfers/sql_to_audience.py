@@ -103,7 +103,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
                 "Give either audience_id (one audience) or audience_column (one for each row)."
             )
         if audiences is not None:
-            check_literals(as_list, audiences=audiences)
+            check_literals(_external_ids, audiences=audiences)
         if mode == "mirror":
             self.check_mirror_arguments()
         else:
@@ -127,7 +127,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
             names = {} if self.audience_name is None else {audience: self.audience_name}
         else:
             ledger = f"sync:{self.ledger or f'{self.dag_id}.{self.task_id}'}"
-            managed = None if self.audiences is None else as_list("audiences", self.audiences)
+            managed = None if self.audiences is None else _external_ids("audiences", self.audiences)
         return self.mirror(
             context,
             lambda: self._records(source, "add", names),
@@ -174,3 +174,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
             raise InvalidInputError(
                 f"{name} must be one SELECT statement, but is {type(value).__name__} or empty."
             )
+
+
+def _external_ids(name: str, value: Any) -> list[str]:
+    return [check_external_id(name, each) for each in as_list(name, value)]
