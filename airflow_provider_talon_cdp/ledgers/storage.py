@@ -28,6 +28,11 @@ def as_folder(path: Folder) -> Folder:
     return Path(path.path) if getattr(path, "protocol", None) in _LOCAL else path
 
 
+def _is_local(path: Folder) -> bool:
+    # Before universal-pathlib 0.3 a path in an object store is a pathlib.Path too.
+    return isinstance(path, Path) and not hasattr(path, "fs")
+
+
 def write_bytes(path: Folder, data: bytes) -> None:
     """Write a file; readers see the old one or the new one, whole."""
     with _replacing(path) as file, _told("write", path):
@@ -140,7 +145,7 @@ def remove(path: Folder) -> None:
 def _read_bytes(path: Folder) -> bytes:
     with _told("read", path):
         # One GET: between the two of open() and read() another run may have replaced the object.
-        return path.read_bytes() if isinstance(path, Path) else bytes(path.fs.cat_file(path.path))
+        return path.read_bytes() if _is_local(path) else bytes(path.fs.cat_file(path.path))
 
 
 @contextmanager
@@ -158,7 +163,7 @@ def _told(doing: str, path: Folder) -> Iterator[None]:
 
 @contextmanager
 def _replacing(path: Folder) -> Iterator[IO[bytes]]:
-    if not isinstance(path, Path):
+    if not _is_local(path):
         with _told("write", path):
             file = path.open("wb")
         try:
@@ -219,7 +224,7 @@ class _HashingReader:
 
     def __enter__(self) -> Self:
         with _told("read", self._path):
-            if not isinstance(self._path, Path):
+            if not _is_local(self._path):
                 # Clients of object stores cache listings, and another worker may have written since.
                 self._path.fs.invalidate_cache()
             self._file = self._path.open("rb")
