@@ -82,15 +82,3 @@ def test_ten_times_the_members_take_no_more_memory(measure, record_property):
     )
     assert large["grown"] < 64 * 1024
     assert large["grown"] < small["grown"] * 1.1
-
-
-@pytest.mark.parametrize("why", ["over-long", "no audience"])
-def test_four_times_the_rejections_take_no_more_memory(measure, why):
-    sql = {
-        "over-long": "SELECT profile_id || printf('%0980d', 1) AS profile_id FROM customers",
-        "no audience": "SELECT profile_id, NULL AS audience_id FROM customers",
-    }[why]
-    small, large = (measure(rows, sql, why) for rows in (50_000, 200_000))
-    assert sum(large["rejected"].values()) == 200_000
-    assert large["grown"] < 64 * 1024
-    assert large["grown"] < small["grown"] * 1.1 + 1024
