@@ -48,6 +48,11 @@ def test_the_wheel_carries_the_license(wheel_names, metadata):
     assert metadata["License-File"] == "LICENSE"
 
 
+def test_a_package_index_shows_the_readme(metadata):
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload(decode=True).decode().strip() == (ROOT / "README.md").read_text().strip()
+
+
 def test_the_wheel_registers_the_provider(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/entry_points.txt"))
