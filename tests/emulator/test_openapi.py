@@ -3,7 +3,8 @@
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -43,10 +44,14 @@ api = schemathesis.openapi.from_dict(
     document(Settings(deployment_host=DEFAULT_DEPLOYMENT_HOST), "http://127.0.0.1"),
     config=schemathesis.Config(seed=1),
 )
-api.config.generation.update(modes=list(schemathesis.GenerationMode))
 
 
-@api.parametrize()
+OPERATIONS = [result.ok() for result in api.get_all_operations()]
+
+
+# Not api.parametrize(): all its tests have one node ID, of which pytest-xdist runs one.
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda each: each.value)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: each.label)
 @settings(
     max_examples=20,
     derandomize=True,
@@ -55,7 +60,9 @@ api.config.generation.update(modes=list(schemathesis.GenerationMode))
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_gets_an_answer_that_is_not_documented(case, fuzzed):
+@given(data=st.data())
+def test_no_request_gets_an_answer_that_is_not_documented(operation, mode, data, fuzzed):
+    case = data.draw(operation.as_strategy(generation_mode=mode))
     case.call_and_validate(fuzzed.url, headers=KEY, checks=CHECKS)
 
 
