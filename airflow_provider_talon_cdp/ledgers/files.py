@@ -31,7 +31,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain, count, islice
@@ -53,7 +53,7 @@ from airflow_provider_talon_cdp.ledgers.storage import (
     write_json,
     writing_lines,
 )
-from airflow_provider_talon_cdp.sync.changes import Action, Change, Rejection
+from airflow_provider_talon_cdp.sync.changes import Action, Batch, Change, Ids, Record
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts, externally_sorted, fold, members
 from airflow_provider_talon_cdp.sync.ledger import Planner, StagedPlan
 from airflow_provider_talon_cdp.sync.lines import from_line, from_lines, to_line, to_lines
@@ -262,6 +262,14 @@ class FilesLedger:
                     raise damaged(path) from error
                 yield Change(profile_id, audience_id, action, uncertain)
 
+    def batches(self) -> Generator[Batch, None, None]:
+        """All changes of the plan in force, in the batches in which they travel, numbered from 0."""
+        for _, changes in self._batches():
+            first = changes[0]
+            alike = all(change[1:] == first[1:] for change in changes) and not first.uncertain
+            ids = [change.profile_id for change in changes]
+            yield Batch(Ids(ids, first.audience_id, first.action) if alike else changes)
+
     def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
         """Write the next version: the plan, and the members that it starts from if they have changed.
 
@@ -353,7 +361,7 @@ class FilesLedger:
         if landed or self._may_have_left:
             self._write_acks(landed)
 
-    def adopt(self, owner: str, records: Iterable[Change | Rejection]) -> int:
+    def adopt(self, owner: str, records: Iterable[Record]) -> int:
         """Record members that an audience got by other means as acknowledged; return how many.
 
         Args:
