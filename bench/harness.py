@@ -23,7 +23,6 @@ from job import BATCH, NO_LIMIT, Job, measured
 HERE = Path(__file__).resolve().parent
 CHURN = 50
 """One customer in so many leaves from turn to turn, and as many join: 2 %."""
-_WARM_UP = 2 * BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,11 @@ class Contender:
     attributes: bool = False
     start_from: Path | None = None
     needs: str | None = None
+
+    @property
+    def warm_up(self) -> int:
+        """Rows of the first small run: a few requests."""
+        return 20 if self.attributes else 2 * BATCH
 
     @property
     def is_installed(self) -> bool:
@@ -94,11 +98,6 @@ class Result:
         """Rows a second."""
         return self.size / self.seconds
 
-    @property
-    def cpu_per_million(self) -> float:
-        """CPU seconds per million rows."""
-        return self.cpu / self.size * 1_000_000
-
 
 class Bench:
     """One run of the scripts.
@@ -119,8 +118,8 @@ class Bench:
             self._port = probe.getsockname()[1]
 
     def rows(self, number: int) -> int:
-        """So many rows, or fewer in a quick run."""
-        return max(BATCH, number // 100) if self.quick else number
+        """So many rows, or a hundredth of them in a quick run."""
+        return number // 100 if self.quick else number
 
     def warehouse(self, size: int, turn: int = 0, *, attributes: bool = False) -> Path:
         """Return a SQLite file of so many customers, in the order of their IDs; 2 % differ from turn to turn."""
@@ -156,7 +155,7 @@ class Bench:
                     str(folder / name),
                     contender.rate,
                 )
-                for name, size in (("job", contender.size), ("warm-up", min(_WARM_UP, contender.size)))
+                for name, size in (("job", contender.size), ("warm-up", contender.warm_up))
             )
             numbers = self._run(script, contender, job, warm_up)
         if keep:

@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import Bench
 from report import RESULTS, save
 
-SUBJECTS = ("members",)
+SUBJECTS = ("members", "limits", "profiles", "mirror")
 
 
 def main() -> None:

@@ -1,0 +1,141 @@
+"""A mirror: what it saves, what planning it costs, and how its memory grows.
+
+2 % churn: of the customers, 2 % have left since the mirror before, and as many have joined. The ledger is the one that the
+mirror before left. The plan lasts from the query to the first request: read, compared, guarded and written down.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness import CHURN, Bench, Contender, Result
+from job import BATCH, NO_LIMIT, Job, talon_connection
+from members import ours as add
+from report import Section, Target, results_table
+
+__all__ = ["add", "mirror", "run"]
+SIZES = 100_000, 1_000_000, 10_000_000
+RATE = 60.0
+
+
+def mirror(job: Job) -> None:
+    """Make the audience equal to the warehouse."""
+    talon_connection(job)
+    from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+
+    SqlToTalonAudienceOperator(
+        task_id="bench",
+        sql="SELECT profile_id FROM customers",
+        sql_conn_id="warehouse",
+        audience_id="vip",
+        mode="mirror",
+        state_uri=f"{job.folder}/state",
+    ).execute({})
+
+
+def run(bench: Bench) -> Section:
+    """Measure mirrors of three sizes beside a full resend and ``comm``."""
+    sizes = [bench.rows(each) for each in SIZES]
+    for size in sizes:
+        first = Contender(
+            label="first mirror", function="mirror", size=size, requests=math.ceil(size / BATCH)
+        )
+        bench.measure("mirror", first, keep=_ledger(bench, size))
+    saved = {size: bench.medians("mirror", _contenders(bench, size, RATE)) for size in sizes[:2]}
+    comms = [_comm(bench, sizes[-1])]
+    free = {}
+    for size in sizes:
+        free[size] = bench.medians("mirror", _contenders(bench, size, NO_LIMIT))
+        comms.append(_comm(bench, sizes[-1]))
+    comm, plan = statistics.median(comms), free[sizes[-1]][MIRROR].first_after
+    parts = [
+        __doc__.partition("\n\n")[2].strip(),
+        f"At {RATE:g} requests a second:\n\n{results_table(_flat(saved))}",
+        f"As fast as it goes:\n\n{results_table(_flat(free))}",
+        f"The plan of the last took {plan:.2f} s; coreutils' comm, on the two sorted lists of IDs, {comm:.2f} s.",
+    ]
+    return Section("The mirror", "\n\n".join(parts), [*_targets(free), _target_plan(plan, comm)])
+
+
+RESEND, MIRROR = "full resend", "mirror, 2 % churn"
+
+
+def _contenders(bench: Bench, size: int, rate: float) -> list[Contender]:
+    changed = math.ceil(size / CHURN)
+    return [
+        Contender(
+            label=RESEND,
+            function="add",
+            size=size,
+            requests=math.ceil(size / BATCH),
+            rate=rate,
+            turn=1,
+        ),
+        Contender(
+            label=MIRROR,
+            function="mirror",
+            size=size,
+            requests=math.ceil(2 * changed / BATCH),
+            rate=rate,
+            turn=1,
+            start_from=_ledger(bench, size),
+        ),
+    ]
+
+
+def _ledger(bench: Bench, size: int) -> Path:
+    return bench.folder / f"ledger-{size}"
+
+
+def _comm(bench: Bench, size: int) -> float:
+    """Seconds that comm takes for what differs between two sorted files of IDs."""
+    lists = []
+    for turn in (0, 1):
+        lists.append(bench.folder / f"ids-{size}-{turn}.txt")
+        if not lists[-1].exists():
+            job = Job("", str(bench.warehouse(size, turn)), "")
+            with lists[-1].open("w") as file:
+                file.writelines(f"{each}\n" for batch in job.batches() for each in batch)
+    environment = {"LC_ALL": "C", "PATH": os.environ["PATH"]}
+    with (bench.folder / "differences.txt").open("w") as out:
+        began = time.monotonic()
+        subprocess.run(["comm", "-3", *lists], env=environment, stdout=out, check=True)
+        return time.monotonic() - began
+
+
+def _flat(results: Mapping[int, Mapping[str, Result]]) -> dict[str, Result]:
+    return {f"{label}, {size:,}": each for size, both in results.items() for label, each in both.items()}
+
+
+def _targets(free: Mapping[int, Mapping[str, Result]]) -> list[Target]:
+    """Memory: how much, and how much more for a hundred times the rows."""
+    targets = []
+    least, most = min(free), max(free)
+    for label, what in ((RESEND, "add"), (MIRROR, "mirror")):
+        peak = max(both[label].megabytes for both in free.values())
+        growth = free[most][label].megabytes / max(free[least][label].megabytes, 0.1) - 1
+        targets.append(
+            Target(
+                f"peak memory, {what}, {least:,} to {most:,}",
+                "<= 40 MB, grows by <= 5 %",
+                f"{peak:.1f} MB, {growth:+.1%}",
+                peak <= 40 and growth <= 0.05,
+            )
+        )
+    return targets
+
+
+def _target_plan(plan: float, comm: float) -> Target:
+    # That the mirror takes no request too many, each measurement has made sure of.
+    return Target(
+        "mirror of 10,000,000, 2 % churn: plan and guard",
+        "<= 4 x comm; requests = changes / 1000 rounded up",
+        f"{plan / comm:.1f} x; so many",
+        plan <= 4 * comm,
+    )
