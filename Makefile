@@ -20,7 +20,7 @@ PYTEST = python -m pytest -q --numprocesses logical --dist loadfile
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
-.PHONY: help test lint test-matrix $(MATRIX) demo demo-guard ui bench pins dist clean
+.PHONY: help test lint test-matrix $(MATRIX) demo demo-guard ui bench bench-scale pins dist clean
 
 help:
 	@echo "make test         lint, then all tests on Airflow $(MAIN), with branch coverage"
@@ -28,6 +28,7 @@ help:
 	@echo "make demo-guard   the same, and how an empty warehouse is refused"
 	@echo "make ui           the same in Airflow's web UI"
 	@echo "make bench        measured beside the alternatives (an hour); to try it: make bench BENCH=--quick"
+	@echo "make bench-scale  ten million members through a real Airflow (half an hour); to try it: BENCH='--members 300000'"
 	@echo "make lint         ruff and mypy"
 	@echo "make test-matrix  tests and demo on Airflow $(MINORS); one alone: make test-2.11"
 	@echo "make pins         the newest dependencies into constraints/"
@@ -63,6 +64,9 @@ ui: .venv/.ready
 
 bench: .venv-bench/.ready
 	@.venv-bench/bin/python bench/run.py $(BENCH)
+
+bench-scale: .venv-bench/.ready
+	@.venv-bench/bin/python bench/scale.py $(BENCH)
 
 dist: .venv/.ready
 	@$(BIN)/hatchling build

@@ -33,7 +33,8 @@ _BODY = b"x" * 60_000
 """As long as a request of a thousand members."""
 
 
-def _response(status: bytes, body: bytes = b"", *headers: bytes) -> bytes:
+def response(status: bytes, body: bytes = b"", *headers: bytes) -> bytes:
+    """Make the bytes of an HTTP response."""
     kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body) if body else b""
     return b"HTTP/1.1 %s\r\n%s%s\r\n%s" % (status, b"".join(headers), kind, body)
 
@@ -76,7 +77,7 @@ class Stub:
         self._bucket = bucket
         self._service_time = service_time
         retry = (b"Retry-After: %d\r\n" % retry_after,) if retry_after else ()
-        self._refusal = _response(b"429 Too Many Requests", _TOO_MANY, *retry)
+        self._refusal = response(b"429 Too Many Requests", _TOO_MANY, *retry)
         self._requests = 0
         self._throttled = 0
         self._first_at: float | None = None
@@ -91,7 +92,7 @@ class Stub:
                 "cpu": time.process_time(),
             }
             self._first_at = None
-            transport.write(_response(b"200 OK", json.dumps(done).encode()))
+            transport.write(response(b"200 OK", json.dumps(done).encode()))
             return
         self._first_at = self._first_at or time.monotonic()
         self._requests += 1
@@ -105,9 +106,9 @@ class Stub:
 
 
 _CREATED, _NO_CONTENT, _OK = (
-    _response(b"201 Created", _AUDIENCE),
-    _response(b"204 No Content"),
-    _response(b"200 OK", _STATE),
+    response(b"201 Created", _AUDIENCE),
+    response(b"204 No Content"),
+    response(b"200 OK", _STATE),
 )
 
 
