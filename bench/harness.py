@@ -11,7 +11,7 @@ import sqlite3
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -31,7 +31,7 @@ class Contender:
 
     Args:
         label: As the table names it.
-        function: Of the script that measures it.
+        function: What is measured: a function of a module beside this one.
         size: Rows to read.
         requests: That it takes to send them; one that sends fewer has not done the work.
         stub: Arguments of the stub's command line.
@@ -43,7 +43,7 @@ class Contender:
     """
 
     label: str
-    function: str
+    function: Callable[[Job], None]
     size: int
     requests: int
     stub: Sequence[str] = ()
@@ -136,11 +136,10 @@ class Bench:
                 )
         return path
 
-    def measure(self, script: str, contender: Contender, *, keep: Path | None = None) -> Result:
+    def measure(self, contender: Contender, *, keep: Path | None = None) -> Result:
         """Measure once, in a new process, against a stub of its own, after a first small run.
 
         Args:
-            script: That has the contender's function.
             contender: Who is measured.
             keep: Where to put the job's folder afterwards.
         """
@@ -157,7 +156,7 @@ class Bench:
                 )
                 for name, size in (("job", contender.size), ("warm-up", contender.warm_up))
             )
-            numbers = self._run(script, contender, job, warm_up)
+            numbers = self._run(contender, job, warm_up)
         if keep:
             (folder / "job").rename(keep)
         shutil.rmtree(folder, ignore_errors=True)
@@ -167,12 +166,13 @@ class Bench:
         print(f"  {contender.label}, {contender.size:,}: {result.seconds:.2f} s", file=sys.stderr)
         return result
 
-    def _run(self, script: str, contender: Contender, job: Job, warm_up: Job) -> dict[str, float]:
+    def _run(self, contender: Contender, job: Job, warm_up: Job) -> dict[str, float]:
         environment = {"AIRFLOW_HOME": str(self.folder / "airflow"), "NO_PROXY": "127.0.0.1"}
         if self.quick:
             os.environ |= environment
-            return measured(script, contender.function, job, warm_up)
-        command = [sys.executable, str(HERE / "job.py"), script, contender.function]
+            return measured(contender.function, job, warm_up)
+        name = f"{contender.function.__module__}.{contender.function.__name__}"
+        command = [sys.executable, str(HERE / "job.py"), name]
         child = subprocess.run(
             [*command, *(json.dumps(asdict(each)) for each in (job, warm_up))],
             capture_output=True,
@@ -185,13 +185,13 @@ class Bench:
         numbers: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
         return numbers
 
-    def medians(self, script: str, contenders: Sequence[Contender]) -> dict[str, Result]:
+    def medians(self, contenders: Sequence[Contender]) -> dict[str, Result]:
         """Measure all that are installed in turn, as often as this run asks for; medians by label."""
         results: dict[str, list[Result]] = {each.label: [] for each in contenders if each.is_installed}
         for _ in range(self.rounds):
             for contender in contenders:
                 if contender.is_installed:
-                    results[contender.label].append(self.measure(script, contender))
+                    results[contender.label].append(self.measure(contender))
         return {label: median(measured) for label, measured in results.items()}
 
     def capacity(self) -> float:

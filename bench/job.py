@@ -1,6 +1,6 @@
 """What a contender is asked to do, and the measurement of one in this process.
 
-Usage: ``python bench/job.py SCRIPT FUNCTION JOB WARM_UP``, the jobs as JSON; prints what it took as JSON.
+Usage: ``python bench/job.py MODULE.FUNCTION JOB WARM_UP``, the jobs as JSON; prints what it took as JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +62,8 @@ def talon_connection(job: Job) -> None:
     os.environ["AIRFLOW_CONN_WAREHOUSE"] = json.dumps({"conn_type": "sqlite", "host": job.warehouse})
 
 
-def measured(script: str, function: str, job: Job, warm_up: Job) -> dict[str, float]:
+def measured(contender: Callable[[Job], None], job: Job, warm_up: Job) -> dict[str, float]:
     """Run a contender in this process, first on little, and say what it took."""
-    contender = getattr(importlib.import_module(script), function)
     # What is imported, compiled and cached at the first use is not measured.
     contender(warm_up)
     gc.collect()
@@ -106,5 +105,6 @@ def _memory(field: str) -> float:
 
 
 if __name__ == "__main__":
-    _script, _function, *_jobs = sys.argv[1:]
-    print(json.dumps(measured(_script, _function, *(Job(**json.loads(each)) for each in _jobs))))
+    _module, _, _function = sys.argv[1].partition(".")
+    _contender = getattr(importlib.import_module(_module), _function)
+    print(json.dumps(measured(_contender, *(Job(**json.loads(each)) for each in sys.argv[2:]))))

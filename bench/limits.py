@@ -11,8 +11,7 @@ from typing import Any
 
 from harness import Bench, Contender, Result
 from job import BATCH, Job
-from members import HEADERS, PATH, body, in_threads
-from members import ours as ours  # noqa: PLC0414 - measured from here
+from members import HEADERS, PATH, body, in_threads, ours
 from report import Section, Target, results_table
 
 LIMIT = 60
@@ -48,13 +47,10 @@ def run(bench: Bench) -> Section:
         "stub": ("--service-time", "0.05", "--rate", str(LIMIT), "--burst", "10"),
     }
     results = bench.medians(
-        "limits",
         [
-            Contender(label=SET_SO, function="ours", rate=LIMIT, **common),
-            Contender(label=SET_TOO_HIGH, function="ours", rate=200, **common),
-            Contender(
-                label="requests.Session, 16 threads, urllib3's Retry", function="backing_off", **common
-            ),
+            Contender(label=SET_SO, function=ours, rate=LIMIT, **common),
+            Contender(label=SET_TOO_HIGH, function=ours, rate=200, **common),
+            Contender(label="requests.Session, 16 threads, urllib3's Retry", function=backing_off, **common),
         ],
     )
     parts = [__doc__.partition("\n\n")[2].strip(), results_table(results)]

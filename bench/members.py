@@ -166,7 +166,7 @@ CONTENDERS = {
     "talon-one-sdk, loop": vendor_sdk,
     "dlt, custom destination": dlt_destination,
 }
-NEEDS = {"vendor_sdk": "talon_one", "dlt_destination": "dlt"}
+NEEDS = {vendor_sdk: "talon_one", dlt_destination: "dlt"}
 
 
 def run(bench: Bench) -> Section:
@@ -177,15 +177,15 @@ def run(bench: Bench) -> Section:
         contenders = [
             Contender(
                 label=label,
-                function=function.__name__,
+                function=function,
                 size=size,
                 requests=math.ceil(size / BATCH),
                 stub=("--service-time", str(service_time)),
-                needs=NEEDS.get(function.__name__),
+                needs=NEEDS.get(function),
             )
             for label, function in CONTENDERS.items()
         ]
-        at[service_time] = bench.medians("members", contenders)
+        at[service_time] = bench.medians(contenders)
     parts = [__doc__.partition("\n\n")[2].strip()]
     parts += [f"{seconds * 1000:g} ms service time:\n\n{results_table(at[seconds])}" for seconds in at]
     parts.append(f"The stub alone, asked by a raw client: {bench.capacity() * BATCH:,.0f} members a second.")

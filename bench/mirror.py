@@ -16,10 +16,9 @@ from pathlib import Path
 
 from harness import CHURN, Bench, Contender, Result
 from job import BATCH, NO_LIMIT, Job, talon_connection
-from members import ours as add
+from members import ours
 from report import Section, Target, results_table
 
-__all__ = ["add", "mirror", "run"]
 SIZES = 100_000, 1_000_000, 10_000_000
 RATE = 60.0
 
@@ -43,15 +42,13 @@ def run(bench: Bench) -> Section:
     """Measure mirrors of three sizes beside a full resend and ``comm``."""
     sizes = [bench.rows(each) for each in SIZES]
     for size in sizes:
-        first = Contender(
-            label="first mirror", function="mirror", size=size, requests=math.ceil(size / BATCH)
-        )
-        bench.measure("mirror", first, keep=_ledger(bench, size))
-    saved = {size: bench.medians("mirror", _contenders(bench, size, RATE)) for size in sizes[:2]}
+        first = Contender(label="first mirror", function=mirror, size=size, requests=math.ceil(size / BATCH))
+        bench.measure(first, keep=_ledger(bench, size))
+    saved = {size: bench.medians(_contenders(bench, size, RATE)) for size in sizes[:2]}
     comms = [_comm(bench, sizes[-1])]
     free = {}
     for size in sizes:
-        free[size] = bench.medians("mirror", _contenders(bench, size, NO_LIMIT))
+        free[size] = bench.medians(_contenders(bench, size, NO_LIMIT))
         comms.append(_comm(bench, sizes[-1]))
     comm, plan = statistics.median(comms), free[sizes[-1]][MIRROR].first_after
     parts = [
@@ -71,7 +68,7 @@ def _contenders(bench: Bench, size: int, rate: float) -> list[Contender]:
     return [
         Contender(
             label=RESEND,
-            function="add",
+            function=ours,
             size=size,
             requests=math.ceil(size / BATCH),
             rate=rate,
@@ -79,7 +76,7 @@ def _contenders(bench: Bench, size: int, rate: float) -> list[Contender]:
         ),
         Contender(
             label=MIRROR,
-            function="mirror",
+            function=mirror,
             size=size,
             requests=math.ceil(2 * changed / BATCH),
             rate=rate,

@@ -75,7 +75,6 @@ def run(bench: Bench) -> Section:
     results: dict[str, Result] = {}
     for service_time, (threads, loop) in ((0.05, (10_000, 1_000)), (0.0, (100_000, 10_000))):
         results = bench.medians(
-            "profiles",
             [
                 _contender(bench, OURS, 100_000, service_time),
                 _contender(bench, THREADS, threads, service_time),
@@ -83,16 +82,15 @@ def run(bench: Bench) -> Section:
             ],
         )
         parts.append(f"{service_time * 1000:g} ms service time:\n\n{results_table(results, per=100_000)}")
-    large = bench.medians("profiles", [_contender(bench, OURS, 1_000_000, 0.0)])
+    large = bench.medians([_contender(bench, OURS, 1_000_000, 0.0)])
     parts.append(f"Ten times the rows:\n\n{results_table(large, per=100_000)}")
     return Section("Profiles: set attributes", "\n\n".join(parts), _targets(results))
 
 
 def _contender(bench: Bench, label: str, size: int, service_time: float) -> Contender:
-    function = {OURS: ours, THREADS: session_threads, LOOP: http_hook}[label]
     return Contender(
         label=label,
-        function=function.__name__,
+        function={OURS: ours, THREADS: session_threads, LOOP: http_hook}[label],
         size=bench.rows(size),
         requests=bench.rows(size),
         stub=("--service-time", str(service_time)),

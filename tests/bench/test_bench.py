@@ -83,7 +83,7 @@ def test_a_contender_is_measured_in_a_process_of_its_own(tmp_path):
         connection.executemany("INSERT INTO customers VALUES (?)", ((f"c{n}",) for n in range(2500)))
     with stub("--service-time", "0.05") as url:
         job = json.dumps({"url": url, "warehouse": str(database), "folder": str(tmp_path), "rate": 1000})
-        done = run(BENCH / "job.py", "members", "session_loop", job, job)
+        done = run(BENCH / "job.py", "members.session_loop", job, job)
     assert done.returncode == 0, done.stderr
     numbers = json.loads(done.stdout)
     assert numbers["requests"] == 3
