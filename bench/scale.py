@@ -27,7 +27,7 @@ from place import DemoError, Place, place, run_main
 from report import Section, save, table
 
 MEMBERS = 10_000_000
-HOURS = 3600.0
+PATIENCE = 3600.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _watch(here: Place, run_id: str, kill_at: int | None) -> Seen:
         DemoError: The run fails or does not end, or no task was there to be killed.
     """
     megabytes, killed_at = 0.0, None
-    deadline = time.monotonic() + HOURS
+    deadline = time.monotonic() + PATIENCE
     while (state := here.state(run_id))[0] not in ("success", "failed"):
         if time.monotonic() > deadline:
             break
@@ -120,8 +120,9 @@ def _watch(here: Place, run_id: str, kill_at: int | None) -> Seen:
         if kill_at is not None and killed_at is None and tasks:
             changes = here.counts()["changes"]
             if changes >= kill_at:
-                os.kill(tasks[0], signal.SIGKILL)
-                killed_at = changes
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(tasks[0], signal.SIGKILL)
+                    killed_at = changes
         time.sleep(0.2)
     if state[0] != "success":
         raise DemoError(f"The run {run_id} is {state[0]}.\n{here.log()}")
