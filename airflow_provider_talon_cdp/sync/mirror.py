@@ -7,16 +7,16 @@ import logging
 import math
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from airflow_provider_talon_cdp.exceptions import GuardError, NotFoundError
+from airflow_provider_talon_cdp.exceptions import GuardError, NotFoundError, RejectedError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.changes import Batch, Change, Record, Rejection
+from airflow_provider_talon_cdp.sync.delivery import halving
 from airflow_provider_talon_cdp.sync.diff import (
     Member,
     OutOfOrderError,
@@ -27,14 +27,14 @@ from airflow_provider_talon_cdp.sync.diff import (
 )
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.ledger import Ledger, Planner, StagedPlan
-from airflow_provider_talon_cdp.sync.push import Landing
-from airflow_provider_talon_cdp.sync.report import SyncReport
+from airflow_provider_talon_cdp.sync.push import Flight
+from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 from airflow_provider_talon_cdp.sync.run import MeteredSender, fail_if_rejected, send_all
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Source: TypeAlias = Callable[[], Iterable[Change | Rejection]]
+Source: TypeAlias = Callable[[], Iterable[Record]]
 """Reads the wanted members from the start; called again when they turn out not to be sorted by bytes."""
 
 Planned: TypeAlias = "tuple[PlanCounts, _Letters, StagedPlan]"
@@ -247,35 +247,36 @@ class Mirror:
                 self.ledger.flush()
 
     def _push(self, counts: PlanCounts) -> SyncReport:
-        flushed = time.monotonic()
+        tally = Tally()
+        began = flushed = time.monotonic()
 
-        def on_landed(landing: Landing) -> None:
+        def on_landed(flight: Flight[Batch]) -> None:
             nonlocal flushed
-            for _, change, error in landing.refusals:
-                self.ledger.reject(
-                    {
-                        "time": _now(),
-                        "profile_id": change.profile_id,
-                        "audience_id": change.audience_id,
-                        "action": change.action,
-                        "reason": str(error),
-                        "status": error.status,
-                        "request_uuid": error.request_uuid,
-                    }
-                )
-            self.ledger.landed(landing.number, [refusal.position for refusal in landing.refusals])
+            if flight.refusals:
+                changes = flight.batch.changes
+                for position, error in flight.refusals:
+                    self.ledger.reject(_letter(changes[position], error))
+            self.ledger.landed(flight.number, [refusal.position for refusal in flight.refusals])
             if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
                 self.ledger.flush()
                 flushed = time.monotonic()
 
+        def progress() -> str:
+            rate = tally.sent / (time.monotonic() - began)
+            left = (counts.changes - tally.sent) / rate
+            return f"{tally.sent:,} of {counts.changes:,} sent, {rate:,.0f} a second, {left:,.0f} s left"
+
         try:
-            pushed = send_all(
-                self.ledger.changes(),
+            send_all(
+                self.ledger.batches(),
                 self.sender(),
+                halving,
+                tally,
                 in_flight=self.in_flight,
+                progress=progress,
+                report=lambda: _report(counts, tally),
                 on_leaving=self.ledger.leaving,
                 on_landed=on_landed,
-                total=counts.changes,
             )
         except NotFoundError:
             # Whoever deleted an audience may make it again by hand, without its members.
@@ -283,24 +284,37 @@ class Mirror:
             raise
         finally:
             self.ledger.flush()
-        return _report(counts, pushed)
+        return _report(counts, tally)
 
 
-def _report(counts: PlanCounts, pushed: SyncReport | None = None) -> SyncReport:
+def _report(counts: PlanCounts, tally: Tally | None = None) -> SyncReport:
     """Join the counts of the plan with those of the push, or say that nothing of the plan was sent."""
+    tally = tally or Tally()
     return SyncReport(
         read=counts.read,
         removals=counts.removals.total(),
         unchanged=counts.unchanged,
-        sent=pushed.sent if pushed else 0,
-        duplicate=counts.duplicate + (pushed.duplicate if pushed else 0),
-        rejected=counts.rejected + Counter(pushed.rejected if pushed else {}),
-        unsent=pushed.unsent if pushed else counts.changes,
-        requests=pushed.requests if pushed else 0,
-        retries=pushed.retries if pushed else 0,
-        throttled=pushed.throttled if pushed else 0,
+        sent=tally.sent,
+        duplicate=counts.duplicate,
+        rejected=counts.rejected + tally.rejected,
+        unsent=tally.unsent + counts.changes - tally.launched,
+        requests=tally.requests,
+        retries=tally.retries,
+        throttled=tally.throttled,
         seconds=0.0,
     )
+
+
+def _letter(change: Change, error: RejectedError) -> dict[str, Any]:
+    return {
+        "time": _now(),
+        "profile_id": change.profile_id,
+        "audience_id": change.audience_id,
+        "action": change.action,
+        "reason": str(error),
+        "status": error.status,
+        "request_uuid": error.request_uuid,
+    }
 
 
 def _now() -> str:
