@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from decimal import Decimal
+from functools import partial
+from importlib import import_module
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlparse
 from airflow.providers.common.compat.sdk import BaseHook
@@ -13,6 +17,9 @@ from airflow.providers.common.sql.hooks.sql import DbApiHook
 from sqlparse.tokens import Comment
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+Columns: TypeAlias = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]
+"""Names of columns, or a function that picks them from the names that a result has."""
 
 _FETCH = 5000
 # How databases, by connection type, order text by its bytes.
@@ -38,7 +45,12 @@ def sql_hook(conn_id: str) -> DbApiHook:
 
 
 def stream_rows(
-    hook: DbApiHook, sql: str, columns: Sequence[str], parameters: Any = None, *, order_by: int = 0
+    hook: DbApiHook,
+    sql: str,
+    columns: Columns,
+    parameters: Any = None,
+    *,
+    order_by: int = 0,
 ) -> Generator[tuple[Any, ...], None, None]:
     """Yield the named columns of each row; a few thousand rows are in memory at a time.
 
@@ -47,7 +59,7 @@ def stream_rows(
     Args:
         hook: Where to read.
         sql: One SELECT.
-        columns: Names of result columns; upper and lower case differ only where both exist.
+        columns: Of the result; upper and lower case differ only where both exist.
         parameters: Bind parameters in the driver's style, or None.
         order_by: Have the database order by the bytes of the text of that many first columns, where we know how to
             tell it; elsewhere rows come as they come.
@@ -58,6 +70,7 @@ def stream_rows(
     statement = _bare(sql)
     by_bytes = _BY_BYTES.get(hook.conn_type) if order_by else None
     with closing(hook.get_conn()) as connection:
+        _keep_digits_of_json(connection)
         if by_bytes:
             # The statement is the DAG author's own, and the column names come from its result.
             source = f"FROM (\n{statement}\n) AS talon_cdp_source"
@@ -66,9 +79,12 @@ def stream_rows(
             names = _names(
                 connection, statement if is_sqlite else f"SELECT * {source} WHERE 1 = 0", parameters
             )
-            found = [names[_position(column, names)] for column in columns]
+            columns = [names[each] for each in _positions(columns, names)]
             if not is_sqlite or len({name.lower() for name in names}) == len(names):
-                quoted = [_quoted(name, escape=parameters is not None and not is_sqlite) for name in found]
+                quoted = [
+                    _quoted(name, escape=parameters is not None and not is_sqlite)
+                    for name in dict.fromkeys(columns)
+                ]
                 keys = ", ".join(by_bytes.format(name) for name in quoted[:order_by])
                 statement = f"SELECT {', '.join(quoted)} {source} ORDER BY {keys}"
         yield from _fetch(connection, statement, columns, parameters)
@@ -89,14 +105,14 @@ def _quoted(name: str, *, escape: bool) -> str:
 
 
 def _fetch(
-    connection: Any, statement: str, columns: Sequence[str], parameters: Any
+    connection: Any, statement: str, columns: Columns, parameters: Any
 ) -> Generator[tuple[Any, ...], None, None]:
     with closing(_cursor(connection)) as cursor:
         _execute(cursor, statement, parameters)
         # A server-side cursor of psycopg2 describes its columns after the first fetch.
         rows = cursor.fetchmany(_FETCH)
         names = [str(each[0]) for each in cursor.description or ()]
-        found = [_position(column, names) for column in columns]
+        found = _positions(columns, names)
         keys: list[Any] = [names[each] for each in found] if rows and isinstance(rows[0], Mapping) else found
         # itemgetter of one key gives the bare value, so one key stands twice.
         pick = itemgetter(*keys) if len(keys) > 1 else itemgetter(*keys * 2)
@@ -124,7 +140,28 @@ def _cursor(connection: Any) -> Any:
     return connection.cursor()
 
 
-def _position(column: str, names: Sequence[str]) -> int:
+def _keep_digits_of_json(connection: Any) -> None:
+    """Have drivers of Postgres read numbers in json and jsonb as Decimals, which are what the database has there."""
+    loads = partial(json.loads, parse_float=Decimal)
+    driver = type(connection).__module__.partition(".")[0]
+    if driver == "psycopg":
+        import_module("psycopg.types.json").set_json_loads(loads, connection)
+    elif driver == "psycopg2":
+        extras = import_module("psycopg2.extras")
+        extras.register_default_json(connection, loads=loads)
+        extras.register_default_jsonb(connection, loads=loads)
+
+
+def _positions(columns: Columns, names: Sequence[str]) -> list[int]:
+    return [column_position(column, names) for column in (columns(names) if callable(columns) else columns)]
+
+
+def column_position(column: str, names: Sequence[str]) -> int:
+    """Find a column of a result, whatever its upper and lower case where that is plain.
+
+    Raises:
+        InvalidInputError: The result lacks it, or has it twice.
+    """
     matches = [each for each, name in enumerate(names) if name == column]
     matches = matches or [each for each, name in enumerate(names) if name.lower() == column.lower()]
     if len(matches) != 1:
