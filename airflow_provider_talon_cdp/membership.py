@@ -20,6 +20,7 @@ from airflow_provider_talon_cdp.arguments import (
     check_literals,
     check_sync_limits,
 )
+from airflow_provider_talon_cdp.cursor import task_cursor
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, InvalidInputError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.ids import AudienceIdType, check_text
@@ -27,7 +28,8 @@ from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.guard import Guard, OnEmpty
-from airflow_provider_talon_cdp.sync.mirror import Mirror, Source
+from airflow_provider_talon_cdp.sync.mirror import Mirror
+from airflow_provider_talon_cdp.sync.plan import Source
 from airflow_provider_talon_cdp.sync.run import run_sync
 
 _MIRROR_DEFAULTS: dict[str, Any] = {
@@ -197,7 +199,12 @@ class MembershipOperator(BaseOperator):
             ledger.load()
             if not ledger.version:
                 self._adopt(ledger, owner)
-        return mirror.run(owner).summary()
+        return mirror.run(owner, task_cursor(context, self._input(ledger))).summary()
+
+    def _input(self, ledger: FilesLedger) -> list[Any]:
+        """All that a plan comes from, but for the data."""
+        fields = [(name, getattr(self, name)) for name in self.template_fields if name != "is_dry_run"]
+        return [str(ledger.folder), self._guard(), *fields]
 
     def _rehearse(self, ledger: FilesLedger, scratch: FilesLedger) -> FilesLedger:
         """Give a dry run the ledger, or one to throw away where the real run would adopt members first."""

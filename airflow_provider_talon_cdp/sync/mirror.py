@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Protocol, TypeAlias, TypeVar
 
 from airflow_provider_talon_cdp.exceptions import GuardError, NotFoundError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
-from airflow_provider_talon_cdp.sync.diff import (
-    Member,
-    OutOfOrderError,
-    PlanCounts,
-    diff,
-    externally_sorted,
-    members,
-)
+from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
 from airflow_provider_talon_cdp.sync.guard import Guard
-from airflow_provider_talon_cdp.sync.ledger import Ledger, Planner, StagedPlan
+from airflow_provider_talon_cdp.sync.ledger import Ledger, StagedPlan
+from airflow_provider_talon_cdp.sync.plan import Letters, Planned, Source, now, plan
 from airflow_provider_talon_cdp.sync.push import Landing
 from airflow_provider_talon_cdp.sync.report import SyncReport
+from airflow_provider_talon_cdp.sync.resume import Cursor, Earlier, counted
 from airflow_provider_talon_cdp.sync.run import MeteredSender, fail_if_rejected, send_all
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-Source: TypeAlias = Callable[[], Iterable[Change | Rejection]]
-"""Reads the wanted members from the start; called again when they turn out not to be sorted by bytes."""
-
-Planned: TypeAlias = "tuple[PlanCounts, _Letters, StagedPlan]"
 
 _SECONDS_BETWEEN_FLUSHES = 2.0
-
-
-class Cursor(Protocol):
-    """A number that outlives a try of the task."""
-
-    def get(self) -> int:
-        """Return it, or 0."""
-        ...
-
-    def set(self, version: int) -> None:
-        """Keep it."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,24 +56,21 @@ class Mirror:
 
         Args:
             owner: Who runs this; a retry has the owner of the try before it.
-            cursor: Tells a retry which plan the try before it was sending, so that it need not plan again.
+            cursor: Tells a retry that the plan in force is the one that the try before it was sending. The guard has
+                passed that plan, so what is left of it is sent at once; then all is planned anew, as without a cursor.
 
         Raises:
-            GuardError: The plan is beyond the limits; nothing was sent or recorded.
+            GuardError: The plan is beyond the limits; nothing of it was sent or recorded.
             LedgerError: The ledger is in use, damaged, or cannot be written; nothing was sent, or the push stopped.
             RejectedRecordsError: Everything good was sent and recorded, but too much was rejected.
             RequestError: The push stopped early; what was acknowledged is recorded.
         """
         began = time.monotonic()
         with self.ledger.locked(owner):
-            resumed = bool(
-                cursor
-                and self.ledger.version
-                and cursor.get() == self.ledger.version
-                # What is left of a plan is too little for an audience that has lost its members.
-                and not self.ledger.suspected
-            )
-            report = self._sync(cursor, resumed=resumed)
+            earlier = self._finish(cursor) if cursor and self._is_left_by(cursor) else Earlier()
+            report = self._sync(cursor, earlier)
+            if cursor:
+                cursor.set(0)
             report = replace(
                 report,
                 seconds=time.monotonic() - began,
@@ -112,48 +81,6 @@ class Mirror:
         fail_if_rejected(report, self.max_rejected)
         return report
 
-    def _sync(self, cursor: Cursor | None, *, resumed: bool) -> SyncReport:
-        counts, letters, staged = self._resume() if resumed else self._plan()
-        try:
-            sends = resumed or self.guard.check(counts) == "send"
-        except GuardError:
-            self.ledger.discard(staged)
-            raise
-        if not sends:
-            self.ledger.discard(staged)
-            log.warning("The source has no member and on_empty is 'skip': nothing was sent.")
-            return _report(counts)
-        if counts.changes:
-            # If this dies after it has created an audience, the next run must not take its members for granted.
-            self.ledger.suspect(counts.audiences)
-            lost = [each for each in self.prepare(counts.audiences) if resumed or counts.known[each]]
-            if lost:
-                # The ledger's members of an audience that had to be created are gone: they were deleted with it.
-                log.warning(
-                    "Talon.One had lost %d audience(s) that the ledger has members of; all are added again.",
-                    len(lost),
-                )
-                self.ledger.discard(staged)
-                counts, letters, staged = self._plan(forget=lost)
-                try:
-                    self.guard.check(counts)
-                except GuardError:
-                    self.ledger.discard(staged)
-                    raise
-        self._bury(letters)
-        if not counts.changes:
-            self.ledger.discard(staged)
-            self.ledger.flush()
-            report = _report(counts)
-        else:
-            self.ledger.enforce(staged, counts.rejected)
-            if cursor:
-                cursor.set(self.ledger.version)
-            report = self._push(counts)
-        if cursor:
-            cursor.set(0)
-        return report
-
     def dry_run(self, requests_per_second: float) -> SyncReport:
         """Plan and guard, and send and record nothing.
 
@@ -162,9 +89,11 @@ class Mirror:
         """
         began = time.monotonic()
         self.ledger.load()
-        counts, _, _ = self._plan_with(
-            lambda plan: sum(1 for _ in plan(self.ledger.known(), self.ledger.uncertain()))
-        )
+        counts = plan(
+            self.source,
+            lambda planner: sum(1 for _ in planner(self.ledger.known(), self.ledger.uncertain())),
+            managed=self.managed,
+        ).counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
         except GuardError as error:
@@ -185,76 +114,109 @@ class Mirror:
             ledger_version=self.ledger.version,
         )
 
-    def _plan(self, forget: Collection[str] = ()) -> Planned:
-        return self._plan_with(lambda plan: self.ledger.stage(plan, forget=forget))
+    def _is_left_by(self, cursor: Cursor) -> bool:
+        """Whether the plan in force is the one that the try before this one was sending, and can be sent to its end."""
+        # What is left of a plan is too little for an audience that has lost its members.
+        return 0 < self.ledger.version == cursor.get() and not self.ledger.suspected
 
-    def _resume(self) -> Planned:
-        """Plan what an earlier try of this task left open."""
+    def _finish(self, cursor: Cursor) -> Earlier:
+        """Send what an earlier try left of its plan, without reading the source."""
         counts = PlanCounts()
-        counts.rejected.update(self.ledger.rejected())
-        counts.read += counts.rejected.total()
-
-        def plan(_: Iterable[Member], __: Iterable[Member]) -> Iterable[Change]:
-            for change in self.ledger.unacknowledged():
-                (counts.additions if change.action == "add" else counts.removals)[
-                    str(change.audience_id)
-                ] += 1
-                counts.read += change.action == "add"
-                yield change
-
-        staged = self.ledger.stage(plan)
+        staged = self.ledger.stage(lambda *_: counted(self.ledger.unacknowledged(), counts))
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
-        return counts, _Letters(), staged
+        if not counts.changes:
+            self.ledger.discard(staged)
+            return Earlier()
+        if lost := self._created(counts, ()):
+            self._discard_lost(staged, lost)
+            return Earlier(lost=lost)
+        refused: set[Member] = set()
 
-    def _plan_with(self, consume: Callable[[Planner], T]) -> tuple[PlanCounts, _Letters, T]:
-        try:
-            planned = self._plan_once(consume, self.source)
-        except OutOfOrderError:
-            log.info(
-                "The source is not sorted by bytes: its rows are read again and sorted on this worker's disk."
-            )
-            planned = self._plan_once(consume, lambda: externally_sorted(self.source()))
-        counts = planned[0]
-        log.info(
-            "Plan: %s to add, %s to remove, %s unchanged; the ledger has %s members.",
-            f"{counts.additions.total():,}",
-            f"{counts.removals.total():,}",
-            f"{counts.unchanged:,}",
-            f"{counts.known.total():,}",
+        def note(member: Member) -> bool:
+            # One at a time costs requests, so there are never many of them.
+            refused.add(member)
+            return True
+
+        self._enforce(staged, cursor)
+        pushed = self._push(counts, note)
+        log.info("That plan is finished: %s. Now the source is planned anew.", pushed)
+        return Earlier(pushed=pushed, refused=refused)
+
+    def _sync(self, cursor: Cursor | None, earlier: Earlier) -> SyncReport:
+        """Plan the source as it is now, and send what the guard lets pass."""
+        planned, passed = self._plan(earlier)
+        if passed and planned.counts.changes:
+            created = self._created(planned.counts, earlier.lost)
+            if lost := [each for each in created if planned.counts.known[each]]:
+                # The ledger's members of an audience that had to be created are gone: they were deleted with it.
+                self._discard_lost(planned.staged, lost)
+                planned, passed = self._plan(replace(earlier, lost=[*earlier.lost, *lost]))
+        self._bury(planned.letters)
+        counts = planned.counts
+        if passed and counts.changes:
+            self._enforce(planned.staged, cursor)
+            pushed = self._push(counts, lambda member: member not in earlier.refused)
+            return earlier.joined(_report(counts, pushed), planned.again)
+        self.ledger.discard(planned.staged)
+        self.ledger.flush()
+        if not passed:
+            log.warning("The source has no member and on_empty is 'skip': its plan was not sent.")
+        return earlier.joined(_report(counts))
+
+    def _plan(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
+        """Plan, and ask the guard whether to send that."""
+        planned = plan(
+            self.source,
+            lambda planner: self.ledger.stage(planner, forget=earlier.lost),
+            managed=self.managed,
+            refused=earlier.refused,
         )
-        return planned
+        try:
+            return planned, self.guard.check(planned.counts) == "send"
+        except GuardError as error:
+            self.ledger.discard(planned.staged)
+            if earlier.pushed:
+                raise GuardError(
+                    f"{error} That is about the plan of the source as it is now; {earlier.pushed.sent:,} changes that an "
+                    "earlier try had left of its plan were sent before."
+                ) from error
+            raise
 
-    def _plan_once(self, consume: Callable[[Planner], T], source: Source) -> tuple[PlanCounts, _Letters, T]:
-        counts = PlanCounts()
-        letters = _Letters()
+    def _created(self, counts: PlanCounts, lost: Collection[str]) -> Collection[str]:
+        """Create the audiences that do not exist, and return them."""
+        # If this dies after it has created an audience, the next run must not take its members for granted.
+        self.ledger.suspect([*counts.audiences, *lost])
+        return self.prepare(counts.audiences)
 
-        def keep(rejection: Rejection) -> None:
-            if rejection.profile_id:
-                letter = {"time": _now(), "profile_id": rejection.profile_id, "reason": rejection.reason}
-                letters.file.write(json.dumps(letter) + "\n")
+    def _discard_lost(self, staged: StagedPlan, lost: Collection[str]) -> None:
+        log.warning(
+            "Talon.One had lost %d audience(s) that the ledger has members of; all are added again.",
+            len(lost),
+        )
+        self.ledger.discard(staged)
 
-        def plan(known: Iterable[Member], uncertain: Iterable[Member]) -> Iterable[Change]:
-            wanted = members(source(), counts, on_rejected=keep)
-            return diff(known, wanted, counts, uncertain=uncertain, managed=self.managed)
+    def _enforce(self, staged: StagedPlan, cursor: Cursor | None) -> None:
+        self.ledger.enforce(staged)
+        if cursor:
+            cursor.set(self.ledger.version)
 
-        return counts, letters, consume(plan)
-
-    def _bury(self, letters: _Letters) -> None:
-        letters.file.seek(0)
-        for number, letter in enumerate(letters.file, start=1):
-            self.ledger.reject(json.loads(letter))
+    def _bury(self, letters: Letters) -> None:
+        for number, letter in enumerate(letters, start=1):
+            self.ledger.reject(letter)
             if number % MAX_CHANGES == 0:
                 self.ledger.flush()
 
-    def _push(self, counts: PlanCounts) -> SyncReport:
+    def _push(self, counts: PlanCounts, needs_letter: Callable[[Member], bool]) -> SyncReport:
         flushed = time.monotonic()
 
         def on_landed(landing: Landing) -> None:
             nonlocal flushed
             for _, change, error in landing.refusals:
+                if not needs_letter((change.profile_id, str(change.audience_id))):
+                    continue
                 self.ledger.reject(
                     {
-                        "time": _now(),
+                        "time": now(),
                         "profile_id": change.profile_id,
                         "audience_id": change.audience_id,
                         "action": change.action,
@@ -269,7 +231,7 @@ class Mirror:
                 flushed = time.monotonic()
 
         try:
-            pushed = send_all(
+            return send_all(
                 self.ledger.changes(),
                 self.sender(),
                 in_flight=self.in_flight,
@@ -283,7 +245,6 @@ class Mirror:
             raise
         finally:
             self.ledger.flush()
-        return _report(counts, pushed)
 
 
 def _report(counts: PlanCounts, pushed: SyncReport | None = None) -> SyncReport:
@@ -301,17 +262,3 @@ def _report(counts: PlanCounts, pushed: SyncReport | None = None) -> SyncReport:
         throttled=pushed.throttled if pushed else 0,
         seconds=0.0,
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-class _Letters:
-    """Records that a plan leaves out, in a temporary file: there may be more of them than fit in memory."""
-
-    def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed below
-
-    def __del__(self) -> None:
-        self.file.close()

@@ -37,7 +37,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
 
     A mirror sends only what changed since the last acknowledged run, which a ledger under ``state_uri`` remembers. It
     removes no member that it did not add itself, refuses to remove more than the guard allows, and after a crash the
-    next try sends what is left.
+    next try sends what is left; a try that ends green has made the audience equal to the query as that try read it.
 
     Args:
         sql: One SELECT, or the path of a ``.sql`` template.
@@ -54,8 +54,10 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         kwargs: As in ``MembershipOperator``; its arguments for a mirror among them.
 
     Returns:
-        The counts of the sync: ``read``, ``unchanged``, ``sent``, ``duplicate``, ``rejected`` by reason, ``unsent`` (0),
-        ``requests``, ``retries``, ``throttled``, ``seconds`` and more; no member IDs.
+        The counts of the sync, in which ``read + removals + resumed = unchanged + sent + duplicate + rejected + unsent``:
+        ``rejected`` by reason, ``unsent`` 0, ``resumed`` what an earlier try had left of its plan. And ``requests``,
+        ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a dry run, the
+        guard's ``verdict``; no member IDs.
     """
 
     template_fields: Sequence[str] = (

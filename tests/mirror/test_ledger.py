@@ -279,7 +279,7 @@ def test_a_run_whose_lock_was_taken_over_stops(full, mirror, agrees, ledger_of, 
             if record.getMessage().startswith("Plan:"):
                 ledger_of()._take_lock("dag/sync/run-1/-1")
 
-    log = logging.getLogger("airflow_provider_talon_cdp.sync.mirror")
+    log = logging.getLogger("airflow_provider_talon_cdp.sync.plan")
     thief = Thief()
     log.addHandler(thief)
     log.setLevel(logging.INFO)

@@ -260,6 +260,7 @@ class Sender:
         self.retries = 0
         self.throttled = 0
         self.in_flight = Counter()
+        self.refused = set()
 
     async def __call__(self, entries):
         self.process.step()
@@ -290,6 +291,9 @@ class Sender:
             if fault:
                 raise error(fault[0])
             if refusal:
+                if size == 1:
+                    ((profile, added, removed),) = entries
+                    self.refused.add((profile, *added, *removed))
                 raise refusal
             self.process.step()
         finally:

@@ -141,8 +141,6 @@ class Cursor:
     def __init__(self):
         self.process = None
         self.version = 0
-        self.planned = set()
-        self.bad = set()
 
     def get(self):
         return self.version
@@ -191,7 +189,6 @@ class History:
             self.cursor = Cursor()
             self.now += 1000
         self.world.bad = {PROFILES[each] for each in run.bad}
-        self.cursor.bad |= self.world.bad
         return self.mirror(run)
 
     def mirror(self, run):
@@ -235,12 +232,12 @@ class History:
             self.check(report)
             if report:
                 self.check_step()
+                self.check_rejections(run, report, sender)
         self.steps += process.steps
         tell(f"{ending} after {process.steps} steps: {report}")
         return ending
 
     def rows(self, run):
-        self.cursor.planned = set(self.warehouse)
         rows = [Change(*member, "add") for member in sorted(self.warehouse)]
         if not run.is_sorted:
             rows += rows[:2]
@@ -262,13 +259,20 @@ class History:
         assert not forgotten, f"the ledger has forgotten {forgotten}"
 
     def check_step(self):
-        """After a run that ended: what it planned is so, but for what was refused and for audiences that are gone."""
+        """After any run that ended, a retry or not: Talon.One is as the warehouse, but for what is bad and what is gone."""
 
         def good(members):
             there = self.world.audiences
-            return {each for each in members if each[0] not in self.cursor.bad and each[1] in there}
+            return {each for each in members if each[0] not in self.world.bad and each[1] in there}
 
-        assert good(self.world.members) == good(self.cursor.planned | self.world.by_hand)
+        assert good(self.world.members) == good(self.warehouse | self.world.by_hand)
+
+    def check_rejections(self, run, report, sender):
+        """Each record counts once and has one letter, however many tries and plans it was refused in."""
+        assert report.rejected_total == run.rejections + len(sender.refused)
+        folder = f"{report.dead_letters}/".removeprefix("memory:/")
+        letters = b"".join(data for name, data in self.storage.objects.items() if name.startswith(folder))
+        assert letters.count(b"\n") == len(sender.refused)
 
     def check_agreement(self):
         """After a clean run of the warehouse as it is."""
