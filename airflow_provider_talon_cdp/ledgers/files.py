@@ -21,17 +21,13 @@ UTF-8 with backslash, tab, newline and carriage return written as ``\``, ``\t``,
 
 from __future__ import annotations
 
-import hashlib
 import heapq
-import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
@@ -40,12 +36,12 @@ from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.ledgers.letters import DeadLetters
 from airflow_provider_talon_cdp.ledgers.lock import Lock
 from airflow_provider_talon_cdp.ledgers.manifest import Manifest
+from airflow_provider_talon_cdp.ledgers.naming import ledger_folder
 from airflow_provider_talon_cdp.ledgers.plan import read_plan, write_plan
 from airflow_provider_talon_cdp.ledgers.progress import acknowledged, refused, unacknowledged
 from airflow_provider_talon_cdp.ledgers.snapshot import copied, read_members
 from airflow_provider_talon_cdp.ledgers.storage import (
     Folder,
-    as_folder,
     read_json,
     remove,
     write_json,
@@ -58,7 +54,6 @@ from airflow_provider_talon_cdp.sync.ledger import Planner, StagedPlan
 PART = 100 * MAX_CHANGES
 # Batches that may leave before the next note of it: a killed run's changes in them are sent again.
 AHEAD = 64
-_READABLE_NAME = 60
 _SUSPECTS = "suspects.json"
 
 
@@ -71,6 +66,10 @@ class FilesLedger:
         base_url: API base; likewise.
         name: Name of the ledger: the audience ID for one audience, the sync's name for many.
         keep: Versions whose files are kept, at least 1.
+        one_per_profile: The ledger holds one fingerprint for each profile, where it else holds audiences: ``known``
+            yields profile ID and fingerprint; a change that adds sets a profile's fingerprint, one that removes forgets
+            it, and a plan has one change of a profile at the most. ``uncertain`` yields a fingerprint that may be there;
+            another may be, too. Such a ledger has a folder of its own.
         clock: Seconds since the epoch.
 
     Raises:
@@ -85,18 +84,19 @@ class FilesLedger:
         base_url: str,
         name: str,
         keep: int = 3,
+        one_per_profile: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
             raise InvalidInputError(f"keep must be an integer >= 1, but is {keep!r}.")
         self._identity = {"deployment_host": deployment_host, "base_url": base_url, "name": name}
-        key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:16]
-        readable = re.sub(r"[^\w.-]", "_", quote(name, safe=""))[:_READABLE_NAME]
-        self.folder: Folder = as_folder(state) / deployment_host / f"{readable}-{key}"
+        if one_per_profile:
+            self._identity["holds"] = "profiles"
+        self._one_per_profile = one_per_profile
+        self.folder = ledger_folder(state, self._identity)
         self._keep = keep
-        token = uuid4().hex
+        self.lock = Lock(self.folder, token := uuid4().hex, clock)
         self._run = token[:8]
-        self.lock = Lock(self.folder, token, clock)
         self._manifest = Manifest()
         self._acks = Acks()
         self._suspected: frozenset[str] = frozenset()
@@ -137,7 +137,8 @@ class FilesLedger:
     def known(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
         since = acknowledged(self.changes(), self._acks, MAX_CHANGES)
-        members = fold(read_members(self.folder, self._manifest.members), since)
+        before = read_members(self.folder, self._manifest.members)
+        members = fold(before, since, one_per_profile=self._one_per_profile)
         return (member for member in members if member[1] not in forget) if forget else members
 
     def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError, TalonCdpError
 from airflow_provider_talon_cdp.ledgers import acks, files, lock, manifest, storage
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.ledgers.lock import LOCK_LASTS
 from airflow_provider_talon_cdp.sync.changes import Change
 from tests.ledgers.conftest import changes
@@ -109,6 +109,32 @@ def test_forgotten_audiences_are_neither_known_nor_uncertain(open_ledger, loaded
         ledger.enforce(ledger.stage(plan, forget=["lost"]))
     assert seen == vip("a")
     assert list(loaded().known()) == vip("a")
+
+
+def test_a_ledger_of_profiles_holds_the_last_fingerprint_that_was_acknowledged(open_ledger, loaded):
+    def commit(*changes, landed=(0,), refused=()):
+        ledger = open_ledger(one_per_profile=True)
+        with ledger.locked("me"):
+            ledger.enforce(ledger.stage(lambda *_: changes))
+            ledger.leaving(0)
+            for batch in landed:
+                ledger.landed(batch, refused)
+            ledger.flush()
+
+    commit(Change("a", "1", "add"), Change("b", "1", "add"), Change("c", "1", "add"))
+    commit(Change("a", "2", "add"), Change("b", "1", "remove"), Change("c", "2", "add"), refused=[2])
+    assert list(loaded(one_per_profile=True).known()) == [("a", "2"), ("c", "1")]
+    commit(Change("a", "3", "add"), Change("d", "1", "add"), landed=())
+    ledger = loaded(one_per_profile=True)
+    assert list(ledger.known()) == [("a", "2"), ("c", "1")]
+    assert list(ledger.uncertain()) == [("a", "3"), ("d", "1")]
+    commit(Change("a", "3", "add", uncertain=True), Change("d", "1", "remove", uncertain=True))
+    ledger = loaded(one_per_profile=True)
+    assert (list(ledger.known()), list(ledger.uncertain())) == ([("a", "3"), ("c", "1")], [])
+
+
+def test_a_ledger_of_profiles_and_one_of_members_never_share_a_folder(open_ledger):
+    assert open_ledger(one_per_profile=True).folder != open_ledger().folder
 
 
 def test_the_files_are_the_documented_ones(open_ledger, commit):
