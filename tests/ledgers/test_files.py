@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError, TalonCdpError
 from airflow_provider_talon_cdp.ledgers import acks, files, lock, manifest, storage
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
 from airflow_provider_talon_cdp.ledgers.lock import LOCK_LASTS
 from airflow_provider_talon_cdp.sync.changes import Change
 from tests.ledgers.conftest import changes
