@@ -38,7 +38,12 @@ from airflow_provider_talon_cdp.ledgers.lock import Lock
 from airflow_provider_talon_cdp.ledgers.manifest import Manifest
 from airflow_provider_talon_cdp.ledgers.naming import ledger_folder
 from airflow_provider_talon_cdp.ledgers.plan import read_plan, write_plan
-from airflow_provider_talon_cdp.ledgers.progress import acknowledged, refused, unacknowledged
+from airflow_provider_talon_cdp.ledgers.progress import (
+    acknowledged,
+    made_of_profiles,
+    refused,
+    unacknowledged,
+)
 from airflow_provider_talon_cdp.ledgers.snapshot import copied, read_members
 from airflow_provider_talon_cdp.ledgers.storage import (
     Folder,
@@ -68,8 +73,10 @@ class FilesLedger:
         keep: Versions whose files are kept, at least 1.
         one_per_profile: The ledger holds one fingerprint for each profile, where it else holds audiences: ``known``
             yields profile ID and fingerprint; a change that adds sets a profile's fingerprint, one that removes forgets
-            it, and a plan has one change of a profile at the most. ``uncertain`` yields a fingerprint that may be there;
-            another may be, too. Such a ledger has a folder of its own.
+            it, and a plan has one change of a profile at the most. A change that may have left without an
+            acknowledgement puts a doubt on the profile's fingerprint, which stays until another change of it is
+            acknowledged; so ``uncertain`` has nothing to add. Such a ledger has a folder of its own.
+        batch: Changes in a batch. Default: as many as fit in one request.
         clock: Seconds since the epoch.
 
     Raises:
@@ -85,6 +92,7 @@ class FilesLedger:
         name: str,
         keep: int = 3,
         one_per_profile: bool = False,
+        batch: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
@@ -93,6 +101,7 @@ class FilesLedger:
         if one_per_profile:
             self._identity["holds"] = "profiles"
         self._one_per_profile = one_per_profile
+        self._batch = batch or MAX_CHANGES
         self.folder = ledger_folder(state, self._identity)
         self._keep = keep
         self.lock = Lock(self.folder, token := uuid4().hex, clock)
@@ -136,13 +145,17 @@ class FilesLedger:
 
     def known(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
-        since = acknowledged(self.changes(), self._acks, MAX_CHANGES)
+        since = (made_of_profiles if self._one_per_profile else acknowledged)(
+            self.changes(), self._acks, self._batch
+        )
         before = read_members(self.folder, self._manifest.members)
         members = fold(before, since, one_per_profile=self._one_per_profile)
         return (member for member in members if member[1] not in forget) if forget else members
 
     def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Memberships that a request may have changed without an acknowledgement, sorted."""
+        if self._one_per_profile:
+            return
         doubts = (
             (change.profile_id, str(change.audience_id))
             for change in self.unacknowledged()
@@ -172,15 +185,15 @@ class FilesLedger:
         """Records that the plan in force, or one that it resumes, could not send, by reason."""
         reasons = Counter(self._manifest.rejected)
         if self._acks.refusals:
-            found = refused(self.changes(), self._acks, MAX_CHANGES)
+            found = refused(self.changes(), self._acks, self._batch)
             reasons["refused by Talon.One in an earlier try"] += sum(1 for _ in found)
         return +reasons
 
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
-        if len(self._acks.landed) * MAX_CHANGES >= self._manifest.changes and not self._acks.refusals:
+        if len(self._acks.landed) * self._batch >= self._manifest.changes and not self._acks.refusals:
             return iter(())
-        return unacknowledged(self.changes(), self._acks, MAX_CHANGES)
+        return unacknowledged(self.changes(), self._acks, self._batch)
 
     def changes(self) -> Iterator[Change]:
         """All changes of the plan in force."""
@@ -192,7 +205,8 @@ class FilesLedger:
         The members and the plan are each passed over once.
         """
         version = self.version + 1
-        if not self._acks.landed and not forget:
+        doubts = self._one_per_profile and self._acks.may_have_left
+        if not self._acks.landed and not doubts and not forget:
             return StagedPlan(
                 version,
                 self._manifest.members,
@@ -212,12 +226,20 @@ class FilesLedger:
         for each in [*staged.parts, *([own] if own else [])]:
             remove(self.folder / each["file"])
 
-    def enforce(self, staged: StagedPlan, rejected: Mapping[str, int] | None = None) -> None:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the fingerprints of profiles refer to by number: the attribute names that were given to ``enforce``."""
+        return self._manifest.names
+
+    def enforce(
+        self, staged: StagedPlan, rejected: Mapping[str, int] | None = None, *, names: Iterable[str] = ()
+    ) -> None:
         """Put a staged plan in force; from here on a crash resumes it.
 
         Args:
             staged: The plan.
             rejected: Records that it leaves out because they cannot be sent, by reason.
+            names: All attribute names that its fingerprints refer to: those of before, and after them new ones.
         """
         self.lock.refuse_lost()
         manifest = Manifest(
@@ -226,6 +248,7 @@ class FilesLedger:
             plan=staged.parts,
             acks=f"{staged.version:08}/acks-{self._run}.json",
             rejected=dict(rejected or {}),
+            names=tuple(names),
         )
         self._manifest = self._manifest.followed_by(manifest, self._keep)
         self._acks = Acks()

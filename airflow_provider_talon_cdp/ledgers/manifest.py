@@ -24,6 +24,7 @@ class Manifest:
         plan: The files of the plan, in order.
         acks: Name of the file of acknowledgements.
         rejected: Records that the plan leaves out because they cannot be sent, by reason.
+        names: Attribute names to which the fingerprints of profiles refer by number; never fewer than before.
         history: Versions before it, the newest first: the names of their files.
     """
 
@@ -32,6 +33,7 @@ class Manifest:
     plan: tuple[Mapping[str, Any], ...] = ()
     acks: str = ""
     rejected: Mapping[str, int] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -73,6 +75,7 @@ class Manifest:
             plan=tuple(content["plan"]),
             acks=content["acks"],
             rejected=content["rejected"],
+            names=tuple(content["names"]),
             history=tuple(content["history"]),
         )
 

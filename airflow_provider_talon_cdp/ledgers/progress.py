@@ -7,6 +7,7 @@ from itertools import count, islice
 
 from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.sync.changes import Change
+from airflow_provider_talon_cdp.sync.fingerprints import doubted
 
 
 def acknowledged(changes: Iterable[Change], acks: Acks, size: int) -> Iterator[Change]:
@@ -21,6 +22,27 @@ def acknowledged(changes: Iterable[Change], acks: Acks, size: int) -> Iterator[C
         refused = acks.landed.get(number)
         if refused is not None:
             yield from [change for at, change in enumerate(batch) if at not in refused] if refused else batch
+
+
+def made_of_profiles(changes: Iterable[Change], acks: Acks, size: int) -> Iterator[Change]:
+    """Yield what a plan of fingerprints has made of its profiles.
+
+    Args:
+        changes: All changes of the plan.
+        acks: What became of its batches.
+        size: Changes in a batch.
+
+    Yields:
+        The changes that Talon.One has acknowledged, and an addition with a doubt for each that may have left without.
+    """
+    for number, batch in _numbered(changes, size):
+        refused = acks.landed.get(number)
+        if refused is not None:
+            yield from [change for at, change in enumerate(batch) if at not in refused] if refused else batch
+        elif number < acks.may_have_left:
+            yield from (
+                Change(change.profile_id, doubted(str(change.audience_id)), "add") for change in batch
+            )
 
 
 def unacknowledged(changes: Iterable[Change], acks: Acks, size: int) -> Iterator[Change]:
