@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -196,7 +196,9 @@ def _fail(
     said, uuid, blames = _read_error_body(body)
     message = f"{request.operation.value}: Talon.One answered {status}"
     if said:
-        message += f" ({_shorten(_mask(said, request.private))})"
+        private = list(request.private() if callable(request.private) else request.private)
+        blames = tuple(Blame(each.pointer, *(_mask(text, private) for text in each[1:])) for each in blames)
+        message += f" ({_shorten(_mask(said, private))})"
     elif text.lstrip().startswith("<"):
         message += " (an HTML page, so not from Talon.One's API)"
     message += f". {cure or _CURES.get(status, '')}".rstrip()
@@ -243,7 +245,7 @@ def _blames_connection(body: bytes) -> bool:
     )
 
 
-def _mask(text: str, private: tuple[str, ...]) -> str:
+def _mask(text: str, private: Iterable[str]) -> str:
     """Take profile IDs and attribute values that were sent out of a text that goes to logs."""
     # An answer may quote an ID as it stands in JSON.
     spellings = {

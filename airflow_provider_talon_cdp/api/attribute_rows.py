@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Any
 
-from airflow_provider_talon_cdp.api.attribute_types import check_attribute_type, declared_value
+from airflow_provider_talon_cdp.api.attribute_types import declared_value
 from airflow_provider_talon_cdp.api.values import attribute_values, encode_json
+from airflow_provider_talon_cdp.ids import AttributeType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,18 +20,11 @@ class AttributesEncoder:
         types: Declared types by attribute name; the others follow from their values.
         zone: The zone of timestamps without an offset, and of dates.
         skip_nulls: Leave nulls out, where otherwise they delete.
-
-    Raises:
-        InvalidInputError: A type that Talon.One does not have.
     """
 
-    types: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, AttributeType] = field(default_factory=dict)
     zone: tzinfo | None = None
     skip_nulls: bool = True
-
-    def __post_init__(self) -> None:
-        for name, kind in self.types.items():
-            check_attribute_type(name, kind)
 
     def __call__(self, row: Mapping[str, Any]) -> tuple[bytes, tuple[str, ...]]:
         """Encode the attributes of one profile.

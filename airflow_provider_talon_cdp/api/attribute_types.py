@@ -11,12 +11,12 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Any, TypeAlias
 from uuid import UUID
 
 from airflow_provider_talon_cdp.api.values import is_finite
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.ids import AttributeType
 
 _Convert: TypeAlias = Callable[[Any], Any]
 
@@ -30,29 +30,12 @@ class _UnfitError(Exception):
     """Why a value does not fit; the text holds no part of it."""
 
 
-def check_attribute_type(name: str, kind: object) -> str:
-    """Return a type of Talon.One, or raise.
-
-    Args:
-        name: The attribute's name, for the error.
-        kind: One of ``ATTRIBUTE_TYPES``.
-
-    Raises:
-        InvalidInputError: It is none of them.
-    """
-    if not isinstance(kind, str) or kind not in ATTRIBUTE_TYPES:
-        raise InvalidInputError(
-            f"The type of the attribute {name!r} must be one of {', '.join(ATTRIBUTE_TYPES)}, but is {kind!r}."
-        )
-    return kind
-
-
-def declared_value(value: Any, kind: str, name: str) -> Any:
+def declared_value(value: Any, kind: AttributeType, name: str) -> Any:
     """Convert a value to a declared type, as far as that loses nothing.
 
     Args:
         value: As a database driver gives it; None stays.
-        kind: One of ``ATTRIBUTE_TYPES``.
+        kind: The type.
         name: The attribute's name, for the error.
 
     Returns:
@@ -64,7 +47,7 @@ def declared_value(value: Any, kind: str, name: str) -> Any:
     if value is None:
         return None
     try:
-        return ATTRIBUTE_TYPES[kind](_finite(value))
+        return _CONVERTERS[kind](_finite(value))
     except _UnfitError as error:
         raise InvalidInputError(f"Attribute {name!r} is declared as {kind}, but {error}.") from None
 
@@ -177,14 +160,14 @@ def _type(value: Any) -> str:
     return "null" if value is None else f"of type {type(value).__name__}"
 
 
-_SINGLE: dict[str, _Convert] = {
+_CONVERTERS: Mapping[AttributeType, _Convert] = {
     "string": _string,
     "number": _number,
     "boolean": _boolean,
     "time": _time,
     "location": _location,
+    "(list string)": _list_of(_string),
+    "(list number)": _list_of(_number),
+    "(list time)": _list_of(_time),
+    "(list location)": _list_of(_location),
 }
-ATTRIBUTE_TYPES: Mapping[str, _Convert] = MappingProxyType(
-    _SINGLE | {f"(list {name})": _list_of(_SINGLE[name]) for name in ("string", "number", "time", "location")}
-)
-"""Types of Talon.One's attributes, and how a value becomes one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
@@ -30,12 +30,14 @@ class ProfileColumns:
             there is an ``attributes_column``.
         attributes_column: A column of JSON objects of attributes, or None.
         order_by: The column that says which of two rows of a profile is the last, or None.
+        declared: Attributes with a declared type.
     """
 
     profile_id: str
     attributes: Mapping[str, str] | None = None
     attributes_column: str | None = None
     order_by: str | None = None
+    declared: Collection[str] = ()
 
     @property
     def special(self) -> list[str]:
@@ -46,10 +48,22 @@ class ProfileColumns:
         """Return attribute name by column for a result with these columns.
 
         Raises:
-            InvalidInputError: There is no attribute.
+            InvalidInputError: There is no attribute, or one with a declared type is not there.
         """
         if self.attributes is not None or self.attributes_column is not None:
-            return self.attributes or {}
+            mapping = self.attributes or {}
+        else:
+            mapping = self._others(names)
+        unknown = sorted(set(self.declared) - set(mapping.values()))
+        # What is in a JSON column differs from row to row.
+        if unknown and self.attributes_column is None:
+            raise InvalidInputError(
+                f"types has the attribute {unknown[0]!r}, which the query does not give. It gives: "
+                f"{', '.join(mapping.values())}."
+            )
+        return mapping
+
+    def _others(self, names: Sequence[str]) -> Mapping[str, str]:
         special = {column_position(each, names) for each in self.special}
         others = [name for position, name in enumerate(names) if position not in special]
         if not others:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import uuid
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_talon_cdp.api.attribute_types import (
-    ATTRIBUTE_TYPES,
-    check_attribute_type,
-    declared_value,
-)
+from airflow_provider_talon_cdp.api.attribute_types import declared_value
 from airflow_provider_talon_cdp.emulator import attributes as emulated
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.ids import AttributeType, check_attribute_type
+
+TYPES = get_args(AttributeType)
 
 
 def convert(value, kind):
@@ -111,13 +111,13 @@ def test_what_does_not_fit_is_refused_with_the_attributes_name_and_without_the_v
     assert f"Attribute 'a' is declared as {kind}" in str(refusal.value)
 
 
-@pytest.mark.parametrize("kind", ATTRIBUTE_TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_null_stays_null(kind):
     assert convert(None, kind) is None
 
 
 def test_the_types_are_those_that_the_api_knows():
-    assert set(ATTRIBUTE_TYPES) == set(emulated.TYPES)
+    assert set(TYPES) == set(emulated.TYPES)
 
 
 @pytest.mark.parametrize("kind", ["text", "list string", None, ["string"]])
@@ -141,7 +141,7 @@ VALUES = st.recursive(
 )
 
 
-@given(value=VALUES, kind=st.sampled_from(sorted(ATTRIBUTE_TYPES)))
+@given(value=VALUES, kind=st.sampled_from(sorted(TYPES)))
 def test_any_value_is_converted_or_refused_without_a_word_of_it(value, kind):
     said = ""
     try:
