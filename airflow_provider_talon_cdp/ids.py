@@ -48,7 +48,7 @@ def fault_of_text(value: object) -> str | None:
         return "empty"
     if len(value) > MAX_LENGTH:
         return f"longer than {MAX_LENGTH} characters"
-    if not _is_unicode(value):
+    if not is_unicode(value):
         return "not valid Unicode (a lone surrogate)"
     return None
 
@@ -118,7 +118,8 @@ def check_attribute_type(name: str, kind: object) -> None:
         )
 
 
-def _is_unicode(value: str) -> bool:
+def is_unicode(value: str) -> bool:
+    """Whether a text can be written in UTF-8; lone surrogates cannot."""
     if value.isascii():
         return True
     try:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -41,6 +41,7 @@ from airflow_provider_talon_cdp.ledgers.plan import read_plan, write_plan
 from airflow_provider_talon_cdp.ledgers.progress import (
     acknowledged,
     made_of_profiles,
+    numbered,
     refused,
     unacknowledged,
 )
@@ -52,7 +53,7 @@ from airflow_provider_talon_cdp.ledgers.storage import (
     write_json,
     writing_lines,
 )
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.changes import Batch, Change, Ids, Record
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts, externally_sorted, fold, members
 from airflow_provider_talon_cdp.sync.ledger import Planner, StagedPlan
 
@@ -101,7 +102,7 @@ class FilesLedger:
         if one_per_profile:
             self._identity["holds"] = "profiles"
         self._one_per_profile = one_per_profile
-        self._batch = batch or MAX_CHANGES
+        self._batch = batch
         self.folder = ledger_folder(state, self._identity)
         self._keep = keep
         self.lock = Lock(self.folder, token := uuid4().hex, clock)
@@ -111,6 +112,10 @@ class FilesLedger:
         self._suspected: frozenset[str] = frozenset()
         began = datetime.fromtimestamp(clock(), UTC)
         self._letters = DeadLetters(self.folder / "dead-letters" / f"{began:%Y%m%dT%H%M%SZ}-{self._run}")
+
+    @property
+    def _batch_size(self) -> int:
+        return self._batch or MAX_CHANGES
 
     @property
     def version(self) -> int:
@@ -146,7 +151,7 @@ class FilesLedger:
     def known(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
         since = (made_of_profiles if self._one_per_profile else acknowledged)(
-            self.changes(), self._acks, self._batch
+            self.changes(), self._acks, self._batch_size
         )
         before = read_members(self.folder, self._manifest.members)
         members = fold(before, since, one_per_profile=self._one_per_profile)
@@ -185,19 +190,27 @@ class FilesLedger:
         """Records that the plan in force, or one that it resumes, could not send, by reason."""
         reasons = Counter(self._manifest.rejected)
         if self._acks.refusals:
-            found = refused(self.changes(), self._acks, self._batch)
+            found = refused(self.changes(), self._acks, self._batch_size)
             reasons["refused by Talon.One in an earlier try"] += sum(1 for _ in found)
         return +reasons
 
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
-        if len(self._acks.landed) * self._batch >= self._manifest.changes and not self._acks.refusals:
+        if len(self._acks.landed) * self._batch_size >= self._manifest.changes and not self._acks.refusals:
             return iter(())
-        return unacknowledged(self.changes(), self._acks, self._batch)
+        return unacknowledged(self.changes(), self._acks, self._batch_size)
 
     def changes(self) -> Iterator[Change]:
         """All changes of the plan in force."""
         return read_plan(self.folder, self._manifest.plan)
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """All changes of the plan in force, in the batches in which they travel, numbered from 0."""
+        for _, changes in numbered(self.changes(), self._batch_size):
+            first = changes[0]
+            alike = all(change[1:] == first[1:] for change in changes) and not first.uncertain
+            ids = [change.profile_id for change in changes]
+            yield Batch(Ids(ids, first.audience_id, first.action) if alike else changes)
 
     def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
         """Write the next version: the plan, and the members that it starts from if they have changed.
@@ -280,7 +293,7 @@ class FilesLedger:
         if acks.landed or acks.may_have_left:
             acks.write(self.folder / self._manifest.acks)
 
-    def adopt(self, owner: str, records: Iterable[Change | Rejection]) -> int:
+    def adopt(self, owner: str, records: Iterable[Record]) -> int:
         """Record members that an audience got by other means as acknowledged; return how many.
 
         Args:

@@ -18,7 +18,7 @@ from operator import itemgetter, le, lt
 from typing import IO, Any, Generic, TypeAlias, TypeVar
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.changes import Change, Ids, Record, Rejection
 from airflow_provider_talon_cdp.sync.lines import from_line, to_line
 
 Member: TypeAlias = tuple[str, str]
@@ -73,7 +73,7 @@ class PlanCounts:
 
 
 def members(
-    records: Iterable[Change | Rejection],
+    records: Iterable[Record],
     counts: PlanCounts,
     *,
     on_rejected: Callable[[Rejection], None] = lambda _: None,
@@ -84,7 +84,7 @@ def members(
         OutOfOrderError: A member is smaller than the one before it.
     """
     last: Member = ("", "")
-    source = iter(records)
+    source = _spelt_out(records)
     while block := list(islice(source, _BLOCK)):
         counts.read += len(block)
         changes = [record for record in block if isinstance(record, Change)]
@@ -217,9 +217,7 @@ def _member_of(entry: Member | Change) -> Member:
     return entry[:2]  # type: ignore[return-value]
 
 
-def externally_sorted(
-    records: Iterable[Change | Rejection], *, run: int = _RUN
-) -> Iterator[Change | Rejection]:
+def externally_sorted(records: Iterable[Record], *, run: int = _RUN) -> Iterator[Change | Rejection]:
     """Yield records sorted by member, with ``run`` of them in memory and the rest in temporary files.
 
     Rejections, which have no place in the order, pass through first.
@@ -227,7 +225,7 @@ def externally_sorted(
     with ExitStack() as files:
         runs: list[IO[str]] = []
         changes: list[Change] = []
-        source = iter(records)
+        source = _spelt_out(records)
         while chunk := list(islice(source, run)):
             changes = [record for record in chunk if isinstance(record, Change)]
             yield from (record for record in chunk if isinstance(record, Rejection))
@@ -238,6 +236,14 @@ def externally_sorted(
             runs.append(file)
         for profile_id, audience_id in heapq.merge(*[map(_split, file) for file in runs]):
             yield Change(profile_id, audience_id, "add")
+
+
+def _spelt_out(records: Iterable[Record]) -> Iterator[Change | Rejection]:
+    for record in records:
+        if isinstance(record, Ids):
+            yield from record.changes()
+        else:
+            yield record
 
 
 def _split(line: str) -> Member:

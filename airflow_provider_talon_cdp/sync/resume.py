@@ -9,7 +9,7 @@ from typing import Protocol
 
 from airflow_provider_talon_cdp.sync.changes import Change
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
-from airflow_provider_talon_cdp.sync.report import SyncReport
+from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 
 _REFUSED = "refused by Talon.One in what an earlier try had left"
 
@@ -31,12 +31,12 @@ class Earlier:
     """What became of the changes that an earlier try had left of its plan.
 
     Args:
-        pushed: The counts of their push; None where there was none.
+        pushed: What became of them; None where there were none.
         refused: Members of which Talon.One refused a change then.
         lost: Audiences that Talon.One turned out to have lost, so that nothing was sent.
     """
 
-    pushed: SyncReport | None = None
+    pushed: Tally | None = None
     refused: Collection[Member] = ()
     lost: Collection[str] = ()
 
@@ -49,12 +49,12 @@ class Earlier:
         """
         if not self.pushed:
             return report
-        refused = self.pushed.rejected_total - len(again)
+        refused = self.pushed.rejected.total() - len(again)
         return replace(
             report,
-            resumed=self.pushed.read,
+            resumed=self.pushed.launched,
             sent=report.sent + self.pushed.sent,
-            duplicate=report.duplicate + self.pushed.duplicate + len(again),
+            duplicate=report.duplicate + len(again),
             rejected=Counter(report.rejected) + Counter({_REFUSED: refused}),
             requests=report.requests + self.pushed.requests,
             retries=report.retries + self.pushed.retries,

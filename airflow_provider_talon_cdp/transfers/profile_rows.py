@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from typing import Any, TypeAlias
 
 from airflow.providers.common.sql.hooks.sql import DbApiHook
@@ -99,8 +100,8 @@ def read_profiles(
 
     ordered = columns.order_by is not None
     first = len(columns.special)
-    with closing(stream_rows(hook, sql, pick, parameters, order_by=1)) as rows:
-        for row in rows:
+    with closing(stream_rows(hook, sql, pick, parameters, order_by=1)) as blocks:
+        for row in chain.from_iterable(blocks):
             profile_id = read_profile_id(row[0])
             if isinstance(profile_id, Rejection):
                 yield profile_id

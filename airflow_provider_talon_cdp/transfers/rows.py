@@ -20,6 +20,7 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 Columns: TypeAlias = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]
 """Names of columns, or a function that picks them from the names that a result has."""
+Rows: TypeAlias = Sequence[tuple[Any, ...]]
 
 _FETCH = 5000
 # How databases, by connection type, order text by its bytes.
@@ -51,8 +52,8 @@ def stream_rows(
     parameters: Any = None,
     *,
     order_by: int = 0,
-) -> Generator[tuple[Any, ...], None, None]:
-    """Yield the named columns of each row; a few thousand rows are in memory at a time.
+) -> Generator[Rows, None, None]:
+    """Yield the named columns of the rows, in lists of a few thousand.
 
     Call ``close()`` on it when you stop early. All of it must run in one thread.
 
@@ -104,9 +105,7 @@ def _quoted(name: str, *, escape: bool) -> str:
     return quoted.replace("%", "%%") if escape else quoted
 
 
-def _fetch(
-    connection: Any, statement: str, columns: Columns, parameters: Any
-) -> Generator[tuple[Any, ...], None, None]:
+def _fetch(connection: Any, statement: str, columns: Columns, parameters: Any) -> Generator[Rows, None, None]:
     with closing(_cursor(connection)) as cursor:
         _execute(cursor, statement, parameters)
         # A server-side cursor of psycopg2 describes its columns after the first fetch.
@@ -118,7 +117,7 @@ def _fetch(
         pick = itemgetter(*keys) if len(keys) > 1 else itemgetter(*keys * 2)
         as_they_are = keys == list(range(len(names)))
         while rows:
-            yield from rows if as_they_are else [pick(row)[: len(keys)] for row in rows]
+            yield rows if as_they_are else [pick(row)[: len(keys)] for row in rows]
             rows = cursor.fetchmany(_FETCH)
 
 
