@@ -19,6 +19,7 @@ from airflow_provider_talon_cdp.ledgered import LedgerOperator, storage
 from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync.changes import Record
+from airflow_provider_talon_cdp.sync.memberships import Memberships
 from airflow_provider_talon_cdp.sync.mirror import Mirror
 from airflow_provider_talon_cdp.sync.plan import Source
 from airflow_provider_talon_cdp.sync.run import run_sync
@@ -129,7 +130,7 @@ class MembershipOperator(LedgerOperator):
             ledger=ledger,
             guard=self.guard(),
             sender=lambda: hook.members_sender(in_flight=self.in_flight),
-            managed=managed,
+            kind=Memberships(managed),
             prepare=lambda audiences: _create(hook, audiences, names),
             in_flight=self.in_flight,
             max_rejected=self.max_rejected,

@@ -77,7 +77,7 @@ class FilesLedger:
             it, and a plan has one change of a profile at the most. A change that may have left without an
             acknowledgement puts a doubt on the profile's fingerprint, which stays until another change of it is
             acknowledged; so ``uncertain`` has nothing to add. Such a ledger has a folder of its own.
-        batch: Changes in a batch. Default: as many as fit in one request.
+        batch: Changes in a batch of a new plan. Default: as many as fit in one request.
         clock: Seconds since the epoch.
 
     Raises:
@@ -114,10 +114,6 @@ class FilesLedger:
         self._letters = DeadLetters(self.folder / "dead-letters" / f"{began:%Y%m%dT%H%M%SZ}-{self._run}")
 
     @property
-    def _batch_size(self) -> int:
-        return self._batch or MAX_CHANGES
-
-    @property
     def version(self) -> int:
         """Number of the version in force; 0 before the first one."""
         return self._manifest.version
@@ -151,7 +147,7 @@ class FilesLedger:
     def known(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
         since = (made_of_profiles if self._one_per_profile else acknowledged)(
-            self.changes(), self._acks, self._batch_size
+            self.changes(), self._acks, self._manifest.batch
         )
         before = read_members(self.folder, self._manifest.members)
         members = fold(before, since, one_per_profile=self._one_per_profile)
@@ -190,23 +186,26 @@ class FilesLedger:
         """Records that the plan in force, or one that it resumes, could not send, by reason."""
         reasons = Counter(self._manifest.rejected)
         if self._acks.refusals:
-            found = refused(self.changes(), self._acks, self._batch_size)
+            found = refused(self.changes(), self._acks, self._manifest.batch)
             reasons["refused by Talon.One in an earlier try"] += sum(1 for _ in found)
         return +reasons
 
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
-        if len(self._acks.landed) * self._batch_size >= self._manifest.changes and not self._acks.refusals:
+        if (
+            len(self._acks.landed) * self._manifest.batch >= self._manifest.changes
+            and not self._acks.refusals
+        ):
             return iter(())
-        return unacknowledged(self.changes(), self._acks, self._batch_size)
+        return unacknowledged(self.changes(), self._acks, self._manifest.batch)
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Generator[Change, None, None]:
         """All changes of the plan in force."""
         return read_plan(self.folder, self._manifest.plan)
 
     def batches(self) -> Generator[Batch, None, None]:
         """All changes of the plan in force, in the batches in which they travel, numbered from 0."""
-        for _, changes in numbered(self.changes(), self._batch_size):
+        for _, changes in numbered(self.changes(), self._manifest.batch):
             first = changes[0]
             alike = all(change[1:] == first[1:] for change in changes) and not first.uncertain
             ids = [change.profile_id for change in changes]
@@ -260,6 +259,7 @@ class FilesLedger:
             members=staged.members,
             plan=staged.parts,
             acks=f"{staged.version:08}/acks-{self._run}.json",
+            batch=self._batch or MAX_CHANGES,
             rejected=dict(rejected or {}),
             names=tuple(names),
         )

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.sync.changes import Rejection
 from airflow_provider_talon_cdp.sync.diff import OutOfOrderError, PlanCounts
+from airflow_provider_talon_cdp.sync.reasons import within
 
 OnDuplicate: TypeAlias = Literal["error", "last"]
 
@@ -68,7 +69,7 @@ def one_each(
         return profile
 
     def reject(rejection: Rejection) -> None:
-        counts.rejected[rejection.reason] += 1
+        counts.rejected[within(counts.rejected, rejection.reason)] += 1
         on_rejected(rejection)
 
     for record in records:

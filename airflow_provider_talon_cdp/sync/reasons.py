@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections.abc import Collection
 
 from airflow_provider_talon_cdp.exceptions import Blame, RejectedError
 
@@ -16,7 +16,7 @@ _NOT_DEFINED = re.compile(
 _NAMED = 3
 _LONGEST = 80
 _MOST = 50
-OTHERS = "refused for other reasons"
+OTHERS = "other reasons"
 
 
 def reason_of(error: RejectedError) -> str:
@@ -35,12 +35,9 @@ def reason_of(error: RejectedError) -> str:
     return "; ".join(faults[:_NAMED]) + more
 
 
-def count_reason(reasons: Counter[str], reason: str) -> str:
-    """Count a reason, under one name for all others when there are too many of them; return the name."""
-    if reason not in reasons and len(reasons) >= _MOST:
-        reason = OTHERS
-    reasons[reason] += 1
-    return reason
+def within(reasons: Collection[str], reason: str) -> str:
+    """Return a reason, or one name for all others where there are too many of them already."""
+    return reason if reason in reasons or len(reasons) < _MOST else OTHERS
 
 
 def _fault(blame: Blame) -> str | None:
