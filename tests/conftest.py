@@ -43,3 +43,13 @@ def talon(_emulator, monkeypatch, tmp_path):
     _emulator.reset()
     monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(_emulator.connection()))
     return _emulator
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show what tests measured."""
+    reports = [each for each in terminalreporter.getreports("passed") if each.user_properties]
+    if reports:
+        terminalreporter.section("measured")
+    for report in reports:
+        for name, value in report.user_properties:
+            terminalreporter.line(f"{report.nodeid.rpartition('/')[2]}: {name}: {value}")

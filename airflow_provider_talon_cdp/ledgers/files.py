@@ -205,11 +205,15 @@ class FilesLedger:
 
     def batches(self) -> Generator[Batch, None, None]:
         """All changes of the plan in force, in the batches in which they travel, numbered from 0."""
-        for _, changes in numbered(self.changes(), self._manifest.batch):
-            first = changes[0]
-            alike = all(change[1:] == first[1:] for change in changes) and not first.uncertain
-            ids = [change.profile_id for change in changes]
-            yield Batch(Ids(ids, first.audience_id, first.action) if alike else changes)
+        last = ""
+        for _, batch in numbered(self.changes(), self._manifest.batch):
+            first = batch[0]
+            # What is uncertain is sent as anything else.
+            alike = all(change[1:3] == first[1:3] for change in batch)
+            ids = [change.profile_id for change in batch]
+            # The plan is sorted by profile.
+            yield Batch(Ids(ids, *first[1:3]) if alike else batch, alone=ids[0] != last)
+            last = ids[-1]
 
     def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
         """Write the next version: the plan, and the members that it starts from if they have changed.

@@ -143,14 +143,19 @@ class Mirror:
             refused.add(member)
             return True
 
+        def earlier(tally: Tally) -> Earlier:
+            return Earlier(left=counts.changes, pushed=tally, refused=refused)
+
         self._enforce(staged, cursor, ())
-        pushed = self._push(self.ledger.batches(), counts, note)
-        log.info(
-            "That plan is finished, with %s sent and %s refused. Now the source is planned anew.",
-            f"{pushed.sent:,}",
-            f"{pushed.rejected.total():,}",
+        tally = self._push(
+            self.ledger.batches(), counts, note, lambda tally: earlier(tally).joined(_report(PlanCounts()))
         )
-        return Earlier(pushed=pushed, refused=refused)
+        log.info(
+            "That plan is finished: %s sent, %s refused. Now the source is planned anew.",
+            f"{tally.sent:,}",
+            f"{len(refused):,}",
+        )
+        return earlier(tally)
 
     def _sync(self, cursor: Cursor | None, earlier: Earlier) -> SyncReport:
         """Plan the source as it is now, and send what the guard lets pass."""
@@ -165,9 +170,12 @@ class Mirror:
         counts = planned.counts
         if passed and counts.changes:
             self._enforce(planned.staged, cursor, planned.comparison.names)
+
+            def report(tally: Tally) -> SyncReport:
+                return earlier.joined(_report(counts, tally), planned.again)
+
             batches = planned.comparison.batches(self.ledger)
-            pushed = self._push(batches, counts, lambda member: member not in earlier.refused)
-            return earlier.joined(_report(counts, pushed), planned.again)
+            return report(self._push(batches, counts, lambda member: member not in earlier.refused, report))
         self.ledger.discard(planned.staged)
         self.ledger.flush()
         if not passed:
@@ -189,7 +197,7 @@ class Mirror:
             return planned, self.guard.check(planned.counts) == "send"
         except GuardError as error:
             self.ledger.discard(planned.staged)
-            if earlier.pushed:
+            if earlier.pushed.sent:
                 raise GuardError(
                     f"{error} That is about the plan of the source as it is now; {earlier.pushed.sent:,} changes that an "
                     "earlier try had left of its plan were sent before."
@@ -227,18 +235,27 @@ class Mirror:
         batches: Generator[Travelling, None, None],
         counts: PlanCounts,
         needs_letter: Callable[[Member], bool],
+        report: Callable[[Tally], SyncReport],
     ) -> Tally:
+        """Send the plan in force.
+
+        Args:
+            batches: Of the plan.
+            counts: Of the plan.
+            needs_letter: Asked of each refused member.
+            report: What to log when the push stops early.
+        """
         tally = Tally()
         began = flushed = time.monotonic()
 
         def on_landed(flight: Flight[Travelling]) -> None:
             nonlocal flushed
-            if flight.refusals:
-                changes = flight.batch.changes
-                for position, error in flight.refusals:
-                    change = changes[position]
-                    if needs_letter((change.profile_id, str(change.audience_id))):
-                        self.ledger.reject(self._letter(change, error))
+            # Few flights have refusals, and only those need their changes one by one.
+            changes = flight.batch.changes if flight.refusals else ()
+            for position, error in flight.refusals:
+                change = changes[position]
+                if needs_letter((change.profile_id, str(change.audience_id))):
+                    self.ledger.reject(self._letter(change, error))
             self.ledger.landed(flight.number, [refusal.position for refusal in flight.refusals])
             if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
                 self.ledger.flush()
@@ -257,7 +274,7 @@ class Mirror:
                 tally,
                 in_flight=self.in_flight,
                 progress=progress,
-                report=lambda: _report(counts, tally),
+                report=lambda: report(tally),
                 on_leaving=self.ledger.leaving,
                 on_landed=on_landed,
             )
