@@ -27,7 +27,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -39,7 +38,13 @@ from airflow_provider_talon_cdp.ledgers.lock import Lock
 from airflow_provider_talon_cdp.ledgers.manifest import Manifest
 from airflow_provider_talon_cdp.ledgers.naming import ledger_folder
 from airflow_provider_talon_cdp.ledgers.plan import read_plan, write_plan
-from airflow_provider_talon_cdp.ledgers.progress import acknowledged, refused, unacknowledged
+from airflow_provider_talon_cdp.ledgers.progress import (
+    acknowledged,
+    made_of_profiles,
+    numbered,
+    refused,
+    unacknowledged,
+)
 from airflow_provider_talon_cdp.ledgers.snapshot import copied, read_members
 from airflow_provider_talon_cdp.ledgers.storage import (
     Folder,
@@ -69,8 +74,10 @@ class FilesLedger:
         keep: Versions whose files are kept, at least 1.
         one_per_profile: The ledger holds one fingerprint for each profile, where it else holds audiences: ``known``
             yields profile ID and fingerprint; a change that adds sets a profile's fingerprint, one that removes forgets
-            it, and a plan has one change of a profile at the most. ``uncertain`` yields a fingerprint that may be there;
-            another may be, too. Such a ledger has a folder of its own.
+            it, and a plan has one change of a profile at the most. A change that may have left without an
+            acknowledgement puts a doubt on the profile's fingerprint, which stays until another change of it is
+            acknowledged; so ``uncertain`` has nothing to add. Such a ledger has a folder of its own.
+        batch: Changes in a batch of a new plan. Default: as many as fit in one request.
         clock: Seconds since the epoch.
 
     Raises:
@@ -86,6 +93,7 @@ class FilesLedger:
         name: str,
         keep: int = 3,
         one_per_profile: bool = False,
+        batch: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
@@ -94,6 +102,7 @@ class FilesLedger:
         if one_per_profile:
             self._identity["holds"] = "profiles"
         self._one_per_profile = one_per_profile
+        self._batch = batch
         self.folder = ledger_folder(state, self._identity)
         self._keep = keep
         self.lock = Lock(self.folder, token := uuid4().hex, clock)
@@ -137,13 +146,17 @@ class FilesLedger:
 
     def known(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
-        since = acknowledged(self.changes(), self._acks, MAX_CHANGES)
+        since = (made_of_profiles if self._one_per_profile else acknowledged)(
+            self.changes(), self._acks, self._manifest.batch
+        )
         before = read_members(self.folder, self._manifest.members)
         members = fold(before, since, one_per_profile=self._one_per_profile)
         return (member for member in members if member[1] not in forget) if forget else members
 
     def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Memberships that a request may have changed without an acknowledgement, sorted."""
+        if self._one_per_profile:
+            return
         doubts = (
             (change.profile_id, str(change.audience_id))
             for change in self.unacknowledged()
@@ -173,25 +186,27 @@ class FilesLedger:
         """Records that the plan in force, or one that it resumes, could not send, by reason."""
         reasons = Counter(self._manifest.rejected)
         if self._acks.refusals:
-            found = refused(self.changes(), self._acks, MAX_CHANGES)
+            found = refused(self.changes(), self._acks, self._manifest.batch)
             reasons["refused by Talon.One in an earlier try"] += sum(1 for _ in found)
         return +reasons
 
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
-        if len(self._acks.landed) * MAX_CHANGES >= self._manifest.changes and not self._acks.refusals:
+        if (
+            len(self._acks.landed) * self._manifest.batch >= self._manifest.changes
+            and not self._acks.refusals
+        ):
             return iter(())
-        return unacknowledged(self.changes(), self._acks, MAX_CHANGES)
+        return unacknowledged(self.changes(), self._acks, self._manifest.batch)
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Generator[Change, None, None]:
         """All changes of the plan in force."""
         return read_plan(self.folder, self._manifest.plan)
 
     def batches(self) -> Generator[Batch, None, None]:
         """All changes of the plan in force, in the batches in which they travel, numbered from 0."""
-        changes = self.changes()
         last = ""
-        while batch := list(islice(changes, MAX_CHANGES)):
+        for _, batch in numbered(self.changes(), self._manifest.batch):
             first = batch[0]
             # What is uncertain is sent as anything else.
             alike = all(change[1:3] == first[1:3] for change in batch)
@@ -206,7 +221,8 @@ class FilesLedger:
         The members and the plan are each passed over once.
         """
         version = self.version + 1
-        if not self._acks.landed and not forget:
+        doubts = self._one_per_profile and self._acks.may_have_left
+        if not self._acks.landed and not doubts and not forget:
             return StagedPlan(
                 version,
                 self._manifest.members,
@@ -226,12 +242,20 @@ class FilesLedger:
         for each in [*staged.parts, *([own] if own else [])]:
             remove(self.folder / each["file"])
 
-    def enforce(self, staged: StagedPlan, rejected: Mapping[str, int] | None = None) -> None:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the fingerprints of profiles refer to by number: the attribute names that were given to ``enforce``."""
+        return self._manifest.names
+
+    def enforce(
+        self, staged: StagedPlan, rejected: Mapping[str, int] | None = None, *, names: Iterable[str] = ()
+    ) -> None:
         """Put a staged plan in force; from here on a crash resumes it.
 
         Args:
             staged: The plan.
             rejected: Records that it leaves out because they cannot be sent, by reason.
+            names: All attribute names that its fingerprints refer to: those of before, and after them new ones.
         """
         self.lock.refuse_lost()
         manifest = Manifest(
@@ -239,7 +263,9 @@ class FilesLedger:
             members=staged.members,
             plan=staged.parts,
             acks=f"{staged.version:08}/acks-{self._run}.json",
+            batch=self._batch or MAX_CHANGES,
             rejected=dict(rejected or {}),
+            names=tuple(names),
         )
         self._manifest = self._manifest.followed_by(manifest, self._keep)
         self._acks = Acks()

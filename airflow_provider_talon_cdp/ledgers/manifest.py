@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ids import MAX_CHANGES
 from airflow_provider_talon_cdp.ledgers.storage import Folder, read_json, remove, write_json
 
 FORMAT = 1
@@ -23,7 +24,9 @@ class Manifest:
         members: The file of the members that its plan starts from; None for no members.
         plan: The files of the plan, in order.
         acks: Name of the file of acknowledgements.
+        batch: Changes in a batch of the plan, by which the acknowledgements count.
         rejected: Records that the plan leaves out because they cannot be sent, by reason.
+        names: Attribute names to which the fingerprints of profiles refer by number; never fewer than before.
         history: Versions before it, the newest first: the names of their files.
     """
 
@@ -31,7 +34,9 @@ class Manifest:
     members: Mapping[str, Any] | None = None
     plan: tuple[Mapping[str, Any], ...] = ()
     acks: str = ""
+    batch: int = MAX_CHANGES
     rejected: Mapping[str, int] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -72,7 +77,9 @@ class Manifest:
             members=content["members"],
             plan=tuple(content["plan"]),
             acks=content["acks"],
+            batch=content["batch"],
             rejected=content["rejected"],
+            names=tuple(content["names"]),
             history=tuple(content["history"]),
         )
 

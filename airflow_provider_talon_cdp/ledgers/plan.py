@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -43,7 +43,7 @@ def write_plan(
     return tuple(parts)
 
 
-def read_plan(folder: Folder, parts: Sequence[Mapping[str, Any]]) -> Iterator[Change]:
+def read_plan(folder: Folder, parts: Sequence[Mapping[str, Any]]) -> Generator[Change, None, None]:
     """Yield the changes of a plan.
 
     Raises:

@@ -7,6 +7,7 @@ from itertools import count, islice
 
 from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.sync.changes import Change
+from airflow_provider_talon_cdp.sync.fingerprints import doubted
 
 
 def acknowledged(changes: Iterable[Change], acks: Acks, size: int) -> Iterator[Change]:
@@ -17,15 +18,36 @@ def acknowledged(changes: Iterable[Change], acks: Acks, size: int) -> Iterator[C
         acks: What became of its batches.
         size: Changes in a batch.
     """
-    for number, batch in _numbered(changes, size):
+    for number, batch in numbered(changes, size):
         refused = acks.landed.get(number)
         if refused is not None:
             yield from [change for at, change in enumerate(batch) if at not in refused] if refused else batch
 
 
+def made_of_profiles(changes: Iterable[Change], acks: Acks, size: int) -> Iterator[Change]:
+    """Yield what a plan of fingerprints has made of its profiles.
+
+    Args:
+        changes: All changes of the plan.
+        acks: What became of its batches.
+        size: Changes in a batch.
+
+    Yields:
+        The changes that Talon.One has acknowledged, and an addition with a doubt for each that may have left without.
+    """
+    for number, batch in numbered(changes, size):
+        refused = acks.landed.get(number)
+        if refused is not None:
+            yield from [change for at, change in enumerate(batch) if at not in refused] if refused else batch
+        elif number < acks.may_have_left:
+            yield from (
+                Change(change.profile_id, doubted(str(change.audience_id)), "add") for change in batch
+            )
+
+
 def unacknowledged(changes: Iterable[Change], acks: Acks, size: int) -> Iterator[Change]:
     """Yield the changes whose fate is not recorded, with what is uncertain about them now."""
-    for number, batch in _numbered(changes, size):
+    for number, batch in numbered(changes, size):
         if number not in acks.landed:
             may_have_left = number < acks.may_have_left
             for change in batch:
@@ -37,11 +59,12 @@ def unacknowledged(changes: Iterable[Change], acks: Acks, size: int) -> Iterator
 
 def refused(changes: Iterable[Change], acks: Acks, size: int) -> Iterator[Change]:
     """Yield the changes that Talon.One refused and that are not sent again: nothing about them is uncertain."""
-    for number, batch in _numbered(changes, size):
+    for number, batch in numbered(changes, size):
         yield from (batch[at] for at in acks.landed.get(number, ()) if not batch[at].uncertain)
 
 
-def _numbered(changes: Iterable[Change], size: int) -> Iterator[tuple[int, list[Change]]]:
+def numbered(changes: Iterable[Change], size: int) -> Iterator[tuple[int, list[Change]]]:
+    """Cut a plan into its batches, numbered from 0."""
     stream = iter(changes)
     for number in count():
         batch = list(islice(stream, size))

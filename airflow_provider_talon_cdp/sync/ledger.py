@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -83,13 +83,25 @@ class Ledger(Protocol):
         """Forget a staged plan."""
         ...
 
-    def enforce(self, staged: StagedPlan, rejected: Mapping[str, int] | None = None) -> None:
+    @property
+    def names(self) -> Sequence[str]:
+        """Names that were given to ``enforce`` for the plan in force."""
+        ...
+
+    def enforce(
+        self, staged: StagedPlan, rejected: Mapping[str, int] | None = None, *, names: Iterable[str] = ()
+    ) -> None:
         """Put a staged plan in force; from here on a crash resumes it.
 
         Args:
             staged: The plan.
             rejected: Records that it leaves out because they cannot be sent, by reason.
+            names: Names that its changes refer to by number: those of before, and after them new ones.
         """
+        ...
+
+    def changes(self) -> Generator[Change, None, None]:
+        """All changes of the plan in force, in their order."""
         ...
 
     def batches(self) -> Generator[Batch, None, None]:

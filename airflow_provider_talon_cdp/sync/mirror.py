@@ -1,27 +1,28 @@
-"""Make audiences equal to a source: read, plan, guard, push, acknowledge, report."""
+"""Make Talon.One equal to a source: read, plan, guard, push, acknowledge, report."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from airflow_provider_talon_cdp.exceptions import GuardError, NotFoundError, RejectedError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
-from airflow_provider_talon_cdp.sync.changes import Batch, Change
-from airflow_provider_talon_cdp.sync.delivery import halving
+from airflow_provider_talon_cdp.sync.changes import Change
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
 from airflow_provider_talon_cdp.sync.guard import Guard
+from airflow_provider_talon_cdp.sync.kind import Kind, Travelling
 from airflow_provider_talon_cdp.sync.ledger import Ledger, StagedPlan
+from airflow_provider_talon_cdp.sync.memberships import Memberships
 from airflow_provider_talon_cdp.sync.plan import Letters, Planned, Source, now, plan
 from airflow_provider_talon_cdp.sync.push import Flight
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 from airflow_provider_talon_cdp.sync.resume import Cursor, Earlier, counted
-from airflow_provider_talon_cdp.sync.run import MeteredSender, fail_if_rejected, send_all
+from airflow_provider_talon_cdp.sync.run import Metered, fail_if_rejected, send_all
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,13 @@ class Mirror:
     """One mirror run.
 
     Args:
-        source: The wanted members.
+        source: What is wanted.
         ledger: What Talon.One acknowledged.
         guard: Limits of what may change.
         sender: Opened when the guard has passed.
-        managed: Audiences that may change; None for all of the ledger and the source.
+        kind: Members or attributes.
         prepare: Called with the audiences that will change, after the guard and before the changes are sent; returns
-            those that it had to create.
+            those that it had to create. None where there is nothing to prepare.
         in_flight: Requests in flight at the most.
         max_rejected: Rejected records that are put up with; None for any number.
     """
@@ -47,9 +48,9 @@ class Mirror:
     source: Source
     ledger: Ledger
     guard: Guard
-    sender: Callable[[], AbstractAsyncContextManager[MeteredSender]]
-    managed: Collection[str] | None = None
-    prepare: Callable[[Sequence[str]], Collection[str]] = lambda _: ()
+    sender: Callable[[], AbstractAsyncContextManager[Metered]]
+    kind: Kind = field(default_factory=Memberships)
+    prepare: Callable[[Sequence[str]], Collection[str]] | None = None
     in_flight: int = 64
     max_rejected: int | None = 0
 
@@ -80,6 +81,8 @@ class Mirror:
                 ledger_version=self.ledger.version,
             )
         log.info("Done: %s", report)
+        for reason, count in sorted(report.rejected.items()):
+            log.warning("%s: %s %s", reason, f"{count:,}", self.kind.noun)
         fail_if_rejected(report, self.max_rejected)
         return report
 
@@ -93,14 +96,15 @@ class Mirror:
         self.ledger.load()
         counts = plan(
             self.source,
+            self.kind,
+            self.ledger,
             lambda planner: sum(1 for _ in planner(self.ledger.known(), self.ledger.uncertain())),
-            managed=self.managed,
         ).counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
         except GuardError as error:
             verdict = f"would be refused: {error}"
-        requests = math.ceil(counts.changes / MAX_CHANGES)
+        requests = math.ceil(counts.changes / self.kind.in_request)
         log.info("Dry run, nothing was sent or recorded. The plan %s.", verdict)
         log.info(
             "It takes %s requests: %.1f s at %g a second.",
@@ -142,8 +146,10 @@ class Mirror:
         def earlier(tally: Tally) -> Earlier:
             return Earlier(left=counts.changes, pushed=tally, refused=refused)
 
-        self._enforce(staged, cursor)
-        tally = self._push(counts, note, lambda tally: earlier(tally).joined(_report(PlanCounts())))
+        self._enforce(staged, cursor, ())
+        tally = self._push(
+            self.ledger.batches(), counts, note, lambda tally: earlier(tally).joined(_report(PlanCounts()))
+        )
         log.info(
             "That plan is finished: %s sent, %s refused. Now the source is planned anew.",
             f"{tally.sent:,}",
@@ -163,24 +169,28 @@ class Mirror:
         self._bury(planned.letters)
         counts = planned.counts
         if passed and counts.changes:
-            self._enforce(planned.staged, cursor)
+            self._enforce(planned.staged, cursor, planned.comparison.names)
 
             def report(tally: Tally) -> SyncReport:
                 return earlier.joined(_report(counts, tally), planned.again)
 
-            return report(self._push(counts, lambda member: member not in earlier.refused, report))
+            batches = planned.comparison.batches(self.ledger)
+            return report(self._push(batches, counts, lambda member: member not in earlier.refused, report))
         self.ledger.discard(planned.staged)
         self.ledger.flush()
         if not passed:
-            log.warning("The source has no member and on_empty is 'skip': its plan was not sent.")
+            log.warning(
+                "The source has nothing that could be sent, and on_empty is 'skip': its plan was not sent."
+            )
         return earlier.joined(_report(counts))
 
     def _plan(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
         """Plan, and ask the guard whether to send that."""
         planned = plan(
             self.source,
+            self.kind,
+            self.ledger,
             lambda planner: self.ledger.stage(planner, forget=earlier.lost),
-            managed=self.managed,
             refused=earlier.refused,
         )
         try:
@@ -196,6 +206,8 @@ class Mirror:
 
     def _created(self, counts: PlanCounts, lost: Collection[str]) -> Collection[str]:
         """Create the audiences that do not exist, and return them."""
+        if not self.prepare:
+            return ()
         # If this dies after it has created an audience, the next run must not take its members for granted.
         self.ledger.suspect([*counts.audiences, *lost])
         return self.prepare(counts.audiences)
@@ -207,8 +219,8 @@ class Mirror:
         )
         self.ledger.discard(staged)
 
-    def _enforce(self, staged: StagedPlan, cursor: Cursor | None) -> None:
-        self.ledger.enforce(staged)
+    def _enforce(self, staged: StagedPlan, cursor: Cursor | None, names: Iterable[str]) -> None:
+        self.ledger.enforce(staged, names=names)
         if cursor:
             cursor.set(self.ledger.version)
 
@@ -220,6 +232,7 @@ class Mirror:
 
     def _push(
         self,
+        batches: Generator[Travelling, None, None],
         counts: PlanCounts,
         needs_letter: Callable[[Member], bool],
         report: Callable[[Tally], SyncReport],
@@ -227,6 +240,7 @@ class Mirror:
         """Send the plan in force.
 
         Args:
+            batches: Of the plan.
             counts: Of the plan.
             needs_letter: Asked of each refused member.
             report: What to log when the push stops early.
@@ -234,14 +248,14 @@ class Mirror:
         tally = Tally()
         began = flushed = time.monotonic()
 
-        def on_landed(flight: Flight[Batch]) -> None:
+        def on_landed(flight: Flight[Travelling]) -> None:
             nonlocal flushed
             # Few flights have refusals, and only those need their changes one by one.
             changes = flight.batch.changes if flight.refusals else ()
             for position, error in flight.refusals:
                 change = changes[position]
                 if needs_letter((change.profile_id, str(change.audience_id))):
-                    self.ledger.reject(_letter(change, error))
+                    self.ledger.reject(self._letter(change, error))
             self.ledger.landed(flight.number, [refusal.position for refusal in flight.refusals])
             if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
                 self.ledger.flush()
@@ -254,9 +268,9 @@ class Mirror:
 
         try:
             send_all(
-                self.ledger.batches(),
+                batches,
                 self.sender(),
-                halving,
+                self.kind.deliver,
                 tally,
                 in_flight=self.in_flight,
                 progress=progress,
@@ -271,6 +285,15 @@ class Mirror:
         finally:
             self.ledger.flush()
         return tally
+
+    def _letter(self, change: Change, error: RejectedError) -> dict[str, Any]:
+        return {
+            "time": now(),
+            "profile_id": change.profile_id,
+            **self.kind.letter(change, error),
+            "status": error.status,
+            "request_uuid": error.request_uuid,
+        }
 
 
 def _report(counts: PlanCounts, tally: Tally | None = None) -> SyncReport:
@@ -289,15 +312,3 @@ def _report(counts: PlanCounts, tally: Tally | None = None) -> SyncReport:
         throttled=tally.throttled,
         seconds=0.0,
     )
-
-
-def _letter(change: Change, error: RejectedError) -> dict[str, Any]:
-    return {
-        "time": now(),
-        "profile_id": change.profile_id,
-        "audience_id": change.audience_id,
-        "action": change.action,
-        "reason": str(error),
-        "status": error.status,
-        "request_uuid": error.request_uuid,
-    }

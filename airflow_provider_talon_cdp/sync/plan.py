@@ -11,22 +11,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from airflow_provider_talon_cdp.sync.changes import Change, Record, Rejection
-from airflow_provider_talon_cdp.sync.diff import (
-    Member,
-    OutOfOrderError,
-    PlanCounts,
-    diff,
-    externally_sorted,
-    members,
-)
-from airflow_provider_talon_cdp.sync.ledger import Planner
+from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.diff import Member, OutOfOrderError, PlanCounts
+from airflow_provider_talon_cdp.sync.kind import Comparison, Kind
+from airflow_provider_talon_cdp.sync.ledger import Ledger, Planner
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Source: TypeAlias = Callable[[], Iterable[Record]]
-"""Reads the wanted members from the start; called again when they turn out not to be sorted by bytes."""
+Source: TypeAlias = Callable[[], Iterable[Any]]
+"""Reads the wanted records from the start; called again when they turn out not to be sorted by bytes."""
 
 
 class Letters:
@@ -58,44 +52,41 @@ class Planned(Generic[T]):
         counts: Of its changes, and of the records that were read.
         letters: About records that cannot be members.
         again: Those of the refused members that it changes.
+        comparison: What knows how to send it.
     """
 
     staged: T
     counts: PlanCounts
     letters: Letters
     again: set[Member]
+    comparison: Comparison
 
 
 def plan(
     source: Source,
+    kind: Kind,
+    ledger: Ledger,
     consume: Callable[[Planner], T],
     *,
-    managed: Collection[str] | None = None,
     refused: Collection[Member] = (),
 ) -> Planned[T]:
-    """Plan what makes the ledger's audiences equal to a source.
+    """Plan what makes the ledger equal to a source.
 
     Args:
-        source: The wanted members.
+        source: What is wanted.
+        kind: Members or attributes.
+        ledger: What Talon.One has.
         consume: Called with the planner; called again where the source is not sorted, and must start anew then.
-        managed: Audiences that may change; None for all of the ledger and the source.
         refused: Members to look out for; ``Planned.again`` has those that the plan changes.
     """
     try:
-        planned = _plan_once(source, consume, managed, refused, lambda records: records)
+        planned = _plan_once(source, kind.compare(ledger), consume, refused, lambda records: records)
     except OutOfOrderError:
         log.info(
             "The source is not sorted by bytes: its rows are read again and sorted on this worker's disk."
         )
-        planned = _plan_once(source, consume, managed, refused, externally_sorted)
-    counts = planned.counts
-    log.info(
-        "Plan: %s to add, %s to remove, %s unchanged; the ledger has %s members.",
-        f"{counts.additions.total():,}",
-        f"{counts.removals.total():,}",
-        f"{counts.unchanged:,}",
-        f"{counts.known.total():,}",
-    )
+        planned = _plan_once(source, kind.compare(ledger), consume, refused, kind.sort)
+    log.info("Plan: %s.", kind.describe(planned.counts))
     return planned
 
 
@@ -106,10 +97,10 @@ def now() -> str:
 
 def _plan_once(
     source: Source,
+    comparison: Comparison,
     consume: Callable[[Planner], T],
-    managed: Collection[str] | None,
     refused: Collection[Member],
-    arrange: Callable[[Iterable[Record]], Iterable[Record]],
+    arrange: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Planned[T]:
     counts = PlanCounts()
     letters = Letters()
@@ -117,15 +108,14 @@ def _plan_once(
     with _reading(source) as records:
 
         def planner(known: Iterable[Member], uncertain: Iterable[Member]) -> Iterator[Change]:
-            wanted = members(arrange(records), counts, on_rejected=letters.keep)
-            changes = diff(known, wanted, counts, uncertain=uncertain, managed=managed)
+            changes = comparison.changes(arrange(records), known, uncertain, counts, letters.keep)
             return _noting(changes, refused, again) if refused else changes
 
-        return Planned(consume(planner), counts, letters, again)
+        return Planned(consume(planner), counts, letters, again, comparison)
 
 
 @contextmanager
-def _reading(source: Source) -> Iterator[Iterable[Record]]:
+def _reading(source: Source) -> Iterator[Iterable[Any]]:
     """Close the source's cursor at the end, before anybody opens another one."""
     records = source()
     try:

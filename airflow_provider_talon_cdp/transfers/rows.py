@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from decimal import Decimal
+from functools import partial
+from importlib import import_module
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -11,7 +15,13 @@ from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.transfers.statements import SORTED_BY_BYTES, bare, column_position, execute
+from airflow_provider_talon_cdp.transfers.statements import (
+    SORTED_BY_BYTES,
+    Columns,
+    bare,
+    column_positions,
+    execute,
+)
 
 Rows: TypeAlias = Sequence[tuple[Any, ...]]
 
@@ -34,7 +44,12 @@ def sql_hook(conn_id: str) -> DbApiHook:
 
 
 def stream_rows(
-    hook: DbApiHook, sql: str, columns: Sequence[str], parameters: Any = None, *, order_by: int = 0
+    hook: DbApiHook,
+    sql: str,
+    columns: Columns,
+    parameters: Any = None,
+    *,
+    order_by: int = 0,
 ) -> Generator[Rows, None, None]:
     """Yield the named columns of the rows, in lists of a few thousand.
 
@@ -43,7 +58,7 @@ def stream_rows(
     Args:
         hook: Where to read.
         sql: One SELECT.
-        columns: Names of result columns; upper and lower case differ only where both exist.
+        columns: Of the result; upper and lower case differ only where both exist.
         parameters: Bind parameters in the driver's style, or None.
         order_by: Have the database order by the bytes of the text of that many first columns, where we know how to
             tell it; elsewhere rows come as they come.
@@ -53,20 +68,20 @@ def stream_rows(
     """
     statement = bare(sql)
     with closing(hook.get_conn()) as connection:
+        _keep_digits_of_json(connection)
         if order_by and hook.conn_type in SORTED_BY_BYTES:
-            statement = SORTED_BY_BYTES[hook.conn_type](connection, statement, columns, parameters, order_by)
+            sort = SORTED_BY_BYTES[hook.conn_type]
+            statement, columns = sort(connection, statement, columns, parameters, order_by)
         yield from _fetch(connection, statement, columns, parameters)
 
 
-def _fetch(
-    connection: Any, statement: str, columns: Sequence[str], parameters: Any
-) -> Generator[Rows, None, None]:
+def _fetch(connection: Any, statement: str, columns: Columns, parameters: Any) -> Generator[Rows, None, None]:
     with closing(_cursor(connection)) as cursor:
         execute(cursor, statement, parameters)
         # A server-side cursor of psycopg2 describes its columns after the first fetch.
         rows = cursor.fetchmany(_FETCH)
         names = [str(each[0]) for each in cursor.description or ()]
-        found = [column_position(column, names) for column in columns]
+        found = column_positions(columns, names)
         keys: list[Any] = [names[each] for each in found] if rows and isinstance(rows[0], Mapping) else found
         # itemgetter of one key gives the bare value, so one key stands twice.
         pick = itemgetter(*keys) if len(keys) > 1 else itemgetter(*keys * 2)
@@ -81,3 +96,15 @@ def _cursor(connection: Any) -> Any:
     if type(connection).__module__.startswith("psycopg"):
         return connection.cursor("airflow_provider_talon_cdp")
     return connection.cursor()
+
+
+def _keep_digits_of_json(connection: Any) -> None:
+    """Have drivers of Postgres read numbers in json and jsonb as Decimals, which are what the database has there."""
+    loads = partial(json.loads, parse_float=Decimal)
+    driver = type(connection).__module__.partition(".")[0]
+    if driver == "psycopg":
+        import_module("psycopg.types.json").set_json_loads(loads, connection)
+    elif driver == "psycopg2":
+        extras = import_module("psycopg2.extras")
+        extras.register_default_json(connection, loads=loads)
+        extras.register_default_jsonb(connection, loads=loads)

@@ -15,6 +15,7 @@ from airflow_provider_talon_cdp.arguments import (
     check_choice,
     check_literals,
     check_rendered,
+    check_sql,
 )
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.ids import check_external_id, check_text
@@ -97,7 +98,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         self.ledger = ledger
         self.parameters = parameters
         check_choice("mode", mode, Mode)
-        check_literals(self._check_sql, sql=sql)
+        check_literals(check_sql, sql=sql)
         if (self.audience_id is None) == (audience_column is None):
             raise InvalidInputError(
                 "Give either audience_id (one audience) or audience_column (one for each row)."
@@ -112,7 +113,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream the query's rows to Talon.One."""
-        self._check_sql("sql", self.sql)
+        check_sql("sql", self.sql)
         for name in ("profile_id_column", "audience_column", "audience_name_column"):
             if getattr(self, name) is not None or name == "profile_id_column":
                 check_text(name, check_rendered(name, getattr(self, name)))
@@ -167,13 +168,6 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         ):
             if getattr(self, name) is not None and many:
                 raise InvalidInputError(f"{name} is for one audience. With audience_column, use {instead}.")
-
-    @staticmethod
-    def _check_sql(name: str, value: object) -> None:
-        if not isinstance(value, str) or not value.strip().rstrip(";"):
-            raise InvalidInputError(
-                f"{name} must be one SELECT statement, but is {type(value).__name__} or empty."
-            )
 
 
 def _external_ids(name: str, value: Any) -> list[str]:

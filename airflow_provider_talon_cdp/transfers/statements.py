@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlparse
 from sqlparse.tokens import Comment
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+Columns: TypeAlias = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]
+"""Names of columns, or a function that picks them from the names that a result has."""
 
 
 def bare(sql: str) -> str:
@@ -21,33 +24,36 @@ def bare(sql: str) -> str:
 
 
 def _by_postgres(
-    connection: Any, statement: str, columns: Sequence[str], parameters: Any, order_by: int
-) -> str:
+    connection: Any, statement: str, columns: Columns, parameters: Any, order_by: int
+) -> tuple[str, list[str]]:
     source = _as_source(statement)
     names, _ = _peek(connection, f"SELECT * {source} WHERE 1 = 0", parameters)
+    found = [names[each] for each in column_positions(columns, names)]
+    quoted = [_quoted(name) for name in found]
     # Beside bind parameters, psycopg reads a single % as a placeholder.
-    found = [_quoted(names[column_position(column, names)]) for column in columns]
-    found = [name.replace("%", "%%") if parameters is not None else name for name in found]
-    keys = [f'CAST({name} AS TEXT) COLLATE "C"' for name in found[:order_by]]
-    return f"SELECT {', '.join(found)} {source} ORDER BY {', '.join(keys)}"
+    quoted = [name.replace("%", "%%") if parameters is not None else name for name in quoted]
+    keys = [f'CAST({name} AS TEXT) COLLATE "C"' for name in quoted[:order_by]]
+    return f"SELECT {', '.join(dict.fromkeys(quoted))} {source} ORDER BY {', '.join(keys)}", found
 
 
 def _by_sqlite(
-    connection: Any, statement: str, columns: Sequence[str], parameters: Any, order_by: int
-) -> str:
+    connection: Any, statement: str, columns: Columns, parameters: Any, order_by: int
+) -> tuple[str, list[str]]:
     # The statement itself, as SQLite renames columns of a subquery.
     names, row = _peek(connection, statement, parameters)
-    positions = [column_position(column, names) for column in columns]
+    positions = column_positions(columns, names)
+    found = [names[each] for each in positions]
     if len({name.lower() for name in names}) < len(names):
-        return statement
-    found = [_quoted(names[each]) for each in positions]
+        return statement, found
     # A cast keeps SQLite from using an index, and text needs none. Its columns may mix types: the order is checked.
     are_text = [row is not None and isinstance(row[each], str) for each in positions]
+    quoted = [_quoted(name) for name in found]
     keys = [
         f"{name if is_text else f'CAST({name} AS TEXT)'} COLLATE BINARY"
-        for name, is_text in zip(found[:order_by], are_text, strict=False)
+        for name, is_text in zip(quoted[:order_by], are_text, strict=False)
     ]
-    return f"SELECT {', '.join(found)} {_as_source(statement)} ORDER BY {', '.join(keys)}"
+    selected = ", ".join(dict.fromkeys(quoted))
+    return f"SELECT {selected} {_as_source(statement)} ORDER BY {', '.join(keys)}", found
 
 
 def _as_source(statement: str) -> str:
@@ -67,18 +73,27 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-SORTED_BY_BYTES: Mapping[str, Callable[[Any, str, Sequence[str], Any, int], str]] = {
+SORTED_BY_BYTES: Mapping[str, Callable[[Any, str, Columns, Any, int], tuple[str, list[str]]]] = {
     "postgres": _by_postgres,
     "sqlite": _by_sqlite,
 }
 """By connection type: takes a connection, a statement, columns of its result, parameters, and how many of the columns to sort
-by; returns a statement with these columns, sorted by the bytes of their text."""
+by; returns a statement with these columns, sorted by the bytes of their text, and their names."""
 
 
 def execute(cursor: Any, statement: str, parameters: Any) -> None:
     """Execute a statement, with parameters or without."""
     # Without parameters a driver must not look for placeholders: a % in the SQL is then a plain character.
     cursor.execute(*((statement,) if parameters is None else (statement, parameters)))
+
+
+def column_positions(columns: Columns, names: Sequence[str]) -> list[int]:
+    """Find columns of a result.
+
+    Raises:
+        InvalidInputError: The result lacks one, or has it twice.
+    """
+    return [column_position(column, names) for column in (columns(names) if callable(columns) else columns)]
 
 
 def column_position(column: str, names: Sequence[str]) -> int:

@@ -68,7 +68,9 @@ def test_text_in_the_order_of_an_index_is_not_sorted_again(sqlite, vip, mirror, 
     mirror()
     agrees(IDS)
     with closing(BaseHook.get_connection("warehouse").get_hook().get_conn()) as connection:
-        statement = SORTED_BY_BYTES["sqlite"](connection, "SELECT * FROM customers", ["profile_id"], None, 1)
+        statement, _ = SORTED_BY_BYTES["sqlite"](
+            connection, "SELECT * FROM customers", ["profile_id"], None, 1
+        )
         plan = str(connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall())
     assert "SCAN" in plan
     assert "TEMP B-TREE" not in plan

@@ -22,6 +22,7 @@ from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync import mirror as mirror_module
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.guard import Guard
+from airflow_provider_talon_cdp.sync.memberships import Memberships
 from airflow_provider_talon_cdp.sync.mirror import Mirror
 from tests.sync.fakes import FakeTalon, Storage, adds, error, opened
 
@@ -68,13 +69,18 @@ class Sync:
         ledger.load()
         return set(ledger.uncertain())
 
-    def mirror(self, *rows, guard=OPEN, **options):
+    def mirror(self, *rows, guard=OPEN, managed=None, **options):
         def source():
             self.reads += 1
             return iter([row for each in rows for row in (each if isinstance(each, list) else [each])])
 
         return Mirror(
-            source=source, ledger=self.ledger(), guard=guard, sender=lambda: opened(self.talon), **options
+            source=source,
+            ledger=self.ledger(),
+            guard=guard,
+            sender=lambda: opened(self.talon),
+            kind=Memberships(managed),
+            **options,
         )
 
     def run(self, *rows, retry=False, **options):
@@ -158,7 +164,7 @@ def test_a_reading_of_the_source_is_closed_before_anything_else_happens(sync, re
         guard=OPEN,
         sender=lambda: opened(sync.talon),
         prepare=prepare,
-        managed=["gold"] if reads == "refused" else None,
+        kind=Memberships(["gold"] if reads == "refused" else None),
     )
     if reads == "refused":
         with pytest.raises(InvalidInputError) as refusal:
