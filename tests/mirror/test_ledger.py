@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 
@@ -225,6 +226,15 @@ def test_the_state_uri_may_be_a_uri_of_the_local_disk(sqlite, vip, mirror, tmp_p
     sqlite.fill(TEN)
     mirror(state_uri=f"file://{state}")
     agrees(TEN)
+
+
+def test_the_state_uri_may_be_in_an_object_store(sqlite, vip, mirror, s3, state):
+    uri = f"s3://storage@ledgers/{uuid4().hex}"
+    for wanted, sent in ((TEN, 10), ([*TEN[1:], "new"], 2), ([*TEN[1:], "new"], 0)):
+        sqlite.fill(wanted)
+        assert mirror(state_uri=uri)["sent"] == sent
+        assert vip.members("vip") == set(wanted)
+    assert not state.exists()
 
 
 def test_the_state_uri_can_be_a_setting_of_airflow(sqlite, vip, mirror, state, agrees, monkeypatch):
