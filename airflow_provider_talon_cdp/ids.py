@@ -35,7 +35,7 @@ def fault_of_text(value: object) -> str | None:
         return "empty"
     if len(value) > MAX_LENGTH:
         return f"longer than {MAX_LENGTH} characters"
-    if not _is_unicode(value):
+    if not is_unicode(value):
         return "not valid Unicode (a lone surrogate)"
     return None
 
@@ -89,7 +89,8 @@ def check_external_id(name: str, value: object) -> str:
     return str(check_audience_id(name, value, "external"))
 
 
-def _is_unicode(value: str) -> bool:
+def is_unicode(value: str) -> bool:
+    """Whether a text can be written in UTF-8; lone surrogates cannot."""
     if value.isascii():
         return True
     try:

@@ -26,7 +26,7 @@ from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.ids import AudienceIdType, check_text
 from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.changes import Record
 from airflow_provider_talon_cdp.sync.guard import Guard, OnEmpty
 from airflow_provider_talon_cdp.sync.mirror import Mirror
 from airflow_provider_talon_cdp.sync.plan import Source
@@ -142,7 +142,7 @@ class MembershipOperator(BaseOperator):
                 "mode='mirror' takes external audience IDs (the IDs in the CDP), because the ledger is kept by them."
             )
 
-    def send(self, records: Iterable[Change | Rejection]) -> dict[str, Any]:
+    def send(self, records: Iterable[Record]) -> dict[str, Any]:
         """Send changes as they are, and return the report."""
         hook = TalonCdpHook(self.talon_cdp_conn_id)
         sender = hook.members_sender(audience_id_type=self.audience_id_type, in_flight=self.in_flight)

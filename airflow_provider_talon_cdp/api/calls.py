@@ -13,13 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_talon_cdp.api.settings import Spelling
 from airflow_provider_talon_cdp.api.values import encode_json
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import MAX_CHANGES, AudienceIdType, check_audience_id, check_text
+from airflow_provider_talon_cdp.ids import (
+    MAX_CHANGES,
+    MAX_LENGTH,
+    AudienceIdType,
+    check_audience_id,
+    check_text,
+)
 
 
 class Operation(Enum):
@@ -191,14 +197,65 @@ def update_customer_profiles_audiences(
         adds, deletes = _changes(joins, leaves, audience_id_type)
         changes += len(adds) + len(deletes)
         data.append({"customerProfileId": customer_profile_id, "adds": adds, "deletes": deletes})
+    private = tuple(entry["customerProfileId"] for entry in data)
+    return _multi_profile(encode_json({"data": data}), changes, private, audience_id_type, multi_profile_path)
+
+
+def update_audience_of_customer_profiles(
+    customer_profile_ids: Sequence[str],
+    audience_id: str | int,
+    action: Literal["add", "remove"],
+    *,
+    audience_id_type: AudienceIdType = "external",
+    multi_profile_path: Spelling = "plural",
+) -> Request[None]:
+    """As ``update_customer_profiles_audiences``, for at most 1000 profiles that all join, or all leave, one audience.
+
+    Nearly all requests of a sync are such, and an object for each profile would be the main cost of them.
+
+    Args:
+        customer_profile_ids: Distinct integration IDs.
+        audience_id: The audience.
+        action: ``add`` or ``remove``.
+        audience_id_type: Which kind ``audience_id`` is.
+        multi_profile_path: The spelling that this deployment knows.
+    """
+    if not all(customer_profile_ids) or max(map(len, customer_profile_ids), default=0) > MAX_LENGTH:
+        for each in customer_profile_ids:
+            check_text("customer_profile_id", each)
+    adds, deletes = _changes(
+        [audience_id] if action == "add" else [], [] if action == "add" else [audience_id], audience_id_type
+    )
+    written = _spliced(customer_profile_ids, adds, deletes) or encode_json(
+        {
+            "data": [
+                {"customerProfileId": each, "adds": adds, "deletes": deletes} for each in customer_profile_ids
+            ]
+        }
+    )
+    private = tuple(customer_profile_ids)
+    return _multi_profile(written, len(private), private, audience_id_type, multi_profile_path)
+
+
+def _spliced(ids: Sequence[str], adds: list[str | int], deletes: list[str | int]) -> bytes | None:
+    """Write the body around the IDs as they are, or return None where one needs escaping in JSON."""
+    joined = "".join(ids)
+    if len(encode_json(joined)) != len(joined.encode()) + 2:
+        return None
+    audiences = encode_json({"adds": adds, "deletes": deletes}).decode()[1:]
+    opening = '{"customerProfileId":"'
+    closing = f'",{audiences}'
+    return f'{{"data":[{opening}{f"{closing},{opening}".join(ids)}{closing}]}}'.encode()
+
+
+def _multi_profile(
+    body: bytes, changes: int, private: tuple[str, ...], audience_id_type: AudienceIdType, spelling: Spelling
+) -> Request[None]:
     _check_size(changes)
     version = "/v2" if audience_id_type == "external" else ""
-    noun = "customer_profiles" if multi_profile_path == "plural" else "customer_profile"
+    noun = "customer_profiles" if spelling == "plural" else "customer_profile"
     path = f"/cdp{version}/{noun}/audiences"
-    private = tuple(entry["customerProfileId"] for entry in data)
-    return Request(
-        Operation.UPDATE_PROFILES_AUDIENCES, "PUT", path, encode_json({"data": data}), changes, private
-    )
+    return Request(Operation.UPDATE_PROFILES_AUDIENCES, "PUT", path, body, changes, private)
 
 
 def _audience_body(audience_id: str, audience_name: str) -> bytes:

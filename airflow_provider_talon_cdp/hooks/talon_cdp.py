@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import requests
 from airflow.providers.common.compat.sdk import Connection
@@ -28,6 +28,20 @@ from airflow_provider_talon_cdp.ids import AudienceIdType
 _OWN_EXTRAS = {each.name for each in connection_form.FIELDS}
 
 
+class MembershipChanges(Protocol):
+    """At most 1000 membership changes."""
+
+    @property
+    def ids(self) -> tuple[Sequence[str], str | int, Literal["add", "remove"]] | None:
+        """Profile IDs, audience ID and action, where the changes differ in the profile alone."""
+        ...
+
+    @property
+    def entries(self) -> Iterable[tuple[str, Sequence[str | int], Sequence[str | int]]]:
+        """``(customer profile ID, adds, deletes)`` of each profile."""
+        ...
+
+
 class MembersSender:
     """Sends membership changes of many profiles in one request each.
 
@@ -40,19 +54,27 @@ class MembersSender:
         self.client = client
         self._audience_id_type = audience_id_type
 
-    async def __call__(
-        self, entries: Iterable[tuple[str, Sequence[str | int], Sequence[str | int]]], /
-    ) -> None:
-        """Send ``(customer profile ID, adds, deletes)`` entries, at most 1000 changes in all.
+    async def __call__(self, batch: MembershipChanges, /) -> None:
+        """Send a batch.
 
         Raises:
             RequestError: The request failed for good.
         """
-        request = calls.update_customer_profiles_audiences(
-            entries,
-            audience_id_type=self._audience_id_type,
-            multi_profile_path=self.client.settings.multi_profile_path,
-        )
+        if batch.ids:
+            ids, audience_id, action = batch.ids
+            request = calls.update_audience_of_customer_profiles(
+                ids,
+                audience_id,
+                action,
+                audience_id_type=self._audience_id_type,
+                multi_profile_path=self.client.settings.multi_profile_path,
+            )
+        else:
+            request = calls.update_customer_profiles_audiences(
+                batch.entries,
+                audience_id_type=self._audience_id_type,
+                multi_profile_path=self.client.settings.multi_profile_path,
+            )
         await self.client.send(request)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import Context
@@ -12,7 +12,7 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.ids import check_external_id
 from airflow_provider_talon_cdp.ledgers.files import ledger_name
 from airflow_provider_talon_cdp.membership import MembershipOperator
-from airflow_provider_talon_cdp.sync.changes import Action, Change, Rejection, read_change
+from airflow_provider_talon_cdp.sync.changes import Action, Ids, Record, Rejection, read_ids
 
 
 class SyncAudienceMembersOperator(MembershipOperator):
@@ -70,30 +70,30 @@ class SyncAudienceMembersOperator(MembershipOperator):
         """Send the changes."""
         if self.mode == "mirror":
             return self._mirror(context)
-        adds = list(self._records("add", "add", self.add))
-        removes = list(self._records("remove", "remove", self.remove))
+        adds = self._records("add", "add", self.add)
+        removes = self._records("remove", "remove", self.remove)
         _refuse_overlap(adds, removes)
         return self.send(adds + removes)
 
     def _mirror(self, context: Context) -> dict[str, Any]:
         audience = check_external_id("audience_id", self.audience_id)
-        records = list(self._records("members", "add", self.members))
-        # Rejections have no place in the order.
-        records.sort(key=lambda record: record.profile_id or "" if isinstance(record, Change) else "")
+        records: list[Record] = [
+            each._replace(ids=sorted(each.ids)) if isinstance(each, Ids) else each
+            for each in self._records("members", "add", self.members)
+        ]
         names = {} if self.audience_name is None else {audience: self.audience_name}
         return self.mirror(
             context, lambda: records, ledger_name=ledger_name(audience), managed=[audience], names=names
         )
 
-    def _records(self, name: str, action: Action, ids: Any) -> Iterator[Change | Rejection]:
+    def _records(self, name: str, action: Action, ids: Any) -> list[Ids | Rejection]:
         audience_id = audience_id_of("audience_id", self.audience_id, self.audience_id_type)
-        for profile_id in as_list(name, ids):
-            yield read_change(profile_id, audience_id, action, self.audience_id_type)
+        return list(read_ids(as_list(name, ids), audience_id, action, self.audience_id_type))
 
 
-def _refuse_overlap(adds: list[Change | Rejection], removes: list[Change | Rejection]) -> None:
-    def profiles(records: list[Change | Rejection]) -> set[str]:
-        return {each.profile_id for each in records if isinstance(each, Change)}
+def _refuse_overlap(adds: list[Ids | Rejection], removes: list[Ids | Rejection]) -> None:
+    def profiles(records: list[Ids | Rejection]) -> set[str]:
+        return {profile_id for each in records if isinstance(each, Ids) for profile_id in each.ids}
 
     both = len(profiles(adds) & profiles(removes))
     if both:

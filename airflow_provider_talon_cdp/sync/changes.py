@@ -1,23 +1,25 @@
-"""Membership changes, and the batches of at most 1000 in which they travel."""
+"""Membership changes, as a source gives them and as they travel."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.ids import (
-    MAX_CHANGES,
     MAX_LENGTH,
     AudienceIdType,
     check_audience_id,
     fault_of_text,
+    is_unicode,
 )
 
 Action = Literal["add", "remove"]
+
+_profile_id = attrgetter("profile_id")
 
 
 class Change(NamedTuple):
@@ -57,31 +59,80 @@ class Entry(NamedTuple):
     removes: tuple[str | int, ...]
 
 
-@dataclass(frozen=True)
+class Ids(NamedTuple):
+    """Valid profile IDs that all join one audience, or all leave it: the quick form of as many changes.
+
+    Args:
+        ids: Integration IDs of the profiles.
+        audience_id: External (string) or internal (integer) ID of the audience.
+        action: ``add`` or ``remove``.
+    """
+
+    ids: list[str]
+    audience_id: str | int
+    action: Action
+
+    def changes(self) -> Iterator[Change]:
+        """Spell the changes out."""
+        return (Change(each, self.audience_id, self.action) for each in self.ids)
+
+
+Record: TypeAlias = Change | Ids | Rejection
+"""What a source yields."""
+
+
 class Batch:
-    """The changes of one request, each profile once."""
+    """The changes of one request, at most 1000.
 
-    entries: tuple[Entry, ...]
-    changes: tuple[Change, ...]
+    Args:
+        changes: Distinct changes, or distinct IDs with one audience and action. Nearly all batches are of the second
+            kind, and a million members are sent without an object for each of them.
+        alone: Whether none of the batches shortly before it touches one of its profiles; see ``push``.
+    """
 
-    @classmethod
-    def of(cls, changes: Iterable[Change]) -> Batch:
-        """Group distinct changes by profile."""
-        changes = tuple(changes)
+    def __init__(self, changes: Ids | Sequence[Change], *, alone: bool = False) -> None:
+        self._changes = changes
+        self.alone = alone
+
+    def __len__(self) -> int:
+        return len(self._changes.ids if isinstance(self._changes, Ids) else self._changes)
+
+    @property
+    def ids(self) -> Ids | None:
+        """The batch in its quick form, or None where audience, action or certainty differ."""
+        return self._changes if isinstance(self._changes, Ids) else None
+
+    @property
+    def changes(self) -> Sequence[Change]:
+        """The changes in their order."""
+        return tuple(self._changes.changes()) if isinstance(self._changes, Ids) else self._changes
+
+    @cached_property
+    def profiles(self) -> frozenset[str]:
+        """IDs of the profiles that it touches."""
+        ids = self._changes.ids if isinstance(self._changes, Ids) else map(_profile_id, self._changes)
+        return frozenset(ids)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The changes by profile."""
         adds: dict[str, list[str | int]] = {}
         removes: dict[str, list[str | int]] = {}
-        for profile_id, audience_id, action, _ in changes:
+        for profile_id, audience_id, action, _ in self.changes:
             (adds if action == "add" else removes).setdefault(profile_id, []).append(audience_id)
-        entries = tuple(
+        return [
             Entry(profile_id, tuple(adds.get(profile_id, ())), tuple(removes.get(profile_id, ())))
             for profile_id in adds | removes
-        )
-        return cls(entries, changes)
+        ]
 
     def halves(self) -> tuple[Batch, Batch]:
         """Split a batch of two or more changes."""
-        middle = len(self.changes) // 2
-        return Batch.of(self.changes[:middle]), Batch.of(self.changes[middle:])
+        middle = len(self) // 2
+        if isinstance(self._changes, Ids):
+            ids = self._changes.ids
+            first, second = ids[:middle], ids[middle:]
+            return Batch(self._changes._replace(ids=first)), Batch(self._changes._replace(ids=second))
+        return Batch(self._changes[:middle]), Batch(self._changes[middle:])
 
 
 def read_change(
@@ -114,18 +165,21 @@ def read_change(
     return Change(profile_id, check_audience_id("audience ID", audience_id, id_type), action)
 
 
-def read_changes(
-    rows: Sequence[Sequence[Any]], audience_id: str | int, action: Action, id_type: AudienceIdType
-) -> list[Change | Rejection]:
-    """Make changes of rows that start with a profile ID and belong to one audience, quickly where all are plain."""
-    ids = [row[0] for row in rows]
-    if (
-        set(map(type, ids)) == {str}
-        and "".join(ids).isascii()
-        and all(0 < len(each) <= MAX_LENGTH for each in ids)
-    ):
-        return [Change(each, audience_id, action) for each in ids]
-    return [read_change(each, audience_id, action, id_type) for each in ids]
+def read_ids(
+    profile_ids: list[Any], audience_id: str | int, action: Action, id_type: AudienceIdType
+) -> Iterator[Ids | Rejection]:
+    """Make changes of many records of one audience, as ``read_change`` does of one."""
+    if set(map(type, profile_ids)) <= {str} and _are_ids(profile_ids):
+        yield Ids(profile_ids, audience_id, action)
+        return
+    records = [read_change(each, audience_id, action, id_type) for each in profile_ids]
+    yield Ids([each.profile_id for each in records if isinstance(each, Change)], audience_id, action)
+    yield from (each for each in records if isinstance(each, Rejection))
+
+
+def _are_ids(texts: list[str]) -> bool:
+    lengths = set(map(len, texts))
+    return not lengths or (0 not in lengths and max(lengths) <= MAX_LENGTH and is_unicode("".join(texts)))
 
 
 def _id_text(value: Any) -> str | None:
@@ -143,17 +197,3 @@ def _id_text(value: Any) -> str | None:
                 f"A profile ID is of type {type(value).__name__}, but must be text, an integer or a UUID. "
                 "Cast it to text in SQL, so that it is spelt as Talon.One knows it."
             )
-
-
-def chunks(
-    records: Iterable[Change | Rejection], size: int = MAX_CHANGES
-) -> Generator[list[Change | Rejection], None, None]:
-    """Cut a stream into lists, so that crossing a thread costs once a list and not once a record."""
-    iterator = iter(records)
-    try:
-        while chunk := list(islice(iterator, size)):
-            yield chunk
-    finally:
-        # A generator that holds a cursor must close with this one, not at some later garbage collection.
-        if isinstance(iterator, Generator):
-            iterator.close()

@@ -15,10 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter, le, lt
-from typing import IO, Generic, TypeAlias, TypeVar
+from typing import IO, Any, Generic, TypeAlias, TypeVar
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.changes import Change, Ids, Record, Rejection
 from airflow_provider_talon_cdp.sync.lines import from_line, to_line
 
 Member: TypeAlias = tuple[str, str]
@@ -26,6 +26,7 @@ Member: TypeAlias = tuple[str, str]
 
 _RUN = 100_000
 _BLOCK = 4096
+_profile_of = itemgetter(0)
 _audience = itemgetter(1)
 
 
@@ -72,7 +73,7 @@ class PlanCounts:
 
 
 def members(
-    records: Iterable[Change | Rejection],
+    records: Iterable[Record],
     counts: PlanCounts,
     *,
     on_rejected: Callable[[Rejection], None] = lambda _: None,
@@ -83,7 +84,7 @@ def members(
         OutOfOrderError: A member is smaller than the one before it.
     """
     last: Member = ("", "")
-    source = iter(records)
+    source = _spelt_out(records)
     while block := list(islice(source, _BLOCK)):
         counts.read += len(block)
         changes = [record for record in block if isinstance(record, Change)]
@@ -127,7 +128,7 @@ def diff(
         InvalidInputError: The source has an audience that is not managed.
     """
     # Blocks, because comparing sets of some thousand members costs a tenth of comparing them one by one.
-    olds, news, doubts = _Blocks(known), _Blocks(wanted), _Blocks(uncertain)
+    olds, news, doubts = (_Blocks(stream, _member_of) for stream in (known, wanted, uncertain))
     while bound := min((blocks.last for blocks in (olds, news, doubts) if blocks.last), default=None):
         old, new, doubt = olds.up_to(bound), news.up_to(bound), doubts.up_to(bound)
         if managed is not None:
@@ -163,15 +164,25 @@ def diff(
         yield from sorted(additions + removals)
 
 
-def fold(snapshot: Iterable[Member], changes: Iterable[Change]) -> Iterator[Member]:
-    """Yield the members of a snapshot after sorted changes."""
-    olds, news = _Blocks(snapshot), _Blocks(changes)
+def fold(
+    snapshot: Iterable[Member], changes: Iterable[Change], *, one_per_profile: bool = False
+) -> Iterator[Member]:
+    """Yield the members of a snapshot after sorted changes.
+
+    Args:
+        snapshot: Sorted.
+        changes: Sorted.
+        one_per_profile: Whether a change replaces whatever the snapshot has of its profile. Each profile stands
+            once in the snapshot and once in the changes then.
+    """
+    key: Callable[[Member | Change], Any] = _profile_of if one_per_profile else _member_of
+    olds, news = _Blocks(snapshot, key), _Blocks(changes, key)
     while bound := min((blocks.last for blocks in (olds, news) if blocks.last), default=None):
         old, new = olds.up_to(bound), news.up_to(bound)
         if new:
-            changed = {_member_of(change) for change in new}
+            changed = set(map(key, new))
             joined = [_member_of(change) for change in new if change.action == "add"]
-            old = sorted([member for member in old if member not in changed] + joined)
+            old = sorted([member for member in old if key(member) not in changed] + joined)
         yield from old
 
 
@@ -179,17 +190,18 @@ E = TypeVar("E", Member, Change)
 
 
 class _Blocks(Generic[E]):
-    """A stream sorted by member, read ahead by a block."""
+    """A stream sorted by a key, read ahead by a block."""
 
-    def __init__(self, stream: Iterable[E]) -> None:
+    def __init__(self, stream: Iterable[E], key: Callable[[E], Any]) -> None:
         self._stream: Iterator[E] = iter(stream)
+        self._key: Callable[[E], Any] = key
         self._block: list[E] = []
-        self.last: Member | None = None
+        self.last: Any = None
         self._fill()
 
-    def up_to(self, bound: Member) -> list[E]:
+    def up_to(self, bound: Any) -> list[E]:
         """Take what is in the block and not greater than a bound."""
-        cut = bisect_right(self._block, bound, key=_member_of)
+        cut = bisect_right(self._block, bound, key=self._key)
         taken, self._block = self._block[:cut], self._block[cut:]
         if not self._block:
             self._fill()
@@ -197,7 +209,7 @@ class _Blocks(Generic[E]):
 
     def _fill(self) -> None:
         self._block = list(islice(self._stream, _BLOCK))
-        self.last = _member_of(self._block[-1]) if self._block else None
+        self.last = self._key(self._block[-1]) if self._block else None
 
 
 def _member_of(entry: Member | Change) -> Member:
@@ -205,9 +217,7 @@ def _member_of(entry: Member | Change) -> Member:
     return entry[:2]  # type: ignore[return-value]
 
 
-def externally_sorted(
-    records: Iterable[Change | Rejection], *, run: int = _RUN
-) -> Iterator[Change | Rejection]:
+def externally_sorted(records: Iterable[Record], *, run: int = _RUN) -> Iterator[Change | Rejection]:
     """Yield records sorted by member, with ``run`` of them in memory and the rest in temporary files.
 
     Rejections, which have no place in the order, pass through first.
@@ -215,7 +225,7 @@ def externally_sorted(
     with ExitStack() as files:
         runs: list[IO[str]] = []
         changes: list[Change] = []
-        source = iter(records)
+        source = _spelt_out(records)
         while chunk := list(islice(source, run)):
             changes = [record for record in chunk if isinstance(record, Change)]
             yield from (record for record in chunk if isinstance(record, Rejection))
@@ -226,6 +236,14 @@ def externally_sorted(
             runs.append(file)
         for profile_id, audience_id in heapq.merge(*[map(_split, file) for file in runs]):
             yield Change(profile_id, audience_id, "add")
+
+
+def _spelt_out(records: Iterable[Record]) -> Iterator[Change | Rejection]:
+    for record in records:
+        if isinstance(record, Ids):
+            yield from record.changes()
+        else:
+            yield record
 
 
 def _split(line: str) -> Member:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from airflow_provider_talon_cdp.sync.changes import Change
+from airflow_provider_talon_cdp.sync.changes import Batch, Change
 from airflow_provider_talon_cdp.sync.diff import Member
 
 Planner: TypeAlias = Callable[[Iterable[Member], Iterable[Member]], Iterable[Change]]
@@ -92,8 +92,8 @@ class Ledger(Protocol):
         """
         ...
 
-    def changes(self) -> Iterator[Change]:
-        """All changes of the plan in force, in the order in which batches are numbered."""
+    def batches(self) -> Generator[Batch, None, None]:
+        """All changes of the plan in force, in the batches in which they travel, numbered from 0."""
         ...
 
     def leaving(self, batch: int) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
-from airflow_provider_talon_cdp.exceptions import GuardError, NotFoundError
+from airflow_provider_talon_cdp.exceptions import GuardError, NotFoundError, RejectedError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
+from airflow_provider_talon_cdp.sync.changes import Batch, Change
+from airflow_provider_talon_cdp.sync.delivery import halving
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.ledger import Ledger, StagedPlan
 from airflow_provider_talon_cdp.sync.plan import Letters, Planned, Source, now, plan
-from airflow_provider_talon_cdp.sync.push import Landing
-from airflow_provider_talon_cdp.sync.report import SyncReport
+from airflow_provider_talon_cdp.sync.push import Flight
+from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 from airflow_provider_talon_cdp.sync.resume import Cursor, Earlier, counted
 from airflow_provider_talon_cdp.sync.run import MeteredSender, fail_if_rejected, send_all
 
@@ -137,10 +139,17 @@ class Mirror:
             refused.add(member)
             return True
 
+        def earlier(tally: Tally) -> Earlier:
+            return Earlier(left=counts.changes, pushed=tally, refused=refused)
+
         self._enforce(staged, cursor)
-        pushed = self._push(counts, note)
-        log.info("That plan is finished: %s. Now the source is planned anew.", pushed)
-        return Earlier(pushed=pushed, refused=refused)
+        tally = self._push(counts, note, lambda tally: earlier(tally).joined(_report(PlanCounts())))
+        log.info(
+            "That plan is finished: %s sent, %s refused. Now the source is planned anew.",
+            f"{tally.sent:,}",
+            f"{len(refused):,}",
+        )
+        return earlier(tally)
 
     def _sync(self, cursor: Cursor | None, earlier: Earlier) -> SyncReport:
         """Plan the source as it is now, and send what the guard lets pass."""
@@ -155,8 +164,11 @@ class Mirror:
         counts = planned.counts
         if passed and counts.changes:
             self._enforce(planned.staged, cursor)
-            pushed = self._push(counts, lambda member: member not in earlier.refused)
-            return earlier.joined(_report(counts, pushed), planned.again)
+
+            def report(tally: Tally) -> SyncReport:
+                return earlier.joined(_report(counts, tally), planned.again)
+
+            return report(self._push(counts, lambda member: member not in earlier.refused, report))
         self.ledger.discard(planned.staged)
         self.ledger.flush()
         if not passed:
@@ -175,7 +187,7 @@ class Mirror:
             return planned, self.guard.check(planned.counts) == "send"
         except GuardError as error:
             self.ledger.discard(planned.staged)
-            if earlier.pushed:
+            if earlier.pushed.sent:
                 raise GuardError(
                     f"{error} That is about the plan of the source as it is now; {earlier.pushed.sent:,} changes that an "
                     "earlier try had left of its plan were sent before."
@@ -206,38 +218,51 @@ class Mirror:
             if number % MAX_CHANGES == 0:
                 self.ledger.flush()
 
-    def _push(self, counts: PlanCounts, needs_letter: Callable[[Member], bool]) -> SyncReport:
-        flushed = time.monotonic()
+    def _push(
+        self,
+        counts: PlanCounts,
+        needs_letter: Callable[[Member], bool],
+        report: Callable[[Tally], SyncReport],
+    ) -> Tally:
+        """Send the plan in force.
 
-        def on_landed(landing: Landing) -> None:
+        Args:
+            counts: Of the plan.
+            needs_letter: Asked of each refused member.
+            report: What to log when the push stops early.
+        """
+        tally = Tally()
+        began = flushed = time.monotonic()
+
+        def on_landed(flight: Flight[Batch]) -> None:
             nonlocal flushed
-            for _, change, error in landing.refusals:
-                if not needs_letter((change.profile_id, str(change.audience_id))):
-                    continue
-                self.ledger.reject(
-                    {
-                        "time": now(),
-                        "profile_id": change.profile_id,
-                        "audience_id": change.audience_id,
-                        "action": change.action,
-                        "reason": str(error),
-                        "status": error.status,
-                        "request_uuid": error.request_uuid,
-                    }
-                )
-            self.ledger.landed(landing.number, [refusal.position for refusal in landing.refusals])
+            # Few flights have refusals, and only those need their changes one by one.
+            changes = flight.batch.changes if flight.refusals else ()
+            for position, error in flight.refusals:
+                change = changes[position]
+                if needs_letter((change.profile_id, str(change.audience_id))):
+                    self.ledger.reject(_letter(change, error))
+            self.ledger.landed(flight.number, [refusal.position for refusal in flight.refusals])
             if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
                 self.ledger.flush()
                 flushed = time.monotonic()
 
+        def progress() -> str:
+            rate = tally.sent / (time.monotonic() - began)
+            left = (counts.changes - tally.sent) / rate
+            return f"{tally.sent:,} of {counts.changes:,} sent, {rate:,.0f} a second, {left:,.0f} s left"
+
         try:
-            return send_all(
-                self.ledger.changes(),
+            send_all(
+                self.ledger.batches(),
                 self.sender(),
+                halving,
+                tally,
                 in_flight=self.in_flight,
+                progress=progress,
+                report=lambda: report(tally),
                 on_leaving=self.ledger.leaving,
                 on_landed=on_landed,
-                total=counts.changes,
             )
         except NotFoundError:
             # Whoever deleted an audience may make it again by hand, without its members.
@@ -245,20 +270,34 @@ class Mirror:
             raise
         finally:
             self.ledger.flush()
+        return tally
 
 
-def _report(counts: PlanCounts, pushed: SyncReport | None = None) -> SyncReport:
+def _report(counts: PlanCounts, tally: Tally | None = None) -> SyncReport:
     """Join the counts of the plan with those of the push, or say that nothing of the plan was sent."""
+    tally = tally or Tally()
     return SyncReport(
         read=counts.read,
         removals=counts.removals.total(),
         unchanged=counts.unchanged,
-        sent=pushed.sent if pushed else 0,
-        duplicate=counts.duplicate + (pushed.duplicate if pushed else 0),
-        rejected=counts.rejected + Counter(pushed.rejected if pushed else {}),
-        unsent=pushed.unsent if pushed else counts.changes,
-        requests=pushed.requests if pushed else 0,
-        retries=pushed.retries if pushed else 0,
-        throttled=pushed.throttled if pushed else 0,
+        sent=tally.sent,
+        duplicate=counts.duplicate,
+        rejected=counts.rejected + tally.rejected,
+        unsent=tally.unsent + counts.changes - tally.launched,
+        requests=tally.requests,
+        retries=tally.retries,
+        throttled=tally.throttled,
         seconds=0.0,
     )
+
+
+def _letter(change: Change, error: RejectedError) -> dict[str, Any]:
+    return {
+        "time": now(),
+        "profile_id": change.profile_id,
+        "audience_id": change.audience_id,
+        "action": change.action,
+        "reason": str(error),
+        "status": error.status,
+        "request_uuid": error.request_uuid,
+    }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.changes import Change, Record, Rejection
 from airflow_provider_talon_cdp.sync.diff import (
     Member,
     OutOfOrderError,
@@ -25,7 +25,7 @@ from airflow_provider_talon_cdp.sync.ledger import Planner
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Source: TypeAlias = Callable[[], Iterable[Change | Rejection]]
+Source: TypeAlias = Callable[[], Iterable[Record]]
 """Reads the wanted members from the start; called again when they turn out not to be sorted by bytes."""
 
 
@@ -109,7 +109,7 @@ def _plan_once(
     consume: Callable[[Planner], T],
     managed: Collection[str] | None,
     refused: Collection[Member],
-    arrange: Callable[[Iterable[Change | Rejection]], Iterable[Change | Rejection]],
+    arrange: Callable[[Iterable[Record]], Iterable[Record]],
 ) -> Planned[T]:
     counts = PlanCounts()
     letters = Letters()
@@ -125,7 +125,7 @@ def _plan_once(
 
 
 @contextmanager
-def _reading(source: Source) -> Iterator[Iterable[Change | Rejection]]:
+def _reading(source: Source) -> Iterator[Iterable[Record]]:
     """Close the source's cursor at the end, before anybody opens another one."""
     records = source()
     try:

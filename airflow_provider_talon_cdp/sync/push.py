@@ -1,7 +1,6 @@
-"""Sends a stream of changes with many requests in flight, and accounts for each of them.
+"""Sends batches with many of them in flight, and accounts for each of their changes.
 
-A profile is never in two requests at once (Talon.One refuses that), and a batch that Talon.One refuses is halved until
-the refused changes are alone, so that the rest of it lands.
+A profile is never in two requests at once, which Talon.One would refuse.
 """
 
 from __future__ import annotations
@@ -9,47 +8,112 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from typing import NamedTuple, Protocol
+from itertools import islice
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
-from airflow_provider_talon_cdp.ids import MAX_CHANGES
-from airflow_provider_talon_cdp.sync.changes import Batch, Change, Entry, Rejection, chunks
+from airflow_provider_talon_cdp.exceptions import RejectedError
 from airflow_provider_talon_cdp.sync.report import Tally
 
 log = logging.getLogger(__name__)
 
-# When twice this many changes were refused and none was accepted, the configuration is wrong and not the data.
-_HOPELESS = 50
-_AUDIENCES_NAMED = 10
+# Crossing from the reading thread to the event loop costs once a list, and not once a batch.
+_READ_AHEAD = 8
 
 
-class Sender(Protocol):
-    """Sends the entries of one batch, retries included, or raises."""
+class Changes(Protocol):
+    """What one flight carries."""
 
-    async def __call__(self, entries: Sequence[Entry], /) -> None:
-        """Return when Talon.One has acknowledged all of them."""
+    @property
+    def profiles(self) -> frozenset[str]:
+        """IDs of the profiles that it touches."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """Whether none of the last ``in_flight`` batches before it touches one of them, so that nobody need look."""
+        ...
+
+    def __len__(self) -> int:
+        """How many changes it has."""
         ...
 
 
+B = TypeVar("B", bound=Changes)
+
+
+class Refusal(NamedTuple):
+    """One change that Talon.One refused, and how it answered.
+
+    Args:
+        position: Of the change in its batch.
+        error: The answer.
+    """
+
+    position: int
+    error: RejectedError
+
+
+class Flight(Generic[B]):
+    """A batch under way; its delivery says here what becomes of the changes.
+
+    Attributes:
+        number: Batches are numbered from 0 in the order of the stream.
+        batch: What it carries.
+        refusals: The changes that were refused so far.
+    """
+
+    def __init__(self, number: int, batch: B, tally: Tally, on_progress: Callable[[], None]) -> None:
+        self.number = number
+        self.batch = batch
+        self.refusals: list[Refusal] = []
+        self.unsettled = len(batch)
+        self.tally = tally
+        self._on_progress = on_progress
+
+    def sent(self, changes: int) -> None:
+        """Note that so many more changes were acknowledged."""
+        self.unsettled -= changes
+        self.tally.sent += changes
+        self._on_progress()
+
+    def refused(self, position: int, error: RejectedError, reason: str) -> None:
+        """Note that the change at a position was refused.
+
+        Args:
+            position: In the batch.
+            error: The answer.
+            reason: To count by; it holds no ID and no value.
+        """
+        if reason not in self.tally.rejected:
+            log.warning("A record was refused, and others may follow: %s", error)
+        self.unsettled -= 1
+        self.tally.rejected[reason] += 1
+        self.refusals.append(Refusal(position, error))
+
+
+Deliver: TypeAlias = Callable[[Flight[B]], Awaitable[None]]
+"""Settles all changes of a flight, retries included, or raises what no other flight would survive."""
+
+
 async def push(
-    records: Iterable[Change | Rejection],
-    send: Sender,
+    batches: Generator[B, None, None],
+    deliver: Deliver[B],
     tally: Tally,
     *,
     in_flight: int = 64,
     on_progress: Callable[[], None] = lambda: None,
     on_leaving: Callable[[int], None] = lambda _: None,
-    on_landed: Callable[[Landing], None] = lambda _: None,
+    on_landed: Callable[[Flight[B]], None] = lambda _: None,
 ) -> None:
-    """Send every change, and count every record.
+    """Send every batch, and count every change.
 
     Args:
-        records: Read in a thread of its own, as reading a database blocks.
-        send: Called with one batch at a time, by several tasks at once.
-        tally: Counts, kept up while this runs; they balance when it returns or raises.
+        batches: Read in a thread of its own, as reading a database blocks.
+        deliver: Called with one flight at a time, by several tasks at once.
+        tally: Counts, kept up while this runs.
         in_flight: Batches in flight at the most.
         on_progress: Called after every acknowledgement.
         on_leaving: Called with the number of a batch before it is sent.
@@ -58,76 +122,28 @@ async def push(
     Raises:
         RequestError: The run cannot go on. What was not acknowledged is counted as unsent.
     """
-    pusher = _Pusher(send, tally, in_flight, on_progress, on_leaving, on_landed)
-    async with pusher.running(), aclosing(_in_thread(chunks(records))) as stream:
-        async for chunk in stream:
-            for record in chunk:
-                await pusher.take(record)
-        await pusher.finish()
+    pusher = _Pusher(deliver, tally, in_flight, on_landed)
+    async with pusher.running(), aclosing(_in_thread(batches)) as stream:
+        number = 0
+        async for batch in stream:
+            await pusher.wait_for(batch, number)
+            on_leaving(number)
+            pusher.launch(Flight(number, batch, tally, on_progress))
+            number += 1
+        await pusher.wait_for_all()
 
 
-class Refusal(NamedTuple):
-    """One change that Talon.One refused, and how it answered.
-
-    Args:
-        position: Of the change in its batch.
-        change: The change.
-        error: The answer.
-    """
-
-    position: int
-    change: Change
-    error: RejectedError
-
-
-class Landing(NamedTuple):
-    """A batch all of whose changes were acknowledged or refused.
-
-    Args:
-        number: Batches are numbered from 0 in the order of the stream.
-        refusals: Its refused changes.
-    """
-
-    number: int
-    refusals: tuple[Refusal, ...]
-
-
-class _Flight:
-    """A batch on its way, and the parts of it that have not landed."""
-
-    def __init__(self, number: int, batch: Batch) -> None:
-        self.number = number
-        self.refusals: list[Refusal] = []
-        self.changes = {change: position for position, change in enumerate(batch.changes)}
-        self.profiles = frozenset(entry.profile_id for entry in batch.entries)
-        self.left = [batch]
-
-    @property
-    def unsent(self) -> int:
-        return sum(len(part.changes) for part in self.left)
-
-
-class _Pusher:
+class _Pusher(Generic[B]):
     def __init__(
-        self,
-        send: Sender,
-        tally: Tally,
-        in_flight: int,
-        on_progress: Callable[[], None],
-        on_leaving: Callable[[int], None],
-        on_landed: Callable[[Landing], None],
+        self, deliver: Deliver[B], tally: Tally, in_flight: int, on_landed: Callable[[Flight[B]], None]
     ) -> None:
-        self._send = send
+        self._deliver = deliver
         self._tally = tally
         self._in_flight = in_flight
-        self._on_progress = on_progress
-        self._on_leaving = on_leaving
         self._on_landed = on_landed
-        self._launched = 0
-        self._waiting: dict[Change, None] = {}
-        self._flights: dict[asyncio.Task[None], _Flight] = {}
-        self._flight_of: dict[str, _Flight] = {}
-        self._refusals_explained: set[str] = set()
+        self._flights: dict[asyncio.Task[None], Flight[B]] = {}
+        self._ended = asyncio.Event()
+        self._failure: BaseException | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -136,109 +152,78 @@ class _Pusher:
         finally:
             for task in self._flights:
                 task.cancel()
+            flights = list(self._flights.values())
             await asyncio.gather(*self._flights, return_exceptions=True)
-            self._tally.unsent += len(self._waiting) + sum(flight.unsent for flight in self._flights.values())
+            self._tally.unsent += sum(flight.unsettled for flight in flights)
 
-    async def take(self, record: Change | Rejection) -> None:
-        self._tally.read += 1
-        if isinstance(record, Rejection):
-            self._tally.rejected[record.reason] += 1
-            return
-        flight = self._flight_of.get(record.profile_id)
-        if record in self._waiting or (flight and record in flight.changes):
-            self._tally.duplicate += 1
-            return
-        self._waiting[record] = None
-        if len(self._waiting) == MAX_CHANGES:
-            await self._launch()
+    async def wait_for(self, batch: B, number: int) -> None:
+        """Wait until one more flight may leave, and no profile of it is in another one."""
+        self._raise_failure()
+        while len(self._flights) >= self._in_flight or self._meets_a_flight(batch, number):
+            await self._one_ends()
 
-    async def finish(self) -> None:
-        if self._waiting:
-            await self._launch()
+    def _meets_a_flight(self, batch: B, number: int) -> bool:
+        # In the order of their numbers: a flight that has been retried for long may be much older than the others.
+        for flight in self._flights.values():
+            if batch.alone and flight.number >= number - self._in_flight:
+                return False
+            if not flight.batch.profiles.isdisjoint(batch.profiles):
+                return True
+        return False
+
+    async def wait_for_all(self) -> None:
         while self._flights:
-            await self._settle()
+            await self._one_ends()
 
-    async def _launch(self) -> None:
-        flight = _Flight(self._launched, Batch.of(self._waiting))
-        while len(self._flights) >= self._in_flight or not flight.profiles.isdisjoint(self._flight_of):
-            await self._settle()
-        self._on_leaving(flight.number)
-        self._waiting = {}
-        self._launched += 1
-        self._flight_of.update(dict.fromkeys(flight.profiles, flight))
-        self._flights[asyncio.create_task(self._deliver(flight))] = flight
+    def launch(self, flight: Flight[B]) -> None:
+        self._tally.launched += len(flight.batch)
+        task = asyncio.create_task(self._fly(flight))
+        self._flights[task] = flight
+        task.add_done_callback(self._note_end)
 
-    async def _settle(self) -> None:
-        """Wait until at least one flight has ended, and raise what it raised."""
-        done, _ = await asyncio.wait(self._flights, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-            for profile_id in self._flights.pop(task).profiles:
-                del self._flight_of[profile_id]
+    async def _fly(self, flight: Flight[B]) -> None:
+        await self._deliver(flight)
+        self._on_landed(flight)
 
-    async def _deliver(self, flight: _Flight) -> None:
-        while flight.left:
-            batch = flight.left[-1]
-            try:
-                await self._send(batch.entries)
-            except NotFoundError as error:
-                error.explain(
-                    f"Audiences in the request: {_names(batch)}. Create a missing one with CreateAudienceOperator, or let a mirror do it with audience_name."
-                )
-                raise
-            except RejectedError as error:
-                if len(batch.changes) > 1:
-                    flight.left[-1:] = reversed(batch.halves())
-                    continue
-                self._refuse(flight, error)
-                change = batch.changes[0]
-                flight.refusals.append(Refusal(flight.changes[change], change, error))
-            else:
-                self._tally.sent += len(batch.changes)
-                self._on_progress()
-            flight.left.pop()
-        self._on_landed(Landing(flight.number, tuple(flight.refusals)))
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        failure = task.exception()
+        if failure:
+            # Its flight stays, so that what it had not settled is counted.
+            self._failure = self._failure or failure
+        else:
+            del self._flights[task]
+        self._ended.set()
 
-    def _refuse(self, flight: _Flight, error: RejectedError) -> None:
-        reason = f"refused by Talon.One ({error.status})"
-        if self._tally.sent == 0:
-            refused = self._tally.rejected[reason] + 1
-            if refused == _HOPELESS:
-                # Before giving up, try the other end of the batch: perhaps only its beginning is bad.
-                flight.left[:-1] = reversed(flight.left[:-1])
-            if refused == 2 * _HOPELESS:
-                error.explain(
-                    f"The first {refused} records were all refused, so this is no matter of single records."
-                )
-                raise error
-        if reason not in self._refusals_explained:
-            self._refusals_explained.add(reason)
-            log.warning("A record was refused, and others may follow: %s", error)
-        self._tally.rejected[reason] += 1
+    async def _one_ends(self) -> None:
+        """Wait until a flight ends, and raise what it raised."""
+        self._raise_failure()
+        self._ended.clear()
+        await self._ended.wait()
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure:
+            raise self._failure
 
 
-def _names(batch: Batch) -> str:
-    audiences = sorted({str(change.audience_id) for change in batch.changes})
-    return ", ".join(audiences[:_AUDIENCES_NAMED]) + (", ..." if len(audiences) > _AUDIENCES_NAMED else "")
-
-
-async def _in_thread(
-    iterator: Generator[list[Change | Rejection], None, None],
-) -> AsyncGenerator[list[Change | Rejection], None]:
-    """Iterate in one thread of its own, one list ahead; a SQLite connection must stay in the thread that made it."""
+async def _in_thread(iterator: Generator[B, None, None]) -> AsyncGenerator[B, None]:
+    """Iterate in one thread of its own, a list ahead; a SQLite connection must stay in the thread that made it."""
     loop = asyncio.get_running_loop()
     # Airflow's log handlers find the task in context variables.
     context = contextvars.copy_context()
 
-    def read() -> list[Change | Rejection]:
-        return context.run(lambda: next(iterator, []))
+    def read() -> list[B]:
+        return context.run(lambda: list(islice(iterator, _READ_AHEAD)))
 
     with ThreadPoolExecutor(1, thread_name_prefix="talon-cdp-source") as thread:
         ahead = loop.run_in_executor(thread, read)
         try:
-            while chunk := await ahead:
+            while batches := await ahead:
                 ahead = loop.run_in_executor(thread, read)
-                yield chunk
+                for batch in batches:
+                    yield batch
         finally:
             # The read that is under way may fail too; the first error is the one to tell.
             ahead.add_done_callback(lambda done: done.cancelled() or done.exception())

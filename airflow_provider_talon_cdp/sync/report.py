@@ -10,26 +10,30 @@ from typing import Any
 
 @dataclass
 class Tally:
-    """Counts while a sync runs. Each record that is read ends in exactly one of the other four.
+    """Counts of a push while it runs. Each change that was launched ends in exactly one of the other three.
 
     Args:
-        read: Records taken from the source.
-        sent: Records that Talon.One acknowledged.
-        duplicate: Records equal to one that was waiting or in flight, so not sent again.
-        rejected: Records that cannot be sent or that Talon.One refused, by reason.
-        unsent: Records without an acknowledgement when the sync stopped early; a part of them may have arrived.
+        launched: Changes in the batches that were to be sent.
+        sent: Changes that Talon.One acknowledged.
+        rejected: Changes that Talon.One refused, by reason.
+        unsent: Changes without an acknowledgement when the push stopped early; a part of them may have arrived.
+        requests: HTTP requests that left.
+        retries: Those of them that repeated a failed one.
+        throttled: Answers 429.
     """
 
-    read: int = 0
+    launched: int = 0
     sent: int = 0
-    duplicate: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     unsent: int = 0
+    requests: int = 0
+    retries: int = 0
+    throttled: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """The counts of a sync that has ended; see ``Tally`` for the first five.
+    """The counts of a sync that has ended.
 
     Args:
         read: Records taken from the source.

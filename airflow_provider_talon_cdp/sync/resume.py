@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from airflow_provider_talon_cdp.sync.changes import Change
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
-from airflow_provider_talon_cdp.sync.report import SyncReport
+from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 
 _REFUSED = "refused by Talon.One in what an earlier try had left"
 
@@ -31,12 +31,14 @@ class Earlier:
     """What became of the changes that an earlier try had left of its plan.
 
     Args:
-        pushed: The counts of their push; None where there was none.
+        left: How many there were.
+        pushed: The counts of their push.
         refused: Members of which Talon.One refused a change then.
         lost: Audiences that Talon.One turned out to have lost, so that nothing was sent.
     """
 
-    pushed: SyncReport | None = None
+    left: int = 0
+    pushed: Tally = field(default_factory=Tally)
     refused: Collection[Member] = ()
     lost: Collection[str] = ()
 
@@ -47,18 +49,18 @@ class Earlier:
             report: Of that plan.
             again: Refused members that it changed: the answer that counts is the one that they got then.
         """
-        if not self.pushed:
-            return report
-        refused = self.pushed.rejected_total - len(again)
+        pushed = self.pushed
+        refused = pushed.rejected.total() - len(again)
         return replace(
             report,
-            resumed=self.pushed.read,
-            sent=report.sent + self.pushed.sent,
-            duplicate=report.duplicate + self.pushed.duplicate + len(again),
+            resumed=self.left,
+            sent=report.sent + pushed.sent,
+            duplicate=report.duplicate + len(again),
             rejected=Counter(report.rejected) + Counter({_REFUSED: refused}),
-            requests=report.requests + self.pushed.requests,
-            retries=report.retries + self.pushed.retries,
-            throttled=report.throttled + self.pushed.throttled,
+            unsent=report.unsent + pushed.unsent + self.left - pushed.launched,
+            requests=report.requests + pushed.requests,
+            retries=report.retries + pushed.retries,
+            throttled=report.throttled + pushed.throttled,
         )
 
 

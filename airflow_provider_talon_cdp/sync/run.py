@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from airflow_provider_talon_cdp.exceptions import RejectedRecordsError
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
-from airflow_provider_talon_cdp.sync.push import Landing, Sender, push
+from airflow_provider_talon_cdp.sync.batches import Intake, batches
+from airflow_provider_talon_cdp.sync.changes import Record
+from airflow_provider_talon_cdp.sync.delivery import Sender, halving
+from airflow_provider_talon_cdp.sync.push import B, Deliver, Flight, push
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 
 log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_PROGRESS_LINES = 5.0
 
 
-class MeteredSender(Sender, Protocol):
+class Metered(Protocol):
     """A sender that counts what it sends."""
 
     @property
@@ -37,8 +39,15 @@ class MeteredSender(Sender, Protocol):
         ...
 
 
+class MeteredSender(Sender, Metered, Protocol):
+    """A sender of membership changes that counts what it sends."""
+
+
+S = TypeVar("S", bound=Metered)
+
+
 def run_sync(
-    records: Iterable[Change | Rejection],
+    records: Iterable[Record],
     sender: AbstractAsyncContextManager[MeteredSender],
     *,
     in_flight: int = 64,
@@ -56,32 +65,77 @@ def run_sync(
         RejectedRecordsError: Everything good was sent, but more records than ``max_rejected`` were rejected.
         RequestError: The run stopped early; the log says how far it came.
     """
-    report = send_all(records, sender, in_flight=in_flight)
-    log.info("Done: %s", report)
-    fail_if_rejected(report, max_rejected)
-    return report
+    began = time.monotonic()
+    intake, tally = Intake(), Tally()
+
+    def report() -> SyncReport:
+        return SyncReport(
+            read=intake.read,
+            sent=tally.sent,
+            duplicate=intake.duplicate,
+            rejected=intake.rejected + tally.rejected,
+            unsent=tally.unsent + intake.batched - tally.launched + intake.held,
+            requests=tally.requests,
+            retries=tally.retries,
+            throttled=tally.throttled,
+            seconds=time.monotonic() - began,
+        )
+
+    def progress() -> str:
+        return f"{intake.read:,} read, {tally.sent:,} sent, {tally.sent / (time.monotonic() - began):,.0f} a second"
+
+    send_all(
+        batches(records, intake, in_flight=in_flight),
+        sender,
+        halving,
+        tally,
+        in_flight=in_flight,
+        progress=progress,
+        report=report,
+    )
+    log.info("Done: %s", report())
+    fail_if_rejected(report(), max_rejected)
+    return report()
 
 
 def send_all(
-    records: Iterable[Change | Rejection],
-    sender: AbstractAsyncContextManager[MeteredSender],
+    stream: Generator[B, None, None],
+    opening: AbstractAsyncContextManager[S],
+    delivery: Callable[[S], Deliver[B]],
+    tally: Tally,
     *,
     in_flight: int,
+    progress: Callable[[], str],
+    report: Callable[[], SyncReport],
     on_leaving: Callable[[int], None] = lambda _: None,
-    on_landed: Callable[[Landing], None] = lambda _: None,
-    total: int | None = None,
-) -> SyncReport:
-    """Send all records on an event loop of its own.
+    on_landed: Callable[[Flight[B]], None] = lambda _: None,
+) -> None:
+    """Send all batches on an event loop of its own.
 
     Args:
-        records: A blocking stream of changes and of records that cannot be changes.
-        sender: Opened for the run and closed after it.
-        in_flight: Requests in flight at the most.
+        stream: The batches; read in a thread of its own.
+        opening: The sender; opened for the run and closed after it.
+        delivery: Makes a delivery of the sender.
+        tally: Counts, kept up while this runs.
+        in_flight: Batches in flight at the most.
+        progress: What a log line every few seconds says.
+        report: What the log says when the run stops early.
         on_leaving: Called with the number of a batch before it is sent.
         on_landed: Called when the fate of all changes of a batch is known.
-        total: Records in all, if known; for the progress lines.
     """
-    return asyncio.run(_send_all(records, sender, in_flight, on_leaving, on_landed, total))
+    asyncio.run(
+        _send_all(
+            stream,
+            opening,
+            delivery,
+            tally,
+            in_flight=in_flight,
+            on_progress=_every_few_seconds(lambda: log.info("%s", progress())),
+            report=report,
+            on_leaving=on_leaving,
+            on_landed=on_landed,
+        )
+    )
 
 
 def fail_if_rejected(report: SyncReport, max_rejected: int | None) -> None:
@@ -100,63 +154,50 @@ def fail_if_rejected(report: SyncReport, max_rejected: int | None) -> None:
 
 
 async def _send_all(
-    records: Iterable[Change | Rejection],
-    opening: AbstractAsyncContextManager[MeteredSender],
+    stream: Generator[B, None, None],
+    opening: AbstractAsyncContextManager[S],
+    delivery: Callable[[S], Deliver[B]],
+    tally: Tally,
+    *,
     in_flight: int,
+    on_progress: Callable[[], None],
+    report: Callable[[], SyncReport],
     on_leaving: Callable[[int], None],
-    on_landed: Callable[[Landing], None],
-    total: int | None,
-) -> SyncReport:
-    tally = Tally()
-    began = time.monotonic()
+    on_landed: Callable[[Flight[B]], None],
+) -> None:
     async with opening as sender:
-
-        def report() -> SyncReport:
-            return SyncReport(
-                read=tally.read,
-                sent=tally.sent,
-                duplicate=tally.duplicate,
-                rejected=dict(tally.rejected),
-                unsent=tally.unsent,
-                requests=sender.requests,
-                retries=sender.retries,
-                throttled=sender.throttled,
-                seconds=time.monotonic() - began,
-            )
-
-        progress = _progress_log(tally, began, total)
         try:
-            await push(
-                records,
-                sender,
-                tally,
-                in_flight=in_flight,
-                on_progress=progress,
-                on_leaving=on_leaving,
-                on_landed=on_landed,
-            )
+            try:
+                await push(
+                    stream,
+                    delivery(sender),
+                    tally,
+                    in_flight=in_flight,
+                    on_progress=on_progress,
+                    on_leaving=on_leaving,
+                    on_landed=on_landed,
+                )
+            finally:
+                tally.requests, tally.retries, tally.throttled = (
+                    sender.requests,
+                    sender.retries,
+                    sender.throttled,
+                )
         except BaseException:
             log.warning(
                 "Stopped early: %s. A retry may send a part again, which changes nothing twice.", report()
             )
             raise
-        return report()
 
 
-def _progress_log(tally: Tally, began: float, total: int | None) -> Callable[[], None]:
-    last = began
+def _every_few_seconds(act: Callable[[], None]) -> Callable[[], None]:
+    last = time.monotonic()
 
-    def on_progress() -> None:
+    def acted() -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < _SECONDS_BETWEEN_PROGRESS_LINES:
-            return
-        last = now
-        rate = tally.sent / (now - began)
-        if total is None:
-            log.info("%s read, %s sent, %.0f a second", f"{tally.read:,}", f"{tally.sent:,}", rate)
-        else:
-            left = (total - tally.sent) / rate
-            log.info("%s of %s sent, %.0f a second, %.0f s left", f"{tally.sent:,}", f"{total:,}", rate, left)
+        if now - last >= _SECONDS_BETWEEN_PROGRESS_LINES:
+            last = now
+            act()
 
-    return on_progress
+    return acted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlparse
 from airflow.providers.common.compat.sdk import BaseHook
@@ -13,6 +13,8 @@ from airflow.providers.common.sql.hooks.sql import DbApiHook
 from sqlparse.tokens import Comment
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+Rows: TypeAlias = Sequence[tuple[Any, ...]]
 
 _FETCH = 5000
 # How databases, by connection type, order text by its bytes.
@@ -39,8 +41,8 @@ def sql_hook(conn_id: str) -> DbApiHook:
 
 def stream_rows(
     hook: DbApiHook, sql: str, columns: Sequence[str], parameters: Any = None, *, order_by: int = 0
-) -> Generator[tuple[Any, ...], None, None]:
-    """Yield the named columns of each row; a few thousand rows are in memory at a time.
+) -> Generator[Rows, None, None]:
+    """Yield the named columns of the rows, in lists of a few thousand.
 
     Call ``close()`` on it when you stop early. All of it must run in one thread.
 
@@ -90,7 +92,7 @@ def _quoted(name: str, *, escape: bool) -> str:
 
 def _fetch(
     connection: Any, statement: str, columns: Sequence[str], parameters: Any
-) -> Generator[tuple[Any, ...], None, None]:
+) -> Generator[Rows, None, None]:
     with closing(_cursor(connection)) as cursor:
         _execute(cursor, statement, parameters)
         # A server-side cursor of psycopg2 describes its columns after the first fetch.
@@ -102,7 +104,7 @@ def _fetch(
         pick = itemgetter(*keys) if len(keys) > 1 else itemgetter(*keys * 2)
         as_they_are = keys == list(range(len(names)))
         while rows:
-            yield from rows if as_they_are else [pick(row)[: len(keys)] for row in rows]
+            yield rows if as_they_are else [pick(row)[: len(keys)] for row in rows]
             rows = cursor.fetchmany(_FETCH)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from itertools import islice
 from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import Context
@@ -21,11 +20,10 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.ids import check_external_id, check_text
 from airflow_provider_talon_cdp.ledgers.files import ledger_name
 from airflow_provider_talon_cdp.membership import MembershipOperator
-from airflow_provider_talon_cdp.sync.changes import Action, Change, Rejection, read_change, read_changes
+from airflow_provider_talon_cdp.sync.changes import Action, Record, read_change, read_ids
 from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows
 
 Mode = Literal["mirror", "add", "remove"]
-_BLOCK = 4096
 
 
 class SqlToTalonAudienceOperator(MembershipOperator):
@@ -140,7 +138,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
 
     def _records(
         self, source: DbApiHook, action: Action, names: dict[str, str]
-    ) -> Generator[Change | Rejection, None, None]:
+    ) -> Generator[Record, None, None]:
         """Read the query; keep the names of its audiences on the way."""
         id_type = self.audience_id_type
         columns = [
@@ -148,15 +146,15 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         ]
         ordered = (2 if self.audience_column else 1) if self.mode == "mirror" else 0
         one = None if self.audience_column else audience_id_of("audience_id", self.audience_id, id_type)
-        with closing(stream_rows(source, self.sql, columns, self.parameters, order_by=ordered)) as rows:
-            while block := list(islice(rows, _BLOCK)):
+        with closing(stream_rows(source, self.sql, columns, self.parameters, order_by=ordered)) as blocks:
+            for rows in blocks:
                 if one is not None:
-                    yield from read_changes(block, one, action, id_type)
+                    yield from read_ids([row[0] for row in rows], one, action, id_type)
                     continue
-                for row in block:
+                for row in rows:
                     yield read_change(row[0], row[1], action, id_type)
                 if self.audience_name_column:
-                    names.update((row[1], row[2]) for row in block)
+                    names.update((row[1], row[2]) for row in rows)
 
     def _refuse_misplaced(self) -> None:
         many = self.mode == "mirror" and self.audience_column is not None

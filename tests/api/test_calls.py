@@ -154,3 +154,38 @@ def test_a_request_holds_1000_changes_over_all_profiles_and_not_one_more():
 
 def test_the_repr_of_a_request_has_no_body():
     assert "Tier" not in repr(calls.update_customer_profile("anna", attributes={"Tier": "gold"}))
+
+
+ODD = st.sampled_from(
+    ['"', "\\", "\x00", "\x1f", "\x7f", "\u2028", "/", '","adds":["evil"],"x":"', "é", "😀"]
+)
+
+
+@given(
+    ids=st.lists(TEXT | ODD | st.builds("{}{}".format, TEXT, ODD), min_size=1, max_size=5, unique=True),
+    audience=TEXT | ODD | st.integers(1, 2**63 - 1),
+    action=st.sampled_from(["add", "remove"]),
+    spelling=st.sampled_from(["plural", "singular"]),
+)
+def test_the_quick_form_of_a_batch_is_the_same_request_as_the_plain_one(ids, audience, action, spelling):
+    kind = {"audience_id_type": "internal" if isinstance(audience, int) else "external"}
+    kind["multi_profile_path"] = spelling
+    quick = calls.update_audience_of_customer_profiles(ids, audience, action, **kind)
+    what = ([audience], []) if action == "add" else ([], [audience])
+    plain = calls.update_customer_profiles_audiences([(each, *what) for each in ids], **kind)
+    assert json.loads(quick.body) == json.loads(plain.body)
+    for name in ("operation", "method", "path", "changes", "private"):
+        assert getattr(quick, name) == getattr(plain, name)
+
+
+@pytest.mark.parametrize("ids", [[""], ["anna", ""], ["anna", "x" * 1001], ["anna", "\udcff"]])
+def test_the_quick_form_refuses_what_the_plain_one_refuses(ids):
+    with pytest.raises(InvalidInputError, match=r"customer_profile_id|not JSON"):
+        calls.update_audience_of_customer_profiles(ids, "vip", "add")
+
+
+def test_the_quick_form_holds_1000_profiles_and_not_one_more():
+    ids = [str(number) for number in range(1001)]
+    assert calls.update_audience_of_customer_profiles(ids[:1000], "vip", "add").changes == 1000
+    with pytest.raises(InvalidInputError, match="at most 1000"):
+        calls.update_audience_of_customer_profiles(ids, "vip", "add")

@@ -200,15 +200,17 @@ def test_what_the_api_would_refuse_is_refused_before_it_is_sent(connect, talon):
 def test_the_bulk_sender_sends_external_and_internal_ids(connect, talon):
     import asyncio  # noqa: PLC0415
 
+    from airflow_provider_talon_cdp.sync.changes import Batch, Change, Ids  # noqa: PLC0415
+
     hook = connect()
     vip = hook.create_audience("vip", "VIP").id
 
     async def send():
         async with hook.members_sender() as sender:
-            await sender([("anna", ["vip"], ()), ("bert", ["vip"], ())])
+            await sender(Batch(Ids(["anna", "bert"], "vip", "add")))
             assert (sender.requests, sender.retries, sender.throttled) == (1, 0, 0)
         async with hook.members_sender(audience_id_type="internal", in_flight=1) as sender:
-            await sender([("anna", (), [vip]), ("carl", [vip], ())])
+            await sender(Batch([Change("anna", vip, "remove"), Change("carl", vip, "add")]))
 
     asyncio.run(send())
     assert talon.members("vip") == {"bert", "carl"}

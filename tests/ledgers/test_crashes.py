@@ -98,8 +98,8 @@ def test_after_a_death_at_any_step_the_next_version_leaves_no_stray_file(storage
         ledger = ledger_in(storage)
         ledger.load()
         manifest = ledger._manifest
-        named = {part["file"] for part in manifest["plan"]} | {manifest["acks"]}
-        named |= {manifest["members"]["file"]} if manifest["members"] else set()
+        named = {part["file"] for part in manifest.plan} | {manifest.acks}
+        named |= {manifest.members["file"]} if manifest.members else set()
         assert {name for name in there if name[0] == "0"} == named, f"dead at {dies_at}"
         assert "lock.json" not in there
 

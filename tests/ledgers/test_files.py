@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError, TalonCdpError
-from airflow_provider_talon_cdp.ledgers import files, storage
-from airflow_provider_talon_cdp.ledgers.files import LOCK_LASTS, FilesLedger, ledger_name
+from airflow_provider_talon_cdp.ledgers import acks, files, lock, manifest, storage
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+from airflow_provider_talon_cdp.ledgers.lock import LOCK_LASTS
 from airflow_provider_talon_cdp.sync.changes import Change
 from tests.ledgers.conftest import changes
 
@@ -110,6 +111,32 @@ def test_forgotten_audiences_are_neither_known_nor_uncertain(open_ledger, loaded
     assert list(loaded().known()) == vip("a")
 
 
+def test_a_ledger_of_profiles_holds_the_last_fingerprint_that_was_acknowledged(open_ledger, loaded):
+    def commit(*changes, landed=(0,), refused=()):
+        ledger = open_ledger(one_per_profile=True)
+        with ledger.locked("me"):
+            ledger.enforce(ledger.stage(lambda *_: changes))
+            ledger.leaving(0)
+            for batch in landed:
+                ledger.landed(batch, refused)
+            ledger.flush()
+
+    commit(Change("a", "1", "add"), Change("b", "1", "add"), Change("c", "1", "add"))
+    commit(Change("a", "2", "add"), Change("b", "1", "remove"), Change("c", "2", "add"), refused=[2])
+    assert list(loaded(one_per_profile=True).known()) == [("a", "2"), ("c", "1")]
+    commit(Change("a", "3", "add"), Change("d", "1", "add"), landed=())
+    ledger = loaded(one_per_profile=True)
+    assert list(ledger.known()) == [("a", "2"), ("c", "1")]
+    assert list(ledger.uncertain()) == [("a", "3"), ("d", "1")]
+    commit(Change("a", "3", "add", uncertain=True), Change("d", "1", "remove", uncertain=True))
+    ledger = loaded(one_per_profile=True)
+    assert (list(ledger.known()), list(ledger.uncertain())) == ([("a", "3"), ("c", "1")], [])
+
+
+def test_a_ledger_of_profiles_and_one_of_members_never_share_a_folder(open_ledger):
+    assert open_ledger(one_per_profile=True).folder != open_ledger().folder
+
+
 def test_the_files_are_the_documented_ones(open_ledger, commit):
     ledger = open_ledger()
     commit(ledger, "+a", "+b")
@@ -126,8 +153,8 @@ def test_the_files_are_the_documented_ones(open_ledger, commit):
         "manifest.json",
         "suspects.json",
     ]
-    manifest = json.loads((ledger.folder / "manifest.json").read_bytes())["content"]
-    versions = [manifest, *manifest["history"]]
+    in_force = json.loads((ledger.folder / "manifest.json").read_bytes())["content"]
+    versions = [in_force, *in_force["history"]]
     named = [each["file"] for version in versions for each in [*version["plan"], version["members"]] if each]
     assert sorted([*named, *(version["acks"] for version in versions)]) == found[:5]
 
@@ -135,9 +162,10 @@ def test_the_files_are_the_documented_ones(open_ledger, commit):
 def test_a_plan_in_force_has_acknowledgements_from_its_first_moment(open_ledger, loaded, state, monkeypatch):
     written = []
     write_json = storage.write_json
-    monkeypatch.setattr(
-        files, "write_json", lambda path, content: (written.append(path.name), write_json(path, content))
-    )
+    for module in (acks, lock, manifest):
+        monkeypatch.setattr(
+            module, "write_json", lambda path, content: (written.append(path.name), write_json(path, content))
+        )
     ledger = open_ledger()
     with ledger.locked("me"):
         ledger.enforce(ledger.stage(lambda *_: changes("+a")), {"profile ID null": 3})
@@ -181,8 +209,8 @@ def test_a_plan_is_written_in_parts_that_make_one_stream(open_ledger, loaded, co
 def test_the_acknowledgements_are_ranges(open_ledger, commit):
     ledger = open_ledger()
     commit(ledger, *[f"+{n:05}" for n in range(6001)], landed=[0, 1, 2, 4, 6], refused={4: [7, 3]}, left=7)
-    (acks,) = [each for each in (ledger.folder / "00000001").iterdir() if each.name.startswith("acks")]
-    content = json.loads(acks.read_bytes())["content"]
+    (path,) = [each for each in (ledger.folder / "00000001").iterdir() if each.name.startswith("acks")]
+    content = json.loads(path.read_bytes())["content"]
     assert content["landed"] == [[0, 2], [4, 4], [6, 6]]
     assert content["refused"] == {"4": [3, 7]}
     assert content["may_have_left"] >= 7
@@ -190,7 +218,7 @@ def test_the_acknowledgements_are_ranges(open_ledger, commit):
 
 @given(st.sets(st.integers(0, 60)))
 def test_ranges_hold_the_numbers_and_are_as_few_as_can_be(numbers):
-    ranges = files._ranges(sorted(numbers))
+    ranges = acks._ranges(sorted(numbers))
     assert [each for first, last in ranges for each in range(first, last + 1)] == sorted(numbers)
     assert all(after[0] > before[1] + 1 for before, after in pairwise(ranges))
 
@@ -306,9 +334,9 @@ def test_odd_names_can_be_written(open_ledger, loaded, commit, name):
 
 def test_a_newer_format_asks_for_an_upgrade(open_ledger, loaded, commit):
     commit(open_ledger(), "+a")
-    manifest = open_ledger().folder / "manifest.json"
-    content = json.loads(manifest.read_bytes())["content"]
-    storage.write_json(manifest, content | {"format": 2})
+    path = open_ledger().folder / "manifest.json"
+    content = json.loads(path.read_bytes())["content"]
+    storage.write_json(path, content | {"format": 2})
     with pytest.raises(LedgerError, match=r"has format 2, .* knows 1\. Upgrade airflow-provider-talon-cdp"):
         loaded()
 
@@ -335,7 +363,7 @@ def test_the_refused_run_leaves_the_lock_alone(open_ledger):
     with first.locked("one"):
         with pytest.raises(LedgerError), open_ledger().locked("two"):
             pass
-        assert first._has_lock()
+        assert first.lock.is_ours()
 
 
 def test_a_retry_takes_over_from_the_try_before_it(open_ledger):
@@ -349,7 +377,7 @@ def test_a_retry_takes_over_from_the_try_before_it(open_ledger):
 
 
 def test_a_killed_runs_lock_ends_after_a_while(open_ledger, clock, commit):
-    open_ledger()._take_lock("killed")
+    open_ledger().lock.take("killed")
     clock.now += LOCK_LASTS - 1
     with pytest.raises(LedgerError, match="in use by killed"):
         commit(open_ledger(), "+a")
@@ -361,31 +389,31 @@ def test_a_run_that_lost_its_lock_does_not_take_it_from_the_other(open_ledger):
     ledger = open_ledger()
     with ledger.locked("me"):
         other = open_ledger()
-        other._take_lock("me")
-    assert other._has_lock()
+        other.lock.take("me")
+    assert other.lock.is_ours()
 
 
 def test_the_lock_is_renewed_while_the_run_goes_on(open_ledger, clock, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_RENEWED", 0.01)
+    monkeypatch.setattr(lock, "LOCK_RENEWED", 0.01)
     with open_ledger().locked("me"):
         clock.now += 1000
         for _ in range(500):
-            if storage.read_json(open_ledger()._lock)["time"] == clock.now:
+            if storage.read_json(open_ledger().lock._path)["time"] == clock.now:
                 break
             threading.Event().wait(0.01)
         with pytest.raises(LedgerError, match="in use by me"):
-            open_ledger()._take_lock("other")
-    assert not [each for each in threading.enumerate() if "_renew_lock" in each.name]
+            open_ledger().lock.take("other")
+    assert not [each for each in threading.enumerate() if each.name == "talon-cdp-lock"]
 
 
 def test_a_lost_lock_is_not_renewed(open_ledger):
     ledger, other = open_ledger(), open_ledger()
     with ledger.locked("me"):
-        other._write_lock("other")
+        other.lock.write("other")
         turns = iter([False, True])
-        ledger._renew_lock("me", SimpleNamespace(wait=lambda _: next(turns)))
+        ledger.lock.renew("me", SimpleNamespace(wait=lambda _: next(turns)))
         assert next(turns, None) is None
-        assert other._has_lock()
+        assert other.lock.is_ours()
 
 
 def test_a_run_that_was_overtaken_does_no_harm_to_the_files_of_the_other(open_ledger, loaded, commit):

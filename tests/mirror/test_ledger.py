@@ -275,7 +275,7 @@ def test_two_runs_at_once_the_later_one_fails(full, mirror, agrees, ledger_of, c
 
 
 def test_a_retry_does_not_wait_for_the_lock_of_the_try_that_was_killed(full, mirror, ledger_of):
-    ledger_of()._take_lock("dag/sync/run-1/-1")
+    ledger_of().lock.take("dag/sync/run-1/-1")
     mirror(context=run_of("run-1"))
 
 
@@ -287,7 +287,7 @@ def test_a_run_whose_lock_was_taken_over_stops(full, mirror, agrees, ledger_of, 
     class Thief(logging.Handler):
         def emit(self, record):
             if record.getMessage().startswith("Plan:"):
-                ledger_of()._take_lock("dag/sync/run-1/-1")
+                ledger_of().lock.take("dag/sync/run-1/-1")
 
     log = logging.getLogger("airflow_provider_talon_cdp.sync.plan")
     thief = Thief()
@@ -422,7 +422,7 @@ def test_a_file_without_members_is_no_adoption(sqlite, vip, mirror, agrees, tmp_
 
 
 def test_the_owner_is_the_task_of_the_run(full, mirror, ledger_of):
-    ledger_of()._take_lock("dag/sync/run-2/-1")
+    ledger_of().lock.take("dag/sync/run-2/-1")
     with pytest.raises(LedgerError, match="in use by dag/sync/run-2/-1"):
         mirror(context=run_of("run-1"))
     mirror(context=run_of("run-2"))

@@ -35,7 +35,8 @@ class FakeTalon:
         self.sizes = []
         self.delays = random.Random(seed)
 
-    async def __call__(self, entries):
+    async def __call__(self, batch):
+        entries = batch.entries
         number = self.requests
         self.requests += 1
         profiles = [entry.profile_id for entry in entries]
@@ -260,7 +261,8 @@ class Sender:
         self.in_flight = Counter()
         self.refused = set()
 
-    async def __call__(self, entries):
+    async def __call__(self, batch):
+        entries = batch.entries
         self.process.step()
         assert self.allowed(), "a request left before the guard had passed"
         number, self.requests = self.requests, self.requests + 1

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Batch, Change, Entry, Rejection, chunks, read_change
+from airflow_provider_talon_cdp.sync.changes import (
+    Batch,
+    Change,
+    Entry,
+    Ids,
+    Rejection,
+    read_change,
+    read_ids,
+)
 
 CHANGES = st.lists(
     st.builds(Change, st.sampled_from("abc"), st.sampled_from("xyz"), st.sampled_from(["add", "remove"])),
@@ -85,14 +93,14 @@ def test_a_profile_travels_in_one_entry():
         Change("a", "y", "add"),
         Change("a", "z", "remove"),
     ]
-    assert Batch.of(changes).entries == (Entry("a", ("x", "y"), ("z",)), Entry("b", (), ("x",)))
+    assert Batch(changes).entries == [Entry("a", ("x", "y"), ("z",)), Entry("b", (), ("x",))]
 
 
 @given(CHANGES)
 def test_the_halves_hold_what_the_batch_held(changes):
-    batch = Batch.of(changes)
+    batch = Batch(changes)
     left, right = batch.halves()
-    assert left.changes + right.changes == tuple(changes)
+    assert [*left.changes, *right.changes] == changes
     assert left.changes
     assert right.changes
     spread = [(e.profile_id, a, "add") for e in batch.entries for a in e.adds]
@@ -100,17 +108,40 @@ def test_the_halves_hold_what_the_batch_held(changes):
     assert sorted(spread) == sorted(change[:3] for change in changes)
 
 
-def test_chunks_close_the_generator_behind_them():
-    closed = []
+def test_a_batch_in_its_quick_form_is_the_same_batch():
+    quick, spelt = (
+        Batch(Ids(["a", "b", "c"], "vip", "remove")),
+        Batch(changes("a", "b", "c", action="remove")),
+    )
+    assert quick.ids
+    assert spelt.ids is None
+    assert len(quick) == len(spelt) == 3
+    assert (tuple(quick.changes), quick.entries) == (tuple(spelt.changes), spelt.entries)
+    assert quick.profiles == spelt.profiles == {"a", "b", "c"}
+    for left, right in zip(quick.halves(), spelt.halves(), strict=True):
+        assert left.ids
+        assert tuple(left.changes) == tuple(right.changes)
 
-    def records():
-        try:
-            yield from [Rejection("x")] * 10
-        finally:
-            closed.append(True)
 
-    stream = chunks(records(), size=4)
-    assert len(next(stream)) == 4
-    stream.close()
-    assert closed == [True]
-    assert [len(chunk) for chunk in chunks(records(), size=4)] == [4, 4, 2]
+def changes(*profiles, action="add"):
+    return [Change(each, "vip", action) for each in profiles]
+
+
+@given(st.lists(st.one_of(st.text(max_size=2), st.none(), st.integers(), st.uuids(), st.just("x" * 1001))))
+def test_many_ids_are_read_as_one_is(values):
+    records = list(read_ids(values, "vip", "add", "external"))
+    spelt = [
+        each for record in records for each in (record.changes() if isinstance(record, Ids) else [record])
+    ]
+    singly = [read_change(each, "vip", "add", "external") for each in values]
+    for kind in (Change, Rejection):
+        assert [each for each in spelt if isinstance(each, kind)] == [
+            each for each in singly if isinstance(each, kind)
+        ]
+
+
+def test_an_id_that_cannot_be_written_is_found_among_many():
+    assert list(read_ids(["a", "\udcff", "b"], "vip", "add", "external")) == [
+        Ids(["a", "b"], "vip", "add"),
+        Rejection("profile ID not valid Unicode (a lone surrogate)", "\udcff"),
+    ]

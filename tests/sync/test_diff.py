@@ -188,3 +188,29 @@ def test_the_sort_closes_its_files(monkeypatch):
     stream.close()
     assert len(opened) == 4
     assert all(file.closed for file in opened)
+
+
+FINGERPRINTS = st.dictionaries(IDS, st.sampled_from(["f1", "f2", "f\t3"]), max_size=15)
+
+
+@given(
+    FINGERPRINTS, st.dictionaries(IDS, st.tuples(st.sampled_from(["f1", "f4"]), st.booleans()), max_size=15)
+)
+@example(
+    {"a": "f1", "b": "f1"}, {"a": ("f4", True), "b": ("f1", False), "c": ("f1", True), "d": ("f1", False)}
+)
+def test_with_one_line_per_profile_a_change_replaces_what_was_there(snapshot, changes):
+    expected = dict(snapshot)
+    for profile, (fingerprint, adds) in changes.items():
+        expected.pop(profile, None)
+        if adds:
+            expected[profile] = fingerprint
+    folded = fold(
+        sorted(snapshot.items()),
+        [
+            Change(profile, fingerprint, "add" if adds else "remove")
+            for profile, (fingerprint, adds) in sorted(changes.items())
+        ],
+        one_per_profile=True,
+    )
+    assert list(folded) == sorted(expected.items())

@@ -26,7 +26,6 @@ from airflow_provider_talon_cdp.exceptions import (
 from airflow_provider_talon_cdp.ledgers import files
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync import mirror as mirror_module
-from airflow_provider_talon_cdp.sync import push as push_module
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.mirror import Mirror
@@ -217,7 +216,7 @@ class History:
         )
         report, ending = None, "green"
         with pytest.MonkeyPatch.context() as patch:
-            for module in (files, push_module, mirror_module):
+            for module in (files, mirror_module):
                 patch.setattr(module, "MAX_CHANGES", LIMIT)
             patch.setattr(files, "PART", 2 * LIMIT)
             patch.setattr(files, "AHEAD", run.ahead)

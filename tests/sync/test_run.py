@@ -20,7 +20,7 @@ class Sender:
     throttled = 1
     error = None
 
-    async def __call__(self, entries):
+    async def __call__(self, batch):
         self.requests += 1
         if self.error:
             raise self.error
