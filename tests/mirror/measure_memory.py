@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-
 ALL_REJECTED = {"max_rejected": None, "on_empty": "skip"}
 KINDS = {
     "mirror": {"mode": "mirror", "audience_id": "vip"},
