@@ -216,6 +216,21 @@ def test_a_state_uri_that_does_not_work_is_one_clear_error(sqlite, vip, mirror, 
     assert calls() == 0
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("name", ["manifest.json", "acks-*.json", "plan-00000-*.tsv.gz", "members-*.tsv.gz"])
+def test_a_state_uri_that_cannot_be_read_is_one_clear_error(full, mirror, state, calls, name, dry_run):
+    full.fill([*TEN, "eleventh"])
+    mirror()
+    path = files(state, name)[-1]
+    path.unlink()
+    # What nobody can read, not even root.
+    path.mkdir()
+    before = calls()
+    with pytest.raises(LedgerError, match=r"Cannot read .*Check the state URI and the rights on it"):
+        mirror(dry_run=dry_run)
+    assert calls() == before
+
+
 def test_a_dry_run_with_a_state_uri_that_does_not_work(sqlite, vip, mirror, calls):
     sqlite.fill(TEN)
     with pytest.raises(TalonCdpError, match=r"[Ss]tate.URI"):
