@@ -165,7 +165,8 @@ def _told(doing: str, path: Folder) -> Iterator[None]:
 def _replacing(path: Folder) -> Iterator[IO[bytes]]:
     if not _is_local(path):
         with _told("write", path):
-            file = path.open("wb")
+            # Airflow's own open() wraps the file, which could then not be abandoned.
+            file = path.fs.open(path.path, "wb")
         try:
             yield file
         except BaseException:
@@ -224,10 +225,12 @@ class _HashingReader:
 
     def __enter__(self) -> Self:
         with _told("read", self._path):
-            if not _is_local(self._path):
+            if _is_local(self._path):
+                self._file = self._path.open("rb")
+            else:
                 # Clients of object stores cache listings, and another worker may have written since.
                 self._path.fs.invalidate_cache()
-            self._file = self._path.open("rb")
+                self._file = self._path.fs.open(self._path.path, "rb")
         return self
 
     def __exit__(self, *_: object) -> None:

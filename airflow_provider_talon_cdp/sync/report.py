@@ -75,10 +75,14 @@ class SyncReport:
         return sum(self.rejected.values())
 
     @property
+    def total(self) -> int:
+        """Records that were read, members to remove and changes that an earlier try had left."""
+        return self.read + self.removals + self.resumed
+
+    @property
     def balances(self) -> bool:
-        """Whether every record that was read, member to remove and change that was left is accounted for."""
-        fates = self.unchanged + self.sent + self.duplicate + self.rejected_total + self.unsent
-        return self.read + self.removals + self.resumed == fates
+        """Whether each of all of them is accounted for."""
+        return self.total == self.unchanged + self.sent + self.duplicate + self.rejected_total + self.unsent
 
     def summary(self) -> dict[str, Any]:
         """The report as a small JSON object, fit for XCom."""

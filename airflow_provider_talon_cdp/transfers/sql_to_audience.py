@@ -42,7 +42,8 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         sql: One SELECT, or the path of a ``.sql`` template.
         sql_conn_id: Airflow connection of any SQL database.
         mode: ``mirror``, ``add`` or ``remove``.
-        audience_column: Instead of ``audience_id``: the column that holds each row's audience ID.
+        audience_column: Instead of ``audience_id``: the column that holds each row's audience ID. A null there stops a
+            mirror before it sends anything; ``add`` and ``remove`` count the row as rejected.
         profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or UUIDs.
         audiences: Mirror with ``audience_column``: the audiences that it manages. Without it, those that the query has
             or had in an earlier run; one that disappears from the query loses its members, if the guard allows it.
@@ -152,10 +153,21 @@ class SqlToTalonAudienceOperator(MembershipOperator):
                 if one is not None:
                     yield from read_ids([row[0] for row in rows], one, action, id_type)
                     continue
+                if self.mode == "mirror":
+                    self._refuse_null_audiences(rows)
                 for row in rows:
                     yield read_change(row[0], row[1], action, id_type)
                 if self.audience_name_column:
                     names.update((row[1], row[2]) for row in rows)
+
+    def _refuse_null_audiences(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Stop where a mirror would take members out of an audience because a query has lost its name."""
+        if any(row[1] is None for row in rows):
+            column = self.audience_column
+            raise InvalidInputError(
+                f"The query has rows whose audience (column {column!r}) is null, so nobody can say to which audience they "
+                f"belong. Mend the join that leaves it empty, or leave these rows out: WHERE {column} IS NOT NULL."
+            )
 
     def _refuse_misplaced(self) -> None:
         many = self.mode == "mirror" and self.audience_column is not None

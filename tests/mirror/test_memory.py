@@ -39,7 +39,7 @@ def sink():
 def measure(sink, tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
 
-    def grown(rows, sql, kind="valid"):
+    def grown(rows, sql, kind="mirror"):
         database = folder / f"{rows}.db"
         if not database.exists():
             with closing(sqlite3.connect(database)) as connection, connection:
@@ -82,3 +82,28 @@ def test_ten_times_the_members_take_no_more_memory(measure, record_property):
     )
     assert large["grown"] < 64 * 1024
     assert large["grown"] < small["grown"] * 1.1
+
+
+@pytest.mark.parametrize(
+    "sql, kind",
+    [
+        ("SELECT '' AS profile_id FROM customers", "mirror of rejected records"),
+        ("SELECT profile_id, NULL AS audience_id FROM customers", "add of rejected records"),
+    ],
+    ids=["no profile", "no audience"],
+)
+def test_ten_times_the_rejections_take_no_more_memory(measure, sql, kind):
+    small, large = (measure(rows, sql, kind) for rows in (100_000, 1_000_000))
+    assert sum(large["rejected"].values()) == 1_000_000
+    assert large["grown"] < 64 * 1024
+    assert large["grown"] < small["grown"] * 1.1 + 1024
+
+
+def test_ten_times_the_dead_letters_take_no_more_memory(measure):
+    """Of IDs that are too long, which make 300 MB; SQLite, which sorts them in this process, needs more for more."""
+    sql = "SELECT profile_id || printf('%0980d', 1) AS profile_id FROM customers"
+    small, large = (measure(rows, sql, "mirror of rejected records") for rows in (30_000, 300_000))
+    assert sum(large["rejected"].values()) == 300_000
+    sorting = [measure(rows, sql, "reading alone")["grown"] for rows in (30_000, 300_000)]
+    assert large["grown"] < 64 * 1024
+    assert large["grown"] - sorting[1] < (small["grown"] - sorting[0]) * 1.1 + 1024

@@ -128,6 +128,9 @@ class Storage:
         """Read an object with one request, as fsspec does."""
         return self.get(name)
 
+    def open(self, name, mode):
+        return _Upload(self, name) if mode == "wb" else io.BytesIO(self.get(name))
+
     def invalidate_cache(self):
         """There is none."""
 
@@ -172,11 +175,6 @@ class StoredPath:
     @property
     def name(self):
         return self._path.rpartition("/")[2]
-
-    def open(self, mode):
-        if mode == "wb":
-            return _Upload(self._storage, self._path)
-        return io.BytesIO(self._storage.get(self._path))
 
     def unlink(self):
         self._storage.delete(self._path)

@@ -74,6 +74,7 @@ class Run:
         bad: Profiles that Talon.One refuses from now on.
         rejections: Records of the warehouse that cannot be members.
         is_sorted: Whether the warehouse sorts by bytes.
+        rehearses: Whether a dry run comes first.
         is_retry: Whether this is another try of the task instance before it, with its cursor.
         dies_at: Step at which the process is killed.
         faults: What goes wrong at the n-th request.
@@ -89,6 +90,7 @@ class Run:
     bad: list = field(default_factory=list)
     rejections: int = 0
     is_sorted: bool = True
+    rehearses: bool = False
     is_retry: bool = False
     dies_at: int | None = None
     faults: dict = field(default_factory=dict)
@@ -106,6 +108,7 @@ RUNS = st.builds(
     bad=st.lists(st.integers(0, len(PROFILES) - 1), max_size=2),
     rejections=st.integers(0, 2),
     is_sorted=st.booleans(),
+    rehearses=st.booleans(),
     is_retry=st.booleans(),
     dies_at=st.none() | st.integers(0, 120),
     faults=st.dictionaries(st.integers(0, 12), FAULTS, max_size=2),
@@ -221,6 +224,8 @@ class History:
             patch.setattr(files, "PART", 2 * LIMIT)
             patch.setattr(files, "AHEAD", run.ahead)
             patch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
+            if run.rehearses:
+                self.rehearse(mirror)
             try:
                 report = mirror.run(f"task/{self.instance}", self.cursor)
             except RejectedRecordsError as error:
@@ -235,6 +240,18 @@ class History:
         self.steps += process.steps
         tell(f"{ending} after {process.steps} steps: {report}")
         return ending
+
+    def rehearse(self, mirror):
+        """A dry run counts, and changes nothing anywhere."""
+        alive, self.storage.process = self.storage.process, Process()
+        before, members = dict(self.storage.objects), self.world.members
+        report = replace(mirror, ledger=self.ledger(), sender=None, prepare=None).dry_run(60)
+        assert report.balances, report
+        assert report.sent == 0
+        assert self.storage.objects == before
+        assert self.world.members == members
+        mirror.guard.passed = False
+        self.storage.process = alive
 
     def rows(self, run):
         rows = [Change(*member, "add") for member in sorted(self.warehouse)]
