@@ -1,6 +1,7 @@
 """Mirror a SQLite table in this process and print how far its memory grew over the imports, in KiB.
 
-Arguments: database file, folder of the ledgers, SQL, and what it yields: ``valid``, ``over-long`` or ``no audience``.
+Arguments: database file, folder of the ledgers, SQL, and what it yields: ``valid``, ``over-long`` or ``no audience``; or
+``profiles`` to send attributes, ``profiles planned`` to plan that.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ def main():
     from airflow_provider_talon_cdp.transfers.sql_to_audience import (  # noqa: PLC0415 - the imports are not measured
         SqlToTalonAudienceOperator,
     )
+    from airflow_provider_talon_cdp.transfers.sql_to_profiles import (  # noqa: PLC0415 - as above
+        SqlToTalonProfilesOperator,
+    )
 
+    task = SimpleNamespace(dag_id="dag", task_id="sync", run_id="run", map_index=-1)
     audience = {"audience_column": "audience_id"} if kind == "no audience" else {"audience_id": "vip"}
 
     def mirror(sql, state):
@@ -42,16 +47,27 @@ def main():
             on_empty="fail" if kind == "valid" else "skip",
             **audience,
         )
-        task = SimpleNamespace(dag_id="dag", task_id="sync", run_id="run", map_index=-1)
         return operator.execute({"ti": task})
 
+    def send(sql, state):
+        operator = SqlToTalonProfilesOperator(
+            task_id="sync",
+            sql=sql,
+            sql_conn_id="warehouse",
+            state_uri=state,
+            in_flight=8,
+            dry_run=kind == "profiles planned",
+        )
+        return operator.execute({"ti": task})
+
+    run = send if kind.startswith("profiles") else mirror
     # The first run imports drivers and file systems.
-    mirror("SELECT 'anna' AS profile_id, 'vip' AS audience_id", f"{state}-first")
+    run("SELECT 'anna' AS profile_id, 'vip' AS audience_id", f"{state}-first")
     gc.collect()
     # From here on the peak is counted anew.
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    summary = mirror(sql, state)
+    summary = run(sql, state)
     sys.stdout.write(json.dumps({"grown": memory("VmHWM") - before, **summary}) + "\n")
 
 

@@ -57,7 +57,14 @@ def measure(sink, tmp_path_factory):
                 sql,
                 kind,
             ],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "AIRFLOW_CONN_TALON_CDP_DEFAULT": sink},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                # A profile is one request, a thousand members are one.
+                "AIRFLOW_CONN_TALON_CDP_DEFAULT": sink.replace("2000", "100000")
+                if "profiles" in kind
+                else sink,
+            },
             capture_output=True,
             text=True,
             timeout=120,
@@ -67,6 +74,12 @@ def measure(sink, tmp_path_factory):
         return json.loads(result.stdout.splitlines()[-1])
 
     return grown
+
+
+ATTRIBUTES = (
+    "SELECT profile_id, substr(profile_id, 10, 4) AS tier, length(profile_id) AS score, 0.5 AS rate, 'a text of some length' "
+    "AS note FROM customers"
+)
 
 
 pytestmark = pytest.mark.skipif(
@@ -80,5 +93,23 @@ def test_ten_times_the_members_take_no_more_memory(measure, record_property):
     record_property(
         "KiB over the imports at 100,000 and 1,000,000 members", f"{small['grown']}, {large['grown']}"
     )
+    assert large["grown"] < 64 * 1024
+    assert large["grown"] < small["grown"] * 1.1
+
+
+def test_ten_times_the_profiles_take_no_more_memory(measure, record_property):
+    small, large = (measure(rows, ATTRIBUTES, "profiles") for rows in (10_000, 100_000))
+    assert (small["sent"], large["sent"]) == (10_000, 100_000)
+    record_property(
+        "KiB over the imports at 10,000 and 100,000 profiles", f"{small['grown']}, {large['grown']}"
+    )
+    assert large["grown"] < 64 * 1024
+    assert large["grown"] < small["grown"] * 1.1
+
+
+def test_a_plan_of_ten_times_the_profiles_takes_no_more_memory(measure, record_property):
+    small, large = (measure(rows, ATTRIBUTES, "profiles planned") for rows in (100_000, 1_000_000))
+    assert (small["unsent"], large["unsent"]) == (100_000, 1_000_000)
+    record_property("KiB of a plan of 100,000 and 1,000,000 profiles", f"{small['grown']}, {large['grown']}")
     assert large["grown"] < 64 * 1024
     assert large["grown"] < small["grown"] * 1.1
