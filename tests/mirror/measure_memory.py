@@ -17,7 +17,9 @@ KINDS = {
     "mirror": {"mode": "mirror", "audience_id": "vip"},
     "mirror of rejected records": {"mode": "mirror", "audience_id": "vip", **ALL_REJECTED},
     "add of rejected records": {"mode": "add", "audience_column": "audience_id", "max_rejected": None},
-    "reading alone": None,
+    "profiles": {},
+    "profiles planned": {"dry_run": True},
+    "reading alone": {},
 }
 
 
@@ -34,26 +36,26 @@ def main():
     # The imports are not measured.
     from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows  # noqa: PLC0415
     from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator  # noqa: PLC0415
+    from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator  # noqa: PLC0415
 
-    def send(sql, state):
-        if KINDS[kind] is None:
+    def run(sql, state):
+        if kind == "reading alone":
             rows = stream_rows(sql_hook("warehouse"), sql, ["profile_id"], order_by=1)
-            return {"read": sum(1 for _ in rows)}
-        arguments = KINDS[kind] | ({"state_uri": state} if KINDS[kind]["mode"] == "mirror" else {})
+            return {"read": sum(map(len, rows))}
+        operator = SqlToTalonProfilesOperator if kind.startswith("profiles") else SqlToTalonAudienceOperator
+        arguments = KINDS[kind] | ({} if KINDS[kind].get("mode") == "add" else {"state_uri": state})
         # Few in flight, so that the smaller table too has all of them in flight.
-        operator = SqlToTalonAudienceOperator(
-            task_id="sync", sql=sql, sql_conn_id="warehouse", in_flight=8, **arguments
-        )
-        task = SimpleNamespace(dag_id="dag", task_id="sync", run_id="run", map_index=-1)
-        return operator.execute({"ti": task})
+        task = operator(task_id="sync", sql=sql, sql_conn_id="warehouse", in_flight=8, **arguments)
+        instance = SimpleNamespace(dag_id="dag", task_id="sync", run_id="run", map_index=-1)
+        return task.execute({"ti": instance})
 
     # The first run imports drivers and file systems.
-    send("SELECT 'anna' AS profile_id, 'vip' AS audience_id", f"{state}-first")
+    run("SELECT 'anna' AS profile_id, 'vip' AS audience_id", f"{state}-first")
     gc.collect()
     # From here on the peak is counted anew.
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    summary = send(sql, state)
+    summary = run(sql, state)
     sys.stdout.write(json.dumps({"grown": memory("VmHWM") - before, **summary}) + "\n")
 
 

@@ -43,7 +43,8 @@ def measure(sink, tmp_path_factory):
         database = folder / f"{rows}.db"
         if not database.exists():
             with closing(sqlite3.connect(database)) as connection, connection:
-                connection.execute("CREATE TABLE customers (profile_id text)")
+                # With an index to read along: SQLite would sort in this process, in memory of its own.
+                connection.execute("CREATE TABLE customers (profile_id text PRIMARY KEY) WITHOUT ROWID")
                 connection.executemany(
                     "INSERT INTO customers VALUES (?)",
                     ((f"customer-{each * 7919 % rows:08}@example.com",) for each in range(rows)),
@@ -57,7 +58,14 @@ def measure(sink, tmp_path_factory):
                 sql,
                 kind,
             ],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "AIRFLOW_CONN_TALON_CDP_DEFAULT": sink},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                # A profile is one request, a thousand members are one.
+                "AIRFLOW_CONN_TALON_CDP_DEFAULT": sink.replace("2000", "100000")
+                if "profiles" in kind
+                else sink,
+            },
             capture_output=True,
             text=True,
             timeout=120,
@@ -67,6 +75,12 @@ def measure(sink, tmp_path_factory):
         return json.loads(result.stdout.splitlines()[-1])
 
     return grown
+
+
+ATTRIBUTES = (
+    "SELECT profile_id, substr(profile_id, 10, 4) AS tier, length(profile_id) AS score, 0.5 AS rate, 'a text of some length' "
+    "AS note FROM customers"
+)
 
 
 pytestmark = pytest.mark.skipif(
@@ -107,3 +121,21 @@ def test_ten_times_the_dead_letters_take_no_more_memory(measure):
     sorting = [measure(rows, sql, "reading alone")["grown"] for rows in (30_000, 300_000)]
     assert large["grown"] < 64 * 1024
     assert large["grown"] - sorting[1] < (small["grown"] - sorting[0]) * 1.1 + 1024
+
+
+def test_three_times_the_profiles_take_no_more_memory(measure, record_property):
+    """Fewer of them, as each is a request; the smaller number has all buffers nearly full."""
+    small, large = (measure(rows, ATTRIBUTES, "profiles") for rows in (30_000, 90_000))
+    assert (small["sent"], large["sent"]) == (30_000, 90_000)
+    record_property(
+        "KiB over the imports at 30,000 and 90,000 profiles", f"{small['grown']}, {large['grown']}"
+    )
+    assert large["grown"] < small["grown"] * 1.1 + 1024
+
+
+def test_a_plan_of_ten_times_the_profiles_takes_no_more_memory(measure, record_property):
+    small, large = (measure(rows, ATTRIBUTES, "profiles planned") for rows in (100_000, 1_000_000))
+    assert (small["unsent"], large["unsent"]) == (100_000, 1_000_000)
+    record_property("KiB of a plan of 100,000 and 1,000,000 profiles", f"{small['grown']}, {large['grown']}")
+    assert large["grown"] < 64 * 1024
+    assert large["grown"] < small["grown"] * 1.1
