@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -39,7 +40,11 @@ def sink():
 def measure(sink, tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
 
-    def grown(rows, sql, kind="mirror"):
+    def least(rows, sql, kind="mirror", rounds=1):
+        """The run that took least: what others do to the machine only ever adds to it."""
+        return min((grown(rows, sql, kind) for _ in range(rounds)), key=lambda each: each["grown"])
+
+    def grown(rows, sql, kind):
         database = folder / f"{rows}.db"
         if not database.exists():
             with closing(sqlite3.connect(database)) as connection, connection:
@@ -54,7 +59,7 @@ def measure(sink, tmp_path_factory):
                 sys.executable,
                 HERE / "measure_memory.py",
                 database,
-                folder / f"state-{rows}-{kind}",
+                tempfile.mkdtemp(dir=folder),
                 sql,
                 kind,
             ],
@@ -74,7 +79,7 @@ def measure(sink, tmp_path_factory):
         assert result.returncode == 0, result.stderr[-2000:]
         return json.loads(result.stdout.splitlines()[-1])
 
-    return grown
+    return least
 
 
 ATTRIBUTES = (
@@ -89,13 +94,16 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_ten_times_the_members_take_no_more_memory(measure, record_property):
-    small, large = (measure(rows, "SELECT profile_id FROM customers") for rows in (100_000, 1_000_000))
+    small, large = (
+        measure(rows, "SELECT profile_id FROM customers", rounds=2) for rows in (100_000, 1_000_000)
+    )
     assert (small["sent"], large["sent"]) == (100_000, 1_000_000)
     record_property(
         "KiB over the imports at 100,000 and 1,000,000 members", f"{small['grown']}, {large['grown']}"
     )
     assert large["grown"] < 64 * 1024
-    assert large["grown"] < small["grown"] * 1.1
+    # What equal runs differ by; it is a byte a member.
+    assert large["grown"] < small["grown"] + 1024
 
 
 @pytest.mark.parametrize(
@@ -134,7 +142,7 @@ def test_three_times_the_profiles_take_no_more_memory(measure, record_property):
 
 
 def test_a_plan_of_ten_times_the_profiles_takes_no_more_memory(measure, record_property):
-    small, large = (measure(rows, ATTRIBUTES, "profiles planned") for rows in (100_000, 1_000_000))
+    small, large = (measure(rows, ATTRIBUTES, "profiles planned", rounds=2) for rows in (100_000, 1_000_000))
     assert (small["unsent"], large["unsent"]) == (100_000, 1_000_000)
     record_property("KiB of a plan of 100,000 and 1,000,000 profiles", f"{small['grown']}, {large['grown']}")
     assert large["grown"] < 64 * 1024
