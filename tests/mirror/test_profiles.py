@@ -14,6 +14,7 @@ from airflow_provider_talon_cdp.exceptions import (
     FatalError,
     InvalidInputError,
     RejectedRecordsError,
+    TransientError,
 )
 from tests.mirror.conftest import task_instance
 
@@ -224,6 +225,28 @@ def test_what_talon_one_refuses_is_counted_by_attribute(sqlite, send, declared, 
     sqlite.run("UPDATE people SET tier = 'gold' WHERE id = 'bo'")
     second = send(max_rejected=None)
     assert (second["sent"], second["unchanged"], sum(second["rejected"].values())) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "status, kind", [(400, RejectedRecordsError), (500, TransientError), (401, AuthenticationError)]
+)
+def test_what_an_answer_quotes_goes_nowhere(sqlite, send, talon, said, status, kind):
+    sqlite.fill_people("id, tier, score, note", [("anna@example.com", "goldish", 19.5, 'a "note"\n')])
+    quoted = r"anna@example.com anna%40example.com goldish 19.5 a \"note\"\n"
+    fault = {"title": f"no tier: {quoted}", "details": quoted, "source": {"pointer": "/attributes/tier"}}
+    talon.fail_next(
+        "status", status=status, times=None, body={"message": quoted, "errors": [fault]}, retry_after=10_000
+    )
+    with pytest.raises(kind) as error:
+        send(types={"score": "number"})
+    text = said() + str(error.value)
+    if kind is RejectedRecordsError:
+        summary = error.value.report.summary()
+        assert list(summary["rejected"]) == ["attribute 'tier' was refused (no tier: *** *** *** *** ***)"]
+        text += json.dumps(summary) + letters(summary)[0]["reason"]
+    assert "***" in text
+    for secret in ("anna", "goldish", "19.5", "note"):
+        assert secret not in text
 
 
 def test_when_all_are_refused_for_one_reason_the_run_stops_early(sqlite, send, declared, attributes, said):
