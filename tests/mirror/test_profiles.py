@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     FatalError,
@@ -364,6 +365,16 @@ def test_each_task_has_a_ledger_of_its_own_unless_it_is_named(sqlite, send):
     sqlite.fill_people("id, tier", [("anna", "gold")])
     assert [send(ledger=None, task_id=each)["sent"] for each in ("one", "two", "one")] == [1, 1, 0]
     assert [send(ledger="people", task_id=each)["sent"] for each in ("one", "two")] == [1, 0]
+
+
+def test_the_command_shows_a_ledger_of_profiles(sqlite, send, talon, state, capsys):
+    sqlite.fill_people("id, tier", [("anna", "gold"), ("bo", "gold")])
+    send()
+    connection = talon.connection()
+    place = ["--state-uri", str(state), "--base-url", connection["host"]]
+    place += ["--deployment-host", connection["extra"]["deployment_host"]]
+    assert main(["ledger", "show", *place, "--profiles", "people"]) == 0
+    assert "version 1, 2 profiles" in capsys.readouterr().out
 
 
 def test_odd_profile_ids_arrive(warehouse, send, attributes):
