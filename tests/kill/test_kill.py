@@ -238,7 +238,7 @@ def wait_until(ready, seconds=60):
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 @pytest.fixture
