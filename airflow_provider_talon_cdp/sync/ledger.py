@@ -20,13 +20,34 @@ class StagedPlan:
 
     Args:
         version: Its number.
-        members: Which file holds the members that the plan starts from; None for no members.
+        folder: Name of the folder of its files.
+        members: The file of the members that the plan starts from; None for no members.
         parts: The files of the plan, in order.
     """
 
     version: int
-    members: Mapping[str, Any] | None
-    parts: tuple[Mapping[str, Any], ...]
+    folder: str
+    members: Any
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a plan that several processes pushed.
+
+    Args:
+        changes: How many it had.
+        acknowledged: Those that Talon.One took.
+        refused: Those that Talon.One refused; with the ones before, they are all.
+        rejected: Records that the plan left out because they cannot be sent, by reason.
+        dead_letters: Where the refused ones and the rejected ones are, or None when there are none.
+    """
+
+    changes: int
+    acknowledged: int
+    refused: int
+    rejected: Mapping[str, int]
+    dead_letters: str | None
 
 
 class Ledger(Protocol):
@@ -45,7 +66,7 @@ class Ledger(Protocol):
         """Read the state without keeping others out; for looking on only."""
         ...
 
-    def known(self) -> Iterator[Member]:
+    def known(self) -> Iterable[Member]:
         """Members that Talon.One acknowledged, sorted."""
         ...
 

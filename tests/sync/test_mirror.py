@@ -496,7 +496,7 @@ def test_a_run_that_loses_its_lock_stops_at_the_next_note(sync, monkeypatch):
 
         async def __call__(self, entries):
             if not self.requests:
-                sync.ledger().lock.write("other")
+                sync.ledger().lock.take("task")
             self.requests += 1
             await sender(entries)
 

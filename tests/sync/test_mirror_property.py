@@ -23,7 +23,6 @@ from airflow_provider_talon_cdp.exceptions import (
     TransientError,
     UnexpectedAnswerError,
 )
-from airflow_provider_talon_cdp.ledgers import files
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync import mirror as mirror_module
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
@@ -166,13 +165,17 @@ class History:
         self.deleted = set()
         self.steps = 0
 
-    def ledger(self):
+    def ledger(self, **options):
         return FilesLedger(
             self.storage.folder(),
             deployment_host="acme.talon.one",
             base_url="https://integration.talon.one",
             name="sync:all",
+            batch=LIMIT,
+            part=2 * LIMIT,
             clock=lambda: self.now,
+            sleep=lambda _: None,
+            **options,
         )
 
     def member(self, indices):
@@ -196,7 +199,7 @@ class History:
     def mirror(self, run):
         process = self.process = Process(run.dies_at)
         self.storage.process = self.cursor.process = process
-        ledger, guard = self.ledger(), WatchedGuard()
+        ledger, guard = self.ledger(ahead=run.ahead), WatchedGuard()
         resumes = self.cursor.version > 0
         sender = Sender(
             self.world,
@@ -219,10 +222,7 @@ class History:
         )
         report, ending = None, "green"
         with pytest.MonkeyPatch.context() as patch:
-            for module in (files, mirror_module):
-                patch.setattr(module, "MAX_CHANGES", LIMIT)
-            patch.setattr(files, "PART", 2 * LIMIT)
-            patch.setattr(files, "AHEAD", run.ahead)
+            patch.setattr(mirror_module, "MAX_CHANGES", LIMIT)
             patch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
             try:
                 report = mirror.run(f"task/{self.instance}", self.cursor)

@@ -1,0 +1,179 @@
+"""Reads a ledger: members, the plan in force, and how far it has come."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+
+from airflow_provider_talon_cdp.ledgers.acks import Acks
+from airflow_provider_talon_cdp.ledgers.columns import Columns
+from airflow_provider_talon_cdp.ledgers.manifest import Manifest
+from airflow_provider_talon_cdp.ledgers.plan import read_part
+from airflow_provider_talon_cdp.ledgers.progress import Progress, acknowledged, refused, unacknowledged
+from airflow_provider_talon_cdp.ledgers.snapshot import read_members
+from airflow_provider_talon_cdp.ledgers.storage import Folder, gone, names_in, read_json
+from airflow_provider_talon_cdp.sync.blocks import Block, Changes, Member, Members
+from airflow_provider_talon_cdp.sync.changes import Change, Ids
+from airflow_provider_talon_cdp.sync.fold import fold
+
+_ACKS = re.compile(r"acks-(\d+)-[0-9a-f]+\.json")
+_SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
+
+
+class LedgerReader:
+    """A ledger of files, for looking on.
+
+    Args:
+        folder: The ledger's folder.
+        identity: What it belongs to.
+        one_per_profile: Whether it holds fingerprints of profiles; see ``FilesLedger``.
+
+    Raises:
+        LedgerError: From any method, when files cannot be read, are damaged or gone, or are of a newer format.
+    """
+
+    def __init__(self, folder: Folder, identity: Mapping[str, str], *, one_per_profile: bool) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.manifest = Manifest()
+        self._one_per_profile = one_per_profile
+        self._suspected: frozenset[str] = frozenset()
+        self._acks: list[Acks] | None = []
+
+    @property
+    def version(self) -> int:
+        """Number of the version in force; 0 before the first one."""
+        return self.manifest.version
+
+    @property
+    def plan(self) -> str:
+        """Which plan is in force, for processes that push a part of it."""
+        return self.manifest.folder
+
+    @property
+    def parts(self) -> int:
+        """Parts of the plan in force."""
+        return len(self.manifest.plan)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the fingerprints of profiles refer to by number: the attribute names that ``enforce`` was given."""
+        return self.manifest.names
+
+    @property
+    def suspected(self) -> frozenset[str]:
+        """Audiences that were noted as such since the plan in force."""
+        return self._suspected
+
+    def load(self) -> None:
+        """Read the state, without keeping others out.
+
+        Raises:
+            LedgerError: It is damaged, of a newer format, or of another connection.
+        """
+        self.manifest = Manifest.read(self.folder, self.identity)
+        suspects = [read_json(self.folder / each) for each in self._files(_SUSPECTS)]
+        self._suspected = frozenset(audience for audiences in suspects for audience in audiences or ())
+        self._acks = self._read_acks()
+
+    @property
+    def acks(self) -> list[Acks]:
+        """What is known of each part of the plan."""
+        if self._acks is None:
+            self._acks = self._read_acks()
+        return self._acks
+
+    def known(self, forget: Collection[str] = ()) -> Members:
+        """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
+        before = read_members(self.folder, self.manifest.members)
+        members = fold(before, Changes(self._acknowledged()), one_per_profile=self._one_per_profile)
+        return _without(members, forget) if forget else members
+
+    def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
+        """Memberships that a request may have changed without an acknowledgement, sorted."""
+        doubts = (
+            (change.profile_id, str(change.audience_id))
+            for change in self.unacknowledged()
+            if change.uncertain
+        )
+        suspects = (
+            (member for member in self.known() if member[1] in self._suspected) if self._suspected else ()
+        )
+        last: Member | None = None
+        for member in heapq.merge(doubts, suspects):
+            if member != last and member[1] not in forget:
+                yield member
+            last = member
+
+    def changes(self) -> Iterator[Change]:
+        """All changes of the plan in force."""
+        for part in range(len(self.manifest.plan)):
+            for batch in self._batches(part):
+                yield from batch.changes()
+
+    def unacknowledged(self) -> Iterator[Change]:
+        """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
+        for part, (progress, acks) in enumerate(zip(self.progress(), self.acks, strict=True)):
+            if progress.open or progress.refused:
+                yield from unacknowledged(self._batches(part), acks)
+
+    def rejected(self) -> Counter[str]:
+        """Records that the plan in force, or one that it resumes, could not send, by reason."""
+        reasons = Counter(self.manifest.rejected)
+        # Those that are uncertain are sent again.
+        reasons["refused by Talon.One in an earlier try"] += sum(
+            1
+            for part, acks in enumerate(self.acks)
+            if acks.refused
+            for _ in refused(self._batches(part), acks)
+        )
+        return +reasons
+
+    def progress(self) -> list[Progress]:
+        """How far each part of the plan in force has come."""
+        parts = zip(self.manifest.plan, self.acks, strict=True)
+        return [Progress.of(part.lines, self.manifest.batch, acks) for part, acks in parts]
+
+    def _acknowledged(self) -> Iterator[Ids | list[Change]]:
+        for part, acks in enumerate(self.acks):
+            if acks.landed:
+                yield from acknowledged(self._batches(part), acks)
+
+    def _batches(self, part: int) -> Iterator[Columns]:
+        return read_part(self.folder, self.manifest.plan[part], self.manifest.batch)
+
+    def acks_files(self) -> list[str]:
+        """Files of acknowledgements that there are."""
+        return self._files(_ACKS)
+
+    def _files(self, pattern: re.Pattern[str]) -> list[str]:
+        """Files of the plan in force with such names."""
+        if not self.version:
+            return []
+        return [
+            f"{self.plan}/{name}" for name in names_in(self.folder / self.plan) if pattern.fullmatch(name)
+        ]
+
+    def _read_acks(self) -> list[Acks]:
+        found = self.acks_files()
+        for name in self.manifest.acks:
+            if name not in found:
+                raise gone(self.folder / name)
+        files: list[list[Acks]] = [[] for _ in self.manifest.plan]
+        for name in found:
+            files[int(name.split("-")[-2])].append(Acks.read(self.folder / name))
+        return [Acks.together(each) for each in files]
+
+
+def _without(members: Members, forget: Collection[str]) -> Members:
+    def kept() -> Iterator[Block]:
+        for block in members.blocks:
+            if block.audience is None:
+                if keys := [member for member in block.keys if member[1] not in forget]:
+                    yield Block(keys, None)
+            elif block.audience not in forget:
+                yield block
+
+    return Members(kept())
