@@ -20,13 +20,15 @@ PYTEST = python -m pytest -q --numprocesses logical --dist loadfile
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
-.PHONY: help test lint test-matrix $(MATRIX) demo demo-guard ui pins dist clean
+.PHONY: help test lint test-matrix $(MATRIX) demo demo-guard ui bench bench-scale pins dist clean
 
 help:
 	@echo "make test         lint, then all tests on Airflow $(MAIN), with branch coverage"
 	@echo "make demo         the provider at work, against a local Talon.One"
 	@echo "make demo-guard   the same, and how an empty warehouse is refused"
 	@echo "make ui           the same in Airflow's web UI"
+	@echo "make bench        us beside the alternatives, in an hour; to try it: make bench BENCH=--quick"
+	@echo "make bench-scale  ten million members through a real Airflow; fewer: BENCH='--members 300000'"
 	@echo "make lint         ruff and mypy"
 	@echo "make test-matrix  tests and demo on Airflow $(MINORS); one alone: make test-2.11"
 	@echo "make pins         the newest dependencies into constraints/"
@@ -60,6 +62,12 @@ demo-guard: .venv/.ready
 ui: .venv/.ready
 	@$(BIN)/python demo/ui.py
 
+bench: .venv-bench/.ready
+	@.venv-bench/bin/python bench/run.py $(BENCH)
+
+bench-scale: .venv-bench/.ready
+	@.venv-bench/bin/python bench/scale.py $(BENCH)
+
 dist: .venv/.ready
 	@$(BIN)/hatchling build
 
@@ -67,6 +75,9 @@ pins: .venv/.ready
 	@$(foreach each,$(RELEASES),echo "apache-airflow==$(each)" | $(BIN)/uv pip compile --quiet --upgrade \
 		--universal --python-version 3.11 --no-annotate --no-emit-index-url --custom-compile-command "make pins" \
 		--extra emulator --group dev --constraint - -o constraints/airflow-$(basename $(each)).txt pyproject.toml &&) true
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-emit-index-url \
+		--custom-compile-command "make pins" --extra emulator --group bench --constraint constraints/airflow-$(MAIN).txt \
+		-o constraints/bench.txt pyproject.toml
 
 clean:
 	rm -rf .venv .venv-* build dist .demo .coverage* .hypothesis .schemathesis .mypy_cache .pytest_cache .ruff_cache
@@ -85,6 +96,10 @@ define set-up
 endef
 
 .venv/.ready: constraints/airflow-$(MAIN).txt $(SET_UP_WITH)
+	$(call set-up,$(PYTHON))
+
+# The alternatives that `make bench` measures us beside, on the main release.
+.venv-bench/.ready: constraints/bench.txt $(SET_UP_WITH)
 	$(call set-up,$(PYTHON))
 
 # An order-only prerequisite: .venv must be there to fall back on, but need not be older.

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, TypeGuard, get_args
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import AudienceIdType, check_audience_id
+from airflow_provider_talon_cdp.ids import (
+    AttributeType,
+    AudienceIdType,
+    check_attribute_type,
+    check_audience_id,
+    check_text,
+)
 
 
 def is_literal(value: Any) -> bool:
@@ -93,6 +100,40 @@ def as_mapping(name: str, value: Any) -> Mapping[str, Any] | None:
     if value is not None and not isinstance(value, Mapping):
         raise InvalidInputError(f"{name} must be a mapping of names to values, or its JSON text.")
     return value
+
+
+def as_columns(name: str, value: Any) -> dict[str, str] | None:
+    """Take attribute names by column: a mapping, a list of columns under their own names, None, or JSON text of them.
+
+    Raises:
+        InvalidInputError: It is something else, or two columns have one name.
+    """
+    if value is None:
+        return None
+    is_mapping = isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{"))
+    columns = as_mapping(name, value) if is_mapping else {each: each for each in as_list(name, value)}
+    for each in [*(columns or {}), *(columns or {}).values()]:
+        check_text(f"Each column and each attribute in {name}", each)
+    twice = [each for each, count in Counter((columns or {}).values()).items() if count > 1]
+    if twice:
+        raise InvalidInputError(f"{name} has two columns for the attribute {twice[0]!r}.")
+    return dict(columns or {})
+
+
+def as_types(name: str, value: Any) -> dict[str, AttributeType]:
+    """Take types of attributes by their names, None for none, or JSON text of them."""
+    types = as_mapping(name, value) or {}
+    for attribute, kind in types.items():
+        check_attribute_type(attribute, kind)
+    return dict(types)
+
+
+def check_sql(name: str, value: object) -> None:
+    """Refuse what is no SQL."""
+    if not isinstance(value, str) or not value.strip().rstrip(";"):
+        raise InvalidInputError(
+            f"{name} must be one SELECT statement, but is {type(value).__name__} or empty."
+        )
 
 
 def _parse_list(name: str, text: str) -> list[Any]:

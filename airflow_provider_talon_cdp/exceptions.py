@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.sync.report import SyncReport
@@ -27,6 +27,20 @@ class InvalidInputError(TalonCdpError, ValueError):
     """A value that cannot be sent; it was found before any request left."""
 
 
+class Blame(NamedTuple):
+    """What an answer blames.
+
+    Args:
+        pointer: JSON pointer into the request's body, e.g. ``/attributes/Language``.
+        title: What is wrong with it.
+        details: More of that; it may quote the value.
+    """
+
+    pointer: str
+    title: str
+    details: str
+
+
 class RequestError(TalonCdpError):
     """A request to Talon.One that did not succeed.
 
@@ -37,7 +51,7 @@ class RequestError(TalonCdpError):
         status: HTTP status, or None when no answer came.
         body: The answer's body as text, whole.
         request_uuid: Talon.One's ``RequestUUID``; its support asks for it.
-        pointers: The attributes that the answer blames, e.g. ``/attributes/Language``.
+        blames: The attributes that the answer blames.
         retry_after: Seconds that the answer asks to wait, or None.
     """
 
@@ -50,7 +64,7 @@ class RequestError(TalonCdpError):
         status: int | None = None,
         body: str = "",
         request_uuid: str | None = None,
-        pointers: tuple[str, ...] = (),
+        blames: tuple[Blame, ...] = (),
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
@@ -59,7 +73,7 @@ class RequestError(TalonCdpError):
         self.status = status
         self.body = body
         self.request_uuid = request_uuid
-        self.pointers = pointers
+        self.blames = blames
         self.retry_after = retry_after
 
     def explain(self, more: str) -> None:

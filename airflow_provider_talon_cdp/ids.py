@@ -1,4 +1,4 @@
-"""What Talon.One accepts as an ID or a name, and how much fits in one request.
+"""What Talon.One accepts as an ID, a name or a type, and how much fits in one request.
 
 Source: Talon.One's Third-party API reference. Every layer needs these rules, so this module imports
 nothing but the errors.
@@ -6,7 +6,7 @@ nothing but the errors.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
@@ -20,6 +20,19 @@ _LARGEST_INTERNAL_ID = 2**63 - 1
 
 AudienceIdType = Literal["external", "internal"]
 """``external``: the ID in the CDP, a string. ``internal``: the number that Talon.One gave the audience."""
+
+AttributeType = Literal[
+    "string",
+    "number",
+    "boolean",
+    "time",
+    "location",
+    "(list string)",
+    "(list number)",
+    "(list time)",
+    "(list location)",
+]
+"""Type of a customer-profile attribute, spelt as Talon.One's own API does."""
 
 
 def fault_of_text(value: object) -> str | None:
@@ -87,6 +100,22 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
 def check_external_id(name: str, value: object) -> str:
     """Return an external audience ID, or raise as ``check_audience_id`` does."""
     return str(check_audience_id(name, value, "external"))
+
+
+def check_attribute_type(name: str, kind: object) -> None:
+    """Refuse what is no type of an attribute.
+
+    Args:
+        name: The attribute's name, for the error.
+        kind: Anything.
+
+    Raises:
+        InvalidInputError: It is no ``AttributeType``.
+    """
+    if kind not in get_args(AttributeType):
+        raise InvalidInputError(
+            f"The type of the attribute {name!r} must be one of {', '.join(get_args(AttributeType))}, but is {kind!r}."
+        )
 
 
 def is_unicode(value: str) -> bool:

@@ -42,8 +42,9 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "source-integration-name": "SQL",
                 "target-integration-name": name,
-                "python-module": f"{package}.transfers.sql_to_audience",
+                "python-module": f"{package}.transfers.{each}",
             }
+            for each in ("sql_to_audience", "sql_to_profiles")
         ],
         "config": {
             "talon_cdp": {

@@ -1,262 +1,144 @@
-"""Measures a mirror: against sending everything again, against coreutils ``comm``, and its memory as it grows.
+"""A mirror: what it saves, what planning it costs, and how its memory grows.
 
-Usage: ``make bench``, or ``.venv/bin/python bench/mirror.py [--quick]``. Each measurement runs in a process of its own; Talon.One
-is the emulator, in another. Times are wall-clock medians of three, compared within this one run.
+2 % churn: of the customers, 2 % have left since the mirror before, and as many have joined. The ledger is the one that the
+mirror before left. The plan lasts from the query to the first request: read, compared, guarded and written down. The smallest of
+these mirrors has four requests to send, so whether memory grows with the rows is told by mirrors with four in flight.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import math
 import os
-import resource
-import shutil
-import sqlite3
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-CHURN = 50  # one member in so many leaves, and as many join: 2 %
-RUNS = 3
-QUERY = "SELECT id FROM members"
+from harness import CHURN, Bench, Contender, Result
+from job import BATCH, NO_LIMIT, Job, talon_connection
+from members import ours
+from report import Section, Target, results_table
 
-
-def main() -> None:
-    """Run all measurements and print a table of each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the members, to try the script")
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        task, *arguments = options.child
-        print(json.dumps(CHILDREN[task](*arguments)))
-        return
-    scale = 100 if options.quick else 1
-    with tempfile.TemporaryDirectory(prefix="talon-cdp-bench-") as name:
-        folder = Path(name)
-        against_resend(folder, [100_000 // scale, 1_000_000 // scale])
-        against_comm(folder, 10_000_000 // scale)
-        memory(folder, [100_000 // scale, 1_000_000 // scale, 10_000_000 // scale])
+SIZES = 100_000, 1_000_000, 10_000_000
+RATE = 60.0
 
 
-def against_resend(folder: Path, sizes: list[int]) -> None:
-    """A mirror with 2 % churn beside sending every member again, at the default 60 requests a second."""
-    print(f"{'members':>12} {'what':<16} {'requests':>9} {'seconds':>9}")
+def mirror(job: Job, in_flight: int = 64) -> None:
+    """Make the audience equal to the warehouse."""
+    talon_connection(job)
+    from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+
+    SqlToTalonAudienceOperator(
+        task_id="bench",
+        sql="SELECT profile_id FROM customers",
+        sql_conn_id="warehouse",
+        audience_id="vip",
+        mode="mirror",
+        state_uri=f"{job.folder}/state",
+        in_flight=in_flight,
+    ).execute({})
+
+
+def mirror_few(job: Job) -> None:
+    """The same with as few requests in flight as the smallest of these mirrors has: memory without their bodies."""
+    mirror(job, in_flight=4)
+
+
+def run(bench: Bench) -> Section:
+    """Measure mirrors of three sizes beside a full resend and ``comm``."""
+    sizes = [bench.rows(each) for each in SIZES]
     for size in sizes:
-        warehouses = [make_warehouse(folder, size, turn) for turn in (0, 1)]
-        times: dict[str, list[float]] = {"full resend": [], "mirror, 2 %": []}
-        requests: dict[str, int] = {}
-        for _ in range(RUNS):
-            with emulator() as url:
-                state = folder / "state"
-                child("mirror", url, str(warehouses[0]), str(state), "1000000")
-                for what, task in (("full resend", "resend"), ("mirror, 2 %", "mirror")):
-                    result = child(task, url, str(warehouses[1]), str(state), "60")
-                    times[what].append(result["seconds"])
-                    requests[what] = result["requests"]
-                shutil.rmtree(state)
-        for what, seconds in times.items():
-            print(f"{size:>12,} {what:<16} {requests[what]:>9,} {statistics.median(seconds):>9.2f}")
+        first = Contender(label="first mirror", function=mirror, size=size, requests=math.ceil(size / BATCH))
+        bench.measure(first, keep=_ledger(bench, size))
+    saved = {size: bench.medians(_contenders(bench, size, RATE)) for size in sizes[:2]}
+    comms = [_comm(bench, sizes[-1])]
+    free = {}
+    for size in sizes:
+        free[size] = bench.medians(_contenders(bench, size))
+        comms.append(_comm(bench, sizes[-1]))
+    comm, plan = statistics.median(comms), free[sizes[-1]][MIRROR].first_after
+    parts = [
+        __doc__.partition("\n\n")[2].strip(),
+        f"At {RATE:g} requests a second:\n\n{results_table(_flat(saved))}",
+        f"As fast as it goes:\n\n{results_table(_flat(free))}",
+        f"The plan of the last took {plan:.2f} s; coreutils' comm, on the two sorted lists of IDs, {comm:.2f} s.",
+    ]
+    return Section("The mirror", "\n\n".join(parts), [*_targets(free), _target_plan(plan, comm)])
 
 
-def against_comm(folder: Path, size: int) -> None:
-    """The plan from the SQL cursor, guard included, beside comm on the two sorted lists of IDs."""
-    warehouses = [make_warehouse(folder, size, turn) for turn in (0, 1)]
-    lists = []
-    for warehouse in warehouses:
-        path = warehouse.with_suffix(".txt")
-        with path.open("w") as file:
-            file.writelines(f"{each}\n" for each in ids(warehouse))
-        lists.append(str(path))
-    state = folder / "state"
-    child("adopt", str(warehouses[0]), str(state))
-    ours, theirs = [], []
-    for _ in range(RUNS):
-        began = time.monotonic()
-        with (folder / "comm.out").open("w") as out:
-            subprocess.run(
-                ["comm", "-3", *lists],
-                env={"LC_ALL": "C", "PATH": os.environ["PATH"]},
-                stdout=out,
-                check=True,
+RESEND, MIRROR, MIRROR_FEW = "full resend", "mirror, 2 % churn", "the same, 4 in flight"
+
+
+def _contenders(bench: Bench, size: int, rate: float = NO_LIMIT) -> list[Contender]:
+    changes = 2 * math.ceil(size / CHURN)
+    mirrors = {MIRROR: mirror} if rate == RATE else {MIRROR: mirror, MIRROR_FEW: mirror_few}
+    return [
+        Contender(
+            label=RESEND, function=ours, size=size, requests=math.ceil(size / BATCH), rate=rate, turn=1
+        ),
+        *(
+            Contender(
+                label=label,
+                function=function,
+                size=size,
+                requests=math.ceil(changes / BATCH),
+                rate=rate,
+                turn=1,
+                start_from=_ledger(bench, size),
             )
-        theirs.append(time.monotonic() - began)
-        ours.append(child("plan", str(warehouses[1]), str(state))["seconds"])
-    shutil.rmtree(state)
-    plan, comm = statistics.median(ours), statistics.median(theirs)
-    print(f"\nplan of {size:,} members, 2 % churn: {plan:.1f} s; comm: {comm:.2f} s; ratio {plan / comm:.1f}")
+            for label, function in mirrors.items()
+        ),
+    ]
 
 
-def memory(folder: Path, sizes: list[int]) -> None:
-    """Peak memory of planning and writing a mirror, over what the imports take."""
-    print(f"\n{'members':>12} {'peak MB over the imports':>26}")
-    for size in sizes:
-        old, new = (make_warehouse(folder, size, turn) for turn in (0, 1))
-        state = folder / "state"
-        child("adopt", str(old), str(state))
-        peaks = [child("plan", str(new), str(state))["megabytes"] for _ in range(RUNS)]
-        shutil.rmtree(state)
-        print(f"{size:>12,} {statistics.median(peaks):>26.1f}")
+def _ledger(bench: Bench, size: int) -> Path:
+    return bench.folder / f"ledger-{size}"
 
 
-def make_warehouse(folder: Path, size: int, turn: int) -> Path:
-    """Make a SQLite file with as many members, of which 2 % differ from turn to turn."""
-    path = folder / f"{size}-{turn}.db"
-    if not path.exists():
-        with sqlite3.connect(path) as database:
-            database.execute("CREATE TABLE members (id TEXT PRIMARY KEY) WITHOUT ROWID")
-            rows = ((f"cust-{n:08}{'x' * (turn == 1 and n % CHURN == 0)}",) for n in range(size))
-            database.executemany("INSERT INTO members VALUES (?)", rows)
-        database.close()
-    return path
-
-
-def ids(warehouse: Path) -> Iterator[str]:
-    """Read the IDs in order."""
-    database = sqlite3.connect(warehouse)
-    yield from (row[0] for row in database.execute(f"{QUERY} ORDER BY id"))
-    database.close()
-
-
-class emulator:  # noqa: N801
-    """A local Talon.One in a process of its own."""
-
-    def __enter__(self) -> str:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "airflow_provider_talon_cdp.emulator", "--port", "0"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout
-        for line in self.process.stdout:
-            if "http://" in line:
-                return "http://" + line.split("http://")[1].split("/")[0].split()[0]
-        raise SystemExit("the emulator did not start")
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait()
-        assert self.process.stdout
-        self.process.stdout.close()
-
-
-def child(task: str, *arguments: str) -> dict[str, Any]:
-    """Run one measurement in a new process."""
-    command = [sys.executable, __file__, "--child", task, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _sync(mode: str, url: str, warehouse: str, state: str, rate: str) -> dict[str, Any]:
-    connection = {
-        "conn_type": "talon_cdp",
-        "host": url,
-        "password": "local-key-1234567890",
-        "extra": {"deployment_host": "demo.europe-west1.talon.one", "requests_per_second": rate},
-    }
-    with tempfile.TemporaryDirectory() as home:
-        os.environ |= {
-            "AIRFLOW_HOME": home,
-            "AIRFLOW_CONN_TALON_CDP_DEFAULT": json.dumps(connection),
-            "AIRFLOW_CONN_WAREHOUSE": json.dumps({"conn_type": "sqlite", "host": warehouse}),
-        }
-        from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator  # noqa: PLC0415
-
-        mirror = {"audience_name": "VIP", "state_uri": state} if mode == "mirror" else {}
-        operator = SqlToTalonAudienceOperator(
-            task_id="bench",
-            sql=QUERY,
-            sql_conn_id="warehouse",
-            profile_id_column="id",
-            audience_id="vip",
-            mode=mode,
-            **mirror,
-        )
+def _comm(bench: Bench, size: int) -> float:
+    """Seconds that comm takes for what differs between two sorted files of IDs."""
+    lists = []
+    for turn in (0, 1):
+        lists.append(bench.folder / f"ids-{size}-{turn}.txt")
+        if not lists[-1].exists():
+            job = Job("", str(bench.warehouse(size, turn)), "")
+            with lists[-1].open("w") as file:
+                file.writelines(f"{each}\n" for batch in job.batches() for each in batch)
+    environment = {"LC_ALL": "C", "PATH": os.environ["PATH"]}
+    with (bench.folder / "differences.txt").open("w") as out:
         began = time.monotonic()
-        report = operator.execute({})
-        return {"seconds": time.monotonic() - began, "requests": report["requests"]}
+        subprocess.run(["comm", "-3", *lists], env=environment, stdout=out, check=True)
+        return time.monotonic() - began
 
 
-def resend(url: str, warehouse: str, _state: str, rate: str) -> dict[str, Any]:
-    """Send every member."""
-    return _sync("add", url, warehouse, _state, rate)
+def _flat(results: Mapping[int, Mapping[str, Result]]) -> dict[str, Result]:
+    return {f"{label}, {size:,}": each for size, both in results.items() for label, each in both.items()}
 
 
-def mirror(url: str, warehouse: str, state: str, rate: str) -> dict[str, Any]:
-    """Send what changed."""
-    return _sync("mirror", url, warehouse, state, rate)
-
-
-def adopt(warehouse: str, state: str) -> dict[str, Any]:
-    """Make a ledger that holds every member."""
-    from airflow_provider_talon_cdp.sync.changes import Change  # noqa: PLC0415
-
-    return {
-        "members": _ledger(state).adopt(
-            "bench", (Change(each, "vip", "add") for each in ids(Path(warehouse)))
+def _targets(free: Mapping[int, Mapping[str, Result]]) -> list[Target]:
+    """Memory: how much, and how much more for a hundred times the rows."""
+    targets = []
+    least, most = min(free), max(free)
+    for what, labels in (("add", [RESEND]), ("mirror", [MIRROR_FEW, MIRROR])):
+        peak = max(results[label].megabytes for results in free.values() for label in labels)
+        growth = free[most][labels[0]].megabytes / max(free[least][labels[0]].megabytes, 0.1) - 1
+        targets.append(
+            Target(
+                f"peak memory, {what}, {least:,} to {most:,}",
+                "<= 40 MB, grows by <= 5 %",
+                f"{peak:.1f} MB, {growth:+.1%}",
+                peak <= 40 and growth <= 0.05,
+            )
         )
-    }
+    return targets
 
 
-def plan(warehouse: str, state: str) -> dict[str, Any]:
-    """Plan from the SQL cursor, with the guard, and leave the ledger as it was."""
-    from airflow.providers.sqlite.hooks.sqlite import SqliteHook  # noqa: PLC0415
-
-    from airflow_provider_talon_cdp.sync.changes import read_changes  # noqa: PLC0415
-    from airflow_provider_talon_cdp.sync.diff import PlanCounts, diff, members  # noqa: PLC0415
-    from airflow_provider_talon_cdp.sync.guard import Guard  # noqa: PLC0415
-    from airflow_provider_talon_cdp.transfers.rows import stream_rows  # noqa: PLC0415
-
-    os.environ["AIRFLOW_CONN_WAREHOUSE"] = json.dumps({"conn_type": "sqlite", "host": warehouse})
-    hook = SqliteHook("warehouse")
-    hook.get_conn().close()
-    before = _peak()
-    counts = PlanCounts()
-    ledger = _ledger(state)
-    began = time.monotonic()
-    with ledger.locked("bench"):
-        rows = stream_rows(hook, f"{QUERY} ORDER BY id", ["id"])
-        blocks = iter(lambda: list(islice(rows, 4096)), [])
-        records = chain.from_iterable(read_changes(block, "vip", "add", "external") for block in blocks)
-        staged = ledger.stage(
-            lambda known, doubts: diff(known, members(records, counts), counts, uncertain=doubts)
-        )
-        Guard().check(counts)
-        ledger.discard(staged)
-    seconds = time.monotonic() - began
-    assert counts.unchanged
-    return {"seconds": seconds, "megabytes": _peak() - before, "changes": counts.changes}
-
-
-def _ledger(state: str) -> Any:
-    from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name  # noqa: PLC0415
-
-    return FilesLedger(
-        Path(state),
-        deployment_host="demo.europe-west1.talon.one",
-        base_url="http://local",
-        name=ledger_name("vip"),
+def _target_plan(plan: float, comm: float) -> Target:
+    # That the mirror takes no request too many, each measurement has made sure of.
+    return Target(
+        "mirror of 10,000,000, 2 % churn: plan and guard",
+        "<= 4 x comm; requests = changes / 1000 rounded up",
+        f"{plan / comm:.1f} x; so many",
+        plan <= 4 * comm,
     )
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
-    "resend": resend,
-    "mirror": mirror,
-    "adopt": adopt,
-    "plan": plan,
-}
-
-if __name__ == "__main__":
-    main()

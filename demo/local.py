@@ -115,7 +115,12 @@ def connections(home: Path, talon: Talon) -> dict[str, dict[str, Any]]:
             "host": f"{url.scheme}://{url.hostname}",
             "port": url.port,
             "password": talon.api_key,
-            "extra": {"deployment_host": DEPLOYMENT_HOST, "platform_name": "Airflow demo"},
+            "extra": {
+                "deployment_host": DEPLOYMENT_HOST,
+                "platform_name": "Airflow demo",
+                # The local one has no limit.
+                "requests_per_second": 2000,
+            },
         },
         "warehouse": {
             "conn_type": "sqlite",
@@ -206,6 +211,11 @@ class Talon:
             audience: set(self._read(f"/emulator/audiences/{quote(audience, safe='')}/members")["members"])
             for audience in self.state()["audiences"]
         }
+
+    def attributes(self) -> dict[str, dict[str, Any]]:
+        """The attributes of each profile."""
+        profiles: dict[str, dict[str, Any]] = self._read("/emulator/profiles")["profiles"]
+        return profiles
 
     def _read(self, path: str) -> dict[str, Any]:
         status, body = get(self.url, path)

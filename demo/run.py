@@ -1,4 +1,4 @@
-"""``make demo``: customer segments of two months, from a warehouse to a local Talon.One, through a real Airflow.
+"""``make demo``: segments and attributes of customers, from a warehouse to a local Talon.One, through a real Airflow.
 
 ``make demo-guard`` adds a month in which the warehouse has no customers, which the provider must refuse to mirror.
 """
@@ -17,8 +17,9 @@ import sqlite3
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from local import (
     AIRFLOW_VERSION,
@@ -119,9 +120,13 @@ def _run_month(month: str, log: Path, home: Path, talon: Talon, env: dict[str, s
         operation: count - counted_before["by_operation"].get(operation, 0)
         for operation, count in counted["by_operation"].items()
     }
-    kinds = ", ".join(f"{count} {operation}" for operation, count in sent.items() if count)
+    kinds = ", ".join(f"{count:,} {operation}" for operation, count in sent.items() if count)
     total: int = counted["total"] - counted_before["total"]
-    say(f"  {total} requests{': ' if kinds else ''}{kinds}\n")
+    customers = _customers(home / "warehouse.db", month)
+    say(
+        f"  {len(customers):,} customer profiles in the warehouse, {sent.get('update_profile', 0):,} of them sent"
+    )
+    say(f"  {total:,} requests{': ' if kinds else ''}{kinds}\n")
     for audience in sorted(wanted | members):
         missing = wanted.get(audience, set()) - members.get(audience, set())
         extra = members.get(audience, set()) - wanted.get(audience, set())
@@ -129,6 +134,10 @@ def _run_month(month: str, log: Path, home: Path, talon: Talon, env: dict[str, s
             raise DemoError(
                 f"{audience} differs: {len(missing)} only in the warehouse, {len(extra)} only in Talon.One."
             )
+    attributes = talon.attributes()
+    differing = sum(_facts(attributes.get(each, {})) != facts for each, facts in customers.items())
+    if differing:
+        raise DemoError(f"{differing} of {len(customers)} profiles differ from the warehouse.")
     return total
 
 
@@ -166,6 +175,26 @@ def _segments(warehouse: Path, month: str) -> dict[str, set[str]]:
             f"The warehouse has {loaded:,} of {expected:,} purchases and {len(segments)} segments."
         )
     return segments
+
+
+def _customers(warehouse: Path, month: str) -> dict[str, tuple[object, ...]]:
+    """By customer: purchases, cents spent and the day of the last purchase when the month ended."""
+    sql = (
+        "SELECT customer_id, COUNT(*), SUM(cents), MAX(purchased_on) FROM cdnow_purchases "
+        "WHERE purchased_on < DATE(?, '+1 month') GROUP BY customer_id"
+    )
+    with contextlib.closing(sqlite3.connect(warehouse)) as database:
+        return {customer: tuple(facts) for customer, *facts in database.execute(sql, (f"{month}-01",))}
+
+
+def _facts(attributes: Mapping[str, Any]) -> tuple[object, ...]:
+    """The same of a profile's attributes in Talon.One."""
+    cents = round(attributes.get("total_spent", 0) * 100)
+    return (
+        attributes.get("purchases"),
+        cents,
+        str(attributes.get("last_purchase")).removesuffix("T00:00:00+00:00"),
+    )
 
 
 def _refuse_leaks(api_key: str, home: Path) -> None:

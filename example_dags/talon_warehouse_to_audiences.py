@@ -1,4 +1,4 @@
-"""Customer segments from a warehouse to Talon.One audiences, month by month."""
+"""Customer segments and attributes from a warehouse to Talon.One, month by month."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import DAG, BaseHook, Param, task
 from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
 
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
 
 WAREHOUSE = "warehouse"  # any SQL connection; the statements in sql/ run on SQLite and on Postgres
 PURCHASES = Path(__file__).parent / "data" / "cdnow_purchases.csv"
@@ -47,6 +48,9 @@ with DAG(
 3. Makes the three audiences in Talon.One equal to the segments: creates those that do not exist, adds who came, removes
    who left, and sends nothing for the others. When the query is empty, or when an audience would lose more than half of
    its members, it refuses before anything is sent.
+4. Sends each customer's recency, number of purchases, money spent and last purchase as attributes of the profile, where
+   they have changed. `recency` (string), `purchases` and `total_spent` (numbers) and `last_purchase` (time) must exist in
+   Talon.One's Campaign Manager.
 
 A month may run again: there is nothing to send then. Set `dry_run` to see a plan without sending it.
 
@@ -100,4 +104,14 @@ Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
         dry_run="{{ params.dry_run }}",
     )
 
-    create_tables >> load_purchases() >> build_segments >> mirror_segments
+    send_attributes = SqlToTalonProfilesOperator(
+        task_id="send_attributes",
+        sql="sql/customer_attributes.sql",
+        sql_conn_id=WAREHOUSE,
+        profile_id_column="customer_id",
+        types={"total_spent": "number", "last_purchase": "time"},
+        dry_run="{{ params.dry_run }}",
+    )
+
+    # One after the other: Talon.One refuses two requests on one profile at the same time.
+    create_tables >> load_purchases() >> build_segments >> mirror_segments >> send_attributes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from airflow_provider_talon_cdp.api.retry import parse_retry_after
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
     AuthenticationError,
+    Blame,
     FatalError,
     NotFoundError,
     RejectedError,
@@ -192,10 +193,12 @@ def _fail(
     retry_after: float | None = None,
 ) -> RequestError:
     text = body.decode(errors="replace")
-    said, uuid, pointers = _read_error_body(body)
+    said, uuid, blames = _read_error_body(body)
     message = f"{request.operation.value}: Talon.One answered {status}"
     if said:
-        message += f" ({_shorten(_mask(said, request.private))})"
+        private = list(request.private() if callable(request.private) else request.private)
+        blames = tuple(Blame(each.pointer, *(_mask(text, private) for text in each[1:])) for each in blames)
+        message += f" ({_shorten(_mask(said, private))})"
     elif text.lstrip().startswith("<"):
         message += " (an HTML page, so not from Talon.One's API)"
     message += f". {cure or _CURES.get(status, '')}".rstrip()
@@ -208,28 +211,27 @@ def _fail(
         status=status,
         body=text,
         request_uuid=uuid,
-        pointers=pointers,
+        blames=blames,
         retry_after=retry_after,
     )
 
 
-def _read_error_body(body: bytes) -> tuple[str, str | None, tuple[str, ...]]:
+def _read_error_body(body: bytes) -> tuple[str, str | None, tuple[Blame, ...]]:
     content = _json_object(body) or {}
     uuid = content.get("RequestUUID")
     said = [str(content[key]) for key in ("Error", "message") if content.get(key)]
-    pointers = []
+    blames = []
     errors = content.get("errors")
     for each in errors if isinstance(errors, list) else []:
         if not isinstance(each, dict):
             continue
         source = each.get("source")
         pointer = source.get("pointer") if isinstance(source, dict) else None
-        parts = [str(part) for part in (each.get("title"), each.get("details")) if part]
+        title, details = (str(each.get(key) or "") for key in ("title", "details"))
         if pointer:
-            pointers.append(str(pointer))
-            parts.append(f"at {pointer}")
-        said.append(" ".join(parts))
-    return "; ".join(part for part in said if part), str(uuid) if uuid else None, tuple(pointers)
+            blames.append(Blame(str(pointer), title, details))
+        said.append(" ".join(part for part in (title, details, f"at {pointer}" if pointer else "") if part))
+    return "; ".join(part for part in said if part), str(uuid) if uuid else None, tuple(blames)
 
 
 def _blames_connection(body: bytes) -> bool:
@@ -243,7 +245,7 @@ def _blames_connection(body: bytes) -> bool:
     )
 
 
-def _mask(text: str, private: tuple[str, ...]) -> str:
+def _mask(text: str, private: Iterable[str]) -> str:
     """Take profile IDs and attribute values that were sent out of a text that goes to logs."""
     # An answer may quote an ID as it stands in JSON.
     spellings = {

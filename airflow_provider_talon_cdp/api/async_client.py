@@ -216,7 +216,9 @@ async def open_client(
         in_flight: Connections at the most.
         retry: How long to keep trying one request.
     """
-    connector = aiohttp.TCPConnector(limit=in_flight, ssl=transport.ssl_context())
+    # Reading the CA bundle takes longer than a few requests, and loopback needs none.
+    needs_tls = any(url and url.startswith("https") for url in (settings.base_url, transport.proxy))
+    connector = aiohttp.TCPConnector(limit=in_flight, ssl=transport.ssl_context() if needs_tls else True)
     timeout = aiohttp.ClientTimeout(
         total=CONNECT_TIMEOUT + settings.timeout,
         sock_connect=min(CONNECT_TIMEOUT, settings.timeout),

@@ -10,7 +10,8 @@ profile named ``audiences``: it answers 200 and changes no membership. So the pl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
@@ -76,7 +77,8 @@ class Request(Generic[Result]):
         path: Path and query, percent-encoded, starting with ``/``.
         body: JSON in UTF-8, or None.
         changes: Membership changes in it.
-        private: Profile IDs and attribute values in it, which are masked in error texts.
+        private: Profile IDs and attribute values in it, which are masked in error texts; or what returns them, as few
+            requests ever need them.
     """
 
     operation: Operation
@@ -85,7 +87,7 @@ class Request(Generic[Result]):
     # Bodies hold profile IDs and attribute values, which do not belong in a log.
     body: bytes | None = field(default=None, repr=False)
     changes: int = 0
-    private: tuple[str, ...] = field(default=(), repr=False)
+    private: tuple[str, ...] | Callable[[], Iterable[str]] = field(default=(), repr=False)
 
 
 class ProfileAudiences(NamedTuple):
@@ -139,22 +141,46 @@ def update_customer_profile(
         remove_audiences: Internal audience IDs to leave.
         skip_unknown_attributes: Ignore attributes that Talon.One does not know instead of refusing the call.
     """
-    check_text("customer_profile_id", customer_profile_id)
     body: dict[str, Any] = {"runRuleEngine": run_rule_engine}
     if attributes is not None:
         body["attributes"] = attributes
     adds, deletes = _changes(add_audiences, remove_audiences, "internal")
     if adds or deletes:
         body["audiencesChanges"] = {"adds": adds, "deletes": deletes}
-    skip = "true" if skip_unknown_attributes else "false"
-    path = f"/cdp/customer_profile/{_segment(customer_profile_id)}?skipNonExistingAttributes={skip}"
     return Request(
         Operation.UPDATE_PROFILE,
         "PUT",
-        path,
+        _profile_path(customer_profile_id, skip_unknown_attributes=skip_unknown_attributes),
         encode_json(body),
         len(adds) + len(deletes),
-        (*_private_id(customer_profile_id), *_scalars(attributes)),
+        lambda: (*_private_id(customer_profile_id), *_scalars(attributes)),
+    )
+
+
+def update_customer_profile_attributes(
+    customer_profile_id: str,
+    attributes: bytes,
+    *,
+    run_rule_engine: bool = False,
+    skip_unknown_attributes: bool = False,
+) -> Request[IntegrationState]:
+    """``PUT /cdp/customer_profile/{customerProfileId}`` with attributes that are JSON already.
+
+    Args:
+        customer_profile_id: Integration ID of the profile.
+        attributes: A JSON object.
+        run_rule_engine: Run Talon.One's rules.
+        skip_unknown_attributes: As in ``update_customer_profile``.
+    """
+    return Request(
+        Operation.UPDATE_PROFILE,
+        "PUT",
+        _profile_path(customer_profile_id, skip_unknown_attributes=skip_unknown_attributes),
+        b'{"runRuleEngine":%s,"attributes":%s}' % (b"true" if run_rule_engine else b"false", attributes),
+        private=lambda: (
+            *_private_id(customer_profile_id),
+            *_scalars(json.loads(attributes, parse_float=str, parse_int=str)),
+        ),
     )
 
 
@@ -291,6 +317,12 @@ def _segment(identifier: str) -> str:
     if set(identifier) == {"."}:
         return "%2E" * len(identifier)
     return quote(identifier, safe="")
+
+
+def _profile_path(customer_profile_id: str, *, skip_unknown_attributes: bool) -> str:
+    check_text("customer_profile_id", customer_profile_id)
+    skip = "true" if skip_unknown_attributes else "false"
+    return f"/cdp/customer_profile/{_segment(customer_profile_id)}?skipNonExistingAttributes={skip}"
 
 
 def _private_id(customer_profile_id: str) -> tuple[str, ...]:

@@ -37,75 +37,90 @@ def attribute_values(row: Mapping[str, Any], *, zone: tzinfo | None = None) -> d
             raise InvalidInputError(
                 f"An attribute name must be a non-empty string, not {type(name).__name__}."
             )
-    return {name: _value(value, f"Attribute {name!r}", zone) for name, value in row.items()}
+    return {name: _value(value, name, zone) for name, value in row.items()}
 
 
-def encode_json(value: Any) -> bytes:
+def encode_json(value: Any, *, sort_keys: bool = False) -> bytes:
     """Encode JSON in UTF-8; a Decimal becomes a number with exactly its digits.
+
+    Args:
+        value: What ``attribute_values`` returns, and anything else that is JSON.
+        sort_keys: Write the names of each object in order, so that equal objects are equal bytes.
 
     Raises:
         InvalidInputError: Something in it is not JSON.
     """
     try:
-        return orjson.dumps(value, default=_exact_number)
+        return orjson.dumps(value, default=_exact_number, option=orjson.OPT_SORT_KEYS if sort_keys else None)
     except TypeError as error:
         raise InvalidInputError(f"The request's body is not JSON: {error}.") from error
 
 
-def _value(value: Any, where: str, zone: tzinfo | None) -> Any:
+def is_finite(value: Any) -> bool:
+    """Whether a value is none of NaN and the infinities."""
+    # As a float a Decimal of 400 digits would be infinite.
+    return (
+        value.is_finite()
+        if isinstance(value, Decimal)
+        else not isinstance(value, float) or math.isfinite(value)
+    )
+
+
+def _value(value: Any, name: str, zone: tzinfo | None) -> Any:
     match value:
+        case str():
+            # Most values are plain text; the long way is for the others.
+            return value if type(value) is str and value.isascii() else _text(value, name)
         case None | bool():
             return value
-        case str():
-            return _text(value, where)
         case int():
             # orjson writes integers of 64 bits; a Decimal has any number of digits.
             return int(value) if -_INT64 <= value < _INT64 else Decimal(int(value))
         case float() | Decimal():
-            if not math.isfinite(value):
+            if not is_finite(value):
                 raise InvalidInputError(
-                    f"{where} is {value}, which JSON has no number for. Send null instead."
+                    f"Attribute {name!r} is {value}, which JSON has no number for. Send null instead."
                 )
             return float(value) if isinstance(value, float) else value
         case datetime():
-            return _timestamp(value, where, zone)
+            return _timestamp(value, name, zone)
         case date():
-            return _timestamp(datetime.combine(value, time()), where, zone)
+            return _timestamp(datetime.combine(value, time()), name, zone)
         case UUID():
             return str(value)
         case list() | tuple():
-            return [_value(each, where, zone) for each in value]
+            return [_value(each, name, zone) for each in value]
         case dict():
-            return {_text(key, where): _value(each, where, zone) for key, each in value.items()}
+            return {_text(key, name): _value(each, name, zone) for key, each in value.items()}
         case bytes() | bytearray() | memoryview():
             raise InvalidInputError(
-                f"{where} is bytes, which JSON cannot carry. Decode it in SQL, e.g. to hex."
+                f"Attribute {name!r} is bytes, which JSON cannot carry. Decode it in SQL, e.g. to hex."
             )
         case _:
             raise InvalidInputError(
-                f"{where} is of type {type(value).__name__}, which no Talon.One attribute takes. "
+                f"Attribute {name!r} is of type {type(value).__name__}, which no Talon.One attribute takes. "
                 "Cast it in SQL to text, a number, a boolean or a timestamp."
             )
 
 
-def _text(value: Any, where: str) -> str:
+def _text(value: Any, name: str) -> str:
     try:
         value.encode()
     except AttributeError as error:
-        raise InvalidInputError(f"{where} has a key that is no string.") from error
+        raise InvalidInputError(f"Attribute {name!r} has a key that is no string.") from error
     except UnicodeEncodeError as error:
-        raise InvalidInputError(f"{where} is not valid Unicode (a lone surrogate).") from error
+        raise InvalidInputError(f"Attribute {name!r} is not valid Unicode (a lone surrogate).") from error
     return str.__str__(value)
 
 
-def _timestamp(value: datetime, where: str, zone: tzinfo | None) -> str:
+def _timestamp(value: datetime, name: str, zone: tzinfo | None) -> str:
     # pandas.NaT is a datetime whose parts are NaN.
     if value != value:  # noqa: PLR0124
-        raise InvalidInputError(f"{where} is not a time (NaT). Send null instead.")
+        raise InvalidInputError(f"Attribute {name!r} is not a time (NaT). Send null instead.")
     if value.utcoffset() is None:
         if zone is None:
             raise InvalidInputError(
-                f"{where} is a date or a timestamp without a time zone. Set 'Time zone for naive timestamps' on the "
+                f"Attribute {name!r} is a date or a timestamp without a time zone. Set 'Time zone for naive timestamps' on the "
                 "connection, or convert it to a timestamp with time zone in SQL."
             )
         value = value.replace(tzinfo=zone)

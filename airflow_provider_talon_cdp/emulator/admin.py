@@ -6,6 +6,7 @@ None of it needs a key: the server is for this machine alone, unless it was told
 | --- | --- |
 | ``GET /emulator/state`` | audiences with their sizes, counters, waiting faults |
 | ``GET /emulator/audiences/{external ID}/members?after=&limit=`` | profile IDs in order; all without ``limit`` |
+| ``GET /emulator/profiles?after=&limit=`` | attributes by profile ID, in order; all without ``limit`` |
 | ``GET /emulator/profiles/{profile ID}`` | attributes and audiences |
 | ``GET /emulator/requests`` | the last thousand requests, and counters over all |
 | ``GET /emulator/faults`` | what is still to come |
@@ -68,6 +69,9 @@ def _route(
         case ("audiences", external_id, "members"):
             _only(method, "GET")
             return _members(service, external_id, query)
+        case ("profiles",):
+            _only(method, "GET")
+            return _profiles(service, query)
         case ("profiles", profile_id):
             _only(method, "GET")
             profile = service.store.profile(profile_id)
@@ -90,11 +94,20 @@ def _members(service: Service, external_id: str, query: Mapping[str, str]) -> An
         members = service.store.members(external_id)
     except UnknownAudienceError:
         raise RefusedError(404, "no such audience") from None
+    return _answer({"audience": external_id, "total": len(members), "members": _page(members, query)})
+
+
+def _profiles(service: Service, query: Mapping[str, str]) -> Answer:
+    profiles = service.store.snapshot().profiles
+    shown = {each: dict(profiles[each]) for each in _page(frozenset(profiles), query)}
+    return _answer({"total": len(profiles), "profiles": shown})
+
+
+def _page(ids: frozenset[str], query: Mapping[str, str]) -> list[str]:
     limit = query.get("limit")
     if limit is not None and not (limit.isascii() and limit.isdigit() and 1 <= len(limit) <= _MAX_DIGITS):
         raise RefusedError(400, "limit must be a whole number")
-    shown = page_of(members, query.get("after", ""), None if limit is None else int(limit))
-    return _answer({"audience": external_id, "total": len(members), "members": shown})
+    return page_of(ids, query.get("after", ""), None if limit is None else int(limit))
 
 
 def _faults(service: Service, method: str, body: bytes) -> Answer:

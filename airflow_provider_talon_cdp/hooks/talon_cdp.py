@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Literal, Protocol
+from typing import Any, TypeVar
 
 import requests
 from airflow.providers.common.compat.sdk import Connection
@@ -16,6 +16,7 @@ from requests.utils import default_headers
 from airflow_provider_talon_cdp import connection_form
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.async_client import AsyncTalonCdpClient, Transport, open_client
+from airflow_provider_talon_cdp.api.attribute_rows import AttributesEncoder
 from airflow_provider_talon_cdp.api.calls import Audience, IntegrationState
 from airflow_provider_talon_cdp.api.client import TalonCdpClient
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
@@ -23,74 +24,11 @@ from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.api.values import attribute_values
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, NotFoundError, TalonCdpError
 from airflow_provider_talon_cdp.hooks.network import NETWORK_EXTRAS, network_options
-from airflow_provider_talon_cdp.ids import AudienceIdType
+from airflow_provider_talon_cdp.hooks.senders import AttributesSender, MembersSender
+from airflow_provider_talon_cdp.ids import AttributeType, AudienceIdType
 
+S = TypeVar("S")
 _OWN_EXTRAS = {each.name for each in connection_form.FIELDS}
-
-
-class MembershipChanges(Protocol):
-    """At most 1000 membership changes."""
-
-    @property
-    def ids(self) -> tuple[Sequence[str], str | int, Literal["add", "remove"]] | None:
-        """Profile IDs, audience ID and action, where the changes differ in the profile alone."""
-        ...
-
-    @property
-    def entries(self) -> Iterable[tuple[str, Sequence[str | int], Sequence[str | int]]]:
-        """``(customer profile ID, adds, deletes)`` of each profile."""
-        ...
-
-
-class MembersSender:
-    """Sends membership changes of many profiles in one request each.
-
-    Args:
-        client: An open client.
-        audience_id_type: Which audience IDs the changes carry.
-    """
-
-    def __init__(self, client: AsyncTalonCdpClient, audience_id_type: AudienceIdType) -> None:
-        self.client = client
-        self._audience_id_type = audience_id_type
-
-    async def __call__(self, batch: MembershipChanges, /) -> None:
-        """Send a batch.
-
-        Raises:
-            RequestError: The request failed for good.
-        """
-        if batch.ids:
-            ids, audience_id, action = batch.ids
-            request = calls.update_audience_of_customer_profiles(
-                ids,
-                audience_id,
-                action,
-                audience_id_type=self._audience_id_type,
-                multi_profile_path=self.client.settings.multi_profile_path,
-            )
-        else:
-            request = calls.update_customer_profiles_audiences(
-                batch.entries,
-                audience_id_type=self._audience_id_type,
-                multi_profile_path=self.client.settings.multi_profile_path,
-            )
-        await self.client.send(request)
-
-    @property
-    def requests(self) -> int:
-        """HTTP requests that left."""
-        return self.client.requests
-
-    @property
-    def retries(self) -> int:
-        """Those of them that repeated a failed one."""
-        return self.client.retries
-
-    @property
-    def throttled(self) -> int:
-        """Answers 429."""
-        return self.client.throttled
 
 
 class TalonCdpHook(HttpHook):
@@ -286,15 +224,44 @@ class TalonCdpHook(HttpHook):
             audience_id_type: ``external`` (strings) or ``internal`` (integers).
             in_flight: Requests in flight at the most.
         """
+        return self._opened(lambda client: MembersSender(client, audience_id_type), in_flight)
+
+    def attributes_sender(
+        self, *, run_rule_engine: bool = False, skip_unknown_attributes: bool = False, in_flight: int = 64
+    ) -> AbstractAsyncContextManager[AttributesSender]:
+        """Open a paced sender for attributes of many profiles.
+
+        Args:
+            run_rule_engine: Run Talon.One's rules for each profile.
+            skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there.
+            in_flight: Requests in flight at the most.
+        """
+        how = {"run_rule_engine": run_rule_engine, "skip_unknown_attributes": skip_unknown_attributes}
+        return self._opened(lambda client: AttributesSender(client, **how), in_flight)
+
+    def attributes_encoder(
+        self, types: Mapping[str, AttributeType], *, skip_nulls: bool
+    ) -> AttributesEncoder:
+        """Return what makes JSON of a profile's attributes, with the connection's time zone.
+
+        Args:
+            types: Declared types by attribute name.
+            skip_nulls: Leave nulls out, where otherwise they delete.
+        """
+        return AttributesEncoder(types=types, zone=self.settings.zone, skip_nulls=skip_nulls)
+
+    def _opened(
+        self, make: Callable[[AsyncTalonCdpClient], S], in_flight: int
+    ) -> AbstractAsyncContextManager[S]:
         # Airflow looks connections up here, before any event loop runs.
         settings = self.settings
         with self.get_conn() as session:
             transport = Transport.of(session, settings.base_url)
 
         @asynccontextmanager
-        async def opened() -> AsyncIterator[MembersSender]:
+        async def opened() -> AsyncIterator[S]:
             async with open_client(settings, transport, in_flight=in_flight) as client:
-                yield MembersSender(client, audience_id_type)
+                yield make(client)
 
         return opened()
 

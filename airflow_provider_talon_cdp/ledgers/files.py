@@ -66,8 +66,9 @@ class FilesLedger(LedgerReader):
         keep: Versions whose files are kept, at least 1.
         one_per_profile: The ledger holds one fingerprint for each profile, where it else holds audiences: ``known``
             yields profile ID and fingerprint; a change that adds sets a profile's fingerprint, one that removes forgets
-            it, and a plan has one change of a profile at the most. ``uncertain`` yields a fingerprint that may be there;
-            another may be, too. Such a ledger has a folder of its own.
+            it, and a plan has one change of a profile at the most. A change that may have left without an
+            acknowledgement puts a doubt on the profile's fingerprint, which stays until another change of it is
+            acknowledged; so ``uncertain`` has nothing to add. Such a ledger has a folder of its own.
         batch: Changes in a batch of a new plan.
         part: Changes in a part of a new plan, which is as many whole batches as hold them.
         ahead: Batches that may leave before the next note of it: a killed run's changes in them are sent again.
@@ -145,7 +146,7 @@ class FilesLedger(LedgerReader):
         version = self.version + 1
         folder = f"{version:08}-{self.run}"
         before = self.manifest.members
-        if not forget and not any(acks.landed for acks in self.acks):
+        if not forget and not self.has_moved:
             parts = write_plan(self.folder, folder, plan(self.known(), self.uncertain()), self._part)
             return StagedPlan(version, folder, before, parts)
         name = f"{folder}/members.tsv.gz"

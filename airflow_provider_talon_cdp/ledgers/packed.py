@@ -131,10 +131,12 @@ def _unpacked(path: Folder, sha256: str) -> Generator[str, None, None]:
 
 def _pieces(path: Folder) -> Iterator[bytes]:
     with told("read", path):
-        if not is_local(path):
+        if is_local(path):
+            file = path.open("rb")
+        else:
             # Clients of object stores cache listings, and another worker may have written since.
             path.fs.invalidate_cache()
-        file = path.open("rb")
+            file = path.fs.open(path.path, "rb")
     with file:
         while True:
             with told("read", path):

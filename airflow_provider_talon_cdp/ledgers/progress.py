@@ -8,6 +8,7 @@ from typing import NamedTuple
 from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.ledgers.columns import Columns
 from airflow_provider_talon_cdp.sync.changes import Change, Ids
+from airflow_provider_talon_cdp.sync.fingerprints import doubted
 
 
 class Progress(NamedTuple):
@@ -41,13 +42,36 @@ class Progress(NamedTuple):
         return self.landed - self.refused
 
 
+def made_of_profiles(batches: Iterable[Columns], acks: Acks) -> Iterator[Ids | list[Change]]:
+    """Yield what a plan of fingerprints has made of its profiles.
+
+    Yields:
+        The changes that Talon.One has acknowledged, and an addition with a doubt for each that may have arrived without.
+    """
+    for number, batch in enumerate(batches):
+        if number in acks.landed and number not in acks.doubtful:
+            yield from _taken(batch, number, acks)
+        elif number < acks.may_have_left:
+            unknown = set(acks.refused[number] if number in acks.landed else range(len(batch.profiles)))
+            yield [
+                Change(change.profile_id, doubted(str(change.audience_id)), "add")
+                if at in unknown
+                else change
+                for at, change in enumerate(batch.changes())
+            ]
+
+
 def acknowledged(batches: Iterable[Columns], acks: Acks) -> Iterator[Ids | list[Change]]:
     """Yield the changes that Talon.One has acknowledged."""
     for number, batch in enumerate(batches):
         if number in acks.landed:
-            taken = batch.without(acks.refused[number]) if number in acks.refused else batch
-            if taken.profiles:
-                yield taken.stretch()
+            yield from _taken(batch, number, acks)
+
+
+def _taken(batch: Columns, number: int, acks: Acks) -> Iterator[Ids | list[Change]]:
+    taken = batch.without(acks.refused[number]) if number in acks.refused else batch
+    if taken.profiles:
+        yield taken.stretch()
 
 
 def unacknowledged(batches: Iterable[Columns], acks: Acks) -> Iterator[Change]:
@@ -60,13 +84,6 @@ def unacknowledged(batches: Iterable[Columns], acks: Acks) -> Iterator[Change]:
         elif number in acks.refused:
             # A refusal says nothing about what an earlier request did.
             yield from (change for change in _refused(batch, number, acks) if change.uncertain)
-
-
-def refused(batches: Iterable[Columns], acks: Acks) -> Iterator[Change]:
-    """Yield the changes that Talon.One refused and that are not sent again: nothing about them is uncertain."""
-    for number, batch in enumerate(batches):
-        if number in acks.refused:
-            yield from (change for change in _refused(batch, number, acks) if not change.uncertain)
 
 
 def _refused(batch: Columns, number: int, acks: Acks) -> Iterator[Change]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 
 from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.ledgers.columns import Columns
 from airflow_provider_talon_cdp.ledgers.manifest import Manifest
 from airflow_provider_talon_cdp.ledgers.plan import read_part
-from airflow_provider_talon_cdp.ledgers.progress import Progress, acknowledged, refused, unacknowledged
+from airflow_provider_talon_cdp.ledgers.progress import (
+    Progress,
+    acknowledged,
+    made_of_profiles,
+    unacknowledged,
+)
 from airflow_provider_talon_cdp.ledgers.snapshot import read_members
 from airflow_provider_talon_cdp.ledgers.storage import Folder, gone, names_in, read_json
 from airflow_provider_talon_cdp.sync.blocks import Block, Changes, Member, Members
@@ -88,11 +92,13 @@ class LedgerReader:
     def known(self, forget: Collection[str] = ()) -> Members:
         """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
         before = read_members(self.folder, self.manifest.members)
-        members = fold(before, Changes(self._acknowledged()), one_per_profile=self._one_per_profile)
+        members = fold(before, Changes(self._since()), one_per_profile=self._one_per_profile)
         return _without(members, forget) if forget else members
 
     def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Memberships that a request may have changed without an acknowledgement, sorted."""
+        if self._one_per_profile:
+            return
         doubts = (
             (change.profile_id, str(change.audience_id))
             for change in self.unacknowledged()
@@ -107,7 +113,7 @@ class LedgerReader:
                 yield member
             last = member
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Generator[Change, None, None]:
         """All changes of the plan in force."""
         for part in range(len(self.manifest.plan)):
             for batch in self._batches(part):
@@ -119,27 +125,25 @@ class LedgerReader:
             if progress.open or progress.refused:
                 yield from unacknowledged(self._batches(part), acks)
 
-    def rejected(self) -> Counter[str]:
-        """Records that the plan in force, or one that it resumes, could not send, by reason."""
-        reasons = Counter(self.manifest.rejected)
-        # Those that are uncertain are sent again.
-        reasons["refused by Talon.One in an earlier try"] += sum(
-            1
-            for part, acks in enumerate(self.acks)
-            if acks.refused
-            for _ in refused(self._batches(part), acks)
-        )
-        return +reasons
-
     def progress(self) -> list[Progress]:
         """How far each part of the plan in force has come."""
         parts = zip(self.manifest.plan, self.acks, strict=True)
         return [Progress.of(part.lines, self.manifest.batch, acks) for part, acks in parts]
 
-    def _acknowledged(self) -> Iterator[Ids | list[Change]]:
+    @property
+    def has_moved(self) -> bool:
+        """Whether members are others now than those that the plan in force starts from."""
+        return any(map(self._has_moved, self.acks))
+
+    def _has_moved(self, acks: Acks) -> bool:
+        return bool(acks.landed or (self._one_per_profile and acks.may_have_left))
+
+    def _since(self) -> Iterator[Ids | list[Change]]:
+        """What the plan in force has changed so far."""
+        made_of = made_of_profiles if self._one_per_profile else acknowledged
         for part, acks in enumerate(self.acks):
-            if acks.landed:
-                yield from acknowledged(self._batches(part), acks)
+            if self._has_moved(acks):
+                yield from made_of(self._batches(part), acks)
 
     def _batches(self, part: int) -> Iterator[Columns]:
         return read_part(self.folder, self.manifest.plan[part], self.manifest.batch)

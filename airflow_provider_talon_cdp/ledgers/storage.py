@@ -132,7 +132,8 @@ def replacing(path: Folder) -> Iterator[IO[bytes]]:
     """Open a file for writing; readers see the old one or the new one, whole, once the block ends without an error."""
     if not is_local(path):
         with told("write", path):
-            file = path.open("wb")
+            # Airflow's own open() wraps the file, which could then not be abandoned.
+            file = path.fs.open(path.path, "wb")
         try:
             yield file
         except BaseException:

@@ -33,8 +33,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
         kwargs: As in ``MembershipOperator``, whose other arguments are those of a mirror.
 
     Returns:
-        The counts of the sync: ``read``, ``sent``, ``duplicate``, ``rejected`` by reason, ``unsent`` (0), ``requests``,
-        ``retries``, ``throttled``, ``seconds`` and more; no member IDs.
+        The counts of the sync, as in ``SqlToTalonAudienceOperator``; no member IDs.
     """
 
     template_fields: Sequence[str] = ("add", "remove", "members", *MembershipOperator.template_fields)

@@ -135,6 +135,23 @@ class Batch:
         return Batch(self._changes[:middle]), Batch(self._changes[middle:])
 
 
+def read_profile_id(value: Any) -> str | Rejection:
+    """Read a profile ID as a source gives it: a string, or an integer or UUID whose text it is.
+
+    Returns:
+        Its text, or why this record alone has none: a null, empty or over-long ID.
+
+    Raises:
+        InvalidInputError: A type that no record of this source should have, so the query is wrong.
+    """
+    # Nearly every ID is plain text; the long way is for the others.
+    if type(value) is str and value.isascii() and 0 < len(value) <= MAX_LENGTH:
+        return value
+    text = _id_text(value)
+    fault = fault_of_text(text)
+    return Rejection(f"profile ID {fault}", text or None) if fault or text is None else text
+
+
 def read_change(
     profile_id: Any, audience_id: Any, action: Action, id_type: AudienceIdType
 ) -> Change | Rejection:
@@ -152,12 +169,9 @@ def read_change(
     Raises:
         InvalidInputError: A type that no record of this source should have, so the query is wrong.
     """
-    # Nearly every ID is plain text; the long way is for the others.
-    if not (type(profile_id) is str and profile_id.isascii() and 0 < len(profile_id) <= MAX_LENGTH):
-        profile_id = _id_text(profile_id)
-        fault = fault_of_text(profile_id)
-        if fault:
-            return Rejection(f"profile ID {fault}", profile_id or None)
+    profile_id = read_profile_id(profile_id)
+    if isinstance(profile_id, Rejection):
+        return profile_id
     if audience_id is None:
         return Rejection("audience ID null", profile_id)
     if isinstance(audience_id, str) and id_type == "external" and (fault := fault_of_text(audience_id)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError
 from airflow_provider_talon_cdp.sync.diff import PlanCounts
@@ -31,6 +31,12 @@ class Guard:
     max_removals: int | None = None
     max_additions: int | None = None
 
+    _nothing: ClassVar[str] = (
+        "The source has no member ({rows}), and the ledger has {known:,}. Nothing was sent. If that is right, pass "
+        "on_empty='allow' to empty the audience, or on_empty='skip' to leave it alone."
+    )
+    _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
+
     def __post_init__(self) -> None:
         if self.on_empty not in get_args(OnEmpty):
             raise InvalidInputError(f"on_empty must be 'fail', 'skip' or 'allow', but is {self.on_empty!r}.")
@@ -50,23 +56,20 @@ class Guard:
         Raises:
             GuardError: It would change more than is allowed. The text has the numbers and the argument.
         """
-        known = counts.known.total()
         if not counts.wanted:
             if self.on_empty == "fail":
-                raise GuardError(
-                    f"The source has no member ({counts.read:,} rows, {sum(counts.rejected.values()):,} of them rejected), "
-                    f"and the ledger has {known:,}. Nothing was sent. If that is right, pass on_empty='allow' to empty "
-                    "the audience, or on_empty='skip' to leave it alone."
-                )
+                rows = f"{counts.read:,} rows, {counts.rejected.total():,} of them rejected"
+                raise GuardError(self._nothing.format(rows=rows, known=counts.known.total()))
             if self.on_empty == "skip":
                 return "skip"
         for audience, removals in sorted(counts.removals.items()):
-            members = counts.known[audience]
-            if removals / members > self.max_removal_fraction:
+            known = counts.known[audience]
+            fraction = removals / known
+            if fraction > self.max_removal_fraction:
                 raise GuardError(
-                    f"Audience {audience!r} would lose {removals:,} of {members:,} members ({removals / members:.1%}), and "
-                    f"max_removal_fraction is {self.max_removal_fraction:.1%}. Nothing was sent. If that is right, pass "
-                    f"max_removal_fraction={_rounded_up(removals / members)}."
+                    f"{self._loss.format(audience=audience, removals=removals, known=known)} ({fraction:.1%}), and max_removal_fraction is "
+                    f"{self.max_removal_fraction:.1%}. Nothing was sent. If that is right, pass "
+                    f"max_removal_fraction={_rounded_up(fraction)}."
                 )
         for name, change in (("max_removals", counts.removals), ("max_additions", counts.additions)):
             limit = getattr(self, name)
@@ -76,6 +79,17 @@ class Guard:
                     f"sent. If that is right, pass {name}={change.total()}."
                 )
         return "send"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileGuard(Guard):
+    """The same limits for attributes of profiles: a profile whose attributes are cleared is a removal."""
+
+    _nothing = (
+        "The source has no profile that could be sent ({rows}), and the ledger has {known:,}. Nothing was sent. If that is "
+        "right, pass on_empty='allow', or on_empty='skip' to leave all as it is."
+    )
+    _loss = "{removals:,} of {known:,} profiles would lose their attributes"
 
 
 def _rounded_up(fraction: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -83,10 +83,6 @@ class Ledger(Protocol):
         """Audiences of which that was noted since the plan in force."""
         ...
 
-    def rejected(self) -> Mapping[str, int]:
-        """Records that the plan in force, or one that it resumes, could not send, by reason."""
-        ...
-
     def unacknowledged(self) -> Iterator[Change]:
         """Changes of the plan in force whose fate is not recorded, sorted."""
         ...
@@ -104,17 +100,29 @@ class Ledger(Protocol):
         """Forget a staged plan."""
         ...
 
-    def enforce(self, staged: StagedPlan, rejected: Mapping[str, int] | None = None) -> None:
+    @property
+    def names(self) -> Sequence[str]:
+        """Names that were given to ``enforce`` for the plan in force."""
+        ...
+
+    def enforce(
+        self, staged: StagedPlan, rejected: Mapping[str, int] | None = None, *, names: Iterable[str] = ()
+    ) -> None:
         """Put a staged plan in force; from here on a crash resumes it.
 
         Args:
             staged: The plan.
             rejected: Records that it leaves out because they cannot be sent, by reason.
+            names: Names that its changes refer to by number: those of before, and after them new ones.
         """
         ...
 
+    def changes(self) -> Generator[Change, None, None]:
+        """All changes of the plan in force, in their order."""
+        ...
+
     def batches(self) -> Generator[Batch, None, None]:
-        """All changes of the plan in force, in the batches in which they travel, numbered from 0."""
+        """Batches of the plan in force whose fate is not recorded, in order, as they travel; numbered from 0."""
         ...
 
     def leaving(self, batch: int) -> None:
@@ -125,7 +133,7 @@ class Ledger(Protocol):
         """Note that the fate of a batch is known.
 
         Args:
-            batch: Number of the batch; each but the last holds 1000 changes.
+            batch: Number of the batch.
             refused: Positions in the batch of changes that Talon.One refused.
         """
         ...

@@ -1,57 +1,32 @@
-"""Make audiences equal to a source: read, plan, guard, push, acknowledge, report."""
+"""Make Talon.One equal to a source: read, plan, guard, push, acknowledge, report."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any, Protocol, TypeAlias, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from airflow_provider_talon_cdp.exceptions import GuardError, NotFoundError, RejectedError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
-from airflow_provider_talon_cdp.sync.changes import Batch, Change, Record, Rejection
-from airflow_provider_talon_cdp.sync.delivery import halving
-from airflow_provider_talon_cdp.sync.diff import (
-    Member,
-    OutOfOrderError,
-    PlanCounts,
-    diff,
-    externally_sorted,
-    members,
-)
+from airflow_provider_talon_cdp.sync.changes import Change
+from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
 from airflow_provider_talon_cdp.sync.guard import Guard
-from airflow_provider_talon_cdp.sync.ledger import Ledger, Planner, StagedPlan
+from airflow_provider_talon_cdp.sync.kind import Kind, Travelling
+from airflow_provider_talon_cdp.sync.ledger import Ledger, StagedPlan
+from airflow_provider_talon_cdp.sync.memberships import Memberships
+from airflow_provider_talon_cdp.sync.plan import Letters, Planned, Source, now, plan
 from airflow_provider_talon_cdp.sync.push import Flight
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
-from airflow_provider_talon_cdp.sync.run import MeteredSender, fail_if_rejected, send_all
+from airflow_provider_talon_cdp.sync.resume import Cursor, Earlier, counted
+from airflow_provider_talon_cdp.sync.run import Metered, fail_if_rejected, send_all
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-Source: TypeAlias = Callable[[], Iterable[Record]]
-"""Reads the wanted members from the start; called again when they turn out not to be sorted by bytes."""
-
-Planned: TypeAlias = "tuple[PlanCounts, _Letters, StagedPlan]"
 
 _SECONDS_BETWEEN_FLUSHES = 2.0
-
-
-class Cursor(Protocol):
-    """A number that outlives a try of the task."""
-
-    def get(self) -> int:
-        """Return it, or 0."""
-        ...
-
-    def set(self, version: int) -> None:
-        """Keep it."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +34,13 @@ class Mirror:
     """One mirror run.
 
     Args:
-        source: The wanted members.
+        source: What is wanted.
         ledger: What Talon.One acknowledged.
         guard: Limits of what may change.
         sender: Opened when the guard has passed.
-        managed: Audiences that may change; None for all of the ledger and the source.
+        kind: Members or attributes.
         prepare: Called with the audiences that will change, after the guard and before the changes are sent; returns
-            those that it had to create.
+            those that it had to create. None where there is nothing to prepare.
         in_flight: Requests in flight at the most.
         max_rejected: Rejected records that are put up with; None for any number.
     """
@@ -73,9 +48,9 @@ class Mirror:
     source: Source
     ledger: Ledger
     guard: Guard
-    sender: Callable[[], AbstractAsyncContextManager[MeteredSender]]
-    managed: Collection[str] | None = None
-    prepare: Callable[[Sequence[str]], Collection[str]] = lambda _: ()
+    sender: Callable[[], AbstractAsyncContextManager[Metered]]
+    kind: Kind = field(default_factory=Memberships)
+    prepare: Callable[[Sequence[str]], Collection[str]] | None = None
     in_flight: int = 64
     max_rejected: int | None = 0
 
@@ -84,24 +59,21 @@ class Mirror:
 
         Args:
             owner: Who runs this; a retry has the owner of the try before it.
-            cursor: Tells a retry which plan the try before it was sending, so that it need not plan again.
+            cursor: Tells a retry that the plan in force is the one that the try before it was sending. The guard has
+                passed that plan, so what is left of it is sent at once; then all is planned anew, as without a cursor.
 
         Raises:
-            GuardError: The plan is beyond the limits; nothing was sent or recorded.
+            GuardError: The plan is beyond the limits; nothing of it was sent or recorded.
             LedgerError: The ledger is in use, damaged, or cannot be written; nothing was sent, or the push stopped.
             RejectedRecordsError: Everything good was sent and recorded, but too much was rejected.
             RequestError: The push stopped early; what was acknowledged is recorded.
         """
         began = time.monotonic()
         with self.ledger.locked(owner):
-            resumed = bool(
-                cursor
-                and self.ledger.version
-                and cursor.get() == self.ledger.version
-                # What is left of a plan is too little for an audience that has lost its members.
-                and not self.ledger.suspected
-            )
-            report = self._sync(cursor, resumed=resumed)
+            earlier = self._finish(cursor) if cursor and self._is_left_by(cursor) else Earlier()
+            report = self._sync(cursor, earlier)
+            if cursor:
+                cursor.set(0)
             report = replace(
                 report,
                 seconds=time.monotonic() - began,
@@ -109,49 +81,9 @@ class Mirror:
                 ledger_version=self.ledger.version,
             )
         log.info("Done: %s", report)
+        for reason, count in sorted(report.rejected.items()):
+            log.warning("%s: %s %s", reason, f"{count:,}", self.kind.noun)
         fail_if_rejected(report, self.max_rejected)
-        return report
-
-    def _sync(self, cursor: Cursor | None, *, resumed: bool) -> SyncReport:
-        counts, letters, staged = self._resume() if resumed else self._plan()
-        try:
-            sends = resumed or self.guard.check(counts) == "send"
-        except GuardError:
-            self.ledger.discard(staged)
-            raise
-        if not sends:
-            self.ledger.discard(staged)
-            log.warning("The source has no member and on_empty is 'skip': nothing was sent.")
-            return _report(counts)
-        if counts.changes:
-            # If this dies after it has created an audience, the next run must not take its members for granted.
-            self.ledger.suspect(counts.audiences)
-            lost = [each for each in self.prepare(counts.audiences) if resumed or counts.known[each]]
-            if lost:
-                # The ledger's members of an audience that had to be created are gone: they were deleted with it.
-                log.warning(
-                    "Talon.One had lost %d audience(s) that the ledger has members of; all are added again.",
-                    len(lost),
-                )
-                self.ledger.discard(staged)
-                counts, letters, staged = self._plan(forget=lost)
-                try:
-                    self.guard.check(counts)
-                except GuardError:
-                    self.ledger.discard(staged)
-                    raise
-        self._bury(letters)
-        if not counts.changes:
-            self.ledger.discard(staged)
-            self.ledger.flush()
-            report = _report(counts)
-        else:
-            self.ledger.enforce(staged, counts.rejected)
-            if cursor:
-                cursor.set(self.ledger.version)
-            report = self._push(counts)
-        if cursor:
-            cursor.set(0)
         return report
 
     def dry_run(self, requests_per_second: float) -> SyncReport:
@@ -162,14 +94,17 @@ class Mirror:
         """
         began = time.monotonic()
         self.ledger.load()
-        counts, _, _ = self._plan_with(
-            lambda plan: sum(1 for _ in plan(self.ledger.known(), self.ledger.uncertain()))
-        )
+        counts = plan(
+            self.source,
+            self.kind,
+            self.ledger,
+            lambda planner: sum(1 for _ in planner(self.ledger.known(), self.ledger.uncertain())),
+        ).counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
         except GuardError as error:
             verdict = f"would be refused: {error}"
-        requests = math.ceil(counts.changes / MAX_CHANGES)
+        requests = math.ceil(counts.changes / self.kind.in_request)
         log.info("Dry run, nothing was sent or recorded. The plan %s.", verdict)
         log.info(
             "It takes %s requests: %.1f s at %g a second.",
@@ -185,77 +120,142 @@ class Mirror:
             ledger_version=self.ledger.version,
         )
 
-    def _plan(self, forget: Collection[str] = ()) -> Planned:
-        return self._plan_with(lambda plan: self.ledger.stage(plan, forget=forget))
+    def _is_left_by(self, cursor: Cursor) -> bool:
+        """Whether the plan in force is the one that the try before this one was sending, and can be sent to its end."""
+        # What is left of a plan is too little for an audience that has lost its members.
+        return 0 < self.ledger.version == cursor.get() and not self.ledger.suspected
 
-    def _resume(self) -> Planned:
-        """Plan what an earlier try of this task left open."""
+    def _finish(self, cursor: Cursor) -> Earlier:
+        """Send what an earlier try left of its plan, without reading the source."""
         counts = PlanCounts()
-        counts.rejected.update(self.ledger.rejected())
-        counts.read += counts.rejected.total()
-
-        def plan(_: Iterable[Member], __: Iterable[Member]) -> Iterable[Change]:
-            for change in self.ledger.unacknowledged():
-                (counts.additions if change.action == "add" else counts.removals)[
-                    str(change.audience_id)
-                ] += 1
-                counts.read += change.action == "add"
-                yield change
-
-        staged = self.ledger.stage(plan)
+        staged = self.ledger.stage(lambda *_: counted(self.ledger.unacknowledged(), counts))
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
-        return counts, _Letters(), staged
+        if not counts.changes:
+            self.ledger.discard(staged)
+            return Earlier()
+        if lost := self._created(counts, ()):
+            self._discard_lost(staged, lost)
+            return Earlier(lost=lost)
+        refused: set[Member] = set()
 
-    def _plan_with(self, consume: Callable[[Planner], T]) -> tuple[PlanCounts, _Letters, T]:
-        try:
-            planned = self._plan_once(consume, self.source)
-        except OutOfOrderError:
-            log.info(
-                "The source is not sorted by bytes: its rows are read again and sorted on this worker's disk."
-            )
-            planned = self._plan_once(consume, lambda: externally_sorted(self.source()))
-        counts = planned[0]
-        log.info(
-            "Plan: %s to add, %s to remove, %s unchanged; the ledger has %s members.",
-            f"{counts.additions.total():,}",
-            f"{counts.removals.total():,}",
-            f"{counts.unchanged:,}",
-            f"{counts.known.total():,}",
+        def note(member: Member) -> bool:
+            # One at a time costs requests, so there are never many of them.
+            refused.add(member)
+            return True
+
+        def earlier(tally: Tally) -> Earlier:
+            return Earlier(left=counts.changes, pushed=tally, refused=refused)
+
+        self._enforce(staged, cursor, ())
+        tally = self._push(
+            self.ledger.batches(), counts, note, lambda tally: earlier(tally).joined(_report(PlanCounts()))
         )
-        return planned
+        log.info(
+            "That plan is finished: %s sent, %s refused. Now the source is planned anew.",
+            f"{tally.sent:,}",
+            f"{len(refused):,}",
+        )
+        return earlier(tally)
 
-    def _plan_once(self, consume: Callable[[Planner], T], source: Source) -> tuple[PlanCounts, _Letters, T]:
-        counts = PlanCounts()
-        letters = _Letters()
+    def _sync(self, cursor: Cursor | None, earlier: Earlier) -> SyncReport:
+        """Plan the source as it is now, and send what the guard lets pass."""
+        planned, passed = self._plan(earlier)
+        if passed and planned.counts.changes:
+            created = self._created(planned.counts, earlier.lost)
+            if lost := [each for each in created if planned.counts.known[each]]:
+                # The ledger's members of an audience that had to be created are gone: they were deleted with it.
+                self._discard_lost(planned.staged, lost)
+                planned, passed = self._plan(replace(earlier, lost=[*earlier.lost, *lost]))
+        self._bury(planned.letters)
+        counts = planned.counts
+        if passed and counts.changes:
+            self._enforce(planned.staged, cursor, planned.comparison.names)
 
-        def keep(rejection: Rejection) -> None:
-            if rejection.profile_id:
-                letter = {"time": _now(), "profile_id": rejection.profile_id, "reason": rejection.reason}
-                letters.file.write(json.dumps(letter) + "\n")
+            def report(tally: Tally) -> SyncReport:
+                return earlier.joined(_report(counts, tally), planned.again)
 
-        def plan(known: Iterable[Member], uncertain: Iterable[Member]) -> Iterable[Change]:
-            wanted = members(source(), counts, on_rejected=keep)
-            return diff(known, wanted, counts, uncertain=uncertain, managed=self.managed)
+            batches = planned.comparison.batches(self.ledger)
+            return report(self._push(batches, counts, lambda member: member not in earlier.refused, report))
+        self.ledger.discard(planned.staged)
+        self.ledger.flush()
+        if not passed:
+            log.warning(
+                "The source has nothing that could be sent, and on_empty is 'skip': its plan was not sent."
+            )
+        return earlier.joined(_report(counts))
 
-        return counts, letters, consume(plan)
+    def _plan(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
+        """Plan, and ask the guard whether to send that."""
+        planned = plan(
+            self.source,
+            self.kind,
+            self.ledger,
+            lambda planner: self.ledger.stage(planner, forget=earlier.lost),
+            refused=earlier.refused,
+        )
+        try:
+            return planned, self.guard.check(planned.counts) == "send"
+        except GuardError as error:
+            self.ledger.discard(planned.staged)
+            if earlier.pushed.sent:
+                raise GuardError(
+                    f"{error} That is about the plan of the source as it is now; {earlier.pushed.sent:,} changes that an "
+                    "earlier try had left of its plan were sent before."
+                ) from error
+            raise
 
-    def _bury(self, letters: _Letters) -> None:
-        letters.file.seek(0)
-        for number, letter in enumerate(letters.file, start=1):
-            self.ledger.reject(json.loads(letter))
+    def _created(self, counts: PlanCounts, lost: Collection[str]) -> Collection[str]:
+        """Create the audiences that do not exist, and return them."""
+        if not self.prepare:
+            return ()
+        # If this dies after it has created an audience, the next run must not take its members for granted.
+        self.ledger.suspect([*counts.audiences, *lost])
+        return self.prepare(counts.audiences)
+
+    def _discard_lost(self, staged: StagedPlan, lost: Collection[str]) -> None:
+        log.warning(
+            "Talon.One had lost %d audience(s) that the ledger has members of; all are added again.",
+            len(lost),
+        )
+        self.ledger.discard(staged)
+
+    def _enforce(self, staged: StagedPlan, cursor: Cursor | None, names: Iterable[str]) -> None:
+        self.ledger.enforce(staged, names=names)
+        if cursor:
+            cursor.set(self.ledger.version)
+
+    def _bury(self, letters: Letters) -> None:
+        for number, letter in enumerate(letters, start=1):
+            self.ledger.reject(letter)
             if number % MAX_CHANGES == 0:
                 self.ledger.flush()
 
-    def _push(self, counts: PlanCounts) -> SyncReport:
+    def _push(
+        self,
+        batches: Generator[Travelling, None, None],
+        counts: PlanCounts,
+        needs_letter: Callable[[Member], bool],
+        report: Callable[[Tally], SyncReport],
+    ) -> Tally:
+        """Send the plan in force.
+
+        Args:
+            batches: Of the plan.
+            counts: Of the plan.
+            needs_letter: Asked of each refused member.
+            report: What to log when the push stops early.
+        """
         tally = Tally()
         began = flushed = time.monotonic()
 
-        def on_landed(flight: Flight[Batch]) -> None:
+        def on_landed(flight: Flight[Travelling]) -> None:
             nonlocal flushed
-            if flight.refusals:
-                changes = flight.batch.changes
-                for position, error in flight.refusals:
-                    self.ledger.reject(_letter(changes[position], error))
+            # Few flights have refusals, and only those need their changes one by one.
+            changes = flight.batch.changes if flight.refusals else ()
+            for position, error in flight.refusals:
+                change = changes[position]
+                if needs_letter((change.profile_id, str(change.audience_id))):
+                    self.ledger.reject(self._letter(change, error))
             self.ledger.landed(flight.number, [refusal.position for refusal in flight.refusals])
             if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
                 self.ledger.flush()
@@ -268,13 +268,13 @@ class Mirror:
 
         try:
             send_all(
-                self.ledger.batches(),
+                batches,
                 self.sender(),
-                halving,
+                self.kind.deliver,
                 tally,
                 in_flight=self.in_flight,
                 progress=progress,
-                report=lambda: _report(counts, tally),
+                report=lambda: report(tally),
                 on_leaving=self.ledger.leaving,
                 on_landed=on_landed,
             )
@@ -284,7 +284,16 @@ class Mirror:
             raise
         finally:
             self.ledger.flush()
-        return _report(counts, tally)
+        return tally
+
+    def _letter(self, change: Change, error: RejectedError) -> dict[str, Any]:
+        return {
+            "time": now(),
+            "profile_id": change.profile_id,
+            **self.kind.letter(change, error),
+            "status": error.status,
+            "request_uuid": error.request_uuid,
+        }
 
 
 def _report(counts: PlanCounts, tally: Tally | None = None) -> SyncReport:
@@ -303,29 +312,3 @@ def _report(counts: PlanCounts, tally: Tally | None = None) -> SyncReport:
         throttled=tally.throttled,
         seconds=0.0,
     )
-
-
-def _letter(change: Change, error: RejectedError) -> dict[str, Any]:
-    return {
-        "time": _now(),
-        "profile_id": change.profile_id,
-        "audience_id": change.audience_id,
-        "action": change.action,
-        "reason": str(error),
-        "status": error.status,
-        "request_uuid": error.request_uuid,
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-class _Letters:
-    """Records that a plan leaves out, in a temporary file: there may be more of them than fit in memory."""
-
-    def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed below
-
-    def __del__(self) -> None:
-        self.file.close()

@@ -47,6 +47,7 @@ class SyncReport:
         seconds: Wall-clock duration.
         unchanged: In a mirror, records that the ledger has already.
         removals: In a mirror, members that the ledger has and the source has not; they are sent, but were not read.
+        resumed: In the retry of a mirror, changes that the try before it had left of its plan; the first to be sent.
         dead_letters: Folder of the rejected records, or None.
         ledger_version: Version of the ledger after a mirror, or None.
         verdict: What the guard says to a dry run, or None.
@@ -63,6 +64,7 @@ class SyncReport:
     seconds: float
     unchanged: int = 0
     removals: int = 0
+    resumed: int = 0
     dead_letters: str | None = None
     ledger_version: int | None = None
     verdict: str | None = None
@@ -73,10 +75,14 @@ class SyncReport:
         return sum(self.rejected.values())
 
     @property
+    def total(self) -> int:
+        """Records that were read, members to remove and changes that an earlier try had left."""
+        return self.read + self.removals + self.resumed
+
+    @property
     def balances(self) -> bool:
-        """Whether every record that was read, and every member to remove, is accounted for."""
-        fates = self.unchanged + self.sent + self.duplicate + self.rejected_total + self.unsent
-        return self.read + self.removals == fates
+        """Whether each of all of them is accounted for."""
+        return self.total == self.unchanged + self.sent + self.duplicate + self.rejected_total + self.unsent
 
     def summary(self) -> dict[str, Any]:
         """The report as a small JSON object, fit for XCom."""
@@ -85,9 +91,10 @@ class SyncReport:
     def __str__(self) -> str:
         refused = "".join(f"; {count:,} x {reason}" for reason, count in sorted(self.rejected.items()))
         removals = f" + {self.removals:,} to remove" if self.removals else ""
+        resumed = f" + {self.resumed:,} resumed" if self.resumed else ""
         unchanged = f"{self.unchanged:,} unchanged + " if self.unchanged else ""
         return (
-            f"{self.read:,} read{removals} = {unchanged}{self.sent:,} sent + {self.duplicate:,} duplicate + "
+            f"{self.read:,} read{removals}{resumed} = {unchanged}{self.sent:,} sent + {self.duplicate:,} duplicate + "
             f"{self.rejected_total:,} rejected + {self.unsent:,} unsent, in {self.requests:,} requests "
             f"({self.retries:,} retries, {self.throttled:,} throttled) and {self.seconds:.1f} s{refused}"
             f"{f'; dead letters in {self.dead_letters}' if self.dead_letters else ''}"

@@ -147,7 +147,7 @@ def fail_if_rejected(report: SyncReport, max_rejected: int | None) -> None:
     if max_rejected is None or report.rejected_total <= max_rejected:
         return
     raise RejectedRecordsError(
-        f"{report.rejected_total:,} of {report.read:,} records were rejected and max_rejected is {max_rejected:,}; "
+        f"{report.rejected_total:,} of {report.total:,} records were rejected and max_rejected is {max_rejected:,}; "
         f"everything else was sent. {report}. Leave such records out of the source, or raise max_rejected.",
         report,
     )

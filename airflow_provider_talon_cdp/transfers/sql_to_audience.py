@@ -15,6 +15,7 @@ from airflow_provider_talon_cdp.arguments import (
     check_choice,
     check_literals,
     check_rendered,
+    check_sql,
 )
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.ids import check_external_id, check_text
@@ -35,13 +36,14 @@ class SqlToTalonAudienceOperator(MembershipOperator):
 
     A mirror sends only what changed since the last acknowledged run, which a ledger under ``state_uri`` remembers. It
     removes no member that it did not add itself, refuses to remove more than the guard allows, and after a crash the
-    next try sends what is left.
+    next try sends what is left; a try that ends green has made the audience equal to the query as that try read it.
 
     Args:
         sql: One SELECT, or the path of a ``.sql`` template.
         sql_conn_id: Airflow connection of any SQL database.
         mode: ``mirror``, ``add`` or ``remove``.
-        audience_column: Instead of ``audience_id``: the column that holds each row's audience ID.
+        audience_column: Instead of ``audience_id``: the column that holds each row's audience ID. A null there stops a
+            mirror before it sends anything; ``add`` and ``remove`` count the row as rejected.
         profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or UUIDs.
         audiences: Mirror with ``audience_column``: the audiences that it manages. Without it, those that the query has
             or had in an earlier run; one that disappears from the query loses its members, if the guard allows it.
@@ -52,8 +54,10 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         kwargs: As in ``MembershipOperator``; its arguments for a mirror among them.
 
     Returns:
-        The counts of the sync: ``read``, ``unchanged``, ``sent``, ``duplicate``, ``rejected`` by reason, ``unsent`` (0),
-        ``requests``, ``retries``, ``throttled``, ``seconds`` and more; no member IDs.
+        The counts of the sync, in which ``read + removals + resumed = unchanged + sent + duplicate + rejected + unsent``:
+        ``rejected`` by reason, ``unsent`` 0, ``resumed`` what an earlier try had left of its plan. And ``requests``,
+        ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a dry run, the
+        guard's ``verdict``; no member IDs.
     """
 
     template_fields: Sequence[str] = (
@@ -95,7 +99,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         self.ledger = ledger
         self.parameters = parameters
         check_choice("mode", mode, Mode)
-        check_literals(self._check_sql, sql=sql)
+        check_literals(check_sql, sql=sql)
         if (self.audience_id is None) == (audience_column is None):
             raise InvalidInputError(
                 "Give either audience_id (one audience) or audience_column (one for each row)."
@@ -110,7 +114,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream the query's rows to Talon.One."""
-        self._check_sql("sql", self.sql)
+        check_sql("sql", self.sql)
         for name in ("profile_id_column", "audience_column", "audience_name_column"):
             if getattr(self, name) is not None or name == "profile_id_column":
                 check_text(name, check_rendered(name, getattr(self, name)))
@@ -149,10 +153,21 @@ class SqlToTalonAudienceOperator(MembershipOperator):
                 if one is not None:
                     yield from read_ids([row[0] for row in rows], one, action, id_type)
                     continue
+                if self.mode == "mirror":
+                    self._refuse_null_audiences(rows)
                 for row in rows:
                     yield read_change(row[0], row[1], action, id_type)
                 if self.audience_name_column:
                     names.update((row[1], row[2]) for row in rows)
+
+    def _refuse_null_audiences(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Stop where a mirror would take members out of an audience because a query has lost its name."""
+        if any(row[1] is None for row in rows):
+            column = self.audience_column
+            raise InvalidInputError(
+                f"The query has rows whose audience (column {column!r}) is null, so nobody can say to which audience they "
+                f"belong. Mend the join that leaves it empty, or leave these rows out: WHERE {column} IS NOT NULL."
+            )
 
     def _refuse_misplaced(self) -> None:
         many = self.mode == "mirror" and self.audience_column is not None
@@ -165,13 +180,6 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         ):
             if getattr(self, name) is not None and many:
                 raise InvalidInputError(f"{name} is for one audience. With audience_column, use {instead}.")
-
-    @staticmethod
-    def _check_sql(name: str, value: object) -> None:
-        if not isinstance(value, str) or not value.strip().rstrip(";"):
-            raise InvalidInputError(
-                f"{name} must be one SELECT statement, but is {type(value).__name__} or empty."
-            )
 
 
 def _external_ids(name: str, value: Any) -> list[str]:

@@ -65,6 +65,20 @@ def examples(load_dags):
     return load_dags(EXAMPLES)
 
 
+def connection(talon, **fields: Any) -> str:
+    """The Airflow connection to an emulator, without a limit, as it has none."""
+    connection = talon.connection() | fields
+    connection["extra"] |= {"requests_per_second": 5000}
+    return json.dumps(connection)
+
+
+@pytest.fixture
+def talon(talon, monkeypatch):
+    """The same emulator, without a limit."""
+    monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", connection(talon))
+    return talon
+
+
 @pytest.fixture
 def warehouse(tmp_path, monkeypatch):
     """An empty SQLite warehouse, and the Airflow connection ``warehouse`` that leads to it."""

@@ -41,7 +41,7 @@ def test_an_audience_left_over_from_an_earlier_run_is_no_obstacle(run, talon):
 @pytest.fixture
 def filled_warehouse(run, talon, warehouse):
     """The warehouse as the other DAG leaves it; nothing has reached Talon.One."""
-    only_load = "build_segments|mirror_segments"
+    only_load = "build_segments|mirror_segments|send_attributes"
     assert run("talon_warehouse_to_audiences", mark_success_pattern=only_load).state == "success"
     assert talon.requests() == []
 

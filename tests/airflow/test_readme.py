@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_the_dag_makes_an_audience(talon, warehouse, load_dags, tmp_path):
     assert talon.audiences()["vip"]["name"] == "VIP customers"
 
 
+def test_the_task_for_profiles_sends_attributes(talon, warehouse):
+    with closing(sqlite3.connect(warehouse)) as database, database:
+        database.execute("CREATE TABLE customers (customer_id, tier, birthday, lifetime_value)")
+        database.execute("INSERT INTO customers VALUES ('anna', 'gold', '1990-05-01T00:00:00Z', '19.990')")
+    shown = {}
+    exec(compile(PYTHON[1], "README.md", "exec"), shown)
+    assert shown["profiles"].execute({})["sent"] == 1
+    held = talon.profile("anna")["attributes"]
+    assert held == {
+        "Tier": "gold",
+        "Birthday": "1990-05-01T00:00:00+00:00",
+        "LifetimeValue": Decimal("19.990"),
+    }
+
+
 def test_the_connection_command_makes_the_connection():
     arguments = [
         each.replace("$TALON_CDP_API_KEY", "key-of-the-readme") for each in command("airflow", "connections")
@@ -65,7 +81,7 @@ def test_the_connection_command_makes_the_connection():
 
 def test_the_emulator_runs_in_a_test(monkeypatch, capsys):
     monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", "")
-    exec(compile(PYTHON[1], "README.md", "exec"), {})
+    exec(compile(PYTHON[2], "README.md", "exec"), {})
     assert json.loads(os.environ["AIRFLOW_CONN_TALON_CDP_DEFAULT"])["conn_type"] == "talon_cdp"
     assert capsys.readouterr().out == "{}\n"
 

@@ -1,4 +1,5 @@
-"""The DAG from a warehouse to Talon.One, run whole, against segments that plain Python computes from the file."""
+"""The DAG from a warehouse to Talon.One, run whole, against segments and attributes that plain Python computes from the
+file."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import pytest
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from tests.airflow.conftest import connection
 
 DAG_ID = "talon_warehouse_to_audiences"
 PURCHASES = Path(__file__).parents[2] / "example_dags" / "data" / "cdnow_purchases.csv"
@@ -46,6 +48,30 @@ def segments(month: str) -> dict[str, set[str]]:
     return found
 
 
+def attributes(month: str) -> dict[str, dict[str, object]]:
+    """What is known of each customer at the end of a month."""
+    found: dict[str, dict[str, object]] = {}
+    with PURCHASES.open(newline="") as file:
+        known = [each for each in csv.DictReader(file) if each["purchased_on"][:7] <= month]
+    known.sort(key=lambda each: each["customer_id"])
+    for customer, group in groupby(known, key=lambda each: each["customer_id"]):
+        purchases = list(group)
+        last = max(each["purchased_on"] for each in purchases)
+        idle = _months(month) - _months(last)
+        found[customer] = {
+            "recency": "this quarter" if idle <= 2 else "this year" if idle <= 11 else "over a year ago",
+            "purchases": len(purchases),
+            "total_spent": sum(Decimal(each["dollars"]) for each in purchases),
+            "last_purchase": f"{last}T00:00:00+00:00",
+        }
+    return found
+
+
+def held(talon) -> dict[str, dict[str, object]]:
+    """The attributes of all profiles in Talon.One."""
+    return {customer: talon.profile(customer)["attributes"] for customer in talon.profiles()}
+
+
 def _months(day: str) -> int:
     return int(day[:4]) * 12 + int(day[5:7])
 
@@ -64,7 +90,7 @@ def may(run, left_behind, tmp_path_factory):
     warehouse = {"conn_type": "sqlite", "host": str(tmp_path_factory.mktemp("may") / "warehouse.db")}
     with Emulator() as talon, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(warehouse))
-        patch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(talon.connection()))
+        patch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", connection(talon))
         patch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(tmp_path_factory.mktemp("ledgers")))
         TalonCdpHook().create_audience("cdnow-lapsed", "An old name")
         dag_run = run(DAG_ID, {"month": "1998-05"})
@@ -77,6 +103,12 @@ def test_talon_one_holds_the_segments_of_the_month(may):
     assert members(may.talon) == segments("1998-05")
 
 
+def test_talon_one_holds_the_attributes_of_every_customer(may):
+    assert held(may.talon) == attributes("1998-05")
+    assert str(held(may.talon)["00111"]["total_spent"]) == str(attributes("1998-05")["00111"]["total_spent"])
+    assert may.talon.state()["requests"]["by_operation"]["update_profile"] == len(attributes("1998-05"))
+
+
 def test_missing_audiences_are_created_with_their_names_and_others_keep_theirs(may):
     assert {audience: facts["name"] for audience, facts in may.talon.audiences().items()} == {
         "cdnow-champions": "CDNOW: champions",
@@ -86,15 +118,14 @@ def test_missing_audiences_are_created_with_their_names_and_others_keep_theirs(m
 
 
 def test_members_travel_a_thousand_in_a_request(may):
-    bulk = [each for each in may.talon.requests() if each["operation"] == "update_profiles_external"]
-    assert [each["changes"] for each in bulk] == [1000, 876]
+    assert may.talon.state()["requests"]["by_operation"]["update_profiles_external"] == 2
 
 
 def test_what_a_run_leaves_in_airflow_is_small_and_holds_neither_member_nor_key(may):
     counts = [json.loads(each) for each in may.xcoms if "sent" in each]
-    assert sorted(each["sent"] for each in counts) == [1876]
+    assert sorted(each["sent"] for each in counts) == [1876, len(attributes("1998-05"))]
     assert all(len(each) < 500 for each in may.xcoms)
-    assert len(may.templates) == 4
+    assert len(may.templates) == 5
     key = may.talon.connection()["password"]
     everybody = set().union(*segments("1998-05").values())
     for text in may.xcoms + may.templates:
@@ -114,8 +145,14 @@ def test_the_next_month_removes_leavers_and_adds_joiners(run, talon):
         assert may[audience] - june[audience]
         assert june[audience] - may[audience]
     run(DAG_ID, {"month": "1998-05"})
+    sent = talon.state()["requests"]["by_operation"]["update_profile"]
     assert run(DAG_ID, {"month": "1998-06"}).state == "success"
     assert members(talon) == june
+    before, after = attributes("1998-05"), attributes("1998-06")
+    changed = sum(before.get(customer) != facts for customer, facts in after.items())
+    assert 100 < changed < 500
+    assert talon.state()["requests"]["by_operation"]["update_profile"] == sent + changed
+    assert held(talon) == after
 
 
 def test_an_earlier_month_can_be_made_good_later(run, talon):
@@ -138,17 +175,21 @@ def test_an_empty_warehouse_is_refused_and_changes_nothing(run, talon):
 def test_a_month_that_runs_twice_leaves_the_same_state(run, talon, warehouse):
     def state():
         with closing(sqlite3.connect(warehouse)) as database:
-            return members(talon), *(
-                database.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3").fetchall()
-                for table in ("cdnow_purchases", "cdnow_segments")
+            return (
+                members(talon),
+                held(talon),
+                *(
+                    database.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3").fetchall()
+                    for table in ("cdnow_purchases", "cdnow_segments")
+                ),
             )
 
     run(DAG_ID, {"month": "1998-05"})
     once = state()
-    sent = len(talon.requests())
+    sent = talon.state()["requests"]["total"]
     assert run(DAG_ID, {"month": "1998-05"}).state == "success"
     assert state() == once
-    assert len(talon.requests()) == sent
+    assert talon.state()["requests"]["total"] == sent
 
 
 def test_a_month_that_is_no_month_is_refused_before_anything_runs(run, talon):
@@ -158,7 +199,7 @@ def test_a_month_that_is_no_month_is_refused_before_anything_runs(run, talon):
 
 
 def test_the_run_fails_when_talon_one_refuses_the_key(run, talon, monkeypatch):
-    expired = talon.connection() | {"password": "expired-key-0987654321"}
-    monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(expired))
+    expired = connection(talon, password="expired-key-0987654321")
+    monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", expired)
     assert run(DAG_ID).state == "failed"
     assert talon.audiences() == {}

@@ -100,7 +100,7 @@ def test_a_membership_update_succeeds_with_204_alone(status):
 
 def test_the_deployments_error_shape_names_the_attribute():
     error = fail(PROFILE, 400, DEPLOYMENT_ERROR)
-    assert error.pointers == ("/attributes/Language",)
+    assert [each.pointer for each in error.blames] == ["/attributes/Language"]
     assert "Language is not defined at /attributes/Language" in str(error)
     assert error.request_uuid is None
 

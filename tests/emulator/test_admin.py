@@ -39,6 +39,17 @@ def test_a_profile_is_read_over_http(emulator, call):
     assert answer.json() == {"profile": ODD, "attributes": {"a": [1, None, True]}, "audiences": []}
 
 
+def test_all_profiles_are_read_over_http_in_pages(emulator, call):
+    for number in range(3):
+        call.profile(f"p{number}", attributes={"a": number})
+    url = f"{emulator.url}/emulator/profiles"
+    everything = {"p0": {"a": 0}, "p1": {"a": 1}, "p2": {"a": 2}}
+    assert requests.get(url, timeout=5).json() == {"total": 3, "profiles": everything}
+    page = requests.get(url, {"after": "p0", "limit": 1}, timeout=5).json()
+    assert page == {"total": 3, "profiles": {"p1": {"a": 1}}}
+    assert requests.get(url, {"limit": "x"}, timeout=5).status_code == 400
+
+
 def test_requests_are_read_over_http(emulator, call):
     call.profile("anna")
     answer = requests.get(f"{emulator.url}/emulator/requests", timeout=5).json()
@@ -76,6 +87,7 @@ def test_everything_is_forgotten_over_http(emulator, call):
         ("GET", "/emulator/profiles/%FF", 400),
         ("GET", "/emulator/reset", 405),
         ("POST", "/emulator/state", 405),
+        ("PUT", "/emulator/profiles", 405),
         ("PUT", "/emulator/faults", 405),
     ],
 )

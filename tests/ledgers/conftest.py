@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from uuid import uuid4
 
 import pytest
 
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync.changes import Change
-
-
-@pytest.fixture(scope="session")
-def s3():
-    server = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
-    # Airflow 2.11 and 3.1 bring 0.2, whose S3 paths took tens of seconds a test here; not yet understood.
-    upath = pytest.importorskip(
-        "upath", minversion="0.3", reason="object storage is tested with universal-pathlib 0.3"
-    )
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    served.start()
-    host, port = served.get_host_and_port()
-    bucket = upath.UPath(
-        "s3://ledgers", endpoint_url=f"http://{host}:{port}", key="a", secret="b", skip_instance_cache=True
-    )
-    bucket.fs.mkdir("ledgers")
-    yield bucket
-    served.stop()
 
 
 @pytest.fixture(params=["disk", "S3"])

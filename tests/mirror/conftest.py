@@ -11,16 +11,18 @@ import sqlite3
 import subprocess
 import tempfile
 import warnings
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 
+from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
 
 CONN_ID = "warehouse"
 
@@ -60,6 +62,12 @@ class Warehouse:
         self.run(f"DROP TABLE IF EXISTS {table}", f"CREATE TABLE {table} (profile_id {column_type})")
         if ids:
             self.insert(table, [(each,) for each in ids])
+
+    def fill_people(self, columns, rows, table="people"):
+        """Make a table with these columns, such as ``"id text, tier text"``, and these rows."""
+        self.run(f"DROP TABLE IF EXISTS {table}", f"CREATE TABLE {table} ({columns})")
+        if rows:
+            self.insert(table, rows)
 
     def fill_pairs(self, pairs, table="memberships"):
         """Make a table of profile ID, audience ID and the audience's name."""
@@ -250,6 +258,83 @@ def ledger_of(talon, state):
         )
         ledger.load()
         return ledger
+
+    return read
+
+
+@pytest.fixture
+def connect(talon, monkeypatch):
+    """Lead the Airflow connection to an emulator, by default the shared one, at a high rate."""
+
+    def lead_to(emulator, **extra):
+        connection = emulator.connection()
+        connection["extra"] |= {"requests_per_second": 5000} | extra
+        monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(connection))
+
+    lead_to(talon)
+    return lead_to
+
+
+@pytest.fixture
+def declared(connect):
+    """Start an emulator that knows these attributes alone, and lead the connection to it."""
+    with ExitStack() as running:
+
+        def start(attributes, timezone=None, **options):
+            emulator = running.enter_context(Emulator(attributes=attributes, **options))
+            connect(emulator, timezone=timezone)
+            return emulator
+
+        yield start
+
+
+@pytest.fixture
+def send(connect, state, context):
+    """Send the profiles of the table ``people``, whose ID is ``id``, or of what the arguments say; the summary."""
+
+    def run(context=context, **arguments):
+        defaults = {
+            "task_id": "sync",
+            "sql": "SELECT * FROM people",
+            "sql_conn_id": CONN_ID,
+            "profile_id_column": "id",
+            "ledger": "people",
+            "state_uri": str(state),
+        }
+        summary = SqlToTalonProfilesOperator(**(defaults | arguments)).execute(context)
+        rejected = sum(summary["rejected"].values())
+        fates = summary["unchanged"] + summary["sent"] + summary["duplicate"] + rejected + summary["unsent"]
+        assert summary["read"] + summary["removals"] == fates
+        return summary
+
+    return run
+
+
+@pytest.fixture
+def profiles_ledger(talon, state):
+    """Read the ledger of profiles."""
+
+    def read(name="people", emulator=talon):
+        connection = emulator.connection()
+        ledger = FilesLedger(
+            state,
+            deployment_host=connection["extra"]["deployment_host"],
+            base_url=connection["host"],
+            name=f"profiles:{name}",
+            one_per_profile=True,
+        )
+        ledger.load()
+        return ledger
+
+    return read
+
+
+@pytest.fixture
+def attributes(talon):
+    """Read the attributes of all profiles that Talon.One has."""
+
+    def read(emulator=talon):
+        return {each: emulator.profile(each)["attributes"] for each in sorted(emulator.profiles())}
 
     return read
 

@@ -1,6 +1,6 @@
-"""Mirror a SQLite table in this process and print how far its memory grew over the imports, in KiB.
+"""Send a SQLite table in this process and print how far its memory grew over the imports, in KiB.
 
-Arguments: database file, folder of the ledgers, SQL, and what it yields: ``valid``, ``over-long`` or ``no audience``.
+Arguments: database file, folder of the ledgers, SQL, and what to do with it, one of ``KINDS``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,16 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+
+ALL_REJECTED = {"max_rejected": None, "on_empty": "skip"}
+KINDS = {
+    "mirror": {"mode": "mirror", "audience_id": "vip"},
+    "mirror of rejected records": {"mode": "mirror", "audience_id": "vip", **ALL_REJECTED},
+    "add of rejected records": {"mode": "add", "audience_column": "audience_id", "max_rejected": None},
+    "profiles": {},
+    "profiles planned": {"dry_run": True},
+    "reading alone": {},
+}
 
 
 def memory(field):
@@ -23,35 +33,29 @@ def memory(field):
 def main():
     database, state, sql, kind = sys.argv[1:]
     os.environ["AIRFLOW_CONN_WAREHOUSE"] = json.dumps({"conn_type": "sqlite", "host": database})
-    from airflow_provider_talon_cdp.transfers.sql_to_audience import (  # noqa: PLC0415 - the imports are not measured
-        SqlToTalonAudienceOperator,
-    )
+    # The imports are not measured.
+    from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows  # noqa: PLC0415
+    from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator  # noqa: PLC0415
+    from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator  # noqa: PLC0415
 
-    audience = {"audience_column": "audience_id"} if kind == "no audience" else {"audience_id": "vip"}
-
-    def mirror(sql, state):
-        operator = SqlToTalonAudienceOperator(
-            task_id="sync",
-            sql=sql,
-            sql_conn_id="warehouse",
-            mode="mirror",
-            state_uri=state,
-            # Few, so that the smaller mirror too has all of them in flight.
-            in_flight=8,
-            max_rejected=0 if kind == "valid" else None,
-            on_empty="fail" if kind == "valid" else "skip",
-            **audience,
-        )
-        task = SimpleNamespace(dag_id="dag", task_id="sync", run_id="run", map_index=-1)
-        return operator.execute({"ti": task})
+    def run(sql, state):
+        if kind == "reading alone":
+            rows = stream_rows(sql_hook("warehouse"), sql, ["profile_id"], order_by=1)
+            return {"read": sum(map(len, rows))}
+        operator = SqlToTalonProfilesOperator if kind.startswith("profiles") else SqlToTalonAudienceOperator
+        arguments = KINDS[kind] | ({} if KINDS[kind].get("mode") == "add" else {"state_uri": state})
+        # Few in flight, so that the smaller table too has all of them in flight.
+        task = operator(task_id="sync", sql=sql, sql_conn_id="warehouse", in_flight=8, **arguments)
+        instance = SimpleNamespace(dag_id="dag", task_id="sync", run_id="run", map_index=-1)
+        return task.execute({"ti": instance})
 
     # The first run imports drivers and file systems.
-    mirror("SELECT 'anna' AS profile_id, 'vip' AS audience_id", f"{state}-first")
+    run("SELECT 'anna' AS profile_id, 'vip' AS audience_id", f"{state}-first")
     gc.collect()
     # From here on the peak is counted anew.
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    summary = mirror(sql, state)
+    summary = run(sql, state)
     sys.stdout.write(json.dumps({"grown": memory("VmHWM") - before, **summary}) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""A server that reads a request and answers 204, or 201 to a POST, and keeps nothing: cheaper than the emulator."""
+"""A server that reads a request, answers as Talon.One does when all is well, and keeps nothing: cheaper than the emulator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import sys
 
 CREATED = b'{"id": 1, "created": "2026-01-01T00:00:00Z", "accountId": 1, "name": "VIP", "integration": "x", "integrationId": "vip"}'
+STATE = b'{"effects": [], "createdCoupons": [], "createdReferrals": []}'
+JSON = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
 
 
 async def serve(reader, writer):
@@ -14,10 +16,9 @@ async def serve(reader, writer):
             headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
             await reader.readexactly(int(headers.get(b"content-length", 0)))
             if head.startswith(b"POST"):
-                kind = b"Content-Type: application/json\r\n"
-                writer.write(
-                    b"HTTP/1.1 201 Created\r\n%sContent-Length: %d\r\n\r\n%s" % (kind, len(CREATED), CREATED)
-                )
+                writer.write(JSON % (b"201 Created", len(CREATED), CREATED))
+            elif head.startswith(b"PUT /cdp/customer_profile/"):
+                writer.write(JSON % (b"200 OK", len(STATE), STATE))
             else:
                 writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
             await writer.drain()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, NotFoundError
+from airflow_provider_talon_cdp.exceptions import (
+    GuardError,
+    InvalidInputError,
+    NotFoundError,
+    RejectedRecordsError,
+)
 
 PAIRS = [(f"customer-{each}", audience) for each in range(10) for audience in ("vip", "new", "lapsed")]
 
@@ -175,11 +180,28 @@ def test_an_unknown_audience_among_many_is_named(sqlite, talon, mirror):
         mirror(audience_column="audience_id")
 
 
-@pytest.mark.parametrize("nobody", [None, ""])
-def test_a_row_without_an_audience_does_not_pass_unnoticed(warehouse, talon, mirror_many, nobody):
-    warehouse.fill_pairs([*PAIRS, ("anna", nobody)])
-    with pytest.raises(Exception, match=f"audience ID {'null' if nobody is None else 'empty'}"):
+@pytest.mark.parametrize("rejected", [0, None])
+def test_a_null_audience_is_refused_before_the_first_request(
+    warehouse, talon, mirror_many, calls, state, rejected
+):
+    """It is a join that found nothing; counted as a rejection, it would take the members out of their audiences."""
+    many = [(f"customer-{each:05}", "vip") for each in range(20_000)]
+    warehouse.fill_pairs([*many, ("customer-lost", None)])
+    with pytest.raises(
+        InvalidInputError, match=r"\(column 'audience_id'\) is null.*WHERE audience_id IS NOT NULL"
+    ) as error:
+        mirror_many(max_rejected=rejected)
+    assert "customer" not in str(error.value)
+    assert calls() == 0
+    assert not talon.audiences()
+    assert not list(state.rglob("manifest-*.json"))
+
+
+def test_an_empty_audience_is_a_rejected_record(warehouse, talon, mirror_many):
+    warehouse.fill_pairs([*PAIRS, ("customer-1", "")])
+    with pytest.raises(RejectedRecordsError, match="audience ID empty"):
         mirror_many()
+    assert members_of(talon) == set(PAIRS)
 
 
 def test_integer_audience_ids_are_refused_before_the_first_request(sqlite, talon, mirror, calls):

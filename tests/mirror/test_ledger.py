@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 
@@ -215,6 +216,21 @@ def test_a_state_uri_that_does_not_work_is_one_clear_error(sqlite, vip, mirror, 
     assert calls() == 0
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("name", ["manifest-*.json", "acks-*.json", "plan-00000.tsv.gz", "members.tsv.gz"])
+def test_a_state_uri_that_cannot_be_read_is_one_clear_error(full, mirror, state, calls, name, dry_run):
+    full.fill([*TEN, "eleventh"])
+    mirror()
+    path = files(state, name)[-1]
+    path.unlink()
+    # What nobody can read, not even root.
+    path.mkdir()
+    before = calls()
+    with pytest.raises(LedgerError, match=r"Cannot read .*Check the state URI and the rights on it"):
+        mirror(dry_run=dry_run)
+    assert calls() == before
+
+
 def test_a_dry_run_with_a_state_uri_that_does_not_work(sqlite, vip, mirror, calls):
     sqlite.fill(TEN)
     with pytest.raises(TalonCdpError, match=r"[Ss]tate.URI"):
@@ -225,6 +241,15 @@ def test_the_state_uri_may_be_a_uri_of_the_local_disk(sqlite, vip, mirror, tmp_p
     sqlite.fill(TEN)
     mirror(state_uri=f"file://{state}")
     agrees(TEN)
+
+
+def test_the_state_uri_may_be_in_an_object_store(sqlite, vip, mirror, s3, state):
+    uri = f"s3://storage@ledgers/{uuid4().hex}"
+    for wanted, sent in ((TEN, 10), ([*TEN[1:], "new"], 2), ([*TEN[1:], "new"], 0)):
+        sqlite.fill(wanted)
+        assert mirror(state_uri=uri)["sent"] == sent
+        assert vip.members("vip") == set(wanted)
+    assert not state.exists()
 
 
 def test_the_state_uri_can_be_a_setting_of_airflow(sqlite, vip, mirror, state, agrees, monkeypatch):
@@ -279,7 +304,7 @@ def test_a_run_whose_lock_was_taken_over_stops(full, mirror, agrees, ledger_of, 
             if record.getMessage().startswith("Plan:"):
                 ledger_of().lock.take("dag/sync/run-1/-1")
 
-    log = logging.getLogger("airflow_provider_talon_cdp.sync.mirror")
+    log = logging.getLogger("airflow_provider_talon_cdp.sync.plan")
     thief = Thief()
     log.addHandler(thief)
     log.setLevel(logging.INFO)

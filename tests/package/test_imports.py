@@ -24,15 +24,17 @@ ALLOWED = {
     "api": {"exceptions", "ids"},
     "sync": {"exceptions", "ids"},
     "ledgers": {"exceptions", "ids", "sync"},
-    "membership": {"arguments", "exceptions", "hooks", "ids", "ledgers", "sync"},
+    "cursor": set(),
+    "ledgered": {"arguments", "exceptions", "hooks", "ledgers", "sync"},
+    "membership": {"arguments", "cursor", "exceptions", "hooks", "ids", "ledgered", "ledgers", "sync"},
     "__main__": {"api", "exceptions", "ledgers"},
     "hooks": {"api", "connection_form", "exceptions", "ids"},
     "operators": {"arguments", "exceptions", "hooks", "ids", "ledgers", "membership", "sync"},
-    "transfers": {"arguments", "exceptions", "hooks", "ids", "ledgers", "membership", "sync"},
+    "transfers": {"arguments", "exceptions", "hooks", "ids", "ledgered", "ledgers", "membership", "sync"},
     # A second reading of the API contract: what it shared with the client it could not prove wrong.
     "emulator": set(),
 }
-WITH_AIRFLOW = {"hooks", "membership", "operators", "transfers"}
+WITH_AIRFLOW = {"cursor", "hooks", "ledgered", "membership", "operators", "transfers"}
 
 
 class Imports(ast.NodeVisitor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import random
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -135,6 +136,9 @@ class Storage:
         """Read an object with one request, as fsspec does."""
         return self.get(name)
 
+    def open(self, name, mode):
+        return _Upload(self, name) if mode == "wb" else io.BytesIO(self.get(name))
+
     def invalidate_cache(self):
         """There is none."""
 
@@ -179,11 +183,6 @@ class StoredPath:
     @property
     def name(self):
         return self._path.rpartition("/")[2]
-
-    def open(self, mode):
-        if mode == "wb":
-            return _Upload(self._storage, self._path)
-        return io.BytesIO(self._storage.get(self._path))
 
     def unlink(self):
         self._storage.delete(self._path)
@@ -263,15 +262,27 @@ class Sender:
         self.retries = 0
         self.throttled = 0
         self.in_flight = Counter()
+        self.refused = set()
 
     async def __call__(self, batch):
         entries = batch.entries
+        size = sum(len(entry.adds) + len(entry.removes) for entry in entries)
+        assert 0 < size <= self.world.limit, f"{size} changes in one request"
+        profile, added, removed = entries[0]
+        alone = (profile, *added, *removed) if size == 1 else None
+        await self.travel([entry.profile_id for entry in entries], lambda: self._apply(entries), alone)
+
+    async def travel(self, profiles, apply, alone):
+        """Take a request to the world and its answer back, unless something is in the way.
+
+        Args:
+            profiles: Those in the request.
+            apply: Lets the request take effect; returns why it does not.
+            alone: What is noted as refused when it is; None where more than one change is in the request.
+        """
         self.process.step()
         assert self.allowed(), "a request left before the guard had passed"
         number, self.requests = self.requests, self.requests + 1
-        profiles = [entry.profile_id for entry in entries]
-        size = sum(len(entry.adds) + len(entry.removes) for entry in entries)
-        assert 0 < size <= self.world.limit, f"{size} changes in one request"
         self.in_flight.update(profiles)
         assert max(self.in_flight.values()) == 1, "a profile is in two requests in flight"
         try:
@@ -282,7 +293,7 @@ class Sender:
             except BaseException:
                 # It had left: it may arrive though nobody waits for the answer.
                 if self.chance.random() < 0.5:
-                    self._apply(entries)
+                    apply()
                 raise
             fault = self.faults.get(number)
             if isinstance(fault, str):
@@ -290,10 +301,12 @@ class Sender:
                 fault = None
             if fault and not fault[1]:
                 raise error(fault[0])
-            refusal = self._apply(entries)
+            refusal = apply()
             if fault:
                 raise error(fault[0])
             if refusal:
+                if alone:
+                    self.refused.add(alone)
                 raise refusal
             self.process.step()
         finally:
@@ -331,3 +344,42 @@ class Sender:
             self.process.step()
             created.append(each)
         return created
+
+
+class ProfileWorld:
+    """Talon.One's profiles over many runs, with those that are refused and attributes that somebody else sets.
+
+    Attributes:
+        profiles: Attributes by profile.
+        last: By profile, what was last applied, as JSON.
+    """
+
+    by_hand = "by hand"
+
+    def __init__(self):
+        self.profiles = {}
+        self.last = {}
+        self.bad = set()
+
+    def ours(self, profile):
+        """What a profile has but for what others set."""
+        attributes = self.profiles.get(profile, {})
+        return {name: value for name, value in attributes.items() if name != self.by_hand}
+
+
+class ProfileSender(Sender):
+    """One run's way to a ``ProfileWorld``; the arguments are those of ``Sender``."""
+
+    async def __call__(self, profile, attributes):
+        await self.travel([profile], lambda: self._set(profile, attributes), profile)
+
+    def _set(self, profile, attributes):
+        if profile in self.world.bad:
+            return error(RejectedError, 400)
+        values = json.loads(attributes)
+        assert values, "a request that does nothing"
+        assert self.world.by_hand not in values, "an attribute that we never set is changed"
+        there = self.world.profiles.get(profile, {}) | values
+        self.world.profiles[profile] = {name: value for name, value in there.items() if value is not None}
+        self.world.last[profile] = attributes
+        return None

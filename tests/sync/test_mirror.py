@@ -21,6 +21,7 @@ from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync import mirror as mirror_module
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.guard import Guard
+from airflow_provider_talon_cdp.sync.memberships import Memberships
 from airflow_provider_talon_cdp.sync.mirror import Mirror
 from tests.sync.fakes import FakeTalon, Storage, adds, error, opened
 
@@ -40,6 +41,8 @@ class Cursor:
 class Sync:
     """A ledger, a Talon.One, and mirrors between them."""
 
+    ahead = 64
+
     def __init__(self):
         self.storage = Storage()
         self.talon = FakeTalon()
@@ -47,7 +50,15 @@ class Sync:
         self.cursor = Cursor()
 
     def ledger(self):
-        return FilesLedger(self.storage.folder(), deployment_host="acme.talon.one", base_url="u", name="x")
+        return FilesLedger(
+            self.storage.folder(), deployment_host="acme.talon.one", base_url="u", name="x", ahead=self.ahead
+        )
+
+    @property
+    def ledger_version(self):
+        ledger = self.ledger()
+        ledger.load()
+        return ledger.version
 
     @property
     def known(self):
@@ -61,13 +72,18 @@ class Sync:
         ledger.load()
         return set(ledger.uncertain())
 
-    def mirror(self, *rows, guard=OPEN, **options):
+    def mirror(self, *rows, guard=OPEN, managed=None, **options):
         def source():
             self.reads += 1
             return iter([row for each in rows for row in (each if isinstance(each, list) else [each])])
 
         return Mirror(
-            source=source, ledger=self.ledger(), guard=guard, sender=lambda: opened(self.talon), **options
+            source=source,
+            ledger=self.ledger(),
+            guard=guard,
+            sender=lambda: opened(self.talon),
+            kind=Memberships(managed),
+            **options,
         )
 
     def run(self, *rows, retry=False, **options):
@@ -125,6 +141,40 @@ def test_a_source_in_another_order_is_read_again_and_sorted_and_the_log_says_so(
     assert (report.read, report.duplicate, report.sent) == (5, 1, 3)
     assert dict(report.rejected) == {"profile ID null": 1}
     assert sync.talon.members == vip("a", "b", "c")
+
+
+@pytest.mark.parametrize("reads", ["sorted", "not sorted", "refused"])
+def test_a_reading_of_the_source_is_closed_before_anything_else_happens(sync, reads):
+    cursors = []
+
+    def source():
+        assert not cursors, "another cursor is open"
+        cursors.append("open")
+        try:
+            yield from numbers(20_000)
+            if reads == "not sorted":
+                yield from numbers(20_000)
+        finally:
+            cursors.pop()
+
+    def prepare(audiences):
+        assert not cursors
+        return []
+
+    mirror = Mirror(
+        source=source,
+        ledger=sync.ledger(),
+        guard=OPEN,
+        sender=lambda: opened(sync.talon),
+        prepare=prepare,
+        kind=Memberships(["gold"] if reads == "refused" else None),
+    )
+    if reads == "refused":
+        with pytest.raises(InvalidInputError) as refusal:
+            mirror.run("task")
+        assert not cursors, refusal
+    else:
+        assert mirror.run("task").sent == 20_000
 
 
 def test_a_member_of_many_audiences_travels_in_one_entry(sync):
@@ -185,7 +235,7 @@ def test_an_empty_source_that_is_skipped_changes_nothing(sync, caplog):
     report = sync.run([], guard=Guard(on_empty="skip"))
     assert (report.read, report.sent, report.removals, report.unsent) == (0, 0, 2, 2)
     assert sync.storage.objects == before
-    assert "on_empty is 'skip': nothing was sent" in caplog.text
+    assert "on_empty is 'skip': its plan was not sent" in caplog.text
 
 
 def test_an_empty_source_that_is_allowed_empties_the_audience(sync):
@@ -353,27 +403,61 @@ def test_what_was_acknowledged_before_an_error_is_not_sent_again(sync):
     assert sync.known == sync.talon.members
 
 
-def test_a_retry_with_a_cursor_plans_nothing_anew_and_sends_what_is_left(sync):
-    sync.talon.errors = {2: error(TransientError)}
+def stopped(sync, rows, *rejected, after=2):
+    """Let a try send some batches and then fail."""
+    sync.talon.errors = {sync.talon.requests + after: error(TransientError)}
     with pytest.raises(TransientError):
-        sync.run(numbers(5000), in_flight=1)
+        sync.run(rows, *rejected, in_flight=1)
+
+
+def test_a_retry_sends_what_is_left_before_it_reads_the_source_and_then_plans_anew(sync):
+    stopped(sync, numbers(5000))
     assert sync.cursor.version == 1
-    report = sync.run(retry=True)
-    assert sync.reads == 1
-    assert (report.read, report.sent, report.unchanged, report.ledger_version) == (3000, 3000, 0, 2)
+    seen = []
+
+    def rows():
+        seen.append(len(sync.talon.members))
+        yield from numbers(100, 5100)
+
+    mirror = Mirror(source=rows, ledger=sync.ledger(), guard=OPEN, sender=lambda: opened(sync.talon))
+    report = mirror.run("task", sync.cursor)
+    assert seen == [5000]
+    assert report.balances
+    assert (report.resumed, report.read, report.unchanged, report.removals) == (3000, 5000, 4900, 100)
+    assert (report.sent, report.ledger_version) == (3200, 3)
+    assert str(report).startswith("5,000 read + 100 to remove + 3,000 resumed = 4,900 unchanged + 3,200 sent")
     assert sync.cursor.version == 0
-    assert sync.known == sync.talon.members
-    assert len(sync.known) == 5000
+    assert sync.known == sync.talon.members == vip(*(f"{n:06}" for n in range(100, 5100)))
 
 
 def test_a_retry_sends_the_removals_that_are_left_too(sync):
     sync.run(numbers(3000))
-    sync.talon.errors = {sync.talon.requests + 1: error(TransientError)}
-    with pytest.raises(TransientError):
-        sync.run(numbers(2000, 4000), in_flight=1)
-    report = sync.run(retry=True)
-    assert (report.read, report.removals, report.sent) == (1000, 1000, 2000)
+    stopped(sync, numbers(2000, 4000), after=1)
+    report = sync.run(numbers(2000, 4000), retry=True)
+    assert (report.resumed, report.read, report.removals, report.sent) == (2000, 2000, 0, 2000)
     assert sync.talon.members == sync.known == vip(*(f"{n:06}" for n in range(2000, 4000)))
+
+
+def test_the_guard_speaks_about_the_new_plan_of_a_retry_and_says_what_was_sent_before(sync):
+    stopped(sync, numbers(3000))
+    for sent in (
+        "; 1,000 changes that an earlier try had left of its plan were sent before",
+        "on_empty='skip'",
+    ):
+        with pytest.raises(GuardError, match="3,000") as refusal:
+            sync.run(retry=True, guard=Guard())
+        assert sent in str(refusal.value)
+        assert len(sync.talon.members) == 3000
+        assert sync.cursor.version == sync.ledger_version == 2
+    assert sync.run(numbers(3000), retry=True).unchanged == 3000
+
+
+def test_a_retry_whose_source_is_empty_and_skipped_reports_what_it_resumed(sync):
+    stopped(sync, numbers(3000))
+    report = sync.run(retry=True, guard=Guard(on_empty="skip"))
+    assert (report.resumed, report.sent, report.removals, report.unsent) == (1000, 1000, 3000, 3000)
+    assert sync.cursor.version == 0
+    assert len(sync.talon.members) == 3000
 
 
 def test_a_retry_that_finds_nothing_left_ends_green_and_clears_the_cursor(sync):
@@ -451,40 +535,70 @@ def test_a_retry_does_not_void_the_loss_that_another_run_noted(sync):
     assert sync.talon.members == sync.known == {change[:2] for change in gold_and_vip("a", "b", "c")}
 
 
-def test_a_refusal_that_is_tried_again_by_a_retry_is_counted_once(sync):
-    sync.talon.errors = {0: error(TransientError)}
-    with pytest.raises(TransientError):
-        sync.run(numbers(3000), in_flight=1)
-    sync.talon.bad = {"000000", "000500"}
-    sync.talon.errors = {sync.talon.requests + 40: error(TransientError)}
-    with pytest.raises(TransientError):
-        sync.run(numbers(9000), in_flight=1)
-    # Whether they are members was uncertain before, so they are sent again.
-    sync.talon.bad = {"000000"}
-    report = sync.run(retry=True, max_rejected=None)
-    assert dict(report.rejected) == {"refused by Talon.One (400)": 1}
-    assert report.balances
-    assert len(sync.talon.members) == 8999
+AS_LEFT = "refused by Talon.One in what an earlier try had left"
 
 
-@pytest.mark.parametrize("rejected", [[Rejection("profile ID null")], []], ids=["by us", "by Talon.One"])
-def test_rejections_of_the_first_try_fail_the_retry_that_resumes_it(sync, rejected):
-    sync.talon.bad = set() if rejected else {"000000"}
-    # Halving the first batch takes 19 requests.
-    sync.talon.errors = {1 if rejected else 25: error(TransientError)}
-    with pytest.raises(TransientError):
-        sync.run(numbers(9000), rejected, in_flight=1)
-    # A third try knows of the first one, too.
-    sync.talon.errors |= {sync.talon.requests + 1: error(TransientError)}
-    with pytest.raises(TransientError):
-        sync.run(retry=True, in_flight=1)
-    with pytest.raises(RejectedRecordsError) as failure:
-        sync.run(retry=True)
+def test_a_record_that_is_refused_while_resuming_and_again_counts_once_and_has_one_letter(sync):
+    stopped(sync, numbers(9000))
+    # Whether the second one is a member is uncertain, as its request may have arrived; the first one's has not left.
+    sync.talon.bad = {"008000", "002000"}
+    with pytest.raises(RejectedRecordsError, match="max_rejected is 0") as failure:
+        sync.run(numbers(9000), Rejection("profile ID null"), retry=True)
     report = failure.value.report
     assert report.balances
-    reason = "profile ID null" if rejected else "refused by Talon.One in an earlier try"
-    assert dict(report.rejected) == {reason: 1}
-    assert len(sync.talon.members) == 9000 - (not rejected)
+    assert dict(report.rejected) == {"refused by Talon.One (400)": 2, "profile ID null": 1}
+    assert (report.resumed, report.duplicate, report.sent) == (7000, 2, 6998)
+    assert sorted(letter["profile_id"] for letter in sync.letters()) == ["002000", "008000"]
+    assert sync.cursor.version == 0
+
+
+def test_a_record_that_is_refused_while_resuming_and_then_has_left_the_source_is_not_forgotten(sync):
+    sync.ahead = 1
+    stopped(sync, numbers(5000))
+    sync.talon.bad = {"004000", "004001"}
+    report = sync.run(numbers(4001), retry=True, max_rejected=None)
+    assert report.balances
+    assert dict(report.rejected) == {"refused by Talon.One (400)": 1, AS_LEFT: 1}
+    assert len(sync.letters()) == 2
+    assert len(sync.talon.members) == 4000
+
+
+def test_a_record_that_is_refused_while_resuming_and_then_accepted_is_no_rejection(sync):
+    stopped(sync, numbers(5000))
+    sync.talon.bad = {"004000"}
+
+    def rows():
+        sync.talon.bad = set()
+        return iter(numbers(5000))
+
+    mirror = Mirror(source=rows, ledger=sync.ledger(), guard=OPEN, sender=lambda: opened(sync.talon))
+    report = mirror.run("task", sync.cursor)
+    assert report.balances
+    assert (report.rejected_total, report.sent, report.duplicate) == (0, 3000, 1)
+    assert len(sync.talon.members) == 5000
+
+
+def test_a_source_that_is_not_sorted_does_not_change_what_counts_as_refused_again(sync):
+    sync.ahead = 1
+    sync.run(numbers(9000))
+    stopped(sync, numbers(4000, 9000), after=1)
+    # A removal is refused, and then the member is wanted again; what is read before the order is seen to be wrong asks
+    # for its removal once more.
+    sync.talon.bad = {"003500"}
+    rows = [*numbers(4000, 9000), *adds("003500")]
+    report = sync.run(rows, retry=True, max_rejected=None)
+    assert report.balances
+    assert sync.reads == 4
+    assert dict(report.rejected) == {AS_LEFT: 1}
+
+
+def test_what_was_rejected_in_the_first_try_and_is_still_there_fails_the_retry(sync):
+    sync.talon.bad = {"000000"}
+    # Halving the first batch takes 19 requests.
+    stopped(sync, numbers(9000), Rejection("profile ID null"), after=25)
+    with pytest.raises(RejectedRecordsError) as failure:
+        sync.run(numbers(9000), Rejection("profile ID null"), retry=True)
+    assert dict(failure.value.report.rejected) == {"refused by Talon.One (400)": 1, "profile ID null": 1}
 
 
 def test_a_run_that_loses_its_lock_stops_at_the_next_note(sync, monkeypatch):

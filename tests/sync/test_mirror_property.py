@@ -73,6 +73,7 @@ class Run:
         bad: Profiles that Talon.One refuses from now on.
         rejections: Records of the warehouse that cannot be members.
         is_sorted: Whether the warehouse sorts by bytes.
+        rehearses: Whether a dry run comes first.
         is_retry: Whether this is another try of the task instance before it, with its cursor.
         dies_at: Step at which the process is killed.
         faults: What goes wrong at the n-th request.
@@ -88,6 +89,7 @@ class Run:
     bad: list = field(default_factory=list)
     rejections: int = 0
     is_sorted: bool = True
+    rehearses: bool = False
     is_retry: bool = False
     dies_at: int | None = None
     faults: dict = field(default_factory=dict)
@@ -105,6 +107,7 @@ RUNS = st.builds(
     bad=st.lists(st.integers(0, len(PROFILES) - 1), max_size=2),
     rejections=st.integers(0, 2),
     is_sorted=st.booleans(),
+    rehearses=st.booleans(),
     is_retry=st.booleans(),
     dies_at=st.none() | st.integers(0, 120),
     faults=st.dictionaries(st.integers(0, 12), FAULTS, max_size=2),
@@ -139,8 +142,6 @@ class Cursor:
     def __init__(self):
         self.process = None
         self.version = 0
-        self.planned = set()
-        self.bad = set()
 
     def get(self):
         return self.version
@@ -193,7 +194,6 @@ class History:
             self.cursor = Cursor()
             self.now += 1000
         self.world.bad = {PROFILES[each] for each in run.bad}
-        self.cursor.bad |= self.world.bad
         return self.mirror(run)
 
     def mirror(self, run):
@@ -224,6 +224,8 @@ class History:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mirror_module, "MAX_CHANGES", LIMIT)
             patch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
+            if run.rehearses:
+                self.rehearse(mirror)
             try:
                 report = mirror.run(f"task/{self.instance}", self.cursor)
             except RejectedRecordsError as error:
@@ -234,12 +236,24 @@ class History:
             self.check(report)
             if report:
                 self.check_step()
+                self.check_rejections(run, report, sender)
         self.steps += process.steps
         tell(f"{ending} after {process.steps} steps: {report}")
         return ending
 
+    def rehearse(self, mirror):
+        """A dry run counts, and changes nothing anywhere."""
+        alive, self.storage.process = self.storage.process, Process()
+        before, members = dict(self.storage.objects), self.world.members
+        report = replace(mirror, ledger=self.ledger(), sender=None, prepare=None).dry_run(60)
+        assert report.balances, report
+        assert report.sent == 0
+        assert self.storage.objects == before
+        assert self.world.members == members
+        mirror.guard.passed = False
+        self.storage.process = alive
+
     def rows(self, run):
-        self.cursor.planned = set(self.warehouse)
         rows = [Change(*member, "add") for member in sorted(self.warehouse)]
         if not run.is_sorted:
             rows += rows[:2]
@@ -261,13 +275,20 @@ class History:
         assert not forgotten, f"the ledger has forgotten {forgotten}"
 
     def check_step(self):
-        """After a run that ended: what it planned is so, but for what was refused and for audiences that are gone."""
+        """After any run that ended, a retry or not: Talon.One is as the warehouse, but for what is bad and what is gone."""
 
         def good(members):
             there = self.world.audiences
-            return {each for each in members if each[0] not in self.cursor.bad and each[1] in there}
+            return {each for each in members if each[0] not in self.world.bad and each[1] in there}
 
-        assert good(self.world.members) == good(self.cursor.planned | self.world.by_hand)
+        assert good(self.world.members) == good(self.warehouse | self.world.by_hand)
+
+    def check_rejections(self, run, report, sender):
+        """Each record counts once and has one letter, however many tries and plans it was refused in."""
+        assert report.rejected_total == run.rejections + len(sender.refused)
+        folder = f"{report.dead_letters}/".removeprefix("memory:/")
+        letters = b"".join(data for name, data in self.storage.objects.items() if name.startswith(folder))
+        assert letters.count(b"\n") == len(sender.refused)
 
     def check_agreement(self):
         """After a clean run of the warehouse as it is."""

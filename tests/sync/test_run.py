@@ -47,6 +47,7 @@ def test_the_report_counts_records_and_requests():
         "throttled": 1,
         "unchanged": 0,
         "removals": 0,
+        "resumed": 0,
         "dead_letters": None,
         "ledger_version": None,
         "verdict": None,

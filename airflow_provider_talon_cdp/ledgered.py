@@ -1,0 +1,133 @@
+"""What the operators that keep a ledger have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from airflow.providers.common.compat.sdk import BaseOperator, Context, ObjectStoragePath, conf
+
+from airflow_provider_talon_cdp.arguments import as_bool, check_literals, check_sync_limits
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger
+from airflow_provider_talon_cdp.sync.guard import Guard, OnEmpty
+
+
+class LedgerOperator(BaseOperator):
+    """Base of the operators that send what differs from a ledger.
+
+    Args:
+        on_empty: When the source has no valid record, ``fail``, ``skip`` or ``allow``.
+        max_removal_fraction: The share of what the ledger has, 0 to 1, that a run may remove.
+        max_removals: Removals in all; None for any number.
+        max_additions: Additions in all; None for any number.
+        dry_run: Plan, count and guard, and send and record nothing. May be a template.
+        state_uri: Folder of the ledgers, as a path or URI of any object storage that Airflow knows, e.g.
+            ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp] state_uri``, else
+            ``$AIRFLOW_HOME/talon_cdp``, which only does where all tries run on one machine.
+        keep_versions: Versions of the ledger that are kept.
+        max_rejected: How many records may be refused before the task fails; it fails after everything good was sent. None
+            for any number.
+        in_flight: Requests in flight at the most.
+        talon_cdp_conn_id: Airflow connection of Talon.One.
+    """
+
+    template_fields: Sequence[str] = ("is_dry_run", "state_uri", "talon_cdp_conn_id")
+
+    def __init__(
+        self,
+        *,
+        on_empty: OnEmpty = "fail",
+        max_removal_fraction: float = 0.2,
+        max_removals: int | None = None,
+        max_additions: int | None = None,
+        dry_run: bool | str = False,
+        state_uri: str | None = None,
+        keep_versions: int = 3,
+        max_rejected: int | None = 0,
+        in_flight: int = 64,
+        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.on_empty = on_empty
+        self.max_removal_fraction = max_removal_fraction
+        self.max_removals = max_removals
+        self.max_additions = max_additions
+        # BaseOperator has a method named dry_run.
+        self.is_dry_run = dry_run
+        self.state_uri = state_uri
+        self.keep_versions = keep_versions
+        self.max_rejected = max_rejected
+        self.in_flight = in_flight
+        self.talon_cdp_conn_id = talon_cdp_conn_id
+        check_sync_limits(max_rejected=max_rejected, in_flight=in_flight)
+        self.guard()
+        check_literals(as_bool, dry_run=dry_run)
+        if isinstance(keep_versions, bool) or not isinstance(keep_versions, int) or keep_versions < 1:
+            raise InvalidInputError(f"keep_versions must be an integer >= 1, but is {keep_versions!r}.")
+
+    def guard(self) -> Guard:
+        """Return the guard that the arguments make."""
+        return Guard(
+            on_empty=self.on_empty,
+            max_removal_fraction=self.max_removal_fraction,
+            max_removals=self.max_removals,
+            max_additions=self.max_additions,
+        )
+
+    def ledgers(self, hook: TalonCdpHook, name: str, **how: Any) -> partial[FilesLedger]:
+        """Return what makes a ledger of a folder.
+
+        Args:
+            hook: A ledger belongs to one deployment and one API base.
+            name: Which ledger.
+            how: As in ``FilesLedger``.
+        """
+        settings = hook.settings
+        return partial(
+            FilesLedger,
+            deployment_host=settings.deployment_host,
+            base_url=settings.base_url,
+            name=name,
+            keep=self.keep_versions,
+            **how,
+        )
+
+    def state_folder(self) -> ObjectStoragePath:
+        """Return the folder of the ledgers."""
+        home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
+        uri = (
+            self.state_uri or conf.get("talon_cdp", "state_uri", fallback=None) or f"file://{home}/talon_cdp"
+        )
+        return storage("state URI", uri)
+
+    def run_owner(self, context: Context) -> str:
+        """Name the task instance; its retry has the same name."""
+        instance = context.get("ti")
+        if instance is None:
+            return f"{self.task_id}/{uuid4().hex}"
+        return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
+
+
+def storage(name: str, uri: str) -> ObjectStoragePath:
+    """Return a place in any storage that Airflow knows.
+
+    Args:
+        name: What it is, for the error.
+        uri: A path or URI.
+
+    Raises:
+        InvalidInputError: There is no such storage.
+    """
+    try:
+        path = ObjectStoragePath(uri)
+        # Only this looks for the file system.
+        _ = path.fs
+    except (ValueError, ImportError) as error:
+        raise InvalidInputError(f"The {name} {uri!r} is no place that Airflow can reach: {error}.") from error
+    return path

@@ -1,0 +1,106 @@
+"""Sends profiles one after another, as Talon.One takes attributes of one profile in a request."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar, Protocol
+
+from airflow_provider_talon_cdp.exceptions import FatalError, NotFoundError, RejectedError, RequestError
+from airflow_provider_talon_cdp.sync.changes import Change
+from airflow_provider_talon_cdp.sync.push import Deliver, Flight
+from airflow_provider_talon_cdp.sync.reasons import reason_of, within
+from airflow_provider_talon_cdp.sync.report import Tally
+from airflow_provider_talon_cdp.sync.run import Metered
+
+BATCH = 20
+"""Profiles of one flight: so many are acknowledged together, and sent again after a kill."""
+
+
+class ProfileSender(Metered, Protocol):
+    """Sends the attributes of one profile, retries included, or raises."""
+
+    async def __call__(self, profile_id: str, attributes: bytes, /) -> None:
+        """Return when Talon.One has acknowledged them."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProfileBatch:
+    """Profiles that one flight sends, and the attributes of each."""
+
+    changes: Sequence[Change]
+    bodies: Sequence[bytes]
+
+    # A plan has each profile once.
+    alone: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    @property
+    def profiles(self) -> frozenset[str]:
+        """IDs of the profiles."""
+        return frozenset(change.profile_id for change in self.changes)
+
+
+def profile_batches(
+    changes: Generator[Change, None, None], bodies: Iterable[bytes]
+) -> Generator[ProfileBatch, None, None]:
+    """Put the changes of a plan and their attributes, which come in the same order, into batches."""
+    with closing(changes):
+        pairs = zip(changes, bodies, strict=True)
+        while batch := list(islice(pairs, BATCH)):
+            yield ProfileBatch([change for change, _ in batch], [body for _, body in batch])
+
+
+def one_by_one(send: ProfileSender, give_up_after: int | None) -> Deliver[ProfileBatch]:
+    """Make a delivery of a sender.
+
+    Args:
+        send: Sends one profile.
+        give_up_after: When so many profiles were all refused for one reason and none was accepted, the configuration is
+            wrong and not the data; None for never.
+    """
+
+    async def deliver(flight: Flight[ProfileBatch]) -> None:
+        batch = flight.batch
+        for position, (change, body) in enumerate(zip(batch.changes, batch.bodies, strict=True)):
+            try:
+                await send(change.profile_id, body)
+            except NotFoundError as error:
+                raise _fatal(
+                    error, f"{error} So no profile can be sent; check Base URL on the connection."
+                ) from error
+            except RejectedError as error:
+                reason = within(flight.tally.rejected, reason_of(error))
+                flight.refused(position, error, reason)
+                if give_up_after and _is_hopeless(flight.tally, give_up_after):
+                    raise _fatal(
+                        error,
+                        f"The first {give_up_after:,} profiles were all refused for the same reason: {reason}. So this is no "
+                        "matter of single profiles: mend the attributes in the Campaign Manager or in the query, or pass "
+                        "skip_unknown_attributes=True. The other profiles were not sent.",
+                    ) from error
+            else:
+                flight.sent(1)
+
+    return deliver
+
+
+def _is_hopeless(tally: Tally, give_up_after: int) -> bool:
+    return not tally.sent and len(tally.rejected) == 1 and tally.rejected.total() >= give_up_after
+
+
+def _fatal(error: RequestError, message: str) -> FatalError:
+    return FatalError(
+        message,
+        method=error.method,
+        path=error.path,
+        status=error.status,
+        body=error.body,
+        request_uuid=error.request_uuid,
+        blames=error.blames,
+    )
