@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from airflow_provider_talon_cdp.sync.changes import Action, Change, Ids
+from airflow_provider_talon_cdp.sync.blocks import Block
+from airflow_provider_talon_cdp.sync.changes import Action, Batch, Change, Ids
 from airflow_provider_talon_cdp.sync.lines import from_line, from_lines, to_lines
 
 _ACTIONS: dict[str, tuple[Action, bool]] = {
@@ -15,7 +16,7 @@ _ACTIONS: dict[str, tuple[Action, bool]] = {
     "add?": ("add", True),
     "remove?": ("remove", True),
 }
-_VERBS = {action: verb for verb, action in _ACTIONS.items()}
+_REMOVING = frozenset(verb for verb, (action, _) in _ACTIONS.items() if action == "remove")
 
 
 class Columns(NamedTuple):
@@ -32,15 +33,17 @@ class Columns(NamedTuple):
     verbs: str | list[str]
 
     @classmethod
-    def of(cls, stretch: Ids | Sequence[Change]) -> Columns:
-        """Take changes apart."""
-        if isinstance(stretch, Ids):
-            return cls(stretch.ids, str(stretch.audience_id), _VERBS[stretch.action, False])
-        return cls(
-            [change.profile_id for change in stretch],
-            _one_or_all([str(change.audience_id) for change in stretch]),
-            _one_or_all([_VERBS[change[2:]] for change in stretch]),
-        )
+    def of(cls, block: Block) -> Columns:
+        """Take a block of changes apart."""
+        keys, audience, leaving, unsure = block
+        verbs: str | list[str] = "add"
+        if leaving or unsure:
+            verbs = [("remove" if key in leaving else "add") + ("?" if key in unsure else "") for key in keys]
+            verbs = _one_or_all(verbs)
+        if audience is not None:
+            return cls(keys, audience, verbs)
+        profiles, audiences = map(list, zip(*keys, strict=True))
+        return cls(profiles, _one_or_all(audiences), verbs)
 
     @classmethod
     def read(cls, lines: Sequence[str], audience: str) -> Columns:
@@ -95,11 +98,22 @@ class Columns(NamedTuple):
             for profile_id, audience_id, verb in zip(self.profiles, audiences, verbs, strict=False)
         ]
 
-    def stretch(self) -> Ids | list[Change]:
-        """Give the changes in their quickest form, which may leave out which are uncertain."""
+    def block(self) -> Block:
+        """Make a block of the changes, which says nothing of certainty."""
+        keys: list[Any] = self.profiles
+        if not isinstance(self.audiences, str):
+            keys = list(zip(self.profiles, self.audiences, strict=True))
+        if isinstance(self.verbs, str):
+            leaving = keys if self.verbs in _REMOVING else []
+        else:
+            leaving = [key for key, verb in zip(keys, self.verbs, strict=True) if verb in _REMOVING]
+        return Block(keys, self.audiences if isinstance(self.audiences, str) else None, frozenset(leaving))
+
+    def batch(self, *, alone: bool) -> Batch:
+        """Make a batch to send: what is uncertain is sent as anything else."""
         if isinstance(self.audiences, str) and isinstance(self.verbs, str):
-            return Ids(self.profiles, self.audiences, _ACTIONS[self.verbs][0])
-        return self.changes()
+            return Batch(Ids(self.profiles, self.audiences, _ACTIONS[self.verbs][0]), alone=alone)
+        return Batch(self.changes(), alone=alone)
 
     def without(self, positions: Collection[int]) -> Columns:
         """Leave some changes out."""

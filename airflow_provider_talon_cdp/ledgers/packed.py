@@ -15,7 +15,7 @@ _FASTEST = 1
 # zlib's word for a gzip file.
 _GZIP = 31
 # Bytes that are packed or unpacked at once, which needs no interpreter lock: another thread goes on meanwhile.
-_PIECE = 1 << 17
+_PIECE = 1 << 15
 
 
 class LineWriter:

@@ -5,7 +5,7 @@ An audience ID is left out where it is that of the part's first change, which th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 
@@ -13,8 +13,8 @@ from airflow_provider_talon_cdp.ledgers.columns import Columns
 from airflow_provider_talon_cdp.ledgers.manifest import File
 from airflow_provider_talon_cdp.ledgers.packed import read_texts, writing_lines
 from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged
-from airflow_provider_talon_cdp.sync.blocks import stretches_of
-from airflow_provider_talon_cdp.sync.changes import Change, Ids
+from airflow_provider_talon_cdp.sync.blocks import Block, blocks_of_changes
+from airflow_provider_talon_cdp.sync.changes import Change
 
 
 def write_plan(ledger: Folder, folder: str, changes: Iterable[Change], size: int) -> tuple[File, ...]:
@@ -27,13 +27,13 @@ def write_plan(ledger: Folder, folder: str, changes: Iterable[Change], size: int
         size: Changes in a part; the last one may have fewer.
     """
     parts: list[File] = []
-    for number, stretches in groupby(_cut(changes, size), key=itemgetter(0)):
+    for number, blocks in groupby(_cut(changes, size), key=itemgetter(0)):
         name = f"{folder}/plan-{number:05}.tsv.gz"
         audience: str | None = None
         written = 0
         with writing_lines(ledger / name) as file:
-            for _, stretch in stretches:
-                columns = Columns.of(stretch)
+            for _, block in blocks:
+                columns = Columns.of(block)
                 if audience is None:
                     audience = (
                         columns.audiences if isinstance(columns.audiences, str) else columns.audiences[0]
@@ -63,18 +63,15 @@ def read_part(ledger: Folder, part: File, size: int) -> Iterator[Columns]:
             raise damaged(path) from error
 
 
-def _cut(changes: Iterable[Change], size: int) -> Iterator[tuple[int, Ids | Sequence[Change]]]:
-    """Cut a plan where its parts end; yield the number of the part with each stretch."""
+def _cut(changes: Iterable[Change], size: int) -> Iterator[tuple[int, Block]]:
+    """Cut a plan where its parts end; yield the number of the part with each block."""
     before = 0
-    for stretch in stretches_of(changes):
-        start, end = 0, len(stretch.ids if isinstance(stretch, Ids) else stretch)
-        while start < end:
-            stop = min(end, start + size - before % size)
-            piece = slice(start, stop)
-            cut = stretch._replace(ids=stretch.ids[piece]) if isinstance(stretch, Ids) else stretch[piece]
-            yield before // size, cut
-            before += stop - start
-            start = stop
+    for block in blocks_of_changes(changes):
+        start = 0
+        while keys := block.keys[start : start + size - before % size]:
+            yield before // size, block._replace(keys=keys)
+            before += len(keys)
+            start += len(keys)
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.ledgers.columns import Columns
-from airflow_provider_talon_cdp.sync.changes import Change, Ids
+from airflow_provider_talon_cdp.sync.blocks import Block
+from airflow_provider_talon_cdp.sync.changes import Change
 from airflow_provider_talon_cdp.sync.fingerprints import doubted
 
 
@@ -42,7 +43,7 @@ class Progress(NamedTuple):
         return self.landed - self.refused
 
 
-def made_of_profiles(batches: Iterable[Columns], acks: Acks) -> Iterator[Ids | list[Change]]:
+def made_of_profiles(batches: Iterable[Columns], acks: Acks) -> Iterator[Block]:
     """Yield what a plan of fingerprints has made of its profiles.
 
     Yields:
@@ -53,25 +54,27 @@ def made_of_profiles(batches: Iterable[Columns], acks: Acks) -> Iterator[Ids | l
             yield from _taken(batch, number, acks)
         elif number < acks.may_have_left:
             unknown = set(acks.refused[number] if number in acks.landed else range(len(batch.profiles)))
-            yield [
-                Change(change.profile_id, doubted(str(change.audience_id)), "add")
-                if at in unknown
-                else change
-                for at, change in enumerate(batch.changes())
-            ]
+            yield Block.of(
+                [
+                    Change(change.profile_id, doubted(str(change.audience_id)), "add")
+                    if at in unknown
+                    else change
+                    for at, change in enumerate(batch.changes())
+                ]
+            )
 
 
-def acknowledged(batches: Iterable[Columns], acks: Acks) -> Iterator[Ids | list[Change]]:
+def acknowledged(batches: Iterable[Columns], acks: Acks) -> Iterator[Block]:
     """Yield the changes that Talon.One has acknowledged."""
     for number, batch in enumerate(batches):
         if number in acks.landed:
             yield from _taken(batch, number, acks)
 
 
-def _taken(batch: Columns, number: int, acks: Acks) -> Iterator[Ids | list[Change]]:
+def _taken(batch: Columns, number: int, acks: Acks) -> Iterator[Block]:
     taken = batch.without(acks.refused[number]) if number in acks.refused else batch
     if taken.profiles:
-        yield taken.stretch()
+        yield taken.block()
 
 
 def unacknowledged(batches: Iterable[Columns], acks: Acks) -> Iterator[Change]:

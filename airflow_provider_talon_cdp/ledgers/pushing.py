@@ -74,7 +74,7 @@ class Pushing:
             for number, columns in enumerate(batches):
                 if number not in acks.landed:
                     # The plan is sorted by profile.
-                    yield Batch(columns.stretch(), alone=columns.profiles[0] != last)
+                    yield columns.batch(alone=columns.profiles[0] != last)
                     last = columns.profiles[-1]
 
     def leaving(self, batch: int) -> None:

@@ -19,7 +19,7 @@ from airflow_provider_talon_cdp.ledgers.progress import (
 from airflow_provider_talon_cdp.ledgers.snapshot import read_members
 from airflow_provider_talon_cdp.ledgers.storage import Folder, gone, names_in, read_json
 from airflow_provider_talon_cdp.sync.blocks import Block, Changes, Member, Members
-from airflow_provider_talon_cdp.sync.changes import Change, Ids
+from airflow_provider_talon_cdp.sync.changes import Change
 from airflow_provider_talon_cdp.sync.fold import fold
 
 _ACKS = re.compile(r"acks-(\d+)-[0-9a-f]+\.json")
@@ -138,7 +138,7 @@ class LedgerReader:
     def _has_moved(self, acks: Acks) -> bool:
         return bool(acks.landed or (self._one_per_profile and acks.may_have_left))
 
-    def _since(self) -> Iterator[Ids | list[Change]]:
+    def _since(self) -> Iterator[Block]:
         """What the plan in force has changed so far."""
         made_of = made_of_profiles if self._one_per_profile else acknowledged
         for part, acks in enumerate(self.acks):

@@ -5,34 +5,57 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, repeat
-from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
-from airflow_provider_talon_cdp.sync.changes import Change, Ids
+from airflow_provider_talon_cdp.sync.changes import Action, Change
 
 Member: TypeAlias = tuple[str, str]
 """Customer profile ID and audience ID."""
+
+Keys: TypeAlias = frozenset[Any] | set[Any]
+"""Some keys of a block."""
 
 BLOCK = 4096
 """Members of a block where nothing else says how many."""
 
 
 class Block(NamedTuple):
-    """A stretch of sorted members, each once.
+    """A stretch of sorted members, each once, or of changes of them.
 
     Args:
         keys: Profile IDs where all members are of one audience, else members.
         audience: That audience, or None.
-        leaving: In a block of changes, the keys that are removed; all others are added.
+        leaving: Of changes: those keys, maybe among others, that are removed; the rest are added.
+        unsure: Of changes: those that an earlier request may have made without an acknowledgement.
     """
 
     keys: list[Any]
     audience: str | None
-    leaving: frozenset[Any] | set[Any] = frozenset()
+    leaving: Keys = frozenset()
+    unsure: Keys = frozenset()
 
     def members(self) -> Iterator[Member]:
         """Spell the members out."""
         return iter(self.keys) if self.audience is None else zip(self.keys, repeat(self.audience))
+
+    def changes(self) -> Iterator[Change]:
+        """Spell the changes out."""
+        for key, (profile_id, audience_id) in zip(self.keys, self.members(), strict=False):
+            action: Action = "remove" if key in self.leaving else "add"
+            yield Change(profile_id, audience_id, action, key in self.unsure)
+
+    @classmethod
+    def of(cls, changes: Sequence[Change]) -> Block:
+        """Make a block of changes."""
+        audience = changes[0].audience_id
+        one = all(change.audience_id == audience for change in changes)
+        keys: list[Any] = [change.profile_id if one else change[:2] for change in changes]
+        return cls(
+            keys,
+            str(audience) if one else None,
+            {key for key, change in zip(keys, changes, strict=True) if change.action == "remove"},
+            {key for key, change in zip(keys, changes, strict=True) if change.uncertain},
+        )
 
 
 class Members:
@@ -51,18 +74,18 @@ class Members:
 
 
 class Changes:
-    """Sorted changes; iterate over them, or over ``stretches``, once.
+    """Sorted changes; iterate over them, or over ``blocks``, once.
 
     Args:
-        stretches: Each is a list of changes, or the quick form of one.
+        blocks: None of them is empty.
     """
 
-    def __init__(self, stretches: Iterable[Ids | Sequence[Change]]) -> None:
-        self.stretches = iter(stretches)
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self.blocks = iter(blocks)
 
     def __iter__(self) -> Iterator[Change]:
-        for stretch in self.stretches:
-            yield from stretch.changes() if isinstance(stretch, Ids) else stretch
+        for block in self.blocks:
+            yield from block.changes()
 
 
 def blocks_of(members: Iterable[Member]) -> Iterator[Block]:
@@ -75,26 +98,14 @@ def blocks_of(members: Iterable[Member]) -> Iterator[Block]:
         yield Block(keys, None)
 
 
-def stretches_of(changes: Iterable[Change]) -> Iterator[Ids | Sequence[Change]]:
-    """Cut any stream of changes into stretches."""
+def blocks_of_changes(changes: Iterable[Change]) -> Iterator[Block]:
+    """Cut any stream of changes into blocks."""
     if isinstance(changes, Changes):
-        yield from changes.stretches
+        yield from changes.blocks
         return
     stream = iter(changes)
-    while stretch := list(islice(stream, BLOCK)):
-        yield stretch
-
-
-def block_of(changes: Ids | Sequence[Change]) -> Block:
-    """Make a block of a stretch of changes."""
-    if isinstance(changes, Ids):
-        leaving = set(changes.ids) if changes.action == "remove" else frozenset[str]()
-        return Block(changes.ids, str(changes.audience_id), leaving)
-    audience = changes[0].audience_id
-    one = all(change.audience_id == audience for change in changes)
-    key = itemgetter(0) if one else itemgetter(0, 1)
-    leaving = {key(change) for change in changes if change.action == "remove"}
-    return Block([key(change) for change in changes], str(audience) if one else None, leaving)
+    while some := list(islice(stream, BLOCK)):
+        yield Block.of(some)
 
 
 class Reader:
@@ -112,7 +123,7 @@ class Reader:
         self._at = 0
         self.last: Any = None
         self.audience: str | None = None
-        self.leaving: frozenset[Any] | set[Any] = frozenset()
+        self.leaving: Keys = frozenset()
 
     def fill(self) -> bool:
         """Have something in the block; return whether there is anything left."""
@@ -121,7 +132,7 @@ class Reader:
         block = next(self._blocks, None)
         if block is None:
             return False
-        self._keys, self.audience, self.leaving = block
+        self._keys, self.audience, self.leaving, _ = block
         self._at = 0
         self.last = self._keys[-1]
         return True

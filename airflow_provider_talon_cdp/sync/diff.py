@@ -170,7 +170,7 @@ def _compared(
     uncertain: Iterable[Member],
     counts: PlanCounts,
     managed: Collection[str] | None,
-) -> Iterator[Ids | list[Change]]:
+) -> Iterator[Block]:
     readers = [Reader(blocks_of(stream)) for stream in (known, wanted, uncertain)]
     while True:
         left, audience = together(readers)
@@ -184,14 +184,19 @@ def _compared(
         if old == new and not doubt:
             counts.unchanged += len(new)
             continue
-        had, has, unsure = set(old), set(new), set(doubt)
-        joining = (has - had) | (has & unsure)
-        leaving = (had - has) | (unsure - has)
-        _count(counts.known, unsure - had, audience)
+        leaving, unsure = set(old), frozenset(doubt)
+        if unsure:
+            _count(counts.known, unsure - leaving, audience)
+            joining = [key for key in new if key not in leaving or key in unsure]
+            leaving |= unsure
+        else:
+            joining = [key for key in new if key not in leaving]
+        leaving.difference_update(new)
         _count(counts.additions, joining, audience)
         _count(counts.removals, leaving, audience)
-        counts.unchanged += len(has) - len(joining)
-        yield from _stretch(joining, leaving, unsure, audience)
+        counts.unchanged += len(new) - len(joining)
+        if joining or leaving:
+            yield Block(sorted([*joining, *leaving]) if leaving else joining, audience, leaving, unsure)
 
 
 def _managed(
@@ -225,22 +230,6 @@ def _count(counter: Counter[str], keys: Collection[Any], audience: str | None) -
         counter.update(map(_audience, keys))
     elif keys:
         counter[audience] += len(keys)
-
-
-def _stretch(
-    joining: set[Any], leaving: set[Any], unsure: set[Any], audience: str | None
-) -> Iterator[Ids | list[Change]]:
-    if audience is not None and not unsure and not (joining and leaving):
-        if joining:
-            yield Ids(sorted(joining), audience, "add")
-        if leaving:
-            yield Ids(sorted(leaving), audience, "remove")
-        return
-    keys = sorted(joining | leaving)
-    yield [
-        Change(profile_id, of, "add" if key in joining else "remove", key in unsure)
-        for key, (profile_id, of) in zip(keys, Block(keys, audience).members(), strict=True)
-    ]
 
 
 def externally_sorted(records: Iterable[Record], *, run: int = _RUN) -> Iterator[Change | Rejection]:

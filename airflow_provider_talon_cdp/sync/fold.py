@@ -12,9 +12,8 @@ from airflow_provider_talon_cdp.sync.blocks import (
     Member,
     Members,
     Reader,
-    block_of,
     blocks_of,
-    stretches_of,
+    blocks_of_changes,
     together,
 )
 from airflow_provider_talon_cdp.sync.changes import Change
@@ -37,7 +36,7 @@ def fold(snapshot: Iterable[Member], changes: Iterable[Change], *, one_per_profi
 def _folded(
     snapshot: Iterable[Member], changes: Iterable[Change], *, one_per_profile: bool
 ) -> Iterator[Block]:
-    olds, news = Reader(blocks_of(snapshot)), Reader(map(block_of, stretches_of(changes)))
+    olds, news = Reader(blocks_of(snapshot)), Reader(blocks_of_changes(changes))
     while True:
         left, audience = together([olds, news], alike=not one_per_profile)
         if not left:
