@@ -194,8 +194,10 @@ class FilesLedger(LedgerReader):
         acks = [manifest.acks_of(part, self.run) for part in range(len(manifest.plan))]
         for each in acks:
             Acks().write(self.folder / each)
-        self.lock.rests = handed_over
         self.put_in_force(self.manifest.followed_by(replace(manifest, acks=tuple(acks)), self._keep))
+        self.lock.rests = handed_over
+        self._suspected = frozenset()
+        self._acks = [Acks() for _ in acks]
 
     def put_in_force(self, manifest: Manifest) -> None:
         """Write a manifest, and delete what it does not name."""
@@ -203,9 +205,7 @@ class FilesLedger(LedgerReader):
         # After the write and not before it: whoever takes over from now on will read it.
         self.lock.refuse_lost()
         self.manifest = manifest
-        self._suspected = frozenset()
-        self._acks = None
-        self._pushing = None
+        self._acks = self._pushing = None
         manifest.remove_others(self.folder, self.lock.refuse_lost)
 
     def batches(self) -> Generator[Batch, None, None]:
@@ -238,17 +238,22 @@ class FilesLedger(LedgerReader):
     @property
     def _push(self) -> Pushing:
         if self._pushing is None:
-            self._pushing = self.pushing(range(self.parts), self.lock, self._letters)
+            self._pushing = self.pushing(dict(enumerate(self.acks)), self._letters)
         return self._pushing
 
-    def pushing(self, parts: Iterable[int], lock: Lock, letters: DeadLetters) -> Pushing:
-        """Make ready to push some parts of the plan in force."""
+    def pushing(self, known: Mapping[int, Acks], letters: DeadLetters) -> Pushing:
+        """Make ready to push some parts of the plan in force.
+
+        Args:
+            known: What is known of each of them.
+            letters: Where refused records go.
+        """
         return Pushing(
             self.folder,
             self.manifest,
-            {part: self.acks[part] for part in parts},
+            known,
             run=self.run,
-            lock=lock,
+            lock=self.lock,
             letters=letters,
             ahead=self._ahead,
         )

@@ -77,10 +77,19 @@ class LedgerReader:
         Raises:
             LedgerError: It is damaged, of a newer format, or of another connection.
         """
+        self.load_manifest()
+        self._acks = self._read_acks()
+
+    def load_manifest(self) -> None:
+        """Read the state but for the acknowledgements, which are read when they are asked for.
+
+        Raises:
+            LedgerError: It is damaged, of a newer format, or of another connection.
+        """
         self.manifest = Manifest.read(self.folder, self.identity)
         suspects = [read_json(self.folder / each) for each in self._files(_SUSPECTS)]
         self._suspected = frozenset(audience for audiences in suspects for audience in audiences or ())
-        self._acks = self._read_acks()
+        self._acks = None
 
     @property
     def acks(self) -> list[Acks]:
@@ -88,6 +97,10 @@ class LedgerReader:
         if self._acks is None:
             self._acks = self._read_acks()
         return self._acks
+
+    def acks_of(self, part: int) -> Acks:
+        """Read what is known of one part of the plan."""
+        return self._joined(part, self.acks_files())
 
     def known(self, forget: Collection[str] = ()) -> Members:
         """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
@@ -162,13 +175,14 @@ class LedgerReader:
 
     def _read_acks(self) -> list[Acks]:
         found = self.acks_files()
+        return [self._joined(part, found) for part in range(self.parts)]
+
+    def _joined(self, part: int, found: list[str]) -> Acks:
+        start = self.manifest.acks_of(part, "")[: -len(".json")]
         for name in self.manifest.acks:
-            if name not in found:
+            if name.startswith(start) and name not in found:
                 raise gone(self.folder / name)
-        files: list[list[Acks]] = [[] for _ in self.manifest.plan]
-        for name in found:
-            files[int(name.split("-")[-2])].append(Acks.read(self.folder / name))
-        return [Acks.together(each) for each in files]
+        return Acks.together([Acks.read(self.folder / name) for name in found if name.startswith(start)])
 
 
 def _without(members: Members, forget: Collection[str]) -> Members:

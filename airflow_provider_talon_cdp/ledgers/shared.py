@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.ledgers.letters import DeadLetters
 from airflow_provider_talon_cdp.ledgers.lock import Lock
@@ -34,16 +34,21 @@ def pushing_part(ledger: FilesLedger, owner: str, plan: str, part: int) -> Itera
 
     Raises:
         LedgerError: The plan is not in force any more, or somebody else is at work on it. Nothing was sent then.
+        InvalidInputError: The plan has no such part.
     """
-    # It has no other one than that of the part.
-    ledger.lock = lock = Lock(ledger.folder, ledger.run, ledger.clock, ledger.sleep, part=part)
-    with lock.held(owner):
-        ledger.load()
+    ledger.load_manifest()
+    _refuse_other(ledger, plan)
+    if not isinstance(part, int) or isinstance(part, bool) or not 0 <= part < ledger.parts:
+        raise InvalidInputError(f"part must be a number from 0 to {ledger.parts - 1}, but is {part!r}.")
+    # This process has no other lock than that of the part.
+    ledger.lock = Lock(ledger.folder, ledger.run, ledger.clock, ledger.sleep, part=part)
+    with ledger.lock.held(owner):
+        ledger.load_manifest()
         _refuse_other(ledger, plan)
         # Until the plan is committed, an end is a pause.
-        lock.rests = True
+        ledger.lock.rests = True
         letters = DeadLetters(_letters(ledger), prefix=f"{part:05}-{ledger.run}-")
-        yield ledger.pushing([part], lock, letters)
+        yield ledger.pushing({part: ledger.acks_of(part)}, letters)
 
 
 def commit(ledger: FilesLedger, owner: str, plan: str) -> Outcome:
