@@ -13,6 +13,7 @@ from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.exceptions import TalonCdpError
 from airflow_provider_talon_cdp.ledgers.adopt import COLUMN, adopt_csv
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,14 +35,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = ledger.add_subparsers(dest="command", required=True)
     for name, help_text in (
         ("import", "adopt the members in a CSV file into a new ledger"),
-        ("show", "print a ledger's place, version and number of members"),
+        ("show", "print a ledger's place, version and size"),
     ):
         command = commands.add_parser(name, help=help_text)
         command.add_argument("--state-uri", required=True, help="folder of the ledgers: a path or a URI")
         command.add_argument("--deployment-host", required=True, help="as on the Airflow connection")
         command.add_argument("--base-url", default=DEFAULT_BASE_URL, help="as on the Airflow connection")
-        command.add_argument("--audience-id", required=True, help="ID of the audience in the CDP")
-        if name == "import":
+        which = command.add_mutually_exclusive_group(required=True)
+        which.add_argument("--audience-id", help="ID of the audience in the CDP")
+        if name == "show":
+            which.add_argument(
+                "--profiles", metavar="LEDGER", help="ledger of SqlToTalonProfilesOperator, or DAG.TASK"
+            )
+        else:
             command.add_argument(
                 "--csv", required=True, help=f"file with a column {COLUMN}, or with one column"
             )
@@ -51,17 +57,20 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     # Spelt as the connection's fields are, or the operator would look for another ledger. No key is needed.
     settings = Settings(api_key="none", deployment_host=options.deployment_host, base_url=options.base_url)
+    profiles = options.command == "show" and options.profiles
     ledger = FilesLedger(
         UPath(options.state_uri),
         deployment_host=settings.deployment_host,
         base_url=settings.base_url,
-        name=ledger_name(options.audience_id),
+        name=profiles_ledger_name(profiles) if profiles else ledger_name(options.audience_id),
+        one_per_profile=bool(profiles),
     )
     if options.command == "import":
         adopted = adopt_csv(ledger, f"import by {getpass.getuser()}", UPath(options.csv), options.audience_id)
         print(f"Adopted {adopted:,} members.")
     ledger.load()
-    print(f"{ledger.folder}: version {ledger.version}, {sum(1 for _ in ledger.known()):,} members")
+    what = "profiles" if profiles else "members"
+    print(f"{ledger.folder}: version {ledger.version}, {sum(1 for _ in ledger.known()):,} {what}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
+from itertools import chain
 from typing import Any, TypeGuard, get_args
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -111,13 +112,20 @@ def as_columns(name: str, value: Any) -> dict[str, str] | None:
     if value is None:
         return None
     is_mapping = isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{"))
-    columns = as_mapping(name, value) if is_mapping else {each: each for each in as_list(name, value)}
-    for each in [*(columns or {}), *(columns or {}).values()]:
+    pairs = (
+        (as_mapping(name, value) or {}).items()
+        if is_mapping
+        else [(each, each) for each in as_list(name, value)]
+    )
+    for each in chain.from_iterable(pairs):
         check_text(f"Each column and each attribute in {name}", each)
-    twice = [each for each, count in Counter((columns or {}).values()).items() if count > 1]
+    columns = dict(pairs)
+    if not columns:
+        raise InvalidInputError(f"{name} is empty. Leave it out, or name a column.")
+    twice = [each for each, count in Counter(columns.values()).items() if count > 1]
     if twice:
         raise InvalidInputError(f"{name} has two columns for the attribute {twice[0]!r}.")
-    return dict(columns or {})
+    return columns
 
 
 def as_types(name: str, value: Any) -> dict[str, AttributeType]:

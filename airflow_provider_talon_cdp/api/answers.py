@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import orjson
 
-from airflow_provider_talon_cdp.api.calls import Audience, Operation, Request, Result
+from airflow_provider_talon_cdp.api.request import Audience, Operation, Request, Result
 from airflow_provider_talon_cdp.api.retry import parse_retry_after
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,

@@ -18,9 +18,9 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, prepend_scheme_if_needed, sel
 from yarl import URL
 
 from airflow_provider_talon_cdp.api.answers import connection_error, read_answer, tls_error
-from airflow_provider_talon_cdp.api.calls import Request, Result
 from airflow_provider_talon_cdp.api.client import explain_repeated, session_options
 from airflow_provider_talon_cdp.api.pacer import Pacer
+from airflow_provider_talon_cdp.api.request import Request, Result
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
 from airflow_provider_talon_cdp.exceptions import (

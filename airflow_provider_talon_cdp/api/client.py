@@ -13,7 +13,7 @@ import requests
 from requests.auth import AuthBase
 
 from airflow_provider_talon_cdp.api.answers import connection_error, read_answer, tls_error
-from airflow_provider_talon_cdp.api.calls import Operation, Request, Result
+from airflow_provider_talon_cdp.api.request import Operation, Request, Result
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
 from airflow_provider_talon_cdp.exceptions import (

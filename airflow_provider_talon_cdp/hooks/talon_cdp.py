@@ -17,8 +17,8 @@ from airflow_provider_talon_cdp import connection_form
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.async_client import AsyncTalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.api.attribute_rows import AttributesEncoder
-from airflow_provider_talon_cdp.api.calls import Audience, IntegrationState
 from airflow_provider_talon_cdp.api.client import TalonCdpClient
+from airflow_provider_talon_cdp.api.request import Audience, IntegrationState
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.api.values import attribute_values

@@ -18,3 +18,12 @@ def ledger_folder(state: Folder, identity: Mapping[str, str]) -> Folder:
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     readable = re.sub(r"[^\w.-]", "_", quote(identity["name"], safe=""))[:_READABLE]
     return as_folder(state) / identity["deployment_host"] / f"{readable}-{key}"
+
+
+def profiles_ledger_name(name: str) -> str:
+    """Name a ledger of profiles.
+
+    Args:
+        name: As the operator has it, or DAG and task ID with a full stop between.
+    """
+    return f"profiles:{name}"

@@ -18,7 +18,7 @@ from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.kind import Kind, Travelling
 from airflow_provider_talon_cdp.sync.ledger import Ledger, StagedPlan
 from airflow_provider_talon_cdp.sync.memberships import Memberships
-from airflow_provider_talon_cdp.sync.plan import Letters, Planned, Source, now, plan
+from airflow_provider_talon_cdp.sync.plan import Letters, Planned, Source, now, plan, report_of
 from airflow_provider_talon_cdp.sync.push import Flight
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 from airflow_provider_talon_cdp.sync.resume import Cursor, Earlier, counted
@@ -113,7 +113,7 @@ class Mirror:
             requests_per_second,
         )
         return replace(
-            _report(counts),
+            report_of(counts),
             requests=requests,
             seconds=time.monotonic() - began,
             verdict=verdict,
@@ -148,7 +148,7 @@ class Mirror:
 
         self._enforce(staged, cursor, ())
         tally = self._push(
-            self.ledger.batches(), counts, note, lambda tally: earlier(tally).joined(_report(PlanCounts()))
+            self.ledger.batches(), counts, note, lambda tally: earlier(tally).joined(report_of(PlanCounts()))
         )
         log.info(
             "That plan is finished: %s sent, %s refused. Now the source is planned anew.",
@@ -172,7 +172,7 @@ class Mirror:
             self._enforce(planned.staged, cursor, planned.comparison.names)
 
             def report(tally: Tally) -> SyncReport:
-                return earlier.joined(_report(counts, tally), planned.again)
+                return earlier.joined(report_of(counts, tally), planned.again)
 
             batches = planned.comparison.batches(self.ledger)
             return report(self._push(batches, counts, lambda member: member not in earlier.refused, report))
@@ -182,7 +182,7 @@ class Mirror:
             log.warning(
                 "The source has nothing that could be sent, and on_empty is 'skip': its plan was not sent."
             )
-        return earlier.joined(_report(counts))
+        return earlier.joined(report_of(counts))
 
     def _plan(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
         """Plan, and ask the guard whether to send that."""
@@ -294,21 +294,3 @@ class Mirror:
             "status": error.status,
             "request_uuid": error.request_uuid,
         }
-
-
-def _report(counts: PlanCounts, tally: Tally | None = None) -> SyncReport:
-    """Join the counts of the plan with those of the push, or say that nothing of the plan was sent."""
-    tally = tally or Tally()
-    return SyncReport(
-        read=counts.read,
-        removals=counts.removals.total(),
-        unchanged=counts.unchanged,
-        sent=tally.sent,
-        duplicate=counts.duplicate,
-        rejected=counts.rejected + tally.rejected,
-        unsent=tally.unsent + counts.changes - tally.launched,
-        requests=tally.requests,
-        retries=tally.retries,
-        throttled=tally.throttled,
-        seconds=0.0,
-    )

@@ -15,6 +15,7 @@ from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.diff import Member, OutOfOrderError, PlanCounts
 from airflow_provider_talon_cdp.sync.kind import Comparison, Kind
 from airflow_provider_talon_cdp.sync.ledger import Ledger, Planner
+from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -88,6 +89,24 @@ def plan(
         planned = _plan_once(source, kind.compare(ledger), consume, refused, kind.sort)
     log.info("Plan: %s.", kind.describe(planned.counts))
     return planned
+
+
+def report_of(counts: PlanCounts, tally: Tally | None = None) -> SyncReport:
+    """Join the counts of the plan with those of the push, or say that nothing of the plan was sent."""
+    tally = tally or Tally()
+    return SyncReport(
+        read=counts.read,
+        removals=counts.removals.total(),
+        unchanged=counts.unchanged,
+        sent=tally.sent,
+        duplicate=counts.duplicate,
+        rejected=counts.rejected + tally.rejected,
+        unsent=tally.unsent + counts.changes - tally.launched,
+        requests=tally.requests,
+        retries=tally.retries,
+        throttled=tally.throttled,
+        seconds=0.0,
+    )
 
 
 def now() -> str:

@@ -21,6 +21,7 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.ids import check_text
 from airflow_provider_talon_cdp.ledgered import LedgerOperator
+from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name
 from airflow_provider_talon_cdp.sync.attributes import Attributes
 from airflow_provider_talon_cdp.sync.guard import Guard, ProfileGuard
 from airflow_provider_talon_cdp.sync.mirror import Mirror
@@ -140,17 +141,24 @@ class SqlToTalonProfilesOperator(LedgerOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream the query's rows to Talon.One."""
-        columns = self._columns()
         hook = TalonCdpHook(self.talon_cdp_conn_id)
+        mirror = self._mirror(hook)
+        if as_bool("dry_run", self.is_dry_run):
+            return mirror.dry_run(hook.settings.requests_per_second).summary()
+        return mirror.run(self.run_owner(context)).summary()
+
+    def guard(self) -> Guard:
+        """Return the guard that the arguments make."""
+        return ProfileGuard(**dataclasses.asdict(super().guard()))
+
+    def _mirror(self, hook: TalonCdpHook) -> Mirror:
+        columns = self._columns()
         encode = hook.attributes_encoder(as_types("types", self.types), skip_nulls=self.nulls == "skip")
         source = sql_hook(self.sql_conn_id)
-        ledger = self.ledgers(
-            hook,
-            f"profiles:{self.ledger or f'{self.dag_id}.{self.task_id}'}",
-            one_per_profile=True,
-            batch=BATCH,
-        )(self.state_folder())
-        mirror = Mirror(
+        name = profiles_ledger_name(self.ledger or f"{self.dag_id}.{self.task_id}")
+        ledger = self.ledgers(hook, name, one_per_profile=True, batch=BATCH)(self.state_folder())
+        self.log.info("Ledger: %s", ledger.folder)
+        return Mirror(
             source=lambda: read_profiles(source, self.sql, columns, encode, self.parameters),
             ledger=ledger,
             guard=self.guard(),
@@ -169,10 +177,6 @@ class SqlToTalonProfilesOperator(LedgerOperator):
             in_flight=self.in_flight,
             max_rejected=self.max_rejected,
         )
-        self.log.info("Ledger: %s", ledger.folder)
-        if as_bool("dry_run", self.is_dry_run):
-            return mirror.dry_run(hook.settings.requests_per_second).summary()
-        return mirror.run(self.run_owner(context)).summary()
 
     def _columns(self) -> ProfileColumns:
         """Check what templates were rendered to."""
@@ -188,10 +192,6 @@ class SqlToTalonProfilesOperator(LedgerOperator):
             order_by=self.order_by_column,
             declared=as_types("types", self.types),
         )
-
-    def guard(self) -> Guard:
-        """Return the guard that the arguments make."""
-        return ProfileGuard(**dataclasses.asdict(super().guard()))
 
     def _check(self) -> None:
         """Refuse arguments that cannot work, or that nothing would heed."""

@@ -10,7 +10,7 @@ from requests.structures import CaseInsensitiveDict
 from airflow_provider_talon_cdp import exceptions
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.answers import read_answer
-from airflow_provider_talon_cdp.api.calls import Audience
+from airflow_provider_talon_cdp.api.request import Audience
 
 CREATE = calls.create_audience("vip", "VIP")
 PROFILE = calls.update_customer_profile("anna.k@example.com", attributes={"City": "Zürich", "Age": 41})

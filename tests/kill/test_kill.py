@@ -1,4 +1,5 @@
-"""The process of a real task gets SIGKILL in the middle of a mirror of 200,000 members, and Airflow retries it.
+"""The process of a real task gets SIGKILL in the middle of a mirror of 200,000 members, or of sending attributes of 6,000
+profiles, and Airflow retries it.
 
 The task runs as an executor's worker runs it (``worker.py``): Airflow forks a process for each try, and learns from its
 exit that it was killed. The next try has the same DAG, task, run and map index, as the scheduler would have it.
@@ -37,6 +38,7 @@ from pathlib import Path
 from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
 
 
 def wait_here(context, result=None):
@@ -60,6 +62,19 @@ with DAG("members", schedule=None, start_date=datetime(2026, 1, 1)):
         retry_delay=timedelta(0),
         post_execute=wait_here,
     )
+    SqlToTalonProfilesOperator(
+        task_id="profiles",
+        sql="SELECT profile_id, tier, score FROM people",
+        sql_conn_id="warehouse",
+        nulls="delete",
+        on_missing="clear",
+        max_removal_fraction=1,
+        ledger="{{ dag_run.conf['ledger'] }}",
+        state_uri=STATE,
+        talon_cdp_conn_id="talon_cdp_fast",
+        retries=20,
+        retry_delay=timedelta(0),
+    )
 """
 DEPLOYMENT_HOST = "demo.europe-west1.talon.one"
 
@@ -82,6 +97,13 @@ class Emulator:
         """Exactly how many, if there were no more requests than the emulator keeps."""
         return sum(each["changes"] for each in self.get("requests")["requests"] if each["status"] == 204)
 
+    def profiles_arrived(self):
+        """How many updates of profiles were applied."""
+        return self.get("state")["requests"]["by_operation"].get("update_profile", 0)
+
+    def attributes(self):
+        return self.get("profiles")["profiles"]
+
     def members(self, audience):
         return set(self.get(f"audiences/{audience}/members")["members"])
 
@@ -97,10 +119,11 @@ class Worker:
         self.log = log
         self.log_position = 0
 
-    def start(self, run_id, audience):
+    def start(self, run_id, task_id="mirror", **conf):
         """Start a try of the task; its process ID."""
         self.log_position = self.log.stat().st_size
-        self.process.stdin.write(json.dumps({"run_id": run_id, "conf": {"audience": audience}}) + "\n")
+        order = {"run_id": run_id, "task_id": task_id, "conf": conf}
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return self.hear()["pid"]
 
@@ -161,6 +184,8 @@ def worker(folder, emulator):
         "password": "local-key-1234567890",
         "extra": {"deployment_host": DEPLOYMENT_HOST, "requests_per_second": 150},
     }
+    # The emulator takes 50 ms, so more than 1,280 a second cannot be in flight.
+    fast = talon | {"extra": talon["extra"] | {"requests_per_second": 5000}}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")} | {
         "PYTHONPATH": str(ROOT),
         "AIRFLOW_HOME": str(folder / "airflow"),
@@ -170,6 +195,7 @@ def worker(folder, emulator):
         # How long Airflow 3 may take to see that a task's process has ended.
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "AIRFLOW_CONN_TALON_CDP_DEFAULT": json.dumps(talon),
+        "AIRFLOW_CONN_TALON_CDP_FAST": json.dumps(fast),
         "AIRFLOW_CONN_WAREHOUSE": json.dumps({"conn_type": "sqlite", "host": str(folder / "warehouse.db")}),
     }
     log = folder / "worker.log"
@@ -212,7 +238,7 @@ def wait_until(ready, seconds=60):
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -233,7 +259,7 @@ def kill(worker, emulator, ledger_of):
     """Start a try, wait for its moment, kill it; how many changes had arrived."""
 
     def run(audience, moment):
-        process = worker.start(audience, audience)
+        process = worker.start(audience, audience=audience)
         moment(ledger_of(audience).folder)
         os.kill(process, signal.SIGKILL)
         arrived = emulator.arrived()
@@ -249,7 +275,7 @@ def finish(worker, emulator, warehouse, ledger_of):
     """Let the task run to its end, and compare the warehouse, Talon.One and the ledger."""
 
     def run(audience):
-        worker.start(audience, audience)
+        worker.start(audience, audience=audience)
         end = worker.hear()
         assert end["state"] == "success", worker.said()[-3000:]
         ledger = ledger_of(audience)
@@ -362,3 +388,66 @@ def test_the_retry_is_exact_though_the_warehouse_changed(generator, warehouse, a
     stay = [each for each in sorted(warehouse.ids) if generator.random() > 0.3]
     warehouse.write([*stay, *customers(MEMBERS, MEMBERS + 5000)])
     finish("changed")
+
+
+PROFILES = 6000
+
+
+def test_kills_while_attributes_are_sent(generator, folder, worker, emulator, warehouse, record_property):
+    """The first two kills meet the warehouse as it was first, the others one that has changed."""
+
+    def write(people):
+        with closing(sqlite3.connect(warehouse.path)) as connection, connection:
+            connection.execute("DROP TABLE IF EXISTS people")
+            connection.execute("CREATE TABLE people (profile_id text, tier text, score int)")
+            connection.executemany(
+                "INSERT INTO people VALUES (?, ?, ?)", ((each, *values) for each, values in people.items())
+            )
+
+    def kill(number):
+        process = worker.start("people", "profiles", ledger="kills")
+        target = emulator.profiles_arrived() + number
+        wait_until(lambda: emulator.profiles_arrived() >= target)
+        os.kill(process, signal.SIGKILL)
+        end = worker.hear()
+        assert end["state"] == "up_for_retry", f"the kill came too late, or Airflow gave up: {end}"
+        return emulator.profiles_arrived()
+
+    people = {
+        each: (generator.choice([None, "gold"]), generator.randrange(100)) for each in customers(0, PROFILES)
+    }
+    write(people)
+    arrived = [kill(1), kill(generator.randrange(1000, 3000))]
+    # Of what was on its way, a part is gone or otherwise before the retry.
+    people = {
+        each: ("silver", score) if generator.random() < 0.5 else (tier, score)
+        for each, (tier, score) in people.items()
+        if generator.random() < 0.9
+    }
+    write(people)
+    arrived += [kill(generator.randrange(200, 1000)) for _ in range(2)]
+    worker.start("people", "profiles", ledger="kills")
+    end = worker.hear()
+    assert end["state"] == "success", worker.said()[-3000:]
+    wanted = {
+        each: {"score": score} | ({"tier": tier} if tier else {}) for each, (tier, score) in people.items()
+    }
+    held = {each: attributes for each, attributes in emulator.attributes().items() if attributes}
+    unlike = {each for each in held.keys() | wanted.keys() if held.get(each) != wanted.get(each)}
+    assert not unlike, f"{len(unlike):,} profiles differ"
+    ledger = FilesLedger(
+        folder / "state",
+        deployment_host=DEPLOYMENT_HOST,
+        base_url=emulator.url,
+        name="profiles:kills",
+        one_per_profile=True,
+    )
+    ledger.load()
+    known = dict(ledger.known())
+    assert known.keys() == people.keys(), differences(known.keys(), people.keys())
+    assert not [line for line in known.values() if line.startswith("?")]
+    killed = ", ".join(f"{each:,}" for each in arrived)
+    record_property(
+        "SIGKILL when updates of profiles had arrived",
+        f"{killed}; in the end {emulator.profiles_arrived():,}",
+    )

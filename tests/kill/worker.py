@@ -5,7 +5,7 @@ API, here in this process, over the metadata database. Airflow 2: the local task
 left out: what it does about a task whose process is gone, and before the next try, is done here; a line on stdin
 starts a try.
 
-Lines on stdin: ``{"run_id": ..., "conf": {...}}``. Lines on stdout: ``{"ready": true}``, then for each try ``{"pid": ...}``
+Lines on stdin: ``{"run_id": ..., "task_id": ..., "conf": {...}}``. Lines on stdout: ``{"ready": true}``, then for each try ``{"pid": ...}``
 and ``{"state": ..., "try_number": ...}``. Everything that Airflow logs goes to the file that is the only argument.
 """
 
@@ -19,7 +19,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-DAG_ID, TASK_ID, FILE = "members", "mirror", "members.py"
+DAG_ID, FILE = "members", "members.py"
 
 
 def main():
@@ -37,7 +37,7 @@ def main():
     tell(ready=True)
     for line in sys.stdin:
         order = json.loads(line)
-        worker.run(order["run_id"], order["conf"], tell)
+        worker.run(order["run_id"], order["task_id"], order["conf"], tell)
 
 
 class Worker3:
@@ -63,11 +63,11 @@ class Worker3:
         self.bundle = bundle.name
         self.client = InProcessTestSupervisor._api_client(bag.dags[DAG_ID])
 
-    def run(self, run_id, conf, tell):
+    def run(self, run_id, task_id, conf, tell):
         from airflow.executors.workloads import BundleInfo, ExecuteTask  # noqa: PLC0415
         from airflow.sdk.execution_time.supervisor import ActivitySubprocess  # noqa: PLC0415
 
-        instance = self._queued(run_id, conf)
+        instance = self._queued(run_id, task_id, conf)
         workload = ExecuteTask.make(
             instance, dag_rel_path=Path(FILE), bundle_info=BundleInfo(name=self.bundle)
         )
@@ -79,11 +79,11 @@ class Worker3:
         )
         tell(pid=process.pid)
         process.wait()
-        state, try_number = self._ended(run_id)
+        state, try_number = self._ended(run_id, task_id)
         tell(state=state, try_number=try_number)
 
     @staticmethod
-    def _ended(run_id):
+    def _ended(run_id, task_id):
         """What the scheduler does after a try."""
         from airflow.models.dagbag import DBDagBag  # noqa: PLC0415
         from airflow.models.taskinstance import TaskInstance  # noqa: PLC0415
@@ -91,16 +91,16 @@ class Worker3:
 
         with create_session() as session:
             instance = (
-                session.query(TaskInstance).filter_by(dag_id=DAG_ID, run_id=run_id, task_id=TASK_ID).one()
+                session.query(TaskInstance).filter_by(dag_id=DAG_ID, run_id=run_id, task_id=task_id).one()
             )
             if instance.state == "running":
                 dag = DBDagBag().get_dag_for_run(dag_run=instance.dag_run, session=session)
-                instance.task = dag.get_task(TASK_ID)
+                instance.task = dag.get_task(task_id)
                 instance.handle_failure("The process is gone.", session=session)
             return instance.state, instance.try_number
 
     @staticmethod
-    def _queued(run_id, conf):
+    def _queued(run_id, task_id, conf):
         """What the scheduler does before a try."""
         from airflow.api.common.trigger_dag import trigger_dag  # noqa: PLC0415
         from airflow.models.dagrun import DagRun  # noqa: PLC0415
@@ -115,7 +115,7 @@ class Worker3:
                 )
                 run = session.query(DagRun).filter_by(dag_id=DAG_ID, run_id=run_id).one()
             run.state = "running"
-            instance = run.get_task_instance(TASK_ID, session=session)
+            instance = run.get_task_instance(task_id, session=session)
             instance.state = "queued"
             instance.try_number += 1
             session.flush()
@@ -134,7 +134,7 @@ class Worker2:
         assert not self.bag.import_errors, self.bag.import_errors
         self.bag.sync_to_db()
 
-    def run(self, run_id, conf, tell):
+    def run(self, run_id, task_id, conf, tell):
         import psutil  # noqa: PLC0415
         from airflow.cli.cli_parser import get_parser  # noqa: PLC0415
         from airflow.models.dagrun import DagRun  # noqa: PLC0415
@@ -154,7 +154,7 @@ class Worker2:
                 data_interval=(datetime.now(UTC), datetime.now(UTC)),
             )
         )
-        instance = run.get_task_instance(TASK_ID)
+        instance = run.get_task_instance(task_id)
         instance.set_state("queued")
         instance.try_number += 1
         with create_session() as session:
@@ -171,14 +171,14 @@ class Worker2:
         threading.Thread(target=watch, daemon=True).start()
         file = str(Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]) / FILE)
         parsed = get_parser().parse_args(
-            ["tasks", "run", "--local", "--subdir", file, DAG_ID, TASK_ID, run_id]
+            ["tasks", "run", "--local", "--subdir", file, DAG_ID, task_id, run_id]
         )
         parsed.shut_down_logging = False
         parsed.func(parsed)
         instance.refresh_from_db()
         if instance.state == "running":
             # So does the scheduler with a task whose process is gone.
-            instance.task = dag.get_task(TASK_ID)
+            instance.task = dag.get_task(task_id)
             instance.handle_failure("the process is gone")
             instance.refresh_from_db()
         tell(state=instance.state, try_number=instance.try_number)

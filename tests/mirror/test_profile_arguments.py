@@ -25,6 +25,9 @@ def operator(**arguments):
         ({"order_by_column": "at"}, "order_by_column and on_duplicate='last' go together"),
         ({"types": {"born": "date"}}, "'born' must be one of string, number"),
         ({"types": ["born"]}, "types must be a mapping"),
+        ({"attributes": [["tier"]]}, "Each column and each attribute in attributes must be a string"),
+        ({"attributes": []}, "attributes is empty"),
+        ({"attributes": {}}, "attributes is empty"),
         ({"attributes": "tier"}, "attributes must be a list, but is one string"),
         (
             {"attributes": {"tier": ""}},

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     FatalError,
     InvalidInputError,
     RejectedRecordsError,
+    TransientError,
 )
 from tests.mirror.conftest import task_instance
 
@@ -226,6 +228,28 @@ def test_what_talon_one_refuses_is_counted_by_attribute(sqlite, send, declared, 
     assert (second["sent"], second["unchanged"], sum(second["rejected"].values())) == (1, 1, 2)
 
 
+@pytest.mark.parametrize(
+    "status, kind", [(400, RejectedRecordsError), (500, TransientError), (401, AuthenticationError)]
+)
+def test_what_an_answer_quotes_goes_nowhere(sqlite, send, talon, said, status, kind):
+    sqlite.fill_people("id, tier, score, note", [("anna@example.com", "goldish", 19.5, 'a "note"\n')])
+    quoted = r"anna@example.com anna%40example.com goldish 19.5 a \"note\"\n"
+    fault = {"title": f"no tier: {quoted}", "details": quoted, "source": {"pointer": "/attributes/tier"}}
+    talon.fail_next(
+        "status", status=status, times=None, body={"message": quoted, "errors": [fault]}, retry_after=10_000
+    )
+    with pytest.raises(kind) as error:
+        send(types={"score": "number"})
+    text = said() + str(error.value)
+    if kind is RejectedRecordsError:
+        summary = error.value.report.summary()
+        assert list(summary["rejected"]) == ["attribute 'tier' was refused (no tier: *** *** *** *** ***)"]
+        text += json.dumps(summary) + letters(summary)[0]["reason"]
+    assert "***" in text
+    for secret in ("anna", "goldish", "19.5", "note"):
+        assert secret not in text
+
+
 def test_when_all_are_refused_for_one_reason_the_run_stops_early(sqlite, send, declared, attributes, said):
     emulator = declared({"tier": "string"})
     sqlite.fill_people("id, tier, level", [(f"p{number:04}", "gold", 1) for number in range(2000)])
@@ -341,6 +365,16 @@ def test_each_task_has_a_ledger_of_its_own_unless_it_is_named(sqlite, send):
     sqlite.fill_people("id, tier", [("anna", "gold")])
     assert [send(ledger=None, task_id=each)["sent"] for each in ("one", "two", "one")] == [1, 1, 0]
     assert [send(ledger="people", task_id=each)["sent"] for each in ("one", "two")] == [1, 0]
+
+
+def test_the_command_shows_a_ledger_of_profiles(sqlite, send, talon, state, capsys):
+    sqlite.fill_people("id, tier", [("anna", "gold"), ("bo", "gold")])
+    send()
+    connection = talon.connection()
+    place = ["--state-uri", str(state), "--base-url", connection["host"]]
+    place += ["--deployment-host", connection["extra"]["deployment_host"]]
+    assert main(["ledger", "show", *place, "--profiles", "people"]) == 0
+    assert "version 1, 2 profiles" in capsys.readouterr().out
 
 
 def test_odd_profile_ids_arrive(warehouse, send, attributes):

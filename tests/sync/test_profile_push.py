@@ -1,0 +1,137 @@
+"""Profiles on their way: one after another in a flight, many flights at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import FatalError, NotFoundError, RejectedError
+from airflow_provider_talon_cdp.sync import profile_push
+from airflow_provider_talon_cdp.sync.changes import Change
+from airflow_provider_talon_cdp.sync.profile_push import BATCH, one_by_one, profile_batches
+from airflow_provider_talon_cdp.sync.push import push
+from airflow_provider_talon_cdp.sync.report import Tally
+
+
+class Talon:
+    """Takes profiles; some wait until others have arrived, and some are refused."""
+
+    def __init__(self, answers=None, first_waits_for=0):
+        self.arrived = {}
+        self.answers = answers or {}
+        self.first_waits_for = first_waits_for
+        self.enough = asyncio.Event()
+        self.under_way = self.most_under_way = 0
+
+    async def __call__(self, profile_id, attributes):
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(0)
+            if profile_id == "000" and self.first_waits_for:
+                await self.enough.wait()
+            if profile_id in self.answers:
+                raise self.answers[profile_id]
+            self.arrived[profile_id] = attributes
+            if len(self.arrived) == self.first_waits_for:
+                self.enough.set()
+        finally:
+            self.under_way -= 1
+
+
+def changes(number):
+    yield from (Change(f"{each:03}", "x", "add") for each in range(number))
+
+
+def run(talon, number, *, in_flight=4, give_up_after=50):
+    tally, landed = Tally(), {}
+
+    def on_landed(flight):
+        landed[flight.number] = [position for position, _ in flight.refusals]
+
+    bodies = (f"{each}".encode() for each in range(number))
+    try:
+        asyncio.run(
+            push(
+                profile_batches(changes(number), bodies),
+                one_by_one(talon, give_up_after),
+                tally,
+                in_flight=in_flight,
+                on_landed=on_landed,
+            )
+        )
+    finally:
+        assert tally.launched == tally.sent + tally.rejected.total() + tally.unsent
+    return tally, landed
+
+
+def refused(kind=RejectedError, status=400):
+    return kind("no", method="PUT", path="/", status=status)
+
+
+def test_each_profile_gets_its_own_attributes_and_flights_are_acknowledged_whole():
+    talon = Talon()
+    tally, landed = run(talon, 2 * BATCH + 5)
+    assert talon.arrived == {f"{each:03}": f"{each}".encode() for each in range(2 * BATCH + 5)}
+    assert tally.sent == 2 * BATCH + 5
+    assert landed == {0: [], 1: [], 2: []}
+
+
+def test_as_many_requests_as_flights_are_under_way():
+    talon = Talon()
+    run(talon, 10 * BATCH, in_flight=4)
+    assert talon.most_under_way == 4
+
+
+def test_one_that_takes_long_holds_nobody_up():
+    talon = Talon(first_waits_for=30 * BATCH)
+    tally, landed = run(talon, 31 * BATCH, in_flight=2)
+    assert tally.sent == 31 * BATCH
+    assert list(landed)[-1] == 0
+
+
+def test_refused_profiles_are_told_by_their_place_and_the_others_land():
+    talon = Talon({"001": refused(), f"{BATCH + 3:03}": refused()})
+    tally, landed = run(talon, 2 * BATCH)
+    assert landed == {0: [1], 1: [3]}
+    assert tally.rejected == {"refused by Talon.One (400)": 2}
+
+
+def test_a_path_that_is_not_there_stops_everything():
+    talon = Talon({"000": refused(NotFoundError, 404)})
+    with pytest.raises(FatalError, match="no profile can be sent; check Base URL"):
+        run(talon, 3 * BATCH, in_flight=1)
+    assert not talon.arrived
+
+
+@pytest.mark.parametrize("give_up_after, requests", [(7, 7), (1, 1)])
+def test_when_the_first_ones_are_all_refused_for_one_reason_it_stops(give_up_after, requests):
+    talon = Talon({f"{each:03}": refused() for each in range(100)})
+    with pytest.raises(
+        FatalError, match=f"The first {requests} profiles were all refused for the same reason"
+    ):
+        run(talon, 100, in_flight=1, give_up_after=give_up_after)
+
+
+@pytest.mark.parametrize(
+    "answers, how",
+    [
+        pytest.param({f"{each:03}": refused() for each in range(1, 100)}, {}, id="one was accepted"),
+        pytest.param(
+            {f"{each:03}": refused(status=400 + each % 2 * 22) for each in range(100)}, {}, id="two reasons"
+        ),
+        pytest.param(
+            {f"{each:03}": refused() for each in range(100)}, {"give_up_after": None}, id="not asked for"
+        ),
+    ],
+)
+def test_otherwise_it_goes_on(answers, how):
+    tally, _ = run(Talon(answers), 100, in_flight=1, **how)
+    assert tally.rejected.total() == len(answers)
+
+
+def test_changes_without_attributes_are_no_plan(monkeypatch):
+    monkeypatch.setattr(profile_push, "BATCH", 2)
+    with pytest.raises(ValueError, match="shorter"):
+        list(profile_batches(changes(3), iter([b"1"])))
