@@ -1,11 +1,14 @@
-"""Gzip files of lines, packed and unpacked in threads of their own."""
+"""Gzip files of lines, some thousand lines at a time.
+
+In one thread: a second one to pack and unpack was measured to cost more than it saves, because a SQLite cursor
+lets go of the interpreter at each row, and then has to wait for it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
@@ -14,59 +17,49 @@ from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged, gone, is
 _FASTEST = 1
 # zlib's word for a gzip file.
 _GZIP = 31
-# Bytes that are packed or unpacked at once, which needs no interpreter lock: another thread goes on meanwhile.
+# Bytes that are packed or unpacked at once. With few of them memory stays small, whatever the size of the file.
 _PIECE = 1 << 15
 
 
 class LineWriter:
-    """Writes lines into a gzip file, packing and hashing them in a thread of its own.
+    """Writes lines into a gzip file, and hashes the file as it grows.
 
     Args:
         path: For error texts.
         file: Where the packed bytes go.
-        thread: An executor with one thread.
     """
 
-    def __init__(self, path: Folder, file: IO[bytes], thread: ThreadPoolExecutor) -> None:
+    def __init__(self, path: Folder, file: IO[bytes]) -> None:
         self._path = path
         self._file = file
-        self._thread = thread
         self._hash = hashlib.sha256()
         # Without a time or a name in its header: equal lines make equal files.
         self._packer = zlib.compressobj(_FASTEST, wbits=_GZIP)
         self._waiting: list[str] = []
         self._size = 0
-        self._packing: Future[None] | None = None
 
     def write(self, lines: str) -> None:
         """Take whole lines."""
         self._waiting.append(lines)
         self._size += len(lines)
         if self._size >= _PIECE:
-            self._pack()
+            self._put(self._packed())
 
     def finish(self) -> None:
         """Write what is left."""
-        if self._packing:
-            self._packing.result()
-        # Most files are small, and a thread costs more than packing one.
-        self._put(lambda: self._packer.compress("".join(self._waiting).encode()) + self._packer.flush())
+        self._put(self._packed() + self._packer.flush())
 
     @property
     def sha256(self) -> str:
         """Of the file, once it is finished."""
         return self._hash.hexdigest()
 
-    def _pack(self) -> None:
-        # One piece is packed while the next one is gathered.
-        if self._packing:
-            self._packing.result()
+    def _packed(self) -> bytes:
         data = "".join(self._waiting).encode()
-        self._packing = self._thread.submit(self._put, lambda: self._packer.compress(data))
         self._waiting, self._size = [], 0
+        return self._packer.compress(data)
 
-    def _put(self, packed: Callable[[], bytes]) -> None:
-        data = packed()
+    def _put(self, data: bytes) -> None:
         self._hash.update(data)
         with told("write", self._path):
             self._file.write(data)
@@ -75,58 +68,38 @@ class LineWriter:
 @contextmanager
 def writing_lines(path: Folder) -> Iterator[LineWriter]:
     """Open a new gzip file for lines; it appears when the block ends without an error."""
-    with replacing(path) as file, ThreadPoolExecutor(1, thread_name_prefix="talon-cdp-writing") as thread:
-        writer = LineWriter(path, file, thread)
+    with replacing(path) as file:
+        writer = LineWriter(path, file)
         yield writer
         writer.finish()
 
 
 def read_texts(path: Folder, sha256: str) -> Iterator[str]:
-    """Yield a gzip file's lines, some thousand at a time; they are unpacked ahead in a thread of its own.
+    """Yield a gzip file's lines, some thousand at a time.
 
     Raises:
         LedgerError: The file is gone, cut short or damaged. Act on no line before the last one was read.
     """
-    pieces = _unpacked(path, sha256)
-    try:
-        # Most files are small, and a thread costs more than unpacking one.
-        first = next(pieces, "")
-        if first:
-            yield first
-        yield from pieces if len(first) < _PIECE // 2 else _ahead(pieces)
-    except FileNotFoundError as error:
-        raise gone(path) from error
-    except (EOFError, ValueError, zlib.error) as error:
-        raise damaged(path) from error
-
-
-def _ahead(pieces: Generator[str, None, None]) -> Iterator[str]:
-    with ThreadPoolExecutor(1, thread_name_prefix="talon-cdp-reading") as thread:
-        try:
-            ahead = thread.submit(next, pieces, None)
-            while (piece := ahead.result()) is not None:
-                ahead = thread.submit(next, pieces, None)
-                yield piece
-        finally:
-            thread.submit(pieces.close)
-
-
-def _unpacked(path: Folder, sha256: str) -> Generator[str, None, None]:
     unpacker, hashing = zlib.decompressobj(wbits=_GZIP), hashlib.sha256()
     rest = b""
-    for packed in _pieces(path):
-        hashing.update(packed)
-        left = packed
-        while not unpacker.eof:
-            data = unpacker.decompress(left, _PIECE)
-            left = unpacker.unconsumed_tail
-            lines, newline, rest = (rest + data).rpartition(b"\n")
-            if newline:
-                yield (lines + newline).decode()
-            if not left and len(data) < _PIECE:
-                break
+    try:
+        for packed in _pieces(path):
+            hashing.update(packed)
+            left = packed
+            while not unpacker.eof:
+                data = unpacker.decompress(left, _PIECE)
+                left = unpacker.unconsumed_tail
+                lines, newline, rest = (rest + data).rpartition(b"\n")
+                if newline:
+                    yield (lines + newline).decode()
+                if not left and len(data) < _PIECE:
+                    break
+    except FileNotFoundError as error:
+        raise gone(path) from error
+    except (ValueError, zlib.error) as error:
+        raise damaged(path) from error
     if rest or not unpacker.eof or hashing.hexdigest() != sha256:
-        raise EOFError
+        raise damaged(path)
 
 
 def _pieces(path: Folder) -> Iterator[bytes]:

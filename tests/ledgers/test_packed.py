@@ -1,10 +1,9 @@
-"""Gzip files of lines that are larger than one piece, packed and unpacked in threads."""
+"""Gzip files of lines, larger than one piece and smaller."""
 
 from __future__ import annotations
 
 import gzip
 import resource
-import threading
 
 import pytest
 from hypothesis import given, settings
@@ -26,17 +25,12 @@ def large(state):
     return path, file.sha256
 
 
-def threads():
-    return [each for each in threading.enumerate() if each.name.startswith("talon-cdp")]
-
-
 def test_what_is_written_is_read_in_whole_lines(large):
     path, sha256 = large
     texts = list(packed.read_texts(path, sha256))
     assert len(texts) > 10
     assert all(text.endswith("\n") for text in texts)
     assert "".join(texts) == "".join(LINES) == gzip.decompress(path.read_bytes()).decode()
-    assert not threads()
 
 
 @settings(deadline=None)
@@ -85,16 +79,6 @@ def test_damage_anywhere_in_a_large_file_is_noticed(large):
     path.write_bytes(whole + b"x")
     with pytest.raises(LedgerError, match="is damaged"):
         list(packed.read_texts(path, sha256))
-    assert not threads()
-
-
-def test_a_file_that_is_not_read_to_its_end_leaves_no_thread(large):
-    texts = packed.read_texts(*large)
-    for _ in range(3):
-        next(texts)
-    assert threads()
-    texts.close()
-    assert not threads()
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
@@ -119,5 +103,4 @@ def test_a_disk_that_is_full_on_the_way_is_one_clear_error_and_leaves_nothing(st
             write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not threads()
     assert not list(state.iterdir())
