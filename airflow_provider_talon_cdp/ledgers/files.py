@@ -11,8 +11,9 @@ STATE_URI/<deployment host>/<name>/
     dead-letters/<time>-RUN/00000.ndjson
 ```
 
-Version 7's members are what Talon.One acknowledged before version 7's plan. What it has acknowledged since is
-members plus the acknowledged changes of the plan; the next version folds them together while it compares. Changes
+What Talon.One acknowledged is the members in the file that the manifest names, plus the acknowledged changes of the plans
+that it names, one after another. The next version compares with all of that; when the changes have become many, it
+writes the members anew. Changes
 that may have left and were not acknowledged when a worker was killed are uncertain: the next plan sends each of them
 again, as ``add?`` or ``remove?``, whatever the source says, and they stay uncertain until they are acknowledged. Lines are
 UTF-8 with backslash, tab, newline and carriage return written as ``\``, ``\t``, ``\n``, ``\r``: read them with
@@ -41,7 +42,7 @@ from airflow_provider_talon_cdp.ledgers.lock import Lock
 from airflow_provider_talon_cdp.ledgers.manifest import Manifest
 from airflow_provider_talon_cdp.ledgers.naming import ledger_folder
 from airflow_provider_talon_cdp.ledgers.packed import writing_lines
-from airflow_provider_talon_cdp.ledgers.plan import write_plan
+from airflow_provider_talon_cdp.ledgers.plan import Plan, write_plan
 from airflow_provider_talon_cdp.ledgers.pushing import Pushing
 from airflow_provider_talon_cdp.ledgers.reader import LedgerReader
 from airflow_provider_talon_cdp.ledgers.snapshot import Snapshot
@@ -53,6 +54,10 @@ from airflow_provider_talon_cdp.ledgers.storage import (
 from airflow_provider_talon_cdp.sync.changes import Batch, Record
 from airflow_provider_talon_cdp.sync.diff import PlanCounts, externally_sorted, members
 from airflow_provider_talon_cdp.sync.ledger import Planner, StagedPlan
+
+# The members are written anew when plans on top of them have more than a share of as many changes, or are too many.
+_SHARE = 8
+_PLANS = 8
 
 
 class FilesLedger(LedgerReader):
@@ -139,16 +144,19 @@ class FilesLedger(LedgerReader):
         self.lock.refuse_lost()
 
     def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
-        """Write the next version: the plan, and the members that it starts from if they have changed.
+        """Write the next version: the plan, and the members that it starts from where they are many changes away.
 
         The members and the plan are each passed over once.
         """
         version = self.version + 1
         folder = f"{version:08}-{self.run}"
-        before = self.manifest.members
-        if not forget and not self.has_moved:
+        members, since = self.manifest.members, self.manifest.since
+        if self.has_moved:
+            since = (*since, self.manifest.plan)
+        changes = sum(each.changes for each in since)
+        if not forget and changes * _SHARE <= (members.lines if members else 0) and len(since) <= _PLANS:
             parts = write_plan(self.folder, folder, plan(self.known(), self.uncertain()), self._part)
-            return StagedPlan(version, folder, before, parts)
+            return StagedPlan(version, folder, members, since, parts)
         name = f"{folder}/members.tsv.gz"
         with writing_lines(self.folder / name) as file:
             snapshot = Snapshot(file)
@@ -156,7 +164,7 @@ class FilesLedger(LedgerReader):
             parts = write_plan(self.folder, folder, plan(copying, self.uncertain(forget)), self._part)
             for _ in copying.blocks:
                 """A plan may not have asked for all of them."""
-        return StagedPlan(version, folder, snapshot.as_file(name), parts)
+        return StagedPlan(version, folder, snapshot.as_file(name), (), parts)
 
     def discard(self, staged: StagedPlan) -> None:
         """Delete the files of a staged plan."""
@@ -179,22 +187,22 @@ class FilesLedger(LedgerReader):
             handed_over: Whether other processes push it, so that the ledger stays in use when this one ends.
         """
         self.lock.refuse_lost()
+        plan = Plan(folder=staged.folder, parts=staged.parts, batch=self._batch)
+        acks = [plan.acks_of(part, self.run) for part in range(len(plan.parts))]
+        for each in acks:
+            Acks().write(self.folder / each)
         manifest = Manifest(
             version=staged.version,
             turn=self.lock.turn,
             run=self.run,
-            folder=staged.folder,
             members=staged.members,
-            plan=staged.parts,
-            batch=self._batch,
+            since=staged.since,
+            plan=replace(plan, acks=tuple(acks)),
             letters=self._letters_name,
             rejected=dict(rejected or {}),
             names=tuple(names),
         )
-        acks = [manifest.acks_of(part, self.run) for part in range(len(manifest.plan))]
-        for each in acks:
-            Acks().write(self.folder / each)
-        self.put_in_force(self.manifest.followed_by(replace(manifest, acks=tuple(acks)), self._keep))
+        self.put_in_force(self.manifest.followed_by(manifest, self._keep))
         self.lock.rests = handed_over
         self._suspected = frozenset()
         self._acks = [Acks() for _ in acks]
@@ -250,7 +258,7 @@ class FilesLedger(LedgerReader):
         """
         return Pushing(
             self.folder,
-            self.manifest,
+            self.manifest.plan,
             known,
             run=self.run,
             lock=self.lock,
@@ -280,7 +288,7 @@ class FilesLedger(LedgerReader):
                 snapshot = Snapshot(file)
                 for _ in snapshot.copied(members(externally_sorted(records), counts)).blocks:
                     """They are written on the way."""
-            self.enforce(StagedPlan(1, folder, snapshot.as_file(name), ()))
+            self.enforce(StagedPlan(1, folder, snapshot.as_file(name), (), ()))
         return counts.read - counts.duplicate - counts.rejected.total()
 
 

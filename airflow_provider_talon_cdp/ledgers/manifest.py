@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ledgers.packed import File
+from airflow_provider_talon_cdp.ledgers.plan import Plan
 from airflow_provider_talon_cdp.ledgers.storage import (
     Folder,
     gone,
@@ -32,23 +33,6 @@ _LOOKS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class File:
-    """A file of lines.
-
-    Args:
-        file: Its path in the ledger's folder.
-        sha256: Its checksum.
-        lines: How many it has.
-        audience: That of lines that have none.
-    """
-
-    file: str
-    sha256: str
-    lines: int
-    audience: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One version of a ledger, and those before it whose files are kept.
 
@@ -56,11 +40,9 @@ class Manifest:
         version: Its number; 0 before the first one.
         turn: That of the run that wrote it.
         run: That run.
-        folder: Name of the folder of its plan; it tells the plan from all others.
-        members: The file of the members that its plan starts from; None for no members.
-        plan: The parts of the plan, in order.
-        batch: Changes in a batch of the plan; the last one of a part may have fewer.
-        acks: Files of acknowledgements that must be there.
+        members: The file of members; None for no members.
+        since: Plans whose acknowledged changes come on top of these members, the oldest first; all are over.
+        plan: The plan that starts from there.
         letters: Name of the folder for dead letters of its plan.
         rejected: Records that the plan leaves out because they cannot be sent, by reason.
         names: Attribute names to which the fingerprints of profiles refer by number; never fewer than before.
@@ -70,29 +52,13 @@ class Manifest:
     version: int = 0
     turn: int = 0
     run: str = ""
-    folder: str = ""
     members: File | None = None
-    plan: tuple[File, ...] = ()
-    batch: int = 1
-    acks: tuple[str, ...] = ()
+    since: tuple[Plan, ...] = ()
+    plan: Plan = field(default_factory=Plan)
     letters: str = ""
     rejected: Mapping[str, int] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def changes(self) -> int:
-        """Changes in the plan."""
-        return sum(part.lines for part in self.plan)
-
-    @property
-    def firsts(self) -> list[int]:
-        """Number of each part's first batch, and of the batch after the last part."""
-        return list(accumulate((-(-part.lines // self.batch) for part in self.plan), initial=0))
-
-    def acks_of(self, part: int, run: str) -> str:
-        """Name the file in which a run notes what becomes of a part."""
-        return f"{self.folder}/acks-{part:05}-{run}.json"
 
     def followed_by(self, manifest: Manifest, keep: int) -> Manifest:
         """Put this version into the history of the next one, which keeps the files of so many versions."""
@@ -100,7 +66,7 @@ class Manifest:
             return manifest
         before = {
             "version": self.version,
-            "folder": self.folder,
+            "folders": [plan.folder for plan in (*self.since, self.plan)],
             "members": self.members and self.members.file,
         }
         return replace(manifest, history=(before, *self.history)[: keep - 1])
@@ -139,8 +105,9 @@ class Manifest:
             raise LedgerError(f"The ledger in {folder} belongs to another deployment or audience.")
         known = {name: content[name] for name in cls.__dataclass_fields__}
         known["members"] = content["members"] and File(**content["members"])
-        known["plan"] = tuple(File(**part) for part in content["plan"])
-        known |= {name: tuple(content[name]) for name in ("acks", "names", "history")}
+        known["since"] = tuple(Plan.of(each) for each in content["since"])
+        known["plan"] = Plan.of(content["plan"])
+        known |= {name: tuple(content[name]) for name in ("names", "history")}
         return cls(**known)
 
     @staticmethod
@@ -156,7 +123,8 @@ class Manifest:
             folder: The ledger's folder.
             check: Raises when this run may not delete, because another one took over and writes.
         """
-        kept = {self.folder, *(each["folder"] for each in self.history)}
+        kept = {plan.folder for plan in (*self.since, self.plan)}
+        kept |= {folder for each in self.history for folder in each["folders"]}
         paths = [*(each["members"] for each in self.history), self.members and self.members.file]
         members = [path.split("/") for path in paths if path]
         found = names_in(folder)

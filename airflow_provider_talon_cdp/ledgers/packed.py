@@ -10,6 +10,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO
 
 from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged, gone, is_local, replacing, told
@@ -19,6 +20,23 @@ _FASTEST = 1
 _GZIP = 31
 # Bytes that are packed or unpacked at once. With few of them memory stays small, whatever the size of the file.
 _PIECE = 1 << 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file of lines.
+
+    Args:
+        file: Its path in the ledger's folder.
+        sha256: Its checksum.
+        lines: How many it has.
+        audience: That of lines that have none.
+    """
+
+    file: str
+    sha256: str
+    lines: int
+    audience: str
 
 
 class LineWriter:

@@ -5,16 +5,54 @@ An audience ID is left out where it is that of the part's first change, which th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate, groupby
 from operator import itemgetter
+from typing import Any
 
 from airflow_provider_talon_cdp.ledgers.columns import Columns
-from airflow_provider_talon_cdp.ledgers.manifest import File
-from airflow_provider_talon_cdp.ledgers.packed import read_texts, writing_lines
+from airflow_provider_talon_cdp.ledgers.packed import File, read_texts, writing_lines
 from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged
 from airflow_provider_talon_cdp.sync.blocks import Block, blocks_of_changes
 from airflow_provider_talon_cdp.sync.changes import Change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A plan as the manifest has it.
+
+    Args:
+        folder: Name of the folder of its files; it tells the plan from all others.
+        parts: Its files, in order.
+        batch: Changes in a batch; the last one of a part may have fewer.
+        acks: Files of acknowledgements that must be there.
+    """
+
+    folder: str = ""
+    parts: tuple[File, ...] = ()
+    batch: int = 1
+    acks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Plan:
+        """Make one of JSON."""
+        parts = tuple(File(**part) for part in content["parts"])
+        return cls(folder=content["folder"], parts=parts, batch=content["batch"], acks=tuple(content["acks"]))
+
+    @property
+    def changes(self) -> int:
+        """Changes in the plan."""
+        return sum(part.lines for part in self.parts)
+
+    @property
+    def firsts(self) -> list[int]:
+        """Number of each part's first batch, and of the batch after the last part."""
+        return list(accumulate((-(-part.lines // self.batch) for part in self.parts), initial=0))
+
+    def acks_of(self, part: int, run: str) -> str:
+        """Name the file in which a run notes what becomes of a part."""
+        return f"{self.folder}/acks-{part:05}-{run}.json"
 
 
 def write_plan(ledger: Folder, folder: str, changes: Iterable[Change], size: int) -> tuple[File, ...]:

@@ -10,8 +10,7 @@ from typing import Any
 from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.ledgers.letters import DeadLetters
 from airflow_provider_talon_cdp.ledgers.lock import Lock
-from airflow_provider_talon_cdp.ledgers.manifest import Manifest
-from airflow_provider_talon_cdp.ledgers.plan import read_part
+from airflow_provider_talon_cdp.ledgers.plan import Plan, read_part
 from airflow_provider_talon_cdp.ledgers.storage import Folder
 from airflow_provider_talon_cdp.sync.changes import Batch
 
@@ -23,7 +22,7 @@ class Pushing:
 
     Args:
         folder: The ledger's folder.
-        manifest: It has the plan.
+        plan: The plan.
         known: What was known before of each of the parts.
         run: Tells this process from all others.
         lock: That of the ledger or of the part.
@@ -34,7 +33,7 @@ class Pushing:
     def __init__(
         self,
         folder: Folder,
-        manifest: Manifest,
+        plan: Plan,
         known: Mapping[int, Acks],
         *,
         run: str,
@@ -43,8 +42,8 @@ class Pushing:
         ahead: int,
     ) -> None:
         self._folder = folder
-        self._manifest = manifest
-        self._part_starts = manifest.firsts
+        self._plan = plan
+        self._part_starts = plan.firsts
         self._run = run
         self._lock = lock
         self._letters = letters
@@ -70,7 +69,7 @@ class Pushing:
         """Yield the batches that are left, in order."""
         last = ""
         for part, acks in self._known.items():
-            batches = read_part(self._folder, self._manifest.plan[part], self._manifest.batch)
+            batches = read_part(self._folder, self._plan.parts[part], self._plan.batch)
             for number, columns in enumerate(batches):
                 if number not in acks.landed:
                     # The plan is sorted by profile.
@@ -112,7 +111,7 @@ class Pushing:
         self._letters.flush()
         for part in sorted(self._unwritten):
             acks = self._acks[part]
-            acks.write(self._folder / self._manifest.acks_of(part, self._run))
+            acks.write(self._folder / self._plan.acks_of(part, self._run))
             self._unwritten.discard(part)
             if len(acks.landed) == self._left_of[part]:
                 # Done with: what was refused may be a lot.

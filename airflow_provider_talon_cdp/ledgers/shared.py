@@ -69,13 +69,13 @@ def commit(ledger: FilesLedger, owner: str, plan: str) -> Outcome:
             ledger.lock.rests = True
             raise LedgerError(
                 f"{len(left):,} of {len(progress):,} parts of the plan are not in ({_numbers(left)}): "
-                f"{sum(each.open for each in progress):,} of {ledger.manifest.changes:,} changes. Push these parts again."
+                f"{sum(each.open for each in progress):,} of {ledger.manifest.plan.changes:,} changes. Push these parts again."
             )
         # From here on, a file of acknowledgements that goes missing is noticed.
-        files = tuple(ledger.acks_files())
-        ledger.put_in_force(replace(ledger.manifest, turn=ledger.lock.turn, run=ledger.run, acks=files))
+        sealed = replace(ledger.manifest.plan, acks=tuple(ledger.acks_files()))
+        ledger.put_in_force(replace(ledger.manifest, turn=ledger.lock.turn, run=ledger.run, plan=sealed))
         return Outcome(
-            changes=ledger.manifest.changes,
+            changes=ledger.manifest.plan.changes,
             acknowledged=sum(each.acknowledged for each in progress),
             refused=sum(each.refused for each in progress),
             rejected=dict(ledger.manifest.rejected),

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 
-from airflow_provider_talon_cdp.ledgers.manifest import File
-from airflow_provider_talon_cdp.ledgers.packed import LineWriter, read_texts
+from airflow_provider_talon_cdp.ledgers.packed import File, LineWriter, read_texts
 from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged
 from airflow_provider_talon_cdp.sync.blocks import Block, Members
 from airflow_provider_talon_cdp.sync.lines import from_line, from_lines, to_lines

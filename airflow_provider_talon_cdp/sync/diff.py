@@ -28,6 +28,7 @@ from airflow_provider_talon_cdp.sync.blocks import (
     together,
 )
 from airflow_provider_talon_cdp.sync.changes import Change, Ids, Record, Rejection
+from airflow_provider_talon_cdp.sync.fold import Folded
 from airflow_provider_talon_cdp.sync.lines import from_line, to_line
 
 __all__ = ["Member", "OutOfOrderError", "PlanCounts", "diff", "externally_sorted", "members"]
@@ -171,42 +172,49 @@ def _compared(
     counts: PlanCounts,
     managed: Collection[str] | None,
 ) -> Iterator[Block]:
-    readers = [Reader(blocks_of(stream)) for stream in (known, wanted, uncertain)]
+    plans: list[Reader] = []
+    if isinstance(known, Folded) and not known.one_per_profile:
+        # Sets of some thousand members need not be sorted to be compared.
+        plans = [Reader(plan.blocks) for plan in known.plans]
+        known = known.snapshot
+    readers = [*(Reader(blocks_of(stream)) for stream in (known, wanted, uncertain)), *plans]
     while True:
         left, audience = together(readers)
         if not left:
             return
         bound = min(reader.last for reader in left)
-        old, new, doubt = (reader.up_to(bound) for reader in readers)
+        old, new, doubt, *changed = (reader.up_to(bound) for reader in readers)
         if managed is not None:
-            old = _managed(old, new, doubt, audience, managed)
-        _count(counts.known, old, audience)
-        if old == new and not doubt:
+            _refuse_others(new, doubt, audience, managed)
+        if old == new and not doubt and not any(changed):
+            _count(counts.known, old, audience)
             counts.unchanged += len(new)
             continue
-        leaving, unsure = set(old), frozenset(doubt)
+        had = set(old)
+        for plan, keys in zip(plans, changed, strict=True):
+            if keys:
+                had.update(keys)
+                had -= plan.leaving
+        if managed is not None:
+            had = {key for key in had if (key[1] if audience is None else audience) in managed}
+        _count(counts.known, had, audience)
+        unsure = frozenset(doubt)
         if unsure:
-            _count(counts.known, unsure - leaving, audience)
-            joining = [key for key in new if key not in leaving or key in unsure]
-            leaving |= unsure
+            _count(counts.known, unsure - had, audience)
+            joining = [key for key in new if key not in had or key in unsure]
+            had |= unsure
         else:
-            joining = [key for key in new if key not in leaving]
-        leaving.difference_update(new)
+            joining = [key for key in new if key not in had]
+        had.difference_update(new)
         _count(counts.additions, joining, audience)
-        _count(counts.removals, leaving, audience)
+        _count(counts.removals, had, audience)
         counts.unchanged += len(new) - len(joining)
-        if joining or leaving:
-            yield Block(sorted([*joining, *leaving]) if leaving else joining, audience, leaving, unsure)
+        if joining or had:
+            yield Block(sorted([*joining, *had]) if had else joining, audience, had, unsure)
 
 
-def _managed(
-    old: list[Any],
-    new: list[Any],
-    doubt: list[Any],
-    audience: str | None,
-    managed: Collection[str],
-) -> list[Any]:
-    """Check that only managed audiences would change; return the keys of the ledger that are of one."""
+def _refuse_others(new: list[Any], doubt: list[Any], audience: str | None, managed: Collection[str]) -> None:
+    """Check that only managed audiences would change."""
     for each in _audiences(new, audience) - set(managed):
         raise InvalidInputError(
             f"The query has the audience {each!r}, which is not in audiences. Add it there."
@@ -216,9 +224,6 @@ def _managed(
             f"An earlier run was stopped while it changed the audience {each!r}, which is not in audiences "
             "now. Let one run end with it before you take it out."
         )
-    if audience is None:
-        return [member for member in old if member[1] in managed]
-    return old if audience in managed else []
 
 
 def _audiences(keys: list[Any], audience: str | None) -> set[str]:

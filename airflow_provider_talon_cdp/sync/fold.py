@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
 from airflow_provider_talon_cdp.sync.blocks import (
     Block,
+    Changes,
     Member,
     Members,
     Reader,
@@ -19,6 +20,25 @@ from airflow_provider_talon_cdp.sync.blocks import (
 from airflow_provider_talon_cdp.sync.changes import Change
 
 _profile = itemgetter(0)
+
+
+class Folded(Members):
+    """The members of a snapshot after some plans; iterate over them, or compare with what they are made of.
+
+    Args:
+        snapshot: Sorted members.
+        plans: Sorted changes of one plan after another.
+        one_per_profile: As in ``fold``.
+    """
+
+    def __init__(self, snapshot: Members, plans: Sequence[Changes], *, one_per_profile: bool = False) -> None:
+        self.snapshot = snapshot
+        self.plans = plans
+        self.one_per_profile = one_per_profile
+        members = snapshot
+        for plan in plans:
+            members = fold(members, plan, one_per_profile=one_per_profile)
+        super().__init__(members.blocks)
 
 
 def fold(snapshot: Iterable[Member], changes: Iterable[Change], *, one_per_profile: bool = False) -> Members:

@@ -21,13 +21,15 @@ class StagedPlan:
     Args:
         version: Its number.
         folder: Name of the folder of its files.
-        members: The file of the members that the plan starts from; None for no members.
+        members: The file of members; None for no members.
+        since: Plans whose acknowledged changes come on top of these members, before this plan.
         parts: The files of the plan, in order.
     """
 
     version: int
     folder: str
     members: Any
+    since: tuple[Any, ...]
     parts: tuple[Any, ...]
 
 

@@ -102,7 +102,10 @@ def test_after_a_death_at_any_step_the_next_version_leaves_no_stray_file(storage
         ledger = ledger_in(storage)
         ledger.load()
         manifest = ledger.manifest
-        named = {part.file for part in manifest.plan} | set(manifest.acks)
+        plans = [*manifest.since, manifest.plan]
+        named = {part.file for plan in plans for part in plan.parts} | {
+            each for plan in plans for each in plan.acks
+        }
         named |= {manifest.members.file} if manifest.members else set()
         assert {name for name in there if name[0] == "0"} == named, f"dead at {dies_at}"
         assert len([name for name in there if name.startswith("manifest")]) == 1

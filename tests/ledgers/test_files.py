@@ -199,7 +199,8 @@ def test_the_files_are_the_documented_ones(open_ledger, commit):
         "manifest-00000002-00000002-RUN.json",
     ]
     in_force = json.loads((ledger.folder / found[-1]).read_bytes())["content"]
-    named = [in_force["members"]["file"], in_force["plan"][0]["file"], *in_force["acks"]]
+    plan = in_force["plan"]
+    named = [in_force["members"]["file"], plan["parts"][0]["file"], *plan["acks"]]
     assert sorted(named) == found[2:5]
 
 
@@ -239,7 +240,7 @@ def test_a_plan_is_written_in_parts_that_make_one_stream(open_ledger, loaded, co
     texts = [f"+{number:02}" for number in range(11)]
     ledger = open_ledger(batch=3, part=4)
     commit(ledger, *texts, landed=[0, 2])
-    assert [part.lines for part in ledger.manifest.plan] == [6, 5]
+    assert [part.lines for part in ledger.manifest.plan.parts] == [6, 5]
     assert list(loaded().changes()) == changes(*texts)
     assert [each for each, _ in loaded().known()] == ["00", "01", "02", "06", "07", "08"]
 

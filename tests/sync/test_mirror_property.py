@@ -23,6 +23,7 @@ from airflow_provider_talon_cdp.exceptions import (
     TransientError,
     UnexpectedAnswerError,
 )
+from airflow_provider_talon_cdp.ledgers import files
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync import mirror as mirror_module
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
@@ -80,6 +81,7 @@ class Run:
         in_flight: Requests in flight.
         ahead: Batches noted ahead of their departure.
         flushes: Whether each landing is made durable at once.
+        layers: Whether the ledger keeps plans on top of its members, however many changes they have.
         seed: Of delays and order.
     """
 
@@ -96,6 +98,7 @@ class Run:
     in_flight: int = 2
     ahead: int = 2
     flushes: bool = True
+    layers: bool = False
     seed: int = 0
 
 
@@ -114,6 +117,7 @@ RUNS = st.builds(
     in_flight=st.integers(1, 4),
     ahead=st.integers(1, 4),
     flushes=st.booleans(),
+    layers=st.booleans(),
     seed=st.integers(0, 9999),
 )
 
@@ -223,6 +227,7 @@ class History:
         report, ending = None, "green"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mirror_module, "MAX_CHANGES", LIMIT)
+            patch.setattr(files, "_SHARE", 0 if run.layers else 8)
             patch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
             if run.rehearses:
                 self.rehearse(mirror)

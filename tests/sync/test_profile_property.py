@@ -23,6 +23,7 @@ from airflow_provider_talon_cdp.exceptions import (
     TransientError,
     UnexpectedAnswerError,
 )
+from airflow_provider_talon_cdp.ledgers import files
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync import mirror as mirror_module
 from airflow_provider_talon_cdp.sync import profile_push
@@ -83,6 +84,7 @@ class Run:
         in_flight: Flights at once.
         ahead: Batches noted ahead of their departure.
         flushes: Whether each landing is made durable at once.
+        layers: Whether the ledger keeps plans on top of its members, however many changes they have.
         seed: Of delays and order.
     """
 
@@ -103,6 +105,7 @@ class Run:
     in_flight: int = 2
     ahead: int = 2
     flushes: bool = True
+    layers: bool = False
     seed: int = 0
 
 
@@ -127,6 +130,7 @@ RUNS = st.builds(
     in_flight=st.integers(1, 4),
     ahead=st.integers(1, 4),
     flushes=st.booleans(),
+    layers=st.booleans(),
     seed=st.integers(0, 9999),
 )
 
@@ -198,6 +202,7 @@ class History:
         report, ending = None, "green"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(profile_push, "BATCH", BATCH)
+            patch.setattr(files, "_SHARE", 0 if run.layers else 8)
             patch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
             try:
                 report = mirror.run(f"task/{self.instance}")
