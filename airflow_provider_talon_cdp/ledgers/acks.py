@@ -1,41 +1,44 @@
-"""Acknowledgements: which batches of a plan may have left, have landed, and were refused in part."""
+"""Acknowledgements: which batches of a part of a plan may have left, have landed, and were refused in part.
+
+Whoever pushes a part writes a file of its own, and all files of a part together are the truth. So two processes that push
+the same part, as when a scheduler believes the first one dead, cannot write over what the other one knows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from airflow_provider_talon_cdp.ledgers.ranges import Ranges
 from airflow_provider_talon_cdp.ledgers.storage import Folder, gone, read_json, write_json
 
 
 @dataclass
 class Acks:
-    """What became of the batches of one plan.
+    """What became of the batches of one part.
 
     Args:
-        landed: Positions of refused changes, by number of batch; each batch whose fate is known has an entry.
+        landed: Batches whose fate is known, numbered from 0 within the part.
+        refused: Positions of refused changes in their batch, by number of the batch.
         may_have_left: Batches below this number may have left.
+        doubtful: Batches with refusals that another process may have sent before, which nobody knows the end of.
     """
 
-    landed: dict[int, list[int]] = field(default_factory=dict)
+    landed: Ranges = field(default_factory=Ranges)
+    refused: dict[int, list[int]] = field(default_factory=dict)
     may_have_left: int = 0
+    doubtful: set[int] = field(default_factory=set)
 
-    @property
-    def refusals(self) -> bool:
-        """Whether any change was refused."""
-        return any(self.landed.values())
-
-    def copy(self) -> Acks:
-        """Copy it, for another thread to write."""
-        return Acks(dict(self.landed), self.may_have_left)
+    def land(self, batch: int, refused: Iterable[int]) -> None:
+        """Note the fate of a batch."""
+        self.landed.add(batch)
+        if positions := sorted(refused):
+            self.refused[batch] = positions
 
     def write(self, path: Folder) -> None:
         """Write it whole."""
-        content = {
-            "landed": _ranges(sorted(self.landed)),
-            "refused": {str(batch): positions for batch, positions in self.landed.items() if positions},
-            "may_have_left": self.may_have_left,
-        }
+        refused = {str(batch): positions for batch, positions in self.refused.items()}
+        content = {"landed": self.landed.pairs, "refused": refused, "may_have_left": self.may_have_left}
         write_json(path, content)
 
     @classmethod
@@ -48,21 +51,21 @@ class Acks:
         content = read_json(path)
         if content is None:
             raise gone(path)
-        refused = content["refused"]
-        landed = {
-            batch: refused.get(str(batch), [])
-            for first, last in content["landed"]
-            for batch in range(first, last + 1)
-        }
-        return cls(landed, content["may_have_left"])
+        refused = {int(batch): positions for batch, positions in content["refused"].items()}
+        return cls(Ranges(content["landed"]), refused, content["may_have_left"])
 
-
-def _ranges(numbers: Iterable[int]) -> list[list[int]]:
-    """Write ascending numbers as ranges: [[first, last], ...]."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ranges
+    @classmethod
+    def together(cls, files: Sequence[Acks]) -> Acks:
+        """Join what several processes know of a part."""
+        joined = cls(may_have_left=max((each.may_have_left for each in files), default=0))
+        for each in files:
+            for first, last in each.landed.pairs:
+                joined.landed.add(first, last)
+        for batch in {batch for each in files for batch in each.refused}:
+            # Sent twice, a change was refused only if it was refused each time.
+            sent = [set(each.refused.get(batch, ())) for each in files if batch in each.landed]
+            if refused := sorted(set.intersection(*sent)):
+                joined.refused[batch] = refused
+                if any(batch < each.may_have_left and batch not in each.landed for each in files):
+                    joined.doubtful.add(batch)
+        return joined

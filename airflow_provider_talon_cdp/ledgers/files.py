@@ -2,31 +2,35 @@ r"""The default ledger: a few files under a state URI, on a local disk or in an 
 
 ```
 STATE_URI/<deployment host>/<name>/
-    manifest.json                 which files below are in force, with their checksums
-    lock.json                     who is writing; its time is renewed while they are
-    suspects.json                 audiences that Talon.One may have lost
-    00000007/members-RUN.tsv.gz   sorted lines: profile ID, audience ID
-    00000007/plan-00000-RUN.tsv.gz  sorted lines: add or remove, profile ID, audience ID; 100,000 a part
-    00000007/acks-RUN.json        which batches of 1000 changes may have left, have landed, and were refused in part
-    dead-letters/<time>-<run>/00000.ndjson
+    manifest-TURN-VERSION-RUN.json    which files below are in force, with their checksums; the last by name counts
+    locks/                            who is at work; see ``lock``
+    00000007-RUN/members.tsv.gz       sorted lines: profile ID, audience ID
+    00000007-RUN/plan-00000.tsv.gz    sorted lines: add or remove, profile ID, audience ID; 100,000 a part
+    00000007-RUN/acks-00000-RUN.json  what became of that part's batches of 1000 changes; see ``acks``
+    00000007-RUN/suspects-RUN.json    audiences that Talon.One may have lost
+    dead-letters/<time>-RUN/00000.ndjson
 ```
 
-Version 7's members are what Talon.One acknowledged before version 7's plan. What it has acknowledged since is
-members plus the acknowledged changes of the plan; the next version folds them together while it compares. Changes
+What Talon.One acknowledged is the members in the file that the manifest names, plus the acknowledged changes of the plans
+that it names, one after another. The next version compares with all of that; when the changes have become many, it
+writes the members anew. Changes
 that may have left and were not acknowledged when a worker was killed are uncertain: the next plan sends each of them
 again, as ``add?`` or ``remove?``, whatever the source says, and they stay uncertain until they are acknowledged. Lines are
 UTF-8 with backslash, tab, newline and carriage return written as ``\``, ``\t``, ``\n``, ``\r``: read them with
-``zcat``.
+``zcat``. Where a line has no audience ID, its audience is the one that the manifest has beside the file's name.
+
+One process may plan and push, inside ``locked``. Or one process plans, inside ``locked``; others push a part each, inside
+``pushing``, as often as it takes; and a last one looks whether all is in, with ``commit``.
 """
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -37,33 +41,26 @@ from airflow_provider_talon_cdp.ledgers.letters import DeadLetters
 from airflow_provider_talon_cdp.ledgers.lock import Lock
 from airflow_provider_talon_cdp.ledgers.manifest import Manifest
 from airflow_provider_talon_cdp.ledgers.naming import ledger_folder
-from airflow_provider_talon_cdp.ledgers.plan import read_plan, write_plan
-from airflow_provider_talon_cdp.ledgers.progress import (
-    acknowledged,
-    made_of_profiles,
-    numbered,
-    refused,
-    unacknowledged,
-)
-from airflow_provider_talon_cdp.ledgers.snapshot import copied, read_members
+from airflow_provider_talon_cdp.ledgers.packed import writing_lines
+from airflow_provider_talon_cdp.ledgers.plan import Plan, write_plan
+from airflow_provider_talon_cdp.ledgers.pushing import Pushing
+from airflow_provider_talon_cdp.ledgers.reader import LedgerReader
+from airflow_provider_talon_cdp.ledgers.snapshot import Snapshot
 from airflow_provider_talon_cdp.ledgers.storage import (
     Folder,
-    read_json,
-    remove,
+    remove_folder,
     write_json,
-    writing_lines,
 )
-from airflow_provider_talon_cdp.sync.changes import Batch, Change, Ids, Record
-from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts, externally_sorted, fold, members
+from airflow_provider_talon_cdp.sync.changes import Batch, Record
+from airflow_provider_talon_cdp.sync.diff import PlanCounts, externally_sorted, members
 from airflow_provider_talon_cdp.sync.ledger import Planner, StagedPlan
 
-PART = 100 * MAX_CHANGES
-# Batches that may leave before the next note of it: a killed run's changes in them are sent again.
-AHEAD = 64
-_SUSPECTS = "suspects.json"
+# The members are written anew when plans on top of them have more than a share of as many changes, or are too many.
+_SHARE = 8
+_PLANS = 8
 
 
-class FilesLedger:
+class FilesLedger(LedgerReader):
     """The ledger of one audience, or of the audiences of one sync.
 
     Args:
@@ -77,8 +74,11 @@ class FilesLedger:
             it, and a plan has one change of a profile at the most. A change that may have left without an
             acknowledgement puts a doubt on the profile's fingerprint, which stays until another change of it is
             acknowledged; so ``uncertain`` has nothing to add. Such a ledger has a folder of its own.
-        batch: Changes in a batch of a new plan. Default: as many as fit in one request.
+        batch: Changes in a batch of a new plan.
+        part: Changes in a part of a new plan, which is as many whole batches as hold them.
+        ahead: Batches that may leave before the next note of it: a killed run's changes in them are sent again.
         clock: Seconds since the epoch.
+        sleep: Waits for so many seconds.
 
     Raises:
         LedgerError: From any method, when files cannot be read or written, are damaged, or are of a newer format.
@@ -93,162 +93,90 @@ class FilesLedger:
         name: str,
         keep: int = 3,
         one_per_profile: bool = False,
-        batch: int | None = None,
+        batch: int = MAX_CHANGES,
+        part: int = 100 * MAX_CHANGES,
+        ahead: int = 64,
         clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-            raise InvalidInputError(f"keep must be an integer >= 1, but is {keep!r}.")
-        self._identity = {"deployment_host": deployment_host, "base_url": base_url, "name": name}
+        for what, number in (("keep", keep), ("batch", batch), ("part", part)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise InvalidInputError(f"{what} must be an integer >= 1, but is {number!r}.")
+        identity = {"deployment_host": deployment_host, "base_url": base_url, "name": name}
         if one_per_profile:
-            self._identity["holds"] = "profiles"
-        self._one_per_profile = one_per_profile
-        self._batch = batch
-        self.folder = ledger_folder(state, self._identity)
+            identity["holds"] = "profiles"
+        super().__init__(ledger_folder(state, identity), identity, one_per_profile=one_per_profile)
         self._keep = keep
-        self.lock = Lock(self.folder, token := uuid4().hex, clock)
-        self._run = token[:8]
-        self._manifest = Manifest()
-        self._acks = Acks()
-        self._suspected: frozenset[str] = frozenset()
-        began = datetime.fromtimestamp(clock(), UTC)
-        self._letters = DeadLetters(self.folder / "dead-letters" / f"{began:%Y%m%dT%H%M%SZ}-{self._run}")
-
-    @property
-    def version(self) -> int:
-        """Number of the version in force; 0 before the first one."""
-        return self._manifest.version
+        self._batch = batch
+        self._part = -(-part // batch) * batch
+        self._ahead = ahead
+        self.run = uuid4().hex[:12]
+        self.clock = clock
+        self.sleep = sleep
+        self.lock = Lock(self.folder, self.run, clock, sleep)
+        self._letters_name = f"{datetime.fromtimestamp(clock(), UTC):%Y%m%dT%H%M%SZ}-{self.run}"
+        self._letters = DeadLetters(self.folder / "dead-letters" / self._letters_name)
+        self._pushing: Pushing | None = None
 
     @contextmanager
-    def locked(self, owner: str) -> Iterator[None]:
-        """Keep other runs out, and read the manifest.
+    def locked(self, owner: str, *, waits_for_parts: bool = False) -> Iterator[None]:
+        """Keep other runs out, and read the state.
+
+        Args:
+            owner: Who asks; an earlier try of the same owner makes way.
+            waits_for_parts: Give way to those of the same owner that push parts.
 
         Raises:
-            LedgerError: Another owner holds the ledger.
+            LedgerError: Another owner holds the ledger, or other processes push its plan.
         """
-        with self.lock.held(owner):
+        turn = partial(Manifest.last_turn, self.folder)
+        with self.lock.held(owner, last_turn=turn, waits_for_parts=waits_for_parts):
             self.load()
             yield
 
-    def load(self) -> None:
-        """Read the manifest and the acknowledgements; enough for looking on.
-
-        Raises:
-            LedgerError: They are damaged, of a newer format, or of another connection.
-        """
-        manifest = Manifest.read(self.folder, self._identity)
-        if not manifest.version:
-            return
-        self._manifest = manifest
-        self._acks = Acks.read(self.folder / manifest.acks)
-        suspects = read_json(self.folder / _SUSPECTS) or {"version": 0, "audiences": []}
-        if suspects["version"] == self.version:
-            self._suspected = frozenset(suspects["audiences"])
-
-    def known(self, forget: Collection[str] = ()) -> Iterator[Member]:
-        """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
-        since = (made_of_profiles if self._one_per_profile else acknowledged)(
-            self.changes(), self._acks, self._manifest.batch
-        )
-        before = read_members(self.folder, self._manifest.members)
-        members = fold(before, since, one_per_profile=self._one_per_profile)
-        return (member for member in members if member[1] not in forget) if forget else members
-
-    def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
-        """Memberships that a request may have changed without an acknowledgement, sorted."""
-        if self._one_per_profile:
-            return
-        doubts = (
-            (change.profile_id, str(change.audience_id))
-            for change in self.unacknowledged()
-            if change.uncertain
-        )
-        suspects = (
-            (member for member in self.known() if member[1] in self._suspected) if self._suspected else ()
-        )
-        last: Member | None = None
-        for member in heapq.merge(doubts, suspects):
-            if member != last and member[1] not in forget:
-                yield member
-            last = member
-
     def suspect(self, audiences: Iterable[str]) -> None:
         """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
+        self._suspected |= frozenset(audiences)
+        # Of a ledger without a version there are no members.
+        if self.version:
+            path = self.folder / self.plan / f"suspects-{self.run}.json"
+            write_json(path, sorted(self._suspected))
         self.lock.refuse_lost()
-        self._suspected = frozenset(audiences)
-        write_json(self.folder / _SUSPECTS, {"version": self.version, "audiences": sorted(self._suspected)})
-
-    @property
-    def suspected(self) -> frozenset[str]:
-        """Audiences of which that was noted since the plan in force."""
-        return self._suspected
-
-    def rejected(self) -> Counter[str]:
-        """Records that the plan in force, or one that it resumes, could not send, by reason."""
-        reasons = Counter(self._manifest.rejected)
-        if self._acks.refusals:
-            found = refused(self.changes(), self._acks, self._manifest.batch)
-            reasons["refused by Talon.One in an earlier try"] += sum(1 for _ in found)
-        return +reasons
-
-    def unacknowledged(self) -> Iterator[Change]:
-        """Changes of the plan in force whose fate is not recorded, with what is uncertain about them now."""
-        if (
-            len(self._acks.landed) * self._manifest.batch >= self._manifest.changes
-            and not self._acks.refusals
-        ):
-            return iter(())
-        return unacknowledged(self.changes(), self._acks, self._manifest.batch)
-
-    def changes(self) -> Generator[Change, None, None]:
-        """All changes of the plan in force."""
-        return read_plan(self.folder, self._manifest.plan)
-
-    def batches(self) -> Generator[Batch, None, None]:
-        """All changes of the plan in force, in the batches in which they travel, numbered from 0."""
-        last = ""
-        for _, batch in numbered(self.changes(), self._manifest.batch):
-            first = batch[0]
-            # What is uncertain is sent as anything else.
-            alike = all(change[1:3] == first[1:3] for change in batch)
-            ids = [change.profile_id for change in batch]
-            # The plan is sorted by profile.
-            yield Batch(Ids(ids, *first[1:3]) if alike else batch, alone=ids[0] != last)
-            last = ids[-1]
 
     def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
-        """Write the next version: the plan, and the members that it starts from if they have changed.
+        """Write the next version: the plan, and the members that it starts from where they are many changes away.
 
         The members and the plan are each passed over once.
         """
         version = self.version + 1
-        doubts = self._one_per_profile and self._acks.may_have_left
-        if not self._acks.landed and not doubts and not forget:
-            return StagedPlan(
-                version,
-                self._manifest.members,
-                self._write_parts(version, plan(self.known(), self.uncertain())),
-            )
-        name = self._file_name(version, "members")
+        folder = f"{version:08}-{self.run}"
+        members, since = self.manifest.members, self.manifest.since
+        if self.has_moved:
+            since = (*since, self.manifest.plan)
+        changes = sum(each.changes for each in since)
+        if not forget and changes * _SHARE <= (members.lines if members else 0) and len(since) <= _PLANS:
+            parts = write_plan(self.folder, folder, plan(self.known(), self.uncertain()), self._part)
+            return StagedPlan(version, folder, members, since, parts)
+        name = f"{folder}/members.tsv.gz"
         with writing_lines(self.folder / name) as file:
-            copying = copied(self.known(forget), file)
-            parts = self._write_parts(version, plan(copying, self.uncertain(forget)))
-            for _ in copying:
+            snapshot = Snapshot(file)
+            copying = snapshot.copied(self.known(forget))
+            parts = write_plan(self.folder, folder, plan(copying, self.uncertain(forget)), self._part)
+            for _ in copying.blocks:
                 """A plan may not have asked for all of them."""
-        return StagedPlan(version, {"file": name, "sha256": file.sha256}, parts)
+        return StagedPlan(version, folder, snapshot.as_file(name), (), parts)
 
     def discard(self, staged: StagedPlan) -> None:
         """Delete the files of a staged plan."""
-        own = staged.members if staged.members != self._manifest.members else None
-        for each in [*staged.parts, *([own] if own else [])]:
-            remove(self.folder / each["file"])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the fingerprints of profiles refer to by number: the attribute names that were given to ``enforce``."""
-        return self._manifest.names
+        remove_folder(self.folder / staged.folder)
 
     def enforce(
-        self, staged: StagedPlan, rejected: Mapping[str, int] | None = None, *, names: Iterable[str] = ()
+        self,
+        staged: StagedPlan,
+        rejected: Mapping[str, int] | None = None,
+        *,
+        names: Iterable[str] = (),
+        handed_over: bool = False,
     ) -> None:
         """Put a staged plan in force; from here on a crash resumes it.
 
@@ -256,33 +184,50 @@ class FilesLedger:
             staged: The plan.
             rejected: Records that it leaves out because they cannot be sent, by reason.
             names: All attribute names that its fingerprints refer to: those of before, and after them new ones.
+            handed_over: Whether other processes push it, so that the ledger stays in use when this one ends.
         """
         self.lock.refuse_lost()
+        plan = Plan(folder=staged.folder, parts=staged.parts, batch=self._batch)
+        acks = [plan.acks_of(part, self.run) for part in range(len(plan.parts))]
+        for each in acks:
+            Acks().write(self.folder / each)
         manifest = Manifest(
             version=staged.version,
+            turn=self.lock.turn,
+            run=self.run,
             members=staged.members,
-            plan=staged.parts,
-            acks=f"{staged.version:08}/acks-{self._run}.json",
-            batch=self._batch or MAX_CHANGES,
+            since=staged.since,
+            plan=replace(plan, acks=tuple(acks)),
+            letters=self._letters_name,
             rejected=dict(rejected or {}),
             names=tuple(names),
         )
-        self._manifest = self._manifest.followed_by(manifest, self._keep)
-        self._acks = Acks()
+        self.put_in_force(self.manifest.followed_by(manifest, self._keep))
+        self.lock.rests = handed_over
         self._suspected = frozenset()
-        self._acks.write(self.folder / manifest.acks)
-        self._manifest.write(self.folder, self._identity)
-        self._manifest.remove_others(self.folder)
+        self._acks = [Acks() for _ in acks]
+
+    def put_in_force(self, manifest: Manifest) -> None:
+        """Write a manifest, and delete what it does not name."""
+        manifest.write(self.folder, self.identity)
+        # After the write and not before it: whoever takes over from now on will read it.
+        self.lock.refuse_lost()
+        self.manifest = manifest
+        self._acks = self._pushing = None
+        manifest.remove_others(self.folder, self.lock.refuse_lost)
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """Batches of the plan in force whose fate is not recorded, in order; they are numbered from 0."""
+        return self._push.batches()
 
     def leaving(self, batch: int) -> None:
         """Note, durably, that a batch may leave now; some that follow it are noted with it."""
-        if batch >= self._acks.may_have_left:
-            self._acks.may_have_left = batch + AHEAD
-            self.flush()
+        self._push.leaving(batch)
+        self._acks = None
 
     def landed(self, batch: int, refused: Iterable[int]) -> None:
         """Note that the fate of a batch is known; ``flush`` makes it durable."""
-        self._acks.landed[batch] = sorted(refused)
+        self._push.landed(batch, refused)
 
     def reject(self, record: Mapping[str, Any]) -> None:
         """Note a dead letter; ``flush`` makes it durable."""
@@ -290,12 +235,36 @@ class FilesLedger:
 
     def flush(self) -> None:
         """Write what was noted; dead letters first, so that no refusal is recorded without its letter."""
-        self.lock.refuse_lost()
-        # Copied before the letters are taken: a batch lands after its letters were noted.
-        acks = self._acks.copy()
-        self._letters.flush()
-        if acks.landed or acks.may_have_left:
-            acks.write(self.folder / self._manifest.acks)
+        self._push.flush()
+        self._acks = None
+
+    @property
+    def dead_letters(self) -> str | None:
+        """Folder of this run's dead letters, or None when there are none."""
+        return self._letters.place
+
+    @property
+    def _push(self) -> Pushing:
+        if self._pushing is None:
+            self._pushing = self.pushing(dict(enumerate(self.acks)), self._letters)
+        return self._pushing
+
+    def pushing(self, known: Mapping[int, Acks], letters: DeadLetters) -> Pushing:
+        """Make ready to push some parts of the plan in force.
+
+        Args:
+            known: What is known of each of them.
+            letters: Where refused records go.
+        """
+        return Pushing(
+            self.folder,
+            self.manifest.plan,
+            known,
+            run=self.run,
+            lock=self.lock,
+            letters=letters,
+            ahead=self._ahead,
+        )
 
     def adopt(self, owner: str, records: Iterable[Record]) -> int:
         """Record members that an audience got by other means as acknowledged; return how many.
@@ -313,26 +282,14 @@ class FilesLedger:
                 raise LedgerError(
                     f"The ledger in {self.folder} exists already. Members are adopted into a new one only."
                 )
-            name = self._file_name(1, "members")
+            folder = f"{1:08}-{self.run}"
+            name = f"{folder}/members.tsv.gz"
             with writing_lines(self.folder / name) as file:
-                for _ in copied(members(externally_sorted(records), counts), file):
+                snapshot = Snapshot(file)
+                for _ in snapshot.copied(members(externally_sorted(records), counts)).blocks:
                     """They are written on the way."""
-            self.enforce(StagedPlan(1, {"file": name, "sha256": file.sha256}, ()))
+            self.enforce(StagedPlan(1, folder, snapshot.as_file(name), (), ()))
         return counts.read - counts.duplicate - counts.rejected.total()
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of this run's dead letters, or None when there are none."""
-        return self._letters.place
-
-    def _write_parts(self, version: int, changes: Iterable[Change]) -> tuple[Mapping[str, Any], ...]:
-        return write_plan(
-            self.folder, lambda part: self._file_name(version, f"plan-{part:05}"), changes, PART
-        )
-
-    def _file_name(self, version: int, what: str) -> str:
-        # With the run in it: a run that was overtaken must not write over the files of the one that overtook it.
-        return f"{version:08}/{what}-{self._run}.tsv.gz"
 
 
 def ledger_name(audience_id: str) -> str:

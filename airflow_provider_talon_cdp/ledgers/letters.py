@@ -10,14 +10,16 @@ from airflow_provider_talon_cdp.ledgers.storage import Folder, write_bytes
 
 
 class DeadLetters:
-    """The dead letters of one run.
+    """The dead letters of one process.
 
     Args:
         folder: Where they go; it comes into being with the first of them.
+        prefix: Of the files' names, where several processes write into one folder.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, prefix: str = "") -> None:
         self._folder = folder
+        self._prefix = prefix
         self._waiting: list[str] = []
         self._files = 0
 
@@ -35,7 +37,7 @@ class DeadLetters:
         letters, self._waiting = self._waiting, []
         if letters:
             write_bytes(
-                self._folder / f"{self._files:05}.ndjson",
+                self._folder / f"{self._prefix}{self._files:05}.ndjson",
                 "".join(letters).encode(errors="backslashreplace"),
             )
             self._files += 1

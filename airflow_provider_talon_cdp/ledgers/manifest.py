@@ -1,18 +1,35 @@
-"""The manifest: which files of a ledger are in force, and which were before."""
+"""The manifest: which files of a ledger are in force, and which were before.
+
+A manifest is never written over: each has a name of its own, and the last by name is in force. The name starts with the
+turn of the run that wrote it, so the late word of a run that was taken over comes before that of the run that took over.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ids import MAX_CHANGES
-from airflow_provider_talon_cdp.ledgers.storage import Folder, read_json, remove, write_json
+from airflow_provider_talon_cdp.ledgers.packed import File
+from airflow_provider_talon_cdp.ledgers.plan import Plan
+from airflow_provider_talon_cdp.ledgers.storage import (
+    Folder,
+    gone,
+    names_in,
+    read_json,
+    remove,
+    remove_folder,
+    write_json,
+)
 
 FORMAT = 1
-_NAME = "manifest.json"
+_NAME = re.compile(r"manifest-(\d+)-(\d+)-[0-9a-f]+\.json")
+_FOLDER = re.compile(r"\d{8,}-[0-9a-f]+")
+_DRAFT = ".manifest-"
+# Looks for a manifest while others replace it.
+_LOOKS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,39 +38,46 @@ class Manifest:
 
     Args:
         version: Its number; 0 before the first one.
-        members: The file of the members that its plan starts from; None for no members.
-        plan: The files of the plan, in order.
-        acks: Name of the file of acknowledgements.
-        batch: Changes in a batch of the plan, by which the acknowledgements count.
+        turn: That of the run that wrote it.
+        run: That run.
+        members: The file of members; None for no members.
+        since: Plans whose acknowledged changes come on top of these members, the oldest first; all are over.
+        plan: The plan that starts from there.
+        letters: Name of the folder for dead letters of its plan.
         rejected: Records that the plan leaves out because they cannot be sent, by reason.
         names: Attribute names to which the fingerprints of profiles refer by number; never fewer than before.
-        history: Versions before it, the newest first: the names of their files.
+        history: Versions before it, the newest first: the folders and files to keep of them.
     """
 
     version: int = 0
-    members: Mapping[str, Any] | None = None
-    plan: tuple[Mapping[str, Any], ...] = ()
-    acks: str = ""
-    batch: int = MAX_CHANGES
+    turn: int = 0
+    run: str = ""
+    members: File | None = None
+    since: tuple[Plan, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+    letters: str = ""
     rejected: Mapping[str, int] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def changes(self) -> int:
-        """Changes in the plan."""
-        return sum(part["changes"] for part in self.plan)
 
     def followed_by(self, manifest: Manifest, keep: int) -> Manifest:
         """Put this version into the history of the next one, which keeps the files of so many versions."""
         if not self.version:
             return manifest
-        before = {"version": self.version, "members": self.members, "plan": self.plan, "acks": self.acks}
+        before = {
+            "version": self.version,
+            "folders": [plan.folder for plan in (*self.since, self.plan)],
+            "members": self.members and self.members.file,
+        }
         return replace(manifest, history=(before, *self.history)[: keep - 1])
+
+    @property
+    def _name(self) -> str:
+        return f"manifest-{self.turn:08}-{self.version:08}-{self.run}.json"
 
     def write(self, folder: Folder, identity: Mapping[str, str]) -> None:
         """Put it in force."""
-        write_json(folder / _NAME, {"format": FORMAT, **identity, **asdict(self)})
+        write_json(folder / self._name, {"format": FORMAT, **identity, **asdict(self)})
 
     @classmethod
     def read(cls, folder: Folder, identity: Mapping[str, str]) -> Manifest:
@@ -62,9 +86,16 @@ class Manifest:
         Raises:
             LedgerError: It is damaged, of a newer format, or of another connection.
         """
-        content = read_json(folder / _NAME)
-        if content is None:
-            return cls()
+        content = None
+        for _ in range(_LOOKS):
+            name = _last(folder)
+            if not name:
+                return cls()
+            content = read_json(folder / name)
+            if content is not None:
+                break
+        else:
+            raise gone(folder / name)
         if content.get("format") != FORMAT:
             raise LedgerError(
                 f"The ledger in {folder} has format {content.get('format')}, and this version of the provider knows "
@@ -72,31 +103,40 @@ class Manifest:
             )
         if {name: content.get(name) for name in identity} != identity:
             raise LedgerError(f"The ledger in {folder} belongs to another deployment or audience.")
-        return cls(
-            version=content["version"],
-            members=content["members"],
-            plan=tuple(content["plan"]),
-            acks=content["acks"],
-            batch=content["batch"],
-            rejected=content["rejected"],
-            names=tuple(content["names"]),
-            history=tuple(content["history"]),
-        )
+        known = {name: content[name] for name in cls.__dataclass_fields__}
+        known["members"] = content["members"] and File(**content["members"])
+        known["since"] = tuple(Plan.of(each) for each in content["since"])
+        known["plan"] = Plan.of(content["plan"])
+        known |= {name: tuple(content[name]) for name in ("names", "history")}
+        return cls(**known)
 
-    def remove_others(self, folder: Folder) -> None:
-        """Delete files of versions that are not named here, and of plans that never came into force."""
-        named = _files(self.members, self.plan, self.acks)
-        for each in self.history:
-            named |= _files(each["members"], each["plan"], each["acks"])
-        for version in folder.iterdir():
-            # Drafts that a killed run left behind.
-            if version.name.startswith(f".{_NAME}."):
-                remove(version)
-            if re.fullmatch(r"\d{8,}", version.name):
-                for file in version.iterdir():
-                    if f"{version.name}/{file.name}" not in named:
-                        remove(file)
+    @staticmethod
+    def last_turn(folder: Folder) -> int:
+        """Turn of the run that wrote the manifest in force, or 0."""
+        name = _last(folder)
+        return int(name.split("-")[1]) if name else 0
+
+    def remove_others(self, folder: Folder, check: Callable[[], None]) -> None:
+        """Delete files of versions that are not named here, and of plans that never came into force.
+
+        Args:
+            folder: The ledger's folder.
+            check: Raises when this run may not delete, because another one took over and writes.
+        """
+        kept = {plan.folder for plan in (*self.since, self.plan)}
+        kept |= {folder for each in self.history for folder in each["folders"]}
+        paths = [*(each["members"] for each in self.history), self.members and self.members.file]
+        members = [path.split("/") for path in paths if path]
+        found = names_in(folder)
+        check()
+        for name in found:
+            # Drafts are what a killed run left behind.
+            if name.startswith(_DRAFT) or (_NAME.fullmatch(name) and name != self._name):
+                remove(folder / name)
+            elif _FOLDER.fullmatch(name) and name not in kept:
+                remove_folder(folder / name, keep=[file for at, file in members if at == name])
 
 
-def _files(members: Mapping[str, Any] | None, plan: tuple[Mapping[str, Any], ...], acks: str) -> set[str]:
-    return {acks} | {each["file"] for each in [*plan, members] if each}
+def _last(folder: Folder) -> str:
+    """Name of the manifest in force, or nothing where there is none."""
+    return max(filter(_NAME.fullmatch, names_in(folder)), default="")

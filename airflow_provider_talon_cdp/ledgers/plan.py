@@ -1,60 +1,125 @@
-"""The plan's files: sorted lines of verb, profile ID and audience ID, in parts."""
+"""The plan's files: sorted lines of verb, profile ID and audience ID, in parts.
+
+An audience ID is left out where it is that of the part's first change, which the manifest has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import Any
 
-from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged, read_lines, writing_lines
-from airflow_provider_talon_cdp.sync.changes import Action, Change
-from airflow_provider_talon_cdp.sync.lines import from_line, to_line
-
-_ACTIONS: dict[str, tuple[Action, bool]] = {
-    "add": ("add", False),
-    "remove": ("remove", False),
-    "add?": ("add", True),
-    "remove?": ("remove", True),
-}
-_VERBS = {action: verb for verb, action in _ACTIONS.items()}
+from airflow_provider_talon_cdp.ledgers.columns import Columns
+from airflow_provider_talon_cdp.ledgers.packed import File, read_texts, writing_lines
+from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged
+from airflow_provider_talon_cdp.sync.blocks import Block, blocks_of_changes
+from airflow_provider_talon_cdp.sync.changes import Change
 
 
-def write_plan(
-    folder: Folder, name_of: Callable[[int], str], changes: Iterable[Change], size: int
-) -> tuple[Mapping[str, Any], ...]:
-    """Write a plan, and return how the manifest names its parts.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A plan as the manifest has it.
 
     Args:
-        folder: The ledger's folder.
-        name_of: Number of a part to its file's name.
+        folder: Name of the folder of its files; it tells the plan from all others.
+        parts: Its files, in order.
+        batch: Changes in a batch; the last one of a part may have fewer.
+        acks: Files of acknowledgements that must be there.
+    """
+
+    folder: str = ""
+    parts: tuple[File, ...] = ()
+    batch: int = 1
+    acks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Plan:
+        """Make one of JSON."""
+        parts = tuple(File(**part) for part in content["parts"])
+        return cls(folder=content["folder"], parts=parts, batch=content["batch"], acks=tuple(content["acks"]))
+
+    @property
+    def changes(self) -> int:
+        """Changes in the plan."""
+        return sum(part.lines for part in self.parts)
+
+    @property
+    def firsts(self) -> list[int]:
+        """Number of each part's first batch, and of the batch after the last part."""
+        return list(accumulate((-(-part.lines // self.batch) for part in self.parts), initial=0))
+
+    def acks_of(self, part: int, run: str) -> str:
+        """Name the file in which a run notes what becomes of a part."""
+        return f"{self.folder}/acks-{part:05}-{run}.json"
+
+
+def write_plan(ledger: Folder, folder: str, changes: Iterable[Change], size: int) -> tuple[File, ...]:
+    """Write a plan, and return its parts.
+
+    Args:
+        ledger: The ledger's folder.
+        folder: Name of the plan's folder in it.
         changes: The plan.
         size: Changes in a part; the last one may have fewer.
     """
-    parts: list[Mapping[str, Any]] = []
-    stream = iter(changes)
-    while (first := next(stream, None)) is not None:
-        name = name_of(len(parts))
+    parts: list[File] = []
+    for number, blocks in groupby(_cut(changes, size), key=itemgetter(0)):
+        name = f"{folder}/plan-{number:05}.tsv.gz"
+        audience: str | None = None
         written = 0
-        with writing_lines(folder / name) as file:
-            for change in chain([first], islice(stream, size - 1)):
-                file.text.write(to_line(_VERBS[change[2:]], change.profile_id, str(change.audience_id)))
-                written += 1
-        parts.append({"file": name, "sha256": file.sha256, "changes": written})
+        with writing_lines(ledger / name) as file:
+            for _, block in blocks:
+                columns = Columns.of(block)
+                if audience is None:
+                    audience = (
+                        columns.audiences if isinstance(columns.audiences, str) else columns.audiences[0]
+                    )
+                file.write(columns.lines(audience))
+                written += len(columns.profiles)
+        parts.append(File(file=name, sha256=file.sha256, lines=written, audience=audience or ""))
     return tuple(parts)
 
 
-def read_plan(folder: Folder, parts: Sequence[Mapping[str, Any]]) -> Generator[Change, None, None]:
-    """Yield the changes of a plan.
+def read_part(ledger: Folder, part: File, size: int) -> Iterator[Columns]:
+    """Yield the changes of a part in batches.
+
+    Args:
+        ledger: The ledger's folder.
+        part: The part.
+        size: Changes in a batch; the last one may have fewer.
 
     Raises:
-        LedgerError: A part is gone or damaged.
+        LedgerError: It is gone or damaged.
     """
-    for part in parts:
-        path = folder / part["file"]
-        for line in read_lines(path, part["sha256"]):
-            try:
-                verb, profile_id, audience_id = from_line(line)
-                action, uncertain = _ACTIONS[verb]
-            except (ValueError, KeyError) as error:
-                raise damaged(path) from error
-            yield Change(profile_id, audience_id, action, uncertain)
+    path = ledger / part.file
+    for lines in _batches(read_texts(path, part.sha256), size):
+        try:
+            yield Columns.read(lines, part.audience)
+        except ValueError as error:
+            raise damaged(path) from error
+
+
+def _cut(changes: Iterable[Change], size: int) -> Iterator[tuple[int, Block]]:
+    """Cut a plan where its parts end; yield the number of the part with each block."""
+    before = 0
+    for block in blocks_of_changes(changes):
+        start = 0
+        while keys := block.keys[start : start + size - before % size]:
+            yield before // size, block._replace(keys=keys)
+            before += len(keys)
+            start += len(keys)
+
+
+def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Cut texts into so many lines each, without their newlines."""
+    waiting: list[str] = []
+    for text in texts:
+        waiting += text[:-1].split("\n")
+        full = len(waiting) // size * size
+        for start in range(0, full, size):
+            yield waiting[start : start + size]
+        del waiting[:full]
+    if waiting:
+        yield waiting

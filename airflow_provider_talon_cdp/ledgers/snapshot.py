@@ -1,39 +1,78 @@
-"""The members file: sorted lines of profile ID and audience ID."""
+"""The members file: sorted lines of profile ID and audience ID.
+
+An audience ID is left out where it is that of the first member, which the manifest has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 
-from airflow_provider_talon_cdp.ledgers.storage import Folder, LineWriter, damaged, read_lines
-from airflow_provider_talon_cdp.sync.diff import Member
-from airflow_provider_talon_cdp.sync.lines import from_lines, to_lines
-
-_BLOCK = 4096
+from airflow_provider_talon_cdp.ledgers.packed import File, LineWriter, read_texts
+from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged
+from airflow_provider_talon_cdp.sync.blocks import Block, Members
+from airflow_provider_talon_cdp.sync.lines import from_line, from_lines, to_lines
 
 
-def read_members(folder: Folder, file: Mapping[str, Any] | None) -> Iterator[Member]:
-    """Yield the members of a file that the manifest names.
+class Snapshot:
+    """Writes members into a file.
+
+    Args:
+        file: An open file of lines.
+    """
+
+    def __init__(self, file: LineWriter) -> None:
+        self._file = file
+        self._lines = 0
+        self._audience = ""
+
+    def copied(self, members: Members) -> Members:
+        """Write members while they are iterated over."""
+        return Members(map(self._written, members.blocks))
+
+    def as_file(self, name: str) -> File:
+        """Say how the manifest names the file, once it is closed."""
+        return File(file=name, sha256=self._file.sha256, lines=self._lines, audience=self._audience)
+
+    def _written(self, block: Block) -> Block:
+        audience = block.audience
+        if not self._lines:
+            self._audience = block.keys[0][1] if audience is None else audience
+        columns: list[Iterable[str]] = [block.keys]
+        if audience is None:
+            columns = list(zip(*block.keys, strict=True))
+        elif audience != self._audience:
+            columns.append(repeat(audience))
+        self._file.write(to_lines(columns, len(block.keys)))
+        self._lines += len(block.keys)
+        return block
+
+
+def read_members(ledger: Folder, file: File | None) -> Members:
+    """Read the members of a file that the manifest names.
 
     Raises:
-        LedgerError: It is gone or damaged.
+        LedgerError: While they are iterated over: it is gone or damaged.
     """
-    if file is None:
-        return
-    path = folder / file["file"]
-    lines = read_lines(path, file["sha256"])
-    while block := list(islice(lines, _BLOCK)):
+    return Members(_blocks(ledger / file.file, file) if file else ())
+
+
+def _blocks(path: Folder, file: File) -> Iterator[Block]:
+    for text in read_texts(path, file.sha256):
         try:
-            found = from_lines(block)
+            yield _block(text, file.audience)
         except ValueError as error:
             raise damaged(path) from error
-        yield from found
 
 
-def copied(members: Iterable[Member], file: LineWriter) -> Iterator[Member]:
-    """Yield members, and write them on the way."""
-    stream = iter(members)
-    while block := list(islice(stream, _BLOCK)):
-        file.text.write(to_lines(block))
-        yield from block
+def _block(text: str, audience: str) -> Block:
+    columns = from_lines(text)
+    if columns is None:
+        rows = [[*from_line(line), audience][:2] for line in text[:-1].split("\n")]
+        if "\t" in text:
+            return Block([(profile_id, of) for profile_id, of in rows], None)
+        columns = [[profile_id for profile_id, _ in rows]]
+    if len(columns) == 1:
+        return Block(columns[0], audience)
+    profiles, audiences = columns
+    return Block(list(zip(profiles, audiences, strict=True)), None)

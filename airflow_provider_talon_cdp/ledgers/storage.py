@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import os
-import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Self, TypeAlias
+from typing import IO, Any, TypeAlias
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
@@ -20,7 +17,6 @@ Folder: TypeAlias = Any
 """A ``pathlib.Path``, or a ``UPath``-like object such as Airflow's ``ObjectStoragePath``."""
 
 _LOCAL = ("", "file", "local")
-_FASTEST = 1
 
 
 def as_folder(path: Folder) -> Folder:
@@ -28,14 +24,15 @@ def as_folder(path: Folder) -> Folder:
     return Path(path.path) if getattr(path, "protocol", None) in _LOCAL else path
 
 
-def _is_local(path: Folder) -> bool:
+def is_local(path: Folder) -> bool:
+    """Whether it is on a local disk."""
     # Before universal-pathlib 0.3 a path in an object store is a pathlib.Path too.
     return isinstance(path, Path) and not hasattr(path, "fs")
 
 
 def write_bytes(path: Folder, data: bytes) -> None:
     """Write a file; readers see the old one or the new one, whole."""
-    with _replacing(path) as file, _told("write", path):
+    with replacing(path) as file, told("write", path):
         file.write(data)
 
 
@@ -64,62 +61,6 @@ def read_json(path: Folder) -> Any:
     return content
 
 
-class LineWriter:
-    """Writes lines into a gzip file and hashes the file as it grows."""
-
-    def __init__(self, path: Folder, file: IO[bytes]) -> None:
-        self._path = path
-        self._file = file
-        self._hash = hashlib.sha256()
-        # No time and no name in the header: equal lines make equal files.
-        self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=self, compresslevel=_FASTEST, mtime=0)
-        self.text = io.TextIOWrapper(io.BufferedWriter(self._gzip, 1 << 16), encoding="utf-8", newline="\n")
-
-    def write(self, data: bytes) -> int:
-        """Take compressed bytes from the gzip file."""
-        self._hash.update(data)
-        with _told("write", self._path):
-            return self._file.write(data)
-
-    def flush(self) -> None:
-        """Pass on the gzip file's flush."""
-        self._file.flush()
-
-    @property
-    def sha256(self) -> str:
-        """Of the file, once it is closed."""
-        return self._hash.hexdigest()
-
-
-@contextmanager
-def writing_lines(path: Folder) -> Iterator[LineWriter]:
-    """Open a new gzip file for lines; it appears when the block ends without an error."""
-    with _replacing(path) as file:
-        writer = LineWriter(path, file)
-        with writer.text:
-            yield writer
-
-
-def read_lines(path: Folder, sha256: str) -> Iterator[str]:
-    """Yield the lines of a gzip file, and raise at the end of one that is not as it was written.
-
-    Raises:
-        LedgerError: The file is gone, cut short or damaged. Act on no line before the last one was read.
-    """
-    hashing = _HashingReader(path)
-    try:
-        with hashing, gzip.GzipFile(fileobj=hashing, mode="rb") as packed:  # type: ignore[call-overload]
-            yield from io.TextIOWrapper(packed, encoding="utf-8", newline="\n")
-            while hashing.read(1 << 16):
-                pass
-    except FileNotFoundError as error:
-        raise gone(path) from error
-    except (EOFError, gzip.BadGzipFile, ValueError, zlib.error) as error:
-        raise damaged(path) from error
-    if hashing.sha256 != sha256:
-        raise damaged(path)
-
-
 _ANEW = (
     "Restore it from a backup, or delete the ledger's folder to start anew: the next mirror then adds every member of "
     "the query and removes none."
@@ -138,18 +79,43 @@ def gone(path: Folder) -> LedgerError:
 
 def remove(path: Folder) -> None:
     """Delete a file, if it is there."""
-    with suppress(FileNotFoundError), _told("delete", path):
+    with suppress(FileNotFoundError), told("delete", path):
         path.unlink()
 
 
+def names_in(folder: Folder) -> list[str]:
+    """Names of the files and folders in a folder; none where it does not exist."""
+    try:
+        with told("list", folder):
+            if is_local(folder):
+                return sorted(each.name for each in folder.iterdir())
+            # Clients of object stores cache listings, and another worker may have written since.
+            folder.fs.invalidate_cache()
+            found = folder.fs.ls(folder.path, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(each.rstrip("/").rpartition("/")[2] for each in found)
+
+
+def remove_folder(folder: Folder, keep: Collection[str] = ()) -> None:
+    """Delete the files in a folder but for some, and the folder where none is left."""
+    names = names_in(folder)
+    for name in names:
+        if name not in keep:
+            remove(folder / name)
+    if is_local(folder) and not set(names) & set(keep):
+        with suppress(FileNotFoundError), told("delete", folder):
+            folder.rmdir()
+
+
 def _read_bytes(path: Folder) -> bytes:
-    with _told("read", path):
+    with told("read", path):
         # One GET: between the two of open() and read() another run may have replaced the object.
-        return path.read_bytes() if _is_local(path) else bytes(path.fs.cat_file(path.path))
+        return path.read_bytes() if is_local(path) else bytes(path.fs.cat_file(path.path))
 
 
 @contextmanager
-def _told(doing: str, path: Folder) -> Iterator[None]:
+def told(doing: str, path: Folder) -> Iterator[None]:
     """Turn whatever a file system or the client of an object store raises into one clear error."""
     try:
         yield
@@ -162,9 +128,10 @@ def _told(doing: str, path: Folder) -> Iterator[None]:
 
 
 @contextmanager
-def _replacing(path: Folder) -> Iterator[IO[bytes]]:
-    if not _is_local(path):
-        with _told("write", path):
+def replacing(path: Folder) -> Iterator[IO[bytes]]:
+    """Open a file for writing; readers see the old one or the new one, whole, once the block ends without an error."""
+    if not is_local(path):
+        with told("write", path):
             # Airflow's own open() wraps the file, which could then not be abandoned.
             file = path.fs.open(path.path, "wb")
         try:
@@ -173,21 +140,21 @@ def _replacing(path: Folder) -> Iterator[IO[bytes]]:
             _abandon(file)
             raise
         # An object store takes an object whole, when it is closed.
-        with _told("write", path), _found("write", path):
+        with told("write", path), _found("write", path):
             file.close()
         return
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
-    with _told("write", path), _found("write", path):
+    with told("write", path), _found("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # IDs are personal data: for the owner's eyes alone.
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123
             yield file
-            with _told("write", path):
+            with told("write", path):
                 file.flush()
                 os.fsync(file.fileno())
-        with _told("write", path):
+        with told("write", path):
             draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -214,34 +181,3 @@ def _abandon(file: Any) -> None:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-class _HashingReader:
-    """Opens a file, hashes what is read, and tells of failures."""
-
-    def __init__(self, path: Folder) -> None:
-        self._path = path
-        self._hash = hashlib.sha256()
-
-    def __enter__(self) -> Self:
-        with _told("read", self._path):
-            if _is_local(self._path):
-                self._file = self._path.open("rb")
-            else:
-                # Clients of object stores cache listings, and another worker may have written since.
-                self._path.fs.invalidate_cache()
-                self._file = self._path.fs.open(self._path.path, "rb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, size: int = -1) -> bytes:
-        with _told("read", self._path):
-            data: bytes = self._file.read(size)
-        self._hash.update(data)
-        return data
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()

@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter, le, lt
-from typing import IO, Any, Generic, TypeAlias, TypeVar
+from typing import IO, Any
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.sync.blocks import (
+    BLOCK,
+    Block,
+    Changes,
+    Member,
+    Members,
+    Reader,
+    blocks_of,
+    together,
+)
 from airflow_provider_talon_cdp.sync.changes import Change, Ids, Record, Rejection
+from airflow_provider_talon_cdp.sync.fold import Folded
 from airflow_provider_talon_cdp.sync.lines import from_line, to_line
 
-Member: TypeAlias = tuple[str, str]
-"""Customer profile ID and audience ID."""
+__all__ = ["Member", "OutOfOrderError", "PlanCounts", "diff", "externally_sorted", "members"]
 
 _RUN = 100_000
-_BLOCK = 4096
-_profile_of = itemgetter(0)
 _audience = itemgetter(1)
 
 
@@ -77,33 +84,61 @@ def members(
     counts: PlanCounts,
     *,
     on_rejected: Callable[[Rejection], None] = lambda _: None,
-) -> Iterator[Member]:
-    """Yield the valid members of a sorted source once each, and count all records.
+) -> Members:
+    """Take the valid members of a sorted source once each, and count all records.
 
     Raises:
-        OutOfOrderError: A member is smaller than the one before it.
+        OutOfOrderError: While it is iterated over: a member is smaller than the one before it.
     """
+    return Members(_distinct(records, counts, on_rejected))
+
+
+def _distinct(
+    records: Iterable[Record], counts: PlanCounts, on_rejected: Callable[[Rejection], None]
+) -> Iterator[Block]:
     last: Member = ("", "")
-    source = _spelt_out(records)
-    while block := list(islice(source, _BLOCK)):
-        counts.read += len(block)
-        changes = [record for record in block if isinstance(record, Change)]
-        if len(changes) < len(block):
-            for record in block:
-                if isinstance(record, Rejection):
-                    counts.rejected[record.reason] += 1
-                    on_rejected(record)
-        found = [_member_of(change) for change in changes]
-        if not all(map(le, [last, *found], found)):
+    for keys, audience in _gathered(records, counts, on_rejected):
+        if not all(map(lt, keys, islice(keys, 1, None))):
+            if not all(map(le, keys, islice(keys, 1, None))):
+                raise OutOfOrderError
+            counts.duplicate += len(keys)
+            keys = list(dict.fromkeys(keys))  # noqa: PLW2901
+            counts.duplicate -= len(keys)
+        first = keys[0] if audience is None else (keys[0], audience)
+        if first < last:
             raise OutOfOrderError
-        distinct = (
-            found
-            if all(map(lt, [last, *found], found))
-            else [each for each in dict.fromkeys(found) if each != last]
-        )
-        counts.duplicate += len(found) - len(distinct)
-        yield from distinct
-        last = found[-1] if found else last
+        if first == last:
+            counts.duplicate += 1
+            keys = keys[1:]  # noqa: PLW2901
+        if keys:
+            last = keys[-1] if audience is None else (keys[-1], audience)
+            yield Block(keys, audience)
+
+
+def _gathered(
+    records: Iterable[Record], counts: PlanCounts, on_rejected: Callable[[Rejection], None]
+) -> Iterator[tuple[list[Any], str | None]]:
+    """Cut the source into keys of blocks, as they come; count what is read and what is rejected."""
+    found: list[Member] = []
+    for record in records:
+        if isinstance(record, Change):
+            counts.read += 1
+            found.append(record[:2])  # type: ignore[arg-type]  # A mirror's audience IDs are external: strings.
+            if len(found) < BLOCK:
+                continue
+        if found:
+            yield found, None
+            found = []
+        if isinstance(record, Ids):
+            counts.read += len(record.ids)
+            if record.ids:
+                yield record.ids, str(record.audience_id)
+        elif isinstance(record, Rejection):
+            counts.read += 1
+            counts.rejected[record.reason] += 1
+            on_rejected(record)
+    if found:
+        yield found, None
 
 
 def diff(
@@ -113,108 +148,93 @@ def diff(
     *,
     uncertain: Iterable[Member] = (),
     managed: Collection[str] | None = None,
-) -> Iterator[Change]:
-    """Yield the changes that make the audiences equal to ``wanted``, in the order of their members.
+) -> Changes:
+    """Find the changes that make the audiences equal to ``wanted``, in the order of their members.
 
     Args:
         known: Members in the ledger, sorted.
         wanted: Members in the source, sorted.
-        counts: Kept up while this runs.
+        counts: Kept up while the changes are iterated over.
         uncertain: Memberships that an earlier run may have changed without an acknowledgement, sorted. Each of them
             is sent again, as an add or as a remove: both change nothing where nothing needs changing.
         managed: Audiences that may change; None for all. Known members of others stay.
 
     Raises:
-        InvalidInputError: The source has an audience that is not managed.
+        InvalidInputError: While they are iterated over: the source has an audience that is not managed.
     """
-    # Blocks, because comparing sets of some thousand members costs a tenth of comparing them one by one.
-    olds, news, doubts = (_Blocks(stream, _member_of) for stream in (known, wanted, uncertain))
-    while bound := min((blocks.last for blocks in (olds, news, doubts) if blocks.last), default=None):
-        old, new, doubt = olds.up_to(bound), news.up_to(bound), doubts.up_to(bound)
+    return Changes(_compared(known, wanted, uncertain, counts, managed))
+
+
+def _compared(
+    known: Iterable[Member],
+    wanted: Iterable[Member],
+    uncertain: Iterable[Member],
+    counts: PlanCounts,
+    managed: Collection[str] | None,
+) -> Iterator[Block]:
+    plans: list[Reader] = []
+    if isinstance(known, Folded) and not known.one_per_profile:
+        # Sets of some thousand members need not be sorted to be compared.
+        plans = [Reader(plan.blocks) for plan in known.plans]
+        known = known.snapshot
+    readers = [*(Reader(blocks_of(stream)) for stream in (known, wanted, uncertain)), *plans]
+    while True:
+        left, audience = together(readers)
+        if not left:
+            return
+        bound = min(reader.last for reader in left)
+        old, new, doubt, *changed = (reader.up_to(bound) for reader in readers)
         if managed is not None:
-            for _, audience in new:
-                if audience not in managed:
-                    raise InvalidInputError(
-                        f"The query has the audience {audience!r}, which is not in audiences. Add it there."
-                    )
-            old = [member for member in old if member[1] in managed]
-            for _, audience in doubt:
-                if audience not in managed:
-                    raise InvalidInputError(
-                        f"An earlier run was stopped while it changed the audience {audience!r}, which is not in audiences "
-                        "now. Let one run end with it before you take it out."
-                    )
-        had, has, unsure = set(old), set(new), set(doubt)
-        additions = [
-            Change(*member, "add", member in unsure)
-            for member in new
-            if member not in had or member in unsure
-        ]
-        removals = [Change(*member, "remove", member in unsure) for member in old if member not in has]
-        removals += [
-            Change(*member, "remove", uncertain=True)
-            for member in doubt
-            if member not in has and member not in had
-        ]
-        counts.unchanged += len(new) - len(additions)
-        counts.known.update(map(_audience, old))
-        counts.known.update(member[1] for member in doubt if member not in had)
-        counts.additions.update(map(_audience, additions))
-        counts.removals.update(map(_audience, removals))
-        yield from sorted(additions + removals)
+            _refuse_others(new, doubt, audience, managed)
+        if old == new and not doubt and not any(changed):
+            _count(counts.known, old, audience)
+            counts.unchanged += len(new)
+            continue
+        had = set(old)
+        for plan, keys in zip(plans, changed, strict=True):
+            if keys:
+                had.update(keys)
+                had -= plan.leaving
+        if managed is not None:
+            had = {key for key in had if (key[1] if audience is None else audience) in managed}
+        _count(counts.known, had, audience)
+        unsure = frozenset(doubt)
+        if unsure:
+            _count(counts.known, unsure - had, audience)
+            joining = [key for key in new if key not in had or key in unsure]
+            had |= unsure
+        else:
+            joining = [key for key in new if key not in had]
+        had.difference_update(new)
+        _count(counts.additions, joining, audience)
+        _count(counts.removals, had, audience)
+        counts.unchanged += len(new) - len(joining)
+        if joining or had:
+            yield Block(sorted([*joining, *had]) if had else joining, audience, had, unsure)
 
 
-def fold(
-    snapshot: Iterable[Member], changes: Iterable[Change], *, one_per_profile: bool = False
-) -> Iterator[Member]:
-    """Yield the members of a snapshot after sorted changes.
-
-    Args:
-        snapshot: Sorted.
-        changes: Sorted.
-        one_per_profile: Whether a change replaces whatever the snapshot has of its profile. Each profile stands
-            once in the snapshot and once in the changes then.
-    """
-    key: Callable[[Member | Change], Any] = _profile_of if one_per_profile else _member_of
-    olds, news = _Blocks(snapshot, key), _Blocks(changes, key)
-    while bound := min((blocks.last for blocks in (olds, news) if blocks.last), default=None):
-        old, new = olds.up_to(bound), news.up_to(bound)
-        if new:
-            changed = set(map(key, new))
-            joined = [_member_of(change) for change in new if change.action == "add"]
-            old = sorted([member for member in old if key(member) not in changed] + joined)
-        yield from old
+def _refuse_others(new: list[Any], doubt: list[Any], audience: str | None, managed: Collection[str]) -> None:
+    """Check that only managed audiences would change."""
+    for each in _audiences(new, audience) - set(managed):
+        raise InvalidInputError(
+            f"The query has the audience {each!r}, which is not in audiences. Add it there."
+        )
+    for each in _audiences(doubt, audience) - set(managed):
+        raise InvalidInputError(
+            f"An earlier run was stopped while it changed the audience {each!r}, which is not in audiences "
+            "now. Let one run end with it before you take it out."
+        )
 
 
-E = TypeVar("E", Member, Change)
+def _audiences(keys: list[Any], audience: str | None) -> set[str]:
+    return (set(map(_audience, keys)) if audience is None else {audience}) if keys else set()
 
 
-class _Blocks(Generic[E]):
-    """A stream sorted by a key, read ahead by a block."""
-
-    def __init__(self, stream: Iterable[E], key: Callable[[E], Any]) -> None:
-        self._stream: Iterator[E] = iter(stream)
-        self._key: Callable[[E], Any] = key
-        self._block: list[E] = []
-        self.last: Any = None
-        self._fill()
-
-    def up_to(self, bound: Any) -> list[E]:
-        """Take what is in the block and not greater than a bound."""
-        cut = bisect_right(self._block, bound, key=self._key)
-        taken, self._block = self._block[:cut], self._block[cut:]
-        if not self._block:
-            self._fill()
-        return taken
-
-    def _fill(self) -> None:
-        self._block = list(islice(self._stream, _BLOCK))
-        self.last = self._key(self._block[-1]) if self._block else None
-
-
-def _member_of(entry: Member | Change) -> Member:
-    # A mirror's audience IDs are external: strings.
-    return entry[:2]  # type: ignore[return-value]
+def _count(counter: Counter[str], keys: Collection[Any], audience: str | None) -> None:
+    if audience is None:
+        counter.update(map(_audience, keys))
+    elif keys:
+        counter[audience] += len(keys)
 
 
 def externally_sorted(records: Iterable[Record], *, run: int = _RUN) -> Iterator[Change | Rejection]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Protocol
 
 from airflow_provider_talon_cdp.exceptions import RejectedError
@@ -32,8 +32,8 @@ class Comparison(Protocol):
         counts: PlanCounts,
         on_rejected: Callable[[Rejection], None],
         /,
-    ) -> Iterator[Change]:
-        """Yield what must change, in the order of the ledger.
+    ) -> Iterable[Change]:
+        """Return what must change, in the order of the ledger.
 
         Args:
             records: The source, sorted.

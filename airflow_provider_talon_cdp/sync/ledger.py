@@ -20,13 +20,36 @@ class StagedPlan:
 
     Args:
         version: Its number.
-        members: Which file holds the members that the plan starts from; None for no members.
+        folder: Name of the folder of its files.
+        members: The file of members; None for no members.
+        since: Plans whose acknowledged changes come on top of these members, before this plan.
         parts: The files of the plan, in order.
     """
 
     version: int
-    members: Mapping[str, Any] | None
-    parts: tuple[Mapping[str, Any], ...]
+    folder: str
+    members: Any
+    since: tuple[Any, ...]
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a plan that several processes pushed.
+
+    Args:
+        changes: How many it had.
+        acknowledged: Those that Talon.One took.
+        refused: Those that Talon.One refused; with the ones before, they are all.
+        rejected: Records that the plan left out because they cannot be sent, by reason.
+        dead_letters: Where the refused ones and the rejected ones are, or None when there are none.
+    """
+
+    changes: int
+    acknowledged: int
+    refused: int
+    rejected: Mapping[str, int]
+    dead_letters: str | None
 
 
 class Ledger(Protocol):
@@ -45,7 +68,7 @@ class Ledger(Protocol):
         """Read the state without keeping others out; for looking on only."""
         ...
 
-    def known(self) -> Iterator[Member]:
+    def known(self) -> Iterable[Member]:
         """Members that Talon.One acknowledged, sorted."""
         ...
 
@@ -60,10 +83,6 @@ class Ledger(Protocol):
     @property
     def suspected(self) -> Collection[str]:
         """Audiences of which that was noted since the plan in force."""
-        ...
-
-    def rejected(self) -> Mapping[str, int]:
-        """Records that the plan in force, or one that it resumes, could not send, by reason."""
         ...
 
     def unacknowledged(self) -> Iterator[Change]:
@@ -105,7 +124,7 @@ class Ledger(Protocol):
         ...
 
     def batches(self) -> Generator[Batch, None, None]:
-        """All changes of the plan in force, in the batches in which they travel, numbered from 0."""
+        """Batches of the plan in force whose fate is not recorded, in order, as they travel; numbered from 0."""
         ...
 
     def leaving(self, batch: int) -> None:
@@ -116,7 +135,7 @@ class Ledger(Protocol):
         """Note that the fate of a batch is known.
 
         Args:
-            batch: Number of the batch; each but the last holds 1000 changes.
+            batch: Number of the batch.
             refused: Positions in the batch of changes that Talon.One refused.
         """
         ...

@@ -7,7 +7,7 @@ UTF-8.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _SPECIAL = re.compile(r"[\\\t\n\r]")
 _ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
@@ -34,25 +34,35 @@ def from_line(line: str) -> list[str]:
     return fields if "\\" not in line else [_ESCAPED.sub(_character, field) for field in fields]
 
 
-def to_lines(pairs: Sequence[tuple[str, str]]) -> str:
-    """Join pairs of fields to lines, quickly where none has anything to escape."""
-    lines = "\n".join(map("\t".join, pairs)) + "\n"
-    if "\\" in lines or "\r" in lines or lines.count("\t") + lines.count("\n") != 2 * len(pairs):
-        return "".join(to_line(*pair) for pair in pairs)
+def to_lines(columns: Sequence[Iterable[str]], count: int) -> str:
+    """Join columns to lines, quickly where none of them has anything to escape.
+
+    Args:
+        columns: The first fields of all lines, then the second ones, and so on. They are iterated over twice.
+        count: How many lines they make.
+    """
+    fields = len(columns)
+    joined = columns[0] if fields == 1 else map("\t".join, zip(*columns, strict=False))
+    lines = "\n".join(joined) + "\n"
+    if "\\" in lines or "\r" in lines or lines.count("\t") + lines.count("\n") != fields * count:
+        return "".join(to_line(*row) for row in zip(*columns, strict=False))
     return lines
 
 
-def from_lines(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """Split lines of two fields each.
+def from_lines(text: str) -> list[list[str]] | None:
+    """Split lines of as many fields each into columns, quickly, or return None where that is not so easy.
 
-    Raises:
-        ValueError: A line has an escape that ``to_line`` does not write, or not two fields.
+    Args:
+        text: Whole lines.
     """
-    text = "".join(lines)
-    if "\\" not in text and text.count("\t") == len(lines):
-        fields = text.removesuffix("\n").replace("\n", "\t").split("\t")
-        return list(zip(fields[::2], fields[1::2], strict=True))
-    return [(first, second) for first, second in map(from_line, lines)]
+    count = text.count("\n")
+    fields, rest = divmod(text.count("\t") + count, count)
+    if "\\" in text or rest:
+        return None
+    if fields == 1:
+        return [text[:-1].split("\n")]
+    cells = text[:-1].replace("\n", "\t").split("\t")
+    return [cells[each::fields] for each in range(fields)]
 
 
 def _escape(field: str) -> str:

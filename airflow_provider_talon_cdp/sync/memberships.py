@@ -45,8 +45,8 @@ class Memberships:
         counts: PlanCounts,
         on_rejected: Callable[[Rejection], None],
         /,
-    ) -> Iterator[Change]:
-        """Yield what makes the audiences equal to the source."""
+    ) -> Iterable[Change]:
+        """Return what makes the audiences equal to the source."""
         wanted = members(records, counts, on_rejected=on_rejected)
         return diff(known, wanted, counts, uncertain=uncertain, managed=self.managed)
 

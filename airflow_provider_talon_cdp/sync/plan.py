@@ -126,7 +126,7 @@ def _plan_once(
     again: set[Member] = set()
     with _reading(source) as records:
 
-        def planner(known: Iterable[Member], uncertain: Iterable[Member]) -> Iterator[Change]:
+        def planner(known: Iterable[Member], uncertain: Iterable[Member]) -> Iterable[Change]:
             changes = comparison.changes(arrange(records), known, uncertain, counts, letters.keep)
             return _noting(changes, refused, again) if refused else changes
 

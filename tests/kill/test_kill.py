@@ -338,8 +338,8 @@ def note(emulator, record_property):
 @pytest.mark.parametrize(
     "audience, file",
     [
-        pytest.param("planning", ".plan-00000-*", id="while the plan is written"),
-        pytest.param("planned", "plan-00001-*", id="before the first request"),
+        pytest.param("planning", ".plan-00000.*", id="while the plan is written"),
+        pytest.param("planned", "plan-00001.*", id="before the first request"),
     ],
 )
 def test_a_kill_while_nothing_was_sent(audience, file, warehouse, emulator, kill, finish, note):
@@ -375,7 +375,7 @@ def test_a_kill_after_the_last_acknowledgement(folder, warehouse, emulator, kill
 def test_kills_of_one_try_after_another(generator, warehouse, after, kill, finish, note):
     """The first one comes between the plan and its first answers, the others anywhere in the push."""
     warehouse.write(customers(0, MEMBERS))
-    arrived = [kill("chain", when("manifest.json"))]
+    arrived = [kill("chain", when("manifest-*.json"))]
     arrived += [kill("chain", after(generator.randrange(1_000, 30_000))) for _ in range(5)]
     finish("chain")
     note(*arrived)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledgers import files
 from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from tests.ledgers.conftest import changes
@@ -14,7 +13,15 @@ from tests.sync.fakes import KilledError, Process, Storage
 
 def ledger_in(storage):
     return FilesLedger(
-        storage.folder(), deployment_host="acme.talon.one", base_url="u", name="audience:vip", keep=1
+        storage.folder(),
+        deployment_host="acme.talon.one",
+        base_url="u",
+        name="audience:vip",
+        keep=1,
+        batch=2,
+        part=4,
+        ahead=2,
+        sleep=lambda _: None,
     )
 
 
@@ -53,10 +60,7 @@ def first_version(storage):
 
 
 @pytest.fixture
-def storage(monkeypatch):
-    monkeypatch.setattr(files, "MAX_CHANGES", 2)
-    monkeypatch.setattr(files, "AHEAD", 2)
-    monkeypatch.setattr(files, "PART", 3)
+def storage():
     return Storage()
 
 
@@ -97,11 +101,15 @@ def test_after_a_death_at_any_step_the_next_version_leaves_no_stray_file(storage
         there = {name.split("/", 3)[3] for name in storage.objects}
         ledger = ledger_in(storage)
         ledger.load()
-        manifest = ledger._manifest
-        named = {part["file"] for part in manifest.plan} | {manifest.acks}
-        named |= {manifest.members["file"]} if manifest.members else set()
+        manifest = ledger.manifest
+        plans = [*manifest.since, manifest.plan]
+        named = {part.file for plan in plans for part in plan.parts} | {
+            each for plan in plans for each in plan.acks
+        }
+        named |= {manifest.members.file} if manifest.members else set()
         assert {name for name in there if name[0] == "0"} == named, f"dead at {dies_at}"
-        assert "lock.json" not in there
+        assert len([name for name in there if name.startswith("manifest")]) == 1
+        assert not [name for name in there if name.startswith("locks")]
 
 
 def test_a_death_while_members_are_adopted_leaves_none_or_all(storage, tmp_path):
@@ -123,7 +131,7 @@ def test_a_death_while_members_are_adopted_leaves_none_or_all(storage, tmp_path)
             assert known == [], f"dead at {dies_at}"
             adopt()
         assert said_by(storage) == (1, ["a", "b", "c"], []), f"dead at {dies_at}"
-        assert "lock.json" not in " ".join(storage.objects)
+        assert "locks" not in " ".join(storage.objects)
     assert set(versions) == {0, 1}
 
 

@@ -8,18 +8,13 @@ import re
 import shutil
 import stat
 import subprocess
-import threading
-from itertools import pairwise
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError, TalonCdpError
-from airflow_provider_talon_cdp.ledgers import acks, files, lock, manifest, storage
+from airflow_provider_talon_cdp.ledgers import acks, manifest, packed, storage
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
-from airflow_provider_talon_cdp.ledgers.lock import LOCK_LASTS
 from airflow_provider_talon_cdp.sync.changes import Change
 from tests.ledgers.conftest import changes
 
@@ -30,7 +25,7 @@ def vip(*profiles):
 
 def untokened(name):
     """Name a file without the token of the run that wrote it."""
-    return re.sub(r"-[0-9a-f]{8}(?=\.)", "-RUN", name)
+    return re.sub(r"-[0-9a-f]{12}(?=[./])", "-RUN", name)
 
 
 def names(ledger):
@@ -62,21 +57,20 @@ def test_a_refused_removal_leaves_the_member_known(open_ledger, loaded, commit):
 
 
 def test_what_may_have_left_without_an_answer_is_uncertain_until_it_is_acknowledged(
-    open_ledger, loaded, commit, monkeypatch
+    open_ledger, loaded, commit
 ):
-    monkeypatch.setattr(files, "MAX_CHANGES", 2)
-    monkeypatch.setattr(files, "AHEAD", 1)
-    commit(open_ledger(), "+a", "+b", "+c", "+d", "+e", "+f", landed=[0], left=2)
+    opened = partial(open_ledger, batch=2, ahead=1)
+    commit(opened(), "+a", "+b", "+c", "+d", "+e", "+f", landed=[0], left=2)
     ledger = loaded()
     assert list(ledger.known()) == vip("a", "b")
     assert list(ledger.uncertain()) == vip("c", "d")
     assert [change.uncertain for change in ledger.unacknowledged()] == [True, True, False, False]
     # Not sent in the next version, so as uncertain as before; its batch 1 is acknowledged.
-    commit(open_ledger(), "+c?", "-d?", "+e", "+f", landed=[1])
+    commit(opened(), "+c?", "-d?", "+e", "+f", landed=[1])
     ledger = loaded()
     assert list(ledger.known()) == vip("a", "b", "e", "f")
     assert list(ledger.uncertain()) == vip("c", "d")
-    commit(open_ledger(), "+c?", "-d?")
+    commit(opened(), "+c?", "-d?")
     ledger = loaded()
     assert list(ledger.known()) == vip("a", "b", "c", "e", "f")
     assert list(ledger.uncertain()) == []
@@ -196,38 +190,34 @@ def test_the_files_are_the_documented_ones(open_ledger, commit):
         ledger.suspect(["vip"])
     found = names(ledger)
     assert [untokened(name) for name in found] == [
-        "00000001/acks-RUN.json",
-        "00000001/plan-00000-RUN.tsv.gz",
-        "00000002/acks-RUN.json",
-        "00000002/members-RUN.tsv.gz",
-        "00000002/plan-00000-RUN.tsv.gz",
-        "manifest.json",
-        "suspects.json",
+        "00000001-RUN/acks-00000-RUN.json",
+        "00000001-RUN/plan-00000.tsv.gz",
+        "00000002-RUN/acks-00000-RUN.json",
+        "00000002-RUN/members.tsv.gz",
+        "00000002-RUN/plan-00000.tsv.gz",
+        "00000002-RUN/suspects-RUN.json",
+        "manifest-00000002-00000002-RUN.json",
     ]
-    in_force = json.loads((ledger.folder / "manifest.json").read_bytes())["content"]
-    versions = [in_force, *in_force["history"]]
-    named = [each["file"] for version in versions for each in [*version["plan"], version["members"]] if each]
-    assert sorted([*named, *(version["acks"] for version in versions)]) == found[:5]
+    in_force = json.loads((ledger.folder / found[-1]).read_bytes())["content"]
+    plan = in_force["plan"]
+    named = [in_force["members"]["file"], plan["parts"][0]["file"], *plan["acks"]]
+    assert sorted(named) == found[2:5]
 
 
 def test_a_plan_in_force_has_acknowledgements_from_its_first_moment(open_ledger, loaded, state, monkeypatch):
     written = []
     write_json = storage.write_json
-    for module in (acks, lock, manifest):
+    for module in (acks, manifest):
         monkeypatch.setattr(
             module, "write_json", lambda path, content: (written.append(path.name), write_json(path, content))
         )
     ledger = open_ledger()
     with ledger.locked("me"):
-        ledger.enforce(ledger.stage(lambda *_: changes("+a")), {"profile ID null": 3})
-    assert [name for name in map(untokened, written) if name != "lock.json"] == [
-        "acks-RUN.json",
-        "manifest.json",
-    ]
+        ledger.enforce(ledger.stage(lambda *_: changes("+a")))
+    assert list(map(untokened, written)) == ["acks-00000-RUN.json", "manifest-00000001-00000001-RUN.json"]
     ledger = loaded()
     assert (list(ledger.known()), list(ledger.uncertain())) == ([], [])
     assert list(ledger.unacknowledged()) == changes("+a")
-    assert ledger.rejected() == {"profile ID null": 3}
 
 
 def test_common_tools_read_the_lines(open_ledger, commit, tmp_path):
@@ -235,43 +225,24 @@ def test_common_tools_read_the_lines(open_ledger, commit, tmp_path):
     commit(ledger, "+a\tb\n\\", "+z", "+ü")
     commit(ledger, "-z")
 
-    def zcat(pattern):
-        (path,) = [each for each in ledger.folder.rglob("*.gz") if pattern in str(each)]
+    def zcat(name):
+        (path,) = [each for each in ledger.folder.rglob("*.gz") if re.search(name, str(each))]
         copy = tmp_path / "copy.gz"
         copy.write_bytes(path.read_bytes())
         return subprocess.run(["zcat", copy], capture_output=True, check=True).stdout.decode()
 
-    assert zcat("1/plan") == "add\ta\\tb\\n\\\\\tvip\nadd\tz\tvip\nadd\tü\tvip\n"
-    assert zcat("2/members") == "a\\tb\\n\\\\\tvip\nz\tvip\nü\tvip\n"
-    assert zcat("2/plan") == "remove\tz\tvip\n"
+    assert zcat("1-.*/plan") == "add\ta\\tb\\n\\\\\nadd\tz\nadd\tü\n"
+    assert zcat("2-.*/members") == "a\\tb\\n\\\\\nz\nü\n"
+    assert zcat("2-.*/plan") == "remove\tz\n"
 
 
 def test_a_plan_is_written_in_parts_that_make_one_stream(open_ledger, loaded, commit, monkeypatch):
-    monkeypatch.setattr(files, "PART", 4)
-    monkeypatch.setattr(files, "MAX_CHANGES", 3)
     texts = [f"+{number:02}" for number in range(11)]
-    ledger = open_ledger()
+    ledger = open_ledger(batch=3, part=4)
     commit(ledger, *texts, landed=[0, 2])
-    assert len([name for name in names(ledger) if "plan-" in name]) == 3
+    assert [part.lines for part in ledger.manifest.plan.parts] == [6, 5]
     assert list(loaded().changes()) == changes(*texts)
     assert [each for each, _ in loaded().known()] == ["00", "01", "02", "06", "07", "08"]
-
-
-def test_the_acknowledgements_are_ranges(open_ledger, commit):
-    ledger = open_ledger()
-    commit(ledger, *[f"+{n:05}" for n in range(6001)], landed=[0, 1, 2, 4, 6], refused={4: [7, 3]}, left=7)
-    (path,) = [each for each in (ledger.folder / "00000001").iterdir() if each.name.startswith("acks")]
-    content = json.loads(path.read_bytes())["content"]
-    assert content["landed"] == [[0, 2], [4, 4], [6, 6]]
-    assert content["refused"] == {"4": [3, 7]}
-    assert content["may_have_left"] >= 7
-
-
-@given(st.sets(st.integers(0, 60)))
-def test_ranges_hold_the_numbers_and_are_as_few_as_can_be(numbers):
-    ranges = acks._ranges(sorted(numbers))
-    assert [each for first, last in ranges for each in range(first, last + 1)] == sorted(numbers)
-    assert all(after[0] > before[1] + 1 for before, after in pairwise(ranges))
 
 
 def test_old_versions_go_and_files_in_use_stay(open_ledger, loaded, commit):
@@ -282,20 +253,19 @@ def test_old_versions_go_and_files_in_use_stay(open_ledger, loaded, commit):
     ledger = loaded(keep=2)
     assert ledger.version == 6
     assert list(ledger.known()) == vip("a", "b")
-    folders = {name.split("/")[0] for name in names(ledger)} - {"manifest.json"}
+    folders = {name.split("-")[0] for name in names(ledger)} - {"manifest"}
     assert folders == {"00000002", "00000005", "00000006"}
 
 
 def test_a_plan_that_never_came_into_force_goes_with_the_next(open_ledger, loaded, commit, monkeypatch):
-    monkeypatch.setattr(files, "PART", 1)
     commit(open_ledger(), "+a")
-    killed = open_ledger()
+    killed = open_ledger(batch=1, part=1)
     killed.load()
     killed.stage(lambda *_: changes("+b", "+c", "+d"))
     assert list(loaded().known()) == vip("a")
     commit(open_ledger(), "+e")
     assert list(loaded().known()) == vip("a", "e")
-    assert len([name for name in names(loaded()) if name.startswith("00000002/plan")]) == 1
+    assert len([name for name in names(loaded()) if re.match("00000002-.*/plan", name)]) == 1
 
 
 def test_a_discarded_plan_leaves_nothing(open_ledger, loaded, commit):
@@ -385,101 +355,11 @@ def test_odd_names_can_be_written(open_ledger, loaded, commit, name):
 
 def test_a_newer_format_asks_for_an_upgrade(open_ledger, loaded, commit):
     commit(open_ledger(), "+a")
-    path = open_ledger().folder / "manifest.json"
+    (path,) = [each for each in open_ledger().folder.iterdir() if each.name.startswith("manifest")]
     content = json.loads(path.read_bytes())["content"]
     storage.write_json(path, content | {"format": 2})
     with pytest.raises(LedgerError, match=r"has format 2, .* knows 1\. Upgrade airflow-provider-talon-cdp"):
         loaded()
-
-
-# Locks
-
-
-def test_a_second_run_is_refused_and_told_who_is_at_work(open_ledger, clock, commit):
-    with open_ledger().locked("dag/task/run-1"):
-        clock.now += 5
-        with (
-            pytest.raises(
-                LedgerError,
-                match=r"in use by dag/task/run-1 on .* \(process \d+\), .* 5 s ago\. Nothing was sent",
-            ),
-            open_ledger().locked("dag/task/run-2"),
-        ):
-            pass
-    commit(open_ledger(), "+a", owner="dag/task/run-2")
-
-
-def test_the_refused_run_leaves_the_lock_alone(open_ledger):
-    first = open_ledger()
-    with first.locked("one"):
-        with pytest.raises(LedgerError), open_ledger().locked("two"):
-            pass
-        assert first.lock.is_ours()
-
-
-def test_a_retry_takes_over_from_the_try_before_it(open_ledger):
-    ledger = open_ledger()
-    with ledger.locked("dag/task/run-1"), open_ledger().locked("dag/task/run-1"):
-        staged = ledger.stage(lambda *_: [])
-        with pytest.raises(LedgerError, match="Another run took over"):
-            ledger.flush()
-        with pytest.raises(LedgerError, match="Another run took over"):
-            ledger.enforce(staged)
-
-
-def test_a_killed_runs_lock_ends_after_a_while(open_ledger, clock, commit):
-    open_ledger().lock.take("killed")
-    clock.now += LOCK_LASTS - 1
-    with pytest.raises(LedgerError, match="in use by killed"):
-        commit(open_ledger(), "+a")
-    clock.now += 2
-    commit(open_ledger(), "+a")
-
-
-def test_a_run_that_lost_its_lock_does_not_take_it_from_the_other(open_ledger):
-    ledger = open_ledger()
-    with ledger.locked("me"):
-        other = open_ledger()
-        other.lock.take("me")
-    assert other.lock.is_ours()
-
-
-def test_the_lock_is_renewed_while_the_run_goes_on(open_ledger, clock, monkeypatch):
-    monkeypatch.setattr(lock, "LOCK_RENEWED", 0.01)
-    with open_ledger().locked("me"):
-        clock.now += 1000
-        for _ in range(500):
-            if storage.read_json(open_ledger().lock._path)["time"] == clock.now:
-                break
-            threading.Event().wait(0.01)
-        with pytest.raises(LedgerError, match="in use by me"):
-            open_ledger().lock.take("other")
-    assert not [each for each in threading.enumerate() if each.name == "talon-cdp-lock"]
-
-
-def test_a_lost_lock_is_not_renewed(open_ledger):
-    ledger, other = open_ledger(), open_ledger()
-    with ledger.locked("me"):
-        other.lock.write("other")
-        turns = iter([False, True])
-        ledger.lock.renew("me", SimpleNamespace(wait=lambda _: next(turns)))
-        assert next(turns, None) is None
-        assert other.lock.is_ours()
-
-
-def test_a_run_that_was_overtaken_does_no_harm_to_the_files_of_the_other(open_ledger, loaded, commit):
-    commit(open_ledger(), "+a")
-    overtaken, winner = open_ledger(), open_ledger()
-    with overtaken.locked("me"), winner.locked("me"):
-        staged = winner.stage(lambda *_: changes("+b"))
-        stale = overtaken.stage(lambda *_: changes("+x", "+y"))
-        winner.enforce(staged)
-        winner.landed(0, [])
-        winner.flush()
-        with pytest.raises(LedgerError, match="took over"):
-            overtaken.enforce(stale)
-        overtaken.discard(stale)
-        assert list(loaded().known()) == vip("a", "b")
 
 
 # Damage
@@ -499,7 +379,7 @@ def worn(open_ledger, commit, tmp_path):
     return open_ledger(tmp_path / "worn").folder, read
 
 
-IN_FORCE = ["manifest.json", "00000002/acks-*.json", "00000002/members*.gz", "00000002/plan-*.gz"]
+IN_FORCE = ["manifest-*.json", "00000002-*/acks-*.json", "00000002-*/members*.gz", "00000002-*/plan-*.gz"]
 
 
 @pytest.mark.parametrize("pattern", IN_FORCE)
@@ -583,10 +463,10 @@ def interrupt(_):
 def test_an_interrupted_write_leaves_what_was_there(state):
     path = state / "folder" / "file"
     storage.write_bytes(path, b"old")
-    with pytest.raises(KeyboardInterrupt), storage._replacing(path) as file:
+    with pytest.raises(KeyboardInterrupt), storage.replacing(path) as file:
         interrupt(file.write(b"n" * 100_000))
-    with pytest.raises(KeyboardInterrupt), storage.writing_lines(state / "folder" / "new") as writer:
-        interrupt(writer.text.write("line\n" * 100_000))
+    with pytest.raises(KeyboardInterrupt), packed.writing_lines(state / "folder" / "new") as writer:
+        interrupt(writer.write("line\n" * 100_000))
     assert path.read_bytes() == b"old"
     assert [each.name for each in (state / "folder").iterdir()] == ["file"]
 
@@ -594,7 +474,7 @@ def test_an_interrupted_write_leaves_what_was_there(state):
 def test_an_interrupted_upload_in_parts_leaves_nothing(s3):
     path = s3 / "parts"
     path.fs.default_block_size = 5 << 20
-    with pytest.raises(KeyboardInterrupt), storage._replacing(path) as file:
+    with pytest.raises(KeyboardInterrupt), storage.replacing(path) as file:
         interrupt([file.write(b"x" * (5 << 20)) for _ in range(4)])
     assert not path.exists()
     assert not path.fs.call_s3("list_multipart_uploads", Bucket="ledgers").get("Uploads")

@@ -194,7 +194,7 @@ def test_a_null_audience_is_refused_before_the_first_request(
     assert "customer" not in str(error.value)
     assert calls() == 0
     assert not talon.audiences()
-    assert not list(state.rglob("manifest.json"))
+    assert not list(state.rglob("manifest-*.json"))
 
 
 def test_an_empty_audience_is_a_rejected_record(warehouse, talon, mirror_many):

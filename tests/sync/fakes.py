@@ -125,6 +125,13 @@ class Storage:
             raise FileNotFoundError(name)
         return self.objects[name]
 
+    def ls(self, name, detail):
+        """List a folder with one request, as fsspec does."""
+        self.process.step(reads=True)
+        self.before_effect("list", name)
+        below = {each.removeprefix(f"{name}/") for each in self.objects if each.startswith(f"{name}/")}
+        return sorted({f"{name}/{each.split('/')[0]}" for each in below})
+
     def cat_file(self, name):
         """Read an object with one request, as fsspec does."""
         return self.get(name)
@@ -179,11 +186,6 @@ class StoredPath:
 
     def unlink(self):
         self._storage.delete(self._path)
-
-    def iterdir(self):
-        prefix = f"{self._path}/"
-        below = [name for name in self._storage.objects if name.startswith(prefix)]
-        return [self / name for name in sorted({each.removeprefix(prefix).split("/")[0] for each in below})]
 
 
 class _Upload:

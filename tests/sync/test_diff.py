@@ -15,9 +15,9 @@ from airflow_provider_talon_cdp.sync.diff import (
     PlanCounts,
     diff,
     externally_sorted,
-    fold,
     members,
 )
+from airflow_provider_talon_cdp.sync.fold import fold
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3)
 IDS |= st.text("\\\t\n\r\0\u2028\x85 aA\uffff😀", min_size=1, max_size=3)

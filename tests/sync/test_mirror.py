@@ -17,7 +17,6 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedRecordsError,
     TransientError,
 )
-from airflow_provider_talon_cdp.ledgers import files
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync import mirror as mirror_module
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
@@ -42,6 +41,8 @@ class Cursor:
 class Sync:
     """A ledger, a Talon.One, and mirrors between them."""
 
+    ahead = 64
+
     def __init__(self):
         self.storage = Storage()
         self.talon = FakeTalon()
@@ -49,7 +50,9 @@ class Sync:
         self.cursor = Cursor()
 
     def ledger(self):
-        return FilesLedger(self.storage.folder(), deployment_host="acme.talon.one", base_url="u", name="x")
+        return FilesLedger(
+            self.storage.folder(), deployment_host="acme.talon.one", base_url="u", name="x", ahead=self.ahead
+        )
 
     @property
     def ledger_version(self):
@@ -549,10 +552,8 @@ def test_a_record_that_is_refused_while_resuming_and_again_counts_once_and_has_o
     assert sync.cursor.version == 0
 
 
-def test_a_record_that_is_refused_while_resuming_and_then_has_left_the_source_is_not_forgotten(
-    sync, monkeypatch
-):
-    monkeypatch.setattr(files, "AHEAD", 1)
+def test_a_record_that_is_refused_while_resuming_and_then_has_left_the_source_is_not_forgotten(sync):
+    sync.ahead = 1
     stopped(sync, numbers(5000))
     sync.talon.bad = {"004000", "004001"}
     report = sync.run(numbers(4001), retry=True, max_rejected=None)
@@ -577,8 +578,8 @@ def test_a_record_that_is_refused_while_resuming_and_then_accepted_is_no_rejecti
     assert len(sync.talon.members) == 5000
 
 
-def test_a_source_that_is_not_sorted_does_not_change_what_counts_as_refused_again(sync, monkeypatch):
-    monkeypatch.setattr(files, "AHEAD", 1)
+def test_a_source_that_is_not_sorted_does_not_change_what_counts_as_refused_again(sync):
+    sync.ahead = 1
     sync.run(numbers(9000))
     stopped(sync, numbers(4000, 9000), after=1)
     # A removal is refused, and then the member is wanted again; what is read before the order is seen to be wrong asks
@@ -609,7 +610,7 @@ def test_a_run_that_loses_its_lock_stops_at_the_next_note(sync, monkeypatch):
 
         async def __call__(self, entries):
             if not self.requests:
-                sync.ledger().lock.write("other")
+                sync.ledger().lock.take("task")
             self.requests += 1
             await sender(entries)
 

@@ -81,6 +81,7 @@ class Run:
         in_flight: Requests in flight.
         ahead: Batches noted ahead of their departure.
         flushes: Whether each landing is made durable at once.
+        layers: Whether the ledger keeps plans on top of its members, however many changes they have.
         seed: Of delays and order.
     """
 
@@ -97,6 +98,7 @@ class Run:
     in_flight: int = 2
     ahead: int = 2
     flushes: bool = True
+    layers: bool = False
     seed: int = 0
 
 
@@ -115,6 +117,7 @@ RUNS = st.builds(
     in_flight=st.integers(1, 4),
     ahead=st.integers(1, 4),
     flushes=st.booleans(),
+    layers=st.booleans(),
     seed=st.integers(0, 9999),
 )
 
@@ -167,13 +170,17 @@ class History:
         self.deleted = set()
         self.steps = 0
 
-    def ledger(self):
+    def ledger(self, **options):
         return FilesLedger(
             self.storage.folder(),
             deployment_host="acme.talon.one",
             base_url="https://integration.talon.one",
             name="sync:all",
+            batch=LIMIT,
+            part=2 * LIMIT,
             clock=lambda: self.now,
+            sleep=lambda _: None,
+            **options,
         )
 
     def member(self, indices):
@@ -196,7 +203,7 @@ class History:
     def mirror(self, run):
         process = self.process = Process(run.dies_at)
         self.storage.process = self.cursor.process = process
-        ledger, guard = self.ledger(), WatchedGuard()
+        ledger, guard = self.ledger(ahead=run.ahead), WatchedGuard()
         resumes = self.cursor.version > 0
         sender = Sender(
             self.world,
@@ -219,10 +226,8 @@ class History:
         )
         report, ending = None, "green"
         with pytest.MonkeyPatch.context() as patch:
-            for module in (files, mirror_module):
-                patch.setattr(module, "MAX_CHANGES", LIMIT)
-            patch.setattr(files, "PART", 2 * LIMIT)
-            patch.setattr(files, "AHEAD", run.ahead)
+            patch.setattr(mirror_module, "MAX_CHANGES", LIMIT)
+            patch.setattr(files, "_SHARE", 0 if run.layers else 8)
             patch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
             if run.rehearses:
                 self.rehearse(mirror)

@@ -84,6 +84,7 @@ class Run:
         in_flight: Flights at once.
         ahead: Batches noted ahead of their departure.
         flushes: Whether each landing is made durable at once.
+        layers: Whether the ledger keeps plans on top of its members, however many changes they have.
         seed: Of delays and order.
     """
 
@@ -104,6 +105,7 @@ class Run:
     in_flight: int = 2
     ahead: int = 2
     flushes: bool = True
+    layers: bool = False
     seed: int = 0
 
 
@@ -128,6 +130,7 @@ RUNS = st.builds(
     in_flight=st.integers(1, 4),
     ahead=st.integers(1, 4),
     flushes=st.booleans(),
+    layers=st.booleans(),
     seed=st.integers(0, 9999),
 )
 
@@ -154,7 +157,7 @@ class History:
         self.now = 1_000_000.0
         self.instance = 0
 
-    def ledger(self):
+    def ledger(self, **options):
         return FilesLedger(
             self.storage.folder(),
             deployment_host="acme.talon.one",
@@ -162,7 +165,10 @@ class History:
             name="profiles:people",
             one_per_profile=True,
             batch=BATCH,
+            part=2 * BATCH,
             clock=lambda: self.now,
+            sleep=lambda _: None,
+            **options,
         )
 
     def play(self, run):
@@ -185,7 +191,7 @@ class History:
         self.sender = ProfileSender(self.world, process, lambda: guard.passed, run.faults, run.seed)
         mirror = Mirror(
             source=lambda: iter(self.rows(run)),
-            ledger=self.ledger(),
+            ledger=self.ledger(ahead=run.ahead),
             guard=guard,
             sender=lambda: opened(self.sender),
             kind=Attributes(
@@ -196,8 +202,7 @@ class History:
         report, ending = None, "green"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(profile_push, "BATCH", BATCH)
-            patch.setattr(files, "PART", 2 * BATCH)
-            patch.setattr(files, "AHEAD", run.ahead)
+            patch.setattr(files, "_SHARE", 0 if run.layers else 8)
             patch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
             try:
                 report = mirror.run(f"task/{self.instance}")
