@@ -203,6 +203,8 @@ def _tls_server(authority, *, client_certificate):
     if client_certificate:
         context.load_verify_locations(authority.ca)
         context.verify_mode = ssl.CERT_REQUIRED
+        # In TLS 1.3 the client sends its request before it can know, and may see a reset instead of the alert.
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
     # Handshakes happen in the thread of each connection, not in the one that accepts.
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     return _serving(server, served)
