@@ -157,12 +157,13 @@ def _parse_list(name: str, text: str) -> list[Any]:
     return value
 
 
-def check_sync_limits(*, max_rejected: object, in_flight: object) -> None:
+def check_sync_limits(*, max_rejected: object, in_flight: object, workers: object = 1) -> None:
     """Refuse numbers that no sync can run with."""
     if max_rejected is not None and (not _is_count(max_rejected) or max_rejected < 0):
         raise InvalidInputError(f"max_rejected must be an integer >= 0 or None, but is {max_rejected!r}.")
-    if not _is_count(in_flight) or in_flight < 1:
-        raise InvalidInputError(f"in_flight must be an integer >= 1, but is {in_flight!r}.")
+    for name, number in (("in_flight", in_flight), ("workers", workers)):
+        if not _is_count(number) or number < 1:
+            raise InvalidInputError(f"{name} must be an integer >= 1, but is {number!r}.")
 
 
 def _is_count(value: object) -> TypeGuard[int]:

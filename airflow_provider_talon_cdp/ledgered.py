@@ -15,6 +15,8 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync.guard import Guard, OnEmpty
+from airflow_provider_talon_cdp.sync.mirror import Mirror
+from airflow_provider_talon_cdp.sync.resume import Cursor
 
 
 class LedgerOperator(BaseOperator):
@@ -100,11 +102,17 @@ class LedgerOperator(BaseOperator):
 
     def state_folder(self) -> ObjectStoragePath:
         """Return the folder of the ledgers."""
+        return storage("state URI", self.where_state_is())
+
+    def where_state_is(self) -> str:
+        """Return the URI of the folder of the ledgers."""
         home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
-        uri = (
-            self.state_uri or conf.get("talon_cdp", "state_uri", fallback=None) or f"file://{home}/talon_cdp"
-        )
-        return storage("state URI", uri)
+        configured: str | None = conf.get("talon_cdp", "state_uri", fallback=None)
+        return self.state_uri or configured or f"file://{home}/talon_cdp"
+
+    def run_mirror(self, mirror: Mirror, owner: str, cursor: Cursor | None = None) -> dict[str, Any]:
+        """Plan and send, and return the report."""
+        return mirror.run(owner, cursor).summary()
 
     def run_owner(self, context: Context) -> str:
         """Name the task instance; its retry has the same name."""

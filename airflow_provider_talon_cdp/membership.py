@@ -135,7 +135,6 @@ class MembershipOperator(LedgerOperator):
             in_flight=self.in_flight,
             max_rejected=self.max_rejected,
         )
-        self.log.info("Ledger: %s", ledger.folder)
         if as_bool("dry_run", self.is_dry_run):
             with TemporaryDirectory(prefix="talon-cdp-") as scratch:
                 rehearsed = self._rehearse(ledger, ledger_of(Path(scratch)))
@@ -145,7 +144,7 @@ class MembershipOperator(LedgerOperator):
             ledger.load()
             if not ledger.version:
                 self._adopt(ledger, owner)
-        return mirror.run(owner, task_cursor(context, self._input(ledger))).summary()
+        return self.run_mirror(mirror, owner, task_cursor(context, self._input(ledger)))
 
     def _input(self, ledger: FilesLedger) -> list[Any]:
         """All that a plan comes from, but for the data."""

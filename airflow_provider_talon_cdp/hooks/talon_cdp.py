@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from functools import cached_property
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
@@ -216,18 +217,24 @@ class TalonCdpHook(HttpHook):
         )
 
     def members_sender(
-        self, *, audience_id_type: AudienceIdType = "external", in_flight: int = 64
+        self, *, audience_id_type: AudienceIdType = "external", in_flight: int = 64, senders: int = 1
     ) -> AbstractAsyncContextManager[MembersSender]:
         """Open a paced sender for bulk membership changes.
 
         Args:
             audience_id_type: ``external`` (strings) or ``internal`` (integers).
             in_flight: Requests in flight at the most.
+            senders: How many send at once, each at its share of the connection's rate.
         """
-        return self._opened(lambda client: MembersSender(client, audience_id_type), in_flight)
+        return self._opened(lambda client: MembersSender(client, audience_id_type), in_flight, senders)
 
     def attributes_sender(
-        self, *, run_rule_engine: bool = False, skip_unknown_attributes: bool = False, in_flight: int = 64
+        self,
+        *,
+        run_rule_engine: bool = False,
+        skip_unknown_attributes: bool = False,
+        in_flight: int = 64,
+        senders: int = 1,
     ) -> AbstractAsyncContextManager[AttributesSender]:
         """Open a paced sender for attributes of many profiles.
 
@@ -235,9 +242,10 @@ class TalonCdpHook(HttpHook):
             run_rule_engine: Run Talon.One's rules for each profile.
             skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there.
             in_flight: Requests in flight at the most.
+            senders: How many send at once, each at its share of the connection's rate.
         """
         how = {"run_rule_engine": run_rule_engine, "skip_unknown_attributes": skip_unknown_attributes}
-        return self._opened(lambda client: AttributesSender(client, **how), in_flight)
+        return self._opened(lambda client: AttributesSender(client, **how), in_flight, senders)
 
     def attributes_encoder(
         self, types: Mapping[str, AttributeType], *, skip_nulls: bool
@@ -251,10 +259,10 @@ class TalonCdpHook(HttpHook):
         return AttributesEncoder(types=types, zone=self.settings.zone, skip_nulls=skip_nulls)
 
     def _opened(
-        self, make: Callable[[AsyncTalonCdpClient], S], in_flight: int
+        self, make: Callable[[AsyncTalonCdpClient], S], in_flight: int, senders: int = 1
     ) -> AbstractAsyncContextManager[S]:
         # Airflow looks connections up here, before any event loop runs.
-        settings = self.settings
+        settings = replace(self.settings, requests_per_second=self.settings.requests_per_second / senders)
         with self.get_conn() as session:
             transport = Transport.of(session, settings.base_url)
 

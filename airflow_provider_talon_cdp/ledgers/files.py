@@ -5,7 +5,7 @@ STATE_URI/<deployment host>/<name>/
     manifest-TURN-VERSION-RUN.json    which files below are in force, with their checksums; the last by name counts
     locks/                            who is at work; see ``lock``
     00000007-RUN/members.tsv.gz       sorted lines: profile ID, audience ID
-    00000007-RUN/plan-00000.tsv.gz    sorted lines: add or remove, profile ID, audience ID; 100,000 a part
+    00000007-RUN/plan-00000.tsv.gz    sorted lines: add or remove, profile ID, audience ID; 100,000 or so a part
     00000007-RUN/acks-00000-RUN.json  what became of that part's batches of 1000 changes; see ``acks``
     00000007-RUN/suspects-RUN.json    audiences that Talon.One may have lost
     dead-letters/<time>-RUN/00000.ndjson
@@ -43,14 +43,10 @@ from airflow_provider_talon_cdp.ledgers.manifest import Manifest
 from airflow_provider_talon_cdp.ledgers.naming import ledger_folder
 from airflow_provider_talon_cdp.ledgers.packed import writing_lines
 from airflow_provider_talon_cdp.ledgers.plan import Plan, write_plan
-from airflow_provider_talon_cdp.ledgers.pushing import Pushing
+from airflow_provider_talon_cdp.ledgers.pushing import Pushing, write_suspects
 from airflow_provider_talon_cdp.ledgers.reader import LedgerReader
 from airflow_provider_talon_cdp.ledgers.snapshot import Snapshot
-from airflow_provider_talon_cdp.ledgers.storage import (
-    Folder,
-    remove_folder,
-    write_json,
-)
+from airflow_provider_talon_cdp.ledgers.storage import Folder, remove_folder
 from airflow_provider_talon_cdp.sync.changes import Batch, Record
 from airflow_provider_talon_cdp.sync.diff import PlanCounts, externally_sorted, members
 from airflow_provider_talon_cdp.sync.ledger import Planner, StagedPlan
@@ -75,7 +71,7 @@ class FilesLedger(LedgerReader):
             acknowledgement puts a doubt on the profile's fingerprint, which stays until another change of it is
             acknowledged; so ``uncertain`` has nothing to add. Such a ledger has a folder of its own.
         batch: Changes in a batch of a new plan.
-        part: Changes in a part of a new plan, which is as many whole batches as hold them.
+        part: Changes in a part of a new plan, which is as many whole batches as hold them, and the rest of the last profile.
         ahead: Batches that may leave before the next note of it: a killed run's changes in them are sent again.
         clock: Seconds since the epoch.
         sleep: Waits for so many seconds.
@@ -139,8 +135,7 @@ class FilesLedger(LedgerReader):
         self._suspected |= frozenset(audiences)
         # Of a ledger without a version there are no members.
         if self.version:
-            path = self.folder / self.plan / f"suspects-{self.run}.json"
-            write_json(path, sorted(self._suspected))
+            write_suspects(self.folder, self.plan, self.run, self._suspected)
         self.lock.refuse_lost()
 
     def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
@@ -173,7 +168,6 @@ class FilesLedger(LedgerReader):
     def enforce(
         self,
         staged: StagedPlan,
-        rejected: Mapping[str, int] | None = None,
         *,
         names: Iterable[str] = (),
         handed_over: bool = False,
@@ -182,7 +176,6 @@ class FilesLedger(LedgerReader):
 
         Args:
             staged: The plan.
-            rejected: Records that it leaves out because they cannot be sent, by reason.
             names: All attribute names that its fingerprints refer to: those of before, and after them new ones.
             handed_over: Whether other processes push it, so that the ledger stays in use when this one ends.
         """
@@ -199,7 +192,6 @@ class FilesLedger(LedgerReader):
             since=staged.since,
             plan=replace(plan, acks=tuple(acks)),
             letters=self._letters_name,
-            rejected=dict(rejected or {}),
             names=tuple(names),
         )
         self.put_in_force(self.manifest.followed_by(manifest, self._keep))

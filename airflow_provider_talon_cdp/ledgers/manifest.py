@@ -44,7 +44,6 @@ class Manifest:
         since: Plans whose acknowledged changes come on top of these members, the oldest first; all are over.
         plan: The plan that starts from there.
         letters: Name of the folder for dead letters of its plan.
-        rejected: Records that the plan leaves out because they cannot be sent, by reason.
         names: Attribute names to which the fingerprints of profiles refer by number; never fewer than before.
         history: Versions before it, the newest first: the folders and files to keep of them.
     """
@@ -56,7 +55,6 @@ class Manifest:
     since: tuple[Plan, ...] = ()
     plan: Plan = field(default_factory=Plan)
     letters: str = ""
-    rejected: Mapping[str, int] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
 

@@ -62,7 +62,7 @@ def write_plan(ledger: Folder, folder: str, changes: Iterable[Change], size: int
         ledger: The ledger's folder.
         folder: Name of the plan's folder in it.
         changes: The plan.
-        size: Changes in a part; the last one may have fewer.
+        size: Changes in a part; the last one may have fewer, and one may have more so that a profile is in one part only.
     """
     parts: list[File] = []
     for number, blocks in groupby(_cut(changes, size), key=itemgetter(0)):
@@ -102,14 +102,29 @@ def read_part(ledger: Folder, part: File, size: int) -> Iterator[Columns]:
 
 
 def _cut(changes: Iterable[Change], size: int) -> Iterator[tuple[int, Block]]:
-    """Cut a plan where its parts end; yield the number of the part with each block."""
-    before = 0
+    """Cut a plan where its parts end, between two profiles; yield the number of the part with each block."""
+    part = written = 0
+    last = ""
     for block in blocks_of_changes(changes):
         start = 0
-        while keys := block.keys[start : start + size - before % size]:
-            yield before // size, block._replace(keys=keys)
-            before += len(keys)
-            start += len(keys)
+        while start < len(block.keys):
+            end = min(start + max(size - written, 0), len(block.keys))
+            while end < len(block.keys) and _profile(block, end) == (
+                _profile(block, end - 1) if end else last
+            ):
+                end += 1
+            if end > start:
+                yield part, block._replace(keys=block.keys[start:end])
+                written += end - start
+                last = _profile(block, end - 1)
+                start = end
+            if start < len(block.keys):
+                part, written = part + 1, 0
+
+
+def _profile(block: Block, at: int) -> str:
+    key: str | tuple[str, str] = block.keys[at]
+    return key if isinstance(key, str) else key[0]
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -11,7 +11,8 @@ from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.ledgers.letters import DeadLetters
 from airflow_provider_talon_cdp.ledgers.lock import Lock
 from airflow_provider_talon_cdp.ledgers.plan import Plan, read_part
-from airflow_provider_talon_cdp.ledgers.storage import Folder
+from airflow_provider_talon_cdp.ledgers.progress import Progress
+from airflow_provider_talon_cdp.ledgers.storage import Folder, write_json
 from airflow_provider_talon_cdp.sync.changes import Batch
 
 
@@ -56,6 +57,8 @@ class Pushing:
         self._firsts: list[int] = []
         self.left = 0
         """How many batches are left."""
+        self.changes = 0
+        """How many changes these have."""
         self._left_of: Counter[int] = Counter()
         for part in known:
             first, end = self._part_starts[part : part + 2]
@@ -64,6 +67,7 @@ class Pushing:
                 self._firsts.append(first + gap)
                 self.left += stop - gap
                 self._left_of[part] += stop - gap
+            self.changes += Progress.of(plan.parts[part].lines, plan.batch, known[part]).open
 
     def batches(self) -> Generator[Batch, None, None]:
         """Yield the batches that are left, in order."""
@@ -102,6 +106,10 @@ class Pushing:
         """Note a dead letter; ``flush`` makes it durable."""
         self._letters.add(record)
 
+    def suspect(self, audiences: Iterable[str]) -> None:
+        """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
+        write_suspects(self._folder, self._plan.folder, self._run, audiences)
+
     def flush(self) -> None:
         """Write what was noted; dead letters first, so that no refusal is recorded without its letter.
 
@@ -133,3 +141,8 @@ class Pushing:
         number = self._firsts[at] + batch - self._starts[at]
         part = bisect_right(self._part_starts, number) - 1
         return part, number - self._part_starts[part]
+
+
+def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> None:
+    """Note beside a plan that Talon.One may have lost the members of audiences."""
+    write_json(folder / plan / f"suspects-{run}.json", sorted(audiences))

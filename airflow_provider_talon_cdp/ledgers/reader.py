@@ -42,9 +42,14 @@ class LedgerReader:
         self.folder = folder
         self.identity = identity
         self.manifest = Manifest()
-        self._one_per_profile = one_per_profile
+        self.one_per_profile = one_per_profile
         self._suspected: frozenset[str] = frozenset()
         self._acks: list[Acks] | None = []
+
+    @property
+    def place(self) -> str:
+        """The ledger's folder."""
+        return str(self.folder)
 
     @property
     def version(self) -> int:
@@ -111,13 +116,13 @@ class LedgerReader:
         members = Folded(
             read_members(self.folder, self.manifest.members),
             [Changes(self._made_of(*plan)) for plan in plans],
-            one_per_profile=self._one_per_profile,
+            one_per_profile=self.one_per_profile,
         )
         return _without(members, forget) if forget else members
 
     def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
         """Memberships that a request may have changed without an acknowledgement, sorted."""
-        if self._one_per_profile:
+        if self.one_per_profile:
             return
         doubts = (
             (change.profile_id, str(change.audience_id))
@@ -159,11 +164,11 @@ class LedgerReader:
         return any(map(self._has_moved, self.acks))
 
     def _has_moved(self, acks: Acks) -> bool:
-        return bool(acks.landed or (self._one_per_profile and acks.may_have_left))
+        return bool(acks.landed or (self.one_per_profile and acks.may_have_left))
 
     def _made_of(self, plan: Plan, known: list[Acks]) -> Iterator[Block]:
         """What a plan has changed so far."""
-        made_of = made_of_profiles if self._one_per_profile else acknowledged
+        made_of = made_of_profiles if self.one_per_profile else acknowledged
         for part, acks in enumerate(known):
             if self._has_moved(acks):
                 yield from made_of(self._batches(plan, part), acks)

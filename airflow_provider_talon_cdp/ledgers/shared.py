@@ -1,4 +1,4 @@
-"""A plan that several processes push: one plans, each of the others pushes a part, and a last one looks whether all is in.
+"""A plan that several processes push: one plans, each of the others pushes some parts, and a last one looks whether all is in.
 
 The one that plans passes ``handed_over=True`` to ``enforce`` and ``ledger.plan`` and ``ledger.parts`` to the others. They
 may run at once or with pauses between them, on any machine that reaches the state URI. All have the same owner.
@@ -23,14 +23,15 @@ _NAMED = 10
 
 
 @contextmanager
-def pushing_part(ledger: FilesLedger, owner: str, plan: str, part: int) -> Iterator[Pushing]:
-    """Push one part of a plan that another process put in force; again, where an earlier try was killed.
+def pushing_parts(ledger: FilesLedger, owner: str, plan: str, parts: Sequence[int]) -> Iterator[Pushing]:
+    """Push some parts of a plan that another process put in force; again, where an earlier try was killed.
 
     Args:
         ledger: The ledger, opened by this process.
         owner: Who pushes; all processes of one sync have the same owner.
         plan: Which plan.
-        part: Number of the part, from 0.
+        parts: Numbers of the parts, from 0. Of two processes that push the same first part, the later one goes on, so each
+            part must always be in the same company.
 
     Raises:
         LedgerError: The plan is not in force any more, or somebody else is at work on it. Nothing was sent then.
@@ -38,17 +39,17 @@ def pushing_part(ledger: FilesLedger, owner: str, plan: str, part: int) -> Itera
     """
     ledger.load_manifest()
     _refuse_other(ledger, plan)
-    if not isinstance(part, int) or isinstance(part, bool) or not 0 <= part < ledger.parts:
-        raise InvalidInputError(f"part must be a number from 0 to {ledger.parts - 1}, but is {part!r}.")
-    # This process has no other lock than that of the part.
-    ledger.lock = Lock(ledger.folder, ledger.run, ledger.clock, ledger.sleep, part=part)
+    if not parts or not all(type(each) is int and 0 <= each < ledger.parts for each in parts):
+        raise InvalidInputError(f"Parts must be numbers from 0 to {ledger.parts - 1}, but are {parts!r}.")
+    # This process has no other lock than that of its parts.
+    ledger.lock = Lock(ledger.folder, ledger.run, ledger.clock, ledger.sleep, part=parts[0])
     with ledger.lock.held(owner):
         ledger.load_manifest()
         _refuse_other(ledger, plan)
         # Until the plan is committed, an end is a pause.
         ledger.lock.rests = True
-        letters = DeadLetters(_letters(ledger), prefix=f"{part:05}-{ledger.run}-")
-        yield ledger.pushing({part: ledger.acks_of(part)}, letters)
+        letters = DeadLetters(_letters(ledger), prefix=f"{parts[0]:05}-{ledger.run}-")
+        yield ledger.pushing({part: ledger.acks_of(part) for part in parts}, letters)
 
 
 def commit(ledger: FilesLedger, owner: str, plan: str) -> Outcome:
@@ -78,7 +79,6 @@ def commit(ledger: FilesLedger, owner: str, plan: str) -> Outcome:
             changes=ledger.manifest.plan.changes,
             acknowledged=sum(each.acknowledged for each in progress),
             refused=sum(each.refused for each in progress),
-            rejected=dict(ledger.manifest.rejected),
             dead_letters=str(_letters(ledger)) if names_in(_letters(ledger)) else None,
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from airflow_provider_talon_cdp.exceptions import RejectedError
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.changes import Batch, Change, Rejection
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
 from airflow_provider_talon_cdp.sync.fingerprints import Names
 from airflow_provider_talon_cdp.sync.ledger import Ledger
@@ -17,6 +17,7 @@ from airflow_provider_talon_cdp.sync.profile_push import (
     ProfileSender,
     one_by_one,
     profile_batches,
+    reread,
 )
 from airflow_provider_talon_cdp.sync.profiles import OnDuplicate, Profile, one_each, sorted_on_disk
 from airflow_provider_talon_cdp.sync.push import Deliver
@@ -51,6 +52,23 @@ class Attributes:
     def compare(self, ledger: Ledger, /) -> _Comparison:
         """Begin a plan."""
         return _Comparison(self, Names(ledger.names))
+
+    def reread(
+        self,
+        batches: Generator[Batch, None, None],
+        records: Iterable[Profile | Rejection],
+        names: Iterable[str],
+    ) -> Generator[ProfileBatch, None, None]:
+        """Find the attributes of a plan that another process made, in the source as it is now.
+
+        Args:
+            batches: Of the plan, or of parts of it.
+            records: The source; it is sorted on this worker's disk.
+            names: Attribute names that the ledger has beside the plan.
+        """
+        # What cannot be sent has been counted and buried by the process that planned.
+        profiles = one_each(self.sort(records), PlanCounts(), on_duplicate=self.on_duplicate)
+        return reread(batches, profiles, Names(names))
 
     def describe(self, counts: PlanCounts) -> str:
         """Say what a plan does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -41,19 +41,22 @@ class Outcome:
         changes: How many it had.
         acknowledged: Those that Talon.One took.
         refused: Those that Talon.One refused; with the ones before, they are all.
-        rejected: Records that the plan left out because they cannot be sent, by reason.
-        dead_letters: Where the refused ones and the rejected ones are, or None when there are none.
+        dead_letters: Where those are and the records that the plan left out, or None when there are none.
     """
 
     changes: int
     acknowledged: int
     refused: int
-    rejected: Mapping[str, int]
     dead_letters: str | None
 
 
 class Ledger(Protocol):
     """One audience, or the audiences of one sync, on one deployment behind one API base."""
+
+    @property
+    def place(self) -> str:
+        """Where it is."""
+        ...
 
     @property
     def version(self) -> int:
@@ -107,15 +110,13 @@ class Ledger(Protocol):
         """Names that were given to ``enforce`` for the plan in force."""
         ...
 
-    def enforce(
-        self, staged: StagedPlan, rejected: Mapping[str, int] | None = None, *, names: Iterable[str] = ()
-    ) -> None:
+    def enforce(self, staged: StagedPlan, *, names: Iterable[str] = (), handed_over: bool = False) -> None:
         """Put a staged plan in force; from here on a crash resumes it.
 
         Args:
             staged: The plan.
-            rejected: Records that it leaves out because they cannot be sent, by reason.
             names: Names that its changes refer to by number: those of before, and after them new ones.
+            handed_over: Whether other processes push it, so that the ledger stays in use when this one ends.
         """
         ...
 

@@ -8,25 +8,21 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from airflow_provider_talon_cdp.exceptions import GuardError, NotFoundError, RejectedError
+from airflow_provider_talon_cdp.exceptions import GuardError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
-from airflow_provider_talon_cdp.sync.changes import Change
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.kind import Kind, Travelling
 from airflow_provider_talon_cdp.sync.ledger import Ledger, StagedPlan
 from airflow_provider_talon_cdp.sync.memberships import Memberships
-from airflow_provider_talon_cdp.sync.plan import Letters, Planned, Source, now, plan, report_of
-from airflow_provider_talon_cdp.sync.push import Flight
+from airflow_provider_talon_cdp.sync.plan import Letters, Planned, Source, plan, report_of
+from airflow_provider_talon_cdp.sync.push_plan import push_plan
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 from airflow_provider_talon_cdp.sync.resume import Cursor, Earlier, counted
-from airflow_provider_talon_cdp.sync.run import Metered, fail_if_rejected, send_all
+from airflow_provider_talon_cdp.sync.run import Metered, fail_if_rejected
 
 log = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_FLUSHES = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +81,35 @@ class Mirror:
             log.warning("%s: %s %s", reason, f"{count:,}", self.kind.noun)
         fail_if_rejected(report, self.max_rejected)
         return report
+
+    def hand_over(self, owner: str) -> SyncReport:
+        """Plan, guard and record, for other processes to push; in the report, what they have to send is unsent.
+
+        Args:
+            owner: Who runs this; those that push have the same owner.
+
+        Returns:
+            The counts of the plan. When nothing is to be sent, ``unsent`` is 0 and no plan was put in force.
+
+        Raises:
+            GuardError: The plan is beyond the limits; nothing was recorded.
+            LedgerError: The ledger is in use, damaged, or cannot be written.
+        """
+        began = time.monotonic()
+        with self.ledger.locked(owner):
+            planned, passed = self._prepare(Earlier())
+            if passed and planned.counts.changes:
+                self.ledger.enforce(planned.staged, names=planned.comparison.names, handed_over=True)
+                report = report_of(planned.counts)
+            else:
+                report = self._leave(planned, passed=passed)
+            self.ledger.flush()
+            return replace(
+                report,
+                seconds=time.monotonic() - began,
+                dead_letters=self.ledger.dead_letters,
+                ledger_version=self.ledger.version,
+            )
 
     def dry_run(self, requests_per_second: float) -> SyncReport:
         """Plan and guard, and send and record nothing.
@@ -159,14 +184,7 @@ class Mirror:
 
     def _sync(self, cursor: Cursor | None, earlier: Earlier) -> SyncReport:
         """Plan the source as it is now, and send what the guard lets pass."""
-        planned, passed = self._plan(earlier)
-        if passed and planned.counts.changes:
-            created = self._created(planned.counts, earlier.lost)
-            if lost := [each for each in created if planned.counts.known[each]]:
-                # The ledger's members of an audience that had to be created are gone: they were deleted with it.
-                self._discard_lost(planned.staged, lost)
-                planned, passed = self._plan(replace(earlier, lost=[*earlier.lost, *lost]))
-        self._bury(planned.letters)
+        planned, passed = self._prepare(earlier)
         counts = planned.counts
         if passed and counts.changes:
             self._enforce(planned.staged, cursor, planned.comparison.names)
@@ -176,13 +194,29 @@ class Mirror:
 
             batches = planned.comparison.batches(self.ledger)
             return report(self._push(batches, counts, lambda member: member not in earlier.refused, report))
+        return earlier.joined(self._leave(planned, passed=passed))
+
+    def _prepare(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
+        """Plan, ask the guard, create the audiences that the plan needs, and write the letters of what it leaves out."""
+        planned, passed = self._plan(earlier)
+        if passed and planned.counts.changes:
+            created = self._created(planned.counts, earlier.lost)
+            if lost := [each for each in created if planned.counts.known[each]]:
+                # The ledger's members of an audience that had to be created are gone: they were deleted with it.
+                self._discard_lost(planned.staged, lost)
+                planned, passed = self._plan(replace(earlier, lost=[*earlier.lost, *lost]))
+        self._bury(planned.letters)
+        return planned, passed
+
+    def _leave(self, planned: Planned[StagedPlan], *, passed: bool) -> SyncReport:
+        """End without sending."""
         self.ledger.discard(planned.staged)
         self.ledger.flush()
         if not passed:
             log.warning(
                 "The source has nothing that could be sent, and on_empty is 'skip': its plan was not sent."
             )
-        return earlier.joined(report_of(counts))
+        return report_of(planned.counts)
 
     def _plan(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
         """Plan, and ask the guard whether to send that."""
@@ -237,60 +271,15 @@ class Mirror:
         needs_letter: Callable[[Member], bool],
         report: Callable[[Tally], SyncReport],
     ) -> Tally:
-        """Send the plan in force.
-
-        Args:
-            batches: Of the plan.
-            counts: Of the plan.
-            needs_letter: Asked of each refused member.
-            report: What to log when the push stops early.
-        """
-        tally = Tally()
-        began = flushed = time.monotonic()
-
-        def on_landed(flight: Flight[Travelling]) -> None:
-            nonlocal flushed
-            # Few flights have refusals, and only those need their changes one by one.
-            changes = flight.batch.changes if flight.refusals else ()
-            for position, error in flight.refusals:
-                change = changes[position]
-                if needs_letter((change.profile_id, str(change.audience_id))):
-                    self.ledger.reject(self._letter(change, error))
-            self.ledger.landed(flight.number, [refusal.position for refusal in flight.refusals])
-            if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
-                self.ledger.flush()
-                flushed = time.monotonic()
-
-        def progress() -> str:
-            rate = tally.sent / (time.monotonic() - began)
-            left = (counts.changes - tally.sent) / rate
-            return f"{tally.sent:,} of {counts.changes:,} sent, {rate:,.0f} a second, {left:,.0f} s left"
-
-        try:
-            send_all(
-                batches,
-                self.sender(),
-                self.kind.deliver,
-                tally,
-                in_flight=self.in_flight,
-                progress=progress,
-                report=lambda: report(tally),
-                on_leaving=self.ledger.leaving,
-                on_landed=on_landed,
-            )
-        except NotFoundError:
-            # Whoever deleted an audience may make it again by hand, without its members.
-            self.ledger.suspect(counts.audiences)
-            raise
-        finally:
-            self.ledger.flush()
-        return tally
-
-    def _letter(self, change: Change, error: RejectedError) -> dict[str, Any]:
-        return {
-            "time": now(),
-            "profile_id": change.profile_id,
-            **self.kind.letter(change, error),
-            "status": error.status,
-            "request_uuid": error.request_uuid,
-        }
+        """Send the plan in force; see ``push_plan``."""
+        return push_plan(
+            self.ledger,
+            batches,
+            counts.changes,
+            kind=self.kind,
+            sender=self.sender,
+            in_flight=self.in_flight,
+            needs_letter=needs_letter,
+            suspects=lambda: counts.audiences,
+            report=report,
+        )

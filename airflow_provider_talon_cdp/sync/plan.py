@@ -87,7 +87,7 @@ def plan(
             "The source is not sorted by bytes: its rows are read again and sorted on this worker's disk."
         )
         planned = _plan_once(source, kind.compare(ledger), consume, refused, kind.sort)
-    log.info("Plan: %s.", kind.describe(planned.counts))
+    log.info("Plan: %s. Ledger: %s", kind.describe(planned.counts), ledger.place)
     return planned
 
 

@@ -47,7 +47,7 @@ def diff_profiles(
             counts.known[PROFILES] += 1
             if clears:
                 counts.removals[PROFILES] += 1
-                write(_nulls(names.of(mask_of(line[1]))))
+                write(nulls(names.of(mask_of(line[1]))))
                 yield Change(*line, "remove")
             line = next(lines, None)
 
@@ -71,7 +71,8 @@ def diff_profiles(
     yield from missing(None)
 
 
-def _nulls(names: Iterable[str]) -> bytes:
+def nulls(names: Iterable[str]) -> bytes:
+    """Write what deletes attributes."""
     return json.dumps(dict.fromkeys(names)).encode()
 
 

@@ -9,14 +9,20 @@ from itertools import islice
 from typing import ClassVar, Protocol
 
 from airflow_provider_talon_cdp.exceptions import FatalError, NotFoundError, RejectedError, RequestError
-from airflow_provider_talon_cdp.sync.changes import Change
+from airflow_provider_talon_cdp.sync.changes import Batch, Change
+from airflow_provider_talon_cdp.sync.fingerprints import Names, digest_of, holds, mask_of
+from airflow_provider_talon_cdp.sync.profile_diff import nulls
+from airflow_provider_talon_cdp.sync.profiles import Profile
 from airflow_provider_talon_cdp.sync.push import Deliver, Flight
 from airflow_provider_talon_cdp.sync.reasons import reason_of, within
 from airflow_provider_talon_cdp.sync.report import Tally
 from airflow_provider_talon_cdp.sync.run import Metered
 
-BATCH = 20
+BATCH = 5
 """Profiles of one flight: so many are acknowledged together, and sent again after a kill."""
+
+CHANGED = "changed in the source since it was planned; the next run sends it"
+"""Why a profile of a plan is left out by a process that reads the source after the one that planned."""
 
 
 class ProfileSender(Metered, Protocol):
@@ -29,10 +35,15 @@ class ProfileSender(Metered, Protocol):
 
 @dataclass(frozen=True)
 class ProfileBatch:
-    """Profiles that one flight sends, and the attributes of each."""
+    """Profiles that one flight sends, and the attributes of each.
+
+    Args:
+        changes: The profiles, with their new fingerprints.
+        bodies: JSON of the attributes; None where the source has others now than those that were planned.
+    """
 
     changes: Sequence[Change]
-    bodies: Sequence[bytes]
+    bodies: Sequence[bytes | None]
 
     # A plan has each profile once.
     alone: ClassVar[bool] = True
@@ -56,6 +67,37 @@ def profile_batches(
             yield ProfileBatch([change for change, _ in batch], [body for _, body in batch])
 
 
+def reread(
+    batches: Generator[Batch, None, None], profiles: Iterable[Profile], names: Names
+) -> Generator[ProfileBatch, None, None]:
+    """Find the attributes of a plan, or of a part of it, in the source.
+
+    Args:
+        batches: Of the plan, sorted by profile.
+        profiles: The source, each profile once, sorted.
+        names: Attribute names that the fingerprints refer to.
+    """
+    rows = iter(profiles)
+    row = next(rows, None)
+
+    def body(change: Change) -> bytes | None:
+        nonlocal row
+        planned = str(change.audience_id)
+        if change.action == "remove":
+            return nulls(names.of(mask_of(planned)))
+        while row is not None and row.profile_id < change.profile_id:
+            row = next(rows, None)
+        if row is None or row.profile_id != change.profile_id or row.fault:
+            return None
+        # Whether unknown attributes are ignored makes no difference to what is sent.
+        is_same = holds(planned, digest_of(row.profile_id, row.attributes), partial=True)
+        return row.attributes if is_same else None
+
+    with closing(batches):
+        for batch in batches:
+            yield ProfileBatch(batch.changes, [body(change) for change in batch.changes])
+
+
 def one_by_one(send: ProfileSender, give_up_after: int | None) -> Deliver[ProfileBatch]:
     """Make a delivery of a sender.
 
@@ -68,6 +110,12 @@ def one_by_one(send: ProfileSender, give_up_after: int | None) -> Deliver[Profil
     async def deliver(flight: Flight[ProfileBatch]) -> None:
         batch = flight.batch
         for position, (change, body) in enumerate(zip(batch.changes, batch.bodies, strict=True)):
+            if body is None:
+                # The ledger must not say that Talon.One has what was planned, nor can it learn of anything else now.
+                flight.refused(
+                    position, RejectedError(f"A profile {CHANGED}.", method="PUT", path=""), CHANGED
+                )
+                continue
             try:
                 await send(change.profile_id, body)
             except NotFoundError as error:

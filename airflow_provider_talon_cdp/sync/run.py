@@ -138,16 +138,22 @@ def send_all(
     )
 
 
-def fail_if_rejected(report: SyncReport, max_rejected: int | None) -> None:
+def fail_if_rejected(report: SyncReport, max_rejected: int | None, *, excused: str | None = None) -> None:
     """Raise when more records were rejected than is put up with.
+
+    Args:
+        report: The counts.
+        max_rejected: How many are put up with; None for any number.
+        excused: A reason that does not count.
 
     Raises:
         RejectedRecordsError: They were.
     """
-    if max_rejected is None or report.rejected_total <= max_rejected:
+    rejected = sum(count for reason, count in report.rejected.items() if reason != excused)
+    if max_rejected is None or rejected <= max_rejected:
         return
     raise RejectedRecordsError(
-        f"{report.rejected_total:,} of {report.total:,} records were rejected and max_rejected is {max_rejected:,}; "
+        f"{rejected:,} of {report.total:,} records were rejected and max_rejected is {max_rejected:,}; "
         f"everything else was sent. {report}. Leave such records out of the source, or raise max_rejected.",
         report,
     )

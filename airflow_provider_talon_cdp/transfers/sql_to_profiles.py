@@ -142,22 +142,27 @@ class SqlToTalonProfilesOperator(LedgerOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream the query's rows to Talon.One."""
         hook = TalonCdpHook(self.talon_cdp_conn_id)
-        mirror = self._mirror(hook)
+        mirror = self.mirror(hook)
         if as_bool("dry_run", self.is_dry_run):
             return mirror.dry_run(hook.settings.requests_per_second).summary()
-        return mirror.run(self.run_owner(context)).summary()
+        return self.run_mirror(mirror, self.run_owner(context))
 
     def guard(self) -> Guard:
         """Return the guard that the arguments make."""
         return ProfileGuard(**dataclasses.asdict(super().guard()))
 
-    def _mirror(self, hook: TalonCdpHook) -> Mirror:
+    def mirror(self, hook: TalonCdpHook, *, senders: int = 1) -> Mirror:
+        """Return what keeps the attributes in step.
+
+        Args:
+            hook: The way to Talon.One.
+            senders: How many send at once, each at its share of the connection's rate.
+        """
         columns = self._columns()
         encode = hook.attributes_encoder(as_types("types", self.types), skip_nulls=self.nulls == "skip")
         source = sql_hook(self.sql_conn_id)
         name = profiles_ledger_name(self.ledger or f"{self.dag_id}.{self.task_id}")
         ledger = self.ledgers(hook, name, one_per_profile=True, batch=BATCH)(self.state_folder())
-        self.log.info("Ledger: %s", ledger.folder)
         return Mirror(
             source=lambda: read_profiles(source, self.sql, columns, encode, self.parameters),
             ledger=ledger,
@@ -166,16 +171,21 @@ class SqlToTalonProfilesOperator(LedgerOperator):
                 run_rule_engine=self.run_rule_engine,
                 skip_unknown_attributes=self.skip_unknown_attributes,
                 in_flight=self.in_flight,
+                senders=senders,
             ),
-            kind=Attributes(
-                sends_all=self.send == "all",
-                clears=self.on_missing == "clear",
-                partial=self.skip_unknown_attributes,
-                on_duplicate=self.on_duplicate,
-                give_up_after=self.give_up_after,
-            ),
+            kind=self.attributes_kind(),
             in_flight=self.in_flight,
             max_rejected=self.max_rejected,
+        )
+
+    def attributes_kind(self) -> Attributes:
+        """Return how attributes are compared and sent."""
+        return Attributes(
+            sends_all=self.send == "all",
+            clears=self.on_missing == "clear",
+            partial=self.skip_unknown_attributes,
+            on_duplicate=self.on_duplicate,
+            give_up_after=self.give_up_after,
         )
 
     def _columns(self) -> ProfileColumns:

@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "example_dags"
 def test_every_example_dag_loads_without_an_import_error(examples):
     assert examples.import_errors == {}
     assert set(examples.dags) == {
+        "talon_across_workers",
         "talon_audience_lifecycle",
         "talon_profile_update",
         "talon_warehouse_to_audiences",

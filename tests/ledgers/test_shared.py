@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.ledgers.lock import LOCK_LASTS
-from airflow_provider_talon_cdp.ledgers.shared import commit, pushing_part
+from airflow_provider_talon_cdp.ledgers.shared import commit, pushing_parts
 from airflow_provider_talon_cdp.ledgers.storage import names_in
+from airflow_provider_talon_cdp.sync.changes import Change
 from tests.ledgers.conftest import changes
 from tests.ledgers.test_crashes import deaths
 from tests.sync.fakes import KilledError, Process, Storage
@@ -41,11 +42,11 @@ def opened(open_ledger):
 def planned(opened):
     """Put a plan in force for others to push; which it is."""
 
-    def plan(*texts, owner="me", rejected=None):
+    def plan(*texts, owner="me"):
         ledger = opened()
         with ledger.locked(owner):
             staged = ledger.stage(lambda *_: changes(*texts))
-            ledger.enforce(staged, rejected, handed_over=True)
+            ledger.enforce(staged, handed_over=True)
         return ledger.plan
 
     return plan
@@ -57,7 +58,7 @@ def push(opened):
 
     def pushed(plan, part, *, batches=None, refused=None, owner="me"):
         sent = []
-        with pushing_part(opened(), owner, plan, part) as pushing:
+        with pushing_parts(opened(), owner, plan, [part]) as pushing:
             for number, batch in enumerate(pushing.batches()):
                 if batches is not None and number >= batches:
                     break
@@ -74,7 +75,7 @@ def push(opened):
 
 
 def test_parts_are_pushed_one_by_one_and_committed(planned, push, opened, loaded):
-    plan = planned(*TWELVE, rejected={"profile ID null": 3})
+    plan = planned(*TWELVE)
     assert loaded().parts == 3
     assert push(plan, 1) == [["04", "05"], ["06", "07"]]
     assert profiles(loaded()) == ["04", "05", "06", "07"]
@@ -83,7 +84,6 @@ def test_parts_are_pushed_one_by_one_and_committed(planned, push, opened, loaded
     outcome = commit(opened(), "me", plan)
     assert (outcome.changes, outcome.acknowledged, outcome.refused) == (12, 11, 1)
     assert outcome.changes == outcome.acknowledged + outcome.refused
-    assert outcome.rejected == {"profile ID null": 3}
     assert profiles(loaded()) == [text[1:] for text in TWELVE if text != "+02"]
     assert not list(loaded().unacknowledged())
     assert not names_in(loaded().folder / "locks")
@@ -151,7 +151,7 @@ def test_many_parts_that_are_not_in_are_named_in_part(planned, opened):
 
 def test_a_part_is_not_committed_while_it_is_pushed(planned, push, opened, loaded):
     plan = planned("+a", "+b")
-    with pushing_part(opened(), "me", plan, 0) as pushing:
+    with pushing_parts(opened(), "me", plan, [0]) as pushing:
         with pytest.raises(LedgerError, match="in use by me"):
             commit(opened(), "me", plan)
         pushing.leaving(0)
@@ -176,13 +176,13 @@ def test_a_part_of_a_plan_that_is_not_in_force_any_more_is_not_pushed(planned, p
 @pytest.mark.parametrize("part", [-1, 3, 1.0, "0", True, None])
 def test_a_part_that_the_plan_does_not_have_is_refused(planned, push, part):
     plan = planned(*TWELVE)
-    with pytest.raises(InvalidInputError, match=r"part must be a number from 0 to 2"):
+    with pytest.raises(InvalidInputError, match=r"Parts must be numbers from 0 to 2"):
         push(plan, part)
 
 
 def test_a_pusher_whose_plan_is_replaced_stops_at_its_next_note(planned, opened, loaded):
     plan = planned(*TWELVE)
-    with pushing_part(opened(), "me", plan, 0) as pushing:
+    with pushing_parts(opened(), "me", plan, [0]) as pushing:
         pushing.leaving(0)
         pushing.landed(0, [])
         # Somebody cleared the task that plans.
@@ -194,9 +194,9 @@ def test_a_pusher_whose_plan_is_replaced_stops_at_its_next_note(planned, opened,
 def test_the_pushers_of_one_part_take_over_from_one_another_and_none_forgets(planned, opened, loaded):
     """As when the scheduler believes a task dead and starts its next try beside it."""
     plan = planned("+a", "+b", "+c", "+d")
-    with pushing_part(opened(), "me", plan, 0) as zombie:
+    with pushing_parts(opened(), "me", plan, [0]) as zombie:
         zombie.leaving(0)
-        with pushing_part(opened(), "me", plan, 0) as retry:
+        with pushing_parts(opened(), "me", plan, [0]) as retry:
             retry.leaving(0)
             retry.landed(0, [1])
             retry.leaving(1)
@@ -211,7 +211,7 @@ def test_the_pushers_of_one_part_take_over_from_one_another_and_none_forgets(pla
 
 def test_a_refusal_is_uncertain_where_a_killed_pusher_may_have_sent_the_batch(planned, push, opened, loaded):
     plan = planned("+a", "+b", "+c", "+d")
-    killed = pushing_part(opened(), "me", plan, 0)
+    killed = pushing_parts(opened(), "me", plan, [0])
     killed.__enter__().leaving(0)
     push(plan, 0, refused={0: [1], 1: [0]})
     assert profiles(loaded()) == ["a", "d"]
@@ -262,7 +262,7 @@ def test_a_run_without_a_sign_of_life_is_planned_over(planned, push, clock, load
 
 def test_a_part_that_fails_keeps_the_ledger_for_its_retry(planned, opened, push, clock):
     plan = planned(*TWELVE, owner="run-1")
-    with pytest.raises(RuntimeError), pushing_part(opened(), "run-1", plan, 0):
+    with pytest.raises(RuntimeError), pushing_parts(opened(), "run-1", plan, [0]):
         raise RuntimeError
     with pytest.raises(LedgerError, match="in use by run-1"):
         planned("+x", owner="run-2")
@@ -279,9 +279,8 @@ def test_a_planner_that_puts_nothing_in_force_keeps_nobody_out(opened, planned):
 def test_an_audience_that_a_pusher_finds_missing_is_suspected_by_all(planned, opened, loaded, push):
     plan = planned("+a", "+b", "+c", "+d", "+e")
     push(plan, 0)
-    ledger = opened()
-    with pushing_part(ledger, "me", plan, 1):
-        ledger.suspect(["vip"])
+    with pushing_parts(opened(), "me", plan, [1]) as pushing:
+        pushing.suspect(["vip"])
     assert loaded().suspected == {"vip"}
     assert [profile for profile, _ in loaded().uncertain()] == ["a", "b", "c", "d"]
 
@@ -328,7 +327,7 @@ def plan_in(storage, owner="me"):
 
 
 def push_in(storage, plan, part, world, bad=()):
-    with pushing_part(ledger_in(storage), "me", plan, part) as pushing:
+    with pushing_parts(ledger_in(storage), "me", plan, [part]) as pushing:
         for number, batch in enumerate(pushing.batches()):
             pushing.leaving(number)
             storage.process.step()
@@ -409,3 +408,32 @@ def test_after_any_history_of_pushes_the_ledger_tells_the_truth(history):
         push_in(storage, plan, part, world)
     outcome = commit(ledger_in(storage), "me", plan)
     assert outcome.acknowledged + outcome.refused == 12
+
+
+def test_a_process_can_push_several_parts(planned, opened, loaded):
+    plan = planned(*TWELVE)
+    for parts in ([0, 2], [1]):
+        with pushing_parts(opened(), "me", plan, parts) as pushing:
+            assert pushing.changes == 4 * len(parts)
+            for number, _ in enumerate(pushing.batches()):
+                pushing.leaving(number)
+                pushing.landed(number, ())
+            pushing.flush()
+    assert commit(opened(), "me", plan).acknowledged == 12
+
+
+def test_no_profile_is_in_two_parts(opened):
+    plan = [Change(profile, audience, "add") for profile in ("a", "b", "c") for audience in ("1", "2", "3")]
+    ledger = opened()
+    with ledger.locked("me"):
+        ledger.enforce(ledger.stage(lambda *_: plan))
+    parts = [
+        {
+            change.profile_id
+            for batch in ledger._batches(ledger.manifest.plan, part)
+            for change in batch.changes()
+        }
+        for part in range(ledger.parts)
+    ]
+    assert parts == [{"a", "b"}, {"c"}]
+    assert list(ledger.changes()) == plan

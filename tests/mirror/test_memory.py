@@ -133,10 +133,10 @@ def test_ten_times_the_dead_letters_take_no_more_memory(measure):
 
 def test_three_times_the_profiles_take_no_more_memory(measure, record_property):
     """Fewer of them, as each is a request; the smaller number has all buffers nearly full."""
-    small, large = (measure(rows, ATTRIBUTES, "profiles") for rows in (30_000, 90_000))
-    assert (small["sent"], large["sent"]) == (30_000, 90_000)
+    small, large = (measure(rows, ATTRIBUTES, "profiles") for rows in (60_000, 180_000))
+    assert (small["sent"], large["sent"]) == (60_000, 180_000)
     record_property(
-        "KiB over the imports at 30,000 and 90,000 profiles", f"{small['grown']}, {large['grown']}"
+        "KiB over the imports at 60,000 and 180,000 profiles", f"{small['grown']}, {large['grown']}"
     )
     assert large["grown"] < small["grown"] * 1.1 + 1024
 

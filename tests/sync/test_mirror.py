@@ -18,7 +18,7 @@ from airflow_provider_talon_cdp.exceptions import (
     TransientError,
 )
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
-from airflow_provider_talon_cdp.sync import mirror as mirror_module
+from airflow_provider_talon_cdp.sync import push_plan
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.memberships import Memberships
@@ -602,7 +602,7 @@ def test_what_was_rejected_in_the_first_try_and_is_still_there_fails_the_retry(s
 
 
 def test_a_run_that_loses_its_lock_stops_at_the_next_note(sync, monkeypatch):
-    monkeypatch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0)
+    monkeypatch.setattr(push_plan, "_SECONDS_BETWEEN_FLUSHES", -1.0)
     sender = sync.talon
 
     class Overtaken:

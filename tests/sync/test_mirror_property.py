@@ -25,10 +25,15 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 from airflow_provider_talon_cdp.ledgers import files
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
+from airflow_provider_talon_cdp.ledgers.shared import commit, pushing_parts
 from airflow_provider_talon_cdp.sync import mirror as mirror_module
+from airflow_provider_talon_cdp.sync import push_plan
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.guard import Guard
+from airflow_provider_talon_cdp.sync.memberships import Memberships
 from airflow_provider_talon_cdp.sync.mirror import Mirror
+from airflow_provider_talon_cdp.sync.push_plan import push_share, whole
+from airflow_provider_talon_cdp.sync.run import fail_if_rejected
 from tests.sync.fakes import KilledError, Process, Sender, Storage, World, opened
 
 LIMIT = 3
@@ -81,6 +86,8 @@ class Run:
         in_flight: Requests in flight.
         ahead: Batches noted ahead of their departure.
         flushes: Whether each landing is made durable at once.
+        pushers: How many processes push the plan that one makes and another one commits; 0 for one process that does all.
+        repushes: Whether Airflow retries a pusher that was killed; else the run is over.
         layers: Whether the ledger keeps plans on top of its members, however many changes they have.
         seed: Of delays and order.
     """
@@ -98,6 +105,8 @@ class Run:
     in_flight: int = 2
     ahead: int = 2
     flushes: bool = True
+    pushers: int = 0
+    repushes: bool = False
     layers: bool = False
     seed: int = 0
 
@@ -117,6 +126,8 @@ RUNS = st.builds(
     in_flight=st.integers(1, 4),
     ahead=st.integers(1, 4),
     flushes=st.booleans(),
+    pushers=st.integers(0, 3),
+    repushes=st.booleans(),
     layers=st.booleans(),
     seed=st.integers(0, 9999),
 )
@@ -228,11 +239,15 @@ class History:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mirror_module, "MAX_CHANGES", LIMIT)
             patch.setattr(files, "_SHARE", 0 if run.layers else 8)
-            patch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
+            patch.setattr(push_plan, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
             if run.rehearses:
                 self.rehearse(mirror)
             try:
-                report = mirror.run(f"task/{self.instance}", self.cursor)
+                owner = f"task/{self.instance}"
+                if run.pushers:
+                    report = self.spread(mirror, sender, owner, run)
+                else:
+                    report = mirror.run(owner, self.cursor)
             except RejectedRecordsError as error:
                 report, ending = error.report, "rejected"
             except (RequestError, KilledError) as error:
@@ -245,6 +260,34 @@ class History:
         self.steps += process.steps
         tell(f"{ending} after {process.steps} steps: {report}")
         return ending
+
+    def spread(self, mirror, sender, owner, run):
+        """One process plans, others push, a last one commits."""
+        report = mirror.hand_over(owner)
+        if not report.unsent:
+            fail_if_rejected(report, 0)
+            return report
+        plan, parts = mirror.ledger.plan, mirror.ledger.parts
+        count = min(run.pushers, parts)
+        pushed = []
+
+        def push(first):
+            ledger = self.ledger(ahead=run.ahead)
+            with pushing_parts(ledger, owner, plan, range(first, parts, count)) as share:
+                how = {"sender": lambda: opened(sender), "in_flight": run.in_flight}
+                pushed.append(push_share(share, share.batches(), kind=Memberships(), **how).summary())
+
+        for first in range(count):
+            try:
+                push(first)
+            except KilledError:
+                if not run.repushes:
+                    raise
+                self.storage.process = sender.process = Process()
+                push(first)
+        report = whole(report, commit(self.ledger(), owner, plan), pushed, 0)
+        fail_if_rejected(report, 0)
+        return report
 
     def rehearse(self, mirror):
         """A dry run counts, and changes nothing anywhere."""
@@ -291,6 +334,9 @@ class History:
     def check_rejections(self, run, report, sender):
         """Each record counts once and has one letter, however many tries and plans it was refused in."""
         assert report.rejected_total == run.rejections + len(sender.refused)
+        if sender.process is not self.process:
+            # Whoever is killed between a letter and the note that it is written, writes it again.
+            return
         folder = f"{report.dead_letters}/".removeprefix("memory:/")
         letters = b"".join(data for name, data in self.storage.objects.items() if name.startswith(folder))
         assert letters.count(b"\n") == len(sender.refused)
@@ -355,6 +401,11 @@ SCRIPTS = {
     "additions and removals": ([Run(flips=[A, B])], Run(flips=[B, C, *FIVE[3:]])),
     "after an error": ([Run(flips=FIVE, faults={1: (TransientError, True)})], Run(flips=[B, C])),
     "bad member": ([Run(flips=FIVE)], Run(flips=[A, B, C], bad=[C[0]])),
+    "spread over processes": (
+        [Run(flips=FIVE)],
+        Run(flips=[B, C, *[(n, 0) for n in range(5, 12)]], pushers=2),
+    ),
+    "pushed again": ([], Run(flips=[(n, 0) for n in range(12)], pushers=2, repushes=True)),
     "deleted audience": ([Run(flips=FIVE)], Run(flips=[B, C], deletes=["vip"])),
     "unsorted with rejections": ([Run(flips=FIVE)], Run(flips=[B, C], is_sorted=False, rejections=1)),
 }
@@ -369,8 +420,8 @@ def test_a_kill_before_any_step_is_made_good(script, then):
         history = History(1)
         for each in before:
             history.play(each)
-        ending = history.play(replace(run, dies_at=dies_at))
-        if ending != "KilledError":
+        history.play(replace(run, dies_at=dies_at))
+        if not history.process.dead:
             break
         dies_at += 1
         # Others see no difference between a death at a read and one at the step after it; one variant tries both.

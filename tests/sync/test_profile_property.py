@@ -25,14 +25,17 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 from airflow_provider_talon_cdp.ledgers import files
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
-from airflow_provider_talon_cdp.sync import mirror as mirror_module
-from airflow_provider_talon_cdp.sync import profile_push
+from airflow_provider_talon_cdp.ledgers.shared import commit, pushing_parts
+from airflow_provider_talon_cdp.sync import profile_push, push_plan
 from airflow_provider_talon_cdp.sync.attributes import Attributes
 from airflow_provider_talon_cdp.sync.changes import Rejection
 from airflow_provider_talon_cdp.sync.fingerprints import Names, digest_of, holds, mask_of
 from airflow_provider_talon_cdp.sync.guard import ProfileGuard
 from airflow_provider_talon_cdp.sync.mirror import Mirror
+from airflow_provider_talon_cdp.sync.profile_push import CHANGED
 from airflow_provider_talon_cdp.sync.profiles import Profile
+from airflow_provider_talon_cdp.sync.push_plan import push_share, whole
+from airflow_provider_talon_cdp.sync.run import fail_if_rejected
 from tests.sync.fakes import KilledError, Process, ProfileSender, ProfileWorld, Storage, opened
 
 BATCH = 3
@@ -84,6 +87,9 @@ class Run:
         in_flight: Flights at once.
         ahead: Batches noted ahead of their departure.
         flushes: Whether each landing is made durable at once.
+        pushers: How many processes push the plan that one makes and another one commits; 0 for one process that does all.
+        repushes: Whether Airflow retries a pusher that was killed; else the run is over.
+        changes_under_way: Profiles that change in the warehouse between the plan and the push.
         layers: Whether the ledger keeps plans on top of its members, however many changes they have.
         seed: Of delays and order.
     """
@@ -105,6 +111,9 @@ class Run:
     in_flight: int = 2
     ahead: int = 2
     flushes: bool = True
+    pushers: int = 0
+    repushes: bool = False
+    changes_under_way: list = field(default_factory=list)
     layers: bool = False
     seed: int = 0
 
@@ -130,6 +139,9 @@ RUNS = st.builds(
     in_flight=st.integers(1, 4),
     ahead=st.integers(1, 4),
     flushes=st.booleans(),
+    pushers=st.integers(0, 3),
+    repushes=st.booleans(),
+    changes_under_way=st.lists(PLACES, max_size=2),
     layers=st.booleans(),
     seed=st.integers(0, 9999),
 )
@@ -189,23 +201,24 @@ class History:
         self.storage.process = process
         guard = WatchedGuard()
         self.sender = ProfileSender(self.world, process, lambda: guard.passed, run.faults, run.seed)
+        kind = Attributes(sends_all=run.sends_all, clears=run.clears, on_duplicate="last", give_up_after=None)
         mirror = Mirror(
             source=lambda: iter(self.rows(run)),
             ledger=self.ledger(ahead=run.ahead),
             guard=guard,
             sender=lambda: opened(self.sender),
-            kind=Attributes(
-                sends_all=run.sends_all, clears=run.clears, on_duplicate="last", give_up_after=None
-            ),
+            kind=kind,
             in_flight=run.in_flight,
         )
+        self.changed = set()
         report, ending = None, "green"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(profile_push, "BATCH", BATCH)
             patch.setattr(files, "_SHARE", 0 if run.layers else 8)
-            patch.setattr(mirror_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
+            patch.setattr(push_plan, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
             try:
-                report = mirror.run(f"task/{self.instance}")
+                owner = f"task/{self.instance}"
+                report = self.spread(mirror, kind, owner, run) if run.pushers else mirror.run(owner)
             except RejectedRecordsError as error:
                 report, ending = error.report, "rejected"
             except (RequestError, KilledError) as error:
@@ -217,6 +230,38 @@ class History:
         if currently_in_test_context():
             note(f"{ending} after {process.steps} steps: {report}")
         return ending
+
+    def spread(self, mirror, kind, owner, run):
+        """One process plans, others push, a last one commits."""
+        report = mirror.hand_over(owner)
+        if not report.unsent:
+            fail_if_rejected(report, 0)
+            return report
+        plan, parts = mirror.ledger.plan, mirror.ledger.parts
+        count = min(run.pushers, parts)
+        pushed = []
+        for place in run.changes_under_way:
+            self.changed.add(PROFILES[place])
+            self.warehouse.setdefault(PROFILES[place], {})["score"] = 77
+
+        def push(first):
+            ledger = self.ledger(ahead=run.ahead)
+            with pushing_parts(ledger, owner, plan, range(first, parts, count)) as share:
+                batches = kind.reread(share.batches(), mirror.source(), ledger.names)
+                how = {"sender": lambda: opened(self.sender), "in_flight": run.in_flight}
+                pushed.append(push_share(share, batches, kind=kind, **how).summary())
+
+        for first in range(count):
+            try:
+                push(first)
+            except KilledError:
+                if not run.repushes:
+                    raise
+                self.storage.process = self.sender.process = Process()
+                push(first)
+        report = whole(report, commit(self.ledger(), owner, plan), pushed, 0)
+        fail_if_rejected(report, 0, excused=CHANGED)
+        return report
 
     def wanted(self, run):
         """What the query gives, by profile."""
@@ -263,8 +308,9 @@ class History:
     def check_end(self, run, report):
         """After a run that ended: what was planned is so, but for what was refused."""
         faulty = {PROFILES[place] for place in run.faulty} & self.warehouse.keys()
-        assert report.rejected_total == run.rejections + len(faulty) + len(self.sender.refused)
-        left_alone = faulty | self.world.bad
+        if not self.changed:
+            assert report.rejected_total == run.rejections + len(faulty) + len(self.sender.refused)
+        left_alone = faulty | self.world.bad | self.changed
         wanted = self.wanted(run)
         for profile, values in wanted.items():
             if profile not in left_alone:
@@ -317,6 +363,15 @@ SCRIPTS = {
     "changes": ([Run(values=SEVEN)], Run(values=[(0, 0, 2), (5, 1, None), C], skips=False)),
     "clearing": ([Run(values=SEVEN)], Run(values=[C], leaves=[1, 2, 3], clears=True)),
     "after an error": ([Run(values=SEVEN, faults={1: (TransientError, True)})], Run(values=[B, C])),
+    "spread over processes": (
+        [Run(values=SEVEN)],
+        Run(values=[(n, 1, 2) for n in range(12)], leaves=[1], clears=True, pushers=2),
+    ),
+    "pushed again": ([], Run(values=[(n, 0, 1) for n in range(12)], pushers=2, repushes=True)),
+    "changed under way": (
+        [Run(values=SEVEN)],
+        Run(values=[(n, 1, 2) for n in range(9)], pushers=2, repushes=True, changes_under_way=[3]),
+    ),
     "bad profile": ([Run(values=SEVEN)], Run(values=[(0, 0, 2), (1, 1, 2), C], bad=[1, 12], faulty=[3])),
     "unsorted": ([Run(values=SEVEN)], Run(values=[(0, 0, 2), C], is_sorted=False, rejections=1)),
 }
@@ -343,8 +398,8 @@ def test_a_kill_before_any_step_is_made_good(script, then):
         history = History()
         for each in before:
             history.play(each)
-        ending = history.play(replace(run, dies_at=dies_at))
-        if ending != "KilledError":
+        history.play(replace(run, dies_at=dies_at))
+        if not history.process.dead:
             break
         dies_at += 1
         # Others see no difference between a death at a read and one at the step after it; one variant tries both.

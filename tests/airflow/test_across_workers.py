@@ -1,0 +1,137 @@
+"""The TaskGroups, in which one task plans, several push and one commits; as whole DAG runs."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from datetime import datetime
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.transfers.across_workers import talon_audience_sync, talon_profiles_sync
+
+# Just over two parts of a plan.
+MANY = 200_500
+AUDIENCE = "example-everybody"
+
+
+@pytest.fixture
+def fill(warehouse):
+    def fill(first, end, points=()):
+        """So many customers; some of them have points."""
+        with closing(sqlite3.connect(warehouse)) as connection, connection:
+            connection.execute("DROP TABLE IF EXISTS customers")
+            connection.execute("CREATE TABLE customers (profile_id text PRIMARY KEY, points int)")
+            rows = ((f"c{number:07}", number if number in points else None) for number in range(first, end))
+            connection.executemany("INSERT INTO customers VALUES (?, ?)", rows)
+
+    return fill
+
+
+@pytest.fixture
+def sync(run, talon):
+    """Run the example DAG."""
+
+    def synced(**conf):
+        return run("talon_across_workers", conf)
+
+    return synced
+
+
+@pytest.fixture
+def reports(left_behind):
+    """What the tasks of a run returned, those with counts."""
+
+    def read(dag_run):
+        texts, _ = left_behind(dag_run)
+        return [each for each in map(json.loads, texts) if isinstance(each, dict) and "sent" in each]
+
+    return read
+
+
+def states(dag_run, group):
+    found = sorted((each.task_id, each.state) for each in dag_run.get_task_instances())
+    return [(task, state) for name, state in found for of, _, task in [name.partition(".")] if of == group]
+
+
+def test_plans_are_pushed_by_several_tasks_and_committed(fill, sync, talon, reports):
+    fill(0, MANY, points=range(0, 3000, 10))
+    run = sync()
+    assert run.state == "success"
+    three = [("push", "success")] * 3
+    assert states(run, "everybody") == [("commit", "success"), ("plan", "success"), *three]
+    assert states(run, "points") == [("commit", "success"), ("plan", "success"), ("push", "success")]
+    assert len(talon.members(AUDIENCE)) == MANY
+    assert talon.profile("c0000120")["attributes"] == {"points": 120}
+    found = reports(run)
+    ends = {each["sent"]: each for each in found if each["read"]}
+    assert ends.keys() == {MANY, 300}
+    assert (ends[MANY]["read"], ends[MANY]["unsent"], ends[MANY]["requests"]) == (MANY, 0, 201)
+    assert (ends[300]["read"], ends[300]["unsent"], ends[300]["requests"]) == (MANY, 0, 300)
+    assert sorted(each["sent"] for each in found if not each["read"]) == [300, 500, 100_000, 100_000]
+
+
+def test_plans_of_nothing_are_committed_without_a_push(fill, sync, talon):
+    fill(0, 100, points=[1])
+    assert sync().state == "success"
+    before = len(talon.requests())
+    run = sync()
+    assert run.state == "success"
+    for group in ("everybody", "points"):
+        assert states(run, group) == [("commit", "success"), ("plan", "success"), ("push", "skipped")]
+    assert len(talon.requests()) == before
+
+
+def test_the_guard_stops_the_plan(fill, sync, talon):
+    fill(0, 100)
+    sync()
+    fill(90, 190)
+    run = sync()
+    assert run.state == "failed"
+    assert ("plan", "failed") in states(run, "everybody")
+    assert len(talon.members(AUDIENCE)) == 100
+
+
+def test_refused_members_fail_the_commit_after_all_is_sent(fill, sync, talon):
+    fill(0, 1500)
+    talon.reject_profiles(["c0000007"])
+    run = sync()
+    assert states(run, "everybody") == [("commit", "failed"), ("plan", "success"), ("push", "success")]
+    assert len(talon.members(AUDIENCE)) == 1499
+
+
+def test_a_dry_run_sends_nothing(fill, sync, talon, reports):
+    fill(0, 1500, points=[3])
+    run = sync(dry_run=True)
+    assert run.state == "success"
+    assert talon.requests() == []
+    assert [each["verdict"] for each in reports(run) if each["verdict"]] == ["would be sent"] * 2
+
+
+@pytest.mark.parametrize("group", [talon_audience_sync, talon_profiles_sync])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"workers": 0}, "workers must be"),
+        ({"task_id": "x"}, "task_id is the group's own"),
+        ({"max_rejected": -1}, "max_rejected must be"),
+        ({"in_flight": 0}, "in_flight must be"),
+    ],
+)
+def test_arguments_that_cannot_work_fail_where_the_dag_is_parsed(group, wrong, message):
+    with (
+        pytest.raises(InvalidInputError, match=message),
+        DAG("d", schedule=None, start_date=datetime(2026, 1, 1)),
+    ):
+        group("vip", sql="SELECT 1", sql_conn_id="warehouse", **wrong)
+
+
+def test_the_mode_is_the_groups_own():
+    with (
+        pytest.raises(InvalidInputError, match="mode is the group's own"),
+        DAG("d", schedule=None, start_date=datetime(2026, 1, 1)),
+    ):
+        talon_audience_sync("vip", sql="SELECT 1", sql_conn_id="warehouse", audience_id="vip", mode="add")
