@@ -2,7 +2,9 @@
 
 2 % churn: of the customers, 2 % have left since the mirror before, and as many have joined. The ledger is the one that the
 mirror before left. The plan lasts from the query to the first request: read, compared, guarded and written down. The smallest of
-these mirrors has four requests to send, so whether memory grows with the rows is told by mirrors with four in flight.
+these mirrors has four requests to send, so whether memory grows with the rows is told by mirrors with four in flight. Those of
+100,000 still fill no buffer: from 1,000,000 on there is nothing left to fill. Of the plan of 10,000,000, about 3 s are SQLite's
+own cursor, which alone takes more than four times as long as comm; the rest is comparing, and unpacking the ledger.
 """
 
 from __future__ import annotations
