@@ -8,6 +8,7 @@ import datetime as dt
 import http.server
 import ipaddress
 import json
+import os
 import select
 import socket
 import socketserver
@@ -185,6 +186,21 @@ def _tls_server(authority, *, client_certificate):
     served = Served(0)
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        def handle(self):
+            try:
+                super().handle()
+            except ssl.SSLError:
+                # To close before all is read would reset the connection, and the alert might be lost.
+                with (
+                    socket.socket(fileno=os.dup(self.connection.fileno())) as plain,
+                    contextlib.suppress(OSError),
+                ):
+                    plain.settimeout(2)
+                    plain.shutdown(socket.SHUT_WR)
+                    while plain.recv(65536):
+                        """Until the client hangs up."""
+                raise
+
         def do_PUT(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             certificate = self.connection.getpeercert() or {}
@@ -203,8 +219,6 @@ def _tls_server(authority, *, client_certificate):
     if client_certificate:
         context.load_verify_locations(authority.ca)
         context.verify_mode = ssl.CERT_REQUIRED
-        # In TLS 1.3 the client sends its request before it can know, and may see a reset instead of the alert.
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
     # Handshakes happen in the thread of each connection, not in the one that accepts.
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     return _serving(server, served)
