@@ -44,7 +44,7 @@ def get_provider_info() -> dict[str, Any]:
                 "target-integration-name": name,
                 "python-module": f"{package}.transfers.{each}",
             }
-            for each in ("across_workers", "sql_to_audience", "sql_to_profiles")
+            for each in ("group_tasks", "sql_to_audience", "sql_to_profiles")
         ],
         "config": {
             "talon_cdp": {

@@ -112,9 +112,7 @@ def one_by_one(send: ProfileSender, give_up_after: int | None) -> Deliver[Profil
         for position, (change, body) in enumerate(zip(batch.changes, batch.bodies, strict=True)):
             if body is None:
                 # The ledger must not say that Talon.One has what was planned, nor can it learn of anything else now.
-                flight.refused(
-                    position, RejectedError(f"A profile {CHANGED}.", method="PUT", path=""), CHANGED
-                )
+                flight.refused(position, RejectedError(CHANGED, method="PUT", path=""), CHANGED)
                 continue
             try:
                 await send(change.profile_id, body)

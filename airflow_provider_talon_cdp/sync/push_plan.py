@@ -20,7 +20,7 @@ from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 from airflow_provider_talon_cdp.sync.run import Metered, send_all
 
 _SECONDS_BETWEEN_FLUSHES = 2.0
-_REFUSED = "refused by Talon.One in a try that was killed"
+_REFUSED = "refused in an earlier try of a task that pushed"
 
 
 class Notes(Protocol):
@@ -197,7 +197,7 @@ def whole(
     Args:
         planned: Of ``Mirror.hand_over``.
         outcome: What the ledger says.
-        pushed: Summaries of ``push_share``, of the tries that were not killed.
+        pushed: Summaries of ``push_share``, of each task's last try.
         seconds: From the plan to now.
     """
     pushed = list(pushed)

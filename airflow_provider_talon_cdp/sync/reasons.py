@@ -26,8 +26,11 @@ def reason_of(error: RejectedError) -> str:
         error: Talon.One's answer.
 
     Returns:
-        Names of attributes and what is wrong with them, where the answer tells; else the status.
+        Names of attributes and what is wrong with them, where the answer tells; else the status. Without an answer, what
+        the error says.
     """
+    if error.status is None:
+        return str(error)
     faults = sorted({fault for blame in error.blames if (fault := _fault(blame))})
     if not faults:
         return f"refused by Talon.One ({error.status})"

@@ -126,7 +126,7 @@ def test_the_table_of_operators_has_each_operator_and_no_other():
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.ClassDef) and node.name.endswith("Operator")
         # Those of the TaskGroups are not for DAG authors.
-        if path.stem != "across_workers"
+        if path.stem != "group_tasks"
     }
     assert set(re.findall(r"^\| `(\w+Operator)`", README, re.MULTILINE)) == defined
 

@@ -8,8 +8,11 @@ import pytest
 
 from airflow_provider_talon_cdp.exceptions import FatalError, NotFoundError, RejectedError
 from airflow_provider_talon_cdp.sync import profile_push
-from airflow_provider_talon_cdp.sync.changes import Change
-from airflow_provider_talon_cdp.sync.profile_push import BATCH, one_by_one, profile_batches
+from airflow_provider_talon_cdp.sync.attributes import Attributes
+from airflow_provider_talon_cdp.sync.changes import Batch, Change
+from airflow_provider_talon_cdp.sync.fingerprints import digest_of, fingerprint
+from airflow_provider_talon_cdp.sync.profile_push import BATCH, CHANGED, one_by_one, profile_batches
+from airflow_provider_talon_cdp.sync.profiles import Profile
 from airflow_provider_talon_cdp.sync.push import push
 from airflow_provider_talon_cdp.sync.report import Tally
 
@@ -135,3 +138,33 @@ def test_changes_without_attributes_are_no_plan(monkeypatch):
     monkeypatch.setattr(profile_push, "BATCH", 2)
     with pytest.raises(ValueError, match="shorter"):
         list(profile_batches(changes(3), iter([b"1"])))
+
+
+def planned(profile_id, attributes):
+    return Change(profile_id, fingerprint(digest_of(profile_id, attributes), 1, partial=False), "add")
+
+
+def test_only_what_is_as_it_was_planned_is_sent_by_a_process_that_reads_the_source_again():
+    rows = [
+        Profile("e", b'{"tier":1}', ("tier",)),
+        Profile("c", fault="cannot be sent"),
+        Profile("b", b'{"tier":2}', ("tier",)),
+        Profile("a", b'{"tier":1}', ("tier",)),
+    ]
+    changes = [planned(each, b'{"tier":1}') for each in "abcde"]
+    leaver = Change("f", changes[0].audience_id, "remove")
+    batches = (Batch(each) for each in (changes[:2], changes[2:], [leaver]))
+    talon, tally, letters = Talon(), Tally(), []
+    kind = Attributes()
+
+    def on_landed(flight):
+        for position, error in flight.refusals:
+            change = flight.batch.changes[position]
+            letters.append((change.profile_id, kind.letter(change, error)["reason"]))
+
+    stream = kind.reread(batches, rows, ["tier"])
+    asyncio.run(push(stream, one_by_one(talon, 1), tally, in_flight=1, on_landed=on_landed))
+    # b has changed, c cannot be sent any more, d is gone.
+    assert talon.arrived == {"a": b'{"tier":1}', "e": b'{"tier":1}', "f": b'{"tier": null}'}
+    assert letters == [(each, CHANGED) for each in "bcd"]
+    assert (tally.sent, tally.rejected) == (3, {CHANGED: 3})

@@ -9,7 +9,8 @@ import pytest
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, RejectedRecordsError
 from airflow_provider_talon_cdp.sync import run as run_module
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
-from airflow_provider_talon_cdp.sync.run import run_sync
+from airflow_provider_talon_cdp.sync.report import SyncReport
+from airflow_provider_talon_cdp.sync.run import fail_if_rejected, run_sync
 
 RECORDS = [Change("anna", "vip", "add"), Change("bo", "vip", "add"), Rejection("profile ID null")]
 
@@ -85,3 +86,14 @@ def test_a_long_run_tells_its_progress(caplog, monkeypatch):
     monkeypatch.setattr(run_module, "_SECONDS_BETWEEN_PROGRESS_LINES", 0.0)
     run_sync([Change(str(number), "vip", "add") for number in range(2000)], opened(Sender()))
     assert "2,000 read, 2,000 sent, " in caplog.text
+
+
+def test_a_reason_can_be_excused():
+    counts = {"read": 5, "sent": 2, "duplicate": 0, "unsent": 0, "requests": 5, "retries": 0, "throttled": 0}
+    report = SyncReport(**counts, rejected={"changed": 2, "bad": 1}, seconds=0.0)
+    fail_if_rejected(report, 1, excused="changed")
+    with pytest.raises(
+        RejectedRecordsError, match="1 of 5 records were rejected and max_rejected is 0"
+    ) as error:
+        fail_if_rejected(report, 0, excused="changed")
+    assert error.value.report.balances
