@@ -165,51 +165,44 @@ def update_customer_profiles_audiences(
     return _multi_profile(encode_json({"data": data}), changes, private, audience_id_type, multi_profile_path)
 
 
-def update_audience_of_customer_profiles(
-    customer_profile_ids: Sequence[str],
-    audience_id: str | int,
-    action: Literal["add", "remove"],
+def update_audiences_of_customer_profiles(
+    groups: Iterable[tuple[Sequence[str], str | int, Literal["add", "remove"]]],
     *,
     audience_id_type: AudienceIdType = "external",
     multi_profile_path: Spelling = "plural",
 ) -> Request[None]:
-    """As ``update_customer_profiles_audiences``, for at most 1000 profiles that all join, or all leave, one audience.
+    """As ``update_customer_profiles_audiences``, for at most 1000 profiles that have one change each.
 
     Nearly all requests of a sync are such, and an object for each profile would be the main cost of them.
 
     Args:
-        customer_profile_ids: Distinct integration IDs.
-        audience_id: The audience.
-        action: ``add`` or ``remove``.
-        audience_id_type: Which kind ``audience_id`` is.
+        groups: Integration IDs of profiles that join or leave an audience, the audience, and ``add`` or ``remove``. No
+            profile stands in them twice.
+        audience_id_type: Which kind the audience IDs are.
         multi_profile_path: The spelling that this deployment knows.
     """
-    if not all(customer_profile_ids) or max(map(len, customer_profile_ids), default=0) > MAX_LENGTH:
-        for each in customer_profile_ids:
-            check_text("customer_profile_id", each)
-    adds, deletes = _changes(
-        [audience_id] if action == "add" else [], [] if action == "add" else [audience_id], audience_id_type
-    )
-    written = _spliced(customer_profile_ids, adds, deletes) or encode_json(
-        {
-            "data": [
-                {"customerProfileId": each, "adds": adds, "deletes": deletes} for each in customer_profile_ids
-            ]
-        }
-    )
-    private = tuple(customer_profile_ids)
-    return _multi_profile(written, len(private), private, audience_id_type, multi_profile_path)
+    written: list[bytes] = []
+    private: list[str] = []
+    for ids, audience_id, action in groups:
+        if not all(ids) or max(map(len, ids), default=0) > MAX_LENGTH:
+            for each in ids:
+                check_text("customer_profile_id", each)
+        check_audience_id(f"audience ID to {action}", audience_id, audience_id_type)
+        key, other = ("adds", "deletes") if action == "add" else ("deletes", "adds")
+        written.append(_entries(ids, {key: [audience_id], other: []}))
+        private += ids
+    body = b'{"data":[%b]}' % b",".join(written)
+    return _multi_profile(body, len(private), tuple(private), audience_id_type, multi_profile_path)
 
 
-def _spliced(ids: Sequence[str], adds: list[str | int], deletes: list[str | int]) -> bytes | None:
-    """Write the body around the IDs as they are, or return None where one needs escaping in JSON."""
+def _entries(ids: Sequence[str], change: dict[str, Any]) -> bytes:
+    """Write the entries of profiles that have the same change, around the IDs as they are if none needs escaping in JSON."""
     joined = "".join(ids)
     if len(encode_json(joined)) != len(joined.encode()) + 2:
-        return None
-    audiences = encode_json({"adds": adds, "deletes": deletes}).decode()[1:]
+        return encode_json([{"customerProfileId": each, **change} for each in ids])[1:-1]
     opening = '{"customerProfileId":"'
-    closing = f'",{audiences}'
-    return f'{{"data":[{opening}{f"{closing},{opening}".join(ids)}{closing}]}}'.encode()
+    closing = f'",{encode_json(change).decode()[1:]}'
+    return f"{opening}{f'{closing},{opening}'.join(ids)}{closing}".encode()
 
 
 def _multi_profile(

@@ -40,8 +40,8 @@ class MembershipChanges(Protocol):
     """At most 1000 membership changes."""
 
     @property
-    def ids(self) -> tuple[Sequence[str], str | int, Literal["add", "remove"]] | None:
-        """Profile IDs, audience ID and action, where the changes differ in the profile alone."""
+    def groups(self) -> Iterable[tuple[Sequence[str], str | int, Literal["add", "remove"]]] | None:
+        """Profile IDs, audience ID and action of each audience and action, or None where a profile has several changes."""
         ...
 
     @property
@@ -68,12 +68,9 @@ class MembersSender(_MeteredSender):
         Raises:
             RequestError: The request failed for good.
         """
-        if batch.ids:
-            ids, audience_id, action = batch.ids
-            request = calls.update_audience_of_customer_profiles(
-                ids,
-                audience_id,
-                action,
+        if groups := batch.groups:
+            request = calls.update_audiences_of_customer_profiles(
+                groups,
                 audience_id_type=self._audience_id_type,
                 multi_profile_path=self.client.settings.multi_profile_path,
             )

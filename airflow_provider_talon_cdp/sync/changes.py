@@ -98,9 +98,16 @@ class Batch:
         return len(self._changes.ids if isinstance(self._changes, Ids) else self._changes)
 
     @property
-    def ids(self) -> Ids | None:
-        """The batch in its quick form, or None where audience, action or certainty differ."""
-        return self._changes if isinstance(self._changes, Ids) else None
+    def groups(self) -> list[Ids] | None:
+        """The changes by audience and action, or None where a profile has several."""
+        if isinstance(self._changes, Ids):
+            return [self._changes]
+        if len(self.profiles) < len(self):
+            return None
+        groups: dict[tuple[str | int, Action], list[str]] = {}
+        for profile_id, audience_id, action, _ in self._changes:
+            groups.setdefault((audience_id, action), []).append(profile_id)
+        return [Ids(ids, *what) for what, ids in groups.items()]
 
     @property
     def changes(self) -> Sequence[Change]:

@@ -195,8 +195,10 @@ def _compared(
             if keys:
                 had.update(keys)
                 had -= plan.leaving
-        if managed is not None:
-            had = {key for key in had if (key[1] if audience is None else audience) in managed}
+        if managed is not None and audience is None:
+            had = {key for key in had if key[1] in managed}
+        elif managed is not None and audience not in managed:
+            had = set()
         _count(counts.known, had, audience)
         unsure = frozenset(doubt)
         if unsure:

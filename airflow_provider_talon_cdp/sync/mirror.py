@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from airflow_provider_talon_cdp.exceptions import GuardError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
+from airflow_provider_talon_cdp.sync.garbage import rare_collections
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.kind import Kind, Travelling
 from airflow_provider_talon_cdp.sync.ledger import Ledger, StagedPlan
@@ -50,6 +51,7 @@ class Mirror:
     in_flight: int = 64
     max_rejected: int | None = 0
 
+    @rare_collections()
     def run(self, owner: str, cursor: Cursor | None = None) -> SyncReport:
         """Plan, guard, push and record.
 
@@ -82,6 +84,7 @@ class Mirror:
         fail_if_rejected(report, self.max_rejected)
         return report
 
+    @rare_collections()
     def hand_over(self, owner: str) -> SyncReport:
         """Plan, guard and record, for other processes to push; in the report, what they have to send is unsent.
 
@@ -111,6 +114,7 @@ class Mirror:
                 ledger_version=self.ledger.version,
             )
 
+    @rare_collections()
     def dry_run(self, requests_per_second: float) -> SyncReport:
         """Plan and guard, and send and record nothing.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import weakref
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -28,10 +29,9 @@ class Letters:
     """Dead letters of a plan, in a temporary file: there may be more of them than fit in memory."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed below
-
-    def __del__(self) -> None:
-        self._file.close()
+        self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with this object
+        # Not by __del__, before which the garbage collector may have taken the file.
+        weakref.finalize(self, self._file.close)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._file.seek(0)
@@ -124,19 +124,20 @@ def _plan_once(
     counts = PlanCounts()
     letters = Letters()
     again: set[Member] = set()
-    with _reading(source) as records:
+    with ExitStack() as stack:
+        records = stack.enter_context(_closed_at_the_end(source()))
 
         def planner(known: Iterable[Member], uncertain: Iterable[Member]) -> Iterable[Change]:
-            changes = comparison.changes(arrange(records), known, uncertain, counts, letters.keep)
+            arranged = stack.enter_context(_closed_at_the_end(arrange(records)))
+            changes = comparison.changes(arranged, known, uncertain, counts, letters.keep)
             return _noting(changes, refused, again) if refused else changes
 
         return Planned(consume(planner), counts, letters, again, comparison)
 
 
 @contextmanager
-def _reading(source: Source) -> Iterator[Iterable[Any]]:
-    """Close the source's cursor at the end, before anybody opens another one."""
-    records = source()
+def _closed_at_the_end(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
+    """Close the source's cursor, before anybody opens another one, and the files of a sort."""
     try:
         yield records
     finally:

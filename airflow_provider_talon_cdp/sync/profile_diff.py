@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 from airflow_provider_talon_cdp.sync.changes import Change
@@ -83,7 +84,9 @@ class Bodies:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+        # Not by __del__, before which the garbage collector may have taken the file.
+        weakref.finalize(self, self._file.close)
 
     def write(self, body: bytes) -> None:
         """Add one; JSON as it is written here has no newline in it."""
@@ -93,6 +96,3 @@ class Bodies:
         """Read all of them from the start."""
         self._file.seek(0)
         return (line.removesuffix(b"\n") for line in self._file)
-
-    def __del__(self) -> None:
-        self._file.close()

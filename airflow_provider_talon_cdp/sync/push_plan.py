@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
 from airflow_provider_talon_cdp.sync.changes import Batch, Change
 from airflow_provider_talon_cdp.sync.diff import Member
+from airflow_provider_talon_cdp.sync.garbage import rare_collections
 from airflow_provider_talon_cdp.sync.kind import Kind, Travelling
 from airflow_provider_talon_cdp.sync.ledger import Outcome
 from airflow_provider_talon_cdp.sync.plan import now
@@ -135,6 +136,7 @@ def push_plan(
     return tally
 
 
+@rare_collections()
 def push_share(
     share: Share,
     batches: Generator[Travelling, None, None],

@@ -13,6 +13,7 @@ from airflow_provider_talon_cdp.exceptions import RejectedRecordsError
 from airflow_provider_talon_cdp.sync.batches import Intake, batches
 from airflow_provider_talon_cdp.sync.changes import Record
 from airflow_provider_talon_cdp.sync.delivery import Sender, halving
+from airflow_provider_talon_cdp.sync.garbage import rare_collections
 from airflow_provider_talon_cdp.sync.push import B, Deliver, Flight, push
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 
@@ -46,6 +47,7 @@ class MeteredSender(Sender, Metered, Protocol):
 S = TypeVar("S", bound=Metered)
 
 
+@rare_collections()
 def run_sync(
     records: Iterable[Record],
     sender: AbstractAsyncContextManager[MeteredSender],

@@ -162,17 +162,28 @@ ODD = st.sampled_from(
 
 
 @given(
-    ids=st.lists(TEXT | ODD | st.builds("{}{}".format, TEXT, ODD), min_size=1, max_size=5, unique=True),
-    audience=TEXT | ODD | st.integers(1, 2**63 - 1),
-    action=st.sampled_from(["add", "remove"]),
+    ids=st.lists(TEXT | ODD | st.builds("{}{}".format, TEXT, ODD), min_size=1, max_size=6, unique=True),
+    audiences=st.lists(TEXT | ODD, min_size=1, max_size=3)
+    | st.lists(st.integers(1, 2**63 - 1), min_size=1, max_size=3),
+    actions=st.lists(st.sampled_from(["add", "remove"]), min_size=3, max_size=3),
     spelling=st.sampled_from(["plural", "singular"]),
 )
-def test_the_quick_form_of_a_batch_is_the_same_request_as_the_plain_one(ids, audience, action, spelling):
-    kind = {"audience_id_type": "internal" if isinstance(audience, int) else "external"}
+def test_the_quick_form_of_a_batch_is_the_same_request_as_the_plain_one(ids, audiences, actions, spelling):
+    kind = {"audience_id_type": "internal" if isinstance(audiences[0], int) else "external"}
     kind["multi_profile_path"] = spelling
-    quick = calls.update_audience_of_customer_profiles(ids, audience, action, **kind)
-    what = ([audience], []) if action == "add" else ([], [audience])
-    plain = calls.update_customer_profiles_audiences([(each, *what) for each in ids], **kind)
+    count = len(audiences)
+    groups = [
+        (share, audience, action)
+        for at, (audience, action) in enumerate(zip(audiences, actions, strict=False))
+        if (share := ids[at::count])
+    ]
+    entries = [
+        (each, [audience] * (action == "add"), [audience] * (action == "remove"))
+        for share, audience, action in groups
+        for each in share
+    ]
+    quick = calls.update_audiences_of_customer_profiles(groups, **kind)
+    plain = calls.update_customer_profiles_audiences(entries, **kind)
     assert json.loads(quick.body) == json.loads(plain.body)
     for name in ("operation", "method", "path", "changes", "private"):
         assert getattr(quick, name) == getattr(plain, name)
@@ -181,11 +192,12 @@ def test_the_quick_form_of_a_batch_is_the_same_request_as_the_plain_one(ids, aud
 @pytest.mark.parametrize("ids", [[""], ["anna", ""], ["anna", "x" * 1001], ["anna", "\udcff"]])
 def test_the_quick_form_refuses_what_the_plain_one_refuses(ids):
     with pytest.raises(InvalidInputError, match=r"customer_profile_id|not JSON"):
-        calls.update_audience_of_customer_profiles(ids, "vip", "add")
+        calls.update_audiences_of_customer_profiles([(ids, "vip", "add")])
 
 
 def test_the_quick_form_holds_1000_profiles_and_not_one_more():
     ids = [str(number) for number in range(1001)]
-    assert calls.update_audience_of_customer_profiles(ids[:1000], "vip", "add").changes == 1000
+    groups = [(ids[:400], "vip", "add"), (ids[400:1000], "vip", "remove")]
+    assert calls.update_audiences_of_customer_profiles(groups).changes == 1000
     with pytest.raises(InvalidInputError, match="at most 1000"):
-        calls.update_audience_of_customer_profiles(ids, "vip", "add")
+        calls.update_audiences_of_customer_profiles([(ids, "vip", "add")])

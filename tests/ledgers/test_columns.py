@@ -54,9 +54,14 @@ def test_an_audience_stands_only_where_it_is_another_one(action, uncertain, verb
 
 
 def test_a_batch_of_one_kind_is_a_list_of_ids():
-    assert Columns.read(["add\ta", "add\tb"], "vip").batch(alone=True).ids == (["a", "b"], "vip", "add")
-    assert Columns.read(["add?\ta\tx", "add?\tb\tx"], "vip").batch(alone=True).ids == (["a", "b"], "x", "add")
-    assert Columns.read(["add\ta", "remove\tb"], "vip").batch(alone=True).ids is None
+    assert Columns.read(["add\ta", "add\tb"], "vip").batch(alone=True).groups == [(["a", "b"], "vip", "add")]
+    assert Columns.read(["add?\ta\tx", "add?\tb\tx"], "vip").batch(alone=True).groups == [
+        (["a", "b"], "x", "add")
+    ]
+    assert Columns.read(["add\ta", "remove\tb"], "vip").batch(alone=True).groups == [
+        (["a"], "vip", "add"),
+        (["b"], "vip", "remove"),
+    ]
 
 
 @pytest.mark.parametrize(

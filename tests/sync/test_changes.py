@@ -113,13 +113,12 @@ def test_a_batch_in_its_quick_form_is_the_same_batch():
         Batch(Ids(["a", "b", "c"], "vip", "remove")),
         Batch(changes("a", "b", "c", action="remove")),
     )
-    assert quick.ids
-    assert spelt.ids is None
+    assert quick.groups == spelt.groups == [(["a", "b", "c"], "vip", "remove")]
     assert len(quick) == len(spelt) == 3
     assert (tuple(quick.changes), quick.entries) == (tuple(spelt.changes), spelt.entries)
     assert quick.profiles == spelt.profiles == {"a", "b", "c"}
     for left, right in zip(quick.halves(), spelt.halves(), strict=True):
-        assert left.ids
+        assert left.groups == right.groups
         assert tuple(left.changes) == tuple(right.changes)
 
 
@@ -145,3 +144,9 @@ def test_an_id_that_cannot_be_written_is_found_among_many():
         Ids(["a", "b"], "vip", "add"),
         Rejection("profile ID not valid Unicode (a lone surrogate)", "\udcff"),
     ]
+
+
+def test_a_batch_in_which_a_profile_has_two_changes_has_no_groups():
+    two = [Change("a", "vip", "add"), Change("b", "vip", "add"), Change("a", "gold", "remove")]
+    assert Batch(two).groups is None
+    assert Batch(two[1:]).groups == [(["b"], "vip", "add"), (["a"], "gold", "remove")]
