@@ -184,7 +184,8 @@ def update_audiences_of_customer_profiles(
     written: list[bytes] = []
     private: list[str] = []
     for ids, audience_id, action in groups:
-        if not all(ids) or max(map(len, ids), default=0) > MAX_LENGTH:
+        lengths = set(map(len, ids))
+        if 0 in lengths or max(lengths, default=0) > MAX_LENGTH:
             for each in ids:
                 check_text("customer_profile_id", each)
         check_audience_id(f"audience ID to {action}", audience_id, audience_id_type)

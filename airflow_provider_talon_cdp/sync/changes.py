@@ -190,7 +190,7 @@ def read_ids(
     profile_ids: list[Any], audience_id: str | int, action: Action, id_type: AudienceIdType
 ) -> Iterator[Ids | Rejection]:
     """Make changes of many records of one audience, as ``read_change`` does of one."""
-    if set(map(type, profile_ids)) <= {str} and _are_ids(profile_ids):
+    if _are_ids(profile_ids):
         yield Ids(profile_ids, audience_id, action)
         return
     records = [read_change(each, audience_id, action, id_type) for each in profile_ids]
@@ -198,9 +198,13 @@ def read_ids(
     yield from (each for each in records if isinstance(each, Rejection))
 
 
-def _are_ids(texts: list[str]) -> bool:
-    lengths = set(map(len, texts))
-    return not lengths or (0 not in lengths and max(lengths) <= MAX_LENGTH and is_unicode("".join(texts)))
+def _are_ids(values: list[Any]) -> bool:
+    try:
+        joined = "".join(values)
+    except TypeError:
+        return False
+    lengths = set(map(len, values))
+    return not lengths or (0 not in lengths and max(lengths) <= MAX_LENGTH and is_unicode(joined))
 
 
 def _id_text(value: Any) -> str | None:
