@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from itertools import islice
+from math import ceil
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from airflow_provider_talon_cdp.exceptions import RejectedError
@@ -19,8 +20,9 @@ from airflow_provider_talon_cdp.sync.report import Tally
 
 log = logging.getLogger(__name__)
 
-# Crossing from the reading thread to the event loop costs once a list, and not once a batch.
-_READ_AHEAD = 8
+# Crossing from the reading thread to the event loop costs once a list, and not once a batch. A list is read while the one
+# before it is sent, so this is the share of those in flight that is read ahead.
+_READ_AHEAD = 1 / 8
 
 
 class Changes(Protocol):
@@ -123,7 +125,7 @@ async def push(
         RequestError: The run cannot go on. What was not acknowledged is counted as unsent.
     """
     pusher = _Pusher(deliver, tally, in_flight, on_landed)
-    async with pusher.running(), aclosing(_in_thread(batches)) as stream:
+    async with pusher.running(), aclosing(_in_thread(batches, ceil(in_flight * _READ_AHEAD))) as stream:
         number = 0
         async for batch in stream:
             await pusher.wait_for(batch, number)
@@ -208,14 +210,14 @@ class _Pusher(Generic[B]):
             raise self._failure
 
 
-async def _in_thread(iterator: Generator[B, None, None]) -> AsyncGenerator[B, None]:
+async def _in_thread(iterator: Generator[B, None, None], ahead_by: int) -> AsyncGenerator[B, None]:
     """Iterate in one thread of its own, a list ahead; a SQLite connection must stay in the thread that made it."""
     loop = asyncio.get_running_loop()
     # Airflow's log handlers find the task in context variables.
     context = contextvars.copy_context()
 
     def read() -> list[B]:
-        return context.run(lambda: list(islice(iterator, _READ_AHEAD)))
+        return context.run(lambda: list(islice(iterator, ahead_by)))
 
     with ThreadPoolExecutor(1, thread_name_prefix="talon-cdp-source") as thread:
         ahead = loop.run_in_executor(thread, read)
