@@ -77,7 +77,7 @@ class Result:
         size: Rows sent.
         seconds: Wall-clock time.
         cpu: CPU seconds of the contender's process.
-        megabytes: Peak memory over what it took after a first small run.
+        megabytes: Peak memory over what it took when all was imported and nothing had run.
         requests: That the stub got.
         throttled: Of them answered 429.
         first_after: Seconds from the start to the first request.

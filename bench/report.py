@@ -30,12 +30,14 @@ class Target:
         wanted: The number.
         measured: The one that came out.
         reached: Whether that will do; None when it was not measured.
+        why: What profiling found, for when it was not reached.
     """
 
     work: str
     wanted: str
     measured: str
     reached: bool | None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Section:
                     [[each.work, each.wanted, each.measured, answers[each.reached]] for each in self.targets],
                 )
             )
+            missed = [
+                f"- {each.work}: {each.why}" for each in self.targets if each.reached is False and each.why
+            ]
+            if missed:
+                parts.append("Why not, as profiling found:\n\n" + "\n".join(missed))
         return "\n\n".join(parts) + "\n"
 
 
