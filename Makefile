@@ -89,7 +89,7 @@ define set-up
 @echo "Setting up $(@D) with $$($(1) --version) from $<"
 @mkdir -p build
 @{ { $(@D)/bin/python -m uv --version || { $(1) -m venv --clear $(@D) && $(@D)/bin/pip install --constraint $< uv; }; } && \
-	$(@D)/bin/uv pip sync --python $(@D)/bin/python $< && \
+	$(@D)/bin/uv pip sync --compile-bytecode --python $(@D)/bin/python $< && \
 	$(@D)/bin/uv pip install --python $(@D)/bin/python --no-deps --no-build-isolation --editable . ; \
 } >build/set-up$(@D).log 2>&1 </dev/null || { cat build/set-up$(@D).log; exit 1; }
 @touch $@

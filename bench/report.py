@@ -17,7 +17,8 @@ RESULTS = Path(__file__).resolve().parent / "results.md"
 _HEAD = """# What was measured
 
 Made by `make bench` and `make bench-scale`: each section on the machine and the day that it names. Times are medians of
-three, measured in turn within one run; only ratios within a section mean anything on another machine.
+three, measured in turn within one run, but for the ten million for real, which ran once; only ratios within a section mean
+anything on another machine.
 """
 
 
