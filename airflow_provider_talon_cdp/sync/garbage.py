@@ -16,6 +16,9 @@ def rare_collections() -> Iterator[None]:
     """
     # Whoever froze some before, to share their memory with another process, wants them to stay so.
     frozen_by_others = gc.get_freeze_count()
+    # Freezing would put young objects before old ones, and what is garbage already would be finalized in that order: a file
+    # before the generator that closes it.
+    gc.collect(1)
     gc.freeze()
     try:
         yield

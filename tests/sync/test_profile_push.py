@@ -18,20 +18,26 @@ from airflow_provider_talon_cdp.sync.report import Tally
 
 
 class Talon:
-    """Takes profiles; some wait until others have arrived, and some are refused."""
+    """Takes profiles; some wait until others have arrived or are under way, and some are refused."""
 
-    def __init__(self, answers=None, first_waits_for=0):
+    def __init__(self, answers=None, first_waits_for=0, waits_for_company=0):
         self.arrived = {}
         self.answers = answers or {}
         self.first_waits_for = first_waits_for
         self.enough = asyncio.Event()
         self.under_way = self.most_under_way = 0
+        self.waits_for_company = waits_for_company
+        self.company = asyncio.Event()
 
     async def __call__(self, profile_id, attributes):
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             await asyncio.sleep(0)
+            if self.under_way == self.waits_for_company:
+                self.company.set()
+            if self.waits_for_company:
+                await asyncio.wait_for(self.company.wait(), 10)
             if profile_id == "000" and self.first_waits_for:
                 await self.enough.wait()
             if profile_id in self.answers:
@@ -82,7 +88,7 @@ def test_each_profile_gets_its_own_attributes_and_flights_are_acknowledged_whole
 
 
 def test_as_many_requests_as_flights_are_under_way():
-    talon = Talon()
+    talon = Talon(waits_for_company=4)
     run(talon, 10 * BATCH, in_flight=4)
     assert talon.most_under_way == 4
 
