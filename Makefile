@@ -14,6 +14,9 @@ PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
 MATRIX_PYTHON ?= $(shell for each in python3.11 .venv/bin/python; do \
 	$$each -c '$(SUITABLE)' 2>/dev/null && echo $$each && break; done)
 
+# Where it is set, each of the many processes compiles Airflow anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN = .venv/bin
 # A file's tests share what is costly, so they stay in one process.
 PYTEST = python -m pytest -q --numprocesses logical --dist loadfile
@@ -89,7 +92,7 @@ define set-up
 @echo "Setting up $(@D) with $$($(1) --version) from $<"
 @mkdir -p build
 @{ { $(@D)/bin/python -m uv --version || { $(1) -m venv --clear $(@D) && $(@D)/bin/pip install --constraint $< uv; }; } && \
-	$(@D)/bin/uv pip sync --compile-bytecode --python $(@D)/bin/python $< && \
+	$(@D)/bin/uv pip sync --python $(@D)/bin/python $< && \
 	$(@D)/bin/uv pip install --python $(@D)/bin/python --no-deps --no-build-isolation --editable . ; \
 } >build/set-up$(@D).log 2>&1 </dev/null || { cat build/set-up$(@D).log; exit 1; }
 @touch $@
