@@ -18,8 +18,9 @@ MATRIX_PYTHON ?= $(shell for each in python3.11 .venv/bin/python; do \
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN = .venv/bin
-# A file's tests share what is costly, so they stay in one process.
-PYTEST = python -m pytest -q --numprocesses logical --dist loadfile
+# A file's tests share what is costly, so they stay in one process. As they come: by default files with few tests are the last, and
+# with them the longest ones.
+PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadscope-reorder
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
