@@ -5,12 +5,10 @@ Usage: ``python bench/job.py MODULE.FUNCTION JOB WARM_UP``, the jobs as JSON; pr
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import json
 import math
-import multiprocessing
 import os
 import sqlite3
 import sys
@@ -21,6 +19,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from imports import import_all
 
 BATCH = 1000
 NO_LIMIT = 1_000_000.0
@@ -62,22 +62,6 @@ def talon_connection(job: Job) -> None:
     }
     os.environ["AIRFLOW_CONN_TALON_CDP_DEFAULT"] = json.dumps(talon)
     os.environ["AIRFLOW_CONN_WAREHOUSE"] = json.dumps({"conn_type": "sqlite", "host": job.warehouse})
-
-
-def import_all(contender: Callable[[Job], None], warm_up: Job) -> None:
-    """Import what a contender imports while it runs, which a process of its own finds out: here nothing has run then."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        names = pool.apply(_imported_by, (contender, replace(warm_up, folder=f"{warm_up.folder}-apart")))
-    for name in names:
-        # Some import each other in one order only, or are no files.
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-    gc.collect()
-
-
-def _imported_by(contender: Callable[[Job], None], warm_up: Job) -> list[str]:
-    contender(warm_up)
-    return [name for name, module in sys.modules.items() if module]
 
 
 def measured(contender: Callable[[Job], None], job: Job, warm_up: Job) -> dict[str, float]:
@@ -127,5 +111,5 @@ if __name__ == "__main__":
     _module, _, _function = sys.argv[1].partition(".")
     _contender = getattr(importlib.import_module(_module), _function)
     _job, _warm_up = (Job(**json.loads(each)) for each in sys.argv[2:])
-    import_all(_contender, _warm_up)
+    import_all(lambda: _contender(replace(_warm_up, folder=f"{_warm_up.folder}-apart")))
     print(json.dumps(measured(_contender, _job, _warm_up)))

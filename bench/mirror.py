@@ -27,8 +27,8 @@ SIZES = 100_000, 1_000_000, 10_000_000
 RATE = 60.0
 FETCH = 5000
 WHY_MORE_MEMORY = (
-    "memory was followed through both runs. While 10,000,000 rows are read it rises by 0.4 MB after the first 100,000, nearly all "
-    "of it in the first million; from the 40th of 400 requests to the last, by 0.1 MB. The rest is the allocator: the thread that "
+    "memory was followed through both runs. While 10,000,000 rows are read it rises by 0.4 MB after the first 100,000, three "
+    "quarters of it in the first million; from the 40th of 400 requests to the last, by 0.1 MB. The rest is the allocator: the thread that "
     "reads the plan has a heap of its own, which four requests do not fill. With one heap for all threads "
     "(`MALLOC_ARENA_MAX=1`) the growth was 13 %."
 )

@@ -190,7 +190,8 @@ def update_audiences_of_customer_profiles(
                 check_text("customer_profile_id", each)
         check_audience_id(f"audience ID to {action}", audience_id, audience_id_type)
         key, other = ("adds", "deletes") if action == "add" else ("deletes", "adds")
-        written.append(_entries(ids, {key: [audience_id], other: []}))
+        if ids:
+            written.append(_entries(ids, {key: [audience_id], other: []}))
         private += ids
     body = b'{"data":[%b]}' % b",".join(written)
     return _multi_profile(body, len(private), tuple(private), audience_id_type, multi_profile_path)

@@ -201,3 +201,14 @@ def test_the_quick_form_holds_1000_profiles_and_not_one_more():
     assert calls.update_audiences_of_customer_profiles(groups).changes == 1000
     with pytest.raises(InvalidInputError, match="at most 1000"):
         calls.update_audiences_of_customer_profiles([(ids, "vip", "add")])
+
+
+@pytest.mark.parametrize(
+    "groups", [[], [([], "vip", "add")], [([], "vip", "add"), (["anna"], "vip", "remove")]]
+)
+def test_a_group_of_nobody_adds_no_entry(groups):
+    request = calls.update_audiences_of_customer_profiles(groups)
+    entries = [
+        {"customerProfileId": each, "adds": [], "deletes": ["vip"]} for ids, *_ in groups for each in ids
+    ]
+    assert (json.loads(request.body), request.changes) == ({"data": entries}, len(entries))

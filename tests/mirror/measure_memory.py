@@ -5,11 +5,7 @@ Arguments: database file, folder of the ledgers, SQL, and what to do with it, on
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import importlib
 import json
-import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -18,6 +14,9 @@ from types import SimpleNamespace
 from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+from imports import import_all
 
 ALL_REJECTED = {"max_rejected": None, "on_empty": "skip"}
 KINDS = {
@@ -49,22 +48,11 @@ def run(kind, sql, state):
     return task.execute({"ti": instance})
 
 
-def imported_by_a_run(kind, state):
-    run(kind, "SELECT 'anna' AS profile_id, 'vip' AS audience_id", state)
-    return [name for name, module in sys.modules.items() if module]
-
-
 def main():
     database, state, sql, kind = sys.argv[1:]
     os.environ["AIRFLOW_CONN_WAREHOUSE"] = json.dumps({"conn_type": "sqlite", "host": database})
-    # A run imports drivers and file systems. Here nothing has run then: what runs leave free would hide growth.
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        names = pool.apply(imported_by_a_run, (kind, f"{state}-first"))
-    for name in names:
-        # Some import each other in one order only, or are no files.
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-    gc.collect()
+    # A run imports drivers and file systems.
+    import_all(lambda: run(kind, "SELECT 'anna' AS profile_id, 'vip' AS audience_id", f"{state}-first"))
     # From here on the peak is counted anew.
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
