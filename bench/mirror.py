@@ -2,8 +2,9 @@
 
 2 % churn: of the customers, 2 % have left since the mirror before, and as many have joined. The ledger is the one that the
 mirror before left. The plan lasts from the query to the first request: read, compared, guarded and written down. Whether memory
-grows with the rows is told by first mirrors, which have all buffers full at each size. The smallest mirror of 2 % churn has four
-requests to send, so those are compared with two in flight, of which four are in memory at once: in flight, waiting and read ahead.
+grows with the rows is told by first mirrors, which at each size have more requests to send than may be in flight. The smallest
+mirror of 2 % churn has four, so those are compared with two in flight, of which four are in memory at once: in flight, waiting
+and read ahead.
 """
 
 from __future__ import annotations
