@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -46,34 +46,52 @@ class Columns(NamedTuple):
         return cls(profiles, _one_or_all(audiences), verbs)
 
     @classmethod
-    def read(cls, lines: Sequence[str], audience: str) -> Columns:
+    def read(cls, text: str, audience: str) -> Columns:
         """Take lines apart.
 
         Args:
-            lines: Without their newlines.
+            text: Whole lines.
             audience: That of lines that have none.
 
         Raises:
             ValueError: They are not as ``lines`` wrote them.
         """
-        text = "\n".join(lines) + "\n"
-        verb = lines[0].partition("\t")[0]
+        verb = text.partition("\t")[0]
         start = f"\n{verb}\t"
+        count = text.count("\n")
         if (
-            text.count(start) == len(lines) - 1
-            and text.count("\t") == len(lines)
+            text.count(start) == count - 1
+            and text.count("\t") == count
             and "\\" not in text
             and verb in _ACTIONS
         ):
             return cls(text[len(start) - 1 : -1].split(start), audience, verb)
         columns = from_lines(text)
         if columns is None:
-            rows = [[*from_line(line), audience][:3] for line in lines]
+            rows = [[*from_line(line), audience][:3] for line in text[:-1].split("\n")]
             columns = [list(column) for column in zip(*rows, strict=True)]
         verbs, profiles, *audiences = columns
         if not _ACTIONS.keys() >= set(verbs) or len(audiences) > 1:
             raise ValueError
         return cls(profiles, _one_or_all(audiences[0]) if audiences else audience, _one_or_all(verbs))
+
+    def followed_by(self, more: Columns) -> Columns:
+        """Put other changes behind these."""
+        if not self.profiles:
+            return more
+        return Columns(
+            self.profiles + more.profiles,
+            _joined(self.audiences, len(self.profiles), more.audiences, len(more.profiles)),
+            _joined(self.verbs, len(self.profiles), more.verbs, len(more.profiles)),
+        )
+
+    def between(self, start: int, end: int) -> Columns:
+        """Take some of the changes, by their positions."""
+        return Columns(
+            self.profiles[start:end],
+            self.audiences if isinstance(self.audiences, str) else _one_or_all(self.audiences[start:end]),
+            self.verbs if isinstance(self.verbs, str) else _one_or_all(self.verbs[start:end]),
+        )
 
     def lines(self, audience: str) -> str:
         """Make whole lines; an audience is left out where all changes are of that one."""
@@ -125,5 +143,14 @@ class Columns(NamedTuple):
         )
 
 
+def _joined(first: str | list[str], count: int, second: str | list[str], more: int) -> str | list[str]:
+    if isinstance(first, str) and first == second:
+        return first
+    return [
+        *([first] * count if isinstance(first, str) else first),
+        *([second] * more if isinstance(second, str) else second),
+    ]
+
+
 def _one_or_all(texts: list[str]) -> str | list[str]:
-    return texts[0] if texts.count(texts[0]) == len(texts) else texts
+    return texts[0] if texts and texts.count(texts[0]) == len(texts) else texts

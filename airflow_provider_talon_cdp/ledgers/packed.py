@@ -19,7 +19,7 @@ _FASTEST = 1
 # zlib's word for a gzip file.
 _GZIP = 31
 # Bytes that are packed or unpacked at once. With few of them memory stays small, whatever the size of the file.
-_PIECE = 1 << 15
+_PIECE = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,11 +94,18 @@ def read_part(ledger: Folder, part: File, size: int) -> Iterator[Columns]:
         LedgerError: It is gone or damaged.
     """
     path = ledger / part.file
-    for lines in _batches(read_texts(path, part.sha256), size):
+    waiting = Columns([], part.audience, [])
+    for text in read_texts(path, part.sha256):
         try:
-            yield Columns.read(lines, part.audience)
+            waiting = waiting.followed_by(Columns.read(text, part.audience))
         except ValueError as error:
             raise damaged(path) from error
+        full = len(waiting.profiles) // size * size
+        for start in range(0, full, size):
+            yield waiting.between(start, start + size)
+        waiting = waiting.between(full, len(waiting.profiles))
+    if waiting.profiles:
+        yield waiting
 
 
 def _cut(changes: Iterable[Change], size: int) -> Iterator[tuple[int, Block]]:
@@ -114,7 +121,7 @@ def _cut(changes: Iterable[Change], size: int) -> Iterator[tuple[int, Block]]:
             ):
                 end += 1
             if end > start:
-                yield part, block._replace(keys=block.keys[start:end])
+                yield part, Block(block.keys[start:end], *block[1:])
                 written += end - start
                 last = _profile(block, end - 1)
                 start = end
@@ -125,16 +132,3 @@ def _cut(changes: Iterable[Change], size: int) -> Iterator[tuple[int, Block]]:
 def _profile(block: Block, at: int) -> str:
     key: str | tuple[str, str] = block.keys[at]
     return key if isinstance(key, str) else key[0]
-
-
-def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Cut texts into so many lines each, without their newlines."""
-    waiting: list[str] = []
-    for text in texts:
-        waiting += text[:-1].split("\n")
-        full = len(waiting) // size * size
-        for start in range(0, full, size):
-            yield waiting[start : start + size]
-        del waiting[:full]
-    if waiting:
-        yield waiting

@@ -39,7 +39,7 @@ def write_bytes(path: Folder, data: bytes) -> None:
 def write_json(path: Folder, content: Any) -> None:
     """Write JSON and its checksum."""
     envelope = {"content": content, "sha256": _digest(content)}
-    write_bytes(path, json.dumps(envelope, indent=1).encode() + b"\n")
+    write_bytes(path, json.dumps(envelope).encode() + b"\n")
 
 
 def read_json(path: Folder) -> Any:

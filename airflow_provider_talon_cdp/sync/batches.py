@@ -62,7 +62,7 @@ def batches(records: Iterable[Record], intake: Intake, *, in_flight: int) -> Gen
                 intake.read += len(ids.ids)
                 intake.duplicate += len(ids.ids) - len(fresh)
                 intake.held += len(fresh)
-                full = filling.add(ids._replace(ids=fresh), alone=recent.is_of_one_kind)
+                full = filling.add(Ids(fresh, *ids[1:]), alone=recent.is_of_one_kind)
                 yield from map(handed_on, full)
         if intake.held:
             yield handed_on(filling.rest(alone=recent.is_of_one_kind))
@@ -78,7 +78,7 @@ def _pieces(record: Change | Ids) -> Iterator[Ids]:
         return
     # A source may hand over all of a long list at once; its progress is told by the batch.
     for start in range(0, len(record.ids), MAX_CHANGES):
-        yield record._replace(ids=record.ids[start : start + MAX_CHANGES])
+        yield Ids(record.ids[start : start + MAX_CHANGES], *record[1:])
 
 
 class _Recent:
@@ -155,7 +155,7 @@ class _Filling:
         self._what = ids[1:]
         self._ids = self._ids + ids.ids if self._ids else ids.ids
         for start in range(0, len(self._ids) - MAX_CHANGES + 1, MAX_CHANGES):
-            yield Batch(ids._replace(ids=self._ids[start : start + MAX_CHANGES]), alone=alone)
+            yield Batch(Ids(self._ids[start : start + MAX_CHANGES], *self._what), alone=alone)
         self._ids = self._ids[len(self._ids) // MAX_CHANGES * MAX_CHANGES :]
 
     def rest(self, *, alone: bool) -> Batch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -34,10 +36,21 @@ ALIKE = st.builds(
 def test_changes_come_back_from_their_lines(changes, audience):
     text = Columns.of(Block.of(changes)).lines(audience)
     assert text.count("\n") == len(changes)
-    read = Columns.read(text[:-1].split("\n"), audience)
+    read = Columns.read(text, audience)
     assert read.changes() == changes
     assert list(read.block().changes()) == [change._replace(uncertain=False) for change in changes]
     assert [change[:3] for change in read.batch(alone=True).changes] == [change[:3] for change in changes]
+
+
+@given(st.lists(CHANGES | ALIKE, min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 9))
+def test_changes_are_joined_and_cut(several, start, more):
+    joined = reduce(Columns.followed_by, [Columns.of(Block.of(changes)) for changes in several])
+    changes = [change for changes in several for change in changes]
+    assert joined.changes() == changes
+    cut = joined.between(start, start + more)
+    assert cut.changes() == changes[start : start + more]
+    if more == 1 and start < len(changes):
+        assert (cut.audiences, cut.verbs) == (changes[start].audience_id, cut.lines("").partition("\t")[0])
 
 
 @given(CHANGES | ALIKE, st.sets(st.integers(0, 7)))
@@ -54,11 +67,11 @@ def test_an_audience_stands_only_where_it_is_another_one(action, uncertain, verb
 
 
 def test_a_batch_of_one_kind_is_a_list_of_ids():
-    assert Columns.read(["add\ta", "add\tb"], "vip").batch(alone=True).groups == [(["a", "b"], "vip", "add")]
-    assert Columns.read(["add?\ta\tx", "add?\tb\tx"], "vip").batch(alone=True).groups == [
+    assert Columns.read("add\ta\nadd\tb\n", "vip").batch(alone=True).groups == [(["a", "b"], "vip", "add")]
+    assert Columns.read("add?\ta\tx\nadd?\tb\tx\n", "vip").batch(alone=True).groups == [
         (["a", "b"], "x", "add")
     ]
-    assert Columns.read(["add\ta", "remove\tb"], "vip").batch(alone=True).groups == [
+    assert Columns.read("add\ta\nremove\tb\n", "vip").batch(alone=True).groups == [
         (["a"], "vip", "add"),
         (["b"], "vip", "remove"),
     ]
@@ -66,7 +79,7 @@ def test_a_batch_of_one_kind_is_a_list_of_ids():
 
 @pytest.mark.parametrize(
     "lines",
-    [["what\ta"], ["add"], [""], ["add\ta\tb\tc\td"], ["add\t\\x"], ["add\ta", "x\tb"], ["add\ta\tb", "x"]],
+    ["what\ta\n", "add\n", "\n", "add\ta\tb\tc\td\n", "add\t\\x\n", "add\ta\nx\tb\n", "add\ta\tb\nx\n"],
 )
 def test_lines_that_are_none_are_an_error(lines):
     with pytest.raises(ValueError):
