@@ -13,7 +13,7 @@ from airflow_provider_talon_cdp.ledgers.ranges import Ranges
 from airflow_provider_talon_cdp.ledgers.storage import Folder, gone, read_json, write_json
 
 
-@dataclass
+@dataclass(slots=True)
 class Acks:
     """What became of the batches of one part.
 
@@ -27,7 +27,7 @@ class Acks:
     landed: Ranges = field(default_factory=Ranges)
     refused: dict[int, list[int]] = field(default_factory=dict)
     may_have_left: int = 0
-    doubtful: set[int] = field(default_factory=set)
+    doubtful: frozenset[int] = frozenset()
 
     def land(self, batch: int, refused: Iterable[int]) -> None:
         """Note the fate of a batch."""
@@ -67,5 +67,5 @@ class Acks:
             if refused := sorted(set.intersection(*sent)):
                 joined.refused[batch] = refused
                 if any(batch < each.may_have_left and batch not in each.landed for each in files):
-                    joined.doubtful.add(batch)
+                    joined.doubtful |= {batch}
         return joined

@@ -7,7 +7,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from airflow_provider_talon_cdp.sync.blocks import Block
-from airflow_provider_talon_cdp.sync.changes import Action, Batch, Change, Ids
+from airflow_provider_talon_cdp.sync.changes import Action, Batch, Change, Ids, Mixed
 from airflow_provider_talon_cdp.sync.lines import from_line, from_lines, to_lines
 
 _ACTIONS: dict[str, tuple[Action, bool]] = {
@@ -129,9 +129,12 @@ class Columns(NamedTuple):
 
     def batch(self, *, alone: bool) -> Batch:
         """Make a batch to send: what is uncertain is sent as anything else."""
-        if isinstance(self.audiences, str) and isinstance(self.verbs, str):
-            return Batch(Ids(self.profiles, self.audiences, _ACTIONS[self.verbs][0]), alone=alone)
-        return Batch(self.changes(), alone=alone)
+        if not isinstance(self.audiences, str):
+            return Batch(self.changes(), alone=alone)
+        if not isinstance(self.verbs, str):
+            actions = [_ACTIONS[verb][0] for verb in self.verbs]
+            return Batch(Mixed(self.profiles, self.audiences, actions), alone=alone)
+        return Batch(Ids(self.profiles, self.audiences, _ACTIONS[self.verbs][0]), alone=alone)
 
     def without(self, positions: Collection[int]) -> Columns:
         """Leave some changes out."""

@@ -22,7 +22,7 @@ _GZIP = 31
 _PIECE = 1 << 14
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class File:
     """A file of lines.
 

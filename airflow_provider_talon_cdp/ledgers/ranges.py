@@ -13,6 +13,8 @@ class Ranges:
         pairs: First and last number of each range.
     """
 
+    __slots__ = ("_firsts", "_lasts")
+
     def __init__(self, pairs: Iterable[Iterable[int]] = ()) -> None:
         self._firsts: list[int] = []
         self._lasts: list[int] = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from operator import attrgetter
+from itertools import compress, repeat
+from operator import attrgetter, not_
 from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -77,6 +78,24 @@ class Ids(NamedTuple):
         return (Change(each, self.audience_id, self.action) for each in self.ids)
 
 
+class Mixed(NamedTuple):
+    """As ``Ids``, for distinct profiles of which some join the audience and some leave it.
+
+    Args:
+        ids: Integration IDs of the profiles.
+        audience_id: External (string) or internal (integer) ID of the audience.
+        actions: ``add`` or ``remove`` for each of them.
+    """
+
+    ids: list[str]
+    audience_id: str | int
+    actions: list[Action]
+
+    def changes(self) -> Iterator[Change]:
+        """Spell the changes out."""
+        return map(Change, self.ids, repeat(self.audience_id), self.actions)
+
+
 Record: TypeAlias = Change | Ids | Rejection
 """What a source yields."""
 
@@ -85,23 +104,30 @@ class Batch:
     """The changes of one request, at most 1000.
 
     Args:
-        changes: Distinct changes, or distinct IDs with one audience and action. Nearly all batches are of the second
-            kind, and a million members are sent without an object for each of them.
+        changes: Distinct changes, or distinct IDs of one audience. Nearly all batches are of the second kind, and a
+            million members are sent without an object for each of them.
         alone: Whether none of the batches shortly before it touches one of its profiles; see ``push``.
     """
 
-    def __init__(self, changes: Ids | Sequence[Change], *, alone: bool = False) -> None:
+    def __init__(self, changes: Ids | Mixed | Sequence[Change], *, alone: bool = False) -> None:
         self._changes = changes
         self.alone = alone
 
     def __len__(self) -> int:
-        return len(self._changes.ids if isinstance(self._changes, Ids) else self._changes)
+        return len(self._changes.ids if isinstance(self._changes, Ids | Mixed) else self._changes)
 
     @property
     def groups(self) -> list[Ids] | None:
         """The changes by audience and action, or None where a profile has several."""
         if isinstance(self._changes, Ids):
             return [self._changes]
+        if isinstance(self._changes, Mixed):
+            ids, audience_id, actions = self._changes
+            joining = [action == "add" for action in actions]
+            return [
+                Ids(list(compress(ids, joining)), audience_id, "add"),
+                Ids(list(compress(ids, map(not_, joining))), audience_id, "remove"),
+            ]
         if len(self.profiles) < len(self):
             return None
         groups: dict[tuple[str | int, Action], list[str]] = {}
@@ -112,12 +138,12 @@ class Batch:
     @property
     def changes(self) -> Sequence[Change]:
         """The changes in their order."""
-        return tuple(self._changes.changes()) if isinstance(self._changes, Ids) else self._changes
+        return tuple(self._changes.changes()) if isinstance(self._changes, Ids | Mixed) else self._changes
 
     @cached_property
     def profiles(self) -> frozenset[str]:
         """IDs of the profiles that it touches."""
-        ids = self._changes.ids if isinstance(self._changes, Ids) else map(_profile_id, self._changes)
+        ids = self._changes.ids if isinstance(self._changes, Ids | Mixed) else map(_profile_id, self._changes)
         return frozenset(ids)
 
     @property
@@ -135,11 +161,7 @@ class Batch:
     def halves(self) -> tuple[Batch, Batch]:
         """Split a batch of two or more changes."""
         middle = len(self) // 2
-        if isinstance(self._changes, Ids):
-            ids = self._changes.ids
-            first, second = ids[:middle], ids[middle:]
-            return Batch(self._changes._replace(ids=first)), Batch(self._changes._replace(ids=second))
-        return Batch(self._changes[:middle]), Batch(self._changes[middle:])
+        return Batch(self.changes[:middle]), Batch(self.changes[middle:])
 
 
 def read_profile_id(value: Any) -> str | Rejection:
