@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 LOCK_LASTS = 120.0
 LOCK_RENEWED = 20.0
-# Seconds between looks at a run that asks for the lock too, and looks at the most.
+# Seconds between looks at runs that ask for the lock too, and looks at the most.
 _PAUSE = 0.2
 _LOOKS = 20
 _NAME = re.compile(r"(all|part-\d+)-([0-9a-f]+)(\.beat)?\.json")
@@ -68,6 +68,8 @@ class Lock:
         self._sleep = sleep
         self._scope = _ALL if part is None else f"part-{part:05}"
         self._lost = threading.Event()
+        # At all others together: the last one that asks is through with all of them before another one takes it over.
+        self._looks = 0
         self.rests = False
         """Whether the claim stays until it is `LOCK_LASTS` old when this run ends, for others who go on with its work."""
         self.turn = 0
@@ -107,6 +109,7 @@ class Lock:
             LedgerError: Another owner holds it, or a later try of the same one.
         """
         asked = self._clock()
+        self._looks = 0
         claim = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "time": asked}
         write_json(self._claim(self._scope, self._run), claim)
         try:
@@ -208,12 +211,11 @@ class Lock:
         Raises:
             LedgerError: This run has to give way.
         """
-        looks = 0
         while (theirs := self._read(scope, run)) is not None:
             is_mine = theirs.owner == owner
             is_later = (asked, self._run) > (theirs.asked, run)
             # Of two tries that ask at the same moment the later one wins; a silent one was killed while it asked.
-            yields = theirs.holds or looks >= (_LOOKS if is_later else 2 * _LOOKS)
+            yields = theirs.holds or self._looks >= (_LOOKS if is_later else 2 * _LOOKS)
             if self._clock() - theirs.heard >= LOCK_LASTS or (
                 is_mine and ((retries and yields) or (theirs.rests and self._scope == _ALL))
             ):
@@ -222,10 +224,10 @@ class Lock:
                 return theirs.turn
             if is_mine and theirs.rests:
                 return theirs.turn
-            if not (is_mine and retries) and (theirs.holds or is_later or looks >= _LOOKS):
+            if not (is_mine and retries) and (theirs.holds or is_later or self._looks >= _LOOKS):
                 raise self._in_use(theirs)
             self._sleep(_PAUSE)
-            looks += 1
+            self._looks += 1
         return 0
 
     def _read(self, scope: str, run: str) -> _Claim | None:

@@ -18,8 +18,10 @@ from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged, gone, is
 _FASTEST = 1
 # zlib's word for a gzip file.
 _GZIP = 31
-# Bytes that are packed or unpacked at once. With few of them memory stays small, whatever the size of the file.
+# Bytes of lines that are packed or unpacked at once, and packed ones that are read at once. With few of them memory stays
+# small, whatever the size of the file.
 _PIECE = 1 << 14
+_PACKED_PIECE = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,10 +109,15 @@ def read_texts(path: Folder, sha256: str) -> Iterator[str]:
             while not unpacker.eof:
                 data = unpacker.decompress(left, _PIECE)
                 left = unpacker.unconsumed_tail
+                is_all = not left and len(data) < _PIECE
                 lines, newline, rest = (rest + data).rpartition(b"\n")
-                if newline:
-                    yield (lines + newline).decode()
-                if not left and len(data) < _PIECE:
+                text = (lines + newline).decode()
+                # What is made of the text lives longer than all this, and would leave gaps between it in memory.
+                del data, lines
+                if text:
+                    yield text
+                del text
+                if is_all:
                     break
     except FileNotFoundError as error:
         raise gone(path) from error
@@ -131,7 +138,7 @@ def _pieces(path: Folder) -> Iterator[bytes]:
     with file:
         while True:
             with told("read", path):
-                piece = file.read(_PIECE)
+                piece = file.read(_PACKED_PIECE)
             if not piece:
                 return
             yield piece

@@ -100,6 +100,8 @@ def read_part(ledger: Folder, part: File, size: int) -> Iterator[Columns]:
             waiting = waiting.followed_by(Columns.read(text, part.audience))
         except ValueError as error:
             raise damaged(path) from error
+        # As in ``read_texts``.
+        del text
         full = len(waiting.profiles) // size * size
         for start in range(0, full, size):
             yield waiting.between(start, start + size)
