@@ -33,7 +33,7 @@ def body(ids: list[str]) -> dict[str, Any]:
     return {"data": [{"customerProfileId": each, "adds": ["vip"], "deletes": []} for each in ids]}
 
 
-def ours(job: Job) -> None:
+def ours(job: Job, in_flight: int = 64) -> None:
     """This provider's operator, with its report and progress."""
     talon_connection(job)
     from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
@@ -44,6 +44,7 @@ def ours(job: Job) -> None:
         sql_conn_id="warehouse",
         audience_id="vip",
         mode="add",
+        in_flight=in_flight,
     ).execute({})
 
 
