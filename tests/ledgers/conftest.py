@@ -80,3 +80,10 @@ def commit():
             ledger.flush()
 
     return committed
+
+
+def names(ledger):
+    """All files of a ledger, below its folder."""
+    root = str(ledger.folder)
+    found = [path for path in ledger.folder.rglob("*") if path.is_file()]
+    return sorted(str(path).removeprefix(root).lstrip("/") for path in found)

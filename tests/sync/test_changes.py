@@ -12,6 +12,7 @@ from airflow_provider_talon_cdp.sync.changes import (
     Change,
     Entry,
     Ids,
+    Mixed,
     Rejection,
     read_change,
     read_ids,
@@ -108,22 +109,25 @@ def test_the_halves_hold_what_the_batch_held(changes):
     assert sorted(spread) == sorted(change[:3] for change in changes)
 
 
-def test_a_batch_in_its_quick_form_is_the_same_batch():
-    quick, spelt = (
-        Batch(Ids(["a", "b", "c"], "vip", "remove")),
-        Batch(changes("a", "b", "c", action="remove")),
-    )
-    assert quick.groups == spelt.groups == [(["a", "b", "c"], "vip", "remove")]
-    assert len(quick) == len(spelt) == 3
-    assert (tuple(quick.changes), quick.entries) == (tuple(spelt.changes), spelt.entries)
-    assert quick.profiles == spelt.profiles == {"a", "b", "c"}
-    for left, right in zip(quick.halves(), spelt.halves(), strict=True):
-        assert left.groups == right.groups
-        assert tuple(left.changes) == tuple(right.changes)
-
-
-def changes(*profiles, action="add"):
-    return [Change(each, "vip", action) for each in profiles]
+@pytest.mark.parametrize(
+    "quick, actions",
+    [
+        (Ids(["a", "b", "c"], "vip", "remove"), ["remove", "remove", "remove"]),
+        (Mixed(["a", "b", "c"], "vip", ["remove", "add", "remove"]), ["remove", "add", "remove"]),
+        (Mixed(["a", "b", "c"], "vip", ["add", "add", "add"]), ["add", "add", "add"]),
+    ],
+)
+def test_a_batch_in_a_quick_form_is_the_same_batch(quick, actions):
+    spelt = [Change(each, "vip", action) for each, action in zip("abc", actions, strict=True)]
+    batches = Batch(quick), Batch(spelt)
+    for batch in batches:
+        assert list(batch.changes) == spelt
+        assert len(batch) == 3
+        assert batch.profiles == {"a", "b", "c"}
+        assert [list(half.changes) for half in batch.halves()] == [spelt[:1], spelt[1:]]
+    assert batches[0].entries == batches[1].entries
+    groups, others = (sorted(group for group in batch.groups if group.ids) for batch in batches)
+    assert groups == others
 
 
 @given(st.lists(st.one_of(st.text(max_size=2), st.none(), st.integers(), st.uuids(), st.just("x" * 1001))))
