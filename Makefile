@@ -21,8 +21,9 @@ BIN = .venv/bin
 # A file's tests share what is costly, so they stay in one process. As they come: by default files with few tests are the last, and
 # with them the longest ones.
 PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadscope-reorder
-# The engine imports Python's own modules alone, so that no release of Airflow makes a difference to its tests.
-MATRIX_TESTS = --ignore tests/sync
+# The engine imports Python's own modules alone, so that no release of Airflow makes a difference to its tests; the bench is run on
+# the main release.
+MATRIX_TESTS = --ignore tests/sync --ignore tests/bench
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
