@@ -16,7 +16,7 @@ def rare_collections() -> Iterator[None]:
 
     An Airflow process holds some 200,000 objects for as long as it lives. Each full collection looks through them, and was
     measured to stop a sync for 0.1 s, which the rate limit does not give back, and to take a sixth of its CPU time. Those
-    of young objects, after each 700, looked at every row of a source, and took a tenth.
+    of young objects, after each 700, looked at every row of a source, and took 8 %.
     """
     threshold, *older = gc.get_threshold()
     # Whoever froze some before, to share their memory with another process, wants them to stay so.
