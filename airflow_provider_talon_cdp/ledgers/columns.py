@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from itertools import repeat
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from airflow_provider_talon_cdp.sync.blocks import Block
@@ -75,14 +75,16 @@ class Columns(NamedTuple):
             raise ValueError
         return cls(profiles, _one_or_all(audiences[0]) if audiences else audience, _one_or_all(verbs))
 
-    def followed_by(self, more: Columns) -> Columns:
-        """Put other changes behind these."""
-        if not self.profiles:
-            return more
-        return Columns(
-            self.profiles + more.profiles,
-            _joined(self.audiences, len(self.profiles), more.audiences, len(more.profiles)),
-            _joined(self.verbs, len(self.profiles), more.verbs, len(more.profiles)),
+    @classmethod
+    def joined(cls, several: Sequence[Columns]) -> Columns:
+        """Put changes behind one another."""
+        if len(several) == 1:
+            return several[0]
+        counts = [len(each.profiles) for each in several]
+        return cls(
+            list(chain.from_iterable(each.profiles for each in several)),
+            _joined([each.audiences for each in several], counts),
+            _joined([each.verbs for each in several], counts),
         )
 
     def between(self, start: int, end: int) -> Columns:
@@ -132,8 +134,8 @@ class Columns(NamedTuple):
         if not isinstance(self.audiences, str):
             return Batch(self.changes(), alone=alone)
         if not isinstance(self.verbs, str):
-            actions = [_ACTIONS[verb][0] for verb in self.verbs]
-            return Batch(Mixed(self.profiles, self.audiences, actions), alone=alone)
+            joining = bytes(verb not in _REMOVING for verb in self.verbs)
+            return Batch(Mixed(self.profiles, self.audiences, joining), alone=alone)
         return Batch(Ids(self.profiles, self.audiences, _ACTIONS[self.verbs][0]), alone=alone)
 
     def without(self, positions: Collection[int]) -> Columns:
@@ -146,13 +148,16 @@ class Columns(NamedTuple):
         )
 
 
-def _joined(first: str | list[str], count: int, second: str | list[str], more: int) -> str | list[str]:
-    if isinstance(first, str) and first == second:
+def _joined(several: Sequence[str | list[str]], counts: Sequence[int]) -> str | list[str]:
+    first = several[0]
+    if isinstance(first, str) and all(each == first for each in several):
         return first
-    return [
-        *([first] * count if isinstance(first, str) else first),
-        *([second] * more if isinstance(second, str) else second),
-    ]
+    return list(
+        chain.from_iterable(
+            repeat(each, count) if isinstance(each, str) else each
+            for each, count in zip(several, counts, strict=True)
+        )
+    )
 
 
 def _one_or_all(texts: list[str]) -> str | list[str]:

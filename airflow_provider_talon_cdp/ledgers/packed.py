@@ -18,10 +18,10 @@ from airflow_provider_talon_cdp.ledgers.storage import Folder, damaged, gone, is
 _FASTEST = 1
 # zlib's word for a gzip file.
 _GZIP = 31
-# Bytes of lines that are packed or unpacked at once, and packed ones that are read at once. With few of them memory stays
-# small, whatever the size of the file.
+# Bytes of lines that are packed at once.
 _PIECE = 1 << 14
-_PACKED_PIECE = 1 << 12
+# Packed bytes that are unpacked at once: few, so that memory stays small, whatever the size of the file.
+_PACKED_PIECE = 480
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,20 +105,13 @@ def read_texts(path: Folder, sha256: str) -> Iterator[str]:
     try:
         for packed in _pieces(path):
             hashing.update(packed)
-            left = packed
-            while not unpacker.eof:
-                data = unpacker.decompress(left, _PIECE)
-                left = unpacker.unconsumed_tail
-                is_all = not left and len(data) < _PIECE
-                lines, newline, rest = (rest + data).rpartition(b"\n")
-                text = (lines + newline).decode()
-                # What is made of the text lives longer than all this, and would leave gaps between it in memory.
-                del data, lines
-                if text:
-                    yield text
-                del text
-                if is_all:
-                    break
+            lines, newline, rest = (rest + unpacker.decompress(packed)).rpartition(b"\n")
+            text = (lines + newline).decode()
+            # What is made of the text lives longer, and would leave gaps between it in memory.
+            del lines
+            if text:
+                yield text
+            del text
     except FileNotFoundError as error:
         raise gone(path) from error
     except (ValueError, zlib.error) as error:

@@ -94,20 +94,26 @@ def read_part(ledger: Folder, part: File, size: int) -> Iterator[Columns]:
         LedgerError: It is gone or damaged.
     """
     path = ledger / part.file
-    waiting = Columns([], part.audience, [])
+    waiting: list[Columns] = []
+    count = 0
     for text in read_texts(path, part.sha256):
         try:
-            waiting = waiting.followed_by(Columns.read(text, part.audience))
+            waiting.append(Columns.read(text, part.audience))
         except ValueError as error:
             raise damaged(path) from error
         # As in ``read_texts``.
         del text
-        full = len(waiting.profiles) // size * size
+        count += len(waiting[-1].profiles)
+        if count < size:
+            continue
+        columns = Columns.joined(waiting)
+        full = count // size * size
+        waiting, count = [columns.between(full, count)], count - full
         for start in range(0, full, size):
-            yield waiting.between(start, start + size)
-        waiting = waiting.between(full, len(waiting.profiles))
-    if waiting.profiles:
-        yield waiting
+            yield columns.between(start, start + size)
+        del columns
+    if count:
+        yield Columns.joined(waiting)
 
 
 def _cut(changes: Iterable[Change], size: int) -> Iterator[tuple[int, Block]]:

@@ -84,16 +84,17 @@ class Mixed(NamedTuple):
     Args:
         ids: Integration IDs of the profiles.
         audience_id: External (string) or internal (integer) ID of the audience.
-        actions: ``add`` or ``remove`` for each of them.
+        joining: For each of them 1 where it joins, 0 where it leaves.
     """
 
     ids: list[str]
     audience_id: str | int
-    actions: list[Action]
+    joining: bytes
 
     def changes(self) -> Iterator[Change]:
         """Spell the changes out."""
-        return map(Change, self.ids, repeat(self.audience_id), self.actions)
+        actions: Iterator[Action] = ("add" if joins else "remove" for joins in self.joining)
+        return map(Change, self.ids, repeat(self.audience_id), actions)
 
 
 Record: TypeAlias = Change | Ids | Rejection
@@ -122,8 +123,7 @@ class Batch:
         if isinstance(self._changes, Ids):
             return [self._changes]
         if isinstance(self._changes, Mixed):
-            ids, audience_id, actions = self._changes
-            joining = [action == "add" for action in actions]
+            ids, audience_id, joining = self._changes
             return [
                 Ids(list(compress(ids, joining)), audience_id, "add"),
                 Ids(list(compress(ids, map(not_, joining))), audience_id, "remove"),

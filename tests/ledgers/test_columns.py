@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -44,7 +42,7 @@ def test_changes_come_back_from_their_lines(changes, audience):
 
 @given(st.lists(CHANGES | ALIKE, min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 9))
 def test_changes_are_joined_and_cut(several, start, more):
-    joined = reduce(Columns.followed_by, [Columns.of(Block.of(changes)) for changes in several])
+    joined = Columns.joined([Columns.of(Block.of(changes)) for changes in several])
     changes = [change for changes in several for change in changes]
     assert joined.changes() == changes
     cut = joined.between(start, start + more)

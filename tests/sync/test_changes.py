@@ -113,8 +113,8 @@ def test_the_halves_hold_what_the_batch_held(changes):
     "quick, actions",
     [
         (Ids(["a", "b", "c"], "vip", "remove"), ["remove", "remove", "remove"]),
-        (Mixed(["a", "b", "c"], "vip", ["remove", "add", "remove"]), ["remove", "add", "remove"]),
-        (Mixed(["a", "b", "c"], "vip", ["add", "add", "add"]), ["add", "add", "add"]),
+        (Mixed(["a", "b", "c"], "vip", b"\0\1\0"), ["remove", "add", "remove"]),
+        (Mixed(["a", "b", "c"], "vip", b"\1\1\1"), ["add", "add", "add"]),
     ],
 )
 def test_a_batch_in_a_quick_form_is_the_same_batch(quick, actions):
