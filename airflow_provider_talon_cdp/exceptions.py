@@ -53,6 +53,9 @@ class RequestError(TalonCdpError):
         request_uuid: Talon.One's ``RequestUUID``; its support asks for it.
         blames: The attributes that the answer blames.
         retry_after: Seconds that the answer asks to wait, or None.
+
+    Attributes:
+        repeated: Whether an earlier attempt of the call got no clear answer, so that it may have had its effect.
     """
 
     def __init__(
@@ -75,6 +78,12 @@ class RequestError(TalonCdpError):
         self.request_uuid = request_uuid
         self.blames = blames
         self.retry_after = retry_after
+        self.repeated = False
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the call surely had no effect."""
+        return not self.repeated and not isinstance(self, TransientError | UnexpectedAnswerError)
 
     def explain(self, more: str) -> None:
         """Add a sentence to the message; notes (``add_note``) are not shown in every Airflow log."""
@@ -102,13 +111,7 @@ class NotFoundError(RejectedError):
 
 
 class AudienceExistsError(RejectedError):
-    """409 on Create audience: the audience ID is taken.
-
-    Attributes:
-        repeated: Whether an earlier attempt of the call got no clear answer, so that it may have created the audience.
-    """
-
-    repeated = False
+    """409 on Create audience: the audience ID is taken."""
 
 
 class TransientError(RequestError):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context, ObjectStoragePath, conf
 
-from airflow_provider_talon_cdp.arguments import as_bool, check_literals, check_sync_limits
+from airflow_provider_talon_cdp.arguments import as_bool, check_choice, check_literals, check_sync_limits
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
@@ -18,15 +18,19 @@ from airflow_provider_talon_cdp.sync.guard import Guard, OnEmpty
 from airflow_provider_talon_cdp.sync.mirror import Mirror
 from airflow_provider_talon_cdp.sync.resume import Cursor
 
+Send = Literal["changed", "all"]
+
 
 class LedgerOperator(BaseOperator):
     """Base of the operators that send what differs from a ledger.
 
     Args:
-        on_empty: When the source has no valid record, ``fail``, ``skip`` or ``allow``.
+        on_empty: When the source has no rows, ``fail``, ``skip`` or ``allow``; rows that are all rejected are an error.
         max_removal_fraction: The share of what the ledger has, 0 to 1, that a run may remove.
         max_removals: Removals in all; None for any number.
         max_additions: Additions in all; None for any number.
+        send: ``changed``, or ``all`` to send also what is as it was, for example after an audience or profiles were deleted in
+            Talon.One. May be a template.
         dry_run: Plan, count and guard, and send and record nothing. May be a template.
         state_uri: Folder of the ledgers, as a path or URI of any object storage that Airflow knows, e.g.
             ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp] state_uri``, else
@@ -38,7 +42,7 @@ class LedgerOperator(BaseOperator):
         talon_cdp_conn_id: Airflow connection of Talon.One.
     """
 
-    template_fields: Sequence[str] = ("is_dry_run", "state_uri", "talon_cdp_conn_id")
+    template_fields: Sequence[str] = ("is_dry_run", "send", "state_uri", "talon_cdp_conn_id")
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class LedgerOperator(BaseOperator):
         max_removal_fraction: float = 0.2,
         max_removals: int | None = None,
         max_additions: int | None = None,
+        send: Send = "changed",
         dry_run: bool | str = False,
         state_uri: str | None = None,
         keep_versions: int = 3,
@@ -60,6 +65,7 @@ class LedgerOperator(BaseOperator):
         self.max_removal_fraction = max_removal_fraction
         self.max_removals = max_removals
         self.max_additions = max_additions
+        self.send = send
         # BaseOperator has a method named dry_run.
         self.is_dry_run = dry_run
         self.state_uri = state_uri
@@ -70,6 +76,7 @@ class LedgerOperator(BaseOperator):
         check_sync_limits(max_rejected=max_rejected, in_flight=in_flight)
         self.guard()
         check_literals(as_bool, dry_run=dry_run)
+        check_literals(_check_send, send=send)
         if isinstance(keep_versions, bool) or not isinstance(keep_versions, int) or keep_versions < 1:
             raise InvalidInputError(f"keep_versions must be an integer >= 1, but is {keep_versions!r}.")
 
@@ -81,6 +88,11 @@ class LedgerOperator(BaseOperator):
             max_removals=self.max_removals,
             max_additions=self.max_additions,
         )
+
+    def sends_all(self) -> bool:
+        """Whether to send also what is as it was."""
+        _check_send("send", self.send)
+        return self.send == "all"
 
     def ledgers(self, hook: TalonCdpHook, name: str, **how: Any) -> partial[FilesLedger]:
         """Return what makes a ledger of a folder.
@@ -120,6 +132,11 @@ class LedgerOperator(BaseOperator):
         if instance is None:
             return f"{self.task_id}/{uuid4().hex}"
         return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
+
+
+def _check_send(name: str, value: object) -> None:
+    """Refuse what says neither to send what changed nor to send all."""
+    check_choice(name, value, Send)
 
 
 def storage(name: str, uri: str) -> ObjectStoragePath:

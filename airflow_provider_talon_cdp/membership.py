@@ -10,7 +10,13 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.arguments import as_bool, audience_id_of, check_choice, check_literals
+from airflow_provider_talon_cdp.arguments import (
+    as_bool,
+    audience_id_of,
+    check_choice,
+    check_literals,
+    check_rendered,
+)
 from airflow_provider_talon_cdp.cursor import task_cursor
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, InvalidInputError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
@@ -30,6 +36,7 @@ _MIRROR_DEFAULTS: dict[str, Any] = {
     "max_removal_fraction": 0.2,
     "max_removals": None,
     "max_additions": None,
+    "send": "changed",
     "dry_run": False,
     "state_uri": None,
     "keep_versions": 3,
@@ -95,7 +102,7 @@ class MembershipOperator(LedgerOperator):
                 "mode='mirror' takes external audience IDs (the IDs in the CDP), because the ledger is kept by them."
             )
 
-    def send(self, records: Iterable[Record]) -> dict[str, Any]:
+    def send_changes(self, records: Iterable[Record]) -> dict[str, Any]:
         """Send changes as they are, and return the report."""
         hook = TalonCdpHook(self.talon_cdp_conn_id)
         sender = hook.members_sender(audience_id_type=self.audience_id_type, in_flight=self.in_flight)
@@ -111,7 +118,7 @@ class MembershipOperator(LedgerOperator):
         *,
         ledger_name: str,
         managed: Collection[str] | None,
-        names: Mapping[str, str],
+        names: Mapping[str, str] | None,
     ) -> dict[str, Any]:
         """Make the audiences equal to the source, and return the report.
 
@@ -121,7 +128,10 @@ class MembershipOperator(LedgerOperator):
             ledger_name: Which ledger.
             managed: Audiences that may change, or None.
             names: Name by audience ID, of audiences to create where they do not exist; filled while the source is read.
+                None where none is to be created.
         """
+        if self.audience_name is not None:
+            check_text("audience_name", check_rendered("audience_name", self.audience_name))
         hook = TalonCdpHook(self.talon_cdp_conn_id)
         ledger_of = self.ledgers(hook, ledger_name)
         ledger = ledger_of(self.state_folder())
@@ -130,8 +140,8 @@ class MembershipOperator(LedgerOperator):
             ledger=ledger,
             guard=self.guard(),
             sender=lambda: hook.members_sender(in_flight=self.in_flight),
-            kind=Memberships(managed),
-            prepare=lambda audiences: _create(hook, audiences, names),
+            kind=Memberships(managed, sends_all=self.sends_all()),
+            create=None if names is None else lambda audience: _create(hook, audience, names),
             in_flight=self.in_flight,
             max_rejected=self.max_rejected,
         )
@@ -142,7 +152,9 @@ class MembershipOperator(LedgerOperator):
         owner = self.run_owner(context)
         if self.initial_members is not None:
             ledger.load()
-            if not ledger.version:
+            if ledger.version:
+                self.log.info("The ledger exists already, so initial_members is not read: %s", ledger.place)
+            else:
                 self._adopt(ledger, owner)
         return self.run_mirror(mirror, owner, task_cursor(context, self._input(ledger)))
 
@@ -168,22 +180,14 @@ class MembershipOperator(LedgerOperator):
         return audience_id_of(name, value, self.audience_id_type)
 
 
-def _create(hook: TalonCdpHook, audiences: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """Create the audiences that have a name; return those that did not exist."""
-    created = []
-    for audience in audiences:
-        if audience in names:
-            check_text(f"The audience_name of {audience!r}", names[audience])
-    for audience in audiences:
-        if audience not in names:
-            continue
-        try:
-            hook.create_audience(audience, names[audience])
-        except AudienceExistsError as error:
-            if not error.repeated:
-                continue
-        hook.log.info(
-            "Created audience %r; connect it to your Applications in the Campaign Manager.", audience
-        )
-        created.append(audience)
-    return created
+def _create(hook: TalonCdpHook, audience: str, names: Mapping[str, str]) -> bool:
+    """Create an audience, if it has a name; say whether it did not exist, or may not have."""
+    if audience not in names:
+        return False
+    try:
+        hook.create_audience(audience, names[audience])
+    except AudienceExistsError as error:
+        if not error.repeated:
+            return False
+    hook.log.info("Created audience %r; connect it to your Applications in the Campaign Manager.", audience)
+    return True

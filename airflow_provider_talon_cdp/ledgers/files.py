@@ -26,7 +26,7 @@ One process may plan and push, inside ``locked``. Or one process plans, inside `
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -132,13 +132,20 @@ class FilesLedger(LedgerReader):
 
     def suspect(self, audiences: Iterable[str]) -> None:
         """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
-        self._suspected |= frozenset(audiences)
+        self._note_suspects(self._suspected.union(audiences))
+
+    def trust(self, audiences: Iterable[str]) -> None:
+        """Take back what this run noted of audiences."""
+        self._note_suspects(self._suspected.difference(audiences))
+
+    def _note_suspects(self, audiences: frozenset[str]) -> None:
         # Of a ledger without a version there are no members.
-        if self.version:
-            write_suspects(self.folder, self.plan, self.run, self._suspected)
+        if self.version and audiences != self._suspected:
+            write_suspects(self.folder, self.plan, self.run, audiences)
+        self._suspected = audiences
         self.lock.refuse_lost()
 
-    def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
+    def stage(self, plan: Planner) -> StagedPlan:
         """Write the next version: the plan, and the members that it starts from where they are many changes away.
 
         The members and the plan are each passed over once.
@@ -149,14 +156,14 @@ class FilesLedger(LedgerReader):
         if self.has_moved:
             since = (*since, self.manifest.plan)
         changes = sum(each.changes for each in since)
-        if not forget and changes * _SHARE <= (members.lines if members else 0) and len(since) <= _PLANS:
+        if changes * _SHARE <= (members.lines if members else 0) and len(since) <= _PLANS:
             parts = write_plan(self.folder, folder, plan(self.known(), self.uncertain()), self._part)
             return StagedPlan(version, folder, members, since, parts)
         name = f"{folder}/members.tsv.gz"
         with writing_lines(self.folder / name) as file:
             snapshot = Snapshot(file)
-            copying = snapshot.copied(self.known(forget))
-            parts = write_plan(self.folder, folder, plan(copying, self.uncertain(forget)), self._part)
+            copying = snapshot.copied(self.known())
+            parts = write_plan(self.folder, folder, plan(copying, self.uncertain()), self._part)
             for _ in copying.blocks:
                 """A plan may not have asked for all of them."""
         return StagedPlan(version, folder, snapshot.as_file(name), (), parts)

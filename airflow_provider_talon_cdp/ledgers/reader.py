@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.ledgers.columns import Columns
@@ -107,20 +107,19 @@ class LedgerReader:
         """Read what is known of one part of the plan."""
         return self._joined(self.manifest.plan, part, self.acks_files())
 
-    def known(self, forget: Collection[str] = ()) -> Members:
-        """Members that Talon.One acknowledged, sorted, but for those of some audiences."""
+    def known(self) -> Members:
+        """Members that Talon.One acknowledged, sorted."""
         plans = [
             *((plan, self._read_acks(plan)) for plan in self.manifest.since),
             (self.manifest.plan, self.acks),
         ]
-        members = Folded(
+        return Folded(
             read_members(self.folder, self.manifest.members),
             [Changes(self._made_of(*plan)) for plan in plans],
             one_per_profile=self.one_per_profile,
         )
-        return _without(members, forget) if forget else members
 
-    def uncertain(self, forget: Collection[str] = ()) -> Iterator[Member]:
+    def uncertain(self) -> Iterator[Member]:
         """Memberships that a request may have changed without an acknowledgement, sorted."""
         if self.one_per_profile:
             return
@@ -134,7 +133,7 @@ class LedgerReader:
         )
         last: Member | None = None
         for member in heapq.merge(doubts, suspects):
-            if member != last and member[1] not in forget:
+            if member != last:
                 yield member
             last = member
 
@@ -197,15 +196,3 @@ class LedgerReader:
             if name.startswith(start) and name not in found:
                 raise gone(self.folder / name)
         return Acks.together([Acks.read(self.folder / name) for name in found if name.startswith(start)])
-
-
-def _without(members: Members, forget: Collection[str]) -> Members:
-    def kept() -> Iterator[Block]:
-        for block in members.blocks:
-            if block.audience is None:
-                if keys := [member for member in block.keys if member[1] not in forget]:
-                    yield Block(keys, None)
-            elif block.audience not in forget:
-                yield block
-
-    return Members(kept())

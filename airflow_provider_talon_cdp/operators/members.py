@@ -73,7 +73,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
         adds = self._records("add", "add", self.add)
         removes = self._records("remove", "remove", self.remove)
         _refuse_overlap(adds, removes)
-        return self.send(adds + removes)
+        return self.send_changes(adds + removes)
 
     def _mirror(self, context: Context) -> dict[str, Any]:
         audience = check_external_id("audience_id", self.audience_id)
@@ -81,7 +81,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
             each._replace(ids=sorted(each.ids)) if isinstance(each, Ids) else each
             for each in self._records("members", "add", self.members)
         ]
-        names = {} if self.audience_name is None else {audience: self.audience_name}
+        names = None if self.audience_name is None else {audience: self.audience_name}
         return self.mirror(
             context, lambda: records, ledger_name=ledger_name(audience), managed=[audience], names=names
         )

@@ -148,6 +148,7 @@ def diff(
     *,
     uncertain: Iterable[Member] = (),
     managed: Collection[str] | None = None,
+    sends_all: bool = False,
 ) -> Changes:
     """Find the changes that make the audiences equal to ``wanted``, in the order of their members.
 
@@ -158,11 +159,12 @@ def diff(
         uncertain: Memberships that an earlier run may have changed without an acknowledgement, sorted. Each of them
             is sent again, as an add or as a remove: both change nothing where nothing needs changing.
         managed: Audiences that may change; None for all. Known members of others stay.
+        sends_all: Add those that are known too.
 
     Raises:
         InvalidInputError: While they are iterated over: the source has an audience that is not managed.
     """
-    return Changes(_compared(known, wanted, uncertain, counts, managed))
+    return Changes(_compared(known, wanted, uncertain, counts, managed, sends_all=sends_all))
 
 
 def _compared(
@@ -171,6 +173,8 @@ def _compared(
     uncertain: Iterable[Member],
     counts: PlanCounts,
     managed: Collection[str] | None,
+    *,
+    sends_all: bool,
 ) -> Iterator[Block]:
     plans: list[Reader] = []
     if isinstance(known, Folded) and not known.one_per_profile:
@@ -186,7 +190,7 @@ def _compared(
         old, new, doubt, *changed = (reader.up_to(bound) for reader in readers)
         if managed is not None:
             _refuse_others(new, doubt, audience, managed)
-        if old == new and not doubt and not any(changed):
+        if old == new and not doubt and not any(changed) and not sends_all:
             _count(counts.known, old, audience)
             counts.unchanged += len(new)
             continue
@@ -201,18 +205,21 @@ def _compared(
             had = set()
         _count(counts.known, had, audience)
         unsure = frozenset(doubt)
-        if unsure:
-            _count(counts.known, unsure - had, audience)
-            joining = [key for key in new if key not in had or key in unsure]
-            had |= unsure
-        else:
-            joining = [key for key in new if key not in had]
+        _count(counts.known, unsure - had, audience)
+        joining = new if sends_all else _joining(new, had, unsure)
+        had |= unsure
         had.difference_update(new)
         _count(counts.additions, joining, audience)
         _count(counts.removals, had, audience)
         counts.unchanged += len(new) - len(joining)
         if joining or had:
             yield Block(sorted([*joining, *had]) if had else joining, audience, had, unsure)
+
+
+def _joining(new: list[Any], had: set[Any], unsure: frozenset[Any]) -> list[Any]:
+    if unsure:
+        return [key for key in new if key not in had or key in unsure]
+    return [key for key in new if key not in had]
 
 
 def _refuse_others(new: list[Any], doubt: list[Any], audience: str | None, managed: Collection[str]) -> None:

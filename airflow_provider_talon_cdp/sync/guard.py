@@ -17,7 +17,8 @@ class Guard:
     """Limits of what one run may change.
 
     Args:
-        on_empty: When the source has no valid member at all: ``fail``, ``skip`` (send nothing) or ``allow``.
+        on_empty: When the source has no rows at all: ``fail``, ``skip`` (send nothing) or ``allow``. Rows that are all
+            rejected are always an error.
         max_removal_fraction: Of the known members of any one audience, 0 to 1.
         max_removals: In all; None for any number.
         max_additions: In all; None for any number.
@@ -32,7 +33,7 @@ class Guard:
     max_additions: int | None = None
 
     _nothing: ClassVar[str] = (
-        "The source has no member ({rows}), and the ledger has {known:,}. Nothing was sent. If that is right, pass "
+        "The source has no rows, and the ledger has {known:,} members. Nothing was sent. If that is right, pass "
         "on_empty='allow' to empty the audience, or on_empty='skip' to leave it alone."
     )
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
@@ -57,9 +58,13 @@ class Guard:
             GuardError: It would change more than is allowed. The text has the numbers and the argument.
         """
         if not counts.wanted:
+            if counts.rejected:
+                reasons = "; ".join(f"{count:,} x {why}" for why, count in sorted(counts.rejected.items()))
+                raise GuardError(
+                    f"The source has {counts.read:,} rows, and none that can be sent. Nothing was sent; mend the query. {reasons}"
+                )
             if self.on_empty == "fail":
-                rows = f"{counts.read:,} rows, {counts.rejected.total():,} of them rejected"
-                raise GuardError(self._nothing.format(rows=rows, known=counts.known.total()))
+                raise GuardError(self._nothing.format(known=counts.known.total()))
             if self.on_empty == "skip":
                 return "skip"
         for audience, removals in sorted(counts.removals.items()):
@@ -86,8 +91,8 @@ class ProfileGuard(Guard):
     """The same limits for attributes of profiles: a profile whose attributes are cleared is a removal."""
 
     _nothing = (
-        "The source has no profile that could be sent ({rows}), and the ledger has {known:,}. Nothing was sent. If that is "
-        "right, pass on_empty='allow', or on_empty='skip' to leave all as it is."
+        "The source has no rows, and the ledger has {known:,} profiles. Nothing was sent. If that is right, pass "
+        "on_empty='allow', or on_empty='skip' to leave all as it is."
     )
     _loss = "{removals:,} of {known:,} profiles would lose their attributes"
 

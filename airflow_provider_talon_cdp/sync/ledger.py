@@ -83,6 +83,10 @@ class Ledger(Protocol):
         """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
         ...
 
+    def trust(self, audiences: Iterable[str]) -> None:
+        """Take back what this run noted of audiences."""
+        ...
+
     @property
     def suspected(self) -> Collection[str]:
         """Audiences of which that was noted since the plan in force."""
@@ -92,12 +96,11 @@ class Ledger(Protocol):
         """Changes of the plan in force whose fate is not recorded, sorted."""
         ...
 
-    def stage(self, plan: Planner, *, forget: Collection[str] = ()) -> StagedPlan:
+    def stage(self, plan: Planner) -> StagedPlan:
         """Write the plan that a function makes, without putting it in force.
 
         Args:
             plan: Known and uncertain members to changes, all sorted and streamed.
-            forget: Audiences whose members Talon.One has lost.
         """
         ...
 

@@ -21,9 +21,11 @@ class Memberships:
 
     Args:
         managed: Audiences that may change; None for all of the ledger and the source.
+        sends_all: Send members that are known too.
     """
 
     managed: Collection[str] | None = None
+    sends_all: bool = False
 
     in_request: ClassVar[int] = MAX_CHANGES
     noun: ClassVar[str] = "records"
@@ -48,7 +50,9 @@ class Memberships:
     ) -> Iterable[Change]:
         """Return what makes the audiences equal to the source."""
         wanted = members(records, counts, on_rejected=on_rejected)
-        return diff(known, wanted, counts, uncertain=uncertain, managed=self.managed)
+        return diff(
+            known, wanted, counts, uncertain=uncertain, managed=self.managed, sends_all=self.sends_all
+        )
 
     def batches(self, ledger: Ledger) -> Generator[Batch, None, None]:
         """Yield the batches of the plan in force."""

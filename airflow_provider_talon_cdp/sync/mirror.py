@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 
-from airflow_provider_talon_cdp.exceptions import GuardError
+from airflow_provider_talon_cdp.exceptions import GuardError, RequestError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
 from airflow_provider_talon_cdp.sync.garbage import rare_collections
@@ -36,8 +36,8 @@ class Mirror:
         guard: Limits of what may change.
         sender: Opened when the guard has passed.
         kind: Members or attributes.
-        prepare: Called with the audiences that will change, after the guard and before the changes are sent; returns
-            those that it had to create. None where there is nothing to prepare.
+        create: Called with each audience that will change, after the guard and before the changes are sent; creates it
+            where it does not exist, and says whether it did, or may have. None where nothing is to be created.
         in_flight: Requests in flight at the most.
         max_rejected: Rejected records that are put up with; None for any number.
     """
@@ -47,7 +47,7 @@ class Mirror:
     guard: Guard
     sender: Callable[[], AbstractAsyncContextManager[Metered]]
     kind: Kind = field(default_factory=Memberships)
-    prepare: Callable[[Sequence[str]], Collection[str]] | None = None
+    create: Callable[[str], bool] | None = None
     in_flight: int = 64
     max_rejected: int | None = 0
 
@@ -162,9 +162,9 @@ class Mirror:
         if not counts.changes:
             self.ledger.discard(staged)
             return Earlier()
-        if lost := self._created(counts, ()):
-            self._discard_lost(staged, lost)
-            return Earlier(lost=lost)
+        if created := self._created(counts):
+            self._discard_lost(staged, created)
+            return Earlier()
         refused: set[Member] = set()
 
         def note(member: Member) -> bool:
@@ -203,12 +203,11 @@ class Mirror:
     def _prepare(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
         """Plan, ask the guard, create the audiences that the plan needs, and write the letters of what it leaves out."""
         planned, passed = self._plan(earlier)
-        if passed and planned.counts.changes:
-            created = self._created(planned.counts, earlier.lost)
-            if lost := [each for each in created if planned.counts.known[each]]:
-                # The ledger's members of an audience that had to be created are gone: they were deleted with it.
-                self._discard_lost(planned.staged, lost)
-                planned, passed = self._plan(replace(earlier, lost=[*earlier.lost, *lost]))
+        created = self._created(planned.counts) if passed else ()
+        if lost := [each for each in created if planned.counts.known[each]]:
+            # Where the audience had to be created, its members were deleted with the one before.
+            self._discard_lost(planned.staged, lost)
+            planned, passed = self._plan(earlier)
         self._bury(planned.letters)
         return planned, passed
 
@@ -217,9 +216,7 @@ class Mirror:
         self.ledger.discard(planned.staged)
         self.ledger.flush()
         if not passed:
-            log.warning(
-                "The source has nothing that could be sent, and on_empty is 'skip': its plan was not sent."
-            )
+            log.warning("The source has no rows, and on_empty is 'skip': its plan was not sent.")
         return report_of(planned.counts)
 
     def _plan(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
@@ -228,7 +225,7 @@ class Mirror:
             self.source,
             self.kind,
             self.ledger,
-            lambda planner: self.ledger.stage(planner, forget=earlier.lost),
+            self.ledger.stage,
             refused=earlier.refused,
         )
         try:
@@ -242,17 +239,30 @@ class Mirror:
                 ) from error
             raise
 
-    def _created(self, counts: PlanCounts, lost: Collection[str]) -> Collection[str]:
-        """Create the audiences that do not exist, and return them."""
-        if not self.prepare:
+    def _created(self, counts: PlanCounts) -> Sequence[str]:
+        """Create the audiences that do not exist; return those that were created, or may have been."""
+        if not self.create or not counts.changes:
             return ()
+        trusted = set(counts.audiences).difference(self.ledger.suspected)
         # If this dies after it has created an audience, the next run must not take its members for granted.
-        self.ledger.suspect([*counts.audiences, *lost])
-        return self.prepare(counts.audiences)
+        self.ledger.suspect(counts.audiences)
+        created = []
+        try:
+            for audience in counts.audiences:
+                created.append(audience)
+                if not self.create(audience):
+                    created.pop()
+        except RequestError as error:
+            if error.is_clear:
+                created.pop()
+            raise
+        finally:
+            self.ledger.trust(trusted.difference(created))
+        return created
 
     def _discard_lost(self, staged: StagedPlan, lost: Collection[str]) -> None:
         log.warning(
-            "Talon.One had lost %d audience(s) that the ledger has members of; all are added again.",
+            "Talon.One may have lost %d audience(s) that the ledger has members of; all are sent again.",
             len(lost),
         )
         self.ledger.discard(staged)

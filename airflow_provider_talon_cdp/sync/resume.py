@@ -34,13 +34,11 @@ class Earlier:
         left: How many there were.
         pushed: The counts of their push.
         refused: Members of which Talon.One refused a change then.
-        lost: Audiences that Talon.One turned out to have lost, so that nothing was sent.
     """
 
     left: int = 0
     pushed: Tally = field(default_factory=Tally)
     refused: Collection[Member] = ()
-    lost: Collection[str] = ()
 
     def joined(self, report: SyncReport, again: Collection[Member] = ()) -> SyncReport:
         """Add the counts to those of the plan that was sent afterwards.

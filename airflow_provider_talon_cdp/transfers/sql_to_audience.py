@@ -121,14 +121,15 @@ class SqlToTalonAudienceOperator(MembershipOperator):
                 check_text(name, check_rendered(name, getattr(self, name)))
         source = sql_hook(self.sql_conn_id)
         if self.mode != "mirror":
-            return self.send(self._records(source, self.mode, {}))
+            return self.send_changes(self._records(source, self.mode, {}))
         names: dict[str, str] = {}
         if self.audience_column is None:
             audience = check_external_id("audience_id", self.audience_id)
             ledger = ledger_name(audience)
             managed: list[Any] | None = [audience]
-            names = {} if self.audience_name is None else {audience: self.audience_name}
+            created = None if self.audience_name is None else {audience: self.audience_name}
         else:
+            created = names if self.audience_name_column else None
             ledger = f"sync:{self.ledger or f'{self.dag_id}.{self.task_id}'}"
             managed = None if self.audiences is None else _external_ids("audiences", self.audiences)
         return self.mirror(
@@ -136,7 +137,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
             lambda: self._records(source, "add", names),
             ledger_name=ledger,
             managed=managed,
-            names=names,
+            names=created,
         )
 
     def _records(
@@ -160,6 +161,8 @@ class SqlToTalonAudienceOperator(MembershipOperator):
                     yield read_change(row[0], row[1], action, id_type)
                 if self.audience_name_column:
                     names.update((row[1], row[2]) for row in rows)
+        for audience, name in names.items():
+            check_text(f"The audience_name of {audience!r}", name)
 
     def _refuse_null_audiences(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Stop where a mirror would take members out of an audience because a query has lost its name."""

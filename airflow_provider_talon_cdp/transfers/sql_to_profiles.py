@@ -31,7 +31,6 @@ from airflow_provider_talon_cdp.transfers.profile_rows import ProfileColumns, re
 from airflow_provider_talon_cdp.transfers.rows import sql_hook
 
 Nulls = Literal["skip", "delete"]
-Send = Literal["changed", "all"]
 OnMissing = Literal["ignore", "clear"]
 
 _OF_AUDIENCES = ("audience_id", "audience_column", "audiences", "add_audiences", "remove_audiences")
@@ -59,8 +58,6 @@ class SqlToTalonProfilesOperator(LedgerOperator):
             ``(list string)``, ``(list number)``, ``(list time)`` or ``(list location)``. Values are converted where that
             loses nothing; a row with another value is rejected. Without a type, the value's own decides.
         nulls: ``skip`` leaves them out; ``delete`` deletes the attribute.
-        send: ``changed``, or ``all`` to send also what is as it was, for example after profiles were deleted in Talon.One.
-            May be a template.
         on_missing: When a profile is in the ledger and not in the query: ``ignore`` it, or ``clear`` the attributes that
             were ever sent for it, as far as the guard allows.
         on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one in which ``order_by_column``
@@ -72,7 +69,7 @@ class SqlToTalonProfilesOperator(LedgerOperator):
         ledger: Name of the ledger. Default: the DAG's and the task's ID.
         parameters: Bind parameters of the query, in the driver's style.
         kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction`` and ``max_removals`` (profiles that are
-            cleared), ``max_additions`` (profiles that are sent), ``dry_run``, ``state_uri``, ``keep_versions``,
+            cleared), ``max_additions`` (profiles that are sent), ``send``, ``dry_run``, ``state_uri``, ``keep_versions``,
             ``max_rejected``, ``in_flight``, ``talon_cdp_conn_id``.
 
     Returns:
@@ -88,7 +85,6 @@ class SqlToTalonProfilesOperator(LedgerOperator):
         "attributes",
         "attributes_column",
         "types",
-        "send",
         "order_by_column",
         "ledger",
         "parameters",
@@ -108,7 +104,6 @@ class SqlToTalonProfilesOperator(LedgerOperator):
         attributes_column: str | None = None,
         types: Mapping[str, str] | None = None,
         nulls: Nulls = "skip",
-        send: Send = "changed",
         on_missing: OnMissing = "ignore",
         on_duplicate: OnDuplicate = "error",
         order_by_column: str | None = None,
@@ -128,7 +123,6 @@ class SqlToTalonProfilesOperator(LedgerOperator):
         self.attributes_column = attributes_column
         self.types = types
         self.nulls = nulls
-        self.send = send
         self.on_missing = on_missing
         self.on_duplicate = on_duplicate
         self.order_by_column = order_by_column
@@ -181,7 +175,7 @@ class SqlToTalonProfilesOperator(LedgerOperator):
     def attributes_kind(self) -> Attributes:
         """Return how attributes are compared and sent."""
         return Attributes(
-            sends_all=self.send == "all",
+            sends_all=self.sends_all(),
             clears=self.on_missing == "clear",
             partial=self.skip_unknown_attributes,
             on_duplicate=self.on_duplicate,
@@ -191,7 +185,6 @@ class SqlToTalonProfilesOperator(LedgerOperator):
     def _columns(self) -> ProfileColumns:
         """Check what templates were rendered to."""
         check_sql("sql", self.sql)
-        check_choice("send", self.send, Send)
         for name in ("profile_id_column", "attributes_column", "order_by_column", "ledger"):
             if getattr(self, name) is not None or name == "profile_id_column":
                 check_text(name, check_rendered(name, getattr(self, name)))
@@ -208,7 +201,6 @@ class SqlToTalonProfilesOperator(LedgerOperator):
         check_choice("nulls", self.nulls, Nulls)
         check_choice("on_missing", self.on_missing, OnMissing)
         check_choice("on_duplicate", self.on_duplicate, OnDuplicate)
-        check_literals(lambda name, value: check_choice(name, value, Send), send=self.send)
         check_literals(check_sql, sql=self.sql)
         check_literals(as_columns, attributes=self.attributes)
         check_literals(as_types, types=self.types)

@@ -74,28 +74,6 @@ def test_a_refused_change_that_was_uncertain_stays_uncertain(open_ledger, loaded
     assert list(loaded().uncertain()) == vip("a")
 
 
-def test_forgotten_audiences_are_neither_known_nor_uncertain(open_ledger, loaded):
-    first = [
-        Change("a", "lost", "add"),
-        Change("a", "vip", "add"),
-        Change("b", "lost", "add", uncertain=True),
-    ]
-    ledger = open_ledger()
-    with ledger.locked("me"):
-        ledger.enforce(ledger.stage(lambda *_: first))
-        ledger.landed(0, [])
-        ledger.flush()
-        seen = []
-
-        def plan(known, doubts):
-            seen.extend([*known, *doubts])
-            return changes("+c")
-
-        ledger.enforce(ledger.stage(plan, forget=["lost"]))
-    assert seen == vip("a")
-    assert list(loaded().known()) == vip("a")
-
-
 def test_a_ledger_of_profiles_holds_the_last_fingerprint_that_was_acknowledged(open_ledger, loaded):
     def commit(*changes, landed=(0,), refused=()):
         ledger = open_ledger(one_per_profile=True)

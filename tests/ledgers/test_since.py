@@ -94,14 +94,6 @@ def test_what_was_refused_or_never_left_is_no_change_of_an_earlier_plan(hundred,
     assert not list(loaded().uncertain())
 
 
-def test_lost_audiences_are_left_out_of_members_that_are_written_anew(hundred, loaded, commit):
-    commit(hundred(), "+a")
-    ledger = hundred()
-    with ledger.locked("me"):
-        ledger.enforce(ledger.stage(lambda known, _: changes("+z"), forget=["vip"]))
-    assert (profiles(loaded()), loaded().manifest.since) == ([], ())
-
-
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 @pytest.mark.parametrize("name", ["plan-00000.tsv.gz", "acks-"])
 @pytest.mark.parametrize("how", ["damaged", "gone"])

@@ -18,10 +18,9 @@ from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfi
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 from imports import import_all
 
-ALL_REJECTED = {"max_rejected": None, "on_empty": "skip"}
 KINDS = {
     "mirror": {"mode": "mirror", "audience_id": "vip"},
-    "mirror of rejected records": {"mode": "mirror", "audience_id": "vip", **ALL_REJECTED},
+    "mirror of rejected records": {"mode": "mirror", "audience_id": "vip", "max_rejected": None},
     "add of rejected records": {"mode": "add", "audience_column": "audience_id", "max_rejected": None},
     "profiles": {},
     "profiles planned": {"dry_run": True},

@@ -24,7 +24,7 @@ def full(sqlite, vip, mirror):
 def test_an_emptied_table_is_refused_with_the_numbers_and_the_argument(full, mirror, agrees, calls):
     full.fill([])
     before = calls()
-    with pytest.raises(GuardError, match=r"0 rows.*ledger has 10.*on_empty='allow'"):
+    with pytest.raises(GuardError, match=r"no rows.*ledger has 10.*on_empty='allow'"):
         mirror()
     assert calls() == before
     agrees(TEN)
@@ -37,10 +37,10 @@ def test_an_empty_source_of_a_new_audience_is_refused_too(sqlite, vip, mirror, c
     assert calls() == 0
 
 
-def test_rows_without_a_single_valid_member_count_as_empty(full, mirror, agrees):
+def test_rows_without_a_single_valid_member_never_empty_the_audience(full, mirror, agrees):
     full.fill([None, "", "x" * 1001])
-    with pytest.raises(GuardError, match="3 rows, 3 of them rejected"):
-        mirror(max_rejected=None)
+    with pytest.raises(GuardError, match="3 rows, and none .* 1 x profile ID empty; "):
+        mirror(max_rejected=None, on_empty="allow", max_removal_fraction=1)
     agrees(TEN)
 
 
@@ -141,7 +141,7 @@ def test_a_first_dry_run_makes_no_state(sqlite, talon, mirror, state, calls):
 
 def test_a_dry_run_of_a_refused_plan_is_green_and_says_so(full, mirror, agrees):
     full.fill([])
-    assert mirror(dry_run=True)["verdict"].startswith("would be refused: The source has no member")
+    assert mirror(dry_run=True)["verdict"].startswith("would be refused: The source has no rows")
     assert mirror(dry_run=True, on_empty="skip")["verdict"] == "would be skipped"
     full.fill(TEN[:2])
     assert "max_removal_fraction" in mirror(dry_run=True)["verdict"]

@@ -145,9 +145,7 @@ def test_an_empty_query_is_refused_skipped_or_allowed(sqlite, send, attributes, 
     sqlite.fill_people("id, tier", [("anna", "gold")])
     send()
     sqlite.run("DELETE FROM people")
-    with pytest.raises(
-        Exception, match=r"no profile that could be sent \(0 rows, 0 of them rejected\), and the ledger has 1"
-    ):
+    with pytest.raises(Exception, match="no rows, and the ledger has 1 profiles"):
         send(on_missing=on_missing)
     assert send(on_missing=on_missing, on_empty="skip")["sent"] == 0
     assert attributes() == {"anna": {"tier": "gold"}}

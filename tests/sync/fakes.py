@@ -9,7 +9,12 @@ import random
 from collections import Counter
 from contextlib import asynccontextmanager
 
-from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
+from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
+    NotFoundError,
+    RejectedError,
+    TransientError,
+)
 from airflow_provider_talon_cdp.sync.changes import Change
 
 
@@ -331,19 +336,27 @@ class Sender:
                 self.world.by_hand.discard(member)
         return None
 
-    def create(self, audiences):
-        """Create the audiences that do not exist, as ``prepare`` does; return them."""
-        created = []
-        for each in audiences:
+    def create(self, audience, trouble):
+        """Create an audience where it does not exist; say whether it did not, or may not have.
+
+        Args:
+            audience: Its ID.
+            trouble: The call's: ``lost before`` or ``lost after`` its effect, ``refused``, or ``repeated`` by the client.
+        """
+        self.process.step()
+        assert self.allowed(), "an audience was created before the guard had passed"
+        if trouble == "lost before":
+            raise error(TransientError)
+        if trouble == "refused":
+            raise error(AuthenticationError)
+        exists = audience in self.world.audiences
+        if not exists:
+            self.world.audiences[audience] = set()
+            self.world.recreated.add(audience)
             self.process.step()
-            assert self.allowed(), "an audience was created before the guard had passed"
-            if each in self.world.audiences:
-                continue
-            self.world.audiences[each] = set()
-            self.world.recreated.add(each)
-            self.process.step()
-            created.append(each)
-        return created
+        if trouble == "lost after":
+            raise error(TransientError)
+        return not exists or trouble == "repeated"
 
 
 class ProfileWorld:

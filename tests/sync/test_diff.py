@@ -214,3 +214,12 @@ def test_with_one_line_per_profile_a_change_replaces_what_was_there(snapshot, ch
         one_per_profile=True,
     )
     assert list(folded) == sorted(expected.items())
+
+
+@given(MEMBERS, MEMBERS)
+def test_all_of_the_source_is_sent_where_that_is_asked_for(known, wanted):
+    counts = PlanCounts()
+    changes = list(diff(sorted(known), sorted(wanted), counts, sends_all=True))
+    assert {change[:2] for change in changes if change.action == "add"} == wanted
+    assert {change[:2] for change in changes if change.action == "remove"} == known - wanted
+    assert (counts.unchanged, counts.changes) == (0, len(wanted | known))

@@ -31,13 +31,21 @@ def test_a_first_run_is_sent():
 
 
 def test_an_empty_source_is_refused_with_the_numbers_and_the_arguments():
-    empty = counts(known=1200, removals=1200, read=3, rejected=Counter({"profile ID null": 3}))
     with pytest.raises(GuardError) as refused:
-        Guard().check(empty)
+        Guard().check(counts(known=1200, removals=1200))
     text = str(refused.value)
-    assert "no member (3 rows, 3 of them rejected), and the ledger has 1,200. Nothing was sent." in text
+    assert "no rows, and the ledger has 1,200 members. Nothing was sent." in text
     assert "on_empty='allow'" in text
     assert "on_empty='skip'" in text
+
+
+@pytest.mark.parametrize("on_empty", ["fail", "skip", "allow"])
+def test_rows_that_are_all_rejected_are_no_empty_source(on_empty):
+    rejected = Counter({"profile ID null": 2, "profile ID empty": 1})
+    with pytest.raises(GuardError, match="3 rows, and none .* 1 x profile ID empty; 2 x profile ID null"):
+        Guard(on_empty=on_empty, max_removal_fraction=1).check(
+            counts(known=10, removals=10, read=3, rejected=rejected)
+        )
 
 
 def test_an_empty_source_and_an_empty_ledger_are_refused_too():

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
     GuardError,
     InvalidInputError,
     RejectedRecordsError,
@@ -67,16 +68,15 @@ def test_a_reading_of_the_source_is_closed_before_anything_else_happens(sync, re
         finally:
             cursors.pop()
 
-    def prepare(audiences):
+    def create(audience):
         assert not cursors
-        return []
 
     mirror = Mirror(
         source=source,
         ledger=sync.ledger(),
         guard=OPEN,
         sender=lambda: opened(sync.talon),
-        prepare=prepare,
+        create=create,
         kind=Memberships(["gold"] if reads == "refused" else None),
     )
     if reads == "refused":
@@ -112,7 +112,7 @@ def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
     with pytest.raises(
         InvalidInputError, match=r"'gold', which is not in audiences now\. Let one run end with it"
     ):
-        sync.run(adds("b"), managed=["vip"], prepare=lambda each: prepared.append(each) or [])
+        sync.run(adds("b"), managed=["vip"], create=prepared.append)
     assert sync.talon.requests == requests
     assert not prepared
     assert sync.storage.objects == before
@@ -133,7 +133,7 @@ def test_the_guard_speaks_before_the_first_request_and_leaves_everything_as_it_w
     prepared = []
     for rows in ([], adds("a"), [Rejection("profile ID longer", "x")]):
         with pytest.raises(GuardError, match=r"Nothing was sent"):
-            sync.run(rows, guard=Guard(), prepare=lambda each: prepared.append(each) or [])
+            sync.run(rows, guard=Guard(), create=prepared.append)
     assert sync.storage.objects == before
     assert sync.talon.requests == requests
     assert not prepared
@@ -173,7 +173,7 @@ def test_a_dry_run_sends_and_records_nothing_and_tells_all(sync, caplog):
 
 @pytest.mark.parametrize(
     "guard, verdict",
-    [(Guard(), r"^would be refused: The source has no member"), (Guard(on_empty="skip"), "skipped$")],
+    [(Guard(), r"^would be refused: The source has no rows"), (Guard(on_empty="skip"), "skipped$")],
 )
 def test_a_dry_run_tells_the_guards_verdict(sync, guard, verdict):
     sync.run(adds("a"))
@@ -198,9 +198,9 @@ def test_a_dry_run_does_not_wait_for_another_run(sync):
 
 def test_audiences_that_change_are_prepared_after_the_guard_and_before_the_first_request(sync):
     prepared = []
-    sync.run(adds("a"), prepare=lambda each: prepared.append((list(each), sync.talon.requests)) or [])
-    assert prepared == [(["vip"], 0)]
-    sync.run(adds("a"), prepare=lambda each: prepared.append(each) or [])
+    sync.run(adds("a"), create=lambda each: prepared.append((each, sync.talon.requests)))
+    assert prepared == [("vip", 0)]
+    sync.run(adds("a"), create=prepared.append)
     assert len(prepared) == 1
 
 
@@ -208,13 +208,13 @@ def test_an_audience_that_had_to_be_created_gets_all_members_again(sync):
     sync.run([*adds("a", "b", "c"), Change("z", "gold", "add")])
     sync.talon.members = {("z", "gold")}
     rows = [*adds("b", "c", "d"), Change("z", "gold", "add")]
-    report = sync.run(rows, prepare=lambda audiences: ["vip"])
-    assert (report.unchanged, report.sent, report.removals) == (1, 3, 0)
+    report = sync.run(rows, create=lambda audience: audience == "vip")
+    assert (report.unchanged, report.sent, report.removals) == (1, 4, 1)
     assert sync.talon.members == sync.known == {*vip("b", "c", "d"), ("z", "gold")}
 
 
 def test_a_new_audience_is_no_loss(sync):
-    assert sync.run(adds("a"), prepare=lambda audiences: ["vip"]).sent == 1
+    assert sync.run(adds("a"), create=lambda audience: audience == "vip").sent == 1
     assert sync.reads == 1
 
 
@@ -223,7 +223,7 @@ def test_a_loss_is_not_forgotten_when_the_guard_refuses_to_make_it_good(sync):
     sync.talon.members = set()
     limited = Guard(max_additions=1)
     with pytest.raises(GuardError, match="max_additions=4"):
-        sync.run(adds("a", "b", "c", "d"), guard=limited, prepare=lambda _: ["vip"])
+        sync.run(adds("a", "b", "c", "d"), guard=limited, create=lambda audience: audience == "vip")
     # The audience exists now, so nothing is created and nothing tells of the loss again.
     sync.run(adds("a", "b", "c", "d"))
     assert sync.talon.members == vip("a", "b", "c", "d")
@@ -237,9 +237,28 @@ def test_a_loss_is_not_forgotten_when_the_creation_ends_in_an_error(sync):
         raise error(TransientError)
 
     with pytest.raises(TransientError):
-        sync.run(adds("a", "b", "c"), prepare=reset_after_the_effect)
+        sync.run(adds("a", "b", "c"), create=reset_after_the_effect)
     sync.run(adds("a", "b", "c"))
     assert sync.talon.members == vip("a", "b", "c")
+
+
+def test_a_creation_that_was_refused_for_sure_makes_no_member_doubtful(sync):
+    sync.run(adds("a", "b"))
+
+    def refused(_):
+        raise error(AuthenticationError)
+
+    with pytest.raises(AuthenticationError):
+        sync.run(adds("a", "b", "c"), create=refused)
+    assert sync.run(adds("a", "b", "c")).sent == 1
+
+
+def test_an_audience_that_exists_makes_no_member_doubtful_though_the_push_fails(sync):
+    sync.run(adds("a", "b"))
+    sync.talon.errors = {sync.talon.requests: error(TransientError)}
+    with pytest.raises(TransientError):
+        sync.run(adds("a", "b", "c"), create=lambda _: False)
+    assert sync.run(adds("a", "b", "c"), create=lambda _: False).sent == 1
 
 
 # Rejections

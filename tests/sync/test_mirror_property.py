@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
+    GuardError,
     RejectedRecordsError,
     RequestError,
     TransientError,
@@ -79,6 +80,8 @@ class Run:
         bad: Profiles that Talon.One refuses from now on.
         rejections: Records of the warehouse that cannot be members.
         is_sorted: Whether the warehouse sorts by bytes.
+        sends_all: Whether members that are known are sent too.
+        creation: What goes wrong where an audience is created.
         rehearses: Whether a dry run comes first.
         is_retry: Whether this is another try of the task instance before it, with its cursor.
         dies_at: Step at which the process is killed.
@@ -98,6 +101,8 @@ class Run:
     bad: list = field(default_factory=list)
     rejections: int = 0
     is_sorted: bool = True
+    sends_all: bool = False
+    creation: str = ""
     rehearses: bool = False
     is_retry: bool = False
     dies_at: int | None = None
@@ -119,6 +124,8 @@ RUNS = st.builds(
     bad=st.lists(st.integers(0, len(PROFILES) - 1), max_size=2),
     rejections=st.integers(0, 2),
     is_sorted=st.booleans(),
+    sends_all=st.booleans(),
+    creation=st.sampled_from(["", "lost before", "lost after", "repeated", "refused"]),
     rehearses=st.booleans(),
     is_retry=st.booleans(),
     dies_at=st.none() | st.integers(0, 120),
@@ -232,7 +239,8 @@ class History:
             ledger=ledger,
             guard=guard,
             sender=lambda: opened(sender),
-            prepare=sender.create,
+            create=lambda audience: sender.create(audience, run.creation),
+            kind=Memberships(sends_all=run.sends_all),
             in_flight=run.in_flight,
         )
         report, ending = None, "green"
@@ -250,7 +258,7 @@ class History:
                     report = mirror.run(owner, self.cursor)
             except RejectedRecordsError as error:
                 report, ending = error.report, "rejected"
-            except (RequestError, KilledError) as error:
+            except (GuardError, RequestError, KilledError) as error:
                 ending = type(error).__name__
             self.storage.process = Process()
             self.check(report)
@@ -293,7 +301,7 @@ class History:
         """A dry run counts, and changes nothing anywhere."""
         alive, self.storage.process = self.storage.process, Process()
         before, members = dict(self.storage.objects), self.world.members
-        report = replace(mirror, ledger=self.ledger(), sender=None, prepare=None).dry_run(60)
+        report = replace(mirror, ledger=self.ledger(), sender=None, create=None).dry_run(60)
         assert report.balances, report
         assert report.sent == 0
         assert self.storage.objects == before

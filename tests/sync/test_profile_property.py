@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
+    GuardError,
     RejectedRecordsError,
     RequestError,
     TransientError,
@@ -221,7 +222,7 @@ class History:
                 report = self.spread(mirror, kind, owner, run) if run.pushers else mirror.run(owner)
             except RejectedRecordsError as error:
                 report, ending = error.report, "rejected"
-            except (RequestError, KilledError) as error:
+            except (GuardError, RequestError, KilledError) as error:
                 ending = type(error).__name__
         self.storage.process = Process()
         self.check(report)

@@ -108,7 +108,7 @@ def test_a_retry_whose_audience_had_to_be_created_adds_all_members_again(sync):
     with pytest.raises(TransientError):
         sync.run(numbers(4000), in_flight=1)
     sync.talon.members = set()
-    sync.run(numbers(4000), retry=True, prepare=lambda _: ["vip"])
+    sync.run(numbers(4000), retry=True, create=lambda audience: audience == "vip")
     assert len(sync.talon.members) == 4000
 
 
@@ -144,7 +144,7 @@ def test_a_retry_of_a_retry_that_died_while_it_created_an_audience_adds_all_memb
     with pytest.raises(TransientError):
         sync.run(gold_and_vip("a", "b", "c"))
     with pytest.raises(TransientError):
-        sync.run(retry=True, prepare=lose_gold(sync))
+        sync.run(retry=True, create=lose_gold(sync))
     sync.run(gold_and_vip("a", "b", "c"), retry=True)
     assert sync.talon.members == sync.known == {change[:2] for change in gold_and_vip("a", "b", "c")}
 
@@ -156,7 +156,7 @@ def test_a_retry_does_not_void_the_loss_that_another_run_noted(sync):
         sync.run(gold_and_vip("a", "b", "c"))
     first = sync.cursor
     with pytest.raises(TransientError):
-        sync.run(gold_and_vip("a", "b", "c"), prepare=lose_gold(sync))
+        sync.run(gold_and_vip("a", "b", "c"), create=lose_gold(sync))
     sync.cursor = first
     sync.run(gold_and_vip("a", "b", "c"), retry=True)
     assert sync.talon.members == sync.known == {change[:2] for change in gold_and_vip("a", "b", "c")}
