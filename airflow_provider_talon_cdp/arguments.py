@@ -96,7 +96,7 @@ def as_mapping(name: str, value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value, parse_float=Decimal)
-        except ValueError:
+        except (ValueError, ArithmeticError, RecursionError):
             value = ()
     if value is not None and not isinstance(value, Mapping):
         raise InvalidInputError(f"{name} must be a mapping of names to values, or its JSON text.")
@@ -147,7 +147,7 @@ def check_sql(name: str, value: object) -> None:
 def _parse_list(name: str, text: str) -> list[Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, list):
         raise InvalidInputError(

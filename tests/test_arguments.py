@@ -6,6 +6,7 @@ import pytest
 
 from airflow_provider_talon_cdp.arguments import (
     as_list,
+    as_mapping,
     audience_id_of,
     check_choice,
     check_sync_limits,
@@ -46,6 +47,15 @@ def test_one_string_or_mapping_is_no_list(value):
     with pytest.raises(InvalidInputError, match="add must be a list") as refusal:
         as_list("add", value)
     assert "anna" not in str(refusal.value)
+
+
+def test_text_that_python_cannot_read_as_json_is_refused():
+    deep = "[" * 100_000 + "]" * 100_000
+    with pytest.raises(InvalidInputError, match="add must be a list"):
+        as_list("add", deep)
+    for text in (f'{{"a": {deep}}}', '{"a": 1E99999999999999999999}'):
+        with pytest.raises(InvalidInputError, match="attributes must be a mapping"):
+            as_mapping("attributes", text)
 
 
 def test_none_asks_about_the_upstream_task():

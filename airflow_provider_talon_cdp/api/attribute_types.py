@@ -24,6 +24,8 @@ _Convert: TypeAlias = Callable[[Any], Any]
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?")
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _COORDINATES = 2
+# As many as _NUMBER allows; written out, 1E+1000000 would be a text of a megabyte.
+_MOST_DIGITS = 10_000
 
 
 class _UnfitError(Exception):
@@ -64,12 +66,14 @@ def _string(value: Any) -> str:
             return value
         case bool():
             return "true" if value else "false"
-        case int() | UUID():
+        case UUID():
             return str(value)
         case float():
             return repr(float(value))
-        case Decimal():
-            return format(value, "f")
+        case int() | Decimal() if abs(Decimal(value).adjusted()) >= _MOST_DIGITS:
+            raise _UnfitError(f"it is a number of more than {_MOST_DIGITS:,} digits")
+        case int() | Decimal():
+            return format(Decimal(value), "f")
         case date():
             return value.isoformat()
     raise _unfit(value)
@@ -148,7 +152,7 @@ def _parsed(value: Any) -> Any:
         return value
     try:
         return json.loads(value, parse_float=Decimal)
-    except ValueError:
+    except (ValueError, ArithmeticError, RecursionError):
         return None
 
 

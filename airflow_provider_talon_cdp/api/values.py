@@ -18,6 +18,8 @@ import orjson
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 _INT64 = 2**63
+# Objects and arrays in one another; orjson writes 254 of them, and some stand around an attribute.
+_DEEPEST = 200
 
 
 def attribute_values(row: Mapping[str, Any], *, zone: tzinfo | None = None) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def is_finite(value: Any) -> bool:
     )
 
 
-def _value(value: Any, name: str, zone: tzinfo | None) -> Any:
+def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
     match value:
         case str():
             # Most values are plain text; the long way is for the others.
@@ -89,9 +91,11 @@ def _value(value: Any, name: str, zone: tzinfo | None) -> Any:
         case UUID():
             return str(value)
         case list() | tuple():
-            return [_value(each, name, zone) for each in value]
+            depth = _deeper(depth, name)
+            return [_value(each, name, zone, depth) for each in value]
         case dict():
-            return {_text(key, name): _value(each, name, zone) for key, each in value.items()}
+            depth = _deeper(depth, name)
+            return {_text(key, name): _value(each, name, zone, depth) for key, each in value.items()}
         case bytes() | bytearray() | memoryview():
             raise InvalidInputError(
                 f"Attribute {name!r} is bytes, which JSON cannot carry. Decode it in SQL, e.g. to hex."
@@ -101,6 +105,12 @@ def _value(value: Any, name: str, zone: tzinfo | None) -> Any:
                 f"Attribute {name!r} is of type {type(value).__name__}, which no Talon.One attribute takes. "
                 "Cast it in SQL to text, a number, a boolean or a timestamp."
             )
+
+
+def _deeper(depth: int, name: str) -> int:
+    if depth == _DEEPEST:
+        raise InvalidInputError(f"Attribute {name!r} is nested more than {_DEEPEST} levels deep.")
+    return depth + 1
 
 
 def _text(value: Any, name: str) -> str:
@@ -127,7 +137,13 @@ def _timestamp(value: datetime, name: str, zone: tzinfo | None) -> str:
     offset = value.utcoffset()
     # Local mean times of the 19th century have offsets with seconds, which RFC 3339 cannot write.
     if offset is not None and offset.total_seconds() % 60:
-        value = value.astimezone(UTC)
+        try:
+            value = value.astimezone(UTC)
+        except OverflowError as error:
+            raise InvalidInputError(
+                f"Attribute {name!r} is a time at the edge of the calendar, which is before the year 1 or after the year 9999 "
+                "in UTC. Send null instead."
+            ) from error
     return value.isoformat()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -15,7 +13,7 @@ from airflow.providers.common.sql.hooks.sql import DbApiHook
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.sync.changes import Rejection, read_profile_id
 from airflow_provider_talon_cdp.sync.profiles import Profile
-from airflow_provider_talon_cdp.transfers.rows import stream_rows
+from airflow_provider_talon_cdp.transfers.rows import read_json, stream_rows
 from airflow_provider_talon_cdp.transfers.statements import column_position
 
 Encode: TypeAlias = Callable[[Mapping[str, Any]], tuple[bytes, tuple[str, ...]]]
@@ -120,14 +118,13 @@ def read_profiles(
 def _joined(values: dict[str, Any], column: Any) -> dict[str, Any]:
     """Add the attributes of a JSON column."""
     if isinstance(column, str):
-        try:
-            column = json.loads(column, parse_float=Decimal)
-        except ValueError:
-            column = ()
+        column = read_json(column)
     if column is None:
         return values
     if not isinstance(column, dict):
-        raise InvalidInputError("attributes_column holds no JSON object.")
+        raise InvalidInputError(
+            "attributes_column holds no JSON object, or one that is nested too deep or has too long a number."
+        )
     both = sorted(values.keys() & column.keys())
     if both:
         raise InvalidInputError(f"Attribute {both[0]!r} stands in attributes_column and in another column.")

@@ -6,7 +6,6 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from decimal import Decimal
-from functools import partial
 from importlib import import_module
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -26,6 +25,22 @@ from airflow_provider_talon_cdp.transfers.statements import (
 Rows: TypeAlias = Sequence[tuple[Any, ...]]
 
 _FETCH = 5000
+
+
+class UnreadableJson:
+    """Stands for text that Python cannot read as JSON; no attribute takes it, so that it is the fault of its row alone."""
+
+
+def read_json(text: str | bytes) -> Any:
+    """Read JSON; numbers keep their digits.
+
+    Returns:
+        What it holds; ``UnreadableJson`` where it is no JSON, or is nested too deep or has too long a number for Python.
+    """
+    try:
+        return json.loads(text, parse_float=Decimal)
+    except (ValueError, ArithmeticError, RecursionError):
+        return UnreadableJson()
 
 
 def sql_hook(conn_id: str) -> DbApiHook:
@@ -100,11 +115,10 @@ def _cursor(connection: Any) -> Any:
 
 def _keep_digits_of_json(connection: Any) -> None:
     """Have drivers of Postgres read numbers in json and jsonb as Decimals, which are what the database has there."""
-    loads = partial(json.loads, parse_float=Decimal)
     driver = type(connection).__module__.partition(".")[0]
     if driver == "psycopg":
-        import_module("psycopg.types.json").set_json_loads(loads, connection)
+        import_module("psycopg.types.json").set_json_loads(read_json, connection)
     elif driver == "psycopg2":
         extras = import_module("psycopg2.extras")
-        extras.register_default_json(connection, loads=loads)
-        extras.register_default_jsonb(connection, loads=loads)
+        extras.register_default_json(connection, loads=read_json)
+        extras.register_default_jsonb(connection, loads=read_json)

@@ -17,6 +17,7 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.ids import AttributeType, check_attribute_type
 
 TYPES = get_args(AttributeType)
+DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def convert(value, kind):
@@ -76,6 +77,9 @@ def test_a_value_becomes_its_declared_type_where_nothing_is_lost(kind, value, co
         ("string", b"x", "of type bytes"),
         ("string", time(12), "of type time"),
         ("string", float("nan"), "no finite number"),
+        ("string", Decimal("1E+1000000"), "a number of more than 10,000 digits"),
+        ("string", Decimal("1E-1000000"), "a number of more than 10,000 digits"),
+        pytest.param("string", 10**10_000, "a number of more than 10,000 digits", id="long integer"),
         ("number", True, "of type bool"),
         ("number", NOON, "of type datetime"),
         ("number", "", "its text is no number"),
@@ -102,6 +106,9 @@ def test_a_value_becomes_its_declared_type_where_nothing_is_lost(kind, value, co
         ("(list number)", 5, "no list"),
         ("(list number)", [1, None], "a null in it"),
         ("(list number)", [1, "x"], "its text is no number"),
+        pytest.param("(list number)", DEEP, "its text is no JSON array", id="deep list"),
+        ("(list number)", "[1E99999999999999999999]", "its text is no JSON array"),
+        pytest.param("location", DEEP, "not two numbers", id="deep location"),
         ("(list time)", [5], "of type int"),
     ],
 )

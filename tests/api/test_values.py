@@ -40,6 +40,12 @@ class NotATime(datetime):
         return True
 
 
+def nested(depth, inside=()):
+    for _ in range(depth):
+        inside = [inside]
+    return inside
+
+
 class Tier(StrEnum):
     GOLD = "gold"
 
@@ -84,6 +90,16 @@ def test_naive_times_get_the_zone_that_was_set(value, text):
     assert wire(value, BERLIN) == text
 
 
+def test_the_first_day_of_the_calendar_is_refused_where_the_zone_has_it_before_the_year_1_in_utc():
+    with pytest.raises(InvalidInputError, match="'a' is a time at the edge of the calendar.*Send null"):
+        wire(date(1, 1, 1), BERLIN)
+    assert wire(date(1, 1, 1), UTC) == '"0001-01-01T00:00:00+00:00"'
+
+
+def test_what_is_nested_as_deep_as_a_value_may_be_can_be_written():
+    assert wire(nested(199)) == "[" * 200 + "]" * 200
+
+
 @pytest.mark.parametrize("value", [datetime(2026, 7, 1), date(2026, 7, 1), [date(2026, 7, 1)]])
 def test_naive_times_without_a_zone_are_refused(value):
     with pytest.raises(InvalidInputError, match="'a' is a date or a timestamp without a time zone"):
@@ -107,6 +123,11 @@ def test_naive_times_without_a_zone_are_refused(value):
         ("\ud800", "not valid Unicode"),
         ({1: 2}, "a key that is no string"),
         ([b"x"], "bytes"),
+        (datetime(1, 1, 1, tzinfo=BERLIN), "before the year 1"),
+        (datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(timedelta(seconds=-1))), "after the year 9999"),
+        (nested(200), "nested more than 200 levels deep"),
+        (nested(100_000), "nested more than 200 levels deep"),
+        ({"b": nested(600)}, "nested more than 200 levels deep"),
     ],
 )
 def test_what_no_attribute_can_hold_is_refused_with_the_attributes_name(value, says):

@@ -77,6 +77,10 @@ def test_a_json_column_is_a_whole_object_of_attributes(customers):
         ('{"tier": 1}', "Attribute 'tier' stands in attributes_column and in another column"),
         ('{"": 1}', "An attribute name must be a non-empty string"),
         ('{"a": NaN}', "Attribute 'a' is nan"),
+        pytest.param(f'{{"a": {"[" * 600}{"]" * 600}}}', "Attribute 'a' is nested more than", id="nested"),
+        pytest.param(f'{{"a": {"[" * 100_000}{"]" * 100_000}}}', "nested too deep", id="nested deeper"),
+        pytest.param(f'{{"a": {"1" * 5000}}}', "too long a number", id="long number"),
+        ('{"a": 1E99999999999999999999}', "too long a number"),
     ],
 )
 def test_a_bad_json_column_is_the_fault_of_its_row_alone(sqlite, text, says):
@@ -145,3 +149,12 @@ def test_numbers_in_a_json_column_of_postgres_keep_their_digits(postgres):
     assert bodies(sql, attributes_column="extra", attributes={"other": "z"}) == {
         "a": f'{{"x":{exact},"z":{{"y":[{exact}]}}}}'
     }
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonb"])
+def test_json_of_postgres_that_python_cannot_read_is_the_fault_of_its_row_alone(postgres, kind):
+    deep = f"(repeat('[', 1500) || repeat(']', 1500))::{kind}"
+    sql = f"SELECT 'a' AS id, {deep} AS extra, '1'::{kind} AS y UNION ALL SELECT 'b', '{{}}'::{kind}, {deep}"
+    one, other = profiles(sql, attributes_column="extra", attributes={"y": "y"})
+    assert "nested too deep" in one.fault
+    assert "Attribute 'y' is of type UnreadableJson" in other.fault
