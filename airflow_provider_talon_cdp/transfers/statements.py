@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypeAlias
 
-import sqlparse
-from sqlparse.tokens import Comment
+from sqlparse.lexer import tokenize
+from sqlparse.tokens import Comment, Whitespace
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
@@ -17,10 +17,11 @@ Columns: TypeAlias = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]
 
 def bare(sql: str) -> str:
     """Take off semicolons and comments at the end, which a statement around this one could not bear."""
-    tokens = [token for statement in sqlparse.parse(sql) for token in statement.flatten()]  # type: ignore[no-untyped-call]
-    while tokens and (tokens[-1].is_whitespace or tokens[-1].ttype in Comment or tokens[-1].value == ";"):
+    # Not parsed: sqlparse refuses to group statements that are long or deep.
+    tokens = list(tokenize(sql))  # type: ignore[no-untyped-call]
+    while tokens and (tokens[-1][0] in Whitespace or tokens[-1][0] in Comment or tokens[-1][1] == ";"):
         tokens.pop()
-    return "".join(token.value for token in tokens)
+    return "".join(text for _, text in tokens)
 
 
 def _by_postgres(
