@@ -51,8 +51,8 @@ def as_list(name: str, value: Any) -> list[Any]:
     """Make a list of what a DAG author may pass as one: an iterable, or JSON text from a template.
 
     Raises:
-        InvalidInputError: It is None (as when an upstream task returned nothing), one string, a mapping or no
-            iterable. The text does not quote it.
+        InvalidInputError: It is None (as when an upstream task returned nothing), one string, bytes, a mapping or
+            no iterable. The text does not quote it.
     """
     if isinstance(value, str):
         return _parse_list(name, value)
@@ -60,7 +60,8 @@ def as_list(name: str, value: Any) -> list[Any]:
         raise InvalidInputError(
             f"{name} is an iterator, which can be read only once. Pass a list: list(...)."
         )
-    if isinstance(value, dict) or not isinstance(value, Iterable):
+    # Of bytes the members would be "97", "110" and so on.
+    if isinstance(value, dict | bytes | bytearray | memoryview) or not isinstance(value, Iterable):
         hint = " Did the upstream task return nothing?" if value is None else ""
         raise InvalidInputError(f"{name} must be a list, not {type(value).__name__}.{hint}")
     return list(value)

@@ -42,8 +42,14 @@ def test_a_list_may_be_any_iterable_or_json_text(value, made):
     assert as_list("add", value) == made
 
 
-@pytest.mark.parametrize("value", ["anna", "['anna']", "5", '"anna"', '{"a": 1}', "", {"a": 1}, 5])
-def test_one_string_or_mapping_is_no_list(value):
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("anna", "['anna']", "5", '"anna"', '{"a": 1}', "", {"a": 1}, 5),
+        *(b"anna", bytearray(b"anna"), memoryview(b"anna")),
+    ],
+)
+def test_one_string_bytes_or_a_mapping_is_no_list(value):
     with pytest.raises(InvalidInputError, match="add must be a list") as refusal:
         as_list("add", value)
     assert "anna" not in str(refusal.value)
