@@ -10,6 +10,8 @@ from importlib import import_module
 from operator import itemgetter
 from typing import Any, TypeAlias
 
+# The oldest common-compat that is allowed has not got it.
+from airflow.exceptions import AirflowException  # type: ignore[attr-defined]
 from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 
@@ -47,9 +49,19 @@ def sql_hook(conn_id: str) -> DbApiHook:
     """Return the SQL hook of an Airflow connection.
 
     Raises:
-        InvalidInputError: The connection is of another kind.
+        InvalidInputError: The connection is of another kind, or of one that no installed provider knows.
     """
-    hook = BaseHook.get_connection(conn_id).get_hook()  # type: ignore[no-untyped-call]
+    connection = BaseHook.get_connection(conn_id)
+    try:
+        hook = connection.get_hook()  # type: ignore[no-untyped-call]
+    except AirflowException as error:
+        # Airflow has no class of its own for it.
+        if "Unknown hook type" not in str(error):
+            raise
+        raise InvalidInputError(
+            f"Connection {conn_id!r} is of the type {connection.conn_type!r}, which no installed provider knows. Install the "
+            "provider of the database where the tasks run, e.g. apache-airflow-providers-postgres for 'postgres'."
+        ) from error
     if not isinstance(hook, DbApiHook):
         raise InvalidInputError(
             f"Connection {conn_id!r} leads to {type(hook).__name__}, which is no SQL hook. "

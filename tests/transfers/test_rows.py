@@ -12,11 +12,12 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from airflow.exceptions import AirflowException
 from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, InvalidInputError
-from airflow_provider_talon_cdp.transfers.rows import stream_rows
+from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 
 ROOT = Path(__file__).parents[2]
@@ -210,3 +211,19 @@ def test_memory_does_not_grow_with_the_rows_of_postgres(postgres, request):
 def test_an_sql_hook_is_what_a_database_connection_leads_to(sqlite):
     assert isinstance(hook(), DbApiHook)
     assert json.loads(os.environ["AIRFLOW_CONN_WAREHOUSE"])["conn_type"] == "sqlite"
+
+
+def test_a_connection_that_no_installed_provider_knows_names_its_type_and_what_to_install(monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", '{"conn_type": "no_such_database"}')
+    says = "'warehouse' is of the type 'no_such_database'.*Install.*apache-airflow-providers-postgres"
+    with pytest.raises(InvalidInputError, match=says):
+        sql_hook("warehouse")
+
+
+def test_what_else_a_provider_refuses_stays_its_own_error(sqlite, monkeypatch):
+    def refuse(*_, **__):
+        raise AirflowException("The database is asleep.")
+
+    monkeypatch.setattr(type(hook()), "__init__", refuse)
+    with pytest.raises(AirflowException, match="asleep"):
+        sql_hook("warehouse")
