@@ -61,9 +61,12 @@ def test_the_wheel_registers_the_provider(wheel):
     assert "provider_info = airflow_provider_talon_cdp.provider_info:get_provider_info" in text
 
 
-def test_the_sdist_also_holds_tests_and_examples(sdist_names):
-    wanted = sources(PACKAGE) | {"LICENSE", "pyproject.toml", "tests/conftest.py"}
-    wanted |= {path for path in sources(ROOT / "example_dags") if path.endswith(".py")}
+def test_the_sdist_also_holds_examples_and_tests_with_all_that_they_need(sdist_names):
+    wanted = sources(PACKAGE) | {"LICENSE", "Makefile", "pyproject.toml", "tests/conftest.py"}
+    wanted |= {
+        path for path in sources(ROOT / "example_dags") | sources(ROOT / "tests") if path.endswith(".py")
+    }
+    wanted |= sources(ROOT / "bench") | sources(ROOT / "constraints") | sources(ROOT / "demo")
     assert wanted <= set(sdist_names)
 
 
@@ -73,6 +76,10 @@ def test_the_sdist_holds_nothing_else(sdist_names):
         "airflow_provider_talon_cdp",
         "example_dags",
         "tests",
+        "bench",
+        "constraints",
+        "demo",
+        "Makefile",
         "CHANGELOG.md",
         "LICENSE",
         "README.md",
