@@ -34,7 +34,8 @@ def pushing_parts(ledger: FilesLedger, owner: str, plan: str, parts: Sequence[in
             part must always be in the same company.
 
     Raises:
-        LedgerError: The plan is not in force any more, or somebody else is at work on it. Nothing was sent then.
+        LedgerError: The plan is not in force any more or does not do any more, or somebody else is at work on it. Nothing was
+            sent then.
         InvalidInputError: The plan has no such part.
     """
     ledger.load_manifest()
@@ -46,6 +47,7 @@ def pushing_parts(ledger: FilesLedger, owner: str, plan: str, parts: Sequence[in
     with ledger.lock.held(owner):
         ledger.load_manifest()
         _refuse_other(ledger, plan)
+        _refuse_suspected(ledger)
         # Until the plan is committed, an end is a pause.
         ledger.lock.rests = True
         letters = DeadLetters(_letters(ledger), prefix=f"{parts[0]:05}-{ledger.run}-")
@@ -61,10 +63,11 @@ def commit(ledger: FilesLedger, owner: str, plan: str) -> Outcome:
         plan: Which plan.
 
     Raises:
-        LedgerError: Parts are not in, or the plan is not in force any more.
+        LedgerError: Parts are not in, or the plan is not in force any more or does not do any more.
     """
     with ledger.locked(owner, waits_for_parts=True):
         _refuse_other(ledger, plan)
+        _refuse_suspected(ledger)
         progress = ledger.progress()
         if left := [part for part, each in enumerate(progress) if each.open]:
             ledger.lock.rests = True
@@ -92,6 +95,16 @@ def _refuse_other(ledger: FilesLedger, plan: str) -> None:
         raise LedgerError(
             f"The plan {plan} is not in force any more: another run has planned since, and the ledger in {ledger.folder} has "
             f"version {ledger.version} now. Nothing was sent. Plan again."
+        )
+
+
+def _refuse_suspected(ledger: FilesLedger) -> None:
+    """A plan is too little for an audience that has lost its members."""
+    if ledger.suspected:
+        raise LedgerError(
+            f"While the plan {ledger.plan} was pushed, Talon.One answered that an audience does not exist. One that was made anew "
+            f"since has lost its members, and what is left of the plan in {ledger.folder} does not bring them back. Nothing more "
+            "was sent. Make sure that the audience exists, and clear the task that plans (plan): it sends all of them again."
         )
 
 

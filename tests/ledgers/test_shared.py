@@ -285,6 +285,26 @@ def test_an_audience_that_a_pusher_finds_missing_is_suspected_by_all(planned, op
     assert [profile for profile, _ in loaded().uncertain()] == ["a", "b", "c", "d"]
 
 
+def test_a_plan_with_a_suspected_audience_is_neither_pushed_nor_committed_but_planned_anew(
+    planned, opened, push
+):
+    """Somebody may have made the audience again, and what is left of the plan would leave it nearly empty."""
+    plan = planned(*TWELVE)
+    push(plan, 0)
+    push(plan, 2)
+    with pushing_parts(opened(), "me", plan, [1]) as pushing:
+        pushing.suspect(["vip"])
+    for again in (lambda: push(plan, 1), lambda: commit(opened(), "me", plan)):
+        with pytest.raises(
+            LedgerError, match=r"an audience does not exist.*clear the task that plans \(plan\)"
+        ):
+            again()
+    new = planned(*TWELVE)
+    for part in range(3):
+        assert push(new, part)
+    assert commit(opened(), "me", new).acknowledged == 12
+
+
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_acknowledgements_that_go_missing_after_the_commit_are_noticed(planned, push, opened, loaded):
     plan = planned(*TWELVE)
