@@ -126,6 +126,16 @@ class LedgerOperator(BaseOperator):
         """Plan and send, and return the report."""
         return mirror.run(owner, cursor).summary()
 
+    def refuse_shared_ledger(self, context: Context) -> None:
+        """Refuse a ledger named after the task where the task has several instances: each would undo what the others did."""
+        instance = context.get("ti")
+        if instance is not None and instance.map_index not in (None, -1):
+            raise InvalidInputError(
+                f"{self.task_id} is mapped, and all its instances would share the ledger that is named after the task: each would "
+                "take what the others sent for its own. Give each a ledger= of its own, for example with "
+                'expand_kwargs([{"sql": ..., "ledger": ...}, ...]).'
+            )
+
     def run_owner(self, context: Context) -> str:
         """Name the task instance; its retry has the same name."""
         instance = context.get("ti")

@@ -50,7 +50,8 @@ class SqlToTalonAudienceOperator(MembershipOperator):
             or had in an earlier run; one that disappears from the query loses its members, if the guard allows it.
         audience_name_column: Mirror with ``audience_column``: the column that holds the name under which a missing
             audience is created.
-        ledger: Mirror with ``audience_column``: name of the ledger. Default: the DAG's and the task's ID.
+        ledger: Mirror with ``audience_column``: name of the ledger. Default: the DAG's and the task's ID; a mapped task must
+            name one for each of its instances.
         parameters: Bind parameters of the query, in the driver's style.
         kwargs: As in ``MembershipOperator``; its arguments for a mirror among them.
 
@@ -130,6 +131,8 @@ class SqlToTalonAudienceOperator(MembershipOperator):
             created = None if self.audience_name is None else {audience: self.audience_name}
         else:
             created = names if self.audience_name_column else None
+            if self.ledger is None:
+                self.refuse_shared_ledger(context)
             ledger = f"sync:{self.ledger or f'{self.dag_id}.{self.task_id}'}"
             managed = None if self.audiences is None else _external_ids("audiences", self.audiences)
         return self.mirror(

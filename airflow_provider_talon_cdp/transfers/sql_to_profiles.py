@@ -66,7 +66,8 @@ class SqlToTalonProfilesOperator(LedgerOperator):
         skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of refusing.
         run_rule_engine: Run Talon.One's rules for each profile, which takes longer.
         give_up_after: Stop when so many profiles were all refused for one reason and none was accepted; None for never.
-        ledger: Name of the ledger. Default: the DAG's and the task's ID.
+        ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each of its
+            instances.
         parameters: Bind parameters of the query, in the driver's style.
         kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction`` and ``max_removals`` (profiles that are
             cleared), ``max_additions`` (profiles that are sent), ``send``, ``dry_run``, ``state_uri``, ``keep_versions``,
@@ -135,6 +136,8 @@ class SqlToTalonProfilesOperator(LedgerOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream the query's rows to Talon.One."""
+        if self.ledger is None:
+            self.refuse_shared_ledger(context)
         hook = TalonCdpHook(self.talon_cdp_conn_id)
         mirror = self.mirror(hook)
         if as_bool("dry_run", self.is_dry_run):

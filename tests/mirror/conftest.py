@@ -205,8 +205,8 @@ def state(tmp_path):
     return tmp_path / "state"
 
 
-def task_instance(run_id="run-1", task_id="sync"):
-    return SimpleNamespace(dag_id="dag", task_id=task_id, run_id=run_id, map_index=-1)
+def task_instance(run_id="run-1", task_id="sync", map_index=-1):
+    return SimpleNamespace(dag_id="dag", task_id=task_id, run_id=run_id, map_index=map_index)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from airflow_provider_talon_cdp.exceptions import (
     NotFoundError,
     RejectedRecordsError,
 )
+from tests.mirror.conftest import task_instance
 
 PAIRS = [(f"customer-{each}", audience) for each in range(10) for audience in ("vip", "new", "lapsed")]
 
@@ -230,3 +231,30 @@ def test_one_entry_carries_all_audiences_of_a_profile(sqlite, talon, mirror_many
     sqlite.fill_pairs([("anna", f"audience-{each}") for each in range(5)])
     assert mirror_many()["requests"] == 1
     assert talon.requests()[-1]["changes"] == 5
+
+
+def test_instances_of_a_mapped_task_must_name_their_ledgers(sqlite, talon, mirror_many, calls):
+    """In one ledger, each would take the members that the others added out of their audiences."""
+    sqlite.fill_pairs(PAIRS)
+    instances = [
+        {
+            "context": {"ti": task_instance(map_index=number)},
+            "sql": f"SELECT * FROM memberships WHERE audience_id = '{audience}'",
+        }
+        for number, audience in enumerate(["vip", "new", "lapsed"])
+    ]
+    with pytest.raises(InvalidInputError, match=r"sync is mapped.* ledger= of its own"):
+        mirror_many(**instances[0])
+    assert calls() == 0
+    for _ in range(2):
+        for number, instance in enumerate(instances):
+            mirror_many(**instance, ledger=f"part {number}", max_removal_fraction=1)
+    assert members_of(talon) == set(PAIRS)
+
+
+def test_instances_of_a_mapped_task_with_one_audience_each_have_ledgers_of_their_own(
+    sqlite, vip, mirror, agrees
+):
+    sqlite.fill(["anna"])
+    mirror(context={"ti": task_instance(map_index=0)})
+    agrees(["anna"])

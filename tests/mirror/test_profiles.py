@@ -414,3 +414,13 @@ def test_memberships_of_the_profiles_stay(sqlite, send, vip):
     sqlite.fill_people("id, tier", [("anna", "gold")])
     send()
     assert vip.profile("anna") == {"attributes": {"tier": "gold"}, "audiences": ["vip"]}
+
+
+def test_instances_of_a_mapped_task_must_name_their_ledgers(sqlite, send, talon):
+    sqlite.fill_people("id, tier", [("anna", "gold")])
+    mapped = {"ti": task_instance(map_index=0)}
+    with pytest.raises(InvalidInputError, match=r"sync is mapped.* ledger= of its own"):
+        send(mapped, ledger=None)
+    assert talon.requests() == []
+    assert send(mapped)["sent"] == 1
+    assert send(ledger=None)["sent"] == 1
