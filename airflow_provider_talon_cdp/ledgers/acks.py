@@ -20,25 +20,32 @@ class Acks:
     Args:
         landed: Batches whose fate is known, numbered from 0 within the part.
         refused: Positions of refused changes in their batch, by number of the batch.
+        skipped: Likewise, those of them that nobody asked Talon.One about.
         may_have_left: Batches below this number may have left.
         doubtful: Batches with refusals that another process may have sent before, which nobody knows the end of.
     """
 
     landed: Ranges = field(default_factory=Ranges)
     refused: dict[int, list[int]] = field(default_factory=dict)
+    skipped: dict[int, list[int]] = field(default_factory=dict)
     may_have_left: int = 0
     doubtful: frozenset[int] = frozenset()
 
-    def land(self, batch: int, refused: Iterable[int]) -> None:
+    def land(self, batch: int, refused: Iterable[int], skipped: Iterable[int] = ()) -> None:
         """Note the fate of a batch."""
         self.landed.add(batch)
-        if positions := sorted(refused):
-            self.refused[batch] = positions
+        for found, noted in ((refused, self.refused), (skipped, self.skipped)):
+            if positions := sorted(found):
+                noted[batch] = positions
 
     def write(self, path: Folder) -> None:
         """Write it whole."""
-        refused = {str(batch): positions for batch, positions in self.refused.items()}
-        content = {"landed": self.landed.pairs, "refused": refused, "may_have_left": self.may_have_left}
+        content = {
+            "landed": self.landed.pairs,
+            "refused": {str(batch): positions for batch, positions in self.refused.items()},
+            "skipped": {str(batch): positions for batch, positions in self.skipped.items()},
+            "may_have_left": self.may_have_left,
+        }
         write_json(path, content)
 
     @classmethod
@@ -51,8 +58,11 @@ class Acks:
         content = read_json(path)
         if content is None:
             raise gone(path)
-        refused = {int(batch): positions for batch, positions in content["refused"].items()}
-        return cls(Ranges(content["landed"]), refused, content["may_have_left"])
+        refused, skipped = (
+            {int(batch): positions for batch, positions in content[name].items()}
+            for name in ("refused", "skipped")
+        )
+        return cls(Ranges(content["landed"]), refused, skipped, content["may_have_left"])
 
     @classmethod
     def together(cls, files: Sequence[Acks]) -> Acks:
@@ -63,9 +73,13 @@ class Acks:
                 joined.landed.add(first, last)
         for batch in {batch for each in files for batch in each.refused}:
             # Sent twice, a change was refused only if it was refused each time.
-            sent = [set(each.refused.get(batch, ())) for each in files if batch in each.landed]
-            if refused := sorted(set.intersection(*sent)):
-                joined.refused[batch] = refused
+            sent = [each for each in files if batch in each.landed]
+            if refused := set.intersection(*(set(each.refused.get(batch, ())) for each in sent)):
+                joined.land(
+                    batch,
+                    refused,
+                    set.intersection(*(set(each.skipped.get(batch, ())) for each in sent)),
+                )
                 if any(batch < each.may_have_left and batch not in each.landed for each in files):
                     joined.doubtful |= {batch}
         return joined

@@ -224,9 +224,9 @@ class FilesLedger(LedgerReader):
         self._push.leaving(batch)
         self._acks = None
 
-    def landed(self, batch: int, refused: Iterable[int]) -> None:
+    def landed(self, batch: int, refused: Iterable[int], skipped: Iterable[int] = ()) -> None:
         """Note that the fate of a batch is known; ``flush`` makes it durable."""
-        self._push.landed(batch, refused)
+        self._push.landed(batch, refused, skipped)
 
     def reject(self, record: Mapping[str, Any]) -> None:
         """Note a dead letter; ``flush`` makes it durable."""

@@ -18,19 +18,22 @@ class Progress(NamedTuple):
     Args:
         changes: How many it has.
         landed: Those whose fate is known.
-        refused: Those of them that Talon.One refused.
+        refused: Those of them that Talon.One refused or was not asked about.
+        skipped: Those of these that it was not asked about.
     """
 
     changes: int
     landed: int
     refused: int
+    skipped: int
 
     @classmethod
     def of(cls, changes: int, batch: int, acks: Acks) -> Progress:
         """Count, for a part of so many changes in batches of so many."""
         last, short = divmod(changes, batch)
         landed = len(acks.landed) * batch - (batch - short if short and last in acks.landed else 0)
-        return cls(changes, landed, sum(map(len, acks.refused.values())))
+        refused, skipped = (sum(map(len, each.values())) for each in (acks.refused, acks.skipped))
+        return cls(changes, landed, refused, skipped)
 
     @property
     def open(self) -> int:

@@ -95,10 +95,10 @@ class Pushing:
             self._unwritten.add(part)
             self.flush()
 
-    def landed(self, batch: int, refused: Iterable[int]) -> None:
+    def landed(self, batch: int, refused: Iterable[int], skipped: Iterable[int] = ()) -> None:
         """Note that the fate of a batch is known; ``flush`` makes it durable."""
         part, number = self._place(batch)
-        self._acks_of(part).land(number, refused)
+        self._acks_of(part).land(number, refused, skipped)
         self._unwritten.add(part)
         self._lock.refuse_lost(look=False)
 

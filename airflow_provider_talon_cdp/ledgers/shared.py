@@ -82,6 +82,7 @@ def commit(ledger: FilesLedger, owner: str, plan: str) -> Outcome:
             changes=ledger.manifest.plan.changes,
             acknowledged=sum(each.acknowledged for each in progress),
             refused=sum(each.refused for each in progress),
+            skipped=sum(each.skipped for each in progress),
             dead_letters=str(_letters(ledger)) if names_in(_letters(ledger)) else None,
         )
 

@@ -40,13 +40,15 @@ class Outcome:
     Args:
         changes: How many it had.
         acknowledged: Those that Talon.One took.
-        refused: Those that Talon.One refused; with the ones before, they are all.
+        refused: Those that Talon.One refused or was not asked about; with the ones before, they are all.
+        skipped: Those of these that it was not asked about.
         dead_letters: Where those are and the records that the plan left out, or None when there are none.
     """
 
     changes: int
     acknowledged: int
     refused: int
+    skipped: int
     dead_letters: str | None
 
 
@@ -135,12 +137,13 @@ class Ledger(Protocol):
         """Note, durably, that a batch may leave now, before it does."""
         ...
 
-    def landed(self, batch: int, refused: Iterable[int]) -> None:
+    def landed(self, batch: int, refused: Iterable[int], skipped: Iterable[int] = ()) -> None:
         """Note that the fate of a batch is known.
 
         Args:
             batch: Number of the batch.
-            refused: Positions in the batch of changes that Talon.One refused.
+            refused: Positions in the batch of changes that Talon.One refused or was not asked about.
+            skipped: Those of them that it was not asked about.
         """
         ...
 

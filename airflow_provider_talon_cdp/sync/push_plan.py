@@ -16,6 +16,7 @@ from airflow_provider_talon_cdp.sync.garbage import rare_collections
 from airflow_provider_talon_cdp.sync.kind import Kind, Travelling
 from airflow_provider_talon_cdp.sync.ledger import Outcome
 from airflow_provider_talon_cdp.sync.plan import now
+from airflow_provider_talon_cdp.sync.profile_push import CHANGED
 from airflow_provider_talon_cdp.sync.push import Flight
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 from airflow_provider_talon_cdp.sync.run import Metered, send_all
@@ -31,8 +32,8 @@ class Notes(Protocol):
         """Note, durably, that a batch may leave now, before it does."""
         ...
 
-    def landed(self, batch: int, refused: Iterable[int]) -> None:
-        """Note that the fate of a batch is known."""
+    def landed(self, batch: int, refused: Iterable[int], skipped: Iterable[int] = ()) -> None:
+        """Note that the fate of a batch is known; see ``Ledger``."""
         ...
 
     def reject(self, record: dict[str, Any]) -> None:
@@ -105,7 +106,12 @@ def push_plan(
             change = refused[position]
             if needs_letter((change.profile_id, str(change.audience_id))):
                 notes.reject(_letter(kind, change, error))
-        notes.landed(flight.number, [refusal.position for refusal in flight.refusals])
+        notes.landed(
+            flight.number,
+            [position for position, _ in flight.refusals],
+            # What Talon.One answers has a status.
+            [position for position, error in flight.refusals if error.status is None],
+        )
         if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
             notes.flush()
             flushed = time.monotonic()
@@ -204,6 +210,8 @@ def whole(
     """
     pushed = list(pushed)
     refused: Counter[str] = sum((Counter(each["rejected"]) for each in pushed), Counter())
+    # Of these the ledger knows those of all tries.
+    refused[CHANGED] = outcome.skipped
     return replace(
         planned,
         sent=outcome.acknowledged,
