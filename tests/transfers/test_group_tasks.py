@@ -87,3 +87,24 @@ def test_profiles_that_talon_one_refused_in_an_earlier_try_are_not_excused(peopl
     with pytest.raises(RejectedRecordsError, match="1 x refused in an earlier try") as error:
         commit(planned, people.push(shares))
     assert error.value.report.rejected[CHANGED] == 1
+
+
+def test_a_dry_run_is_green_and_reports_what_was_rejected(people, sqlite, talon):
+    sqlite("INSERT INTO people VALUES ('', 'gold')")
+    people.how["dry_run"] = True
+    shares, planned = people.plan()
+    assert shares == []
+    report = commit(planned, None)
+    assert (report["verdict"], report["unsent"]) == ("would be sent", 40)
+    assert report["rejected"] == {"profile ID empty": 1}
+    assert talon.requests() == []
+
+
+def test_a_plan_of_nothing_is_red_where_records_were_rejected(people, sqlite):
+    shares, planned = people.plan()
+    commit(planned, people.push(shares))
+    sqlite("INSERT INTO people VALUES ('', 'gold')")
+    shares, planned = people.plan()
+    assert shares == []
+    with pytest.raises(RejectedRecordsError, match="1 of 41 records"):
+        commit(planned, None)
