@@ -48,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--profiles", metavar="LEDGER", help="ledger of SqlToTalonProfilesOperator, or DAG.TASK"
             )
         else:
-            command.add_argument(
-                "--csv", required=True, help=f"file with a column {COLUMN}, or with one column"
-            )
+            command.add_argument("--csv", required=True, help=f"file with a column {COLUMN}")
     return parser
 
 

@@ -12,7 +12,7 @@ from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection, read_change
 
 COLUMN = "profileintegrationid"
-"""Header of the Campaign Manager's export; a file with one column may have any header."""
+"""Header of the column of profile IDs, as the Campaign Manager's export has it."""
 
 
 def adopt_csv(ledger: FilesLedger, owner: str, file: Any, audience_id: str) -> int:
@@ -21,14 +21,15 @@ def adopt_csv(ledger: FilesLedger, owner: str, file: Any, audience_id: str) -> i
     Args:
         ledger: The audience's ledger.
         owner: Who does this.
-        file: A ``pathlib.Path`` or a ``UPath``-like object.
+        file: A ``pathlib.Path`` or a ``UPath``-like object; CSV with commas and the header ``COLUMN``.
         audience_id: ID of the audience in the CDP.
 
     Returns:
         How many were adopted.
 
     Raises:
-        InvalidInputError: The file cannot be read, or holds an ID that Talon.One would not take.
+        InvalidInputError: The file cannot be read, has no such column or no members, or holds an ID that Talon.One would
+            not take.
         LedgerError: The ledger is not new.
     """
     return ledger.adopt(owner, _members(file, audience_id))
@@ -44,6 +45,7 @@ def _members(file: Any, audience_id: str) -> Iterator[Change]:
         rows = _rows(text, file)
         header = next(rows, [])
         position = _position(header, file)
+        found = False
         for number, row in enumerate(rows, start=2):
             if not row:
                 continue
@@ -52,7 +54,10 @@ def _members(file: Any, audience_id: str) -> Iterator[Change]:
             )
             if isinstance(record, Rejection):
                 raise InvalidInputError(f"{file}, row {number}: {record.reason}. Nothing was adopted.")
+            found = True
             yield record
+        if not found:
+            raise InvalidInputError(f"{file} has no members, so nothing was adopted.")
 
 
 def _rows(text: io.TextIOWrapper, file: Any) -> Iterator[list[str]]:
@@ -63,11 +68,10 @@ def _rows(text: io.TextIOWrapper, file: Any) -> Iterator[list[str]]:
 
 
 def _position(header: list[str], file: Any) -> int:
-    if len(header) == 1:
-        return 0
     names = [name.strip().lower() for name in header]
     if COLUMN not in names:
         raise InvalidInputError(
-            f"{file} has no column {COLUMN!r}, but {', '.join(header) or 'nothing'}. Rename the column of profile IDs."
+            f"{file} has no column {COLUMN!r} in its first line. Nothing was adopted. Separate the columns by commas, and name "
+            "that of profile IDs so."
         )
     return names.index(COLUMN)

@@ -273,13 +273,14 @@ class FilesLedger(LedgerReader):
             records: The members, in any order.
 
         Raises:
-            LedgerError: The ledger holds something already.
+            LedgerError: The ledger exists already.
         """
         counts = PlanCounts()
         with self.locked(owner):
             if self.version:
                 raise LedgerError(
-                    f"The ledger in {self.folder} exists already. Members are adopted into a new one only."
+                    f"The ledger in {self.folder} exists already. Members are adopted into a new one only: to adopt again, delete "
+                    "this folder, and adopt a new export, with the members that mirrors have added since."
                 )
             folder = f"{1:08}-{self.run}"
             name = f"{folder}/members.tsv.gz"

@@ -45,7 +45,7 @@ def test_a_ledger_that_holds_something_is_not_overwritten(open_ledger, loaded, c
     with pytest.raises(LedgerError, match="exists already"):
         open_ledger().adopt("me", [Change("a", "vip", "add")])
     with pytest.raises(LedgerError, match="exists already"):
-        adopt_csv(open_ledger(), "me", csv("id\na\n"), "vip")
+        adopt_csv(open_ledger(), "me", csv("profileintegrationid\na\n"), "vip")
     assert profiles(loaded()) == ["z"]
     assert loaded().version == 1
 
@@ -58,7 +58,7 @@ def test_members_are_adopted_in_one_version_with_an_empty_plan(open_ledger, load
 
 def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
     with open_ledger().locked("other"), pytest.raises(LedgerError, match="in use by other"):
-        adopt_csv(open_ledger(), "me", csv("id\na\n"), "vip")
+        adopt_csv(open_ledger(), "me", csv("profileintegrationid\na\n"), "vip")
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
@@ -67,7 +67,7 @@ def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
     [
         "profileintegrationid\na\nb\n",
         "\ufeffprofileintegrationid\r\nb\r\na\r\n",
-        "anything\na\n\nb\n",
+        "profileintegrationid\na\n\nb\n",
         "audienceid,ProfileIntegrationId \n1,a\n2,b\n",
         'x,"profileintegrationid"\n"1,2","a"\n3,b',
     ],
@@ -79,7 +79,7 @@ def test_exports_in_many_shapes_are_read(open_ledger, loaded, csv, text):
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_quoted_ids_keep_what_they_hold(open_ledger, loaded, csv):
-    adopt_csv(open_ledger(), "me", csv('id\n"a\nb"\n" c "\n"d""e"\n'), "vip")
+    adopt_csv(open_ledger(), "me", csv('profileintegrationid\n"a\nb"\n" c "\n"d""e"\n'), "vip")
     assert profiles(loaded()) == [" c ", "a\nb", 'd"e']
 
 
@@ -87,12 +87,16 @@ def test_quoted_ids_keep_what_they_hold(open_ledger, loaded, csv):
 @pytest.mark.parametrize(
     "text, error",
     [
-        ("a,b\n1,2\n", r"has no column 'profileintegrationid', but a, b\. Rename"),
-        ("", r"has no column 'profileintegrationid', but nothing"),
+        ("a,b\n1,2\n", r"has no column 'profileintegrationid' in its first line\. Nothing was adopted"),
+        ("", r"has no column 'profileintegrationid'"),
+        ("a\nb\n", r"has no column 'profileintegrationid'"),
+        ("profileintegrationid;audienceid\na;1\n", r"has no column 'profileintegrationid'.*by commas"),
+        ("profileintegrationid\n", r"members\.csv has no members, so nothing was adopted"),
+        ("profileintegrationid,x\n\n\n", r"has no members"),
         ("x,profileintegrationid\n1\n", r"row 2: profile ID null\. Nothing was adopted"),
-        ("id\na\n" + "x" * 1001 + "\n", r"row 3: profile ID longer than 1000"),
-        (b"id\n\xff\xfe\n", r"members\.csv"),
-        (b"id\n" + b"x" * 200_000 + b"\n", r"members\.csv"),
+        ("profileintegrationid\na\n" + "x" * 1001 + "\n", r"row 3: profile ID longer than 1000"),
+        (b"profileintegrationid\n\xff\xfe\n", r"members\.csv"),
+        (b"profileintegrationid\n" + b"x" * 200_000 + b"\n", r"members\.csv"),
     ],
 )
 def test_a_file_that_holds_no_members_is_refused_and_the_ledger_stays_new(
@@ -101,7 +105,7 @@ def test_a_file_that_holds_no_members_is_refused_and_the_ledger_stays_new(
     with pytest.raises(InvalidInputError, match=error):
         adopt_csv(open_ledger(), "me", csv(text), "vip")
     assert loaded().version == 0
-    assert adopt_csv(open_ledger(), "me", csv("id\na\n"), "vip") == 1
+    assert adopt_csv(open_ledger(), "me", csv("profileintegrationid\na\n"), "vip") == 1
 
 
 def test_a_file_that_is_not_there_is_refused(open_ledger, tmp_path):
@@ -130,7 +134,7 @@ def arguments(command, tmp_path, *more):
 
 @pytest.mark.parametrize("uri", ["{}", "file://{}"])
 def test_the_command_adopts_and_shows(tmp_path, csv, capsys, uri):
-    file = csv("id\nb\na\n")
+    file = csv("profileintegrationid\nb\na\n")
     state = ["--state-uri", uri.format(tmp_path / "state")]
     assert main([*arguments("import", tmp_path), *state, "--csv", str(file)]) == 0
     assert "Adopted 2 members." in capsys.readouterr().out
@@ -139,10 +143,13 @@ def test_the_command_adopts_and_shows(tmp_path, csv, capsys, uri):
 
 
 def test_the_command_adopts_once(tmp_path, csv, capsys):
-    file = csv("id\na\n")
+    file = csv("profileintegrationid\na\n")
     assert main(arguments("import", tmp_path, "--csv", str(file))) == 0
     assert main(arguments("import", tmp_path, "--csv", str(file))) == 1
-    assert "exists already. Members are adopted into a new one only" in capsys.readouterr().err
+    (folder,) = (tmp_path / "state" / "acme.talon.one").iterdir()
+    told = capsys.readouterr().err
+    assert f"The ledger in {folder} exists already" in told
+    assert "to adopt again, delete this folder" in told
 
 
 def test_the_command_shows_a_ledger_that_is_not_there_as_version_0(tmp_path, capsys):
@@ -167,7 +174,7 @@ def test_the_command_tells_errors_in_one_line(tmp_path, csv, capsys):
 )
 def test_the_command_finds_the_ledger_that_the_connection_would(tmp_path, csv, capsys, spelt):
     """A connection's host and base URL are brought to one spelling; so must these be."""
-    assert main([*arguments("import", tmp_path), *spelt, "--csv", str(csv("id\na\n"))]) == 0
+    assert main([*arguments("import", tmp_path), *spelt, "--csv", str(csv("profileintegrationid\na\n"))]) == 0
     assert main(arguments("show", tmp_path)) == 0
     assert "version 1, 1 members" in capsys.readouterr().out.splitlines()[-1]
 
