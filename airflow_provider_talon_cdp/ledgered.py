@@ -10,7 +10,13 @@ from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context, ObjectStoragePath, conf
 
-from airflow_provider_talon_cdp.arguments import as_bool, check_choice, check_literals, check_sync_limits
+from airflow_provider_talon_cdp.arguments import (
+    as_bool,
+    check_choice,
+    check_literals,
+    check_rendered,
+    check_sync_limits,
+)
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger
@@ -32,7 +38,7 @@ class LedgerOperator(BaseOperator):
         send: ``changed``, or ``all`` to send also what is as it was, for example after an audience or profiles were deleted in
             Talon.One. May be a template.
         dry_run: Plan, count and guard, and send and record nothing. May be a template.
-        state_uri: Folder of the ledgers, as a path or URI of any object storage that Airflow knows, e.g.
+        state_uri: Folder of the ledgers, as an absolute path or URI of any object storage that Airflow knows, e.g.
             ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp] state_uri``, else
             ``$AIRFLOW_HOME/talon_cdp``, which only does where all tries run on one machine.
         keep_versions: Versions of the ledger that are kept.
@@ -77,6 +83,8 @@ class LedgerOperator(BaseOperator):
         self.guard()
         check_literals(as_bool, dry_run=dry_run)
         check_literals(_check_send, send=send)
+        if state_uri:
+            check_literals(_check_state_uri, state_uri=state_uri)
         if isinstance(keep_versions, bool) or not isinstance(keep_versions, int) or keep_versions < 1:
             raise InvalidInputError(f"keep_versions must be an integer >= 1, but is {keep_versions!r}.")
 
@@ -120,7 +128,11 @@ class LedgerOperator(BaseOperator):
         """Return the URI of the folder of the ledgers."""
         home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
         configured: str | None = conf.get("talon_cdp", "state_uri", fallback=None)
-        return self.state_uri or configured or f"file://{home}/talon_cdp"
+        if self.state_uri:
+            return _check_state_uri("state_uri", self.state_uri)
+        if configured:
+            return _check_state_uri("[talon_cdp] state_uri in Airflow's configuration", configured)
+        return f"file://{home}/talon_cdp"
 
     def run_mirror(self, mirror: Mirror, owner: str, cursor: Cursor | None = None) -> dict[str, Any]:
         """Plan and send, and return the report."""
@@ -147,6 +159,17 @@ class LedgerOperator(BaseOperator):
 def _check_send(name: str, value: object) -> None:
     """Refuse what says neither to send what changed nor to send all."""
     check_choice(name, value, Send)
+
+
+def _check_state_uri(name: str, uri: Any) -> str:
+    """Refuse a folder that would be another one on the next worker."""
+    where = str(check_rendered(name, uri))
+    if not where.startswith("/") and "://" not in where:
+        raise InvalidInputError(
+            f"{name} must be an absolute path or a URI, such as s3://aws_default@bucket/talon_cdp, but is {where!r}. Any other path "
+            "depends on where a worker was started, and there the next one would not find the ledger."
+        )
+    return where
 
 
 def storage(name: str, uri: str) -> ObjectStoragePath:

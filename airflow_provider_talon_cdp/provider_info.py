@@ -52,8 +52,8 @@ def get_provider_info() -> dict[str, Any]:
                 "options": {
                     "state_uri": {
                         "description": (
-                            "Folder of the ledgers, in which mirrors remember what Talon.One acknowledged: a path or a "
-                            "URI of any object storage that Airflow knows. Default: talon_cdp in AIRFLOW_HOME, which only "
+                            "Folder of the ledgers, in which mirrors remember what Talon.One acknowledged: an absolute path or "
+                            "a URI of any object storage that Airflow knows. Default: talon_cdp in AIRFLOW_HOME, which only "
                             "does where all tries of a task run on one machine."
                         ),
                         "version_added": "0.1.0",

@@ -117,7 +117,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream the query's rows to Talon.One."""
         check_sql("sql", self.sql)
-        for name in ("profile_id_column", "audience_column", "audience_name_column"):
+        for name in ("profile_id_column", "audience_column", "audience_name_column", "ledger"):
             if getattr(self, name) is not None or name == "profile_id_column":
                 check_text(name, check_rendered(name, getattr(self, name)))
         source = sql_hook(self.sql_conn_id)

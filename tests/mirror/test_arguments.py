@@ -72,6 +72,9 @@ def test_bad_literals(operator, arguments, complaint):
         ({"audiences": ["vip"]}, "audiences goes with mode='mirror' and audience_column"),
         ({"audience_name_column": "n"}, "audience_name_column goes with"),
         ({"ledger": "nightly"}, "ledger goes with"),
+        ({"state_uri": "None"}, "state_uri is the text 'None'"),
+        ({"state_uri": "talon/state"}, "state_uri must be an absolute path or a URI, such as s3://"),
+        ({"state_uri": "~/talon"}, "state_uri must be an absolute path or a URI.*but is '~/talon'"),
     ],
 )
 def test_bad_literals_of_the_transfer(arguments, complaint):
@@ -156,3 +159,37 @@ def test_templates_that_render_to_nothing_are_refused_before_the_first_request(
     with pytest.raises(InvalidInputError, match=name):
         operator.execute(context)
     assert calls() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"state_uri": "{{ params.x }}"}, "state_uri is the text 'None'"),
+        (
+            {"audience_id": None, "audience_column": "a", "ledger": "{{ params.x }}"},
+            "ledger is the text 'None'",
+        ),
+    ],
+)
+def test_a_place_or_name_of_the_ledger_that_renders_to_none_is_refused(
+    sqlite, talon, context, calls, arguments, complaint
+):
+    operator = sql(**arguments)
+    with DAG("mirrors", schedule=None):
+        operator.render_template_fields({"params": {"x": None}})
+    with pytest.raises(InvalidInputError, match=complaint):
+        operator.execute(context)
+    assert calls() == 0
+
+
+@pytest.mark.parametrize("setting", ["None", "talon/state"])
+def test_a_state_uri_of_the_configuration_that_depends_on_the_worker_is_refused(
+    sqlite, vip, mirror, calls, monkeypatch, tmp_path, setting
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", setting)
+    sqlite.fill(["anna"])
+    with pytest.raises(InvalidInputError, match=r"^\[talon_cdp\] state_uri in Airflow's configuration "):
+        mirror(state_uri=None)
+    assert calls() == 0
+    assert not (tmp_path / setting).exists()
