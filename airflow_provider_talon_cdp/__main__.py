@@ -7,13 +7,12 @@ import getpass
 import sys
 from collections.abc import Sequence
 
-from upath import UPath
-
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
-from airflow_provider_talon_cdp.exceptions import TalonCdpError
+from airflow_provider_talon_cdp.exceptions import LedgerError, TalonCdpError
+from airflow_provider_talon_cdp.ledgered import storage
 from airflow_provider_talon_cdp.ledgers.adopt import COLUMN, adopt_csv
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
-from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name
+from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name, sync_ledger_name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,16 +37,22 @@ def _parser() -> argparse.ArgumentParser:
         ("show", "print a ledger's place, version and size"),
     ):
         command = commands.add_parser(name, help=help_text)
-        command.add_argument("--state-uri", required=True, help="folder of the ledgers: a path or a URI")
+        command.add_argument(
+            "--state-uri", required=True, help="folder of the ledgers, as the operator has it"
+        )
         command.add_argument("--deployment-host", required=True, help="as on the Airflow connection")
         command.add_argument("--base-url", default=DEFAULT_BASE_URL, help="as on the Airflow connection")
         which = command.add_mutually_exclusive_group(required=True)
         which.add_argument("--audience-id", help="ID of the audience in the CDP")
         if name == "show":
             which.add_argument(
+                "--sync", metavar="LEDGER", help="ledger of a mirror with an audience_column, or DAG.TASK"
+            )
+            which.add_argument(
                 "--profiles", metavar="LEDGER", help="ledger of SqlToTalonProfilesOperator, or DAG.TASK"
             )
         else:
+            command.set_defaults(profiles=None, sync=None)
             command.add_argument("--csv", required=True, help=f"file with a column {COLUMN}")
     return parser
 
@@ -55,20 +60,30 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     # Spelt as the connection's fields are, or the operator would look for another ledger. No key is needed.
     settings = Settings(api_key="none", deployment_host=options.deployment_host, base_url=options.base_url)
-    profiles = options.command == "show" and options.profiles
     ledger = FilesLedger(
-        UPath(options.state_uri),
+        storage("state URI", options.state_uri),
         deployment_host=settings.deployment_host,
         base_url=settings.base_url,
-        name=profiles_ledger_name(profiles) if profiles else ledger_name(options.audience_id),
-        one_per_profile=bool(profiles),
+        name=_name(options),
+        one_per_profile=options.profiles is not None,
     )
     if options.command == "import":
-        adopted = adopt_csv(ledger, f"import by {getpass.getuser()}", UPath(options.csv), options.audience_id)
+        file = storage("CSV file", options.csv)
+        adopted = adopt_csv(ledger, f"import by {getpass.getuser()}", file, options.audience_id)
         print(f"Adopted {adopted:,} members.")
     ledger.load()
-    what = "profiles" if profiles else "members"
+    if not ledger.version:
+        raise LedgerError(
+            f"There is no ledger in {ledger.folder}. Check the state URI, the deployment host, the base URL and the ledger's name."
+        )
+    what = "profiles" if ledger.one_per_profile else "members"
     print(f"{ledger.folder}: version {ledger.version}, {sum(1 for _ in ledger.known()):,} {what}")
+
+
+def _name(options: argparse.Namespace) -> str:
+    if options.profiles is not None:
+        return profiles_ledger_name(options.profiles)
+    return ledger_name(options.audience_id) if options.sync is None else sync_ledger_name(options.sync)
 
 
 if __name__ == "__main__":

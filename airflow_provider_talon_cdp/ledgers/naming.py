@@ -20,6 +20,15 @@ def ledger_folder(state: Folder, identity: Mapping[str, str]) -> Folder:
     return as_folder(state) / identity["deployment_host"] / f"{readable}-{key}"
 
 
+def sync_ledger_name(name: str) -> str:
+    """Name a ledger of many audiences.
+
+    Args:
+        name: As in ``profiles_ledger_name``.
+    """
+    return f"sync:{name}"
+
+
 def profiles_ledger_name(name: str) -> str:
     """Name a ledger of profiles.
 

@@ -21,6 +21,7 @@ from airflow_provider_talon_cdp.arguments import (
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.ids import check_external_id, check_text
 from airflow_provider_talon_cdp.ledgers.files import ledger_name
+from airflow_provider_talon_cdp.ledgers.naming import sync_ledger_name
 from airflow_provider_talon_cdp.membership import MembershipOperator
 from airflow_provider_talon_cdp.sync.changes import Action, Record, read_change, read_ids
 from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows
@@ -133,7 +134,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
             created = names if self.audience_name_column else None
             if self.ledger is None:
                 self.refuse_shared_ledger(context)
-            ledger = f"sync:{self.ledger or f'{self.dag_id}.{self.task_id}'}"
+            ledger = sync_ledger_name(self.ledger or f"{self.dag_id}.{self.task_id}")
             managed = None if self.audiences is None else _external_ids("audiences", self.audiences)
         return self.mirror(
             context,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.exceptions import (
     GuardError,
     InvalidInputError,
@@ -225,6 +226,17 @@ def test_each_sync_has_its_own_ledger(sqlite, talon, mirror_many, ledger_of):
     mirror_many(ledger="nightly")
     assert set(ledger_of("sync:nightly").known()) == set(PAIRS)
     assert mirror_many(ledger="weekly")["sent"] == 30
+
+
+@pytest.mark.parametrize("given", [{}, {"ledger": "nightly"}])
+def test_the_command_shows_a_ledger_of_many_audiences(sqlite, talon, mirror_many, state, capsys, given):
+    sqlite.fill_pairs(PAIRS)
+    mirror_many(**given)
+    connection = talon.connection()
+    place = ["--state-uri", str(state), "--base-url", connection["host"]]
+    place += ["--deployment-host", connection["extra"]["deployment_host"]]
+    assert main(["ledger", "show", *place, "--sync", given.get("ledger", "adhoc_airflow.sync")]) == 0
+    assert "version 1, 30 members" in capsys.readouterr().out
 
 
 def test_one_entry_carries_all_audiences_of_a_profile(sqlite, talon, mirror_many):
