@@ -124,6 +124,10 @@ def _result(request: Request[Result], status: int, body: bytes) -> Audience | di
             UnexpectedAnswerError, request, status, body, f"The answer is not a JSON object. {_WHO_ANSWERED}"
         )
     if request.operation not in (Operation.CREATE_AUDIENCE, Operation.UPDATE_AUDIENCE):
+        # The contract has it in every answer, empty as a rule.
+        if not isinstance(content.get("effects"), list):
+            cure = f"The answer holds no integration state, so the profile cannot be taken as updated. {_WHO_ANSWERED}"
+            raise _fail(UnexpectedAnswerError, request, status, body, cure)
         return content
     if not isinstance(content.get("id"), int):
         raise _fail(

@@ -145,6 +145,16 @@ def test_a_success_without_the_documented_content_is_no_success(body):
 
 
 @pytest.mark.parametrize(
+    "body", [{}, {"status": "ok"}, {"effects": None}, {"effects": {}}, {**CDP_ERROR, "StatusCode": 400}]
+)
+@pytest.mark.parametrize("request_", [PROFILE, calls.update_customer_profile_audiences("anna")])
+def test_a_200_without_an_integration_state_is_no_success(request_, body):
+    error = fail(request_, 200, body)
+    assert type(error) is exceptions.UnexpectedAnswerError
+    assert "Base URL" in str(error)
+
+
+@pytest.mark.parametrize(
     "header, seconds", [("7", 7.0), ("Thu, 01 Jan 1970 00:00:09 GMT", 9.0), ("soon", None), (None, None)]
 )
 def test_retry_after_is_kept_on_the_error(header, seconds):
