@@ -124,13 +124,20 @@ class TalonCdpClient:
 
 
 def session_options(session: requests.Session, url: str) -> dict[str, Any]:
-    """Say how a session reaches a URL: by its own settings, and by environment variables where it has none."""
+    """Say how a session reaches a URL: by its own settings, and by environment variables where it has none.
+
+    A plain ``http`` URL is reached without any proxy.
+    """
     # Passed as a request's own they go before the environment; what is None or True may be filled in from there.
-    return dict(
+    options = dict(
         session.merge_environment_settings(
             url, dict(session.proxies), session.stream, session.verify, session.cert
         )
     )
+    if url.startswith("http:"):
+        # Such a URL is on loopback: a proxy elsewhere could not reach it, and would read the API key.
+        options["proxies"] = {}
+    return options
 
 
 def explain_repeated(error: RejectedError, request: Request[Any], attempt: int) -> None:

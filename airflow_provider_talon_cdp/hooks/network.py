@@ -16,9 +16,9 @@ def network_options(extra: Mapping[str, Any]) -> dict[str, Any]:
     """Read proxies, certificates and the trust in environment variables from an extra.
 
     Args:
-        extra: ``proxies`` (or ``proxy``): URL by scheme, or one URL for both. ``verify`` (or ``verify_ssl``): true, false,
-            or the path of a CA bundle, a file or a folder. ``cert``: path of a client certificate with its key, or a list
-            of the two paths. ``trust_env``: true or false.
+        extra: ``proxies`` (or ``proxy``): URL by scheme, or one URL for both; not used for a base URL on loopback with
+            ``http``. ``verify`` (or ``verify_ssl``): true, false, or the path of a CA bundle, a file or a folder.
+            ``cert``: path of a client certificate with its key, or a list of the two paths. ``trust_env``: true or false.
 
     Returns:
         Those that were given, as ``requests`` takes them.

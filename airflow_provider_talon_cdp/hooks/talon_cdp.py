@@ -37,7 +37,8 @@ class TalonCdpHook(HttpHook):
 
     The connection's password is the API key, its host the base URL (empty: the usual one), and its extra holds
     ``deployment_host`` (required), ``platform_name``, ``requests_per_second``, ``multi_profile_path``, ``timezone``,
-    ``timeout``, and HttpHook's ``proxies``, ``verify``, ``cert`` and ``trust_env``.
+    ``timeout``, and HttpHook's ``proxies``, ``verify``, ``cert`` and ``trust_env``. A base URL on loopback with ``http``
+    is called without any proxy, as the API key would travel in clear text.
 
     Args:
         talon_cdp_conn_id: The connection.

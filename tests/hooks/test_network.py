@@ -10,6 +10,7 @@ from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     RequestError,
     TransientError,
+    UnexpectedAnswerError,
 )
 
 
@@ -104,10 +105,17 @@ def test_a_server_that_does_not_speak_tls_fails_in_our_own_words(connect, talon,
         send(connect(host=talon.url.replace("http:", "https:")), request_one)
 
 
-def test_the_connections_proxy_is_used(connect, talon, proxy, send, request_one):
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", None])
+def test_plain_http_on_loopback_goes_through_no_proxy(
+    connect, talon, proxy, send, request_one, monkeypatch, variable
+):
+    """A proxy would read the API key, which is meant not to leave this machine unencrypted."""
+    url = f"http://{proxy.authority}"
+    if variable:
+        monkeypatch.setenv(variable, url)
     talon_audience(connect)
-    send(connect({"proxies": {"http": f"http://{proxy.authority}"}}), request_one)
-    assert [line for line, _ in proxy.seen] == [f"PUT {talon.url}/cdp/v2/customer_profiles/audiences"]
+    send(connect({} if variable else {"proxies": {"http": url, "all": url}}), request_one)
+    assert proxy.seen == []
     assert talon.members("vip") == {"anna"}
 
 
@@ -136,72 +144,80 @@ def test_a_proxys_password_is_sent_to_the_proxy(connect, tls, proxy, send, reque
     assert f"Basic {base64.b64encode(b'me:p@ss').decode()}" in proxy.seen[0][1]
 
 
-def test_odd_ids_pass_a_proxy_unchanged(connect, talon, proxy, send):
+def test_odd_ids_pass_a_proxy_unchanged(connect, tls, proxy, send, authority):
     from airflow_provider_talon_cdp.api import calls  # noqa: PLC0415
 
-    hook = connect({"proxies": {"http": f"http://{proxy.authority}"}})
+    extra = {"proxies": {"https": f"http://{proxy.authority}"}, "verify": str(authority.ca)}
+    hook = connect(extra, host=f"https://{tls.authority}")
     for each in ("..", ".", "a/../b", "a b?c#d%41", "\u00fc\U0001f600"):
-        send(hook, calls.update_customer_profile(each))
-    assert talon.profiles() == {"..", ".", "a/../b", "a b?c#d%41", "\u00fc\U0001f600"}
+        with pytest.raises(UnexpectedAnswerError, match="204"):
+            send(hook, calls.update_customer_profile(each))
+    assert [path.split("?")[0].removeprefix("/cdp/customer_profile/") for path, *_ in tls.seen] == [
+        "%2E%2E",
+        "%2E",
+        "a%2F..%2Fb",
+        "a%20b%3Fc%23d%2541",
+        "%C3%BC%F0%9F%98%80",
+    ]
 
 
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
-def test_the_environments_proxy_is_used(connect, talon, proxy, send, request_one, monkeypatch, variable):
-    talon_audience(connect)
+@pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY", "all_proxy"])
+def test_the_environments_proxy_is_used(
+    connect, tls, proxy, send, request_one, authority, monkeypatch, variable
+):
     monkeypatch.setenv(variable, f"http://{proxy.authority}")
-    send(connect(), request_one)
+    send(connect({"verify": str(authority.ca)}, host=f"https://{tls.authority}"), request_one)
     assert len(proxy.seen) == 1
-    assert talon.members("vip") == {"anna"}
+    assert len(tls.seen) == 1
 
 
 def test_the_environments_proxy_may_be_spelt_without_a_scheme(
-    connect, talon, proxy, send, request_one, monkeypatch
+    connect, tls, proxy, send, request_one, authority, monkeypatch
 ):
     """``HTTPS_PROXY=proxy:3128`` is common, and the other tools on the machine take it."""
-    talon_audience(connect)
-    monkeypatch.setenv("http_proxy", proxy.authority)
-    send(connect(), request_one)
+    monkeypatch.setenv("https_proxy", proxy.authority)
+    send(connect({"verify": str(authority.ca)}, host=f"https://{tls.authority}"), request_one)
     assert len(proxy.seen) == 1
 
 
-def test_no_proxy_of_the_environment_counts(connect, talon, proxy, send, request_one, monkeypatch):
-    talon_audience(connect)
-    monkeypatch.setenv("http_proxy", f"http://{proxy.authority}")
+def test_no_proxy_of_the_environment_counts(connect, tls, proxy, send, request_one, authority, monkeypatch):
+    monkeypatch.setenv("https_proxy", f"http://{proxy.authority}")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    send(connect(), request_one)
+    send(connect({"verify": str(authority.ca)}, host=f"https://{tls.authority}"), request_one)
     assert proxy.seen == []
-    assert talon.members("vip") == {"anna"}
+    assert len(tls.seen) == 1
 
 
 def test_the_environments_proxy_is_ignored_with_trust_env_off(
-    connect, talon, proxy, send, request_one, monkeypatch
+    connect, tls, proxy, send, request_one, authority, monkeypatch
 ):
-    talon_audience(connect)
-    monkeypatch.setenv("http_proxy", f"http://{proxy.authority}")
-    send(connect({"trust_env": False}), request_one)
+    monkeypatch.setenv("https_proxy", f"http://{proxy.authority}")
+    extra = {"trust_env": False, "verify": str(authority.ca)}
+    send(connect(extra, host=f"https://{tls.authority}"), request_one)
     assert proxy.seen == []
 
 
 def test_the_connections_proxy_goes_before_the_environments(
-    connect, talon, proxy, send, request_one, monkeypatch, free_port
+    connect, tls, proxy, send, request_one, authority, monkeypatch, free_port
 ):
-    talon_audience(connect)
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port}")
-    send(connect({"proxies": {"http": f"http://{proxy.authority}"}}), request_one)
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port}")
+    extra = {"proxies": {"https": f"http://{proxy.authority}"}, "verify": str(authority.ca)}
+    send(connect(extra, host=f"https://{tls.authority}"), request_one)
     assert len(proxy.seen) == 1
 
 
-def test_a_proxy_that_does_not_listen_is_a_failure_to_connect(connect, talon, send, request_one, free_port):
+def test_a_proxy_that_does_not_listen_is_a_failure_to_connect(connect, tls, send, request_one, free_port):
+    extra = {"proxies": {"https": f"http://127.0.0.1:{free_port}"}}
     with pytest.raises(TransientError, match="no answer.*prox"):
-        send(connect({"proxies": {"http": f"http://127.0.0.1:{free_port}"}}), request_one)
-    assert talon.requests() == []
+        send(connect(extra, host=f"https://{tls.authority}"), request_one)
+    assert tls.seen == []
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1:1", "http://", "http://[", "://"])
-def test_a_proxy_that_is_no_url_is_refused_by_name(connect, talon, send, request_one, url):
+def test_a_proxy_that_is_no_url_is_refused_by_name(connect, tls, send, request_one, url):
     with pytest.raises(InvalidInputError, match="prox"):
-        send(connect({"proxies": {"http": url}}), request_one)
-    assert talon.requests() == []
+        send(connect({"proxies": {"https": url}}, host=f"https://{tls.authority}"), request_one)
+    assert tls.seen == []
 
 
 def test_proxies_may_be_one_url_for_both_schemes(connect):
