@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -66,8 +67,8 @@ def read_answer(
     Raises:
         RequestError: Everything but the documented success.
     """
-    if secret and secret.encode() in body:
-        body = body.replace(secret.encode(), b"***")
+    if secret and (b"\\" in body or secret.encode() in body):
+        body = _spellings(secret).sub(b"***", body)
     if status != _SUCCESS[request.operation]:
         raise _error(request, status, headers, body, now)
     return cast("Result", _result(request, status, body))
@@ -247,6 +248,14 @@ def _blames_connection(body: bytes) -> bool:
             re.IGNORECASE,
         )
     )
+
+
+@cache
+def _spellings(secret: str) -> re.Pattern[bytes]:
+    r"""Match a key also where JSON, or JSON within JSON, escapes some of it: ``\/``, ``\u002b``, ``\\u002b``."""
+    # A bounded number of backslashes: a long run of them in an answer must not cost its square.
+    spelt = (rf"\\{{0,3}}(?:{re.escape(each)}|u00{ord(each):02x})" for each in secret)
+    return re.compile("".join(spelt).encode(), re.IGNORECASE)
 
 
 def _mask(text: str, private: Iterable[str]) -> str:

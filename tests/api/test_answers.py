@@ -37,14 +37,14 @@ DEPLOYMENT_ERROR = {
 }
 
 
-def read(request, status, body=b"", headers=None):
+def read(request, status, body=b"", headers=None, secret=""):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_answer(request, status, CaseInsensitiveDict(headers or {}), content, now=0.0)
+    return read_answer(request, status, CaseInsensitiveDict(headers or {}), content, now=0.0, secret=secret)
 
 
-def fail(request, status, body=b"", headers=None):
+def fail(request, status, body=b"", headers=None, secret=""):
     with pytest.raises(exceptions.RequestError) as failure:
-        read(request, status, body, headers)
+        read(request, status, body, headers, secret)
     return failure.value
 
 
@@ -168,6 +168,26 @@ def test_what_was_sent_is_masked_where_talon_one_quotes_it():
     assert "Zürich" not in text
     assert "41" not in text
     assert "City '***' is wrong" in text
+
+
+@pytest.mark.parametrize(
+    "key, quoted",
+    [
+        ("abc/def+12345=", rb"abc/def+12345="),
+        ("abc/def+12345=", rb"abc\/def+12345="),
+        ("abc/def+12345=", rb"abc/def\u002b12345\u003D"),
+        ("abc/def+12345=", rb"{\"key\": \"abc\\/def\\u002b12345=\"}"),
+        ('a"b\\c&d', rb"a\"b\\c\u0026d"),
+        ("abcdef12345", rb"\u0061bcdef12345"),
+    ],
+)
+def test_the_key_is_masked_however_the_answer_spells_it(key, quoted):
+    error = fail(MEMBERS, 400, b'{"Error": "bad key %b, sorry"}' % quoted, secret=key)
+    for text in (str(error), error.body, json.loads(error.body)["Error"]):
+        assert "***" in text
+        assert "def" not in text
+        assert key not in text
+        assert "sorry" in text
 
 
 def test_a_long_error_text_is_cut():
