@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -115,7 +116,18 @@ class AudienceExistsError(RejectedError):
 
 
 class TransientError(RequestError):
-    """429, 5xx, a conflict between requests on one profile, a reset or a timeout: send it again later."""
+    """429, 5xx, a conflict between requests on one profile, a reset or a timeout: send it again later.
+
+    Attributes:
+        sent: Whether the request, or a part of it, may have left.
+    """
+
+    sent = True
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether the request may have had its effect all the same."""
+        return self.sent if self.status is None else self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class GuardError(TalonCdpError):

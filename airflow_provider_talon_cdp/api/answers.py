@@ -74,19 +74,22 @@ def read_answer(
     return cast("Result", _result(request, status, body))
 
 
-def connection_error(request: Request[Result], what: str) -> TransientError:
+def connection_error(request: Request[Result], what: str, *, sent: bool) -> TransientError:
     """Make the error of a request that got no answer.
 
     Args:
         request: What was asked.
         what: What happened, e.g. ``timed out``.
+        sent: False when no connection came about.
     """
-    return TransientError(
+    error = TransientError(
         f"{request.operation.value}: no answer from Talon.One ({what}). If this goes on, check the connection's Base "
         "URL and proxies, and the network.",
         method=request.method,
         path=request.path,
     )
+    error.sent = sent
+    return error
 
 
 def tls_error(request: Request[Result]) -> FatalError:

@@ -136,6 +136,7 @@ class AsyncTalonCdpClient:
         """
         began = self._clock()
         attempt = 1
+        unclear = False
         while True:
             left_at = await self._pace()
             self.requests += 1
@@ -143,6 +144,7 @@ class AsyncTalonCdpClient:
             try:
                 return await self._send_once(request)
             except TransientError as error:
+                unclear |= error.is_unclear
                 now = self._clock()
                 if error.status == _TOO_MANY_REQUESTS:
                     self.throttled += 1
@@ -157,7 +159,7 @@ class AsyncTalonCdpClient:
                 await self._sleep(wait)
                 attempt += 1
             except RejectedError as error:
-                explain_repeated(error, request, attempt)
+                explain_repeated(error, request, unclear=unclear)
                 raise
 
     async def _pace(self) -> float:
@@ -184,13 +186,17 @@ class AsyncTalonCdpClient:
                 allow_redirects=False,
             ) as response:
                 body = await response.read()
-        except TimeoutError:
-            failure = connection_error(request, "timed out")
+        except TimeoutError as error:
+            sent = not isinstance(error, aiohttp.ConnectionTimeoutError)
+            failure = connection_error(request, "timed out", sent=sent)
         except aiohttp.ClientError as error:
             # A server may refuse our certificate after the handshake, when aiohttp sees a broken connection.
             reasons = (error, error.__cause__, error.__context__)
             refused = any(isinstance(each, aiohttp.ClientSSLError | ssl.SSLError) for each in reasons)
-            failure = tls_error(request) if refused else connection_error(request, type(error).__name__)
+            sent = not isinstance(error, aiohttp.ClientConnectorError)
+            failure = (
+                tls_error(request) if refused else connection_error(request, type(error).__name__, sent=sent)
+            )
         else:
             return read_answer(
                 request,

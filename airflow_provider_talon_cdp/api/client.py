@@ -11,6 +11,7 @@ from typing import Any
 
 import requests
 from requests.auth import AuthBase
+from urllib3.exceptions import NewConnectionError, ProxyError
 
 from airflow_provider_talon_cdp.api.answers import connection_error, read_answer, tls_error
 from airflow_provider_talon_cdp.api.request import Operation, Request, Result
@@ -84,10 +85,12 @@ class TalonCdpClient:
         """
         began = self._clock()
         attempt = 1
+        unclear = False
         while True:
             try:
                 return self._send_once(request)
             except TransientError as error:
+                unclear |= error.is_unclear
                 elapsed = self._clock() - began
                 wait = self._retry.wait(error, attempt=attempt, elapsed=elapsed, random=self._jitter())
                 if wait is None:
@@ -97,7 +100,7 @@ class TalonCdpClient:
                 self._sleep(wait)
                 attempt += 1
             except RejectedError as error:
-                explain_repeated(error, request, attempt)
+                explain_repeated(error, request, unclear=unclear)
                 raise
 
     def _send_once(self, request: Request[Result]) -> Result:
@@ -140,9 +143,9 @@ def session_options(session: requests.Session, url: str) -> dict[str, Any]:
     return options
 
 
-def explain_repeated(error: RejectedError, request: Request[Any], attempt: int) -> None:
-    """Tell in the error of a repeated call that an attempt without a clear answer may have done the work."""
-    if attempt == 1:
+def explain_repeated(error: RejectedError, request: Request[Any], *, unclear: bool) -> None:
+    """Tell in the error of a call that an attempt without a clear answer, if there was one, may have done the work."""
+    if not unclear:
         return
     if isinstance(error, AudienceExistsError):
         error.repeated = True
@@ -175,9 +178,13 @@ def _no_answer(
         case requests.exceptions.InvalidURL() | requests.exceptions.InvalidSchema():
             return InvalidInputError("The connection's proxy must be a URL such as http://proxy:3128.")
         case requests.exceptions.Timeout():
-            return connection_error(request, "timed out")
+            sent = not isinstance(error, requests.exceptions.ConnectTimeout)
+            return connection_error(request, "timed out", sent=sent)
         case _:
-            return connection_error(request, type(_without_url(error)).__name__)
+            cause = _without_url(error)
+            # A ProxyError is a proxy that it could not connect to.
+            sent = not isinstance(cause, NewConnectionError | ProxyError)
+            return connection_error(request, type(cause).__name__, sent=sent)
 
 
 def _without_url(error: requests.RequestException) -> BaseException:

@@ -148,8 +148,19 @@ def test_a_wrong_key_stops_at_once(send):
 
 def test_a_409_after_an_unanswered_create_tells_that_it_may_be_ours(send, talon):
     talon.fail_next("reset_after")
-    with pytest.raises(AudienceExistsError, match="may have created"):
+    with pytest.raises(AudienceExistsError, match="may have created") as error:
         send(calls.create_audience("vip", "VIP"))
+    assert error.value.repeated
+
+
+@pytest.mark.parametrize("status, repeated", [(429, False), (502, True)])
+def test_a_409_after_another_answer_may_be_ours_if_that_was_unclear(send, talon, status, repeated):
+    send(calls.create_audience("vip", "VIP"))
+    talon.fail_next("status", status=status)
+    with pytest.raises(AudienceExistsError) as error:
+        send(calls.create_audience("vip", "VIP"))
+    assert error.value.repeated is repeated
+    assert ("may have created" in str(error.value)) is repeated
 
 
 def test_a_409_at_the_first_attempt_does_not_speak_of_earlier_ones(send):

@@ -17,6 +17,7 @@ from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     FatalError,
     InvalidInputError,
+    NotFoundError,
     TransientError,
     UnexpectedAnswerError,
 )
@@ -109,11 +110,33 @@ def test_a_wrong_key_is_not_retried(client, clock, requests_mock):
     assert (sent.call_count, clock.sleeps) == (1, [])
 
 
-def test_a_409_after_an_unanswered_create_tells_that_it_may_be_ours(client, requests_mock):
-    answers = [{"exc": requests.ReadTimeout}, {"status_code": 409}]
-    requests_mock.post(f"{URL}/cdp/audiences", answers)
-    with pytest.raises(AudienceExistsError, match="may have created"):
+@pytest.mark.parametrize(
+    "first", [{"exc": requests.ReadTimeout}, {"exc": requests.ConnectionError}, {"status_code": 503}]
+)
+def test_a_409_after_an_unanswered_create_tells_that_it_may_be_ours(client, requests_mock, first):
+    requests_mock.post(f"{URL}/cdp/audiences", [first, {"status_code": 409}])
+    with pytest.raises(AudienceExistsError, match="may have created") as error:
         client.send(calls.create_audience("vip", "VIP"))
+    assert error.value.repeated
+
+
+@pytest.mark.parametrize(
+    "first",
+    [{"status_code": 429}, {"status_code": 425}, {"status_code": 408}, {"exc": requests.ConnectTimeout}],
+)
+def test_a_409_after_an_attempt_that_did_nothing_is_not_ours(client, requests_mock, first):
+    requests_mock.post(f"{URL}/cdp/audiences", [first, {"status_code": 409}])
+    with pytest.raises(AudienceExistsError) as error:
+        client.send(calls.create_audience("vip", "VIP"))
+    assert not error.value.repeated
+    assert "may have created" not in str(error.value)
+
+
+def test_one_unclear_attempt_among_others_is_remembered(client, requests_mock):
+    answers = [{"status_code": 500}, {"status_code": 429}, {"status_code": 404}]
+    requests_mock.delete(f"{URL}/cdp/audiences/vip", answers)
+    with pytest.raises(NotFoundError, match="may have deleted"):
+        client.send(calls.delete_audience("vip"))
 
 
 def test_a_409_at_the_first_attempt_does_not_speak_of_earlier_ones(client, requests_mock):

@@ -208,9 +208,26 @@ def test_the_connections_proxy_goes_before_the_environments(
 
 def test_a_proxy_that_does_not_listen_is_a_failure_to_connect(connect, tls, send, request_one, free_port):
     extra = {"proxies": {"https": f"http://127.0.0.1:{free_port}"}}
-    with pytest.raises(TransientError, match="no answer.*prox"):
+    with pytest.raises(TransientError, match="no answer.*prox") as error:
         send(connect(extra, host=f"https://{tls.authority}"), request_one)
+    assert not error.value.is_unclear
     assert tls.seen == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_a_request_that_found_no_server_has_had_no_effect(connect, send, request_one, free_port, host):
+    with pytest.raises(TransientError, match="no answer") as error:
+        send(connect(host=f"https://{host}:{free_port}"), request_one)
+    assert not error.value.is_unclear
+
+
+def test_a_request_without_an_answer_may_have_had_its_effect(connect, talon, send, request_one):
+    talon_audience(connect)
+    talon.fail_next("reset_after")
+    with pytest.raises(TransientError, match="no answer") as error:
+        send(connect(), request_one)
+    assert error.value.is_unclear
+    assert talon.members("vip") == {"anna"}
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1:1", "http://", "http://[", "://"])
