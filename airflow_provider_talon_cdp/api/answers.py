@@ -153,6 +153,9 @@ def _error(
     match status:
         case 401 | 403:
             return _fail(AuthenticationError, request, status, body)
+        case 404 if _json_object(body) is None:
+            # Nothing says that an audience is missing: any web server answers so to a path that it does not know.
+            return _fail(UnexpectedAnswerError, request, status, body, _WHO_ANSWERED)
         case 404:
             return _fail(NotFoundError, request, status, body)
         case 407:

@@ -133,6 +133,14 @@ def test_an_error_body_of_any_shape_is_kept_and_never_breaks_the_reader(body):
     assert error.body == body.decode(errors="replace")
 
 
+@pytest.mark.parametrize("body", [b"", b"<html>nginx</html>", b"404 page not found", b"[]"])
+@pytest.mark.parametrize("request_", [calls.delete_audience("vip"), MEMBERS, PROFILE])
+def test_a_404_that_is_no_json_object_does_not_say_that_an_audience_is_missing(request_, body):
+    error = fail(request_, 404, body)
+    assert type(error) is exceptions.UnexpectedAnswerError
+    assert "Base URL" in str(error)
+
+
 def test_an_html_page_is_called_one():
     assert "an HTML page" in str(fail(MEMBERS, 502, b"\n<html>Bad gateway</html>"))
 

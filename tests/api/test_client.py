@@ -133,7 +133,8 @@ def test_a_409_after_an_attempt_that_did_nothing_is_not_ours(client, requests_mo
 
 
 def test_one_unclear_attempt_among_others_is_remembered(client, requests_mock):
-    answers = [{"status_code": 500}, {"status_code": 429}, {"status_code": 404}]
+    missing = {"status_code": 404, "json": {"Error": "no such audience"}}
+    answers = [{"status_code": 500}, {"status_code": 429}, missing]
     requests_mock.delete(f"{URL}/cdp/audiences/vip", answers)
     with pytest.raises(NotFoundError, match="may have deleted"):
         client.send(calls.delete_audience("vip"))

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import AudienceExistsError, InvalidInputError, NotFoundError
+from airflow_provider_talon_cdp.exceptions import (
+    AudienceExistsError,
+    InvalidInputError,
+    NotFoundError,
+    UnexpectedAnswerError,
+)
 from airflow_provider_talon_cdp.operators.audience import (
     CreateAudienceOperator,
     DeleteAudienceOperator,
@@ -103,6 +108,16 @@ def test_delete_of_a_missing_audience_fails_or_skips(run):
         run(DeleteAudienceOperator(task_id="t", audience_id="vip"))
     result = run(DeleteAudienceOperator(task_id="t", audience_id="vip", if_missing="skip"))
     assert result == {"audience_id": "vip", "outcome": "skipped"}
+
+
+@pytest.mark.parametrize("page", [{"html": "<html>nginx</html>"}, {"body": ""}])
+def test_a_web_server_that_knows_no_such_path_is_no_missing_audience(run, talon, page):
+    """Else a wrong Base URL would be green."""
+    run(create())
+    talon.fail_next("status", status=404, **page)
+    with pytest.raises(UnexpectedAnswerError, match="Base URL"):
+        run(DeleteAudienceOperator(task_id="t", audience_id="vip", if_missing="skip"))
+    assert list(talon.audiences()) == ["vip"]
 
 
 @pytest.mark.parametrize("audience_id", ODD_IDS)
