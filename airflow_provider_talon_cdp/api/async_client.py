@@ -17,8 +17,9 @@ import requests
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, prepend_scheme_if_needed, select_proxy
 from yarl import URL
 
-from airflow_provider_talon_cdp.api.answers import connection_error, read_answer, tls_error
+from airflow_provider_talon_cdp.api.answers import read_answer
 from airflow_provider_talon_cdp.api.client import explain_repeated, session_options
+from airflow_provider_talon_cdp.api.no_answer import connection_error, tls_error
 from airflow_provider_talon_cdp.api.pacer import Pacer
 from airflow_provider_talon_cdp.api.request import Request, Result
 from airflow_provider_talon_cdp.api.retry import RetryPolicy

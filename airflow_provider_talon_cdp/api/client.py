@@ -13,7 +13,8 @@ import requests
 from requests.auth import AuthBase
 from urllib3.exceptions import NewConnectionError, ProxyError
 
-from airflow_provider_talon_cdp.api.answers import connection_error, read_answer, tls_error
+from airflow_provider_talon_cdp.api.answers import read_answer
+from airflow_provider_talon_cdp.api.no_answer import connection_error, tls_error
 from airflow_provider_talon_cdp.api.request import Operation, Request, Result
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
