@@ -84,7 +84,6 @@ _CURES = {
         "Put a valid key into the connection."
     ),
     403: "The API key may not do this. Use a third-party key of type Customer Data Platform for this deployment.",
-    404: "The audience does not exist in Talon.One, or the deployment has no such path.",
     407: "The proxy wants authentication. Check the connection's proxies.",
     409: "Another request on the same profile is in flight.",
     429: "Too many requests, or parallel requests on one profile.",
@@ -127,14 +126,19 @@ def _error(
             return _fail(AuthenticationError, request, status, body)
         case 404 if _json_object(body) is None:
             # Nothing says that an audience is missing: any web server answers so to a path that it does not know.
-            return _fail(UnexpectedAnswerError, request, status, body, _WHO_ANSWERED)
+            spelling = " Or Multi-profile path is wrong." if _is_multi_profile(request) else ""
+            return _fail(UnexpectedAnswerError, request, status, body, f"{_WHO_ANSWERED}{spelling}")
         case 404:
-            return _fail(NotFoundError, request, status, body)
+            return _fail(NotFoundError, request, status, body, _what_is_missing(request))
         case 407:
             return _fail(FatalError, request, status, body)
         case 409 if request.operation is Operation.CREATE_AUDIENCE:
             return _fail(
-                AudienceExistsError, request, status, body, "An audience with this ID exists already."
+                AudienceExistsError,
+                request,
+                status,
+                body,
+                'With if_exists="skip" or "update", CreateAudienceOperator keeps an audience that has this ID already.',
             )
         case 408 | 409 | 425 | 429:
             return _fail(TransientError, request, status, body, retry_after=_retry_after(headers, now))
@@ -153,7 +157,7 @@ def _error(
         case _ if status >= HTTPStatus.MULTIPLE_CHOICES:
             cure = "Redirects are not followed: they would carry the API key elsewhere. Set Base URL to where the API is."
             return _fail(UnexpectedAnswerError, request, status, body, cure)
-        case _ if request.operation is Operation.UPDATE_PROFILES_AUDIENCES:
+        case _ if _is_multi_profile(request):
             cure = (
                 "A membership update is answered with 204 alone, so no membership can be taken as changed. The "
                 "deployment may not know this spelling of the path: check Multi-profile path on the connection."
@@ -161,6 +165,20 @@ def _error(
             return _fail(UnexpectedAnswerError, request, status, body, cure)
         case _:
             return _fail(UnexpectedAnswerError, request, status, body, _WHO_ANSWERED)
+
+
+def _what_is_missing(request: Request[Result]) -> str:
+    names_audience = request.changes or request.operation in (
+        Operation.UPDATE_AUDIENCE,
+        Operation.DELETE_AUDIENCE,
+    )
+    missing = "The audience does not exist in Talon.One, or" if names_audience else "There is no such path:"
+    spelling = " or Multi-profile path" if _is_multi_profile(request) else ""
+    return f"{missing} Base URL{spelling} on the connection is wrong."
+
+
+def _is_multi_profile(request: Request[Result]) -> bool:
+    return request.operation is Operation.UPDATE_PROFILES_AUDIENCES
 
 
 def _retry_after(headers: Mapping[str, str], now: float) -> float | None:

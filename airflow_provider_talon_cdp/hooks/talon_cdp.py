@@ -23,7 +23,7 @@ from airflow_provider_talon_cdp.api.request import Audience, IntegrationState
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.api.values import attribute_values
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, NotFoundError, TalonCdpError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 from airflow_provider_talon_cdp.hooks.network import NETWORK_EXTRAS, network_options
 from airflow_provider_talon_cdp.hooks.senders import AttributesSender, MembersSender
 from airflow_provider_talon_cdp.ids import AttributeType, AudienceIdType
@@ -285,8 +285,6 @@ class TalonCdpHook(HttpHook):
                 [], multi_profile_path=self.settings.multi_profile_path
             )
             TalonCdpClient(self.settings, self.get_conn(), retry=RetryPolicy(attempts=1)).send(request)
-        except NotFoundError as error:
-            return False, f"{error} Check Multi-profile path and Base URL on the connection."
         except TalonCdpError as error:
             return False, str(error)
         return True, f"Talon.One accepts this API key for {self.settings.deployment_host}."

@@ -133,12 +133,41 @@ def test_an_error_body_of_any_shape_is_kept_and_never_breaks_the_reader(body):
     assert error.body == body.decode(errors="replace")
 
 
+PROFILE_AUDIENCES = calls.update_customer_profile_audiences("anna", add_audiences=["vip"])
+
+
+@pytest.mark.parametrize(
+    "request_, audience, spelling",
+    [
+        (CREATE, False, False),
+        (PROFILE, False, False),
+        (calls.update_customer_profiles_audiences([]), False, True),
+        (MEMBERS, True, True),
+        (PROFILE_AUDIENCES, True, False),
+        (calls.update_audience("vip", "VIP"), True, False),
+        (calls.delete_audience("vip"), True, False),
+    ],
+)
+def test_a_404_names_what_may_be_wrong_with_that_call(request_, audience, spelling):
+    text = str(fail(request_, 404, CDP_ERROR))
+    assert "Base URL" in text
+    assert ("audience does not exist" in text) is audience
+    assert ("Multi-profile path" in text) is spelling
+
+
+def test_a_409_to_create_says_how_to_keep_the_audience():
+    text = str(fail(CREATE, 409, {**CDP_ERROR, "Error": "An audience with this ID exists already"}))
+    assert text.count("exists already") == 1
+    assert 'if_exists="skip" or "update"' in text
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>nginx</html>", b"404 page not found", b"[]"])
 @pytest.mark.parametrize("request_", [calls.delete_audience("vip"), MEMBERS, PROFILE])
 def test_a_404_that_is_no_json_object_does_not_say_that_an_audience_is_missing(request_, body):
     error = fail(request_, 404, body)
     assert type(error) is exceptions.UnexpectedAnswerError
     assert "Base URL" in str(error)
+    assert ("Multi-profile path" in str(error)) is (request_ is MEMBERS)
 
 
 def test_an_html_page_is_called_one():

@@ -32,6 +32,7 @@ def test_a_wrong_spelling_is_named(connect, deployment):
     other = {"plural": "singular", "singular": "plural"}[deployment.state()["multi_profile_path"]]
     _, message = connect({"multi_profile_path": other}, host=deployment.url).test_connection()
     assert "Multi-profile path" in message
+    assert "audience does not exist" not in message
 
 
 def test_a_wrong_key_is_told(connect, talon):
