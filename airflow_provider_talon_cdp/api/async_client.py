@@ -173,8 +173,9 @@ class AsyncTalonCdpClient:
             return now
 
     async def _send_once(self, request: Request[Result]) -> Result:
+        base_url = self.settings.base_url
         # encoded=True: an ID such as ".." must stay percent-encoded.
-        url = URL(self.settings.base_url + request.path, encoded=True)
+        url = URL(base_url + request.path, encoded=True)
         failure: RequestError
         try:
             # Headers of the session would go to a proxy too, in clear text; those of the request do not.
@@ -189,14 +190,16 @@ class AsyncTalonCdpClient:
                 body = await response.read()
         except TimeoutError as error:
             sent = not isinstance(error, aiohttp.ConnectionTimeoutError)
-            failure = connection_error(request, "timed out", sent=sent)
+            failure = connection_error(request, base_url, "timed out", sent=sent)
         except aiohttp.ClientError as error:
             # A server may refuse our certificate after the handshake, when aiohttp sees a broken connection.
             reasons = (error, error.__cause__, error.__context__)
             refused = any(isinstance(each, aiohttp.ClientSSLError | ssl.SSLError) for each in reasons)
             sent = not isinstance(error, aiohttp.ClientConnectorError)
             failure = (
-                tls_error(request) if refused else connection_error(request, type(error).__name__, sent=sent)
+                tls_error(request)
+                if refused
+                else connection_error(request, base_url, type(error).__name__, sent=sent)
             )
         else:
             return read_answer(

@@ -116,7 +116,7 @@ class TalonCdpClient:
         try:
             response = self._session.send(prepared, timeout=timeout, allow_redirects=False, **options)
         except requests.RequestException as error:
-            raise _no_answer(request, error) from _without_url(error)
+            raise _no_answer(request, base_url, error) from _without_url(error)
         return read_answer(
             request,
             response.status_code,
@@ -171,7 +171,7 @@ class _KeyAuth(AuthBase):
 
 
 def _no_answer(
-    request: Request[Result], error: requests.RequestException
+    request: Request[Result], base_url: str, error: requests.RequestException
 ) -> RequestError | InvalidInputError:
     match error:
         case requests.exceptions.SSLError():
@@ -180,12 +180,12 @@ def _no_answer(
             return InvalidInputError("The connection's proxy must be a URL such as http://proxy:3128.")
         case requests.exceptions.Timeout():
             sent = not isinstance(error, requests.exceptions.ConnectTimeout)
-            return connection_error(request, "timed out", sent=sent)
+            return connection_error(request, base_url, "timed out", sent=sent)
         case _:
             cause = _without_url(error)
             # A ProxyError is a proxy that it could not connect to.
             sent = not isinstance(cause, NewConnectionError | ProxyError)
-            return connection_error(request, type(cause).__name__, sent=sent)
+            return connection_error(request, base_url, type(cause).__name__, sent=sent)
 
 
 def _without_url(error: requests.RequestException) -> BaseException:
