@@ -193,12 +193,12 @@ class AsyncTalonCdpClient:
             failure = connection_error(request, base_url, "timed out", sent=sent)
         except aiohttp.ClientError as error:
             # A server may refuse our certificate after the handshake, when aiohttp sees a broken connection.
-            reasons = (error, error.__cause__, error.__context__)
-            refused = any(isinstance(each, aiohttp.ClientSSLError | ssl.SSLError) for each in reasons)
+            reasons = (error.__cause__, error.__context__, error)
+            refusal = next((each for each in reasons if isinstance(each, ssl.SSLError)), None)
             sent = not isinstance(error, aiohttp.ClientConnectorError)
             failure = (
-                tls_error(request)
-                if refused
+                tls_error(request, base_url, refusal)
+                if refusal
                 else connection_error(request, base_url, type(error).__name__, sent=sent)
             )
         else:

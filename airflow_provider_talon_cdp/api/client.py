@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -175,7 +176,7 @@ def _no_answer(
 ) -> RequestError | InvalidInputError:
     match error:
         case requests.exceptions.SSLError():
-            return tls_error(request)
+            return tls_error(request, base_url, _ssl_error(error))
         case requests.exceptions.InvalidURL() | requests.exceptions.InvalidSchema():
             return InvalidInputError("The connection's proxy must be a URL such as http://proxy:3128.")
         case requests.exceptions.Timeout():
@@ -186,6 +187,12 @@ def _no_answer(
             # A ProxyError is a proxy that it could not connect to.
             sent = not isinstance(cause, NewConnectionError | ProxyError)
             return connection_error(request, base_url, type(cause).__name__, sent=sent)
+
+
+def _ssl_error(error: requests.RequestException) -> ssl.SSLError | None:
+    """Find what OpenSSL said: urllib3 wraps it in an error of its own."""
+    wrapped = _without_url(error).args
+    return wrapped[0] if wrapped and isinstance(wrapped[0], ssl.SSLError) else None
 
 
 def _without_url(error: requests.RequestException) -> BaseException:

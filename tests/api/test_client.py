@@ -150,7 +150,7 @@ def test_a_409_at_the_first_attempt_does_not_speak_of_earlier_ones(client, reque
 @pytest.mark.parametrize(
     "cause, kind, says",
     [
-        (requests.exceptions.SSLError("bad"), FatalError, "'verify'"),
+        (requests.exceptions.SSLError("bad"), FatalError, "TLS"),
         (requests.exceptions.InvalidSchema("socks"), InvalidInputError, "proxy"),
     ],
 )
