@@ -175,7 +175,8 @@ def _no_answer(
     request: Request[Result], base_url: str, error: requests.RequestException
 ) -> RequestError | InvalidInputError:
     match error:
-        case requests.exceptions.SSLError():
+        # A server that hangs up in the middle has no objection to make, and may be back soon.
+        case requests.exceptions.SSLError() if not isinstance(_ssl_error(error), ssl.SSLEOFError):
             return tls_error(request, base_url, _ssl_error(error))
         case requests.exceptions.InvalidURL() | requests.exceptions.InvalidSchema():
             return InvalidInputError("The connection's proxy must be a URL such as http://proxy:3128.")

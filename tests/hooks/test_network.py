@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+
 import pytest
 
 from airflow_provider_talon_cdp.exceptions import (
@@ -105,6 +108,21 @@ def test_a_server_that_does_not_speak_tls_is_told_as_such(connect, talon, send, 
     with pytest.raises(FatalError, match=f"{url} does not speak TLS.*http://") as error:
         send(connect(host=url), request_one)
     assert "certificate was not accepted" not in str(error.value)
+
+
+def test_a_tls_server_that_hangs_up_is_a_broken_connection_and_not_a_refusal(connect, send, request_one):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            client, _ = server.accept()
+            with client:
+                client.recv(65536)
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        with pytest.raises(TransientError, match="no answer"):
+            send(connect(host=f"https://127.0.0.1:{server.getsockname()[1]}"), request_one)
+        thread.join(5)
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", None])
