@@ -145,7 +145,7 @@ def _error(
         case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return _fail(TransientError, request, status, body, retry_after=_retry_after(headers, now))
         case _ if status >= HTTPStatus.BAD_REQUEST:
-            if _blames_connection(body):
+            if _blames_connection(request, body):
                 return _fail(
                     FatalError,
                     request,
@@ -197,7 +197,7 @@ def _fail(
     said, uuid, blames = _read_error_body(body)
     message = f"{request.operation.value}: Talon.One answered {status}"
     if said:
-        private = list(request.private() if callable(request.private) else request.private)
+        private = _private(request)
         blames = tuple(Blame(each.pointer, *(_mask(text, private) for text in each[1:])) for each in blames)
         message += f" ({_shorten(_mask(said, private))})"
     elif text.lstrip().startswith("<"):
@@ -235,15 +235,16 @@ def _read_error_body(body: bytes) -> tuple[str, str | None, tuple[Blame, ...]]:
     return "; ".join(part for part in said if part), str(uuid) if uuid else None, tuple(blames)
 
 
-def _blames_connection(body: bytes) -> bool:
+def _blames_connection(request: Request[Result], body: bytes) -> bool:
     content = _json_object(body) or {}
-    return bool(
-        re.search(
-            r"deployment|customer-data-platform-name|destination-hostname",
-            str(content.get("Error", "")),
-            re.IGNORECASE,
-        )
-    )
+    # Without what was sent: a profile ID may hold such a word.
+    said = _mask(str(content.get("Error", "")), _private(request))
+    words = r"deployment|customer-data-platform-name|destination-hostname"
+    return bool(re.search(words, said, re.IGNORECASE))
+
+
+def _private(request: Request[Result]) -> list[str]:
+    return list(request.private() if callable(request.private) else request.private)
 
 
 @cache

@@ -114,6 +114,23 @@ def test_a_400_that_blames_the_connection_stops_the_run():
 
 
 @pytest.mark.parametrize(
+    "request_, said",
+    [
+        (
+            calls.update_customer_profiles_audiences([("deployment-7", ["vip"], []), ("a", ["vip"], [])]),
+            "invalid customerProfileId deployment-7",
+        ),
+        (
+            calls.update_customer_profile("anna", attributes={"Job": "Deployment lead"}),
+            "'Deployment lead' is too long",
+        ),
+    ],
+)
+def test_a_400_that_quotes_a_record_with_a_word_of_the_connections_is_about_the_record(request_, said):
+    assert type(fail(request_, 400, {**CDP_ERROR, "Error": said})) is exceptions.RejectedError
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
