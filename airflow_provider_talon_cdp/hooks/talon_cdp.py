@@ -138,17 +138,36 @@ class TalonCdpHook(HttpHook):
         Since Talon.One 26.13 an audience is connected to Applications, which this API cannot do: connect a new
         audience in the Campaign Manager.
 
+        Args:
+            audience_id: ID of the audience in the CDP, 1 to 1000 characters.
+            audience_name: Name in the Campaign Manager, 1 to 1000 characters.
+
         Raises:
             AudienceExistsError: The ID is taken.
         """
         return self.client.send(calls.create_audience(audience_id, audience_name))
 
     def update_audience(self, audience_id: str, audience_name: str) -> Audience:
-        """Rename an audience."""
+        """Rename an audience.
+
+        Args:
+            audience_id: ID of the audience in the CDP.
+            audience_name: New name in the Campaign Manager.
+
+        Raises:
+            NotFoundError: There is no such audience.
+        """
         return self.client.send(calls.update_audience(audience_id, audience_name))
 
     def delete_audience(self, audience_id: str) -> None:
-        """Delete an audience and every membership of it."""
+        """Delete an audience and every membership of it.
+
+        Args:
+            audience_id: ID of the audience in the CDP.
+
+        Raises:
+            NotFoundError: There is no such audience.
+        """
         self.client.send(calls.delete_audience(audience_id))
 
     def update_customer_profile(
@@ -190,7 +209,13 @@ class TalonCdpHook(HttpHook):
         add_audiences: Iterable[str] = (),
         remove_audiences: Iterable[str] = (),
     ) -> IntegrationState:
-        """Let one profile join and leave audiences by external ID, at most 1000 in all."""
+        """Let one profile join and leave audiences by external ID, at most 1000 in all.
+
+        Args:
+            customer_profile_id: Integration ID of the profile.
+            add_audiences: External audience IDs to join.
+            remove_audiences: External audience IDs to leave.
+        """
         return self.client.send(
             calls.update_customer_profile_audiences(
                 customer_profile_id, add_audiences=add_audiences, remove_audiences=remove_audiences
