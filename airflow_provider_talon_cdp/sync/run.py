@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -14,6 +13,7 @@ from airflow_provider_talon_cdp.sync.batches import Intake, batches
 from airflow_provider_talon_cdp.sync.changes import Record
 from airflow_provider_talon_cdp.sync.delivery import Sender, halving
 from airflow_provider_talon_cdp.sync.garbage import rare_collections
+from airflow_provider_talon_cdp.sync.loop import run_apart
 from airflow_provider_talon_cdp.sync.push import B, Deliver, Flight, push
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 
@@ -112,7 +112,7 @@ def send_all(
     on_leaving: Callable[[int], None] = lambda _: None,
     on_landed: Callable[[Flight[B]], None] = lambda _: None,
 ) -> None:
-    """Send all batches on an event loop of its own.
+    """Send all batches on an event loop in a thread of its own, where the callbacks run too.
 
     Args:
         stream: The batches; read in a thread of its own.
@@ -125,7 +125,7 @@ def send_all(
         on_leaving: Called with the number of a batch before it is sent.
         on_landed: Called when the fate of all changes of a batch is known.
     """
-    asyncio.run(
+    run_apart(
         _send_all(
             stream,
             opening,
