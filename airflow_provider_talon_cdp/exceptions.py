@@ -82,9 +82,9 @@ class RequestError(TalonCdpError):
         self.repeated = False
 
     @property
-    def is_clear(self) -> bool:
-        """Whether the call surely had no effect."""
-        return not self.repeated and not isinstance(self, TransientError | UnexpectedAnswerError)
+    def is_unclear(self) -> bool:
+        """Whether this attempt may have had its effect all the same."""
+        return False
 
     def explain(self, more: str) -> None:
         """Add a sentence to the message; notes (``add_note``) are not shown in every Airflow log."""
@@ -101,6 +101,11 @@ class AuthenticationError(FatalError):
 
 class UnexpectedAnswerError(FatalError):
     """An answer that the API contract does not know, so that nothing can be concluded from it."""
+
+    @property
+    def is_unclear(self) -> bool:
+        """As any answer that says nothing."""
+        return True
 
 
 class RejectedError(RequestError):
@@ -126,7 +131,7 @@ class TransientError(RequestError):
 
     @property
     def is_unclear(self) -> bool:
-        """Whether the request may have had its effect all the same."""
+        """Whether there was no answer, or one that does not rule it out."""
         return self.sent if self.status is None else self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 

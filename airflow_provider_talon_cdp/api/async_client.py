@@ -26,7 +26,6 @@ from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
 from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
-    RejectedError,
     RequestError,
     TransientError,
 )
@@ -152,6 +151,7 @@ class AsyncTalonCdpClient:
                     self._pacer.throttled(now, left_at=left_at, retry_after=error.retry_after)
                 wait = self._retry.wait(error, attempt=attempt, elapsed=now - began, random=self._jitter())
                 if wait is None:
+                    error.repeated = unclear
                     error.explain(f"Gave up after {attempt} attempt(s) in {now - began:.0f} s.")
                     raise
                 # A 429 is the pacer's daily bread; the rest a person may want to see.
@@ -159,7 +159,7 @@ class AsyncTalonCdpClient:
                 log.log(level, "%s Attempt %d in %.1f s.", error, attempt + 1, wait)
                 await self._sleep(wait)
                 attempt += 1
-            except RejectedError as error:
+            except RequestError as error:
                 explain_repeated(error, request, unclear=unclear)
                 raise
 

@@ -23,7 +23,6 @@ from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
     InvalidInputError,
     NotFoundError,
-    RejectedError,
     RequestError,
     TransientError,
 )
@@ -96,12 +95,13 @@ class TalonCdpClient:
                 elapsed = self._clock() - began
                 wait = self._retry.wait(error, attempt=attempt, elapsed=elapsed, random=self._jitter())
                 if wait is None:
+                    error.repeated = unclear
                     error.explain(f"Gave up after {attempt} attempt(s) in {elapsed:.0f} s.")
                     raise
                 log.warning("%s Attempt %d in %.1f s.", error, attempt + 1, wait)
                 self._sleep(wait)
                 attempt += 1
-            except RejectedError as error:
+            except RequestError as error:
                 explain_repeated(error, request, unclear=unclear)
                 raise
 
@@ -145,12 +145,12 @@ def session_options(session: requests.Session, url: str) -> dict[str, Any]:
     return options
 
 
-def explain_repeated(error: RejectedError, request: Request[Any], *, unclear: bool) -> None:
+def explain_repeated(error: RequestError, request: Request[Any], *, unclear: bool) -> None:
     """Tell in the error of a call that an attempt without a clear answer, if there was one, may have done the work."""
+    error.repeated = unclear
     if not unclear:
         return
     if isinstance(error, AudienceExistsError):
-        error.repeated = True
         error.explain(
             "An earlier attempt of this call got no clear answer: it may have created the audience."
         )

@@ -253,7 +253,7 @@ class Mirror:
                 if not self.create(audience):
                     created.pop()
         except RequestError as error:
-            if error.is_clear:
+            if not (error.repeated or error.is_unclear):
                 created.pop()
             raise
         finally:

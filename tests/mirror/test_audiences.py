@@ -270,3 +270,32 @@ def test_instances_of_a_mapped_task_with_one_audience_each_have_ledgers_of_their
     sqlite.fill(["anna"])
     mirror(context={"ti": task_instance(map_index=0)})
     agrees(["anna"])
+
+
+@pytest.mark.parametrize("status, sent", [(429, 1 + 10), (503, 91 + 10)])
+def test_a_create_that_is_tried_again_loses_no_removal(sqlite, talon, mirror, agrees, status, sent):
+    """The 409 that follows a 503 may be that of an audience which this call has created, but need not be."""
+    ids = [f"customer-{each:03}" for each in range(100)]
+    sqlite.fill(ids)
+    mirror(audience_name="VIP")
+    sqlite.fill([*ids[10:], "one more"])
+    talon.fail_next("status", only="create_audience", status=status)
+    assert mirror(audience_name="VIP")["sent"] == sent
+    agrees([*ids[10:], "one more"])
+
+
+def test_all_is_sent_where_that_is_asked_for(sqlite, vip, mirror, agrees):
+    sqlite.fill(["anna", "bert", "cem"])
+    mirror()
+    vip._service.store.delete_audience("vip")
+    vip._service.store.create_audience("vip", "Made again by hand")
+    sqlite.fill(["anna", "bert", "dora"])
+    summary = mirror(send="all", max_removal_fraction=1)
+    assert (summary["sent"], summary["removals"], summary["unchanged"]) == (4, 1, 0)
+    agrees(["anna", "bert", "dora"])
+    assert mirror()["sent"] == 0
+
+
+def test_send_takes_two_words(sqlite, vip, mirror):
+    with pytest.raises(InvalidInputError, match="send must be one of 'changed', 'all', but is 'everything'"):
+        mirror(send="everything")
