@@ -44,8 +44,8 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         sql: One SELECT, or the path of a ``.sql`` template.
         sql_conn_id: Airflow connection of any SQL database.
         mode: ``mirror``, ``add`` or ``remove``.
-        audience_column: Instead of ``audience_id``: the column that holds each row's audience ID. A null there stops a
-            mirror before it sends anything; ``add`` and ``remove`` count the row as rejected.
+        audience_column: Instead of ``audience_id``: the column that holds each row's audience ID. A null or an empty text there
+            stops a mirror before it sends anything; ``add`` and ``remove`` count the row as rejected.
         profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or UUIDs.
         audiences: Mirror with ``audience_column``: the audiences that it manages. Without it, those that the query has
             or had in an earlier run; one that disappears from the query loses its members, if the guard allows it.
@@ -170,11 +170,11 @@ class SqlToTalonAudienceOperator(MembershipOperator):
 
     def _refuse_null_audiences(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Stop where a mirror would take members out of an audience because a query has lost its name."""
-        if any(row[1] is None for row in rows):
+        if any(row[1] is None or row[1] == "" for row in rows):
             column = self.audience_column
             raise InvalidInputError(
-                f"The query has rows whose audience (column {column!r}) is null, so nobody can say to which audience they "
-                f"belong. Mend the join that leaves it empty, or leave these rows out: WHERE {column} IS NOT NULL."
+                f"The query has rows whose audience (column {column!r}) is null or empty, so nobody can say to which audience "
+                f"they belong. Mend the join that leaves it so, or leave these rows out: WHERE {column} <> ''."
             )
 
     def _refuse_misplaced(self) -> None:
