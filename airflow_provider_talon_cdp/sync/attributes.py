@@ -77,9 +77,9 @@ class Attributes:
             f"unchanged; the ledger has {counts.known.total():,} profiles"
         )
 
-    def deliver(self, send: ProfileSender) -> Deliver[ProfileBatch]:
+    def deliver(self, send: ProfileSender, max_rejected: int | None) -> Deliver[ProfileBatch]:
         """Send one profile after another."""
-        return one_by_one(send, self.give_up_after)
+        return one_by_one(send, self.give_up_after, max_rejected)
 
     def letter(self, _: Change, error: RejectedError, /) -> dict[str, Any]:
         """Write what a dead letter says about a refused profile."""

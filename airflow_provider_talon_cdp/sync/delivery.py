@@ -11,7 +11,8 @@ from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
 from airflow_provider_talon_cdp.sync.changes import Batch
 from airflow_provider_talon_cdp.sync.push import Deliver, Flight
 
-# When twice this many changes were refused and none was accepted, the configuration is wrong and not the data.
+# When twice this many changes were refused, which is more than is put up with, and none was accepted, the configuration is
+# wrong and not the data.
 _HOPELESS = 50
 _AUDIENCES_NAMED = 10
 
@@ -24,8 +25,13 @@ class Sender(Protocol):
         ...
 
 
-def halving(send: Sender) -> Deliver[Batch]:
-    """Make a delivery of a sender."""
+def halving(send: Sender, max_rejected: int | None = 0) -> Deliver[Batch]:
+    """Make a delivery of a sender.
+
+    Args:
+        send: Sends one batch.
+        max_rejected: So many refusals are no reason to give up, as they are planned again by each run; None for any number.
+    """
 
     async def deliver(flight: Flight[Batch]) -> None:
         left = [(0, flight.batch)]
@@ -44,7 +50,7 @@ def halving(send: Sender) -> Deliver[Batch]:
                     left += [(start + len(first), second), (start, first)]
                     continue
                 flight.refused(start, error, f"refused by Talon.One ({error.status})")
-                if _is_hopeless(flight, error):
+                if _is_hopeless(flight, error, max_rejected):
                     # Before giving up, try the other end of the batch: perhaps only its beginning is bad.
                     left.reverse()
             else:
@@ -53,11 +59,11 @@ def halving(send: Sender) -> Deliver[Batch]:
     return deliver
 
 
-def _is_hopeless(flight: Flight[Batch], error: RejectedError) -> bool:
+def _is_hopeless(flight: Flight[Batch], error: RejectedError, max_rejected: int | None) -> bool:
     refused = flight.tally.rejected[f"refused by Talon.One ({error.status})"]
     if flight.tally.sent or refused < _HOPELESS:
         return False
-    if refused >= 2 * _HOPELESS:
+    if max_rejected is not None and refused >= max(2 * _HOPELESS, max_rejected + 1):
         error.explain(
             f"The first {refused} records were all refused, so this is no matter of single records."
         )

@@ -82,8 +82,8 @@ class Kind(Protocol):
         """Say what a plan does."""
         ...
 
-    def deliver(self, send: Any) -> Deliver[Any]:
-        """Make a delivery of a sender."""
+    def deliver(self, send: Any, max_rejected: int | None) -> Deliver[Any]:
+        """Make a delivery of a sender, which does not give up before more than ``max_rejected`` records were refused."""
         ...
 
     def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:

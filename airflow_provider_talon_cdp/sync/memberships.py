@@ -65,9 +65,9 @@ class Memberships:
             f"ledger has {counts.known.total():,} members"
         )
 
-    def deliver(self, send: Sender) -> Deliver[Batch]:
+    def deliver(self, send: Sender, max_rejected: int | None) -> Deliver[Batch]:
         """Send a batch in one request, and halve it when it is refused."""
-        return halving(send)
+        return halving(send, max_rejected)
 
     def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:
         """Write what a dead letter says about a refused change."""

@@ -293,6 +293,7 @@ class Mirror:
             kind=self.kind,
             sender=self.sender,
             in_flight=self.in_flight,
+            max_rejected=self.max_rejected,
             needs_letter=needs_letter,
             suspects=lambda: counts.audiences,
             report=report,

@@ -98,14 +98,18 @@ def reread(
             yield ProfileBatch(batch.changes, [body(change) for change in batch.changes])
 
 
-def one_by_one(send: ProfileSender, give_up_after: int | None) -> Deliver[ProfileBatch]:
+def one_by_one(
+    send: ProfileSender, give_up_after: int | None, max_rejected: int | None = 0
+) -> Deliver[ProfileBatch]:
     """Make a delivery of a sender.
 
     Args:
         send: Sends one profile.
         give_up_after: When so many profiles were all refused for one reason and none was accepted, the configuration is
             wrong and not the data; None for never.
+        max_rejected: So many refusals are no reason to give up, as they are planned again by each run; None for any number.
     """
+    limit = None if give_up_after is None or max_rejected is None else max(give_up_after, max_rejected + 1)
 
     async def deliver(flight: Flight[ProfileBatch]) -> None:
         batch = flight.batch
@@ -123,10 +127,10 @@ def one_by_one(send: ProfileSender, give_up_after: int | None) -> Deliver[Profil
             except RejectedError as error:
                 reason = within(flight.tally.rejected, reason_of(error))
                 flight.refused(position, error, reason)
-                if give_up_after and _is_hopeless(flight.tally, give_up_after):
+                if limit and _is_hopeless(flight.tally, limit):
                     raise _fatal(
                         error,
-                        f"The first {give_up_after:,} profiles were all refused for the same reason: {reason}. So this is no "
+                        f"The first {limit:,} profiles were all refused for the same reason: {reason}. So this is no "
                         "matter of single profiles: mend the attributes in the Campaign Manager or in the query, or pass "
                         "skip_unknown_attributes=True. The other profiles were not sent.",
                     ) from error
@@ -136,8 +140,8 @@ def one_by_one(send: ProfileSender, give_up_after: int | None) -> Deliver[Profil
     return deliver
 
 
-def _is_hopeless(tally: Tally, give_up_after: int) -> bool:
-    return not tally.sent and len(tally.rejected) == 1 and tally.rejected.total() >= give_up_after
+def _is_hopeless(tally: Tally, limit: int) -> bool:
+    return not tally.sent and len(tally.rejected) == 1 and tally.rejected.total() >= limit
 
 
 def _fatal(error: RequestError, message: str) -> FatalError:

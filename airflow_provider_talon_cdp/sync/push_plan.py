@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
@@ -75,6 +76,7 @@ def push_plan(
     kind: Kind,
     sender: Callable[[], AbstractAsyncContextManager[Metered]],
     in_flight: int,
+    max_rejected: int | None,
     report: Callable[[Tally], SyncReport],
     suspects: Callable[[], Iterable[str]],
     needs_letter: Callable[[Member], bool] = lambda _: True,
@@ -88,6 +90,7 @@ def push_plan(
         kind: Members or attributes.
         sender: Opens the sender.
         in_flight: Requests in flight at the most.
+        max_rejected: Refused records that are no reason to give up; None for any number.
         report: What to log when the push stops early.
         suspects: Audiences that may be the one that Talon.One does not know, when there is such a one.
         needs_letter: Asked of each refused member.
@@ -125,7 +128,7 @@ def push_plan(
         send_all(
             batches,
             sender(),
-            kind.deliver,
+            partial(kind.deliver, max_rejected=max_rejected),
             tally,
             in_flight=in_flight,
             progress=progress,
@@ -150,6 +153,7 @@ def push_share(
     kind: Kind,
     sender: Callable[[], AbstractAsyncContextManager[Metered]],
     in_flight: int,
+    max_rejected: int | None = 0,
 ) -> SyncReport:
     """Send what is left of some parts of a plan.
 
@@ -159,6 +163,7 @@ def push_share(
         kind: Members or attributes.
         sender: Opens the sender.
         in_flight: Requests in flight at the most.
+        max_rejected: Refused records that are no reason to give up; None for any number.
 
     Returns:
         The counts, where ``resumed`` is what was left.
@@ -191,6 +196,7 @@ def push_share(
         kind=kind,
         sender=sender,
         in_flight=in_flight,
+        max_rejected=max_rejected,
         report=report,
         suspects=lambda: {str(change.audience_id) for batch in share.batches() for change in batch.changes},
     )

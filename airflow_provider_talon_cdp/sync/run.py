@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Protocol, TypeVar
 
 from airflow_provider_talon_cdp.exceptions import RejectedRecordsError
@@ -89,7 +90,7 @@ def run_sync(
     send_all(
         batches(records, intake, in_flight=in_flight),
         sender,
-        halving,
+        partial(halving, max_rejected=max_rejected),
         tally,
         in_flight=in_flight,
         progress=progress,

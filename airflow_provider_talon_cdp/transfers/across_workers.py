@@ -60,6 +60,7 @@ def talon_audience_sync(
         push = PushMembersOperator.partial(
             task_id="push",
             in_flight=in_flight,
+            max_rejected=max_rejected,
             talon_cdp_conn_id=talon_cdp_conn_id,
             **_at_once(workers, pool),
         )
@@ -104,7 +105,7 @@ def talon_profiles_sync(
     with TaskGroup(group_id, default_args=given) as group:
         plan = PlanProfilesOperator(task_id="plan", workers=workers, **how)
         push = PushProfilesOperator.partial(
-            task_id="push", in_flight=in_flight, **how, **_at_once(workers, pool)
+            task_id="push", in_flight=in_flight, max_rejected=max_rejected, **how, **_at_once(workers, pool)
         )
         _connect(plan, push, max_rejected, talon_cdp_conn_id)
     return group

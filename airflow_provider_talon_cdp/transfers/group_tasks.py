@@ -77,6 +77,7 @@ class PushMembersOperator(BaseOperator):
     Args:
         share: One of what the planning task returned.
         in_flight: Requests in flight at the most.
+        max_rejected: Refused records that are no reason to give up, as in ``CommitPlanOperator``, which judges them all.
         talon_cdp_conn_id: Airflow connection of Talon.One.
 
     Returns:
@@ -87,11 +88,18 @@ class PushMembersOperator(BaseOperator):
     ui_color = SqlToTalonAudienceOperator.ui_color
 
     def __init__(
-        self, *, share: Mapping[str, Any], in_flight: int, talon_cdp_conn_id: str, **kwargs: Any
+        self,
+        *,
+        share: Mapping[str, Any],
+        in_flight: int,
+        max_rejected: int | None,
+        talon_cdp_conn_id: str,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.share = share
         self.in_flight = in_flight
+        self.max_rejected = max_rejected
         self.talon_cdp_conn_id = talon_cdp_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -106,6 +114,7 @@ class PushMembersOperator(BaseOperator):
                 kind=Memberships(),
                 sender=lambda: hook.members_sender(in_flight=self.in_flight, senders=self.share["of"]),
                 in_flight=self.in_flight,
+                max_rejected=self.max_rejected,
             )
         self.log.info("Done: %s", report)
         return report.summary()
@@ -142,6 +151,7 @@ class PushProfilesOperator(SqlToTalonProfilesOperator):
                 kind=mirror.kind,
                 sender=mirror.sender,
                 in_flight=self.in_flight,
+                max_rejected=self.max_rejected,
             )
         self.log.info("Done: %s", report)
         return report.summary()

@@ -65,7 +65,8 @@ class SqlToTalonProfilesOperator(LedgerOperator):
         order_by_column: The column that decides; it is an attribute only where ``attributes`` names it.
         skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of refusing.
         run_rule_engine: Run Talon.One's rules for each profile, which takes longer.
-        give_up_after: Stop when so many profiles were all refused for one reason and none was accepted; None for never.
+        give_up_after: Stop when so many profiles, and more than ``max_rejected``, were all refused for one reason and none was
+            accepted; None for never.
         ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each of its
             instances.
         parameters: Bind parameters of the query, in the driver's style.

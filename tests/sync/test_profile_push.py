@@ -53,7 +53,7 @@ def changes(number):
     yield from (Change(f"{each:03}", "x", "add") for each in range(number))
 
 
-def run(talon, number, *, in_flight=4, give_up_after=50):
+def run(talon, number, *, in_flight=4, give_up_after=50, max_rejected=0):
     tally, landed = Tally(), {}
 
     def on_landed(flight):
@@ -64,7 +64,7 @@ def run(talon, number, *, in_flight=4, give_up_after=50):
         asyncio.run(
             push(
                 profile_batches(changes(number), bodies),
-                one_by_one(talon, give_up_after),
+                one_by_one(talon, give_up_after, max_rejected),
                 tally,
                 in_flight=in_flight,
                 on_landed=on_landed,
@@ -114,13 +114,15 @@ def test_a_path_that_is_not_there_stops_everything():
     assert not talon.arrived
 
 
-@pytest.mark.parametrize("give_up_after, requests", [(7, 7), (1, 1)])
-def test_when_the_first_ones_are_all_refused_for_one_reason_it_stops(give_up_after, requests):
+@pytest.mark.parametrize(
+    "give_up_after, max_rejected, requests", [(7, 0, 7), (1, 0, 1), (7, 6, 7), (7, 20, 21)]
+)
+def test_when_the_first_ones_are_all_refused_for_one_reason_it_stops(give_up_after, max_rejected, requests):
     talon = Talon({f"{each:03}": refused() for each in range(100)})
     with pytest.raises(
         FatalError, match=f"The first {requests} profiles were all refused for the same reason"
     ):
-        run(talon, 100, in_flight=1, give_up_after=give_up_after)
+        run(talon, 100, in_flight=1, give_up_after=give_up_after, max_rejected=max_rejected)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,12 @@ def test_when_the_first_ones_are_all_refused_for_one_reason_it_stops(give_up_aft
         ),
         pytest.param(
             {f"{each:03}": refused() for each in range(100)}, {"give_up_after": None}, id="not asked for"
+        ),
+        pytest.param(
+            {f"{each:03}": refused() for each in range(100)}, {"max_rejected": 100}, id="put up with"
+        ),
+        pytest.param(
+            {f"{each:03}": refused() for each in range(100)}, {"max_rejected": None}, id="any number"
         ),
     ],
 )

@@ -24,9 +24,9 @@ from airflow_provider_talon_cdp.sync.report import Tally
 from tests.sync.fakes import FakeTalon, adds, error
 
 
-def _push(records, intake, talon, tally, *, in_flight=64, **options):
+def _push(records, intake, talon, tally, *, in_flight=64, max_rejected=0, **options):
     stream = batches(records, intake, in_flight=in_flight)
-    return push(stream, halving(talon), tally, in_flight=in_flight, **options)
+    return push(stream, halving(talon, max_rejected), tally, in_flight=in_flight, **options)
 
 
 def run(records, talon, **options):
@@ -116,6 +116,13 @@ def test_when_everything_is_refused_the_run_stops_early():
     with pytest.raises(RejectedError, match="first 100 records were all refused"):
         run(adds(*profiles), talon, in_flight=1)
     assert talon.requests < 250
+
+
+def test_it_does_not_stop_before_more_are_refused_than_is_put_up_with():
+    profiles = [str(number) for number in range(400)]
+    assert run(adds(*profiles), FakeTalon(bad=profiles), max_rejected=400).rejected.total() == 400
+    with pytest.raises(RejectedError, match="first 400 records were all refused"):
+        run(adds(*profiles), FakeTalon(bad=profiles), max_rejected=399)
 
 
 @pytest.mark.parametrize("in_flight", [1, 64])
