@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,7 +114,13 @@ class RejectedError(RequestError):
 
 
 class NotFoundError(RejectedError):
-    """404: the audience, or the path on this host, does not exist."""
+    """404: the audience, or the path on this host, does not exist.
+
+    Attributes:
+        audiences: IDs of the audiences that a request for many changed, or none.
+    """
+
+    audiences: Sequence[str] = ()
 
 
 class AudienceExistsError(RejectedError):

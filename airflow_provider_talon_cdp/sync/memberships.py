@@ -67,7 +67,7 @@ class Memberships:
 
     def deliver(self, send: Sender, max_rejected: int | None) -> Deliver[Batch]:
         """Send a batch in one request, and halve it when it is refused."""
-        return halving(send, max_rejected)
+        return halving(send, max_rejected, lets_audiences_go=True)
 
     def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:
         """Write what a dead letter says about a refused change."""

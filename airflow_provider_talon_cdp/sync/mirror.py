@@ -295,6 +295,5 @@ class Mirror:
             in_flight=self.in_flight,
             max_rejected=self.max_rejected,
             needs_letter=needs_letter,
-            suspects=lambda: counts.audiences,
             report=report,
         )

@@ -78,7 +78,6 @@ def push_plan(
     in_flight: int,
     max_rejected: int | None,
     report: Callable[[Tally], SyncReport],
-    suspects: Callable[[], Iterable[str]],
     needs_letter: Callable[[Member], bool] = lambda _: True,
 ) -> Tally:
     """Send what is left of a plan.
@@ -92,7 +91,6 @@ def push_plan(
         in_flight: Requests in flight at the most.
         max_rejected: Refused records that are no reason to give up; None for any number.
         report: What to log when the push stops early.
-        suspects: Audiences that may be the one that Talon.One does not know, when there is such a one.
         needs_letter: Asked of each refused member.
 
     Raises:
@@ -136,9 +134,9 @@ def push_plan(
             on_leaving=notes.leaving,
             on_landed=on_landed,
         )
-    except NotFoundError:
+    except NotFoundError as error:
         # Whoever deleted an audience may make it again by hand, without its members.
-        notes.suspect(suspects())
+        notes.suspect(error.audiences)
         raise
     finally:
         notes.flush()
@@ -198,7 +196,6 @@ def push_share(
         in_flight=in_flight,
         max_rejected=max_rejected,
         report=report,
-        suspects=lambda: {str(change.audience_id) for batch in share.batches() for change in batch.changes},
     )
     return report(tally)
 

@@ -168,7 +168,7 @@ def test_a_200_page_is_no_success(operator, run, talon):
 
 def test_an_html_error_page_is_told_as_such(run, talon):
     talon.fail_next("status", status=404, html="<html>nginx</html>")
-    with pytest.raises(NotFoundError, match="HTML"):
+    with pytest.raises(UnexpectedAnswerError, match="HTML"):
         run(profile())
 
 

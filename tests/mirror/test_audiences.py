@@ -9,7 +9,6 @@ from airflow_provider_talon_cdp.exceptions import (
     GuardError,
     InvalidInputError,
     NotFoundError,
-    RejectedRecordsError,
 )
 from tests.mirror.conftest import task_instance
 
@@ -30,7 +29,7 @@ def members_of(talon):
 
 def test_an_unknown_audience_stops_the_run_and_points_to_the_argument(sqlite, talon, mirror):
     sqlite.fill(["anna"])
-    with pytest.raises(NotFoundError, match=r"Audiences in the request: vip\..*audience_name") as error:
+    with pytest.raises(NotFoundError, match=r"Audience in the request: vip\..*audience_name") as error:
         mirror()
     assert "anna" not in str(error.value)
 
@@ -293,3 +292,51 @@ def test_all_is_sent_where_that_is_asked_for(sqlite, vip, mirror, agrees):
 def test_send_takes_two_words(sqlite, vip, mirror):
     with pytest.raises(InvalidInputError, match="send must be one of 'changed', 'all', but is 'everything'"):
         mirror(send="everything")
+
+
+def test_a_campaign_ends(sqlite, talon, mirror_many, agrees):
+    """Its audience is deleted, its rows go, and all others are kept in step."""
+    spring = [(f"customer-{each}", "spring") for each in range(30)]
+    sqlite.fill_pairs([*spring, *PAIRS])
+    mirror_many()
+    talon._service.store.delete_audience("spring")
+    sqlite.fill_pairs([*PAIRS, ("one more", "vip")])
+    summary = mirror_many(max_removal_fraction=1)
+    assert (summary["removals"], summary["sent"]) == (30, 31)
+    assert members_of(talon) == {*PAIRS, ("one more", "vip")}
+    assert mirror_many(audiences=sorted({audience for _, audience in PAIRS}))["sent"] == 0
+
+
+def test_a_campaign_ends_though_its_audience_alone_changes(sqlite, talon, mirror_many, caplog):
+    sqlite.fill_pairs([*PAIRS, ("anna", "spring")])
+    mirror_many()
+    talon._service.store.delete_audience("spring")
+    sqlite.fill_pairs(PAIRS)
+    assert mirror_many(max_removal_fraction=1)["sent"] == 1
+    assert "Talon.One has no audience 'spring' any more" in caplog.text
+    assert mirror_many()["sent"] == 0
+
+
+def test_a_wrong_path_is_no_audience_that_is_gone(sqlite, talon, mirror_many, ledger_of):
+    sqlite.fill_pairs([*PAIRS, ("anna", "spring")])
+    mirror_many(ledger="nightly")
+    sqlite.fill_pairs(PAIRS)
+    for _ in range(2):
+        talon.fail_next("status", only="update_profiles_audiences", status=404)
+    with pytest.raises(NotFoundError, match="spring"):
+        mirror_many(ledger="nightly", max_removal_fraction=1)
+    assert ("anna", "spring") in set(ledger_of("sync:nightly").uncertain())
+
+
+def test_a_missing_audience_does_not_make_members_of_others_doubtful(sqlite, talon, mirror_many):
+    sqlite.fill_pairs(PAIRS)
+    mirror_many()
+    talon._service.store.delete_audience("lapsed")
+    more = [("one more", audience) for audience in ("vip", "new", "lapsed")]
+    sqlite.fill_pairs([*PAIRS, *more])
+    with pytest.raises(NotFoundError, match="Audience in the request: lapsed"):
+        mirror_many(audience_name_column=None)
+    talon._service.store.create_audience("lapsed", "Made again by hand")
+    lapsed = sum(audience == "lapsed" for _, audience in PAIRS)
+    assert mirror_many()["sent"] <= lapsed + 3
+    assert members_of(talon) == {*PAIRS, *more}
