@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     GuardError,
+    LedgerError,
     RejectedRecordsError,
     RequestError,
     TransientError,
@@ -292,6 +293,12 @@ class History:
                 if not run.repushes:
                     raise
                 self.storage.process = sender.process = Process()
+                ledger = self.ledger()
+                ledger.load()
+                if ledger.suspected:
+                    with pytest.raises(LedgerError, match="an audience does not exist"):
+                        push(first)
+                    raise
                 push(first)
         report = whole(report, commit(self.ledger(), owner, plan), pushed, 0)
         fail_if_rejected(report, 0)
