@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import os
 import sys
 from collections.abc import Sequence
 
@@ -87,4 +88,6 @@ def _name(options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    # Airflow 3 looks into its database for the connections of a state URI only where a process says so.
+    os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     sys.exit(main())

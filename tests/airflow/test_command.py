@@ -1,0 +1,36 @@
+"""The command beside a real Airflow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# An object store whose client asks Airflow for its connection, as that of S3 does.
+SCRIPT = """
+import runpy
+from airflow.providers.common.compat.sdk import BaseHook
+from airflow_provider_talon_cdp import ledgered
+
+def storage(name, uri):
+    print("reached", BaseHook.get_connection("store").host)
+    raise SystemExit
+
+ledgered.storage = storage
+runpy.run_module("airflow_provider_talon_cdp", run_name="__main__")
+"""
+
+
+def python(*arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_command_finds_the_connections_in_airflows_database():
+    python(
+        "-m", "airflow", "connections", "add", "store", "--conn-type", "generic", "--conn-host", "bucket.test"
+    )
+    place = ["--state-uri", "x://store@y", "--deployment-host", "acme.talon.one", "--audience-id", "vip"]
+    assert "reached bucket.test" in python("-c", SCRIPT, "ledger", "show", *place)
