@@ -17,6 +17,7 @@ _NAMED = 3
 _LONGEST = 80
 _MOST = 50
 OTHERS = "other reasons"
+UNDEFINED = "is not defined"
 
 
 def reason_of(error: RejectedError) -> str:
@@ -50,6 +51,6 @@ def _fault(blame: Blame) -> str | None:
     # The escapes of JSON pointers (RFC 6901).
     name = found[1].replace("~1", "/").replace("~0", "~")
     if _NOT_DEFINED.search(f"{blame.title} {blame.details}"):
-        return f"attribute {name!r} is not defined"
+        return f"attribute {name!r} {UNDEFINED}"
     title = " ".join(blame.title.split())[:_LONGEST]
     return f"attribute {name!r} was refused" + (f" ({title})" if title else "")

@@ -16,6 +16,7 @@ from airflow_provider_talon_cdp.sync.delivery import Sender, halving
 from airflow_provider_talon_cdp.sync.garbage import rare_collections
 from airflow_provider_talon_cdp.sync.loop import run_apart
 from airflow_provider_talon_cdp.sync.push import B, Deliver, Flight, push
+from airflow_provider_talon_cdp.sync.reasons import UNDEFINED
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
 
 log = logging.getLogger(__name__)
@@ -155,9 +156,14 @@ def fail_if_rejected(report: SyncReport, max_rejected: int | None, *, excused: s
     rejected = sum(count for reason, count in report.rejected.items() if reason != excused)
     if max_rejected is None or rejected <= max_rejected:
         return
+    cure = "Leave such records out of the source, or raise max_rejected."
+    if any(UNDEFINED in reason for reason in report.rejected):
+        cure = (
+            f"Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True. {cure}"
+        )
     raise RejectedRecordsError(
         f"{rejected:,} of {report.total:,} records were rejected and max_rejected is {max_rejected:,}; "
-        f"everything else was sent. {report}. Leave such records out of the source, or raise max_rejected.",
+        f"everything else was sent. {report}. {cure}",
         report,
     )
 

@@ -97,3 +97,14 @@ def test_a_reason_can_be_excused():
     ) as error:
         fail_if_rejected(report, 0, excused="changed")
     assert error.value.report.balances
+
+
+@pytest.mark.parametrize(
+    "reason, is_told", [("attribute 'Tier' is not defined", True), ("attribute 'Tier' was refused", False)]
+)
+def test_what_to_do_about_an_attribute_that_is_not_defined(reason, is_told):
+    counts = {"read": 1, "sent": 0, "duplicate": 0, "unsent": 0, "requests": 1, "retries": 0, "throttled": 0}
+    with pytest.raises(RejectedRecordsError) as error:
+        fail_if_rejected(SyncReport(**counts, rejected={reason: 1}, seconds=0.0), 0)
+    told = "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True."
+    assert (told in str(error.value)) == is_told
