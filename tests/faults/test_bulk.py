@@ -156,7 +156,7 @@ def test_a_missing_audience_stops_and_is_named(run, talon, logged):
     operator = SyncAudienceMembersOperator(
         task_id="t", audience_id="v\u00efp", add="{{ params.ids }}", in_flight=2
     )
-    with pytest.raises(NotFoundError, match="Audiences in the request: v\u00efp.*CreateAudienceOperator"):
+    with pytest.raises(NotFoundError, match="Audience in the request: v\u00efp.*CreateAudienceOperator"):
         run(operator, native=True, params={"ids": ids(20_000)})
     assert len(bulk_requests(talon)) <= 4
     assert counts(logged())["sent"] == 0

@@ -25,12 +25,14 @@ class FakeTalon:
         bad: Profile IDs that are refused.
         errors: What the n-th request raises, after or before its effect.
         seed: Of the delays.
+        missing: Audiences that do not exist.
     """
 
     pause = 0
 
-    def __init__(self, bad=(), errors=None, seed=0):
+    def __init__(self, bad=(), errors=None, seed=0, missing=()):
         self.members = set()
+        self.missing = set(missing)
         self.bad = set(bad)
         self.errors = errors or {}
         self.requests = 0
@@ -47,7 +49,7 @@ class FakeTalon:
         self.requests += 1
         profiles = [entry.profile_id for entry in entries]
         self.in_flight.update(profiles)
-        assert max(self.in_flight.values()) == 1, "a profile is in two requests in flight"
+        assert not entries or max(self.in_flight.values()) == 1, "a profile is in two requests in flight"
         self.sizes.append(sum(len(entry.adds) + len(entry.removes) for entry in entries))
         self.concurrent = getattr(self, "concurrent", 0) + 1
         self.most_in_flight = max(self.most_in_flight, self.concurrent)
@@ -56,6 +58,8 @@ class FakeTalon:
                 await asyncio.sleep(self.pause)
             if number in self.errors:
                 raise self.errors[number]
+            if any(not self.missing.isdisjoint(entry.adds + entry.removes) for entry in entries):
+                raise error(NotFoundError, 404)
             if not self.bad.isdisjoint(profiles):
                 raise RejectedError("bad", method="PUT", path="/", status=400, request_uuid="uuid-1")
             for entry in entries:

@@ -24,9 +24,10 @@ from airflow_provider_talon_cdp.sync.report import Tally
 from tests.sync.fakes import FakeTalon, adds, error
 
 
-def _push(records, intake, talon, tally, *, in_flight=64, max_rejected=0, **options):
+def _push(records, intake, talon, tally, *, in_flight=64, max_rejected=0, lets_audiences_go=False, **options):
     stream = batches(records, intake, in_flight=in_flight)
-    return push(stream, halving(talon, max_rejected), tally, in_flight=in_flight, **options)
+    deliver = halving(talon, max_rejected, lets_audiences_go=lets_audiences_go)
+    return push(stream, deliver, tally, in_flight=in_flight, **options)
 
 
 def run(records, talon, **options):
@@ -141,20 +142,29 @@ def test_many_bad_ones_in_a_row_do_not_stop_a_run_of_good_ones(bad, in_flight):
     assert sorted(refused) == list(bad)
 
 
-def test_an_unknown_audience_is_named():
-    talon = FakeTalon(errors={0: error(NotFoundError, 404)})
-    with pytest.raises(
-        NotFoundError,
-        match=r"Audiences in the request: gold, vip\. Create a missing one with CreateAudienceOperator, .*audience_name",
-    ):
-        run([*adds("a"), Change("b", "gold", "add")], talon)
-    assert talon.requests == 1
+@pytest.mark.parametrize("lets_audiences_go", [False, True])
+def test_an_unknown_audience_among_others_is_named(lets_audiences_go):
+    talon = FakeTalon(missing=["gold"])
+    changes = [*adds("a"), Change("b", "gold", "add"), Change("c", "gold", "remove"), *adds("d")]
+    with pytest.raises(NotFoundError, match=r"Audience in the request: gold\. If .*audience_name") as failure:
+        run(changes, talon, lets_audiences_go=lets_audiences_go)
+    assert failure.value.audiences == ["gold"]
+    assert talon.requests <= 3
 
 
-def test_of_many_unknown_audiences_ten_are_named():
-    talon = FakeTalon(errors={0: error(NotFoundError, 404)})
-    with pytest.raises(NotFoundError, match=r"a09, \.\.\."):
-        run([Change("a", f"a{number:02}", "add") for number in range(30)], talon)
+def test_nobody_need_be_removed_from_an_audience_that_is_gone():
+    talon = FakeTalon(missing=["gold"], bad={"e"})
+    landings = []
+    changes = [*adds("a"), *(Change(each, "gold", "remove") for each in "bc"), *adds("d", "e", "f")]
+    tally = run(changes, talon, lets_audiences_go=True, on_landed=landings.append)
+    assert talon.members == {("a", "vip"), ("d", "vip"), ("f", "vip")}
+    assert (tally.sent, tally.rejected.total()) == (5, 1)
+    assert [refusal.position for landing in landings for refusal in landing.refusals] == [4]
+
+
+def test_of_a_plain_removal_an_unknown_audience_is_an_error():
+    with pytest.raises(NotFoundError, match="gold"):
+        run([Change("a", "gold", "remove")], FakeTalon(missing=["gold"]))
 
 
 @pytest.mark.parametrize("kind", [AuthenticationError, TransientError])
