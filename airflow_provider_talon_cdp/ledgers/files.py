@@ -48,7 +48,8 @@ from airflow_provider_talon_cdp.ledgers.reader import LedgerReader
 from airflow_provider_talon_cdp.ledgers.snapshot import Snapshot
 from airflow_provider_talon_cdp.ledgers.storage import Folder, remove_folder
 from airflow_provider_talon_cdp.sync.changes import Batch, Record
-from airflow_provider_talon_cdp.sync.diff import PlanCounts, externally_sorted, members
+from airflow_provider_talon_cdp.sync.diff import PlanCounts, members
+from airflow_provider_talon_cdp.sync.external_sort import externally_sorted
 from airflow_provider_talon_cdp.sync.ledger import Planner, StagedPlan
 
 # The members are written anew when plans on top of them have more than a share of as many changes, or are too many.

@@ -10,7 +10,8 @@ from airflow_provider_talon_cdp.exceptions import RejectedError
 from airflow_provider_talon_cdp.ids import MAX_CHANGES
 from airflow_provider_talon_cdp.sync.changes import Batch, Change, Record, Rejection
 from airflow_provider_talon_cdp.sync.delivery import Sender, halving
-from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts, diff, externally_sorted, members
+from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts, diff, members
+from airflow_provider_talon_cdp.sync.external_sort import externally_sorted
 from airflow_provider_talon_cdp.sync.ledger import Ledger
 from airflow_provider_talon_cdp.sync.push import Deliver
 

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_talon_cdp.sync import diff
+from airflow_provider_talon_cdp.sync.external_sort import externally_sorted
 from airflow_provider_talon_cdp.transfers import rows
 from airflow_provider_talon_cdp.transfers.statements import SORTED_BY_BYTES
 
@@ -41,7 +41,7 @@ def unknown_dialect(monkeypatch):
 @pytest.fixture
 def small_runs(monkeypatch):
     """Have the external sort write many files."""
-    monkeypatch.setattr(diff.externally_sorted, "__kwdefaults__", {"run": 3})
+    monkeypatch.setattr(externally_sorted, "__kwdefaults__", {"run": 3})
 
 
 @pytest.fixture(autouse=True)
