@@ -6,67 +6,116 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeAlias
 
 log = logging.getLogger(__name__)
 
 # Less than the 60 s after which Airflow kills a task that it has told to end.
 _SECONDS_TO_END = 30.0
-# Where a signal does not interrupt a wait for a lock, its handler runs so much later.
+# Where a signal does not interrupt a wait, its handler runs so much later.
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
-def run_apart(coroutine: Coroutine[Any, Any, None]) -> None:
+Reader: TypeAlias = Callable[[Callable[[], Any]], "asyncio.Future[Any]"]
+"""Has a call made in one certain thread, one after another; takes it on an event loop, and returns its result to come."""
+
+
+class _Here:
+    """Makes calls for an event loop in the thread that serves it.
+
+    Not by an executor: what a signal's handler raises in a callback of its futures, they would drop.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self.over = False
+
+    def call(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Queue a call; see ``Reader``."""
+        future = asyncio.get_running_loop().create_future()
+        self._calls.put((future, work))
+        return future
+
+    def end(self) -> None:
+        """Say that nothing more will be queued."""
+        self._calls.put(None)
+
+    def serve(self, seconds: float) -> None:
+        """Make calls until the end, or for so long."""
+        until = time.monotonic() + seconds
+        while not self.over and time.monotonic() < until:
+            with suppress(Empty):
+                self._serve(self._calls.get(timeout=_SECONDS_BETWEEN_LOOKS))
+
+    def _serve(self, call: tuple[asyncio.Future[Any], Callable[[], Any]] | None) -> None:
+        if call is None:
+            self.over = True
+            return
+        future, work = call
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as raised:  # noqa: BLE001 - it is raised by whoever waits for the result
+            error = raised
+        # The loop may have closed, when a source is closed last.
+        with suppress(RuntimeError):
+            future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def run_apart(work: Callable[[Reader], Coroutine[Any, Any, None]]) -> None:
     """Run a coroutine on an event loop in a thread of its own, and wait until it has ended.
 
     A signal's handler runs in the main thread, and may raise at any place there: Airflow's execution_timeout does. An event
     loop in that thread would drop what is raised in a callback, or lose a task's wake-up with it and wait for ever. So it
-    is raised here, where nothing happens; the coroutine is cancelled, and has a while to end in order. A second signal does
-    not wait for that, as if the process were killed.
+    is raised here, where nothing else happens than what the coroutine has this thread do; the coroutine is cancelled, and
+    has a while to end in order. A second signal does not wait for that, as if the process were killed.
+
+    Args:
+        work: Makes the coroutine; called with a reader that makes calls in this thread, for what blocks.
 
     Raises:
         BaseException: What the coroutine raised, or a signal's handler.
     """
+    here = _Here()
     # Both take the context variables of here along, in which Airflow's log handlers find the task.
     runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
     loop = runner.get_loop()
-    task = loop.create_task(coroutine)
-    # An Event may stay locked for ever when a handler raises inside it.
-    bell = threading.Lock()
-    bell.acquire()
-    over = False
+    task = loop.create_task(work(here.call))
     errors: list[BaseException] = []
 
     async def ended() -> None:
         await task
 
     def run() -> None:
-        nonlocal over
         try:
             with runner:
                 runner.run(ended())
         except BaseException as error:  # noqa: BLE001 - it is raised by the thread that waits
             errors.append(error)
         finally:
-            over = True
-            bell.release()
-
-    def wait(seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not over and time.monotonic() < until:
-            bell.acquire(timeout=_SECONDS_BETWEEN_LOOKS)
+            here.end()
 
     try:
         threading.Thread(target=run, name="talon-cdp-push", daemon=True).start()
-        wait(float("inf"))
+        here.serve(float("inf"))
     except BaseException:
         # The loop may have closed just now.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(task.cancel)
-        wait(_SECONDS_TO_END)
-        if not over:
+        here.serve(_SECONDS_TO_END)
+        if not here.over:
             log.warning(
                 "What was under way has not ended within %.0f s, and is left behind.", _SECONDS_TO_END
             )

@@ -6,16 +6,15 @@ A profile is never in two requests at once, which Talon.One would refuse.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from itertools import islice
 from math import ceil
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from airflow_provider_talon_cdp.exceptions import RejectedError
+from airflow_provider_talon_cdp.sync.loop import Reader
 from airflow_provider_talon_cdp.sync.report import Tally
 
 log = logging.getLogger(__name__)
@@ -105,6 +104,7 @@ async def push(
     deliver: Deliver[B],
     tally: Tally,
     *,
+    reader: Reader,
     in_flight: int = 64,
     on_progress: Callable[[], None] = lambda: None,
     on_leaving: Callable[[int], None] = lambda _: None,
@@ -113,9 +113,10 @@ async def push(
     """Send every batch, and count every change.
 
     Args:
-        batches: Read in a thread of its own, as reading a database blocks.
+        batches: What to send.
         deliver: Called with one flight at a time, by several tasks at once.
         tally: Counts, kept up while this runs.
+        reader: Where the batches are read, as reading a database blocks.
         in_flight: Batches in flight at the most.
         on_progress: Called after every acknowledgement.
         on_leaving: Called with the number of a batch before it is sent.
@@ -125,7 +126,7 @@ async def push(
         RequestError: The run cannot go on. What was not acknowledged is counted as unsent.
     """
     pusher = _Pusher(deliver, tally, in_flight, on_landed)
-    async with pusher.running(), aclosing(_in_thread(batches, ceil(in_flight * _READ_AHEAD))) as stream:
+    async with pusher.running(), aclosing(_read_by(reader, batches, ceil(in_flight * _READ_AHEAD))) as stream:
         number = 0
         async for batch in stream:
             await pusher.wait_for(batch, number)
@@ -210,24 +211,22 @@ class _Pusher(Generic[B]):
             raise self._failure
 
 
-async def _in_thread(iterator: Generator[B, None, None], ahead_by: int) -> AsyncGenerator[B, None]:
-    """Iterate in one thread of its own, a list ahead; a SQLite connection must stay in the thread that made it."""
-    loop = asyncio.get_running_loop()
-    # Airflow's log handlers find the task in context variables.
-    context = contextvars.copy_context()
+async def _read_by(
+    reader: Reader, iterator: Generator[B, None, None], ahead_by: int
+) -> AsyncGenerator[B, None]:
+    """Iterate in the reader's one thread, a list ahead; a SQLite connection must stay in the thread that made it."""
 
     def read() -> list[B]:
-        return context.run(lambda: list(islice(iterator, ahead_by)))
+        return list(islice(iterator, ahead_by))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="talon-cdp-source") as thread:
-        ahead = loop.run_in_executor(thread, read)
-        try:
-            while batches := await ahead:
-                ahead = loop.run_in_executor(thread, read)
-                for batch in batches:
-                    yield batch
-        finally:
-            # The read that is under way may fail too; the first error is the one to tell.
-            ahead.add_done_callback(lambda done: done.cancelled() or done.exception())
-            # Queued behind that read, so that the cursor closes in its own thread.
-            thread.submit(context.run, iterator.close)
+    ahead = reader(read)
+    try:
+        while batches := await ahead:
+            ahead = reader(read)
+            for batch in batches:
+                yield batch
+    finally:
+        # Queued behind the read that is under way, so that the cursor closes in its own thread. Both may fail, too; the first
+        # error is the one to tell.
+        for last in (ahead, reader(iterator.close)):
+            last.add_done_callback(lambda done: done.cancelled() or done.exception())

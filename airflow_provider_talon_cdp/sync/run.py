@@ -14,7 +14,7 @@ from airflow_provider_talon_cdp.sync.batches import Intake, batches
 from airflow_provider_talon_cdp.sync.changes import Record
 from airflow_provider_talon_cdp.sync.delivery import Sender, halving
 from airflow_provider_talon_cdp.sync.garbage import rare_collections
-from airflow_provider_talon_cdp.sync.loop import run_apart
+from airflow_provider_talon_cdp.sync.loop import Reader, run_apart
 from airflow_provider_talon_cdp.sync.push import B, Deliver, Flight, push
 from airflow_provider_talon_cdp.sync.reasons import UNDEFINED
 from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
@@ -117,7 +117,7 @@ def send_all(
     """Send all batches on an event loop in a thread of its own, where the callbacks run too.
 
     Args:
-        stream: The batches; read in a thread of its own.
+        stream: The batches; read in the thread that calls this.
         opening: The sender; opened for the run and closed after it.
         delivery: Makes a delivery of the sender.
         tally: Counts, kept up while this runs.
@@ -128,11 +128,12 @@ def send_all(
         on_landed: Called when the fate of all changes of a batch is known.
     """
     run_apart(
-        _send_all(
+        lambda reader: _send_all(
             stream,
             opening,
             delivery,
             tally,
+            reader=reader,
             in_flight=in_flight,
             on_progress=_every_few_seconds(lambda: log.info("%s", progress())),
             report=report,
@@ -174,6 +175,7 @@ async def _send_all(
     delivery: Callable[[S], Deliver[B]],
     tally: Tally,
     *,
+    reader: Reader,
     in_flight: int,
     on_progress: Callable[[], None],
     report: Callable[[], SyncReport],
@@ -187,6 +189,7 @@ async def _send_all(
                     stream,
                     delivery(sender),
                     tally,
+                    reader=reader,
                     in_flight=in_flight,
                     on_progress=on_progress,
                     on_leaving=on_leaving,

@@ -124,7 +124,7 @@ def test_what_does_not_end_is_left_behind_after_a_while_or_at_a_second_signal(
     began = time.monotonic()
     try:
         with alarm(0.1, again=again), pytest.raises(OverdueError):
-            run_apart(hang())
+            run_apart(lambda _: hang())
         assert time.monotonic() - began < 10
     finally:
         stuck.set()
@@ -151,3 +151,29 @@ def test_callbacks_find_the_context_of_the_caller():
         on_landed=lambda _: found.add(task.get()),
     )
     assert found == {"push"}
+
+
+def test_the_source_is_read_and_closed_where_the_push_was_called():
+    threads = []
+
+    def stream():
+        threads.append(threading.get_ident())
+        try:
+            yield from forever()
+        finally:
+            threads.append(threading.get_ident())
+
+    with pytest.raises(AuthenticationError):
+        send(stream(), FakeTalon(errors={5: error(AuthenticationError)}), Tally())
+    assert threads == [threading.get_ident()] * 2
+
+
+def test_what_a_signal_raises_in_a_slow_source_comes_out():
+    def stream():
+        yield Batch([Change("a", "vip", "add")])
+        time.sleep(_AGAIN)
+
+    talon, tally = FakeTalon(), Tally()
+    with alarm(0.2) as rung, pytest.raises(OverdueError):
+        send(stream(), talon, tally)
+    assert time.monotonic() - rung[0] < 2

@@ -11,6 +11,7 @@ from airflow_provider_talon_cdp.sync import profile_push
 from airflow_provider_talon_cdp.sync.attributes import Attributes
 from airflow_provider_talon_cdp.sync.changes import Batch, Change
 from airflow_provider_talon_cdp.sync.fingerprints import digest_of, fingerprint
+from airflow_provider_talon_cdp.sync.loop import run_apart
 from airflow_provider_talon_cdp.sync.profile_push import BATCH, CHANGED, one_by_one, profile_batches
 from airflow_provider_talon_cdp.sync.profiles import Profile
 from airflow_provider_talon_cdp.sync.push import push
@@ -53,6 +54,10 @@ def changes(number):
     yield from (Change(f"{each:03}", "x", "add") for each in range(number))
 
 
+def _push(stream, deliver, tally, **options):
+    run_apart(lambda reader: push(stream, deliver, tally, reader=reader, **options))
+
+
 def run(talon, number, *, in_flight=4, give_up_after=50, max_rejected=0):
     tally, landed = Tally(), {}
 
@@ -61,14 +66,12 @@ def run(talon, number, *, in_flight=4, give_up_after=50, max_rejected=0):
 
     bodies = (f"{each}".encode() for each in range(number))
     try:
-        asyncio.run(
-            push(
-                profile_batches(changes(number), bodies),
-                one_by_one(talon, give_up_after, max_rejected),
-                tally,
-                in_flight=in_flight,
-                on_landed=on_landed,
-            )
+        _push(
+            profile_batches(changes(number), bodies),
+            one_by_one(talon, give_up_after, max_rejected),
+            tally,
+            in_flight=in_flight,
+            on_landed=on_landed,
         )
     finally:
         assert tally.launched == tally.sent + tally.rejected.total() + tally.unsent
@@ -177,7 +180,7 @@ def test_only_what_is_as_it_was_planned_is_sent_by_a_process_that_reads_the_sour
             letters.append((change.profile_id, kind.letter(change, error)["reason"]))
 
     stream = kind.reread(batches, rows, ["tier"])
-    asyncio.run(push(stream, one_by_one(talon, 1), tally, in_flight=1, on_landed=on_landed))
+    _push(stream, one_by_one(talon, 1), tally, in_flight=1, on_landed=on_landed)
     # b has changed, c cannot be sent any more, d is gone.
     assert talon.arrived == {"a": b'{"tier":1}', "e": b'{"tier":1}', "f": b'{"tier": null}'}
     assert letters == [(each, CHANGED) for each in "bcd"]

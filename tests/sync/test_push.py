@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +18,7 @@ from airflow_provider_talon_cdp.exceptions import (
 from airflow_provider_talon_cdp.sync.batches import Intake, batches
 from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.delivery import halving
+from airflow_provider_talon_cdp.sync.loop import run_apart
 from airflow_provider_talon_cdp.sync.push import push
 from airflow_provider_talon_cdp.sync.report import Tally
 from tests.sync.fakes import FakeTalon, adds, error
@@ -35,7 +35,7 @@ def run(records, talon, **options):
     intake, tally = Intake(), Tally()
     counts = SimpleNamespace(intake=intake, tally=tally)
     try:
-        asyncio.run(_push(records, intake, talon, tally, **options))
+        run_apart(lambda reader: _push(records, intake, talon, tally, reader=reader, **options))
     finally:
         rejected = intake.rejected + tally.rejected
         unsent = tally.unsent + intake.batched - tally.launched + intake.held
@@ -185,23 +185,6 @@ def test_a_source_that_fails_midway_stops_the_run_and_the_counts_balance():
 
     with pytest.raises(OSError, match="went away"):
         run(records(), FakeTalon())
-
-
-def test_the_source_runs_and_closes_in_one_thread_of_its_own():
-    threads = []
-
-    def records():
-        threads.append(threading.get_ident())
-        try:
-            yield from adds(*map(str, range(100_000)))
-        finally:
-            threads.append(threading.get_ident())
-
-    with pytest.raises(AuthenticationError):
-        run(records(), FakeTalon(errors={0: error(AuthenticationError)}))
-    assert len(threads) == 2
-    assert len(set(threads)) == 1
-    assert threads[0] != threading.get_ident()
 
 
 def test_progress_is_told_after_each_acknowledgement():
