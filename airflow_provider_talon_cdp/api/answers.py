@@ -277,5 +277,9 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
     try:
         content = orjson.loads(body)
     except ValueError:
-        return None
+        try:
+            # It reads numbers beyond a double, which a profile may have and an answer repeat.
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
     return content if isinstance(content, dict) else None

@@ -141,7 +141,7 @@ def _list_of(convert: _Convert) -> _Convert:
             )
         if None in items:
             raise _UnfitError("it has a null in it")
-        return [convert(each) for each in items]
+        return [convert(_finite(each)) for each in items]
 
     return converted
 

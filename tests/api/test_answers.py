@@ -58,6 +58,11 @@ def test_the_documented_successes_are_read():
     assert read(MEMBERS, 204) is None
 
 
+def test_an_answer_may_repeat_a_number_beyond_a_double():
+    body = b'{"effects": [], "customerProfile": {"attributes": {"Score": 1e400}}}'
+    assert read(PROFILE, 200, body)["effects"] == []
+
+
 @pytest.mark.parametrize(
     "request_, status, kind",
     [

@@ -80,6 +80,7 @@ def test_a_value_becomes_its_declared_type_where_nothing_is_lost(kind, value, co
         ("string", Decimal("1E+1000000"), "a number of more than 10,000 digits"),
         ("string", Decimal("1E-1000000"), "a number of more than 10,000 digits"),
         pytest.param("string", 10**10_000, "a number of more than 10,000 digits", id="long integer"),
+        ("(list string)", ["a", float("nan")], "no finite number"),
         ("number", True, "of type bool"),
         ("number", NOON, "of type datetime"),
         ("number", "", "its text is no number"),
