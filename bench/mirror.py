@@ -27,9 +27,9 @@ SIZES = 100_000, 1_000_000, 10_000_000
 RATE = 60.0
 FETCH = 5000
 WHY_MORE_MEMORY = (
-    "glibc's and Python's allocators were asked throughout both runs. Of the 0.5 MB, 0.1 MB are what is known of a hundred parts of a "
-    "plan instead of one, 1 kB each, and 0.1 MB are one step by which the heap grows. The rest comes while the plan is sent, most of it within "
-    "40 requests: the thread that reads it has a heap of its own, which four requests do not fill."
+    "glibc's and Python's allocators were asked throughout both runs. Of the 0.3 MB, 0.1 MB are what is known of a hundred parts of a "
+    "plan instead of one, 1 kB each, and 0.1 MB are one step by which the heap of the thread that sends grows, between the fourth "
+    "request and the hundredth: four do not fill it. The rest is what runs of one size differ by."
 )
 
 
