@@ -7,6 +7,9 @@ import getpass
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.exceptions import LedgerError, TalonCdpError
@@ -62,14 +65,14 @@ def _run(options: argparse.Namespace) -> None:
     # Spelt as the connection's fields are, or the operator would look for another ledger. No key is needed.
     settings = Settings(api_key="none", deployment_host=options.deployment_host, base_url=options.base_url)
     ledger = FilesLedger(
-        storage("state URI", options.state_uri),
+        _storage("state URI", options.state_uri),
         deployment_host=settings.deployment_host,
         base_url=settings.base_url,
         name=_name(options),
         one_per_profile=options.profiles is not None,
     )
     if options.command == "import":
-        file = storage("CSV file", options.csv)
+        file = _storage("CSV file", options.csv)
         adopted = adopt_csv(ledger, f"import by {getpass.getuser()}", file, options.audience_id)
         print(f"Adopted {adopted:,} members.")
     ledger.load()
@@ -79,6 +82,11 @@ def _run(options: argparse.Namespace) -> None:
         )
     what = "profiles" if ledger.one_per_profile else "members"
     print(f"{ledger.folder}: version {ledger.version}, {sum(1 for _ in ledger.known()):,} {what}")
+
+
+def _storage(name: str, place: str) -> ObjectStoragePath:
+    # Airflow 2 takes a path that is not absolute as one from the root.
+    return storage(name, place if "://" in place else str(Path(place).absolute()))
 
 
 def _name(options: argparse.Namespace) -> str:
