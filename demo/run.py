@@ -147,7 +147,7 @@ def _show_guard(home: Path, talon: Talon, env: dict[str, str]) -> None:
         try:
             run(_dags_test(EMPTY_MONTH), env, log)
         except DemoError:
-            refusal = re.search(r"The source has no member[^\n]*?leave it alone\.", log.read_text())
+            refusal = re.search(r"The source has no rows[^\n]*?leave it alone\.", log.read_text())
         else:
             raise DemoError(f"The empty warehouse was mirrored. The whole log: {shown(log)}")
     if not refusal or talon.members() != before:
