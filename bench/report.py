@@ -65,9 +65,9 @@ class Section:
                     [[each.work, each.wanted, each.measured, answers[each.reached]] for each in self.targets],
                 )
             )
-            missed = [
+            missed = dict.fromkeys(
                 f"- {each.work}: {each.why}" for each in self.targets if each.reached is False and each.why
-            ]
+            )
             if missed:
                 parts.append("Why not, as profiling found:\n\n" + "\n".join(missed))
         return "\n\n".join(parts) + "\n"
