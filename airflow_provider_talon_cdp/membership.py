@@ -187,7 +187,12 @@ def _create(hook: TalonCdpHook, audience: str, names: Mapping[str, str]) -> bool
     try:
         hook.create_audience(audience, names[audience])
     except AudienceExistsError as error:
-        if not error.repeated:
-            return False
+        if error.repeated:
+            hook.log.warning(
+                "Audience %r exists, and may have been created just now; if so, connect it to your Applications in the Campaign "
+                "Manager.",
+                audience,
+            )
+        return error.repeated
     hook.log.info("Created audience %r; connect it to your Applications in the Campaign Manager.", audience)
     return True

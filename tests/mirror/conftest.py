@@ -377,3 +377,14 @@ def calls(talon):
         )
 
     return count
+
+
+@pytest.fixture
+def mirror_many(mirror):
+    """A mirror of many audiences; call it with other arguments."""
+
+    def run(**arguments):
+        names = {"audience_name_column": "audience_name"}
+        return mirror(audience_column="audience_id", **{**names, **arguments})
+
+    return run

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -19,8 +17,6 @@ from airflow_provider_talon_cdp.exceptions import (
     TalonCdpError,
 )
 from airflow_provider_talon_cdp.ledgers import storage
-from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
 
 TEN = [f"customer-{each}" for each in range(10)]
 
@@ -331,104 +327,6 @@ def test_a_number_of_versions_that_cannot_be_is_named_as_the_argument_is(full, m
     with pytest.raises(InvalidInputError, match="keep_versions must be an integer >= 1"):
         mirror(keep_versions=keep)
     assert calls() == before
-
-
-# Adopting
-
-
-def export(tmp_path, ids, header="profileintegrationid", **options):
-    path = tmp_path / "members.csv"
-    path.write_text("\n".join([header, *ids]) + "\n", **options)
-    return str(path)
-
-
-def test_adopted_members_can_be_removed(sqlite, vip, mirror, agrees, tmp_path, said):
-    vip._service.store._by_external["vip"].members.update(TEN)
-    sqlite.fill([*TEN[1:], "new"])
-    summary = mirror(initial_members=export(tmp_path, TEN))
-    assert (summary["unchanged"], summary["removals"], summary["sent"]) == (9, 1, 2)
-    assert "Adopted 10 members into a new ledger" in said()
-    agrees([*TEN[1:], "new"])
-
-
-def test_members_are_adopted_once(sqlite, vip, mirror, agrees, tmp_path, said):
-    sqlite.fill(TEN)
-    vip._service.store._by_external["vip"].members.update(TEN)
-    mirror(initial_members=export(tmp_path, TEN))
-    sqlite.fill([*TEN, "new"])
-    assert mirror(initial_members=export(tmp_path, ["someone else"]))["sent"] == 1
-    assert said().count("into a new ledger") <= 2, "once in each place where this Airflow logs"
-    agrees([*TEN, "new"])
-
-
-def test_the_guard_speaks_about_adopted_members_too(sqlite, vip, mirror, tmp_path, calls):
-    sqlite.fill(TEN[:2])
-    with pytest.raises(TalonCdpError, match="would lose 8 of 10"):
-        mirror(initial_members=export(tmp_path, TEN))
-    assert calls() == 0
-
-
-def test_adoption_over_again_after_a_crash_of_it(sqlite, vip, mirror, agrees, tmp_path, ledger_of):
-    """A worker that dies while it adopts must not leave a ledger that knows nobody and counts as used."""
-    vip._service.store._by_external["vip"].members.update(TEN)
-    sqlite.fill(TEN[1:])
-    file = export(tmp_path, TEN)
-
-    class DiesEarly(FilesLedger):
-        def landed(self, batch, refused):
-            raise KeyboardInterrupt
-
-    connection = vip.connection()
-    ledger = DiesEarly(
-        tmp_path / "state",
-        deployment_host=connection["extra"]["deployment_host"],
-        base_url=connection["host"],
-        name=ledger_name("vip"),
-    )
-    with suppress(KeyboardInterrupt):
-        adopt_csv(ledger, "dag/sync/run-1/-1", Path(file), "vip")
-    mirror(initial_members=file)
-    agrees(TEN[1:])
-
-
-@pytest.mark.parametrize(
-    "content, complaint",
-    [
-        ("a,b\n1,2\n", "no column 'profileintegrationid' in its first line"),
-        ("profileintegrationid\n", "members.csv has no members, so nothing was adopted"),
-        ("profileintegrationid\nanna\n" + "x" * 1001, "row 3: profile ID longer than 1000"),
-        ("profileintegrationid,name\nanna,A\n,B\n", "row 3: profile ID empty"),
-        ("name,profileintegrationid\nanna\n", "row 2: profile ID null"),
-        (b"profileintegrationid\n\xff\xfe\n", "members.csv"),
-    ],
-)
-def test_a_file_of_members_that_cannot_be_right_is_refused(
-    sqlite, vip, mirror, tmp_path, calls, content, complaint
-):
-    sqlite.fill(TEN)
-    path = tmp_path / "members.csv"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InvalidInputError, match=complaint):
-        mirror(initial_members=str(path))
-    assert calls() == 0
-
-
-def test_a_file_of_members_that_is_not_there(sqlite, vip, mirror, tmp_path, calls):
-    sqlite.fill(TEN)
-    with pytest.raises(InvalidInputError, match="cannot be read"):
-        mirror(initial_members=str(tmp_path / "none.csv"))
-    assert calls() == 0
-
-
-def test_adopted_ids_keep_their_spaces_commas_and_line_breaks(sqlite, vip, mirror, agrees, tmp_path):
-    awkward = ["a,b", 'say "hi"', "two\nlines", " led", "trail ", "ümit", "\U0001f600"]
-    path = tmp_path / "members.csv"
-    quoted = "".join('7,"' + each.replace('"', '""') + '"\r\n' for each in awkward)
-    path.write_bytes(b"\xef\xbb\xbf" + f"id,ProfileIntegrationId\r\n{quoted}".encode())
-    sqlite.fill(awkward)
-    vip._service.store._by_external["vip"].members.update(awkward)
-    assert mirror(initial_members=str(path))["unchanged"] == len(awkward)
-    agrees(awkward)
 
 
 def test_the_owner_is_the_task_of_the_run(full, mirror, ledger_of):

@@ -162,6 +162,13 @@ def test_nobody_need_be_removed_from_an_audience_that_is_gone():
     assert [refusal.position for landing in landings for refusal in landing.refusals] == [4]
 
 
+def test_an_audience_is_not_taken_as_gone_where_nobody_answers():
+    talon = FakeTalon(missing=["gold"], errors={1: error(TransientError)})
+    with pytest.raises(TransientError):
+        run([Change("a", "gold", "remove")], talon, lets_audiences_go=True)
+    assert talon.requests == 2
+
+
 def test_of_a_plain_removal_an_unknown_audience_is_an_error():
     with pytest.raises(NotFoundError, match="gold"):
         run([Change("a", "gold", "remove")], FakeTalon(missing=["gold"]))
