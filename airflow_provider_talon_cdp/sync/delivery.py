@@ -104,4 +104,7 @@ async def _is_gone(send: Sender, batch: Batch) -> bool:
         await send(Batch(()))
     except NotFoundError:
         return False
+    except RejectedError:
+        # Not documented for a request without changes, but the path is right where it is looked at.
+        return True
     return True

@@ -162,6 +162,12 @@ def test_nobody_need_be_removed_from_an_audience_that_is_gone():
     assert [refusal.position for landing in landings for refusal in landing.refusals] == [4]
 
 
+def test_a_question_that_is_refused_has_found_the_path():
+    talon = FakeTalon(missing=["gold"], errors={1: error(RejectedError, 400)})
+    tally = run([Change("a", "gold", "remove")], talon, lets_audiences_go=True)
+    assert (tally.sent, tally.rejected.total(), talon.requests) == (1, 0, 2)
+
+
 def test_an_audience_is_not_taken_as_gone_where_nobody_answers():
     talon = FakeTalon(missing=["gold"], errors={1: error(TransientError)})
     with pytest.raises(TransientError):
