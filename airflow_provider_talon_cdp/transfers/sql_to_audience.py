@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from operator import itemgetter
 from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import Context
@@ -157,7 +156,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         with closing(stream_rows(source, self.sql, columns, self.parameters, order_by=ordered)) as blocks:
             for rows in blocks:
                 if one is not None:
-                    yield from read_ids(list(map(itemgetter(0), rows)), one, action, id_type)
+                    yield from read_ids([row[0] for row in rows], one, action, id_type)
                     continue
                 if self.mode == "mirror":
                     self._refuse_null_audiences(rows)
