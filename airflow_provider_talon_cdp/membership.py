@@ -150,6 +150,7 @@ class MembershipOperator(LedgerOperator):
                 rehearsed = self._rehearse(ledger, ledger_of(Path(scratch)))
                 return replace(mirror, ledger=rehearsed).dry_run(hook.settings.requests_per_second).summary()
         owner = self.run_owner(context)
+        self._refuse_siblings(context, ledger)
         if self.initial_members is not None:
             ledger.load()
             if ledger.version:
@@ -157,6 +158,21 @@ class MembershipOperator(LedgerOperator):
             else:
                 self._adopt(ledger, owner)
         return self.run_mirror(mirror, owner, task_cursor(context, self._input(ledger)))
+
+    def _refuse_siblings(self, context: Context, ledger: FilesLedger) -> None:
+        """Refuse a ledger that another instance of this mapped task has synced in this DAG run."""
+        instance = context.get("ti")
+        if instance is None or instance.map_index in (None, -1):
+            return
+        ledger.load_manifest()
+        task, _, index = self.run_owner(context).rpartition("/")
+        other_task, _, other = ledger.owner.rpartition("/")
+        if other_task == task and other != index:
+            raise InvalidInputError(
+                f"Instance {other} of the mapped task {self.task_id} has mirrored the same members in this DAG run, and this one "
+                f"would take them out again: both have the ledger in {ledger.place}. Join their queries with UNION ALL in one "
+                "task, or give each instance an audience, or with an audience column a ledger=, of its own."
+            )
 
     def _input(self, ledger: FilesLedger) -> list[Any]:
         """All that a plan comes from, but for the data."""

@@ -114,6 +114,7 @@ class FilesLedger(LedgerReader):
         self._letters_name = f"{datetime.fromtimestamp(clock(), UTC):%Y%m%dT%H%M%SZ}-{self.run}"
         self._letters = DeadLetters(self.folder / "dead-letters" / self._letters_name)
         self._pushing: Pushing | None = None
+        self._owner = ""
 
     @contextmanager
     def locked(self, owner: str, *, waits_for_parts: bool = False) -> Iterator[None]:
@@ -129,6 +130,7 @@ class FilesLedger(LedgerReader):
         turn = partial(Manifest.last_turn, self.folder)
         with self.lock.held(owner, last_turn=turn, waits_for_parts=waits_for_parts):
             self.load()
+            self._owner = owner
             yield
 
     def suspect(self, audiences: Iterable[str]) -> None:
@@ -196,6 +198,7 @@ class FilesLedger(LedgerReader):
             version=staged.version,
             turn=self.lock.turn,
             run=self.run,
+            owner=self._owner,
             members=staged.members,
             since=staged.since,
             plan=replace(plan, acks=tuple(acks)),

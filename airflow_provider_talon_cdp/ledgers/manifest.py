@@ -40,6 +40,7 @@ class Manifest:
         version: Its number; 0 before the first one.
         turn: That of the run that wrote it.
         run: That run.
+        owner: For whom it ran; see ``Lock``.
         members: The file of members; None for no members.
         since: Plans whose acknowledged changes come on top of these members, the oldest first; all are over.
         plan: The plan that starts from there.
@@ -51,6 +52,7 @@ class Manifest:
     version: int = 0
     turn: int = 0
     run: str = ""
+    owner: str = ""
     members: File | None = None
     since: tuple[Plan, ...] = ()
     plan: Plan = field(default_factory=Plan)

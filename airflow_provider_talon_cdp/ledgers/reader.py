@@ -57,6 +57,11 @@ class LedgerReader:
         return self.manifest.version
 
     @property
+    def owner(self) -> str:
+        """For whom the plan in force was made."""
+        return self.manifest.owner
+
+    @property
     def plan(self) -> str:
         """Which plan is in force, for processes that push a part of it."""
         return self.manifest.plan.folder

@@ -191,3 +191,22 @@ def test_instances_of_a_mapped_task_with_one_audience_each_have_ledgers_of_their
     sqlite.fill(["anna"])
     mirror(context={"ti": task_instance(map_index=0)})
     agrees(["anna"])
+
+
+def test_instances_of_a_mapped_task_do_not_mirror_one_audience(sqlite, vip, mirror, agrees, calls):
+    """The second query would take out whom the first one put in: here a tenth, which the guard lets pass."""
+    everybody = [f"customer-{number}" for number in range(10)]
+    sqlite.fill(everybody)
+    instances = [{"context": {"ti": task_instance(map_index=number)}} for number in range(2)]
+    mirror(**instances[0])
+    before = calls()
+    sqlite.fill(everybody[1:])
+    with pytest.raises(
+        InvalidInputError, match=r"Instance 0 of the mapped task sync has mirrored.* UNION ALL"
+    ):
+        mirror(**instances[1])
+    assert calls() == before
+    agrees(everybody)
+    mirror(**instances[0])
+    agrees(everybody[1:])
+    mirror(context={"ti": task_instance("run-2", map_index=1)})
