@@ -33,9 +33,9 @@ WHY_MORE_MEMORY = {
         "how requests overlap: two runs of one size differ by up to 0.3 MB."
     ),
     "mirror, 2 % churn": (
-        "asked likewise: 0.1 MB are what is known of a hundred parts of a plan instead of one, 1 kB each, and 0.1 MB are one step by "
-        "which the heap of the thread that sends grows, between the fourth request and the hundredth: four do not fill it. The rest is "
-        "what runs of one size differ by."
+        "by glibc's and Python's allocators, asked throughout: 0.1 MB are what is known of a hundred parts of a plan instead of one, "
+        "1 kB each, and 0.1 MB are one step by which the heap of the thread that sends grows, between the fourth request and the "
+        "hundredth: four do not fill it. The rest is what runs of one size differ by."
     ),
 }
 
