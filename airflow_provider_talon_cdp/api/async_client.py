@@ -32,6 +32,7 @@ from airflow_provider_talon_cdp.exceptions import (
 
 log = logging.getLogger(__name__)
 _TOO_MANY_REQUESTS = 429
+_SECONDS_TO_CLOSE_TLS = 0.1
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,14 @@ async def open_client(
     )
     # trust_env stays off: the transport has read the environment, and a .netrc must not replace the API key.
     # Cookies are not kept, as each request stands alone.
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
-    ) as session:
-        # aiohttp would send some requests a second time by itself, unpaced and uncounted; retries are ours.
-        session._retry_connection = False  # noqa: SLF001
-        yield AsyncTalonCdpClient(settings, session, proxy=transport.proxy, retry=retry)
+    try:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+        ) as session:
+            # aiohttp would send some requests a second time by itself, unpaced and uncounted; retries are ours.
+            session._retry_connection = False  # noqa: SLF001
+            yield AsyncTalonCdpClient(settings, session, proxy=transport.proxy, retry=retry)
+    finally:
+        if needs_tls:
+            # TLS inside a proxy's connection is closed later than the session, and the loop must not end before that.
+            await asyncio.sleep(_SECONDS_TO_CLOSE_TLS)
