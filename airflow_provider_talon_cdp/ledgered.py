@@ -10,16 +10,16 @@ from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context, ObjectStoragePath, conf
 
-from airflow_provider_talon_cdp.arguments import (
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger
+from airflow_provider_talon_cdp.operators._arguments import (
     as_bool,
     check_choice,
     check_literals,
     check_rendered,
     check_sync_limits,
 )
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync.guard import Guard, OnEmpty
 from airflow_provider_talon_cdp.sync.mirror import Mirror
 from airflow_provider_talon_cdp.sync.resume import Cursor

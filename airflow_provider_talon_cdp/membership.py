@@ -10,20 +10,20 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.arguments import (
+from airflow_provider_talon_cdp.contract import AudienceIdType, check_text
+from airflow_provider_talon_cdp.cursor import task_cursor
+from airflow_provider_talon_cdp.exceptions import AudienceExistsError, InvalidInputError
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.ledgered import LedgerOperator, storage
+from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger
+from airflow_provider_talon_cdp.operators._arguments import (
     as_bool,
     audience_id_of,
     check_choice,
     check_literals,
     check_rendered,
 )
-from airflow_provider_talon_cdp.cursor import task_cursor
-from airflow_provider_talon_cdp.exceptions import AudienceExistsError, InvalidInputError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-from airflow_provider_talon_cdp.ids import AudienceIdType, check_text
-from airflow_provider_talon_cdp.ledgered import LedgerOperator, storage
-from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger
 from airflow_provider_talon_cdp.sync.changes import Record
 from airflow_provider_talon_cdp.sync.memberships import Memberships
 from airflow_provider_talon_cdp.sync.mirror import Mirror

@@ -4,7 +4,8 @@ from typing import Literal
 
 import pytest
 
-from airflow_provider_talon_cdp.arguments import (
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
     as_mapping,
     audience_id_of,
@@ -12,7 +13,6 @@ from airflow_provider_talon_cdp.arguments import (
     check_sync_limits,
     is_literal,
 )
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 
 class Reference:

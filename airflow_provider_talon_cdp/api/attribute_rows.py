@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_provider_talon_cdp.api.attribute_types import declared_value
 from airflow_provider_talon_cdp.api.values import attribute_values, encode_json
-from airflow_provider_talon_cdp.ids import AttributeType
+from airflow_provider_talon_cdp.contract import AttributeType
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from airflow_provider_talon_cdp.api.values import is_finite
+from airflow_provider_talon_cdp.contract import AttributeType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import AttributeType
 
 _Convert: TypeAlias = Callable[[Any], Any]
 

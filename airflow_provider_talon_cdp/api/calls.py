@@ -19,13 +19,13 @@ from urllib.parse import quote
 from airflow_provider_talon_cdp.api.request import Audience, IntegrationState, Operation, Request
 from airflow_provider_talon_cdp.api.settings import Spelling
 from airflow_provider_talon_cdp.api.values import encode_json
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import (
+from airflow_provider_talon_cdp.contract import (
     MAX_CHANGES,
     AudienceIdType,
     check_audience_id,
     check_text,
 )
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 
 class ProfileAudiences(NamedTuple):

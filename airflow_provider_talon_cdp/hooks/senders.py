@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.async_client import AsyncTalonCdpClient
-from airflow_provider_talon_cdp.ids import AudienceIdType
+from airflow_provider_talon_cdp.contract import AudienceIdType
 
 
 class _MeteredSender:

@@ -23,10 +23,10 @@ from airflow_provider_talon_cdp.api.request import Audience, IntegrationState
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.api.values import attribute_values
+from airflow_provider_talon_cdp.contract import AttributeType, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 from airflow_provider_talon_cdp.hooks.network import NETWORK_EXTRAS, network_options
 from airflow_provider_talon_cdp.hooks.senders import AttributesSender, MembersSender
-from airflow_provider_talon_cdp.ids import AttributeType, AudienceIdType
 
 S = TypeVar("S")
 _OWN_EXTRAS = {each.name for each in connection_form.FIELDS}

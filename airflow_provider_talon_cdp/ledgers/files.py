@@ -34,8 +34,8 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+from airflow_provider_talon_cdp.contract import MAX_CHANGES
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
-from airflow_provider_talon_cdp.ids import MAX_CHANGES
 from airflow_provider_talon_cdp.ledgers.acks import Acks
 from airflow_provider_talon_cdp.ledgers.letters import DeadLetters
 from airflow_provider_talon_cdp.ledgers.lock import Lock

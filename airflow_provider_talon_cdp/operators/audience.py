@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
-from airflow_provider_talon_cdp.arguments import check_choice, check_literals, check_rendered
+from airflow_provider_talon_cdp.contract import check_external_id, check_text
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-from airflow_provider_talon_cdp.ids import check_external_id, check_text
+from airflow_provider_talon_cdp.operators._arguments import check_choice, check_literals, check_rendered
 
 IfExists = Literal["fail", "skip", "update"]
 IfMissing = Literal["fail", "skip"]

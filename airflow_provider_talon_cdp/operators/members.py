@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.arguments import as_list, audience_id_of, check_literals
+from airflow_provider_talon_cdp.contract import check_external_id
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import check_external_id
 from airflow_provider_talon_cdp.ledgers.files import ledger_name
 from airflow_provider_talon_cdp.membership import MembershipOperator
+from airflow_provider_talon_cdp.operators._arguments import as_list, audience_id_of, check_literals
 from airflow_provider_talon_cdp.sync.changes import Action, Ids, Record, Rejection, read_ids
 
 

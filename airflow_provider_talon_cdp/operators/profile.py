@@ -7,16 +7,16 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
-from airflow_provider_talon_cdp.arguments import (
+from airflow_provider_talon_cdp.contract import check_text
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
     as_mapping,
     audience_id_of,
     check_literals,
     check_rendered,
 )
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-from airflow_provider_talon_cdp.ids import check_text
 
 
 class UpdateProfileOperator(BaseOperator):

@@ -9,7 +9,7 @@ from itertools import chain
 from operator import lt
 from typing import TypeAlias
 
-from airflow_provider_talon_cdp.ids import MAX_CHANGES
+from airflow_provider_talon_cdp.contract import MAX_CHANGES
 from airflow_provider_talon_cdp.sync.changes import Action, Batch, Change, Ids, Record, Rejection
 
 _What: TypeAlias = tuple[str | int, Action]

@@ -9,14 +9,14 @@ from operator import attrgetter, not_
 from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import (
+from airflow_provider_talon_cdp.contract import (
     MAX_LENGTH,
     AudienceIdType,
     check_audience_id,
     fault_of_text,
     is_unicode,
 )
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 Action = Literal["add", "remove"]
 

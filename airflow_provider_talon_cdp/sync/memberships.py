@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from airflow_provider_talon_cdp.contract import MAX_CHANGES
 from airflow_provider_talon_cdp.exceptions import RejectedError
-from airflow_provider_talon_cdp.ids import MAX_CHANGES
 from airflow_provider_talon_cdp.sync.changes import Batch, Change, Record, Rejection
 from airflow_provider_talon_cdp.sync.delivery import Sender, halving
 from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts, diff, members

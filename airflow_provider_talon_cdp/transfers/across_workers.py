@@ -7,9 +7,9 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import TaskGroup
 
-from airflow_provider_talon_cdp.arguments import check_sync_limits
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.operators._arguments import check_sync_limits
 from airflow_provider_talon_cdp.transfers.group_tasks import (
     CommitPlanOperator,
     PlanAudienceOperator,

@@ -9,7 +9,12 @@ from typing import Any, Literal
 from airflow.providers.common.compat.sdk import Context
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 
-from airflow_provider_talon_cdp.arguments import (
+from airflow_provider_talon_cdp.contract import check_external_id, check_text
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.ledgers.files import ledger_name
+from airflow_provider_talon_cdp.ledgers.naming import sync_ledger_name
+from airflow_provider_talon_cdp.membership import MembershipOperator
+from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
     audience_id_of,
     check_choice,
@@ -17,11 +22,6 @@ from airflow_provider_talon_cdp.arguments import (
     check_rendered,
     check_sql,
 )
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import check_external_id, check_text
-from airflow_provider_talon_cdp.ledgers.files import ledger_name
-from airflow_provider_talon_cdp.ledgers.naming import sync_ledger_name
-from airflow_provider_talon_cdp.membership import MembershipOperator
 from airflow_provider_talon_cdp.sync.changes import Action, Record, read_change, read_ids
 from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows
 

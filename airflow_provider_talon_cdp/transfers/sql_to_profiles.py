@@ -8,7 +8,12 @@ from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.arguments import (
+from airflow_provider_talon_cdp.contract import check_text
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.ledgered import LedgerOperator
+from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name
+from airflow_provider_talon_cdp.operators._arguments import (
     as_bool,
     as_columns,
     as_types,
@@ -17,11 +22,6 @@ from airflow_provider_talon_cdp.arguments import (
     check_rendered,
     check_sql,
 )
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-from airflow_provider_talon_cdp.ids import check_text
-from airflow_provider_talon_cdp.ledgered import LedgerOperator
-from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name
 from airflow_provider_talon_cdp.sync.attributes import Attributes
 from airflow_provider_talon_cdp.sync.guard import Guard, ProfileGuard
 from airflow_provider_talon_cdp.sync.mirror import Mirror

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.api.attribute_types import declared_value
+from airflow_provider_talon_cdp.contract import AttributeType, check_attribute_type
 from airflow_provider_talon_cdp.emulator import attributes as emulated
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import AttributeType, check_attribute_type
 
 TYPES = get_args(AttributeType)
 DEEP = "[" * 100_000 + "]" * 100_000

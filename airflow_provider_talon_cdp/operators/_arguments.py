@@ -10,14 +10,14 @@ from decimal import Decimal
 from itertools import chain
 from typing import Any, TypeGuard, get_args
 
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ids import (
+from airflow_provider_talon_cdp.contract import (
     AttributeType,
     AudienceIdType,
     check_attribute_type,
     check_audience_id,
     check_text,
 )
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 
 def is_literal(value: Any) -> bool:
