@@ -161,3 +161,7 @@ class RejectedRecordsError(TalonCdpError):
     def __init__(self, message: str, report: SyncReport) -> None:
         super().__init__(message)
         self.report = report
+
+
+class SpoolError(TalonCdpError):
+    """The worker's temporary disk is full or cannot be used; another worker, or this one later, may do better."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from itertools import chain, compress, repeat
+from math import isnan
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
@@ -185,6 +186,24 @@ Record: TypeAlias = Chunk | Rejection
 """What a source of members yields."""
 
 
+class Profile(NamedTuple):
+    """What a source of attributes yields: a profile and the attributes that it should have.
+
+    Args:
+        profile_id: Integration ID of the profile.
+        attributes: JSON object of what is to be sent, always spelt the same; empty when there is nothing.
+        names: Names of the attributes in it.
+        order: Which of two rows of one profile is the last: the one where this is greater. None is the smallest.
+        fault: Why the row cannot be sent, instead of attributes; it holds no value.
+    """
+
+    profile_id: str
+    attributes: bytes = b""
+    names: tuple[str, ...] = ()
+    order: Any = None
+    fault: str | None = None
+
+
 def read_profile_id(value: Any) -> str | Rejection:
     """Read a profile ID as a source gives it: a string, or an integer, integral Decimal or UUID whose text it is.
 
@@ -295,7 +314,7 @@ def _id_text(value: Any) -> str | None:
             return str(value)
         # NaN, and what pandas has instead of null.
         case _ if type(value).__name__ in ("NAType", "NaTType") or (
-            isinstance(value, float) and value != value
+            isinstance(value, float) and isnan(value)
         ):
             return None
         case _:

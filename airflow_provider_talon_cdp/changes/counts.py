@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from typing import Self
 
 
 @dataclass(kw_only=True)
@@ -45,7 +46,7 @@ class Counts:
     retries: int = 0
     throttled: int = 0
 
-    def __iadd__(self, other: Counts) -> Counts:
+    def __iadd__(self, other: Counts) -> Self:
         for each in fields(Counts):
             # In place: a stage may hold one of the counters.
             mine = getattr(self, each.name)

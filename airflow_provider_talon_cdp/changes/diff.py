@@ -134,7 +134,7 @@ def diff(
         for plan, members in zip(plans, changed, strict=True):
             if members:
                 had.update(members)
-                had -= plan.removed
+                had.difference_update(plan.removed)
         if managed is not None:
             had = _managed(had, audience, managed)
         _count(counts.known, had, audience)
