@@ -165,3 +165,7 @@ class RejectedRecordsError(TalonCdpError):
 
 class SpoolError(TalonCdpError):
     """The worker's temporary disk is full or cannot be used; another worker, or this one later, may do better."""
+
+
+class StoppedError(TalonCdpError):
+    """The task was told to stop, for example as somebody marked it failed."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from itertools import chain, compress, repeat
+from itertools import chain, repeat
 from math import isnan
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -139,29 +139,30 @@ class Chunk:
             yield Change(profile_id, key, "remove" if verb in REMOVING else "add", verb.endswith("?"))
 
     def without(self, positions: Collection[int]) -> Chunk:
-        """Leave some changes out."""
-        kept = bytearray(b"\1") * len(self)
-        for position in positions:
-            kept[position] = 0
-        return self.where(kept)
-
-    def where(self, kept: Iterable[Any]) -> Chunk:
-        """Keep the changes for which ``kept`` has something true."""
-        kept = list(kept)
-        return Chunk(
-            list(compress(self.ids, kept)),
-            self.keys if isinstance(self.keys, str) else one_or_all(list(compress(self.keys, kept))),
-            self.verbs if isinstance(self.verbs, str) else one_or_all(list(compress(self.verbs, kept))),
-            None if self.bodies is None else list(compress(self.bodies, kept)),
-        )
+        """Leave the changes at some positions out."""
+        return self.at(sorted(set(range(len(self))).difference(positions)))
 
     def by_key(self) -> Iterator[tuple[str, Chunk]]:
         """Divide the changes by key."""
         if isinstance(self.keys, str):
             yield self.keys, self
             return
-        for key in dict.fromkeys(self.keys):
-            yield key, self.where([each == key for each in self.keys])
+        places: dict[str, list[int]] = {}
+        for position, key in enumerate(self.keys):
+            places.setdefault(key, []).append(position)
+        for key, positions in places.items():
+            yield key, self.at(positions)
+
+    def at(self, positions: Sequence[int]) -> Chunk:
+        """Take the changes at some positions."""
+        return Chunk(
+            [self.ids[each] for each in positions],
+            self.keys if isinstance(self.keys, str) else one_or_all([self.keys[each] for each in positions]),
+            self.verbs
+            if isinstance(self.verbs, str)
+            else one_or_all([self.verbs[each] for each in positions]),
+            None if self.bodies is None else [self.bodies[each] for each in positions],
+        )
 
     def groups(self) -> list[tuple[list[str], str, Action]] | None:
         """Profile IDs by audience and action, or None where a profile has several changes."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
 from itertools import compress, islice
 from operator import itemgetter, le, lt
 from typing import Any, TypeAlias
@@ -93,14 +94,30 @@ class Folded:
         return members
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What a plan may change.
+
+    Args:
+        managed: Audiences that may change; None for all. Known members of others stay.
+        sends_all: Whether known members are added again.
+    """
+
+    managed: Collection[str] | None = None
+    sends_all: bool = False
+
+
+EVERYTHING = Scope()
+
+
 def diff(
     known: Iterable[Chunk],
     wanted: Iterable[Chunk],
     counts: Counts,
     *,
     uncertain: Iterable[Chunk] = (),
-    managed: Collection[str] | None = None,
-    sends_all: bool = False,
+    scope: Scope = EVERYTHING,
+    witnesses: MutableMapping[str, str] | None = None,
 ) -> Iterator[Chunk]:
     """Yield the changes that make the audiences equal to ``wanted``, in the order of their members.
 
@@ -110,12 +127,13 @@ def diff(
         counts: Kept up while this runs.
         uncertain: Memberships that may have changed without an acknowledgement, sorted. Each is sent again, as an add or
             as a remove: both change nothing where nothing needs changing.
-        managed: Audiences that may change; None for all. Known members of others stay.
-        sends_all: Add known members too.
+        scope: What may change.
+        witnesses: Filled with one unchanged member of each audience that has one: the profile ID by audience.
 
     Raises:
         InvalidInputError: The source has an audience that is not managed.
     """
+    managed = scope.managed
     plans: list[_Reader] = []
     if isinstance(known, Folded) and not known.one_per_profile:
         # Sets of some thousand members need not be sorted to be compared.
@@ -126,9 +144,11 @@ def diff(
         old, new, doubt, *changed = (reader.up_to(bound) for reader in readers)
         if managed is not None:
             _refuse_others(new, doubt, audience, managed)
-        if old == new and not doubt and not any(changed) and not sends_all:
+        if old == new and not doubt and not any(changed) and not scope.sends_all:
             _count(counts.known, old, audience)
             counts.unchanged += len(new)
+            if witnesses is not None:
+                _witness(witnesses, new, audience)
             continue
         had = set(old)
         for plan, members in zip(plans, changed, strict=True):
@@ -139,7 +159,9 @@ def diff(
             had = _managed(had, audience, managed)
         _count(counts.known, had, audience)
         unsure = frozenset(doubt)
-        joining = new if sends_all else [each for each in new if each not in had or each in unsure]
+        joining = new if scope.sends_all else [each for each in new if each not in had or each in unsure]
+        if witnesses is not None and len(joining) < len(new):
+            _witness(witnesses, sorted(set(new).difference(joining)), audience)
         _count(counts.unacknowledged_removals, (unsure - had).difference(new), audience)
         had |= unsure
         had.difference_update(new)
@@ -269,6 +291,14 @@ def _chunk(
         return Chunk(members, key, verbs)
     ids, keys = map(list, zip(*members, strict=True))
     return Chunk(ids, one_or_all(keys), verbs)
+
+
+def _witness(witnesses: MutableMapping[str, str], members: list[Any], audience: str | None) -> None:
+    if audience is not None:
+        witnesses.setdefault(audience, members[0])
+        return
+    for profile_id, key in members:
+        witnesses.setdefault(key, profile_id)
 
 
 def _managed(members: set[Any], audience: str | None, managed: Collection[str]) -> set[Any]:

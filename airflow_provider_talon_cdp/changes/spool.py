@@ -32,13 +32,19 @@ _SEPARATOR = "\0\0"
 
 
 class Spool:
-    """Pieces of bytes, read in the order in which they were written, as often as you like."""
+    """Pieces of bytes in the order in which they were written: a queue, or a list to be read from the start."""
 
     def __init__(self) -> None:
         with _disk():
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
         # Not by __del__, before which the garbage collector may have taken the file.
         self._closing = weakref.finalize(self, self._file.close)
+        self._end = 0
+        self._taken = 0
+
+    def __len__(self) -> int:
+        """Bytes that wait to be taken."""
+        return self._end - self._taken
 
     def write(self, piece: bytes) -> None:
         """Add a piece.
@@ -47,13 +53,23 @@ class Spool:
             SpoolError: The disk is full or cannot be written.
         """
         with _disk():
+            self._file.seek(self._end)
             self._file.write(len(piece).to_bytes(4) + piece)
+        self._end += 4 + len(piece)
+
+    def take(self) -> bytes:
+        """Take the first piece that was not taken."""
+        with _disk():
+            self._file.seek(self._taken)
+            piece = self._file.read(int.from_bytes(self._file.read(4)))
+        self._taken += 4 + len(piece)
+        return piece
 
     def __iter__(self) -> Iterator[bytes]:
-        with _disk():
-            self._file.seek(0)
-            while size := self._file.read(4):
-                yield self._file.read(int.from_bytes(size))
+        """Take all pieces from the start."""
+        self._taken = 0
+        while self._taken < self._end:
+            yield self.take()
 
     def close(self) -> None:
         """Delete what was written."""
