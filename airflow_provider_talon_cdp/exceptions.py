@@ -151,7 +151,7 @@ class LedgerError(TalonCdpError):
 
 
 class LedgerBusyError(LedgerError):
-    """Another run is at work on the ledger; nothing was sent, and the same call may succeed when that run has ended."""
+    """Another run is at work on the ledger; nothing was sent. The same call may succeed later."""
 
 
 class RejectedRecordsError(TalonCdpError):
