@@ -169,3 +169,7 @@ class SpoolError(TalonCdpError):
 
 class StoppedError(TalonCdpError):
     """The task was told to stop, for example as somebody marked it failed."""
+
+
+class OlderRunError(TalonCdpError):
+    """This run has older data than the ledger holds; nothing was sent."""

@@ -67,7 +67,9 @@ def refuse_stopped() -> None:
         StoppedError: It was.
     """
     if _stopped.is_set():
-        raise StoppedError("The task was told to stop. What Talon.One acknowledged is recorded; a retry sends the rest.")
+        raise StoppedError(
+            "The task was told to stop. What Talon.One acknowledged is recorded; a retry sends the rest."
+        )
 
 
 class _CallQueue:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import marshal
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk
 from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.exceptions import (
     LedgerError,
     NotFoundError,
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 _READ_AHEAD = 1 / 8
 _SECONDS_BETWEEN_FLUSHES = 2.0
 _SECONDS_BETWEEN_PROGRESS_LINES = 5.0
+# Bytes that wait on disk before reading pauses.
+_MOST_ON_DISK = 2**30
 # While nothing is acknowledged, so often a line says why.
 _SECONDS_BETWEEN_WAITING_LINES = 30.0
 UNDEFINED = "is not defined"
@@ -175,11 +179,14 @@ class Limits:
         in_flight: Requests in flight at the most.
         max_rejected: Rejections tolerated: so many are no reason to give up early. None for any number.
         refused_before: Changes that Talon.One refused in an earlier run, each as profile ID and key.
+        reads_ahead: Whether the chunks are read as fast as they come, so that a cursor is not held open for as long as they
+            are sent; what is read ahead waits on disk.
     """
 
     in_flight: int = 64
     max_rejected: int | None = 0
     refused_before: frozenset[tuple[str, str]] = frozenset()
+    reads_ahead: bool = False
 
 
 class Push:
@@ -375,7 +382,9 @@ class Push:
                 before, moved, told = self.sent, current, current
             elif current - told >= _SECONDS_BETWEEN_WAITING_LINES:
                 log.warning(
-                    "Nothing was acknowledged for %.0f s: %s.", current - moved, sender.waiting or "no answer yet"
+                    "Nothing was acknowledged for %.0f s: %s.",
+                    current - moved,
+                    sender.waiting or "no answer yet",
                 )
                 told = current
 
@@ -384,21 +393,65 @@ class Push:
     ) -> AsyncGenerator[Chunk, None]:
         """Iterate in the reader's one thread, a list ahead; a SQLite connection must stay in the thread that made it."""
         ahead_by = ceil(self.limits.in_flight * _READ_AHEAD)
-
-        def read() -> list[Chunk]:
-            return list(islice(chunks, ahead_by))
-
-        ahead = reader(read)
+        backlog = _Backlog(chunks, ahead_by) if self.limits.reads_ahead else None
+        take = backlog.take if backlog else lambda: list(islice(chunks, ahead_by))
+        filling = asyncio.create_task(_fill(reader, backlog)) if backlog else None
+        ahead = reader(take)
         try:
             while some := await ahead:
-                ahead = reader(read)
+                ahead = reader(take)
                 for chunk in some:
                     yield chunk
         finally:
+            if filling:
+                filling.cancel()
             # Queued behind the read that is under way, so that the cursor closes in its own thread. Both may fail, too; the
             # first error is the one to tell.
             for last in (ahead, reader(chunks.close)):
                 last.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+class _Backlog:
+    """Chunks that were read ahead: some in memory, and the others on disk.
+
+    Args:
+        chunks: Where they come from.
+        ahead_by: So many are taken at once.
+    """
+
+    def __init__(self, chunks: Iterator[Chunk], ahead_by: int) -> None:
+        self._chunks = chunks
+        self._ahead_by = ahead_by
+        self._spool = Spool()
+        self._is_over = False
+
+    def fill(self) -> bool:
+        """Read some more; return whether there may be more to read now."""
+        if self._is_over or len(self._spool) > _MOST_ON_DISK:
+            return False
+        some = list(islice(self._chunks, self._ahead_by))
+        self._is_over = not some
+        for chunk in some:
+            columns = (chunk.ids, chunk.keys, chunk.verbs, chunk.disjoint_from_recent)
+            self._spool.write(marshal.dumps(columns, 2))
+        return bool(some)
+
+    def take(self) -> list[Chunk]:
+        """Take the next chunks; none where all were taken."""
+        if not self._spool:
+            return list(islice(self._chunks, self._ahead_by))
+        found = []
+        while self._spool and len(found) < self._ahead_by:
+            # This process wrote it, and nobody else can reach it.
+            ids, keys, verbs, disjoint = marshal.loads(self._spool.take())  # noqa: S302
+            found.append(Chunk(ids, keys, verbs, disjoint_from_recent=disjoint))
+        return found
+
+
+async def _fill(reader: CallInReader, backlog: _Backlog) -> None:
+    """Read ahead for as long as there is something to read and room for it."""
+    while await reader(backlog.fill):
+        """The reader's thread takes what is waited for in between."""
 
 
 def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Sequence[str] = ()) -> None:
@@ -418,7 +471,8 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
     cure = "Leave such records out of the source, or raise max_rejected."
     if any(UNDEFINED in reason for reason in report.rejected):
         cure = (
-            "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True.\n" + cure
+            "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True.\n"
+            + cure
         )
     raise RejectedRecordsError(
         f"{rejected:,} of {report.total:,} records were rejected, and max_rejected is {max_rejected:,}.\n"

@@ -72,12 +72,13 @@ class Report(Counts):
 
     def lines(self) -> list[str]:
         """Return the report in lines that fit on a screen."""
+        unchanged = f"{self.unchanged:,} unchanged + {self.sent:,} sent + {self.duplicate:,} duplicate"
+        sent = f"sent: {self.added.total():,} added, {self.removed.total():,} removed"
+        attempts = f"({self.retries:,} retries, {self.throttled:,} throttled)"
         lines = [
             f"{self.read:,} read + {self.removals.total():,} to remove + {self.resumed:,} resumed",
-            f"= {self.unchanged:,} unchanged + {self.sent:,} sent + {self.duplicate:,} duplicate"
-            f" + {self.rejected.total():,} rejected + {self.unsent:,} unsent",
-            f"sent: {self.added.total():,} added, {self.removed.total():,} removed; {self.requests:,} requests"
-            f" ({self.retries:,} retries, {self.throttled:,} throttled) in {self.seconds:.1f} s",
+            f"= {unchanged} + {self.rejected.total():,} rejected + {self.unsent:,} unsent",
+            f"{sent}; {self.requests:,} requests {attempts} in {self.seconds:.1f} s",
         ]
         lines += [f"rejected: {count:,} x {reason}" for reason, count in sorted(self.rejected.items())]
         by_audience = self.by_audience()
