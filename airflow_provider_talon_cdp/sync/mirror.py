@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
+from airflow_provider_talon_cdp.changes.change import REMOVING, Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
 from airflow_provider_talon_cdp.changes.spool import Spool
@@ -488,21 +488,35 @@ def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
         yield chunk
 
 
-def _left_out(changes: Iterable[Chunk], refused: frozenset[Member], counts: Counts) -> Iterator[Chunk]:
-    """Leave out what Talon.One refused before; it is counted as rejected."""
+def _left_out(
+    changes: Iterable[Chunk], counts: Counts, *, refused: frozenset[Member], resumed: bool
+) -> Iterator[Chunk]:
+    """Leave out additions that Talon.One refused before.
+
+    Args:
+        changes: Of a plan.
+        counts: Of the plan.
+        refused: What to leave out.
+        resumed: Whether it was refused, and counted, in this run.
+    """
     for chunk in changes:
-        members = zip(chunk.ids, chunk.each_key, strict=False)
-        bad = [at for at, member in enumerate(members) if member in refused]
-        if not bad:
-            yield chunk
-            continue
+        additions = zip(chunk.ids, chunk.each_key, chunk.each_verb, strict=False)
+        bad = (
+            [
+                at
+                for at, (*member, verb) in enumerate(additions)
+                if verb not in REMOVING and tuple(member) in refused
+            ]
+            if refused
+            else []
+        )
         for change in chunk.at(bad).changes():
-            (counts.additions if change.action == "add" else counts.removals)[change.key] -= 1
+            counts.additions[change.key] -= 1
         if resumed:
             counts.duplicate += len(bad)
-        else:
+        elif bad:
             counts.rejected[_REFUSED_BEFORE] += len(bad)
-        if rest := chunk.without(bad):
+        if rest := chunk.without(bad) if bad else chunk:
             yield rest
 
 

@@ -10,7 +10,16 @@ import logging
 import marshal
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -424,12 +433,16 @@ class _Backlog:
         self._ahead_by = ahead_by
         self._spool = Spool()
         self._is_over = False
+        self._failure: BaseException | None = None
 
     def fill(self) -> bool:
         """Read some more; return whether there may be more to read now."""
         if self._is_over or len(self._spool) > _MOST_ON_DISK:
             return False
-        some = list(islice(self._chunks, self._ahead_by))
+        try:
+            some = list(islice(self._chunks, self._ahead_by))
+        except BaseException as error:  # noqa: BLE001 - raised when what was read before it has been taken
+            some, self._failure = [], error
         self._is_over = not some
         for chunk in some:
             columns = (chunk.ids, chunk.keys, chunk.verbs, chunk.disjoint_from_recent)
@@ -439,6 +452,8 @@ class _Backlog:
     def take(self) -> list[Chunk]:
         """Take the next chunks; none where all were taken."""
         if not self._spool:
+            if self._failure:
+                raise self._failure
             return list(islice(self._chunks, self._ahead_by))
         found = []
         while self._spool and len(found) < self._ahead_by:
