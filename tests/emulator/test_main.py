@@ -1,4 +1,4 @@
-"""The command line: one line when it starts, one clear sentence when it cannot, and a quiet end."""
+"""The command line: five lines when it starts, one clear sentence when it cannot, and a quiet end."""
 
 import json
 import os
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def start():
-    """Start the command line in a process of its own; gives the process and its first line."""
+    """Start the command line in a process of its own; gives the process and what it says."""
     processes = []
 
     def begin(*arguments):
@@ -44,7 +44,7 @@ def start():
             text=True,
         )
         processes.append(process)
-        return process, process.stdout.readline()
+        return process, "".join(process.stdout.readline() for _ in range(5))
 
     yield begin
     for process in processes:
@@ -59,6 +59,7 @@ def url_of(line):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_runs_until_a_signal_and_ends_quietly(start, number):
     process, line = start()
+    assert max(map(len, line.splitlines())) <= 80
     assert "local-key-1234567890" in line
     assert requests.get(url_of(line), timeout=5).status_code == 200
     process.send_signal(number)
@@ -87,7 +88,9 @@ def test_its_options_reach_the_emulator(start, tmp_path, caller):
     assert (limited.status_code, "Retry-After" in limited.headers) == (429, False)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
-    assert json.loads((tmp_path / "state.json").read_text())["profiles"] == {"anna": {"Tier": "Gold"}}
+    assert json.loads((tmp_path / "state.json").read_text())["environments"][""]["profiles"]["anna"][
+        "attributes"
+    ] == {"Tier": "Gold"}
 
 
 @pytest.fixture

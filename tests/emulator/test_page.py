@@ -126,9 +126,8 @@ def test_a_long_path_is_cut_short(emulator, call):
 
 
 def test_many_audiences_do_not_make_an_endless_page(emulator, call):
-    emulator._service.store.load(emulator._service.store.snapshot())
     for number in range(502):
-        emulator._service.store.create_audience(f"a{number}", "n")
+        emulator.create_audience(f"a{number}", "n")
     assert "The first 500 of 502" in see(emulator)[1].text
 
 
