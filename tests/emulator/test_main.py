@@ -130,6 +130,16 @@ def test_it_runs_in_the_main_thread_until_its_handler_is_called(capsys, monkeypa
     assert results == [0]
 
 
+def test_environments_come_from_the_command_line(start, emulator, caller):
+    _, line = start("--environment", "sandbox=key-one", "--environment", "live=key=two")
+    assert "key-one" not in line
+    call = caller(emulator, Authorization="ApiKey-v1 key=two")
+    call.url = url_of(line)
+    assert call.create("vip").status_code == 201
+    state = requests.get(f"{call.url}/emulator/state", {"environment": "live"}, timeout=5).json()
+    assert list(state["audiences"]) == ["vip"]
+
+
 def test_a_port_in_use_is_a_sentence(fails, emulator):
     port = emulator.url.split(":")[2]
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in fails("--port", port)
@@ -137,6 +147,10 @@ def test_a_port_in_use_is_a_sentence(fails, emulator):
 
 def test_a_port_that_cannot_be_is_a_sentence(fails):
     assert "cannot listen" in fails("--port", "99999")
+
+
+def test_an_environment_has_a_key(fails):
+    assert "a name and a key" in fails("--environment", "live")
 
 
 def test_another_address_needs_a_yes(fails):
