@@ -12,6 +12,7 @@ import hmac
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import unquote_to_bytes
 
 from airflow_provider_talon_cdp.emulator.answers import TEXTS, RefusedError
@@ -25,15 +26,6 @@ UPDATE_PROFILE = "update_profile"
 UPDATE_PROFILE_AUDIENCES = "update_profile_audiences"
 UPDATE_PROFILES_INTERNAL = "update_profiles_internal"
 UPDATE_PROFILES_EXTERNAL = "update_profiles_external"
-OPERATIONS = (
-    CREATE_AUDIENCE,
-    UPDATE_AUDIENCE,
-    DELETE_AUDIENCE,
-    UPDATE_PROFILE,
-    UPDATE_PROFILE_AUDIENCES,
-    UPDATE_PROFILES_INTERNAL,
-    UPDATE_PROFILES_EXTERNAL,
-)
 
 MULTI_PROFILE_WORDS = {"plural": "customer_profiles", "singular": "customer_profile"}
 
@@ -50,7 +42,7 @@ _Table = Sequence[tuple[tuple[str | None, ...], Mapping[str, str]]]
 
 @dataclass(frozen=True)
 class Route:
-    """An operation (one of :data:`OPERATIONS`) and the decoded ID of its path, empty when it has none."""
+    """An operation (one of the constants above) and the decoded ID of its path, empty when it has none."""
 
     operation: str
     path_id: str = ""
@@ -271,15 +263,15 @@ def _ids(data: Mapping[str, Json], name: str, kind: type[AudienceKey]) -> tuple[
     if name not in data:
         return ()
     values = _array(data, name)
-    ids: list[AudienceKey] = []
     for value in values:
-        # bool is an int in Python, but true is not an ID.
-        if not isinstance(value, kind) or isinstance(value, bool):
+        # The exact type: bool is an int in Python, but true is not an ID.
+        if type(value) is not kind:
             raise RefusedError(
                 400, f"Every ID in {name} must be {'an integer' if kind is int else 'a string'}"
             )
-        ids.append(_text(value, f"Every ID in {name}") if isinstance(value, str) else value)
-    return tuple(ids)
+        if isinstance(value, str) and not 1 <= len(value) <= MAX_TEXT:
+            _text(value, f"Every ID in {name}")
+    return tuple(cast("list[AudienceKey]", values))
 
 
 def _limited(changes: tuple[MembershipChange, ...]) -> tuple[MembershipChange, ...]:

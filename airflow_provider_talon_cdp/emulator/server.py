@@ -45,7 +45,8 @@ class Emulator:
     """A Talon.One CDP API on this machine, for the length of a ``with`` block.
 
     What is set up or read by hand (:meth:`create_audience`, :meth:`members` and so on) takes the name of an
-    environment; without one it is the first.
+    environment; without one it is the first. An audience that does not exist is an ``UnknownAudienceError``,
+    an environment that does not exist a ``LookupError``.
 
     Args:
         port: 0 for any that is free.
@@ -175,11 +176,7 @@ class Emulator:
         return self._store(environment).campaign_manager_audiences()
 
     def members(self, audience_id: AudienceKey, environment: str | None = None) -> frozenset[str]:
-        """The profile IDs in an audience, by its external ID (``str``) or its internal one (``int``).
-
-        Raises:
-            UnknownAudienceError: there is none.
-        """
+        """The profile IDs in an audience, by its external ID (``str``) or its internal one (``int``)."""
         return self._store(environment).members(audience_id)
 
     def profile(self, profile_id: str, environment: str | None = None) -> ProfileView | None:
@@ -219,31 +216,19 @@ class Emulator:
         return self._store(environment).create_audience(None, name, "").id
 
     def delete_audience(self, audience_id: AudienceKey, environment: str | None = None) -> None:
-        """Delete an audience by hand, with its memberships. Created again it has another internal ID.
-
-        Raises:
-            UnknownAudienceError: there is none.
-        """
+        """Delete an audience by hand, with its memberships. Created again it has another internal ID."""
         self._store(environment).delete_audience(audience_id)
 
     def add_members(
         self, audience_id: AudienceKey, profile_ids: Iterable[str], environment: str | None = None
     ) -> None:
-        """Put profiles into an audience by hand; no rules run.
-
-        Raises:
-            UnknownAudienceError: there is none.
-        """
+        """Put profiles into an audience by hand; no rules run."""
         self._store(environment).change([MembershipChange(each, (audience_id,)) for each in profile_ids])
 
     def remove_members(
         self, audience_id: AudienceKey, profile_ids: Iterable[str], environment: str | None = None
     ) -> None:
-        """Take profiles out of an audience by hand; no rules run.
-
-        Raises:
-            UnknownAudienceError: there is none.
-        """
+        """Take profiles out of an audience by hand; no rules run."""
         self._store(environment).change([MembershipChange(each, (), (audience_id,)) for each in profile_ids])
 
     def set_attributes(

@@ -17,6 +17,9 @@ from airflow_provider_talon_cdp.emulator.exact_json import Json
 AudienceKey: TypeAlias = str | int
 """What names an audience: its external ID (``str``) or its internal ID (``int``)."""
 
+# Most profiles have none.
+_NO_ATTRIBUTES: dict[str, Json] = {}
+
 
 class UnknownAudienceError(LookupError):
     """An audience that does not exist."""
@@ -71,13 +74,16 @@ class StoredAudience:
 
 @dataclass(slots=True)
 class StoredProfile:
-    """A profile; ``rule_runs`` counts the calls on it that ran the Rule Builder."""
+    """A profile; ``rule_runs`` counts the calls on it that ran the Rule Builder.
+
+    ``attributes`` are replaced and never changed.
+    """
 
     id: int
     created: str
     last_activity: str
-    rule_runs: int = 0
-    attributes: dict[str, Json] = field(default_factory=dict)
+    rule_runs: int
+    attributes: dict[str, Json]
 
 
 def utc_now() -> str:
@@ -186,13 +192,15 @@ class Store:
                 the real API applies the rest of such a request is not documented.
         """
         with self._lock:
-            keys = {key for change in changes for key in (*change.adds, *change.deletes)}
+            keys: set[AudienceKey] = set()
+            for change in changes:
+                keys.update(change.adds, change.deletes)
             members = {key: self._find(key).members for key in keys}
             now = self._now()
             for change in changes:
                 profile = self._profiles.get(change.profile_id)
                 if profile is None:
-                    profile = StoredProfile(len(self._profiles) + 1, now, now)
+                    profile = StoredProfile(len(self._profiles) + 1, now, now, 0, _NO_ATTRIBUTES)
                     self._profiles[change.profile_id] = profile
                 profile.last_activity = now
                 profile.rule_runs += run_rules
@@ -212,7 +220,6 @@ class Store:
                 StoredAudience(a.id, a.external_id, a.name, a.integration, a.created, set(a.members))
                 for a in self._by_id.values()
             ]
-            # A profile's attributes are replaced and never changed, so they need no copy.
             profiles = {
                 name: StoredProfile(p.id, p.created, p.last_activity, p.rule_runs, p.attributes)
                 for name, p in self._profiles.items()
