@@ -13,10 +13,10 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.exceptions import LedgerError, TalonCdpError
-from airflow_provider_talon_cdp.ledgered import storage
 from airflow_provider_talon_cdp.ledgers.adopt import COLUMN, adopt_csv
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
 from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name, sync_ledger_name
+from airflow_provider_talon_cdp.operators._base import storage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

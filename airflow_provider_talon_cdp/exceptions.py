@@ -15,14 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.sync.report import SyncReport
 
 
 class TalonCdpError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package.
+
+    Attributes:
+        retryable: Whether another try of the task could succeed without a change by a person.
+    """
+
+    retryable: ClassVar[bool] = False
 
 
 class InvalidInputError(TalonCdpError, ValueError):
@@ -134,6 +140,7 @@ class TransientError(RequestError):
         sent: Whether the request, or a part of it, may have left.
     """
 
+    retryable = True
     sent = True
 
     @property
@@ -148,6 +155,16 @@ class GuardError(TalonCdpError):
 
 class LedgerError(TalonCdpError):
     """The ledger cannot be used: damaged, of another connection, in use, or not to be read or written."""
+
+
+class LedgerUnavailableError(LedgerError):
+    """The ledger is in use by another run, or its storage does not answer. Another try may succeed."""
+
+    retryable = True
+
+
+class LedgerBusyError(LedgerUnavailableError):
+    """Another run has the ledger, and nothing was sent."""
 
 
 class RejectedRecordsError(TalonCdpError):

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.exceptions import LedgerBusyError, LedgerError
 from airflow_provider_talon_cdp.ledgers.storage import Folder, names_in, read_json, remove, write_json
 
 log = logging.getLogger(__name__)
@@ -246,9 +246,9 @@ class Lock:
             rests=beat["rests"],
         )
 
-    def _in_use(self, claim: _Claim) -> LedgerError:
+    def _in_use(self, claim: _Claim) -> LedgerBusyError:
         age = self._clock() - claim.heard
-        return LedgerError(
+        return LedgerBusyError(
             f"The ledger in {self._ledger} is in use by {claim.owner} on {claim.where}, which said so {age:.0f} s ago. Nothing "
             f"was sent. Wait until it ends; if it was killed, its lock ends {LOCK_LASTS:.0f} s after its last word."
         )
