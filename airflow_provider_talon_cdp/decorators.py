@@ -16,13 +16,13 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.operators._arguments import as_columns, as_list, audience_id_of, check_choice
+from airflow_provider_talon_cdp.operators._arguments import as_columns, as_list, check_choice
 from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperator
 
 if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.sync.changes import Action, Record
     from airflow_provider_talon_cdp.sync.mirror import Mirror
 
 Mode = Literal["mirror", "add", "remove"]
@@ -83,31 +83,30 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
         """Send the members."""
         if self.mode == "mirror":
             return self.run_mirror(context)
-        return self.send_changes(context, self._records(self.mode))
+        return self.send_changes(context, self._records(self.mode), reads_ahead=False)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return what makes the audience equal to the result."""
-        from airflow_provider_talon_cdp.ledgers.files import ledger_name  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.memberships import Memberships  # noqa: PLC0415
+        from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
 
-        audience = str(audience_id_of("audience_id", self.audience_id, "external"))
+        audience = self.one_audience()
         return self.audience_mirror(
             context,
             hook,
-            lambda: Memberships().sort(self._records("add")),
-            ledger_name=ledger_name(audience),
+            lambda: sorted_members(self._records("add")),
+            ledger_name=audience_ledger_name(audience, self.audience_id_type),
             managed=[audience],
             names=None if self.audience_name is None else {audience: self.audience_name},
         )
 
-    def _records(self, action: Action) -> Generator[Record, None, None]:
-        from airflow_provider_talon_cdp.sync.changes import read_ids  # noqa: PLC0415
+    def _records(self, verb: str) -> Generator[Record, None, None]:
+        from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415
 
-        audience_id = audience_id_of("audience_id", self.audience_id, self.audience_id_type)
         result = self.result()
         ids = iter(result if isinstance(result, Iterator) else as_list("The function's result", result))
         while block := list(islice(ids, _BLOCK)):
-            yield from read_ids(block, audience_id, action, self.audience_id_type)
+            yield from read_members(block, self.one_audience(), verb)
 
 
 class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
@@ -139,8 +138,11 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
         return lambda: kind.sort(self._profiles(hook))
 
     def _profiles(self, hook: TalonCdpHook) -> Generator[Any, None, None]:
-        from airflow_provider_talon_cdp.sync.changes import Rejection, read_profile_id  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.profiles import Profile  # noqa: PLC0415
+        from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
+            Profile,
+            Rejection,
+            read_profile_id,
+        )
         from airflow_provider_talon_cdp.transfers.profile_rows import _joined  # noqa: PLC0415
 
         encode, columns = self.encoder(hook), as_columns("attributes", self.attributes)

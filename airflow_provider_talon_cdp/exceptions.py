@@ -18,7 +18,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
-    from airflow_provider_talon_cdp.sync.report import SyncReport
+    from airflow_provider_talon_cdp.sync.report import Report
 
 
 class TalonCdpError(Exception):
@@ -175,7 +175,7 @@ class RejectedRecordsError(TalonCdpError):
         report: How far the sync came.
     """
 
-    def __init__(self, message: str, report: SyncReport) -> None:
+    def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)
         self.report = report
 

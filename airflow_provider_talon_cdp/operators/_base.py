@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cache, partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +34,6 @@ from airflow_provider_talon_cdp import assets
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import AudienceIdType, check_text
 from airflow_provider_talon_cdp.exceptions import (
-    AudienceExistsError,
     InvalidInputError,
     LedgerBusyError,
     RejectedRecordsError,
@@ -55,17 +55,20 @@ from airflow_provider_talon_cdp.operators._arguments import (
 )
 
 if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.ledgers.files import FilesLedger
-    from airflow_provider_talon_cdp.sync.changes import Record
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity
     from airflow_provider_talon_cdp.sync.guard import Guard
-    from airflow_provider_talon_cdp.sync.mirror import Mirror
-    from airflow_provider_talon_cdp.sync.plan import Source
-    from airflow_provider_talon_cdp.sync.report import SyncReport
+    from airflow_provider_talon_cdp.sync.mirror import Mirror, Source
+    from airflow_provider_talon_cdp.sync.push import Limits
+    from airflow_provider_talon_cdp.sync.report import Report
 
 Send = Literal["changed", "all"]
 OnEmpty = Literal["fail", "skip", "allow"]
 OnBusy = Literal["wait", "fail"]
+OnOlderRun = Literal["fail", "skip", "allow"]
+RetryRejected = Literal["always", "never"]
+Verify = Literal["identity", "exists", "none"]
 MAX_REJECTED = 0
 IN_FLIGHT = 64
 T = TypeVar("T")
@@ -76,8 +79,17 @@ _ELSEWHERE = ("Celery", "Kubernetes", "Edge", "Ecs", "Batch", "Lambda")
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
 _MIRROR_ONLY = (
-    *("audience_name", "initial_members", "on_empty", "max_removal_fraction", "max_removals"),
-    *("max_additions", "send", "dry_run", "state_uri", "keep_versions", "on_busy", "busy_timeout"),
+    *("audience_name", "initial_members", "on_empty", "max_removal_fraction", "min_removals", "max_removals"),
+    *(
+        "max_additions",
+        "send",
+        "dry_run",
+        "on_older_run",
+        "retry_rejected",
+        "verify",
+        "on_busy",
+        "busy_timeout",
+    ),
 )
 
 
@@ -170,7 +182,7 @@ class SendingOperator(BaseOperator):
         self.busy_timeout = as_count("busy_timeout", busy_timeout)
         self.talon_cdp_conn_id = talon_cdp_conn_id
         self.links: dict[str, str] = {}
-        self.report: SyncReport | None = None
+        self.report: Report | None = None
         self._alias = AssetAlias(f"{assets.SCHEME}:{self.dag_id}.{self.task_id}")
         if self.is_published:
             self.outlets = [*self.outlets, self._alias]
@@ -182,25 +194,23 @@ class SendingOperator(BaseOperator):
         """Launch no more requests; what was acknowledged is recorded."""
         # Airflow 3 calls this where a task is stopped, and kills the process some seconds later. What was never imported
         # sends nothing.
-        loop = sys.modules.get("airflow_provider_talon_cdp.sync.loop")
-        stop = getattr(loop, "stop_pushes", None)
-        if stop is not None:
-            stop()
+        if loop := sys.modules.get("airflow_provider_talon_cdp.sync.loop"):
+            loop.stop_pushes()
 
     def hook(self) -> TalonCdpHook:
         """Return the way to Talon.One."""
         return open_hook(self.talon_cdp_conn_id)
 
-    def limits(self) -> dict[str, Any]:
+    def limits(self) -> Limits:
         """Return ``in_flight`` and ``max_rejected`` as numbers."""
-        return {
-            "in_flight": as_positive("in_flight", self.in_flight),
-            "max_rejected": as_tolerance("max_rejected", self.max_rejected),
-        }
+        from airflow_provider_talon_cdp.sync.push import Limits  # noqa: PLC0415
 
-    def conclude(
-        self, context: Context, hook: TalonCdpHook, send: Callable[[], SyncReport]
-    ) -> dict[str, Any]:
+        return Limits(
+            in_flight=as_positive("in_flight", self.in_flight),
+            max_rejected=as_tolerance("max_rejected", self.max_rejected),
+        )
+
+    def conclude(self, context: Context, hook: TalonCdpHook, send: Callable[[], Report]) -> dict[str, Any]:
         """Send, show Airflow what came of it, and return the report as a small JSON object.
 
         Args:
@@ -269,14 +279,14 @@ class SendingOperator(BaseOperator):
         if push := getattr(context.get("ti"), "xcom_push", None):
             push(key=key, value=link)
 
-    def _event_extra(self, context: Context, report: SyncReport) -> dict[str, Any]:
+    def _event_extra(self, context: Context, report: Report) -> dict[str, Any]:
         instance, run = context.get("ti"), context.get("dag_run")
-        removed = min(report.removals, report.sent)
+        members = report.unchanged + report.added.total()
         extra = {
-            "added": report.sent - removed,
-            "removed": removed,
-            "members": None if report.ledger_version is None else report.unchanged + report.sent - removed,
-            "rejected": report.rejected_total,
+            "added": report.added.total(),
+            "removed": report.removed.total(),
+            "members": None if report.ledger_version is None else members,
+            "rejected": report.rejected.total(),
             "ledger_version": report.ledger_version,
             "run": getattr(instance, "run_id", None),
         }
@@ -290,8 +300,14 @@ class LedgerOperator(SendingOperator):
     Args:
         on_empty: When the source has no rows, ``fail``, ``skip`` or ``allow``; rows that are all rejected are an error.
         max_removal_fraction: The share of what the ledger has, 0 to 1, that a run may remove.
+        min_removals: With fewer removals from one audience, ``max_removal_fraction`` says nothing.
         max_removals: Removals in all; None for any number.
         max_additions: Additions in all; None for any number.
+        on_older_run: When the ledger holds data of a later data interval than this run's, as in a backfill or a catch-up:
+            ``fail``, ``skip`` (end green, with a warning) or ``allow``. A manual run, and one that an asset triggered, count
+            as now.
+        retry_rejected: ``always`` sends records that Talon.One refused in the run before again, in requests of their own;
+            ``never`` counts them as rejected.
         send: ``changed``, or ``all`` to send also what is as it was, for example after an audience or profiles were deleted in
             Talon.One.
         dry_run: Plan, count and guard, and send and record nothing.
@@ -304,8 +320,8 @@ class LedgerOperator(SendingOperator):
     """
 
     template_fields: Sequence[str] = (
-        *("on_empty", "max_removal_fraction", "max_removals", "max_additions"),
-        *("is_dry_run", "send", "state_uri"),
+        *("on_empty", "max_removal_fraction", "min_removals", "max_removals", "max_additions"),
+        *("is_dry_run", "on_older_run", "retry_rejected", "send", "state_uri"),
         *SendingOperator.template_fields,
     )
 
@@ -314,8 +330,11 @@ class LedgerOperator(SendingOperator):
         *,
         on_empty: OnEmpty | str = "fail",
         max_removal_fraction: float | str = 0.2,
+        min_removals: int | str = 10,
         max_removals: int | str | None = None,
         max_additions: int | str | None = None,
+        on_older_run: OnOlderRun | str = "fail",
+        retry_rejected: RetryRejected | str = "always",
         send: Send | str = "changed",
         dry_run: bool | str = False,
         state_uri: str | None = None,
@@ -325,8 +344,11 @@ class LedgerOperator(SendingOperator):
         super().__init__(**kwargs)
         self.on_empty = on_empty
         self.max_removal_fraction = max_removal_fraction
+        self.min_removals = min_removals
         self.max_removals = max_removals
         self.max_additions = max_additions
+        self.on_older_run = on_older_run
+        self.retry_rejected = retry_rejected
         self.send = send
         # BaseOperator has a method named dry_run.
         self.is_dry_run = dry_run
@@ -335,7 +357,10 @@ class LedgerOperator(SendingOperator):
         check_literals(_check_on_empty, on_empty=on_empty)
         check_numbers(as_fraction, max_removal_fraction=max_removal_fraction)
         check_numbers(as_limit, max_removals=max_removals, max_additions=max_additions)
+        check_numbers(as_count, min_removals=min_removals)
         check_literals(_check_send, send=send)
+        check_literals(partial(check_choice, choices=OnOlderRun), on_older_run=on_older_run)
+        check_literals(partial(check_choice, choices=RetryRejected), retry_rejected=retry_rejected)
         check_literals(as_bool, dry_run=dry_run)
         if state_uri:
             check_literals(_check_state_uri, state_uri=state_uri)
@@ -352,11 +377,11 @@ class LedgerOperator(SendingOperator):
             return self.conclude(context, hook, lambda: self.rehearse(mirror, hook))
         return self.conclude(context, hook, lambda: self.send_plan(context, mirror))
 
-    def rehearse(self, mirror: Mirror, hook: TalonCdpHook) -> SyncReport:
+    def rehearse(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
         """Plan, and send and record nothing."""
         return mirror.dry_run(hook.settings.requests_per_second)
 
-    def send_plan(self, context: Context, mirror: Mirror) -> SyncReport:
+    def send_plan(self, context: Context, mirror: Mirror) -> Report:
         """Plan and send."""
         return mirror.run(self.run_owner(context))
 
@@ -371,6 +396,7 @@ class LedgerOperator(SendingOperator):
         return {
             "on_empty": _check_on_empty("on_empty", self.on_empty),
             "max_removal_fraction": as_fraction("max_removal_fraction", self.max_removal_fraction),
+            "min_removals": as_count("min_removals", self.min_removals),
             "max_removals": as_limit("max_removals", self.max_removals),
             "max_additions": as_limit("max_additions", self.max_additions),
         }
@@ -379,29 +405,53 @@ class LedgerOperator(SendingOperator):
         """Whether to send also what is as it was."""
         return bool(_check_send("send", self.send) == "all")
 
-    def ledger_in(self, folder: Any, hook: TalonCdpHook, name: str, **how: Any) -> FilesLedger:
+    def run_settings(self, context: Context, hook: TalonCdpHook) -> dict[str, Any]:
+        """Return the arguments of ``Mirror`` that all kinds of mirrors have."""
+        from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
+
+        check_choice("on_older_run", self.on_older_run, OnOlderRun)
+        check_choice("retry_rejected", self.retry_rejected, RetryRejected)
+        settings = hook.settings
+        return {
+            "guard": self.guard(),
+            "facts": RunFacts(
+                data_until=data_until(context),
+                key_fingerprint=settings.key_fingerprint,
+                platform_name=settings.platform_name,
+            ),
+            "on_older_run": self.on_older_run,
+            "retry_rejected": self.retry_rejected,
+            "limits": self.limits(),
+            "sends_all": self.sends_all(),
+        }
+
+    def open_ledger(self, hook: TalonCdpHook, name: str, **how: Any) -> Ledger:
         """Return a ledger.
 
         Args:
-            folder: Folder of all ledgers.
-            hook: A ledger belongs to one deployment and one API base.
+            hook: A ledger belongs to one deployment, API base and environment.
             name: Which ledger.
-            how: As in ``FilesLedger``.
+            how: As in ``open_ledger``.
         """
-        return open_ledger(folder, hook, name, keep=self.keep_versions, **how)
+        return open_ledger(self.state_folder(), hook, name, keep=self.keep_versions, **how)
 
     def state_folder(self) -> ObjectStoragePath:
         """Return the folder of the ledgers."""
         return storage("state URI", self.where_state_is())
 
-    def where_state_is(self) -> str:
-        """Return the URI of the folder of the ledgers."""
+    def where_state_is(self, *, shared: bool = True) -> str:
+        """Return the URI of the folder of the ledgers.
+
+        Args:
+            shared: Whether the next try, maybe on another worker, must find it again.
+        """
         configured: str | None = conf.get("talon_cdp", "state_uri", fallback=None)
         if self.state_uri:
             return _check_state_uri("state_uri", self.state_uri)
         if configured:
             return _check_state_uri("[talon_cdp] state_uri in Airflow's configuration", configured)
-        self._refuse_lost_disk()
+        if shared:
+            self._refuse_lost_disk()
         home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
         return f"file://{home}/talon_cdp"
 
@@ -445,8 +495,12 @@ class MembershipOperator(LedgerOperator):
     Args:
         audience_id: The one audience: its ID in the CDP (a string), or Talon.One's own number (an integer) with
             ``audience_id_type="internal"``; None where the source has an audience column.
-        audience_id_type: ``external`` or ``internal``; a mirror takes external ones only.
+        audience_id_type: ``external`` or ``internal``. A mirror by internal IDs has a ledger of its own.
         audience_name: Mirror: create the audience under this name where it does not exist yet.
+        verify: Mirror: whether Talon.One still has the audience that the ledger knows. ``identity`` updates it under its name
+            before and after the push, one request each, and sends all again where it was made anew; a name that was changed
+            by hand is set back. ``exists`` adds a member that is there already, which changes nothing. ``none`` asks nothing.
+            Default: ``identity`` where the audience has a name here, else ``exists``.
         initial_members: Mirror: a CSV file of members that the audience got by other means, such as the Campaign
             Manager's export; read when the ledger is new, so that the first mirror can remove them.
         kwargs: As in ``LedgerOperator``; only a mirror takes those that concern the ledger. A mirror counts removals
@@ -457,6 +511,7 @@ class MembershipOperator(LedgerOperator):
         "audience_id",
         "audience_name",
         "initial_members",
+        "verify",
         *LedgerOperator.template_fields,
     )
     ui_color = "#d9f5e3"
@@ -469,6 +524,7 @@ class MembershipOperator(LedgerOperator):
         audience_id: str | int | None = None,
         audience_id_type: AudienceIdType = "external",
         audience_name: str | None = None,
+        verify: Verify | str | None = None,
         initial_members: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -476,9 +532,12 @@ class MembershipOperator(LedgerOperator):
         self.audience_id = audience_id
         self.audience_id_type = audience_id_type
         self.audience_name = audience_name
+        self.verify = verify
         self.initial_members = initial_members
         self.audiences_seen: set[str | int] = set()
         check_choice("audience_id_type", audience_id_type, AudienceIdType)
+        if verify is not None:
+            check_literals(partial(check_choice, choices=Verify), verify=verify)
         if audience_id is not None:
             check_literals(self._check_audience_id, audience_id=audience_id)
         if audience_name is not None:
@@ -505,26 +564,53 @@ class MembershipOperator(LedgerOperator):
 
         return [rendered(each) for each in content]
 
+    def one_audience(self) -> str:
+        """Return the one audience, checked; an internal ID as its text."""
+        return str(audience_id_of("audience_id", self.audience_id, self.audience_id_type))
+
     def check_mode(self, mode: str | None) -> None:
         """Refuse arguments that do not go with a mode."""
         if mode == "mirror":
-            if self.audience_id_type != "external":
+            if self.audience_id_type == "internal" and self.audience_name is not None:
                 raise InvalidInputError(
-                    "mode='mirror' takes external audience IDs (the IDs in the CDP), because the ledger is kept by them."
+                    "audience_name is for external audience IDs: Talon.One creates and renames audiences by those only."
                 )
         elif names := ", ".join(self.given(*_MIRROR_ONLY)):
             raise InvalidInputError(f"{names}: for mode='mirror' only. Take it out, or choose that mode.")
 
-    def send_changes(self, context: Context, records: Iterable[Record]) -> dict[str, Any]:
-        """Send changes as they are, and return the report."""
-        from airflow_provider_talon_cdp.sync.run import run_sync  # noqa: PLC0415
+    def send_changes(
+        self, context: Context, records: Iterable[Record], *, reads_ahead: bool
+    ) -> dict[str, Any]:
+        """Send changes as they are, and return the report.
 
-        hook, limits = self.hook(), self.limits()
-        sender = hook.members_sender(audience_id_type=self.audience_id_type, in_flight=limits["in_flight"])
-        report = self.conclude(context, hook, lambda: run_sync(records, sender, **limits))
+        Args:
+            context: The task's context.
+            records: The changes.
+            reads_ahead: Whether they are read as fast as they come, and wait on disk.
+        """
+        from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.members import send_members  # noqa: PLC0415
+
+        hook, limits = self.hook(), replace(self.limits(), reads_ahead=reads_ahead)
+        folder = storage("state URI", self.where_state_is(shared=False))
+        identity = identity_of(hook, calls_ledger_name(f"{self.dag_id}.{self.task_id}"))
+        outside = OutsideChanges(folder, identity, self.run_owner(context), keep=self.keep_versions)
+        report = self.conclude(
+            context,
+            hook,
+            lambda: send_members(records, lambda: self.members_sender(hook), outside, limits),
+        )
         if not report["read"]:
             self.log.warning("The source has no rows, so nothing was sent.")
         return report
+
+    def members_sender(self, hook: TalonCdpHook, senders: int = 1) -> Any:
+        """Return what sends changes of members."""
+        in_flight = self.limits().in_flight
+        return hook.members_sender(
+            audience_id_type=self.audience_id_type, in_flight=in_flight, senders=senders
+        )
 
     def audience_mirror(
         self,
@@ -547,34 +633,40 @@ class MembershipOperator(LedgerOperator):
             names: Name by audience ID, of audiences to create where they do not exist; filled while the source is read.
                 None where none is to be created.
         """
-        from airflow_provider_talon_cdp.sync.memberships import Memberships  # noqa: PLC0415
+        from airflow_provider_talon_cdp.changes.diff import Scope  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
 
         if self.audience_name is not None:
             check_text("audience_name", check_rendered("audience_name", self.audience_name))
+        if self.verify is not None:
+            check_choice("verify", self.verify, Verify)
         self.audiences_seen.update(managed or ())
-        limits = self.limits()
+        how = self.run_settings(context, hook)
+        verify: Any = self.verify or ("exists" if names is None else "identity")
         return Mirror(
             source=source,
-            ledger=self.ledger_in(self.state_folder(), hook, ledger_name),
-            guard=self.guard(),
-            sender=lambda: hook.members_sender(in_flight=limits["in_flight"]),
-            kind=Memberships(managed, sends_all=self.sends_all()),
-            create=None if names is None else partial(_create, hook, names),
-            **limits,
+            ledger=self.open_ledger(hook, ledger_name),
+            sender=lambda: self.members_sender(hook),
+            kind=Members(scope=Scope(managed=managed, sends_all=how.pop("sends_all"))),
+            audiences=Audiences(
+                names={} if names is None else names, verify=verify, state_uri=self.where_state_is()
+            ),
+            **how,
         )
 
-    def rehearse(self, mirror: Mirror, hook: TalonCdpHook) -> SyncReport:
+    def rehearse(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
         """Plan, and send and record nothing; where the real run would adopt members first, a ledger to throw away does."""
         mirror.ledger.load()
         if self.initial_members is None or mirror.ledger.version:
             return super().rehearse(mirror, hook)
         with TemporaryDirectory(prefix="talon-cdp-") as scratch:
-            ledger = self.ledger_in(Path(scratch), hook, "rehearsal")
+            ledger = open_ledger(Path(scratch), hook, "rehearsal")
             self._adopt(ledger, "dry run")
             return super().rehearse(replace(mirror, ledger=ledger), hook)
 
-    def send_plan(self, context: Context, mirror: Mirror) -> SyncReport:
+    def send_plan(self, context: Context, mirror: Mirror) -> Report:
         """Plan and send; go on with what an earlier try of this task has left."""
         self.adopt_initial_members(context, mirror)
         store = context.get("task_state_store")
@@ -583,11 +675,11 @@ class MembershipOperator(LedgerOperator):
 
     def adopt_initial_members(self, context: Context, mirror: Mirror) -> None:
         """Check whose the ledger is, and fill a new one with the members that the audience has already."""
-        ledger: Any = mirror.ledger
+        ledger = mirror.ledger
+        ledger.load()
         self._refuse_siblings(context, ledger)
         if self.initial_members is None:
             return
-        ledger.load()
         if ledger.version:
             self.log.info("The ledger exists already, so initial_members is not read.\n%s", ledger.place)
         else:
@@ -600,12 +692,11 @@ class MembershipOperator(LedgerOperator):
             seen = {audience_id_of("audience_id", each, "internal") for each in seen}
         return sorted(assets.audience_uri(deployment_host, each) for each in seen)
 
-    def _refuse_siblings(self, context: Context, ledger: FilesLedger) -> None:
+    def _refuse_siblings(self, context: Context, ledger: Ledger) -> None:
         """Refuse a ledger that another instance of this mapped task has synced in this DAG run."""
         instance = context.get("ti")
         if instance is None or instance.map_index in (None, -1):
             return
-        ledger.load_manifest()
         task, _, index = self.run_owner(context).rpartition("/")
         other_task, _, other = ledger.owner.rpartition("/")
         if other_task == task and other != index:
@@ -622,8 +713,8 @@ class MembershipOperator(LedgerOperator):
         fields = [(name, getattr(self, name)) for name in self.template_fields if name not in how]
         return [mirror.ledger.place, self.guard(), *fields]
 
-    def _adopt(self, ledger: FilesLedger, owner: str) -> None:
-        from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv  # noqa: PLC0415
+    def _adopt(self, ledger: Ledger, owner: str) -> None:
+        from airflow_provider_talon_cdp.ledger.adopt import adopt_csv  # noqa: PLC0415
 
         file = storage("initial members file", str(self.initial_members))
         adopted = adopt_csv(ledger, owner, file, str(self.audience_id))
@@ -670,21 +761,52 @@ def open_hook(talon_cdp_conn_id: str) -> TalonCdpHook:
     return TalonCdpHook(talon_cdp_conn_id)
 
 
-def open_ledger(folder: Any, hook: TalonCdpHook, name: str, **how: Any) -> FilesLedger:
-    """Return a ledger of the deployment and API base that a hook leads to.
+def identity_of(hook: TalonCdpHook, name: str, **how: Any) -> LedgerIdentity:
+    """Return what a ledger of the deployment, API base and environment that a hook leads to belongs to.
+
+    Args:
+        hook: The way to Talon.One.
+        name: Which ledger.
+        how: ``holds``, as in ``LedgerIdentity``.
+    """
+    from airflow_provider_talon_cdp.ledger.ledger import LedgerIdentity  # noqa: PLC0415
+
+    settings = hook.settings
+    return LedgerIdentity(
+        deployment_host=settings.deployment_host,
+        base_url=settings.base_url,
+        environment=settings.environment,
+        name=name,
+        **how,
+    )
+
+
+def open_ledger(folder: Any, hook: TalonCdpHook, name: str, *, keep: int = 3, **how: Any) -> Ledger:
+    """Return a ledger of the deployment, API base and environment that a hook leads to.
 
     Args:
         folder: Folder of all ledgers.
         hook: The way to Talon.One.
         name: Which ledger.
-        how: As in ``FilesLedger``.
+        keep: Versions that are kept.
+        how: ``holds``, as in ``LedgerIdentity``.
     """
-    from airflow_provider_talon_cdp.ledgers.files import FilesLedger  # noqa: PLC0415
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger, Sizes  # noqa: PLC0415
+    from airflow_provider_talon_cdp.sync.profiles import BATCH  # noqa: PLC0415
 
-    settings = hook.settings
-    return FilesLedger(
-        folder, deployment_host=settings.deployment_host, base_url=settings.base_url, name=name, **how
-    )
+    identity = identity_of(hook, name, **how)
+    sizes = Sizes(batch=BATCH) if identity.holds == "profiles" else Sizes()
+    return Ledger(folder, identity, keep=keep, sizes=sizes)
+
+
+def data_until(context: Context) -> str:
+    """Return until when the data of this run goes, in ISO 8601: the end of its data interval, or now where it has none."""
+    run = context.get("dag_run")
+    end = context.get("data_interval_end")
+    kind = str(getattr(run, "run_type", "") or "")
+    if end is None or kind.endswith(("manual", "asset_triggered", "dataset_triggered")):
+        end = datetime.now(UTC)
+    return end.astimezone(UTC).isoformat()
 
 
 def storage(name: str, uri: str) -> ObjectStoragePath:
@@ -738,21 +860,3 @@ def _check_state_uri(name: str, uri: Any) -> str:
             "ledger."
         )
     return where
-
-
-def _create(hook: TalonCdpHook, names: Mapping[str, str], audience: str) -> bool:
-    """Create an audience, if it has a name; say whether it did not exist, or may not have."""
-    if audience not in names:
-        return False
-    try:
-        hook.create_audience(audience, names[audience])
-    except AudienceExistsError as error:
-        if error.repeated:
-            hook.log.warning(
-                "Audience %r exists, and may have been created just now.\n"
-                "If so, connect it to your Applications in the Campaign Manager.",
-                audience,
-            )
-        return error.repeated
-    hook.log.info("Created audience %r; connect it to your Applications in the Campaign Manager.", audience)
-    return True

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.contract import check_external_id
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.operators._arguments import as_list, audience_id_of, check_literals
+from airflow_provider_talon_cdp.operators._arguments import as_list, check_literals
 from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
 
 if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.sync.changes import Action, Ids, Rejection
     from airflow_provider_talon_cdp.sync.mirror import Mirror
 
 
@@ -77,39 +76,35 @@ class SyncAudienceMembersOperator(MembershipOperator):
         adds = self._records("add", "add", self.add)
         removes = self._records("remove", "remove", self.remove)
         _refuse_overlap(adds, removes)
-        return self.send_changes(context, adds + removes)
+        return self.send_changes(context, adds + removes, reads_ahead=False)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return what makes the audience equal to the list."""
-        from airflow_provider_talon_cdp.ledgers.files import ledger_name  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.changes import Ids  # noqa: PLC0415
+        from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
 
-        audience = check_external_id("audience_id", self.audience_id)
-        records = [
-            each._replace(ids=sorted(each.ids)) if isinstance(each, Ids) else each
-            for each in self._records("members", "add", self.members)
-        ]
+        audience = self.one_audience()
+        records = list(sorted_members(self._records("members", "add", self.members)))
         return self.audience_mirror(
             context,
             hook,
             lambda: records,
-            ledger_name=ledger_name(audience),
+            ledger_name=audience_ledger_name(audience, self.audience_id_type),
             managed=[audience],
             names=None if self.audience_name is None else {audience: self.audience_name},
         )
 
-    def _records(self, name: str, action: Action, ids: Any) -> list[Ids | Rejection]:
-        from airflow_provider_talon_cdp.sync.changes import read_ids  # noqa: PLC0415
+    def _records(self, name: str, verb: str, ids: Any) -> list[Record]:
+        from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415
 
-        audience_id = audience_id_of("audience_id", self.audience_id, self.audience_id_type)
-        return list(read_ids(as_list(name, ids), audience_id, action, self.audience_id_type))
+        return list(read_members(as_list(name, ids), self.one_audience(), verb))
 
 
-def _refuse_overlap(adds: list[Ids | Rejection], removes: list[Ids | Rejection]) -> None:
-    from airflow_provider_talon_cdp.sync.changes import Ids  # noqa: PLC0415
+def _refuse_overlap(adds: list[Record], removes: list[Record]) -> None:
+    from airflow_provider_talon_cdp.changes.change import Chunk  # noqa: PLC0415
 
-    def profiles(records: list[Ids | Rejection]) -> set[str]:
-        return {profile_id for each in records if isinstance(each, Ids) for profile_id in each.ids}
+    def profiles(records: list[Record]) -> set[str]:
+        return {profile_id for each in records if isinstance(each, Chunk) for profile_id in each.ids}
 
     both = len(profiles(adds) & profiles(removes))
     if both:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import Context, TaskGroup
 
@@ -33,8 +33,9 @@ from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperato
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.ledgers.files import FilesLedger
-    from airflow_provider_talon_cdp.sync.report import SyncReport
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger
+    from airflow_provider_talon_cdp.sync.mirror import Mirror
+    from airflow_provider_talon_cdp.sync.report import Report
 
 
 def talon_audience_sync(
@@ -134,28 +135,28 @@ class _PlanOperator(LedgerOperator):
             report = self.conclude(context, hook, lambda: self.hand_over(context, mirror))
         # Of a dry run everything is unsent, and nothing is in force.
         is_planned = report["unsent"] and report["verdict"] is None
-        plan = self._plan(cast("FilesLedger", mirror.ledger), self.run_owner(context)) if is_planned else None
+        plan = self._plan(mirror.ledger, self.run_owner(context)) if is_planned else None
         uris = self.asset_uris(hook.settings.deployment_host)
         planned = {"report": report, "plan": plan, "began": began, "assets": uris}
         context["ti"].xcom_push("planned", planned)
         return _shares(plan, self.workers) if plan else []
 
-    def hand_over(self, context: Context, mirror: Any) -> SyncReport:
+    def hand_over(self, context: Context, mirror: Mirror) -> Report:
         """Plan, for other tasks to push."""
         if isinstance(self, MembershipOperator):
             self.adopt_initial_members(context, mirror)
-        report: SyncReport = mirror.hand_over(self.run_owner(context))
-        return report
+        return mirror.hand_over(self.run_owner(context))
 
-    def _plan(self, ledger: FilesLedger, owner: str) -> dict[str, Any]:
+    def _plan(self, ledger: Ledger, owner: str) -> dict[str, Any]:
         """Say where the plan is."""
         return {
             "name": ledger.plan,
             "parts": ledger.parts,
-            "ledger": ledger.identity["name"],
-            "one_per_profile": ledger.one_per_profile,
+            "ledger": ledger.identity.name,
+            "holds": ledger.identity.holds,
             "state_uri": self.where_state_is(),
             "owner": owner,
+            "audience_id_type": getattr(self, "audience_id_type", "external"),
         }
 
 
@@ -200,36 +201,34 @@ class PushShareOperator(SendingOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Send."""
         hook = self.hook()
-        report = self.conclude(context, hook, lambda: self._push(hook))
-        self.log.info("Done: %s", self.report)
-        return report
+        return self.conclude(context, hook, lambda: self._push(hook))
 
     def asset_uris(self, deployment_host: str) -> Sequence[str]:
         """Return no assets: the task ``commit`` has them."""
         return ()
 
-    def _push(self, hook: TalonCdpHook) -> SyncReport:
-        from airflow_provider_talon_cdp.ledgers.shared import pushing_parts  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.memberships import Memberships  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.push_plan import push_share  # noqa: PLC0415
+    def _push(self, hook: TalonCdpHook) -> Report:
+        from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.mirror import push_share  # noqa: PLC0415
 
         plan, senders, limits = self.share["plan"], self.share["of"], self.limits()
         ledger = _ledger(hook, plan)
-        with pushing_parts(ledger, plan["owner"], plan["name"], self.share["parts"]) as share:
+        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"]) as share:
             self.log.info("%s changes are left in this share of the plan.", f"{share.changes:,}")
             if self.profiles is None:
-                sender = hook.members_sender(in_flight=limits["in_flight"], senders=senders)
-                return push_share(share, share.batches(), kind=Memberships(), sender=lambda: sender, **limits)
-            how = {"in_flight": self.in_flight, "max_rejected": self.max_rejected, **self.profiles}
-            profiles = SqlToTalonProfilesOperator(task_id=self.task_id, **how)
-            batches = profiles.kind().reread(share.batches(), profiles.source(hook)(), ledger.names)
-            return push_share(
-                share,
-                batches,
-                kind=profiles.kind(),
-                sender=lambda: profiles.sender(hook, senders),
-                **limits,
-            )
+                how = {"audience_id_type": plan["audience_id_type"], "in_flight": limits.in_flight}
+                return push_share(
+                    share,
+                    share.batches(),
+                    Members(),
+                    lambda: hook.members_sender(**how, senders=senders),
+                    limits,
+                )
+            given = {"in_flight": self.in_flight, "max_rejected": self.max_rejected, **self.profiles}
+            profiles = SqlToTalonProfilesOperator(task_id=self.task_id, **given)
+            kind = profiles.kind()
+            chunks = kind.reread(share.batches(), profiles.source(hook)(), ledger.names)
+            return push_share(share, chunks, kind, lambda: profiles.sender(hook, senders), limits)
 
 
 class CommitPlanOperator(SendingOperator):
@@ -264,22 +263,21 @@ class CommitPlanOperator(SendingOperator):
         uris: Sequence[str] = self.planned["assets"]
         return uris
 
-    def _commit(self, hook: TalonCdpHook) -> SyncReport:
-        from airflow_provider_talon_cdp.ledgers.shared import commit  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.profile_push import CHANGED  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.push_plan import whole  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.report import SyncReport  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.run import fail_if_rejected  # noqa: PLC0415
+    def _commit(self, hook: TalonCdpHook) -> Report:
+        from airflow_provider_talon_cdp.sync.mirror import combined_report  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.profiles import CHANGED  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.push import fail_if_rejected  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.report import Report  # noqa: PLC0415
 
-        report = SyncReport(**self.planned["report"])
+        report = Report.of(self.planned["report"])
         if plan := self.planned["plan"]:
-            outcome = commit(_ledger(hook, plan), plan["owner"], plan["name"])
+            outcome = _ledger(hook, plan).commit(plan["owner"], plan["name"])
             pushed = [each for each in self.pushed or () if each]
-            report = whole(report, outcome, pushed, time.time() - self.planned["began"])
-        self.log.info("Done: %s", report)
+            report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
+        self.log.info("Done:\n%s", report)
         # Of a dry run, nothing was sent that could have failed in part.
         if report.verdict is None:
-            fail_if_rejected(report, self.limits()["max_rejected"], excused=CHANGED)
+            fail_if_rejected(report, self.limits().max_rejected, excused=[CHANGED])
         return report
 
 
@@ -337,6 +335,6 @@ def _shares(plan: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
     ]
 
 
-def _ledger(hook: TalonCdpHook, plan: Mapping[str, Any]) -> FilesLedger:
+def _ledger(hook: TalonCdpHook, plan: Mapping[str, Any]) -> Ledger:
     folder = storage("state URI", plan["state_uri"])
-    return open_ledger(folder, hook, plan["ledger"], one_per_profile=plan["one_per_profile"])
+    return open_ledger(folder, hook, plan["ledger"], holds=plan["holds"])

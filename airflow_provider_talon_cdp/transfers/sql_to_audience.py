@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.contract import check_external_id, check_text, fault_of_text
+from airflow_provider_talon_cdp.contract import check_text, fault_of_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
@@ -23,8 +23,8 @@ from airflow_provider_talon_cdp.transfers._base import SqlOperator
 if TYPE_CHECKING:
     from airflow.providers.common.sql.hooks.sql import DbApiHook
 
+    from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.sync.changes import Action, Record
     from airflow_provider_talon_cdp.sync.mirror import Mirror
 
 Mode = Literal["mirror", "add", "remove"]
@@ -101,7 +101,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                 "Give either audience_id (one audience) or audience_column (one for each row)."
             )
         if audiences is not None:
-            check_literals(_external_ids, audiences=audiences)
+            check_literals(self._audience_ids, audiences=audiences)
         self.check_mode(mode)
         self._refuse_misplaced()
 
@@ -110,34 +110,37 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         """Stream the query's rows to Talon.One."""
         if self.mode == "mirror":
             return self.run_mirror(context)
-        return self.send_changes(context, self._records(self.sql_hook(), self.mode, {}))
+        return self.send_changes(context, self._records(self.sql_hook(), self.mode, {}), reads_ahead=True)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return what makes the audiences equal to the query."""
-        from airflow_provider_talon_cdp.ledgers.files import ledger_name  # noqa: PLC0415
-        from airflow_provider_talon_cdp.ledgers.naming import sync_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import (  # noqa: PLC0415
+            audience_ledger_name,
+            sync_ledger_name,
+        )
 
         names: dict[str, str] = {}
         source = partial(self._records, self.sql_hook(), "add", names)
         managed: list[str] | None = None
         created: dict[str, str] | None = names if self.audience_name_column else None
         if self.audience_column is None:
-            audience = check_external_id("audience_id", self.audience_id)
-            ledger, managed = ledger_name(audience), [audience]
+            audience = self.one_audience()
+            ledger, managed = audience_ledger_name(audience, self.audience_id_type), [audience]
             created = None if self.audience_name is None else {audience: self.audience_name}
         else:
             if self.ledger is None:
                 self.refuse_shared_ledger(context)
-            ledger = sync_ledger_name(self.ledger or f"{self.dag_id}.{self.task_id}")
+            ledger = sync_ledger_name(self.ledger or f"{self.dag_id}.{self.task_id}", self.audience_id_type)
             if self.audiences is not None:
-                managed = _external_ids("audiences", self.audiences)
+                managed = self._audience_ids("audiences", self.audiences)
         return self.audience_mirror(context, hook, source, ledger_name=ledger, managed=managed, names=created)
 
-    def _records(
-        self, source: DbApiHook, action: Action, names: dict[str, str]
-    ) -> Generator[Record, None, None]:
+    def _records(self, source: DbApiHook, verb: str, names: dict[str, str]) -> Generator[Record, None, None]:
         """Read the query; keep the names of its audiences on the way."""
-        from airflow_provider_talon_cdp.sync.changes import read_change, read_ids  # noqa: PLC0415
+        from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
+            read_members,
+            read_memberships,
+        )
         from airflow_provider_talon_cdp.transfers.rows import stream_rows  # noqa: PLC0415
 
         id_type = self.audience_id_type
@@ -145,16 +148,15 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
             each for each in (self.profile_id_column, self.audience_column, self.audience_name_column) if each
         ]
         ordered = (2 if self.audience_column else 1) if self.mode == "mirror" else 0
-        one = None if self.audience_column else audience_id_of("audience_id", self.audience_id, id_type)
+        one = None if self.audience_column else self.one_audience()
         with closing(stream_rows(source, self.sql, columns, self.parameters, order_by=ordered)) as blocks:
             for rows in blocks:
                 if one is not None:
-                    yield from read_ids([row[0] for row in rows], one, action, id_type)
+                    yield from read_members([row[0] for row in rows], one, verb)
                     continue
                 if self.mode == "mirror":
                     self._refuse_null_audiences(rows)
-                for row in rows:
-                    yield read_change(row[0], row[1], action, id_type)
+                yield from read_memberships(rows, verb, id_type)
                 found = {row[1] for row in rows}
                 self.audiences_seen.update(each for each in found if not fault_of_text(str(each or "")))
                 if self.audience_name_column:
@@ -184,6 +186,5 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
             if getattr(self, name) is not None and many:
                 raise InvalidInputError(f"{name} is for one audience. With audience_column, use {instead}.")
 
-
-def _external_ids(name: str, value: Any) -> list[str]:
-    return [check_external_id(name, each) for each in as_list(name, value)]
+    def _audience_ids(self, name: str, value: Any) -> list[str]:
+        return [str(audience_id_of(name, each, self.audience_id_type)) for each in as_list(name, value)]

@@ -22,9 +22,9 @@ from airflow_provider_talon_cdp.transfers._base import SqlOperator
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.sync.attributes import Attributes
     from airflow_provider_talon_cdp.sync.guard import Guard
     from airflow_provider_talon_cdp.sync.mirror import Mirror
+    from airflow_provider_talon_cdp.sync.profiles import Profiles
 
 Nulls = Literal["skip", "delete"]
 OnMissing = Literal["ignore", "clear"]
@@ -106,21 +106,19 @@ class ProfilesOperator(LedgerOperator):
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return what keeps the attributes in step."""
-        from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import profiles_ledger_name  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.profile_push import BATCH  # noqa: PLC0415
 
         if self.ledger is None:
             self.refuse_shared_ledger(context)
-        source = self.source(hook)
-        name, folder = profiles_ledger_name(self._sync), self.state_folder()
+        how = self.run_settings(context, hook)
+        kind = self.kind(sends_all=how.pop("sends_all"))
         return Mirror(
-            source=source,
-            ledger=self.ledger_in(folder, hook, name, one_per_profile=True, batch=BATCH),
-            guard=self.guard(),
+            source=self.source(hook),
+            ledger=self.open_ledger(hook, profiles_ledger_name(self._sync), holds="profiles"),
             sender=lambda: self.sender(hook),
-            kind=self.kind(),
-            **self.limits(),
+            kind=kind,
+            **how,
         )
 
     def guard(self) -> Guard:
@@ -129,12 +127,12 @@ class ProfilesOperator(LedgerOperator):
 
         return ProfileGuard(**self.guard_limits())
 
-    def kind(self) -> Attributes:
+    def kind(self, *, sends_all: bool = False) -> Profiles:
         """Return how attributes are compared and sent."""
-        from airflow_provider_talon_cdp.sync.attributes import Attributes  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.profiles import Profiles  # noqa: PLC0415
 
-        return Attributes(
-            sends_all=self.sends_all(),
+        return Profiles(
+            sends_all=sends_all,
             clears=self.on_missing == "clear",
             partial=self.skip_unknown_attributes,
             on_duplicate=self.on_duplicate,
@@ -151,7 +149,7 @@ class ProfilesOperator(LedgerOperator):
         return hook.attributes_sender(
             run_rule_engine=self.run_rule_engine,
             skip_unknown_attributes=self.skip_unknown_attributes,
-            in_flight=self.limits()["in_flight"],
+            in_flight=self.limits().in_flight,
             senders=senders,
         )
 
@@ -181,9 +179,9 @@ class ProfilesOperator(LedgerOperator):
             raise InvalidInputError(
                 "order_by_column and on_duplicate='last' go together: give both or neither."
             )
-        if self.on_missing != "clear" and self.given("max_removal_fraction", "max_removals"):
+        if self.on_missing != "clear" and self.given("max_removal_fraction", "min_removals", "max_removals"):
             raise InvalidInputError(
-                "max_removal_fraction and max_removals are for on_missing='clear' only: nothing else is removed.\n"
+                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' only: nothing else is removed.\n"
                 "Take them out."
             )
 
