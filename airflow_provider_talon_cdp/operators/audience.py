@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
+from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import check_external_id, check_text
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.operators._arguments import check_choice, check_literals, check_rendered
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
 IfExists = Literal["fail", "skip", "update"]
 IfMissing = Literal["fail", "skip"]
@@ -19,18 +22,20 @@ IfMissing = Literal["fail", "skip"]
 class CreateAudienceOperator(BaseOperator):
     """Create an audience.
 
-    Since Talon.One 26.13 (July 2026) an audience is connected to Applications, and this API has no field for that: a
-    new audience may need connecting in the Campaign Manager before campaigns can use it.
+    Since Talon.One 26.13 (July 2026) an audience is connected to Applications, and this API has no field for
+    that: a new audience may need connecting in the Campaign Manager before campaigns can use it.
 
     Args:
-        audience_id: ID of the audience in the CDP, 1 to 1000 characters; Talon.One calls it the integration ID.
+        audience_id: ID of the audience in the CDP, 1 to 1000 characters; Talon.One calls it the integration
+            ID.
         audience_name: Name in the Campaign Manager, 1 to 1000 characters.
-        if_exists: What to do when the ID is taken: ``fail``, ``skip`` (leave it alone) or ``update`` (rename it).
+        if_exists: What to do when the ID is taken: ``fail``, ``skip`` (leave it as it is) or ``update``
+            (rename it).
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
-        ``audience_id``, ``audience_name``, ``internal_id`` (an integer; None when skipped, as the API reads nothing
-        back) and ``outcome`` (``created``, ``skipped`` or ``updated``).
+        ``audience_id``, ``audience_name``, ``internal_id`` (an integer; None when skipped, as the API reads
+        nothing back) and ``outcome`` (``created``, ``skipped`` or ``updated``).
     """
 
     template_fields: Sequence[str] = ("audience_id", "audience_name", "talon_cdp_conn_id")
@@ -42,7 +47,7 @@ class CreateAudienceOperator(BaseOperator):
         audience_id: str,
         audience_name: str,
         if_exists: IfExists = "fail",
-        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -58,7 +63,7 @@ class CreateAudienceOperator(BaseOperator):
         """Create the audience, or do what ``if_exists`` says."""
         check_rendered("audience_id", self.audience_id)
         check_rendered("audience_name", self.audience_name)
-        hook = TalonCdpHook(self.talon_cdp_conn_id)
+        hook = _hook(self.talon_cdp_conn_id)
         internal_id, outcome = None, "skipped"
         try:
             internal_id, outcome = hook.create_audience(self.audience_id, self.audience_name).id, "created"
@@ -99,7 +104,7 @@ class UpdateAudienceOperator(BaseOperator):
         *,
         audience_id: str,
         audience_name: str,
-        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -113,7 +118,7 @@ class UpdateAudienceOperator(BaseOperator):
         """Rename the audience."""
         check_rendered("audience_id", self.audience_id)
         check_rendered("audience_name", self.audience_name)
-        audience = TalonCdpHook(self.talon_cdp_conn_id).update_audience(self.audience_id, self.audience_name)
+        audience = _hook(self.talon_cdp_conn_id).update_audience(self.audience_id, self.audience_name)
         return _summary(
             self.audience_id, "updated", audience_name=self.audience_name, internal_id=audience.id
         )
@@ -139,7 +144,7 @@ class DeleteAudienceOperator(BaseOperator):
         *,
         audience_id: str,
         if_missing: IfMissing = "fail",
-        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -154,7 +159,7 @@ class DeleteAudienceOperator(BaseOperator):
         check_rendered("audience_id", self.audience_id)
         outcome = "deleted"
         try:
-            TalonCdpHook(self.talon_cdp_conn_id).delete_audience(self.audience_id)
+            _hook(self.talon_cdp_conn_id).delete_audience(self.audience_id)
         except NotFoundError:
             if self.if_missing == "fail":
                 raise
@@ -165,3 +170,10 @@ class DeleteAudienceOperator(BaseOperator):
 
 def _summary(audience_id: str, outcome: str, **more: Any) -> dict[str, Any]:
     return {"audience_id": audience_id, "outcome": outcome, **more}
+
+
+def _hook(talon_cdp_conn_id: str) -> TalonCdpHook:
+    # Not above: a DAG file that imports an operator need not load what sends requests.
+    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook  # noqa: PLC0415
+
+    return TalonCdpHook(talon_cdp_conn_id)

@@ -117,7 +117,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self._changes.ids if isinstance(self._changes, Ids | Mixed) else self._changes)
 
-    @property
     def groups(self) -> list[Ids] | None:
         """The changes by audience and action, or None where a profile has several."""
         if isinstance(self._changes, Ids):
@@ -146,7 +145,6 @@ class Batch:
         ids = self._changes.ids if isinstance(self._changes, Ids | Mixed) else map(_profile_id, self._changes)
         return frozenset(ids)
 
-    @property
     def entries(self) -> list[Entry]:
         """The changes by profile."""
         adds: dict[str, list[str | int]] = {}

@@ -145,12 +145,4 @@ def _is_hopeless(tally: Tally, limit: int) -> bool:
 
 
 def _fatal(error: RequestError, message: str) -> FatalError:
-    return FatalError(
-        message,
-        method=error.method,
-        path=error.path,
-        status=error.status,
-        body=error.body,
-        request_uuid=error.request_uuid,
-        blames=error.blames,
-    )
+    return error.become(FatalError, message)

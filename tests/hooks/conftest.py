@@ -14,7 +14,7 @@ import socket
 import socketserver
 import ssl
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,12 +25,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.async_client import Transport, open_client
-from airflow_provider_talon_cdp.api.client import TalonCdpClient
-from airflow_provider_talon_cdp.api.retry import RetryPolicy
+from airflow_provider_talon_cdp.api.client import TalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
-ONCE = RetryPolicy(attempts=1)
+
+def once(hook):
+    """Settings of the hook's connection, for one attempt."""
+    return replace(hook.settings, call_retry_seconds=0, bulk_retry_seconds=0)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def connect(talon, monkeypatch):
 
 def _send_single(hook, request):
     with hook.get_conn() as session:
-        return TalonCdpClient(hook.settings, session, retry=ONCE).send(request)
+        return TalonCdpClient(once(hook), session).send(request)
 
 
 def _send_bulk(hook, request):
@@ -68,7 +69,7 @@ def _send_bulk(hook, request):
         transport = Transport.of(session, hook.settings.base_url)
 
     async def send():
-        async with open_client(hook.settings, transport, retry=ONCE) as client:
+        async with open_client(once(hook), transport) as client:
             return await client.send(request)
 
     return asyncio.run(send())
