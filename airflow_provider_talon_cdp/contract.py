@@ -128,8 +128,8 @@ def check_attribute_type(name: str, kind: object) -> None:
     """
     if kind not in get_args(AttributeType):
         raise InvalidInputError(
-            f"The type of the attribute {name!r} is {kind!r}, but must be one of\n"
-            f"{', '.join(get_args(AttributeType))}."
+            f"The type of the attribute {name!r} must be one of {', '.join(get_args(AttributeType))},\n"
+            f"but is {kind!r}."
         )
 
 

@@ -97,7 +97,7 @@ def connection_error(
         cause: What the client raised, or what happened, e.g. ``timed out``.
         sent: False when no connection came about.
     """
-    if not isinstance(cause, str) and any(_TLS_ALERT in repr(each) for each in _chain(cause)):
+    if not isinstance(cause, str) and any(_TLS_ALERT in f"{each!r} {each}" for each in _chain(cause)):
         return FatalError(
             f"{request.operation.value}: what answers at {base_url} speaks TLS.\n"
             "Write https:// in Base URL on the connection.",

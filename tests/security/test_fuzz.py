@@ -83,12 +83,16 @@ def acceptable(text):
     return 1 <= len(text) <= 1000
 
 
+def fits_a_path(text):
+    return acceptable(text) and text not in (".", "..")
+
+
 @examples
 @given(ANY_TEXT)
 @SLOW
 def test_any_profile_id_goes_round_trip(talon, client, profile_id):
     talon.reset()
-    if not acceptable(profile_id):
+    if not fits_a_path(profile_id):
         for call in (calls.update_customer_profile, calls.update_customer_profile_audiences):
             with pytest.raises(InvalidInputError):
                 call(profile_id)
@@ -109,9 +113,11 @@ def test_any_profile_id_goes_round_trip(talon, client, profile_id):
 @SLOW
 def test_any_audience_id_goes_round_trip(talon, client, audience_id):
     talon.reset()
-    if not acceptable(audience_id):
-        with pytest.raises(InvalidInputError):
-            calls.create_audience(audience_id, "x")
+    is_trimmed = audience_id == audience_id.strip().strip("\ufeff\u200b\u2060")
+    if not fits_a_path(audience_id) or not is_trimmed:
+        if audience_id not in (".", ".."):
+            with pytest.raises(InvalidInputError):
+                calls.create_audience(audience_id, "x")
         with pytest.raises(InvalidInputError):
             calls.delete_audience(audience_id)
         return
@@ -139,7 +145,7 @@ def test_any_id_goes_round_trip_in_bulk(talon, plain_settings):
     @settings(max_examples=60, deadline=None)
     def check(profile_id):
         talon.reset()
-        if acceptable(profile_id):
+        if fits_a_path(profile_id):
             asyncio.run(run([profile_id]))
             assert talon.members("vip") == talon.profiles() == {profile_id}
 
