@@ -801,9 +801,8 @@ def open_ledger(folder: Any, hook: TalonCdpHook, name: str, *, keep: int = 3, **
 
 def data_until(context: Context) -> str:
     """Return until when the data of this run goes, in ISO 8601: the end of its data interval, or now where it has none."""
-    run = context.get("dag_run")
-    end = context.get("data_interval_end")
-    kind = str(getattr(run, "run_type", "") or "")
+    kind = str(getattr(context.get("dag_run"), "run_type", "") or "")
+    end: datetime | None = context.get("data_interval_end")
     if end is None or kind.endswith(("manual", "asset_triggered", "dataset_triggered")):
         end = datetime.now(UTC)
     return end.astimezone(UTC).isoformat()

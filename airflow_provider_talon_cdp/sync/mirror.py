@@ -404,6 +404,7 @@ class Mirror:
     def _complete(self, report: Report, began: float) -> None:
         report.seconds = time.monotonic() - began
         report.dead_letters = self.ledger.dead_letters
+        report.ledger = self.ledger.place
         report.ledger_version = self.ledger.version
 
 
@@ -457,7 +458,12 @@ def combined_report(
         pushed: Summaries of ``push_share``, of each task's last try.
         seconds: From the plan to now.
     """
-    report = Report(seconds=seconds, dead_letters=outcome.dead_letters, ledger_version=planned.ledger_version)
+    report = Report(
+        seconds=seconds,
+        dead_letters=outcome.dead_letters,
+        ledger=planned.ledger,
+        ledger_version=planned.ledger_version,
+    )
     report += planned
     for each in map(Report.of, pushed):
         for name in ("requests", "retries", "throttled"):

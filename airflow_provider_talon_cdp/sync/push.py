@@ -331,13 +331,13 @@ class Push:
             raise
         if flight.refusals:
             changes = list(flight.chunk.changes())
-            for position, error in flight.refusals:
-                self._journal.reject(self._letter(changes[position], error))
+            for position, answer in flight.refusals:
+                self._journal.reject(self._letter(changes[position], answer))
         self._journal.landed(
             flight.number,
             [position for position, _ in flight.refusals],
             # What Talon.One answers has a status.
-            [position for position, error in flight.refusals if error.status is None],
+            [position for position, answer in flight.refusals if answer.status is None],
         )
         if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
             self._journal.flush()
@@ -455,7 +455,7 @@ class _Backlog:
             if self._failure:
                 raise self._failure
             return list(islice(self._chunks, self._ahead_by))
-        found = []
+        found: list[Chunk] = []
         while self._spool and len(found) < self._ahead_by:
             # This process wrote it, and nobody else can reach it.
             ids, keys, verbs, disjoint = marshal.loads(self._spool.take())  # noqa: S302

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,14 @@ class Report(Counts):
     Args:
         seconds: Wall-clock duration.
         dead_letters: Folder of the rejected records, or None.
+        ledger: Folder of the ledger of a mirror, or None.
         ledger_version: Version of the ledger after a mirror, or None.
         verdict: What the guard says to a dry run, or why a run did nothing; else None.
     """
 
     seconds: float = 0.0
     dead_letters: str | None = None
+    ledger: str | None = None
     ledger_version: int | None = None
     verdict: str | None = None
 
@@ -46,12 +49,13 @@ class Report(Counts):
             "throttled": self.throttled,
             "seconds": round(self.seconds, 3),
             "dead_letters": self.dead_letters,
+            "ledger": self.ledger,
             "ledger_version": self.ledger_version,
             "verdict": self.verdict,
         }
 
     @classmethod
-    def of(cls, summary: dict[str, Any]) -> Report:
+    def of(cls, summary: Mapping[str, Any]) -> Report:
         """Make a report of its summary, without the division by audience."""
         given = {name: value for name, value in summary.items() if name != "sent"}
         for name in ("removals", "added", "removed"):

@@ -65,11 +65,11 @@ def test_an_audience_stands_only_where_it_is_another_one(action, uncertain, verb
 
 
 def test_a_batch_of_one_kind_is_a_list_of_ids():
-    assert Columns.read("add\ta\nadd\tb\n", "vip").batch(alone=True).groups == [(["a", "b"], "vip", "add")]
-    assert Columns.read("add?\ta\tx\nadd?\tb\tx\n", "vip").batch(alone=True).groups == [
+    assert Columns.read("add\ta\nadd\tb\n", "vip").batch(alone=True).groups() == [(["a", "b"], "vip", "add")]
+    assert Columns.read("add?\ta\tx\nadd?\tb\tx\n", "vip").batch(alone=True).groups() == [
         (["a", "b"], "x", "add")
     ]
-    assert Columns.read("add\ta\nremove\tb\n", "vip").batch(alone=True).groups == [
+    assert Columns.read("add\ta\nremove\tb\n", "vip").batch(alone=True).groups() == [
         (["a"], "vip", "add"),
         (["b"], "vip", "remove"),
     ]

@@ -44,7 +44,7 @@ class FakeTalon:
         self.delays = random.Random(seed)
 
     async def __call__(self, batch):
-        entries = batch.entries
+        entries = batch.entries()
         number = self.requests
         self.requests += 1
         profiles = [entry.profile_id for entry in entries]
@@ -275,7 +275,7 @@ class Sender:
         self.missed = False
 
     async def __call__(self, batch):
-        entries = batch.entries
+        entries = batch.entries()
         size = sum(len(entry.adds) + len(entry.removes) for entry in entries)
         # After a 404, none at all are a question: is the audience gone, or the path wrong?
         assert (0 if self.missed else 1) <= size <= self.world.limit, f"{size} changes in one request"
