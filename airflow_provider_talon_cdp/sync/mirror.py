@@ -124,6 +124,7 @@ class Mirror:
             if self._is_skipped(report):
                 return report
             self._check_key()
+            self._tell_of_others(owner)
             if cursor and 0 < self.ledger.version == cursor.get() and not self.ledger.suspected:
                 self._finish(report)
             self._sync(report, cursor)
@@ -155,6 +156,7 @@ class Mirror:
             if self._is_skipped(report):
                 return report
             self._check_key()
+            self._tell_of_others(owner)
             plan = self._prepare(report)
             if plan and plan.counts.changes:
                 self._enforce(plan, handed_over=True)
@@ -229,6 +231,20 @@ class Mirror:
         log.warning("%s", text)
         if self.audiences is not None:
             self.audiences.key_has_changed = True
+
+    def _tell_of_others(self, owner: str) -> None:
+        """Log who else changes the same audiences, and which ledgers of theirs there are."""
+        writers = {_task_of(each) for each in (self.ledger.owner, *self.ledger.other_writers)}
+        if others := sorted(writers - {_task_of(owner), ""}):
+            log.warning(
+                "Another task changed the same audiences since this one did, and each undoes what the other does: %s.\n"
+                "Its changes are checked against this query now. Let one task keep an audience.",
+                ", ".join(others),
+            )
+        if not self.ledger.version and (neighbours := self.ledger.neighbours()):
+            log.warning(
+                "A new ledger begins beside another one of the same audience:\n%s", "\n".join(neighbours)
+            )
 
     def _finish(self, report: Report) -> None:
         """Send what an earlier try left of its plan, without reading the source."""
@@ -478,6 +494,11 @@ def combined_report(
     report.removed.update({"": outcome.acknowledged - outcome.added})
     report.unsent = outcome.changes - outcome.acknowledged - outcome.refused
     return report
+
+
+def _task_of(owner: str) -> str:
+    """Return DAG and task of an owner, without the run."""
+    return ".".join(owner.split("/")[:2]) if owner.count("/") > 1 else owner.partition("/")[0]
 
 
 def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
