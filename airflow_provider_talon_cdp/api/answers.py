@@ -45,7 +45,7 @@ _SUCCESS = {
     Operation.DELETE_AUDIENCE: 204,
     Operation.UPDATE_PROFILE: 200,
     Operation.UPDATE_PROFILE_AUDIENCES: 200,
-    # 204 alone: a 200 here means that another route took the request, and no membership changed.
+    # Nothing but 204: a 200 here means that another route took the request, and no membership changed.
     Operation.UPDATE_PROFILES_AUDIENCES: 204,
 }
 _LONGEST_TEXT = 500

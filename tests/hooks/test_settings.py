@@ -230,15 +230,9 @@ def test_a_uri_with_an_underscore_says_how_to_write_it(monkeypatch, rest):
     """Airflow reads neither type nor key from it, as a scheme has no underscore."""
     monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", f"talon_cdp://:local-key-1234567890{rest}")
     with pytest.raises(
-        InvalidInputError, match="(?s)talon_cdp_default.*API key is missing.*Write talon-cdp://"
+        InvalidInputError, match="(?s)talon_cdp_default.*API key is missing.*begins with talon-cdp://"
     ):
         _ = TalonCdpHook().settings
-
-
-def test_a_missing_key_of_another_connection_does_not_speak_of_uris(connect):
-    with pytest.raises(InvalidInputError, match="API key is missing") as error:
-        _ = connect(password="").settings
-    assert "talon-cdp://" not in str(error.value)
 
 
 def test_another_connection_is_chosen_by_its_id(talon, monkeypatch):
