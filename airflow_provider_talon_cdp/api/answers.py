@@ -262,7 +262,7 @@ def _error(
                 request,
                 status,
                 body,
-                'With if_exists="skip" or "update", CreateAudienceOperator keeps the audience that has this ID.',
+                'With if_exists="skip" or "update", CreateAudienceOperator keeps the existing audience.',
             )
         case 408 | 409 | 425 | 429:
             return _transient(request, status, headers, body, now)

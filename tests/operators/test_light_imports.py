@@ -11,7 +11,8 @@ import pytest
 @pytest.mark.parametrize("module", ["audience", "profile"])
 def test_an_operators_module_brings_neither_the_hook_nor_an_http_client(module):
     code = (
-        "import sys; from airflow.providers.common.compat.sdk import BaseOperator, Context; before = set(sys.modules); "
+        "import sys; from airflow.providers.common.compat.sdk import BaseOperator, Context; "
+        "before = set(sys.modules); "
         f"import airflow_provider_talon_cdp.operators.{module}; print(*sorted(set(sys.modules) - before))"
     )
     run = subprocess.run(
