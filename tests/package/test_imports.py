@@ -28,7 +28,7 @@ ALLOWED = {
     "membership": {"contract", "cursor", "exceptions", "hooks", "ledgered", "ledgers", "operators", "sync"},
     "__main__": {"api", "exceptions", "ledgered", "ledgers"},
     "hooks": {"api", "connection_form", "exceptions", "contract"},
-    "operators": {"exceptions", "hooks", "contract", "ledgers", "membership", "sync"},
+    "operators": {"connection_form", "exceptions", "hooks", "contract", "ledgers", "membership", "sync"},
     "transfers": {
         "contract",
         "exceptions",
