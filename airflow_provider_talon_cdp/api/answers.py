@@ -45,7 +45,7 @@ _SUCCESS = {
     Operation.DELETE_AUDIENCE: 204,
     Operation.UPDATE_PROFILE: 200,
     Operation.UPDATE_PROFILE_AUDIENCES: 200,
-    # 204 alone: a 200 here means that another route took the request, and no membership changed.
+    # Nothing but 204: a 200 here means that another route took the request, and no membership changed.
     Operation.UPDATE_PROFILES_AUDIENCES: 204,
 }
 _LONGEST_TEXT = 500
@@ -262,7 +262,7 @@ def _error(
                 request,
                 status,
                 body,
-                'With if_exists="skip" or "update", CreateAudienceOperator keeps the audience that has this ID.',
+                'With if_exists="skip" or "update", CreateAudienceOperator keeps the existing audience.',
             )
         case 408 | 409 | 425 | 429:
             return _transient(request, status, headers, body, now)

@@ -5,7 +5,7 @@ Source: Talon.One's Third-party API reference.
 The multi-profile path has two spellings. The reference says ``customer_profiles`` (plural), Talon.One's
 tutorial page says ``customer_profile``. On a deployment that knows the plural, the singular is *Update
 customer profile* of a profile named ``audiences``: it answers 200 and changes no membership. So the plural is
-the default here, and ``answers.py`` takes 204 alone as success of a multi-profile call.
+the default here, and ``answers.py`` takes nothing but 204 as success of a multi-profile call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_talon_cdp.api.settings import Spelling
@@ -69,6 +69,15 @@ class IntegrationState(dict[str, Any]):
     """
 
     may_have_run_twice = False
+
+
+class ProfileOptions(TypedDict, total=False):
+    """Options of ``update_customer_profile``."""
+
+    run_rule_engine: bool
+    add_audiences: Iterable[int]
+    remove_audiences: Iterable[int]
+    skip_unknown_attributes: bool
 
 
 Result = TypeVar("Result", bound=Audience | IntegrationState | None)

@@ -430,7 +430,7 @@ def session_options(session: requests.Session, url: str) -> dict[str, Any]:
 class _Deadline:
     """Cuts the connection of one attempt when its time is over, however slowly the server answers.
 
-    ``requests`` has a timeout for each piece of an answer alone, and pieces may come for hours.
+    ``requests`` only has a timeout for each piece of an answer, and pieces may come for hours.
 
     Args:
         seconds: How long the attempt may take in all.

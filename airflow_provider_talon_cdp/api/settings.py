@@ -145,10 +145,11 @@ def _api_key(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InvalidInputError(
             "API key is missing. Put the third-party API key into the connection's API key field\n"
-            "(type Customer Data Platform, from Talon.One's Campaign Manager)."
+            "(type Customer Data Platform, from Talon.One's Campaign Manager).\n"
+            "A connection that is a URI begins with talon-cdp://: Airflow reads nothing from talon_cdp://."
         )
     key = _KEY_SCHEME.sub("", value.strip(), count=1)
-    # Visible ASCII alone: a space or a control character would change the header's meaning.
+    # Visible ASCII only: a space or a control character would change the header's meaning.
     if not all("!" <= character <= "~" for character in key):
         raise InvalidInputError(
             "API key contains white space, a control character or a non-ASCII character.\nCopy it again."

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import replace
 from functools import cached_property
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import requests
 from airflow.providers.common.compat.sdk import Connection
@@ -17,7 +17,7 @@ from requests.utils import default_headers
 from airflow_provider_talon_cdp import connection_form
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.attribute_rows import AttributesEncoder
-from airflow_provider_talon_cdp.api.calls import Audience, IntegrationState
+from airflow_provider_talon_cdp.api.calls import Audience, IntegrationState, ProfileOptions
 from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, TalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.api.senders import AttributesOptions, AttributesSender, MembersSender
 from airflow_provider_talon_cdp.api.settings import (
@@ -32,15 +32,6 @@ from airflow_provider_talon_cdp.contract import AttributeType, AudienceIdType, O
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 
 S = TypeVar("S")
-
-
-class ProfileOptions(TypedDict, total=False):
-    """Options of *Update customer profile*; see ``calls.update_customer_profile``."""
-
-    run_rule_engine: bool
-    add_audiences: Iterable[int]
-    remove_audiences: Iterable[int]
-    skip_unknown_attributes: bool
 
 
 class TalonCdpHook(HttpHook):
@@ -83,12 +74,6 @@ class TalonCdpHook(HttpHook):
         """The connection's fields, checked and normalised."""
         connection = self.get_connection(self.talon_cdp_conn_id)
         with self._named():
-            if not connection.conn_type and not connection.password:
-                raise InvalidInputError(
-                    "API key is missing, and the connection has no type.\n"
-                    "If it is a URI that begins with talon_cdp://, Airflow reads nothing from it.\n"
-                    "Write talon-cdp://, with a dash."
-                )
             base_url = join_url(connection.host, connection.schema, connection.port)
             return read_settings(connection.password or "", base_url, self._extra(connection))
 
@@ -132,7 +117,7 @@ class TalonCdpHook(HttpHook):
         session.headers.clear()
         session.headers.update({**default_headers(), **(headers or {})})
         session.auth = None
-        # Each request stands alone.
+        # No request depends on another.
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.base_url = self.settings.base_url
         return session
@@ -158,11 +143,7 @@ class TalonCdpHook(HttpHook):
         return self.client.send(calls.create_audience(audience_id, audience_name))
 
     def update_audience(self, audience_id: str, audience_name: str) -> Audience:
-        """Rename an audience.
-
-        Args:
-            audience_id: ID of the audience in the CDP.
-            audience_name: New name in the Campaign Manager.
+        """Rename an audience in the Campaign Manager.
 
         Raises:
             NotFoundError: There is no such audience.
@@ -170,10 +151,7 @@ class TalonCdpHook(HttpHook):
         return self.client.send(calls.update_audience(audience_id, audience_name))
 
     def delete_audience(self, audience_id: str) -> None:
-        """Delete an audience and every membership of it.
-
-        Args:
-            audience_id: ID of the audience in the CDP.
+        """Delete an audience, by its ID in the CDP, and every membership of it.
 
         Raises:
             NotFoundError: There is no such audience.

@@ -224,7 +224,8 @@ def test_retry_after_is_kept_on_the_error(header, seconds):
 
 
 def test_what_was_sent_is_masked_where_talon_one_quotes_it():
-    said = "profile anna.k@example.com: City 'Zürich' is wrong, Age 41 too, see /cdp/customer_profile/anna.k%40example.com"
+    said = "profile anna.k@example.com: City 'Zürich' is wrong, Age 41 too, see "
+    said += "/cdp/customer_profile/anna.k%40example.com"
     text = str(fail(PROFILE, 400, {**CDP_ERROR, "Error": said}))
     assert "anna" not in text
     assert "Zürich" not in text

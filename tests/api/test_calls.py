@@ -116,7 +116,7 @@ def test_any_id_is_one_path_segment_that_decodes_to_itself(identifier):
     ],
 )
 def test_an_id_that_is_a_step_in_a_path_is_refused_with_the_reason(call, dots):
-    """A proxy that normalises URLs makes another call of it: ``customer_profile/../audiences``, for example."""
+    """A proxy that normalises URLs makes another call of it, such as *Update customer profile*."""
     with pytest.raises(InvalidInputError, match="cannot stand in the path of a request:\na proxy"):
         call(dots)
 

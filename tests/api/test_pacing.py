@@ -1,4 +1,4 @@
-"""When requests leave: the pacer against simulated token buckets, and waits after failures. No clock, no network."""
+"""When requests leave: the pacer against simulated token buckets, and waits after failures. No clock."""
 
 from __future__ import annotations
 

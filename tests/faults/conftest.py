@@ -13,14 +13,14 @@ from airflow_provider_talon_cdp.emulator import Emulator
 
 @pytest.fixture
 def talon():
-    """A local Talon.One of its own for each test: a request that one test gave up must not count in the next."""
+    """A local Talon.One for each test: a request that one test gave up must not count in the next."""
     with Emulator() as emulator:
         yield emulator
 
 
 @pytest.fixture
 def connect(talon, monkeypatch):
-    """Set the Airflow connection: the emulator's, with other fields; fast, as rates are not the matter here."""
+    """Set the Airflow connection: the emulator's, with other fields; fast, as rates do not matter here."""
 
     def connect(extra=None, emulator=talon, **fields):
         connection = emulator.connection() | fields
@@ -53,7 +53,7 @@ def run(connect):
 
 @pytest.fixture
 def logged(caplog, capfd):
-    """What was logged so far: from Airflow 3 on, an operator's own log goes past ``logging`` to the terminal."""
+    """What was logged so far: in Airflow 3 an operator's own log goes past ``logging`` to the terminal."""
     caplog.set_level("DEBUG")
 
     def text():

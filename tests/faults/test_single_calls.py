@@ -223,7 +223,7 @@ def test_an_updated_create_whose_answer_was_lost_ends_in_the_wanted_state(run, t
 
 
 def test_a_delete_whose_answer_was_lost_does_not_fail_without_a_hint(run, talon):
-    """The audience is gone, as was wanted: green, or red with the hint that an earlier attempt may have done it."""
+    """The audience is gone, as was wanted: green, or red with a hint at the earlier attempt."""
     run(CreateAudienceOperator(task_id="setup", audience_id="old", audience_name="Old"))
     talon.fail_next("reset_after")
     try:

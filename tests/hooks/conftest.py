@@ -312,7 +312,7 @@ def proxy():
 
 @pytest.fixture
 def answer_raw():
-    """Start servers that read a request and send pieces: bytes, or a function that yields them. Returns the port."""
+    """Start servers that read a request and send pieces: bytes, or functions that yield them."""
     closing = threading.Event()
     with contextlib.ExitStack() as stack:
 

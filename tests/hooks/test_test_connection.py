@@ -31,7 +31,7 @@ def test_it_changes_nothing_in_either_spelling(connect, deployment, spelling):
 
 
 def test_a_wrong_spelling_is_named(connect, deployment):
-    """Nothing else is wrong with such a connection, so the answer must not send the user after the audience."""
+    """Nothing else is wrong with such a connection, so the answer must not blame the audience."""
     other = {"plural": "singular", "singular": "plural"}[deployment.state()["multi_profile_path"]]
     _, message = connect({"multi_profile_path": other}, host=deployment.url).test_connection()
     assert "Multi-profile path" in message

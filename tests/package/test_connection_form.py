@@ -1,4 +1,4 @@
-"""The connection form as the running Airflow builds it: from metadata since 3.2, from the hook's methods before."""
+"""The connection form as Airflow builds it: from metadata since 3.2, from the hook's methods before."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUILD = Path(__file__).with_name("build_connection_form.py")
 
 @pytest.fixture(scope="module")
 def form():
-    """Built in a process of its own: for this Airflow 3 puts mocks of its old web server's parts in ``sys.modules``."""
+    """Built in a process of its own: Airflow 3 puts mocks of its old web server in ``sys.modules``."""
     command = [sys.executable, "-W", "ignore", BUILD]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -58,7 +58,7 @@ def test_the_port_is_shown_with_the_usual_one(form):
 
 
 def test_only_the_deployment_host_must_be_filled_in():
-    """Airflow 3 shows a red star where null is not among the types, and offers null where it is among the choices."""
+    """Airflow 3 shows a red star where null is not a type, and offers null where it is a choice."""
     schemas = {name: field["schema"] for name, field in connection_form.conn_fields().items()}
     assert [name for name, schema in schemas.items() if "null" not in schema["type"]] == ["deployment_host"]
     assert schemas["multi_profile_path"]["enum"] == ["plural", "singular"]
