@@ -214,6 +214,10 @@ class LedgerBusyError(LedgerUnavailableError):
     """Another run has the ledger, and nothing was sent."""
 
 
+class LedgerBusyError(LedgerError):
+    """Another run is at work on the ledger; nothing was sent, and the same call may succeed when that run has ended."""
+
+
 class RejectedRecordsError(TalonCdpError):
     """Everything good was sent, and more records were refused than ``max_rejected`` allows.
 
