@@ -211,11 +211,7 @@ class LedgerUnavailableError(LedgerError):
 
 
 class LedgerBusyError(LedgerUnavailableError):
-    """Another run has the ledger, and nothing was sent."""
-
-
-class LedgerBusyError(LedgerError):
-    """Another run is at work on the ledger; nothing was sent, and the same call may succeed when that run has ended."""
+    """Another run has the ledger, and nothing was sent. Another try may find it free."""
 
 
 class RejectedRecordsError(TalonCdpError):
