@@ -203,6 +203,7 @@ class ExplicitJournal:
     def __init__(self, outside: OutsideChanges) -> None:
         self.changes = 0
         self._outside = outside
+        self._in_flight = 0
 
     @property
     def dead_letters(self) -> str | None:
@@ -210,13 +211,16 @@ class ExplicitJournal:
         return self._outside.dead_letters
 
     def leaving(self, number: int) -> None:
-        """Nothing is noted here; see ``_noted``."""
+        """Count it: what it changes was noted before; see ``_noted``."""
+        self._in_flight += 1
 
     def landed(self, number: int, refused: Iterable[int] = (), skipped: Iterable[int] = ()) -> None:
-        """A retry sends all changes again."""
+        """Count it."""
+        self._in_flight -= 1
 
     def without_effect(self, number: int) -> None:
-        """A retry sends all changes again."""
+        """Count it."""
+        self._in_flight -= 1
 
     def reject(self, letter: Mapping[str, Any]) -> None:
         """Put a record into the dead letters."""
@@ -230,8 +234,8 @@ class ExplicitJournal:
         self._outside.flush()
 
     def end(self) -> None:
-        """Make the letters durable."""
-        self._outside.flush()
+        """Make the letters durable, and tell the ledgers whether something may still arrive."""
+        self._outside.end(in_flight=self._in_flight > 0)
 
     def refuse_lost(self) -> None:
         """Nobody takes explicit changes over."""

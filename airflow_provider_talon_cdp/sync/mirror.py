@@ -320,7 +320,9 @@ class Mirror:
             resumed: Whether this run has finished the plan of an earlier try, so that what was refused then is not sent again.
         """
         refused = self._refused_before() if resumed or self.retry_rejected == "never" else frozenset()
-        leave_out = partial(_left_out, refused=refused, resumed=resumed)
+        # A dry run writes nothing.
+        carry = self.ledger.carry if consume == self.ledger.draft else lambda _: None
+        leave_out = partial(_left_out, refused=refused, resumed=resumed, carry=carry)
         try:
             plan = self._plan_once(consume, lambda records: records, leave_out)
         except OutOfOrderError:
@@ -489,7 +491,12 @@ def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
 
 
 def _left_out(
-    changes: Iterable[Chunk], counts: Counts, *, refused: frozenset[Member], resumed: bool
+    changes: Iterable[Chunk],
+    counts: Counts,
+    *,
+    refused: frozenset[Member],
+    resumed: bool,
+    carry: Callable[[Chunk], None],
 ) -> Iterator[Chunk]:
     """Leave out additions that Talon.One refused before.
 
@@ -498,25 +505,23 @@ def _left_out(
         counts: Of the plan.
         refused: What to leave out.
         resumed: Whether it was refused, and counted, in this run.
+        carry: Called with what is left out, so that later runs know of it.
     """
     for chunk in changes:
-        additions = zip(chunk.ids, chunk.each_key, chunk.each_verb, strict=False)
-        bad = (
-            [
-                at
-                for at, (*member, verb) in enumerate(additions)
-                if verb not in REMOVING and tuple(member) in refused
-            ]
-            if refused
-            else []
-        )
-        for change in chunk.at(bad).changes():
-            counts.additions[change.key] -= 1
+        members = zip(chunk.ids, chunk.each_key, strict=False) if refused else ()
+        bad = [at for at, member in enumerate(members) if member in refused]
+        bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=False) if verb not in REMOVING]
+        if not bad:
+            yield chunk
+            continue
+        carry(chunk.at(bad))
+        for key, part in chunk.at(bad).by_key():
+            counts.additions[key] -= len(part)
         if resumed:
             counts.duplicate += len(bad)
-        elif bad:
+        else:
             counts.rejected[_REFUSED_BEFORE] += len(bad)
-        if rest := chunk.without(bad) if bad else chunk:
+        if rest := chunk.without(bad):
             yield rest
 
 

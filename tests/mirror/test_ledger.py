@@ -49,7 +49,7 @@ def test_only_changes_travel(full, mirror, agrees, talon):
 
 
 def test_members_that_the_mirror_did_not_add_stay(full, mirror, vip, ledger_of):
-    vip._service.store._by_external["vip"].members.add("by hand")
+    vip.add_members("vip", ["by hand"])
     full.fill(TEN[1:])
     mirror()
     assert vip.members("vip") == {*TEN[1:], "by hand"}

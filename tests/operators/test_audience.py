@@ -58,7 +58,7 @@ def test_create_says_that_the_audience_may_need_connecting(run, caplog, capfd):
 
 def test_create_fails_when_the_audience_exists(run, talon):
     run(create())
-    with pytest.raises(AudienceExistsError, match="exists already"):
+    with pytest.raises(AudienceExistsError, match="already exists"):
         run(create(audience_name="Other"))
     assert talon.audiences()["vip"]["name"] == "VIP"
 

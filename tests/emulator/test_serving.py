@@ -1,6 +1,7 @@
 """Faults as a client meets them on the wire."""
 
 import asyncio
+import json
 import socket
 import time
 
@@ -8,8 +9,8 @@ import pytest
 import requests
 
 from airflow_provider_talon_cdp.emulator import Emulator
-from airflow_provider_talon_cdp.emulator.app import App
-from airflow_provider_talon_cdp.emulator.service import Service, Settings
+from airflow_provider_talon_cdp.emulator.service import EmulatorSettings, Service
+from airflow_provider_talon_cdp.emulator.serving import App
 
 INTEGRATION_STATE = {"effects": [], "createdCoupons": [], "createdReferrals": []}
 
@@ -112,6 +113,14 @@ def test_a_call_that_is_refused_anyway_uses_up_no_fault(emulator, call):
     assert call.profile("anna").status_code == 500
 
 
+HEADERS = {
+    "Authorization": "ApiKey-v1 local-key-1234567890",
+    "customer-data-platform-name": "Tests",
+    "destination-hostname": "demo.europe-west1.talon.one",
+    "Content-Type": "application/json",
+}
+
+
 def scope(**fields):
     return {"type": "http", "method": "GET", "query_string": b"", "headers": [], "path": "/", **fields}
 
@@ -126,7 +135,7 @@ def run(application_scope):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(App(Service(Settings()), "http://x")(application_scope, receive, send))
+    asyncio.run(App(Service(EmulatorSettings()), "http://x")(application_scope, receive, send))
     return sent[0]["status"]
 
 
@@ -148,3 +157,108 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_request(emulator, 
         assert other.requests() == []
     assert emulator.requests() == []
     assert caplog.records == []
+
+
+def read(emulator, call, size, **fault):
+    """Ask for one answer under a fault, and read at most so many bytes of it."""
+    emulator.fail_next(**fault)
+    url = f"{emulator.url}/cdp/customer_profile/anna"
+    with call.session.put(url, data=b"{}", headers=call.headers, stream=True, timeout=5) as answer:
+        body = b""
+        for piece in answer.iter_content(1 << 16):
+            body += piece
+            if len(body) >= size:
+                break
+        return answer, body
+
+
+def test_an_endless_answer_goes_on_until_the_client_leaves(emulator, call):
+    answer, body = read(emulator, call, 3_000_000, kind="endless")
+    assert (answer.status_code, len(body) >= 3_000_000, body[:12]) == (200, True, b'{"effects": ')
+    assert emulator.profiles() == {"anna"}
+    assert call.profile("bert").status_code == 200
+
+
+def test_an_endless_answer_ends_with_the_emulator(caller):
+    with Emulator() as emulator:
+        emulator.fail_next("endless")
+        call = caller(emulator)
+        stream = call.session.put(
+            f"{emulator.url}/cdp/customer_profile/anna",
+            data=b"{}",
+            headers=call.headers,
+            stream=True,
+            timeout=5,
+        )
+        assert next(stream.iter_content(10))
+        started = time.monotonic()
+    with stream:
+        assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("kind", ["large", "gzip_bomb"])
+def test_an_answer_of_many_megabytes_is_valid_json(emulator, call, kind):
+    answer, body = read(emulator, call, 1 << 30, kind=kind, megabytes=3)
+    assert 3 << 20 < len(body) < 4 << 20
+    assert set(json.loads(body)) == {"effects", "padding"}
+    assert answer.headers.get("Content-Encoding") == ("gzip" if kind == "gzip_bomb" else None)
+    assert answer.raw.tell() < (100_000 if kind == "gzip_bomb" else 4 << 20)
+    assert emulator.profiles() == {"anna"}
+
+
+@pytest.mark.parametrize("kind", ["endless", "large", "gzip_bomb"])
+def test_with_an_error_status_nothing_happened(emulator, call, kind):
+    answer, _ = read(emulator, call, 1, kind=kind, status=503)
+    assert (answer.status_code, emulator.profiles()) == (503, set())
+
+
+def raw_answer(emulator, **fault):
+    """What comes over the wire, byte by byte, with the time of each read."""
+    emulator.fail_next(**fault)
+    host, port = emulator.url.removeprefix("http://").split(":")
+    head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        first = "PUT /cdp/customer_profile/anna HTTP/1.1\r\nHost: x\r\n"
+        connection.sendall(f"{first}{head}Content-Length: 2\r\n\r\n{{}}".encode())
+        pieces = []
+        while piece := connection.recv(1000):
+            pieces.append(piece)
+        return pieces
+
+
+def test_an_answer_drips_byte_by_byte_from_its_first_on(emulator, caplog):
+    pieces = raw_answer(emulator, kind="drip", seconds=0.002)
+    assert len(pieces) > 100
+    whole = b"".join(pieces)
+    assert whole.startswith(b"HTTP/1.1 200 OK\r\ncontent-length: ")
+    head, _, body = whole.partition(b"\r\n\r\n")
+    assert f"content-length: {len(body)}".encode() in head
+    assert json.loads(body)["customerProfile"]["integrationId"] == "anna"
+    assert caplog.records == []
+
+
+def test_a_client_that_leaves_a_dripping_answer_stops_it(emulator, call):
+    emulator.fail_next("drip", seconds=0.05)
+    with pytest.raises(requests.Timeout):
+        call.send("PUT", "/cdp/customer_profile/anna", {}, timeout=0.02)
+    assert emulator.profiles() == {"anna"}
+    assert call.profile("anna").status_code == 200
+
+
+def test_an_answer_is_cut_in_its_middle(emulator, call, caplog):
+    emulator.fail_next("cut")
+    with pytest.raises(requests.exceptions.ChunkedEncodingError, match="IncompleteRead"):
+        call.profile("anna")
+    assert emulator.profiles() == {"anna"}
+    call.create("vip")
+    emulator.fail_next("cut")
+    with pytest.raises(requests.ConnectionError):
+        call.external(("anna", ["vip"]))
+    assert emulator.members("vip") == {"anna"}
+    assert caplog.records == []
+
+
+def test_a_conflict_on_demand(emulator, call):
+    emulator.fail_next("status", status=409)
+    assert call.profile("anna").json()["Error"] == "Conflict"
+    assert emulator.profiles() == set()

@@ -1,11 +1,15 @@
-"""What is refused before anything happens: headers, lengths, types, limits."""
+"""From a request to a call: paths in both spellings, IDs that hold anything, and what is refused."""
 
 import json
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from airflow_provider_talon_cdp.emulator import calls
 from airflow_provider_talon_cdp.emulator.answers import RefusedError
-from airflow_provider_talon_cdp.emulator.routes import (
+from airflow_provider_talon_cdp.emulator.calls import (
     CREATE_AUDIENCE,
     DELETE_AUDIENCE,
     UPDATE_AUDIENCE,
@@ -14,8 +18,97 @@ from airflow_provider_talon_cdp.emulator.routes import (
     UPDATE_PROFILES_EXTERNAL,
     UPDATE_PROFILES_INTERNAL,
     Route,
+    check_headers,
+    read_call,
 )
-from airflow_provider_talon_cdp.emulator.validation import Change, check_headers, read_call
+from airflow_provider_talon_cdp.emulator.store import MembershipChange
+
+ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+def status(method, path, spelling="plural"):
+    with pytest.raises(RefusedError) as caught:
+        calls.find_route(method, path, spelling)
+    return caught.value.status
+
+
+@given(ids)
+def test_any_id_survives_the_path(value):
+    path = f"/cdp/customer_profile/{quote(value, safe='')}/audiences".encode()
+    for spelling in ("plural", "singular"):
+        assert calls.find_route("PUT", path, spelling) == calls.Route(calls.UPDATE_PROFILE_AUDIENCES, value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        (b"a%2Fb", "a/b"),
+        (b"%2E%2E", ".."),
+        (b"..", ".."),
+        (b"%3F%23%25", "?#%"),
+        (b"a+b", "a+b"),
+        (b"%C3%BC", "ü"),
+    ],
+)
+def test_a_segment_is_decoded_once_and_not_tidied(raw, value):
+    assert calls.find_route("PUT", b"/cdp/customer_profile/" + raw, "plural").path_id == value
+
+
+@pytest.mark.parametrize("raw", [b"%", b"%2", b"%zz", b"%FF", b"%C3%28", b"%ED%A0%80"])
+def test_a_segment_that_cannot_be_decoded_is_a_400(raw):
+    assert status("PUT", b"/cdp/customer_profile/" + raw) == 400
+
+
+@pytest.mark.parametrize(
+    ("spelling", "path", "operation", "path_id"),
+    [
+        ("plural", b"/cdp/customer_profiles/audiences", calls.UPDATE_PROFILES_INTERNAL, ""),
+        ("plural", b"/cdp/v2/customer_profiles/audiences", calls.UPDATE_PROFILES_EXTERNAL, ""),
+        ("plural", b"/cdp/customer_profile/audiences", calls.UPDATE_PROFILE, "audiences"),
+        ("singular", b"/cdp/customer_profile/audiences", calls.UPDATE_PROFILES_INTERNAL, ""),
+        ("singular", b"/cdp/v2/customer_profile/audiences", calls.UPDATE_PROFILES_EXTERNAL, ""),
+        (
+            "plural",
+            b"/cdp/customer_profile/audiences/audiences",
+            calls.UPDATE_PROFILE_AUDIENCES,
+            "audiences",
+        ),
+        (
+            "singular",
+            b"/cdp/customer_profile/audiences/audiences",
+            calls.UPDATE_PROFILE_AUDIENCES,
+            "audiences",
+        ),
+    ],
+)
+def test_the_spelling_decides_what_is_a_multi_profile_call(spelling, path, operation, path_id):
+    assert calls.find_route("PUT", path, spelling) == calls.Route(operation, path_id)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "path"),
+    [
+        ("plural", b"/cdp/v2/customer_profile/audiences"),
+        ("singular", b"/cdp/customer_profiles/audiences"),
+        ("singular", b"/cdp/v2/customer_profiles/audiences"),
+        ("plural", b"/cdp/customer_profile/a/b"),
+        ("plural", b"/cdp"),
+        ("plural", b"/CDP/audiences"),
+        ("plural", b"//cdp/audiences"),
+        ("plural", b"/cdp/audiences/a/b"),
+        ("plural", b""),
+    ],
+)
+def test_other_paths_are_a_404(spelling, path):
+    assert status("PUT", path, spelling) == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "POST"])
+def test_a_wrong_method_is_a_405_that_names_the_right_ones(method):
+    with pytest.raises(RefusedError) as caught:
+        calls.find_route(method, b"/cdp/audiences/vip", "plural")
+    assert (caught.value.status, caught.value.headers) == (405, {"Allow": "DELETE, PUT"})
+
 
 GOOD = {
     "authorization": "ApiKey-v1 key",
@@ -54,25 +147,25 @@ def read(operation, data, path_id="", skip=(), content_type="application/json"):
 )
 def test_a_wrong_header_is_refused(header, value, status):
     with pytest.raises(RefusedError) as caught:
-        check_headers({**GOOD, header: value}, "key", "a.talon.one")
+        check_headers({**GOOD, header: value}, {"": "key"}, "a.talon.one")
     assert caught.value.status == status
 
 
 def test_good_headers_pass():
-    check_headers(GOOD, "key", "A.talon.one")
+    check_headers(GOOD, {"": "key"}, "A.talon.one")
     check_headers(
-        {**GOOD, "authorization": "ApiKey-v1 other", "destination-hostname": "b.c:8080"}, None, None
+        {**GOOD, "authorization": "ApiKey-v1 other", "destination-hostname": "b.c:8080"}, {"": None}, None
     )
 
 
 def test_the_missing_deployment_has_the_words_of_the_contract():
     with pytest.raises(RefusedError, match=r"^No Deployment URL specified$"):
-        check_headers({**GOOD, "destination-hostname": ""}, None, None)
+        check_headers({**GOOD, "destination-hostname": ""}, {"": None}, None)
 
 
 def test_the_key_is_looked_at_first():
     with pytest.raises(RefusedError) as caught:
-        check_headers({}, None, None)
+        check_headers({}, {"": None}, None)
     assert caught.value.status == 401
 
 
@@ -89,7 +182,7 @@ def test_the_key_is_looked_at_first():
         (CREATE_AUDIENCE, {"audienceId": 1, "audienceName": "n"}, ""),
         (CREATE_AUDIENCE, {"audienceId": "a", "audienceName": None}, ""),
         (UPDATE_AUDIENCE, {"audienceName": "n"}, "a"),
-        (UPDATE_AUDIENCE, {"audienceId": "b", "audienceName": "n"}, "a"),
+        (UPDATE_AUDIENCE, {"audienceId": "", "audienceName": "n"}, "a"),
         (DELETE_AUDIENCE, b"", ""),
         (DELETE_AUDIENCE, b"", LONG),
         (UPDATE_PROFILE, {}, ""),
@@ -149,7 +242,7 @@ def test_a_thousand_changes_pass_and_one_more_does_not(operation):
 def test_ids_of_a_thousand_characters_of_any_kind_pass():
     wide = "\N{GRINNING FACE}" * 1000
     call = read(UPDATE_PROFILES_EXTERNAL, {"data": [{"customerProfileId": wide, "adds": [wide]}]})
-    assert call.external == (Change(wide, (wide,), ()),)
+    assert call.changes == (MembershipChange(wide, (wide,), ()),)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +256,7 @@ def test_ids_of_a_thousand_characters_of_any_kind_pass():
     ],
 )
 def test_a_change_of_audiences_runs_the_rule_engine(data, runs):
-    assert read(UPDATE_PROFILE, data, "p").run_rule_engine is runs
+    assert read(UPDATE_PROFILE, data, "p").run_rules is runs
 
 
 @pytest.mark.parametrize(("skip", "expected"), [((), False), (("false",), False), (("true",), True)])
@@ -194,3 +287,24 @@ def test_a_declared_charset_does_no_harm():
 def test_bottomless_attributes_are_refused():
     with pytest.raises(RefusedError, match="nested too deeply"):
         read(UPDATE_PROFILE, b'{"attributes": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}", "p")
+
+
+def test_an_update_of_one_profiles_audiences_always_runs_rules():
+    assert read(UPDATE_PROFILE_AUDIENCES, {"data": {}}, "p").run_rules is True
+
+
+@pytest.mark.parametrize("operation", [UPDATE_PROFILES_INTERNAL, UPDATE_PROFILES_EXTERNAL])
+def test_a_multi_profile_call_runs_none(operation):
+    assert read(operation, {"data": [{"customerProfileId": "p", "adds": []}]}).run_rules is False
+
+
+def test_the_path_says_which_audience_is_renamed():
+    call = read(UPDATE_AUDIENCE, {"audienceId": "b", "audienceName": "n"}, "a")
+    assert (call.audience_id, call.audience_name) == ("a", "n")
+
+
+def test_a_key_says_which_environment():
+    keys = {"sandbox": "one", "live": "key"}
+    assert check_headers(GOOD, keys, None) == "live"
+    with pytest.raises(RefusedError, match=r"^Missing Session Token$"):
+        check_headers({**GOOD, "authorization": "ApiKey-v1 two"}, keys, None)

@@ -1,9 +1,11 @@
-"""The token bucket, on a clock of its own."""
+"""The token bucket on a clock of its own, profiles in flight, and the log, which is bounded."""
+
+from dataclasses import replace
 
 import pytest
 
 from airflow_provider_talon_cdp.emulator.answers import RefusedError
-from airflow_provider_talon_cdp.emulator.limits import InFlight, RateLimit
+from airflow_provider_talon_cdp.emulator.traffic import KEPT, InFlight, LoggedRequest, RateLimit, RequestLog
 
 
 class Clock:
@@ -81,3 +83,21 @@ def test_a_profile_is_free_again_when_its_request_has_failed():
             pass
         with flights.hold(frozenset("c")):
             pass
+
+
+REQUEST = LoggedRequest("t", "PUT", "/p", "", "update_profile", 200, "u", 0, None, "", None)
+
+
+def test_the_last_requests_are_kept_and_all_are_counted():
+    log = RequestLog()
+    for number in range(KEPT + 5):
+        log.add(replace(REQUEST, changes=number))
+    log.add(replace(REQUEST, status=None, operation=""))
+    assert (len(log.last()), log.last()[0].changes) == (KEPT, 6)
+    assert log.counters() == {
+        "total": KEPT + 6,
+        "by_status": {"200": KEPT + 5, "none": 1},
+        "by_operation": {"none": 1, "update_profile": KEPT + 5},
+    }
+    log.clear()
+    assert (log.last(), log.counters()["total"]) == ([], 0)
