@@ -53,7 +53,7 @@ class Sender:
         world: Where members are.
         process: Who sends.
         allowed: Says whether the guard has passed.
-        faults: What happens at the n-th request: ``(error, after_effect)``, or an audience that somebody deletes.
+        faults: What happens at the n-th request: ``(error, after_effect)``, or a deleted audience.
         seed: Of the delays, and of what becomes of requests in flight when the process goes away.
     """
 
