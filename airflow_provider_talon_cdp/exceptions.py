@@ -150,6 +150,10 @@ class LedgerError(TalonCdpError):
     """The ledger cannot be used: damaged, of another connection, in use, or not to be read or written."""
 
 
+class LedgerBusyError(LedgerError):
+    """Another run is at work on the ledger; nothing was sent, and the same call may succeed when that run has ended."""
+
+
 class RejectedRecordsError(TalonCdpError):
     """Everything good was sent, and more records were refused than ``max_rejected`` allows.
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from functools import partial
 
 import pytest
 
+from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
-from airflow_provider_talon_cdp.ledgers import acks, manifest, storage
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
-from airflow_provider_talon_cdp.sync.changes import Change
-from tests.ledgers.conftest import changes, names
+from airflow_provider_talon_cdp.ledger import format as format_module
+from airflow_provider_talon_cdp.ledger import storage
+from airflow_provider_talon_cdp.ledger.format import zstd
+from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name
+from tests.ledger.conftest import (
+    FACTS,
+    changes,
+    identified,
+    members,
+    names,
+    plan_of,
+    planned,
+    profiles,
+    spelt,
+)
 
 
 def vip(*profiles):
@@ -23,28 +34,28 @@ def vip(*profiles):
 
 def untokened(name):
     """Name a file without the token of the run that wrote it."""
-    return re.sub(r"-[0-9a-f]{12}(?=[./])", "-RUN", name)
+    return re.sub(r"-[0-9a-f]{12}(?=[./]|$)", "-RUN", name)
 
 
 def test_a_new_ledger_knows_nobody_and_leaves_no_trace(loaded, state):
     ledger = loaded()
-    assert (ledger.version, list(ledger.known()), list(ledger.uncertain())) == (0, [], [])
+    assert (ledger.version, members(ledger.known()), members(ledger.uncertain())) == (0, [], [])
     assert not state.exists() or not list(state.iterdir())
 
 
 def test_members_are_those_that_were_acknowledged(open_ledger, loaded, commit):
     commit(open_ledger(), "+a", "+b", "+c", refused={0: [1]})
-    assert list(loaded().known()) == vip("a", "c")
+    assert members(loaded().known()) == vip("a", "c")
     ledger = loaded()
     commit(ledger, "-a", "+b")
     assert ledger.version == 2
-    assert list(loaded().known()) == vip("b", "c")
+    assert members(loaded().known()) == vip("b", "c")
 
 
 def test_a_refused_removal_leaves_the_member_known(open_ledger, loaded, commit):
     commit(open_ledger(), "+a", "+b")
     commit(open_ledger(), "-a", "-b", refused={0: [0]})
-    assert list(loaded().known()) == vip("a")
+    assert members(loaded().known()) == vip("a")
 
 
 def test_what_may_have_left_without_an_answer_is_uncertain_until_it_is_acknowledged(
@@ -53,62 +64,74 @@ def test_what_may_have_left_without_an_answer_is_uncertain_until_it_is_acknowled
     opened = partial(open_ledger, batch=2, ahead=1)
     commit(opened(), "+a", "+b", "+c", "+d", "+e", "+f", landed=[0], left=2)
     ledger = loaded()
-    assert list(ledger.known()) == vip("a", "b")
-    assert list(ledger.uncertain()) == vip("c", "d")
-    assert [change.uncertain for change in ledger.unacknowledged()] == [True, True, False, False]
+    assert members(ledger.known()) == vip("a", "b")
+    assert members(ledger.uncertain()) == vip("c", "d")
+    assert [change.uncertain for change in spelt(ledger.unacknowledged())] == [True, True, False, False]
     # Not sent in the next version, so as uncertain as before; its batch 1 is acknowledged.
     commit(opened(), "+c?", "-d?", "+e", "+f", landed=[1])
     ledger = loaded()
-    assert list(ledger.known()) == vip("a", "b", "e", "f")
-    assert list(ledger.uncertain()) == vip("c", "d")
+    assert members(ledger.known()) == vip("a", "b", "e", "f")
+    assert members(ledger.uncertain()) == vip("c", "d")
     commit(opened(), "+c?", "-d?")
     ledger = loaded()
-    assert list(ledger.known()) == vip("a", "b", "c", "e", "f")
-    assert list(ledger.uncertain()) == []
+    assert members(ledger.known()) == vip("a", "b", "c", "e", "f")
+    assert members(ledger.uncertain()) == []
 
 
-@pytest.mark.parametrize("verb", ["+", "-"])
-def test_a_refused_change_that_was_uncertain_stays_uncertain(open_ledger, loaded, commit, verb):
-    commit(open_ledger(), f"{verb}a?", "+b", refused={0: [0]})
-    assert list(loaded().known()) == vip("b")
-    assert list(loaded().uncertain()) == vip("a")
+def test_a_refused_addition_that_was_uncertain_stays_uncertain(open_ledger, loaded, commit):
+    commit(open_ledger(), "+a?", "+b", refused={0: [0]})
+    assert members(loaded().known()) == vip("b")
+    assert members(loaded().uncertain()) == vip("a")
+
+
+def test_a_refused_removal_ends_the_doubt_about_a_member_that_was_never_acknowledged(
+    open_ledger, loaded, commit
+):
+    commit(open_ledger(), "+a", "+b")
+    commit(open_ledger(), "-a?", "-x?", "+y?", refused={0: [0, 1, 2]})
+    ledger = loaded()
+    assert members(ledger.known()) == vip("a", "b")
+    # An earlier removal of a member that was acknowledged may have arrived.
+    assert members(ledger.uncertain()) == vip("a", "y")
+    assert members(ledger.unacknowledged()) == vip("a", "y")
+    assert members(ledger.refused()) == vip("a", "x", "y")
 
 
 def test_a_ledger_of_profiles_holds_the_last_fingerprint_that_was_acknowledged(open_ledger, loaded):
     def commit(*changes, landed=(0,), refused=()):
-        ledger = open_ledger(one_per_profile=True)
-        with ledger.locked("me"):
-            ledger.enforce(ledger.stage(lambda *_: changes))
-            ledger.leaving(0)
+        ledger = open_ledger(holds="profiles")
+        with ledger.held("me"):
+            ledger.enforce(ledger.draft(planned(changes)), facts=FACTS)
+            ledger.share().leaving(0)
             for batch in landed:
-                ledger.landed(batch, refused)
-            ledger.flush()
+                ledger.share().landed(batch, refused)
+            ledger.share().flush()
 
     commit(Change("a", "1", "add"), Change("b", "1", "add"), Change("c", "1", "add"))
     commit(Change("a", "2", "add"), Change("b", "1", "remove"), Change("c", "2", "add"), refused=[2])
-    assert list(loaded(one_per_profile=True).known()) == [("a", "2"), ("c", "1")]
+    assert members(loaded(holds="profiles").known()) == [("a", "2"), ("c", "1")]
     commit(Change("a", "3", "add"), Change("c", "2", "remove"), Change("d", "1", "add"), landed=())
     doubts = [("a", "?3"), ("c", "?2"), ("d", "?1")]
-    ledger = loaded(one_per_profile=True)
-    assert (list(ledger.known()), list(ledger.uncertain())) == (doubts, [])
+    ledger = loaded(holds="profiles")
+    assert (members(ledger.known()), members(ledger.uncertain())) == (doubts, [])
 
 
 def test_a_doubt_about_a_profile_outlives_plans_that_leave_it_out(open_ledger, loaded):
     def commit(*changes, left, landed=(), refused=()):
-        ledger, seen = open_ledger(one_per_profile=True), []
-        with ledger.locked("me"):
+        ledger, seen = open_ledger(holds="profiles"), []
+        with ledger.held("me"):
 
             def plan(known, uncertain):
-                seen.extend(known)
+                seen.extend(members(known))
                 assert list(uncertain) == []
-                return changes
+                return [Chunk.of(changes)]
 
-            ledger.enforce(ledger.stage(plan))
+            ledger.enforce(ledger.draft(plan), facts=FACTS)
             if left:
-                ledger.leaving(0)
+                ledger.share().leaving(0)
             for batch in landed:
-                ledger.landed(batch, refused)
-            ledger.flush()
+                ledger.share().landed(batch, refused)
+            ledger.share().flush()
         return seen
 
     commit(Change("a", "1", "add"), Change("b", "1", "add"), left=True)
@@ -122,50 +145,51 @@ def test_a_doubt_about_a_profile_outlives_plans_that_leave_it_out(open_ledger, l
         == known
     )
     assert commit(Change("a", "?1", "remove"), left=True) == [("a", "?1"), ("c", "1")]
-    assert list(loaded(one_per_profile=True).known()) == [("a", "?1"), ("c", "1")]
+    assert members(loaded(holds="profiles").known()) == [("a", "?1"), ("c", "1")]
 
 
 def test_batches_have_the_size_that_was_asked_for(open_ledger, loaded):
-    how = {"one_per_profile": True, "batch": 2}
+    how = {"holds": "profiles", "batch": 2}
     ledger = open_ledger(**how)
-    with ledger.locked("me"):
-        ledger.enforce(ledger.stage(lambda *_: [Change(each, "1", "add") for each in "abcde"]))
-        ledger.leaving(0)
-        ledger.landed(1, [1])
-        ledger.landed(2, [])
-        ledger.flush()
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(planned([Change(each, "1", "add") for each in "abcde"])), facts=FACTS)
+        ledger.share().leaving(0)
+        ledger.share().landed(1, [1])
+        ledger.share().landed(2, [])
+        ledger.share().flush()
     # The plan has its own, whatever a later run asks for.
-    ledger = loaded(one_per_profile=True)
-    assert list(ledger.known()) == [("a", "?1"), ("b", "?1"), ("c", "1"), ("e", "1")]
+    ledger = loaded(holds="profiles")
+    assert members(ledger.known()) == [("a", "?1"), ("b", "?1"), ("c", "1"), ("e", "1")]
 
 
 def test_names_of_attributes_are_kept_with_the_plan(open_ledger, loaded):
-    ledger = open_ledger(one_per_profile=True)
+    ledger = open_ledger(holds="profiles")
     assert ledger.names == ()
-    with ledger.locked("me"):
-        ledger.enforce(ledger.stage(lambda *_: [Change("a", "1", "add")]), names=["tier", "ü"])
-    assert loaded(one_per_profile=True).names == ("tier", "ü")
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(planned([Change("a", "1", "add")])), facts=FACTS, names=["tier", "ü"])
+    assert loaded(holds="profiles").names == ("tier", "ü")
 
 
 def test_a_ledger_of_profiles_and_one_of_members_never_share_a_folder(open_ledger):
-    assert open_ledger(one_per_profile=True).folder != open_ledger().folder
+    assert open_ledger(holds="profiles").folder != open_ledger().folder
 
 
 def test_the_files_are_the_documented_ones(open_ledger, commit):
     ledger = open_ledger()
     commit(ledger, "+a", "+b")
     commit(ledger, "+c", "-a")
-    with ledger.locked("me"):
+    with ledger.held("me"):
         ledger.suspect(["vip"])
     found = names(ledger)
     assert [untokened(name) for name in found] == [
         "00000001-RUN/acks-00000-RUN.json",
-        "00000001-RUN/plan-00000.tsv.gz",
+        "00000001-RUN/plan-00000.tsv.zst",
         "00000002-RUN/acks-00000-RUN.json",
-        "00000002-RUN/members.tsv.gz",
-        "00000002-RUN/plan-00000.tsv.gz",
+        "00000002-RUN/members.tsv.zst",
+        "00000002-RUN/plan-00000.tsv.zst",
         "00000002-RUN/suspects-RUN.json",
-        "manifest-00000002-00000002-RUN.json",
+        "manifest-00000001-00000001-0000-RUN.json",
+        "manifest-00000002-00000002-0001-RUN.json",
     ]
     in_force = json.loads((ledger.folder / found[-1]).read_bytes())["content"]
     plan = in_force["plan"]
@@ -173,36 +197,38 @@ def test_the_files_are_the_documented_ones(open_ledger, commit):
     assert sorted(named) == found[2:5]
 
 
-def test_a_plan_in_force_has_acknowledgements_from_its_first_moment(open_ledger, loaded, state, monkeypatch):
+def test_a_plan_in_force_has_acknowledgements_from_its_first_moment(open_ledger, loaded, monkeypatch):
     written = []
     write_json = storage.write_json
-    for module in (acks, manifest):
-        monkeypatch.setattr(
-            module, "write_json", lambda path, content: (written.append(path.name), write_json(path, content))
-        )
+    monkeypatch.setattr(
+        format_module,
+        "write_json",
+        lambda path, content: (written.append(path.name), write_json(path, content)),
+    )
     ledger = open_ledger()
-    with ledger.locked("me"):
-        ledger.enforce(ledger.stage(lambda *_: changes("+a")))
-    assert list(map(untokened, written)) == ["acks-00000-RUN.json", "manifest-00000001-00000001-RUN.json"]
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+a")), facts=FACTS)
+    assert list(map(untokened, written)) == [
+        "acks-00000-RUN.json",
+        "manifest-00000001-00000001-0000-RUN.json",
+    ]
     ledger = loaded()
-    assert (list(ledger.known()), list(ledger.uncertain())) == ([], [])
-    assert list(ledger.unacknowledged()) == changes("+a")
+    assert (members(ledger.known()), members(ledger.uncertain())) == ([], [])
+    assert spelt(ledger.unacknowledged()) == changes("+a")
 
 
-def test_common_tools_read_the_lines(open_ledger, commit, tmp_path):
+def test_the_lines_are_the_documented_ones(open_ledger, commit):
     ledger = open_ledger()
     commit(ledger, "+a\tb\n\\", "+z", "+ü")
     commit(ledger, "-z")
 
-    def zcat(name):
-        (path,) = [each for each in ledger.folder.rglob("*.gz") if re.search(name, str(each))]
-        copy = tmp_path / "copy.gz"
-        copy.write_bytes(path.read_bytes())
-        return subprocess.run(["zcat", copy], capture_output=True, check=True).stdout.decode()
+    def text(name):
+        (path,) = [each for each in ledger.folder.rglob("*.zst") if re.search(name, str(each))]
+        return zstd.decompress(path.read_bytes()).decode()
 
-    assert zcat("1-.*/plan") == "add\ta\\tb\\n\\\\\nadd\tz\nadd\tü\n"
-    assert zcat("2-.*/members") == "a\\tb\\n\\\\\nz\nü\n"
-    assert zcat("2-.*/plan") == "remove\tz\n"
+    assert text("1-.*/plan") == "a\\tb\\n\\\\\tvip\nz\tvip\nü\tvip\n"
+    assert text("2-.*/members") == "a\\tb\\n\\\\\tvip\nz\tvip\nü\tvip\n"
+    assert text("2-.*/plan") == "z\tvip\tremove\n"
 
 
 def test_a_plan_is_written_in_parts_that_make_one_stream(open_ledger, loaded, commit, monkeypatch):
@@ -210,8 +236,8 @@ def test_a_plan_is_written_in_parts_that_make_one_stream(open_ledger, loaded, co
     ledger = open_ledger(batch=3, part=4)
     commit(ledger, *texts, landed=[0, 2])
     assert [part.lines for part in ledger.manifest.plan.parts] == [6, 5]
-    assert list(loaded().changes()) == changes(*texts)
-    assert [each for each, _ in loaded().known()] == ["00", "01", "02", "06", "07", "08"]
+    assert spelt(loaded().changes()) == changes(*texts)
+    assert profiles(loaded().known()) == ["00", "01", "02", "06", "07", "08"]
 
 
 def test_old_versions_go_and_files_in_use_stay(open_ledger, loaded, commit):
@@ -221,7 +247,7 @@ def test_old_versions_go_and_files_in_use_stay(open_ledger, loaded, commit):
         commit(open_ledger(keep=2), text, landed=[])
     ledger = loaded(keep=2)
     assert ledger.version == 6
-    assert list(ledger.known()) == vip("a", "b")
+    assert members(ledger.known()) == vip("a", "b")
     folders = {name.split("-")[0] for name in names(ledger)} - {"manifest"}
     assert folders == {"00000002", "00000005", "00000006"}
 
@@ -230,31 +256,31 @@ def test_a_plan_that_never_came_into_force_goes_with_the_next(open_ledger, loade
     commit(open_ledger(), "+a")
     killed = open_ledger(batch=1, part=1)
     killed.load()
-    killed.stage(lambda *_: changes("+b", "+c", "+d"))
-    assert list(loaded().known()) == vip("a")
+    killed.draft(plan_of("+b", "+c", "+d"))
+    assert members(loaded().known()) == vip("a")
     commit(open_ledger(), "+e")
-    assert list(loaded().known()) == vip("a", "e")
+    assert members(loaded().known()) == vip("a", "e")
     assert len([name for name in names(loaded()) if re.match("00000002-.*/plan", name)]) == 1
 
 
 def test_a_discarded_plan_leaves_nothing(open_ledger, loaded, commit):
     commit(open_ledger(), "+a")
     ledger = open_ledger()
-    with ledger.locked("me"):
+    with ledger.held("me"):
         before = names(ledger)
-        ledger.discard(ledger.stage(lambda *_: changes("+b")))
+        ledger.discard(ledger.draft(plan_of("+b")))
         assert names(ledger) == before
     commit(open_ledger(), "+c", landed=[])
     ledger = open_ledger()
-    with ledger.locked("me"):
-        ledger.discard(ledger.stage(lambda *_: changes("+b")))
-    assert list(loaded().known()) == vip("a")
+    with ledger.held("me"):
+        ledger.discard(ledger.draft(plan_of("+b")))
+    assert members(loaded().known()) == vip("a")
 
 
 def test_a_plan_need_not_ask_for_all_members(open_ledger, loaded, commit):
     commit(open_ledger(), "+a", "+b")
     commit(open_ledger(), "+c")
-    assert list(loaded().known()) == vip("a", "b", "c")
+    assert members(loaded().known()) == vip("a", "b", "c")
 
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5, True, "3", None])
@@ -270,6 +296,7 @@ def test_versions_to_keep_are_a_positive_integer(open_ledger, keep):
         {"base_url": "http://localhost:8080"},
         {"name": "audience:VIP"},
         {"name": "vip"},
+        {"environment": "live"},
     ],
 )
 def test_another_deployment_base_or_audience_has_another_ledger(open_ledger, loaded, commit, other):
@@ -282,7 +309,7 @@ def test_another_deployment_base_or_audience_has_another_ledger(open_ledger, loa
 def test_a_ledger_that_was_copied_to_another_audience_is_refused(open_ledger, loaded, commit):
     commit(open_ledger(), "+a")
     shutil.copytree(open_ledger().folder, open_ledger(name="other").folder)
-    with pytest.raises(LedgerError, match="belongs to another deployment or audience"):
+    with pytest.raises(LedgerError, match="belongs to another deployment, environment or audience"):
         loaded(name="other")
 
 
@@ -307,10 +334,7 @@ ODD = [
 
 
 def test_odd_names_have_folders_of_their_own_below_the_deployment(tmp_path):
-    folders = {
-        FilesLedger(tmp_path, deployment_host="acme.talon.one", base_url="u", name=ledger_name(each)).folder
-        for each in ODD
-    }
+    folders = {identified(name=audience_ledger_name(each)).folder(tmp_path) for each in ODD}
     assert len(folders) == len(set(ODD))
     assert {folder.parent for folder in folders} == {tmp_path / "acme.talon.one"}
     assert all(len(folder.name) < 100 and folder.name.isascii() for folder in folders)
@@ -319,13 +343,13 @@ def test_odd_names_have_folders_of_their_own_below_the_deployment(tmp_path):
 @pytest.mark.parametrize("name", ODD[:5], ids=range(5))
 def test_odd_names_can_be_written(open_ledger, loaded, commit, name):
     commit(open_ledger(name=name), "+a")
-    assert list(loaded(name=name).known()) == vip("a")
+    assert members(loaded(name=name).known()) == vip("a")
 
 
 def test_a_newer_format_asks_for_an_upgrade(open_ledger, loaded, commit):
     commit(open_ledger(), "+a")
     (path,) = [each for each in open_ledger().folder.iterdir() if each.name.startswith("manifest")]
     content = json.loads(path.read_bytes())["content"]
-    storage.write_json(path, content | {"format": 2})
-    with pytest.raises(LedgerError, match=r"has format 2, .* knows 1\. Upgrade airflow-provider-talon-cdp"):
+    storage.write_json(path, content | {"format": 3})
+    with pytest.raises(LedgerError, match=r"has format 3; .* knows 2\.\nUpgrade airflow-provider-talon-cdp"):
         loaded()

@@ -5,30 +5,21 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger
-from tests.ledgers.conftest import changes
-from tests.sync.fakes import KilledError, Process, Storage
+from airflow_provider_talon_cdp.ledger.adopt import adopt_csv
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, Sizes
+from tests.ledger.conftest import FACTS, VIP, plan_of, profiles
+from tests.storage import KilledError, Process, Storage
 
 
 def ledger_in(storage):
-    return FilesLedger(
-        storage.folder(),
-        deployment_host="acme.talon.one",
-        base_url="u",
-        name="audience:vip",
-        keep=1,
-        batch=2,
-        part=4,
-        ahead=2,
-        sleep=lambda _: None,
-    )
+    sizes = Sizes(batch=2, part=4, ahead=2)
+    return Ledger(storage.folder(), VIP, keep=1, sizes=sizes, sleep=lambda _: None)
 
 
 def said_by(storage):
     ledger = ledger_in(storage)
     ledger.load()
-    return ledger.version, [profile for profile, _ in ledger.known()], [p for p, _ in ledger.uncertain()]
+    return ledger.version, profiles(ledger.known()), profiles(ledger.uncertain())
 
 
 def deaths(storage, work):
@@ -51,12 +42,12 @@ def deaths(storage, work):
 
 def first_version(storage):
     ledger = ledger_in(storage)
-    with ledger.locked("me"):
-        ledger.enforce(ledger.stage(lambda *_: changes("+a", "+b", "+c", "+d")))
-        ledger.leaving(0)
-        ledger.landed(0, [])
-        ledger.landed(1, [1])
-        ledger.flush()
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+a", "+b", "+c", "+d")), facts=FACTS)
+        ledger.share().leaving(0)
+        ledger.share().landed(0, [])
+        ledger.share().landed(1, [1])
+        ledger.share().flush()
 
 
 @pytest.fixture
@@ -71,12 +62,12 @@ def test_a_state_is_the_old_or_the_new_one_at_any_step(storage):
 
     def second_version():
         ledger = ledger_in(storage)
-        with ledger.locked("me"):
-            ledger.enforce(ledger.stage(lambda *_: changes("-a", "+e", "+f", "+g", "+h")))
+        with ledger.held("me"):
+            ledger.enforce(ledger.draft(plan_of("-a", "+e", "+f", "+g", "+h")), facts=FACTS)
             ledger.reject({"profile_id": "x"})
-            ledger.leaving(0)
-            ledger.landed(0, [])
-            ledger.flush()
+            ledger.share().leaving(0)
+            ledger.share().landed(0, [])
+            ledger.share().flush()
 
     for _ in deaths(storage, second_version):
         state = said_by(storage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,28 @@ Folder: TypeAlias = Any
 """A ``pathlib.Path``, or a ``UPath``-like object such as Airflow's ``ObjectStoragePath``."""
 
 _LOCAL = ("", "file", "local")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PIECE = 1 << 16
+_REPAIR = (
+    "Repair the ledger from its kept versions; the command says what is lost:\n"
+    "  python -m airflow_provider_talon_cdp ledger repair FOLDER_OF_THE_LEDGER\n"
+    "Or put a backup back. It does not know what was acknowledged since it was made,\n"
+    'so run the task once with send="all" then.'
+)
+
+
+class DamagedError(LedgerError):
+    """A file of a ledger is not as it was written, or is missing."""
+
+
+def damaged(path: Folder) -> DamagedError:
+    """Make the error of a file that is not as it was written."""
+    return DamagedError(f"The ledger's file {path.name} is damaged.\n{_REPAIR}\nFile: {path}")
+
+
+def gone(path: Folder) -> DamagedError:
+    """Make the error of a file that is not there."""
+    return DamagedError(f"The ledger's file {path.name} is missing.\n{_REPAIR}\nFile: {path}")
 
 
 def as_folder(path: Folder) -> Folder:
@@ -46,35 +69,46 @@ def read_json(path: Folder) -> Any:
     """Read what ``write_json`` wrote, or None when there is no such file.
 
     Raises:
-        LedgerError: The file is damaged or cannot be read.
+        DamagedError: It is not what was written.
+        LedgerError: It cannot be read.
     """
     try:
-        envelope = json.loads(_read_bytes(path))
+        with told("read", path):
+            # One GET: between the two of open() and read() another run may have replaced the object.
+            data = path.read_bytes() if is_local(path) else bytes(path.fs.cat_file(path.path))
+        envelope = json.loads(data)
         content = envelope["content"]
         intact = envelope["sha256"] == _digest(content)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path) from error
     if not intact:
         raise damaged(path)
     return content
 
 
-_ANEW = (
-    "Restore it from a backup, or delete the ledger's folder to start anew: the next mirror then adds every member of "
-    "the query and removes none."
-)
+def read_pieces(path: Folder) -> Iterator[bytes]:
+    """Read a file piece by piece.
 
-
-def damaged(path: Folder) -> LedgerError:
-    """Make the error of a file that is not as it was written."""
-    return LedgerError(f"The ledger's file {path} is damaged. {_ANEW}")
-
-
-def gone(path: Folder) -> LedgerError:
-    """Make the error of a file that is not there."""
-    return LedgerError(f"The ledger's file {path} is gone. {_ANEW}")
+    Raises:
+        FileNotFoundError: There is none.
+        LedgerError: It cannot be read.
+    """
+    with told("read", path):
+        if is_local(path):
+            file = path.open("rb")
+        else:
+            # Clients of object stores cache listings, and another worker may have written since.
+            path.fs.invalidate_cache()
+            file = path.fs.open(path.path, "rb")
+    with file:
+        while True:
+            with told("read", path):
+                piece = file.read(_PIECE)
+            if not piece:
+                return
+            yield piece
 
 
 def remove(path: Folder) -> None:
@@ -108,12 +142,6 @@ def remove_folder(folder: Folder, keep: Collection[str] = ()) -> None:
             folder.rmdir()
 
 
-def _read_bytes(path: Folder) -> bytes:
-    with told("read", path):
-        # One GET: between the two of open() and read() another run may have replaced the object.
-        return path.read_bytes() if is_local(path) else bytes(path.fs.cat_file(path.path))
-
-
 @contextmanager
 def told(doing: str, path: Folder) -> Iterator[None]:
     """Turn whatever a file system or the client of an object store raises into one clear error."""
@@ -122,9 +150,7 @@ def told(doing: str, path: Folder) -> Iterator[None]:
     except (FileNotFoundError, LedgerError):
         raise
     except Exception as error:  # each fsspec backend has errors of its own
-        raise LedgerError(
-            f"Cannot {doing} {path} ({error}). Check the state URI and the rights on it."
-        ) from error
+        raise _cannot(doing, path, error) from error
 
 
 @contextmanager
@@ -140,13 +166,13 @@ def replacing(path: Folder) -> Iterator[IO[bytes]]:
             _abandon(file)
             raise
         # An object store takes an object whole, when it is closed.
-        with told("write", path), _found("write", path):
+        with _found(path), told("write", path):
             file.close()
         return
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
-    with told("write", path), _found("write", path):
+    with _found(path), told("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # IDs are personal data: for the owner's eyes alone.
+        # IDs are personal data: for the owner's eyes only.
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123
@@ -156,19 +182,41 @@ def replacing(path: Folder) -> Iterator[IO[bytes]]:
                 os.fsync(file.fileno())
         with told("write", path):
             draft.replace(path)
+            _sync(path.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make a new name in a folder durable, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
-def _found(doing: str, path: Folder) -> Iterator[None]:
-    """Where nothing may be missing, a missing file or bucket is an error like any other."""
+def _found(path: Folder) -> Iterator[None]:
+    """Where nothing may be missing, a missing folder or bucket is an error like any other."""
     try:
         yield
     except FileNotFoundError as error:
-        raise LedgerError(
-            f"Cannot {doing} {path} ({error}). Check the state URI and the rights on it."
-        ) from error
+        raise _cannot("write", path, error) from error
+
+
+def _cannot(doing: str, path: Folder, error: Exception) -> LedgerError:
+    number = error.errno if isinstance(error, OSError) else None
+    cure = (
+        "Its disk or its quota is full: make room there, and run the task again."
+        if number in _FULL
+        else "Check the state URI and the rights on it."
+    )
+    why = (isinstance(error, OSError) and error.strerror) or error
+    folder = getattr(path, "parent", path)
+    return LedgerError(f"Cannot {doing} {path.name}, a file of the ledger: {why}.\n{cure}\nFolder: {folder}")
 
 
 def _abandon(file: Any) -> None:

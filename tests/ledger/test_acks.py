@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_talon_cdp.ledgers.acks import Acks
+from airflow_provider_talon_cdp.ledger.format import Acks
 
 BATCHES = range(6)
 REFUSED = st.dictionaries(

@@ -11,27 +11,23 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledgers import lock as lock_module
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger
-from airflow_provider_talon_cdp.ledgers.lock import LOCK_LASTS, LOCK_RENEWED, Lock
-from airflow_provider_talon_cdp.ledgers.storage import names_in, read_json
-from tests.ledgers.conftest import changes
-from tests.sync.fakes import Process, Storage
-
-
-def profiles(ledger):
-    return [profile for profile, _ in ledger.known()]
+from airflow_provider_talon_cdp.ledger import lock as lock_module
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, Sizes
+from airflow_provider_talon_cdp.ledger.lock import LOCK_LASTS, LOCK_RENEWED, Lock
+from airflow_provider_talon_cdp.ledger.storage import names_in, read_json
+from tests.ledger.conftest import FACTS, VIP, plan_of, profiles
+from tests.storage import Process, Storage
 
 
 def test_a_second_run_is_refused_and_told_who_is_at_work(open_ledger, clock, commit):
-    with open_ledger().locked("dag/task/run-1"):
+    with open_ledger().held("dag/task/run-1"):
         clock.now += 5
         with (
             pytest.raises(
                 LedgerError,
-                match=r"in use by dag/task/run-1 on .* \(process \d+\), .* 5 s ago\. Nothing was sent",
+                match=r"in use by dag/task/run-1\non .* \(process \d+\), .* 5 s ago\. Nothing was sent",
             ),
-            open_ledger().locked("dag/task/run-2"),
+            open_ledger().held("dag/task/run-2"),
         ):
             pass
     commit(open_ledger(), "+a", owner="dag/task/run-2")
@@ -39,8 +35,8 @@ def test_a_second_run_is_refused_and_told_who_is_at_work(open_ledger, clock, com
 
 def test_the_refused_run_leaves_the_lock_alone(open_ledger):
     first = open_ledger()
-    with first.locked("one"):
-        with pytest.raises(LedgerError), open_ledger().locked("two"):
+    with first.held("one"):
+        with pytest.raises(LedgerError), open_ledger().held("two"):
             pass
         assert first.lock.is_ours()
         assert len(names_in(first.folder / "locks")) == 2, "the claim and its beat"
@@ -49,12 +45,12 @@ def test_the_refused_run_leaves_the_lock_alone(open_ledger):
 
 def test_a_retry_takes_over_from_the_try_before_it(open_ledger):
     ledger = open_ledger()
-    with ledger.locked("dag/task/run-1"), open_ledger().locked("dag/task/run-1"):
-        staged = ledger.stage(lambda *_: [])
+    with ledger.held("dag/task/run-1"), open_ledger().held("dag/task/run-1"):
+        staged = ledger.draft(plan_of())
         with pytest.raises(LedgerError, match="Another run took over"):
-            ledger.flush()
+            ledger.share().flush()
         with pytest.raises(LedgerError, match="Another run took over"):
-            ledger.enforce(staged)
+            ledger.enforce(staged, facts=FACTS)
 
 
 def test_a_killed_runs_lock_ends_after_a_while(open_ledger, clock, commit):
@@ -68,7 +64,7 @@ def test_a_killed_runs_lock_ends_after_a_while(open_ledger, clock, commit):
 
 def test_a_run_that_lost_its_lock_does_not_take_it_from_the_other(open_ledger):
     ledger = open_ledger()
-    with ledger.locked("me"):
+    with ledger.held("me"):
         other = open_ledger()
         other.lock.take("me")
     assert other.lock.is_ours()
@@ -77,9 +73,9 @@ def test_a_run_that_lost_its_lock_does_not_take_it_from_the_other(open_ledger):
 def test_the_lock_is_renewed_while_the_run_goes_on(open_ledger, clock, monkeypatch):
     monkeypatch.setattr(lock_module, "LOCK_RENEWED", 0.01)
     ledger = open_ledger()
-    with ledger.locked("me"):
+    with ledger.held("me"):
         clock.now += 1000
-        beat = ledger.folder / "locks" / f"all-{ledger.run}.beat.json"
+        beat = ledger.folder / "locks" / f"all-{ledger.run}.heartbeat.json"
         for _ in range(500):
             if read_json(beat)["time"] == clock.now:
                 break
@@ -92,19 +88,19 @@ def test_the_lock_is_renewed_while_the_run_goes_on(open_ledger, clock, monkeypat
 def test_a_lost_lock_is_not_renewed_and_the_next_batch_does_not_leave(open_ledger):
     """A push that lost its lock finds out with its next renewal, though it writes nothing itself."""
     ledger, other = open_ledger(ahead=10), open_ledger()
-    with ledger.locked("me"):
-        ledger.enforce(ledger.stage(lambda *_: changes(*(f"+{n:05}" for n in range(5000)))))
-        ledger.leaving(0)
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of(*(f"+{n:05}" for n in range(5000)))), facts=FACTS)
+        ledger.share().leaving(0)
         other.lock.take("me")
-        ledger.leaving(1)
-        ledger.landed(0, [])
+        ledger.share().leaving(1)
+        ledger.share().landed(0, [])
         turns = iter([False, True])
         ledger.lock.renew(SimpleNamespace(wait=lambda _: next(turns)))
         assert next(turns, None) is True, "it went on"
         with pytest.raises(LedgerError, match="took over"):
-            ledger.leaving(2)
+            ledger.share().leaving(2)
         with pytest.raises(LedgerError, match="took over"):
-            ledger.landed(1, [])
+            ledger.share().landed(1, [])
     assert other.lock.is_ours()
     assert LOCK_RENEWED < LOCK_LASTS / 2
 
@@ -112,31 +108,31 @@ def test_a_lost_lock_is_not_renewed_and_the_next_batch_does_not_leave(open_ledge
 def test_a_run_that_was_overtaken_does_no_harm_to_the_files_of_the_other(open_ledger, loaded, commit):
     commit(open_ledger(), "+a")
     overtaken, winner = open_ledger(), open_ledger()
-    with overtaken.locked("me"), winner.locked("me"):
-        staged = winner.stage(lambda *_: changes("+b"))
-        stale = overtaken.stage(lambda *_: changes("+x", "+y"))
-        winner.enforce(staged)
-        winner.landed(0, [])
-        winner.flush()
+    with overtaken.held("me"), winner.held("me"):
+        staged = winner.draft(plan_of("+b"))
+        stale = overtaken.draft(plan_of("+x", "+y"))
+        winner.enforce(staged, facts=FACTS)
+        winner.share().landed(0, [])
+        winner.share().flush()
         with pytest.raises(LedgerError, match="took over"):
-            overtaken.enforce(stale)
+            overtaken.enforce(stale, facts=FACTS)
         overtaken.discard(stale)
-        assert profiles(loaded()) == ["a", "b"]
+        assert profiles(loaded().known()) == ["a", "b"]
 
 
 def test_a_try_that_was_killed_while_it_asked_is_taken_over_by_the_next(open_ledger, clock):
     killed = open_ledger()
     killed.lock.take("me")
-    (killed.folder / "locks" / f"all-{killed.run}.beat.json").unlink()
-    with pytest.raises(LedgerError, match="in use by me"), open_ledger().locked("other"):
+    (killed.folder / "locks" / f"all-{killed.run}.heartbeat.json").unlink()
+    with pytest.raises(LedgerError, match="in use by me"), open_ledger().held("other"):
         pass
     for later in (0, -5, 5):
         # Clocks of two workers differ.
         clock.now += later
-        with open_ledger().locked("me"):
+        with open_ledger().held("me"):
             assert not killed.lock.is_ours()
         killed.lock.take("me")
-        (killed.folder / "locks" / f"all-{killed.run}.beat.json").unlink()
+        (killed.folder / "locks" / f"all-{killed.run}.heartbeat.json").unlink()
 
 
 @pytest.mark.parametrize("owners", ["different", "the same"])
@@ -211,15 +207,7 @@ def test_no_two_runs_hold_the_lock_wherever_one_of_them_stalls(other, earlier):
 
 
 def ledger_in(storage):
-    return FilesLedger(
-        storage.folder(),
-        deployment_host="acme.talon.one",
-        base_url="u",
-        name="x",
-        batch=2,
-        ahead=1,
-        sleep=lambda _: None,
-    )
+    return Ledger(storage.folder(), VIP, sizes=Sizes(batch=2, ahead=1), sleep=lambda _: None)
 
 
 def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_know_of():
@@ -227,11 +215,11 @@ def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_kn
     for at in count():
         storage = Storage(Process())
         first = ledger_in(storage)
-        with first.locked("me"):
-            first.enforce(first.stage(lambda *_: changes("+a", "+b")))
-            first.leaving(0)
-            first.landed(0, [])
-            first.flush()
+        with first.held("me"):
+            first.enforce(first.draft(plan_of("+a", "+b")), facts=FACTS)
+            first.share().leaving(0)
+            first.share().landed(0, [])
+            first.share().flush()
         overtaken = ledger_in(storage)
         seen, sent, had_it = set(), [], []
 
@@ -239,25 +227,25 @@ def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_kn
             storage.before_effect = lambda *_: None
             had_it.append(overtaken.lock.is_ours())
             ledger = ledger_in(storage)
-            with ledger.locked("me"):
-                seen |= {profile for profile, _ in [*ledger.known(), *ledger.uncertain()]}
-                ledger.enforce(ledger.stage(lambda *_: changes("+e", "+g")))
-                ledger.leaving(0)
-                ledger.landed(0, [])
-                ledger.flush()
+            with ledger.held("me"):
+                seen |= {*profiles(ledger.known()), *profiles(ledger.uncertain())}
+                ledger.enforce(ledger.draft(plan_of("+e", "+g")), facts=FACTS)
+                ledger.share().leaving(0)
+                ledger.share().landed(0, [])
+                ledger.share().flush()
 
         stall = Stall(storage, at, retry)
         failure = "took over"
         try:
-            with overtaken.locked("me"):
-                overtaken.enforce(overtaken.stage(lambda *_: changes("+c", "+d", "+e", "+f")))
-                overtaken.leaving(0)
+            with overtaken.held("me"):
+                overtaken.enforce(overtaken.draft(plan_of("+c", "+d", "+e", "+f")), facts=FACTS)
+                overtaken.share().leaving(0)
                 sent.append("c")
-                overtaken.landed(0, [])
-                overtaken.leaving(1)
+                overtaken.share().landed(0, [])
+                overtaken.share().leaving(1)
                 sent.append("e")
-                overtaken.landed(1, [])
-                overtaken.flush()
+                overtaken.share().landed(1, [])
+                overtaken.share().flush()
         except LedgerError as error:
             failure = str(error)
         assert "took over" in failure
@@ -269,6 +257,8 @@ def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_kn
         assert set(sent) <= seen, f"stalled at {at}"
         after = ledger_in(storage)
         after.load()
-        assert {"a", "b", "e", "g"} <= set(profiles(after)) <= {"a", "b", "e", "g"} | seen, f"stalled at {at}"
+        assert {"a", "b", "e", "g"} <= set(profiles(after.known())) <= {"a", "b", "e", "g"} | seen, (
+            f"stalled at {at}"
+        )
         assert not list(after.unacknowledged())
     assert at > 20

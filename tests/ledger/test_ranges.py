@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_talon_cdp.ledgers.ranges import Ranges
+from airflow_provider_talon_cdp.ledger.format import Ranges
 
 NUMBERS = st.integers(0, 60)
 
