@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONN_TYPE = "talon_cdp"
+DEFAULT_CONN_ID = "talon_cdp_default"
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
-    from airflow_provider_talon_cdp.sync.report import SyncReport
+    from airflow_provider_talon_cdp.sync.report import Report
 
 
 class TalonCdpError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package.
+
+    Attributes:
+        retryable: Whether another try of the task could succeed without a change by a person.
+    """
+
+    retryable: ClassVar[bool] = False
 
 
 class InvalidInputError(TalonCdpError, ValueError):
@@ -134,6 +140,7 @@ class TransientError(RequestError):
         sent: Whether the request, or a part of it, may have left.
     """
 
+    retryable = True
     sent = True
 
     @property
@@ -150,8 +157,14 @@ class LedgerError(TalonCdpError):
     """The ledger cannot be used: damaged, of another connection, in use, or not to be read or written."""
 
 
-class LedgerBusyError(LedgerError):
-    """Another run is at work on the ledger; nothing was sent, and the same call may succeed when that run has ended."""
+class LedgerUnavailableError(LedgerError):
+    """The ledger is in use by another run, or its storage does not answer. Another try may succeed."""
+
+    retryable = True
+
+
+class LedgerBusyError(LedgerUnavailableError):
+    """Another run has the ledger, and nothing was sent."""
 
 
 class RejectedRecordsError(TalonCdpError):
@@ -162,7 +175,7 @@ class RejectedRecordsError(TalonCdpError):
         report: How far the sync came.
     """
 
-    def __init__(self, message: str, report: SyncReport) -> None:
+    def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)
         self.report = report
 

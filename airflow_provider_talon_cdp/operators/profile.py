@@ -7,9 +7,9 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
+from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
     as_mapping,
@@ -17,6 +17,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_literals,
     check_rendered,
 )
+from airflow_provider_talon_cdp.operators._base import ends_retries, open_hook
 
 
 class UpdateProfileOperator(BaseOperator):
@@ -56,7 +57,7 @@ class UpdateProfileOperator(BaseOperator):
         add_audiences: Sequence[int] = (),
         remove_audiences: Sequence[int] = (),
         skip_unknown_attributes: bool = False,
-        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -71,6 +72,7 @@ class UpdateProfileOperator(BaseOperator):
         check_literals(as_mapping, attributes=attributes)
         check_literals(_internal_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
 
+    @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the update."""
         added = _internal_ids("add_audiences", self.add_audiences)
@@ -81,7 +83,7 @@ class UpdateProfileOperator(BaseOperator):
             raise InvalidInputError(
                 "There is nothing to do: no attributes, no audiences and no run_rule_engine."
             )
-        state = TalonCdpHook(self.talon_cdp_conn_id).update_customer_profile(
+        state = open_hook(self.talon_cdp_conn_id).update_customer_profile(
             self.customer_profile_id,
             attributes=attributes,
             run_rule_engine=self.run_rule_engine,
@@ -119,7 +121,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         customer_profile_id: str,
         add_audiences: Sequence[str] = (),
         remove_audiences: Sequence[str] = (),
-        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -130,6 +132,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         check_literals(check_text, customer_profile_id=customer_profile_id)
         check_literals(_external_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
 
+    @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the update."""
         added = _external_ids("add_audiences", self.add_audiences)
@@ -139,7 +142,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
             raise InvalidInputError(
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
             )
-        state = TalonCdpHook(self.talon_cdp_conn_id).update_customer_profile_audiences(
+        state = open_hook(self.talon_cdp_conn_id).update_customer_profile_audiences(
             self.customer_profile_id, add_audiences=added, remove_audiences=removed
         )
         return _summary(added, removed, state)

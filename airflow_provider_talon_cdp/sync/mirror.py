@@ -88,9 +88,7 @@ class Mirror:
         facts: What the ledger is to remember of this run.
         on_older_run: What to do where the ledger holds newer data than this run has.
         retry_rejected: Whether records that Talon.One refused in the run before are sent again.
-        busy_timeout: Seconds to wait for another run that has the ledger.
-        in_flight: Requests in flight at the most.
-        max_rejected: Rejected records tolerated; None for any number.
+        limits: How to push.
     """
 
     source: Source
@@ -102,9 +100,7 @@ class Mirror:
     facts: RunFacts = field(default_factory=RunFacts)
     on_older_run: OnOlderRun = "fail"
     retry_rejected: RetryRejected = "always"
-    busy_timeout: float = 0.0
-    in_flight: int = 64
-    max_rejected: int | None = 0
+    limits: Limits = field(default_factory=Limits)
 
     @syncing()
     def run(self, owner: str, cursor: Cursor | None = None) -> Report:
@@ -124,7 +120,7 @@ class Mirror:
         """
         began = time.monotonic()
         report = Report()
-        with self.ledger.held(owner, wait=self.busy_timeout):
+        with self.ledger.held(owner):
             if self._is_skipped(report):
                 return report
             self._check_key()
@@ -135,7 +131,7 @@ class Mirror:
                 cursor.set(0)
             self._complete(report, began)
         log.info("Done:\n%s", report)
-        fail_if_rejected(report, self.max_rejected)
+        fail_if_rejected(report, self.limits.max_rejected)
         return report
 
     @syncing()
@@ -155,7 +151,7 @@ class Mirror:
         """
         began = time.monotonic()
         report = Report()
-        with self.ledger.held(owner, wait=self.busy_timeout):
+        with self.ledger.held(owner):
             if self._is_skipped(report):
                 return report
             self._check_key()
@@ -384,11 +380,7 @@ class Mirror:
 
     def _push(self, share: Share, chunks: Iterator[Chunk], report: Report, counts: Counts) -> None:
         """Send the plan in force, and say how far it came where that ends early."""
-        limits = Limits(
-            in_flight=self.in_flight,
-            max_rejected=self.max_rejected,
-            refused_before=self._refused_before(),
-        )
+        limits = replace(self.limits, refused_before=self._refused_before())
         try:
             Push(self.kind, share, report, limits).run(_generator(chunks), self.sender)
         except BaseException:

@@ -6,11 +6,16 @@ import pytest
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
+    as_count,
+    as_fraction,
+    as_limit,
     as_list,
     as_mapping,
+    as_positive,
+    as_tolerance,
     audience_id_of,
     check_choice,
-    check_sync_limits,
+    check_numbers,
     is_literal,
 )
 
@@ -82,21 +87,54 @@ def test_a_choice_names_all_choices():
 
 
 @pytest.mark.parametrize(
-    "limits",
+    "take, value, made",
     [
-        {"max_rejected": -1},
-        {"max_rejected": 0.5},
-        {"max_rejected": True},
-        {"max_rejected": "1"},
-        {"in_flight": 0},
-        {"in_flight": None},
-        {"in_flight": 2.0},
+        (as_count, 5, 5),
+        (as_count, "5", 5),
+        (as_positive, "1", 1),
+        (as_limit, None, None),
+        (as_limit, "None", None),
+        (as_limit, "0", 0),
+        (as_tolerance, None, None),
+        (as_tolerance, "3", 3),
+        (as_fraction, 1, 1),
+        (as_fraction, "0.25", 0.25),
     ],
 )
-def test_limits_are_counts(limits):
-    with pytest.raises(InvalidInputError, match=next(iter(limits))):
-        check_sync_limits(**{"max_rejected": 0, "in_flight": 1} | limits)
+def test_a_number_may_be_the_text_that_a_template_renders_it_to(take, value, made):
+    assert take("limit", value) == made
 
 
-def test_no_limit_of_rejections_is_a_limit():
-    check_sync_limits(max_rejected=None, in_flight=1)
+@pytest.mark.parametrize(
+    "take, value",
+    [
+        (as_count, -1),
+        (as_count, 0.5),
+        (as_count, True),
+        (as_count, "1.0"),
+        (as_count, ""),
+        (as_count, None),
+        (as_positive, 0),
+        (as_positive, "0"),
+        (as_limit, ""),
+        (as_limit, "-1"),
+        (as_limit, "many"),
+        (as_tolerance, "None"),
+        (as_tolerance, "-1"),
+        (as_fraction, "20%"),
+        (as_fraction, "1.5"),
+        (as_fraction, "nan"),
+        (as_fraction, True),
+        (as_fraction, None),
+    ],
+)
+def test_other_values_are_no_limit(take, value):
+    with pytest.raises(InvalidInputError, match="limit"):
+        take("limit", value)
+
+
+@pytest.mark.parametrize("value", ["5", "", "None"])
+def test_a_literal_text_is_no_number(value):
+    with pytest.raises(InvalidInputError, match="limit must be a number, but is the text"):
+        check_numbers(as_limit, limit=value)
+    check_numbers(as_limit, limit="{{ params.limit }}")

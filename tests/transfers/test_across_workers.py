@@ -9,10 +9,10 @@ import pytest
 
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, RejectedRecordsError
 from airflow_provider_talon_cdp.sync.profile_push import CHANGED
-from airflow_provider_talon_cdp.transfers.group_tasks import (
+from airflow_provider_talon_cdp.transfers.across_workers import (
     CommitPlanOperator,
     PlanProfilesOperator,
-    PushProfilesOperator,
+    PushShareOperator,
 )
 
 CONN_ID = "talon_cdp_default"
@@ -22,7 +22,11 @@ def execute(operator):
     """Execute a task; its result and its XCom ``planned``, as they come out of Airflow's database."""
     pushed = {}
     instance = SimpleNamespace(
-        dag_id="d", task_id=operator.task_id, run_id="r", map_index=-1, xcom_push=pushed.__setitem__
+        dag_id="d",
+        task_id=operator.task_id,
+        run_id="r",
+        map_index=-1,
+        xcom_push=lambda key, value: pushed.update({key: value}),
     )
     result = operator.execute({"ti": instance})
     return json.loads(json.dumps([result, pushed.get("planned")]))
@@ -46,7 +50,7 @@ class ProfilesGroup:
 
     def push(self, shares):
         return [
-            execute(PushProfilesOperator(task_id="push", share=share, in_flight=1, **self.how))[0]
+            execute(PushShareOperator(task_id="push", share=share, profiles=self.how, in_flight=1))[0]
             for share in shares
         ]
 
