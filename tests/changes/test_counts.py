@@ -43,7 +43,7 @@ def test_what_follows_from_the_counts():
         removed=Counter(vip=2),
         unsent=2,
     )
-    assert (counts.changes, counts.audiences, counts.wanted) == (6, ["gold", "vip"], 7)
+    assert (counts.changes, counts.audiences) == (6, ["gold", "vip"])
     assert (counts.sent, counts.total) == (9, 17)
     assert counts.balances
 

@@ -63,6 +63,7 @@ def test_the_changes_are_the_differences_of_the_sets_and_all_that_is_uncertain(
     assert counts.additions == by_audience(added)
     assert counts.removals == by_audience(removed)
     assert counts.unacknowledged_removals == by_audience(uncertain - known - wanted)
+    assert counts.repeated == by_audience(known & uncertain & wanted)
     # One unchanged member of each audience that has one.
     assert {(profile, key) for key, profile in witnesses.items()} <= unchanged
     assert witnesses.keys() == by_audience(unchanged).keys()
@@ -185,6 +186,7 @@ def test_all_of_the_source_is_sent_where_that_is_asked_for(known, wanted, uncert
     assert {change[:2] for change in changes if change.action == "add"} == wanted
     assert {change[:2] for change in changes if change.action == "remove"} == (known | uncertain) - wanted
     assert (counts.unchanged, counts.changes, witnesses) == (0, len(wanted | known | uncertain), {})
+    assert (counts.wanted, counts.repeated.total()) == (len(wanted), len(wanted & known))
 
 
 # The order of a source

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.sync.syncing import Sync
+
 
 @pytest.fixture
 def sync():
-    from tests.sync.syncing import Sync  # noqa: PLC0415
-
     return Sync()

@@ -106,10 +106,38 @@ class FakeTalon:
 _NEXT_ID = itertools.count(100)
 
 
+class Session:
+    """A sender as it is opened once, with counts of its own."""
+
+    def __init__(self, talon):
+        self._talon = talon
+        self._before = {name: getattr(talon, name) for name in ("requests", "retries", "throttled")}
+        self.create_audience = getattr(talon, "create_audience", None)
+        self.update_audience = getattr(talon, "update_audience", None)
+
+    def __getattr__(self, name):
+        return getattr(self._talon, name) - self._before[name]
+
+    async def __call__(self, *request):
+        await self._talon(*request)
+
+    @property
+    def waiting(self):
+        return self._talon.waiting
+
+    @property
+    def may_leave(self):
+        return self._talon.may_leave
+
+    @may_leave.setter
+    def may_leave(self, check):
+        self._talon.may_leave = check
+
+
 @asynccontextmanager
-async def opened(sender):
-    """Give a sender the shape in which the engine opens one."""
-    yield sender
+async def opened(talon):
+    """Open a stand-in as the engine opens a sender."""
+    yield Session(talon)
 
 
 def adds(*profiles, audience="vip"):

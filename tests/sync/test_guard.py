@@ -16,12 +16,14 @@ from airflow_provider_talon_cdp.sync.guard import Guard, ProfileGuard
 
 def counts(*, known=0, removals=0, additions=0, unacknowledged=0, **more):
     """Counts of a plan of one audience."""
+    unchanged = known - (removals - unacknowledged)
     return Counts(
         known=Counter(vip=known),
         removals=Counter(vip=removals) if removals else Counter(),
         additions=Counter(vip=additions) if additions else Counter(),
         unacknowledged_removals=Counter(vip=unacknowledged) if unacknowledged else Counter(),
-        unchanged=known - (removals - unacknowledged),
+        unchanged=unchanged,
+        wanted=unchanged + additions,
         **more,
     )
 
@@ -98,6 +100,7 @@ def test_each_audience_is_judged_on_its_own():
         removals=Counter(small=10),
         additions=Counter(big=1),
         unchanged=100_000,
+        wanted=100_001,
     )
     with pytest.raises(GuardError, match="'small' would lose 10 of 10"):
         Guard().check(plan)

@@ -95,6 +95,27 @@ def test_the_audiences_of_a_report_are_told_with_what_they_have_now():
     }
 
 
+def test_what_was_sent_without_need_changes_no_number_of_members():
+    again = report(
+        known=Counter(vip=10),
+        added=Counter(vip=10),
+        repeated=Counter(vip=10),
+        removed=Counter(vip=3),
+        unacknowledged_removals=Counter(vip=2),
+    )
+    assert again.by_audience()["vip"] == {"added": 10, "removed": 3, "members": 9}
+    # All was sent again, and not all of it was acknowledged.
+    again = report(known=Counter(vip=10), added=Counter(vip=5), removed=Counter(), repeated=Counter(vip=10))
+    assert again.by_audience()["vip"]["members"] == 10
+
+
+def test_a_plan_that_follows_another_knows_what_that_one_sent():
+    whole = Report(added=Counter(vip=5), removed=Counter(vip=1, gold=1))
+    whole.plan_anew()
+    whole += Counts(known=Counter(vip=14, gold=9), added=Counter(vip=1), removed=Counter(vip=2))
+    assert {name: each["members"] for name, each in whole.by_audience().items()} == {"gold": 9, "vip": 13}
+
+
 def test_one_audience_needs_no_line_and_of_many_the_first_ones_have_one():
     assert "audience" not in str(report(known=Counter(vip=1), added=Counter(vip=1)))
     lines = report(known=Counter({f"{number:03}": 1 for number in range(30)}), added=Counter()).lines()
