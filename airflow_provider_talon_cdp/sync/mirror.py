@@ -129,7 +129,7 @@ class Mirror:
             self._check_key()
             refused: set[Member] = set()
             if cursor and 0 < self.ledger.version == cursor.get() and not self.ledger.suspected:
-                refused = self._finish(report)
+                refused = self._finish(report, cursor)
             self._sync(report, cursor, refused)
             if cursor:
                 cursor.set(0)
@@ -236,7 +236,7 @@ class Mirror:
         if self.audiences is not None:
             self.audiences.key_has_changed = True
 
-    def _finish(self, report: Report) -> set[Member]:
+    def _finish(self, report: Report, cursor: Cursor) -> set[Member]:
         """Send what an earlier try left of its plan, without reading the source; return what was refused."""
         counts = Counts()
         before = self._refused_before()
@@ -251,7 +251,10 @@ class Mirror:
         if not counts.changes:
             self.ledger.discard(draft)
             return set()
-        self.ledger.enforce(draft, facts=self.facts)
+        # What is known of the audiences is compared with Talon.One afterwards.
+        facts = replace(self.facts, audiences=self.ledger.facts.audiences)
+        self.ledger.enforce(draft, facts=facts, names=self.ledger.names)
+        cursor.set(self.ledger.version)
         share = self.ledger.share()
         report.resumed += counts.changes
         limits = replace(self.limits, refused_before=before)
