@@ -236,12 +236,14 @@ class ProfilePlan:
             # A profile with a fault stays as it is.
             if profile.fault:
                 continue
+            counts.wanted += 1
             digest = digest_of(profile.profile_id, profile.attributes)
             if not profile.attributes or (not self._kind.sends_all and holds(old, digest, partial=partial)):
                 counts.unchanged += 1
                 continue
             mask = self.names.mask(profile.names) | (mask_of(old) if old else 0)
             counts.additions[PROFILES] += 1
+            counts.repeated[PROFILES] += bool(old)
             self._bodies.write(profile.attributes)
             yield Change(profile.profile_id, fingerprint(digest, mask, partial=partial), "add")
         yield from missing(None)

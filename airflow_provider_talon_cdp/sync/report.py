@@ -62,14 +62,22 @@ class Report(Counts):
             given[name] = Counter({"": given[name]} if given[name] else {})
         return cls(**given | {"rejected": Counter(given["rejected"])})
 
+    def plan_anew(self) -> None:
+        """Count the members from the next plan on, whose ``known`` has what was sent so far."""
+        self.known = Counter(self.removed)
+        self.known.subtract(self.added)
+
     def by_audience(self) -> dict[str, dict[str, int]]:
         """Return what changed in each audience, and how many members it has now as far as the ledger knows."""
         changed = sorted(self.known.keys() | self.added.keys() | self.removed.keys())
+        # What is sent without need changes no number; where not all was acknowledged, that is taken to come last.
         return {
             audience: {
                 "added": self.added[audience],
                 "removed": self.removed[audience],
-                "members": self.known[audience] + self.added[audience] - self.removed[audience],
+                "members": self.known[audience]
+                + max(0, self.added[audience] - self.repeated[audience])
+                - max(0, self.removed[audience] - self.unacknowledged_removals[audience]),
             }
             for audience in changed
         }

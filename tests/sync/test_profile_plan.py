@@ -5,11 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync import fingerprints
 from airflow_provider_talon_cdp.sync.diff import PlanCounts
 from airflow_provider_talon_cdp.sync.fingerprints import (
     Names,
@@ -20,6 +15,11 @@ from airflow_provider_talon_cdp.sync.fingerprints import (
     mask_of,
 )
 from airflow_provider_talon_cdp.sync.profile_diff import Bodies, diff_profiles
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.sync import fingerprints
 from airflow_provider_talon_cdp.sync.profiles import Profile
 
 NAMES = ["tier", "score", "a/b", "ü"]
