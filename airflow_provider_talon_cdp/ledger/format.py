@@ -150,7 +150,7 @@ class File:
 
     Args:
         file: Its path in the ledger's folder.
-        sha256: Its checksum.
+        sha256: Its checksum, or the beginning of it.
         lines: How many it has.
         key: That of its first line, and of lines that have none.
     """
@@ -226,7 +226,7 @@ def read_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
 
     Args:
         ledger: The ledger's folder.
-        file: Without a checksum, only those of its frames are compared.
+        file: Where its checksum is not known, those of its frames still are.
 
     Raises:
         DamagedError: It is missing, cut short or damaged.
@@ -242,11 +242,11 @@ def read_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
                 chunk = _chunk_of_format_1(text, key, has_verbs=has_verbs)
             else:
                 chunk = chunk_of(text, key)
-                key = key or _key_at(chunk, 0)
+                key = key or key_at(chunk, 0)
             # Frames out of order would confuse whoever merges this stream with others, for ever.
-            if (chunk.ids[0], _key_at(chunk, 0)) <= last:
+            if (chunk.ids[0], key_at(chunk, 0)) <= last:
                 raise ValueError
-            last = chunk.ids[-1], _key_at(chunk, -1)
+            last = chunk.ids[-1], key_at(chunk, -1)
             # What is made of the text lives longer, and would leave gaps between it in memory.
             del text
             yield chunk
@@ -269,14 +269,15 @@ def saved_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
         with suppress(ValueError, zstd.ZstdError, EOFError):
             text = decompressor.decompress(data[at : at + 2 * _MOST_TEXT], _MOST_TEXT)
             chunk = chunk_of(text.decode(), key)
-            key = key or _key_at(chunk, 0)
-            if decompressor.eof and key and (chunk.ids[0], _key_at(chunk, 0)) > last:
-                last = chunk.ids[-1], _key_at(chunk, -1)
+            key = key or key_at(chunk, 0)
+            if decompressor.eof and key and (chunk.ids[0], key_at(chunk, 0)) > last:
+                last = chunk.ids[-1], key_at(chunk, -1)
                 yield chunk
         at = data.find(_FRAME, at + 1)
 
 
-def _key_at(chunk: Chunk, position: int) -> str:
+def key_at(chunk: Chunk, position: int) -> str:
+    """Return the key of the change at a position."""
     return chunk.keys if isinstance(chunk.keys, str) else chunk.keys[position]
 
 
@@ -297,7 +298,7 @@ def _zstd_texts(path: Folder, sha256: str) -> Iterator[str]:
             # Its checksum was right.
             yield found.decode()
             decompressor, found = zstd.ZstdDecompressor(), b""
-    if not is_whole or (sha256 and hashing.hexdigest() != sha256):
+    if not (is_whole and hashing.hexdigest().startswith(sha256)):
         raise ValueError
 
 

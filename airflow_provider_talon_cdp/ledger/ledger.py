@@ -36,7 +36,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, repeat
+from operator import itemgetter
 from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 from uuid import uuid4
@@ -57,6 +58,7 @@ from airflow_provider_talon_cdp.ledger.format import (
     Plan,
     Progress,
     find_manifest,
+    key_at,
     last_fencing_token,
     read_chunks,
     write_plan,
@@ -462,7 +464,7 @@ class Ledger:
         plans = [self._made_of(plan, self._read_acks(plan)) for plan in self.manifest.since]
         plans.append(self._made_of(self.manifest.plan, self.acks))
         if self._holds_profiles and self._has_doubts_of_others:
-            plans.append(_doubts_of_profiles(self._doubts_of_others()))
+            plans.append(self._doubts_of_profiles())
         return Folded(snapshot, plans, one_per_profile=self._holds_profiles)
 
     def uncertain(self) -> Iterator[Chunk]:
@@ -484,12 +486,26 @@ class Ledger:
             for member in zip(chunk.ids, chunk.each_key, strict=False)
             if member[1] in self._suspected
         )
-        others = (
-            member
-            for chunk in self._doubts_of_others()
-            for member in zip(chunk.ids, chunk.each_key, strict=False)
+        return _chunks_of_members(heapq.merge(doubts, suspects, self._contradicted()))
+
+    def _contradicted(self) -> Iterator[tuple[str, str]]:
+        """Yield, sorted, members of which others say another thing than this ledger."""
+        changes = heapq.merge(
+            zip(self._changed_by_others("add"), repeat("add"), strict=False),
+            zip(self._changed_by_others("remove"), repeat("remove"), strict=False),
         )
-        return _chunks_of_members(heapq.merge(doubts, suspects, others))
+        change = next(changes, None)
+        for chunk in self.known() if change else ():
+            last = chunk.ids[-1], key_at(chunk, -1)
+            known = set(zip(chunk.ids, chunk.each_key, strict=False)) if change and change[0] <= last else ()
+            while change and change[0] <= last:
+                if (change[0] in known) == (change[1] == "remove"):
+                    yield change[0]
+                change = next(changes, None)
+        while change:
+            if change[1] == "add":
+                yield change[0]
+            change = next(changes, None)
 
     def unacknowledged(self) -> Iterator[Chunk]:
         """Changes of the plan in force without an outcome, with what is uncertain about them now, sorted."""
@@ -930,14 +946,22 @@ class Ledger:
     def _has_doubts_of_others(self) -> bool:
         return bool(self._notes.files or self._lost)
 
-    def _doubts_of_others(self) -> Iterator[Chunk]:
-        """Yield, sorted, what others noted, and the changes of plans whose manifest is lost."""
-        if not self._has_doubts_of_others:
-            return
+    def _changed_by_others(self, action: str) -> Iterator[tuple[str, str]]:
+        """Yield, sorted, members of which others noted such a change, or a plan whose manifest is lost may have made it."""
         lost = chain.from_iterable(read_chunks(self.folder, file) for file in self._lost)
-        for record in sorted_members(chain(read_notes(self.folder, self._notes), lost)):
+        changes = chain(read_notes(self.folder, self._notes), lost)
+        some = (
+            Chunk.of([change for change in chunk.changes() if change.action == action]) for chunk in changes
+        )
+        for record in sorted_members(chunk for chunk in some if chunk) if self._has_doubts_of_others else ():
             if isinstance(record, Chunk):
-                yield record
+                yield from zip(record.ids, record.each_key, strict=False)
+
+    def _doubts_of_profiles(self) -> Iterator[Chunk]:
+        """Put a doubt on each profile of which others changed the attributes, once."""
+        changes = heapq.merge(self._changed_by_others("add"), self._changed_by_others("remove"))
+        first = (next(group) for _, group in groupby(changes, key=itemgetter(0)))
+        return _chunks_of_members((profile_id, doubted(key)) for profile_id, key in first)
 
     def _tell_others(self, draft: Draft) -> tuple[str, ...]:
         """Note the changes of a draft where other ledgers hold members of its audiences; return their folders."""
@@ -1064,14 +1088,3 @@ def _forgets(chunk: Chunk, at: int, number: int, acks: Acks) -> bool:
     (change,) = chunk.at([at]).changes()
     is_asked = at not in acks.skipped.get(number, ())
     return is_asked and change.action == "remove" and change.key == doubted(change.key)
-
-
-def _doubts_of_profiles(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """Put a doubt on each profile once."""
-    last = ""
-    for chunk in chunks:
-        first = [at for at, each in enumerate(chunk.ids) if each != (chunk.ids[at - 1] if at else last)]
-        last = chunk.ids[-1]
-        once = chunk.at(first)
-        keys = [doubted(key) for key, _ in zip(once.each_key, once.ids, strict=False)]
-        yield Chunk(once.ids, one_or_all(keys))

@@ -181,7 +181,9 @@ class Share:
         for chunk in chunks:
             notes.write(chunk)
         by_part: dict[int, set[int]] = {}
-        for _, number in self._landed:
+        for landed, number in self._landed:
+            if landed < self._lock.confirmed:
+                continue
             part = bisect_right(self._part_starts, number) - 1
             by_part.setdefault(part, set()).add(number - self._part_starts[part])
         try:
