@@ -13,8 +13,9 @@ to the connection only. Schedule a DAG on ``audience_asset(...)`` or ``profiles_
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -22,6 +23,7 @@ from airflow.providers.common.compat.sdk import Asset, AssetAlias, Context
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
+log = logging.getLogger(__name__)
 SCHEME = "talon-cdp"
 _KINDS = ("audiences", "profiles")
 # Airflow takes 1500 characters for a whole URI.
@@ -127,21 +129,25 @@ def lineage(inputs: Iterable[Any], uris: Sequence[str], rows: int | None = None)
     return OperatorLineage(inputs=list(inputs), outputs=outputs)
 
 
-def sql_inputs(hook: Any, conn_id: str, sql: str) -> list[Any]:
+def sql_inputs(hook: Callable[[], Any], conn_id: str, sql: str) -> list[Any]:
     """Return the datasets that a query reads, as far as Airflow's OpenLineage provider can tell.
 
     Args:
-        hook: The SQL hook.
+        hook: Makes the SQL hook; some ask the database for its default schema.
         conn_id: Its connection.
-        sql: The query; it is parsed, and the database is not asked.
+        sql: The query; it is parsed.
     """
     try:
         from airflow.providers.openlineage.sqlparser import get_openlineage_facets_with_sql  # noqa: PLC0415
     except ImportError:
         return []
-    found = get_openlineage_facets_with_sql(
-        hook=hook, sql=sql, conn_id=conn_id, database=None, use_connection=False
-    )
+    try:
+        found = get_openlineage_facets_with_sql(
+            hook=hook(), sql=sql, conn_id=conn_id, database=None, use_connection=False
+        )
+    except Exception as error:  # noqa: BLE001 - of any driver; what was sent is told all the same
+        log.info("OpenLineage is not told what the query reads: %s", error)
+        return []
     return found.inputs if found else []
 
 
