@@ -21,7 +21,6 @@ from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
-    AssetAlias,
     BaseOperator,
     BaseOperatorLink,
     Context,
@@ -183,8 +182,8 @@ class SendingOperator(BaseOperator):
         self.talon_cdp_conn_id = talon_cdp_conn_id
         self.links: dict[str, str] = {}
         self.report: Report | None = None
-        self._alias = AssetAlias(f"{assets.SCHEME}:{self.dag_id}.{self.task_id}")
-        if self.is_published:
+        self._alias = assets.alias_of(f"{self.dag_id}.{self.task_id}")
+        if self.is_published and self._alias:
             self.outlets = [*self.outlets, self._alias]
         check_numbers(as_tolerance, max_rejected=max_rejected)
         check_numbers(as_positive, in_flight=in_flight)
@@ -229,7 +228,8 @@ class SendingOperator(BaseOperator):
             if self.report is not None and self.report.dead_letters:
                 self._show(context, DeadLettersLink.key, self.report.dead_letters)
         if self.is_published and self.report.verdict is None:
-            assets.emit(context, self._alias, self.asset_uris(host), self._event_extra(context, self.report))
+            extra = self._event_extra(context, self.report)
+            assets.emit(context, self, self._alias, self.asset_uris(host), extra)
         return self.report.summary()
 
     def when_free(self, work: Callable[[], T]) -> T:

@@ -65,4 +65,4 @@ class SqlOperator(LedgerOperator):
 
     def lineage_inputs(self) -> Sequence[Any]:
         """Return the tables that the query reads."""
-        return assets.sql_inputs(self.sql_hook(), self.sql_conn_id, self.sql)
+        return assets.sql_inputs(self.sql_hook, self.sql_conn_id, self.sql)
