@@ -91,7 +91,7 @@ docs-serve: .venv-docs/.ready
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve --strict
 
 bench: .venv-bench/.ready
-	@.venv-bench/bin/python bench/run.py $(BENCH)
+	@.venv-bench/bin/python bench/all.py $(BENCH)
 
 bench-scale: .venv-bench/.ready
 	@.venv-bench/bin/python bench/scale.py $(BENCH)

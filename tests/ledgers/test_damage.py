@@ -148,7 +148,7 @@ def test_dead_letters_are_lines_of_json_in_the_folder_that_is_named(open_ledger)
         ledger.reject({"profile_id": "z"})
         ledger.flush()
         ledger.flush()
-    folder = ledger.folder / "dead-letters" / ledger.dead_letters.rpartition("/")[2]
+    folder = ledger.folder / "dead-letters" / str(ledger.dead_letters).rpartition("/")[2]
     assert str(folder) == ledger.dead_letters
     texts = {path.name: path.read_bytes().decode() for path in folder.iterdir()}
     assert sorted(texts) == ["00000.ndjson", "00001.ndjson"]
@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_draft(open_ledger, commit,
     ledger = open_ledger()
     before = names(ledger)
     with ledger.locked("me"), monkeypatch.context() as patch:
-        patch.setattr(storage.os, step, full)
+        patch.setattr(f"os.{step}", full)
         with pytest.raises(LedgerError, match=r"No space left on device.*Check the state URI"):
             ledger.stage(lambda *_: changes("+b"))
     assert names(ledger) == before

@@ -103,7 +103,7 @@ def test_the_fold_is_the_same_in_any_blocks(snapshot, changes, cuts, changes_cut
 )
 def test_changes_come_back_from_blocks(changes):
     spelt_out = [
-        Change(*member, "add" if adds else "remove", unsure)
+        Change(*member, "add" if adds else "remove", unsure)  # type: ignore[call-arg]
         for member, (adds, unsure) in sorted(changes.items())
     ]
     assert list(Changes(blocks_of_changes(spelt_out))) == spelt_out

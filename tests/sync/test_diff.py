@@ -22,7 +22,7 @@ MEMBERS = st.sets(st.tuples(IDS, st.sampled_from(["vip", "VIP", "x\ty", "😀"])
 
 
 def as_changes(members):
-    return [Change(*member, "add") for member in members]
+    return [Change(*member, "add") for member in members]  # type: ignore[call-arg]
 
 
 @given(MEMBERS, MEMBERS, MEMBERS)
@@ -59,7 +59,7 @@ def test_the_ledgers_members_after_the_plan_are_the_sources(known, wanted):
 
 @given(MEMBERS, st.dictionaries(st.tuples(IDS, st.just("vip")), st.sampled_from(["add", "remove"])))
 def test_fold_adds_and_removes_members_that_are_there_or_not(snapshot, changes):
-    sorted_changes = [Change(*member, action) for member, action in sorted(changes.items())]
+    sorted_changes = [Change(*member, action) for member, action in sorted(changes.items())]  # type: ignore[call-arg]
     expected = snapshot | {member for member, action in changes.items() if action == "add"}
     expected -= {member for member, action in changes.items() if action == "remove"}
     assert list(fold(sorted(snapshot), sorted_changes)) == sorted(expected)

@@ -86,6 +86,6 @@ def test_the_sort_has_few_files_open_however_many_runs_there_are(opened, monkeyp
 def test_the_sort_closes_its_files(opened):
     stream = externally_sorted(as_changes((str(n), "x") for n in range(10)), run=3)
     next(stream)
-    stream.close()
+    stream.close()  # type: ignore[attr-defined]
     assert len(opened.files) == 4
     assert all(file.closed for file in opened.files)
