@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 import time
@@ -31,7 +32,26 @@ class _Here:
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled = False
         self.over = False
+
+    async def run(self, work: Callable[[Reader], Coroutine[Any, Any, None]]) -> None:
+        """Await the work on the loop's thread, unless it was cancelled before it began."""
+        self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        if not self._cancelled:
+            await work(self.call)
+
+    def cancel(self) -> bool:
+        """Cancel the work; false where it has not begun, and now will not begin."""
+        self._cancelled = True
+        if self._loop is None or self._task is None:
+            return False
+        # The loop may have closed just now.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        return True
 
     def call(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
         """Queue a call; see ``Reader``."""
@@ -89,36 +109,30 @@ def run_apart(work: Callable[[Reader], Coroutine[Any, Any, None]]) -> None:
         BaseException: What the coroutine raised, or a signal's handler.
     """
     here = _Here()
-    # Both take the context variables of here along, in which Airflow's log handlers find the task.
-    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-    loop = runner.get_loop()
-    task = loop.create_task(work(here.call))
     errors: list[BaseException] = []
-
-    async def ended() -> None:
-        await task
 
     def run() -> None:
         try:
-            with runner:
-                runner.run(ended())
+            with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+                runner.run(here.run(work))
         except BaseException as error:  # noqa: BLE001 - it is raised by the thread that waits
             errors.append(error)
         finally:
             here.end()
 
+    # It takes the context variables of here along, in which Airflow's log handlers find the task.
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="talon-cdp-push", daemon=True)
     try:
-        threading.Thread(target=run, name="talon-cdp-push", daemon=True).start()
+        thread.start()
         here.serve(float("inf"))
     except BaseException:
-        # The loop may have closed just now.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(task.cancel)
-        here.serve(_SECONDS_TO_END)
-        if not here.over:
-            log.warning(
-                "What was under way has not ended within %.0f s, and is left behind.", _SECONDS_TO_END
-            )
+        if here.cancel():
+            here.serve(_SECONDS_TO_END)
+            if not here.over:
+                log.warning(
+                    "What was under way has not ended within %.0f s, and is left behind.", _SECONDS_TO_END
+                )
         raise
     if errors:
         raise errors.pop()
