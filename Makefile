@@ -31,14 +31,14 @@ SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
 .PHONY: help test test-fast test-matrix $(MATRIX) test-warehouses lint demo demo-guard ui docs docs-serve bench \
-	bench-scale pins dist clean
+	bench-scale pins dist sbom clean
 
 help:
 	@echo "make test-fast        lint, then the tests that take no second or two: for every change"
 	@echo "make test             lint, then all tests on Airflow $(MAIN), with branch coverage"
 	@echo "make test-matrix      tests and demo on Airflow $(MINORS); one of them: make test-2.11"
 	@echo "make test-warehouses  tests with the databases that are not part of make test"
-	@echo "make lint             ruff and mypy"
+	@echo "make lint             ruff, mypy and zizmor"
 	@echo "make demo             the provider at work, against a local Talon.One"
 	@echo "make demo-guard       the same, and how an empty warehouse is refused"
 	@echo "make ui               the same in Airflow's web UI"
@@ -47,6 +47,7 @@ help:
 	@echo "make bench-scale      ten million members through a real Airflow; fewer: BENCH='--members 300000'"
 	@echo "make pins             the newest dependencies into constraints/"
 	@echo "make dist             wheel and sdist into dist/"
+	@echo "make sbom             what a release was tested with, into build/"
 	@echo "make clean            remove all that make made"
 
 test: lint
@@ -63,6 +64,7 @@ lint: .venv/.ready
 	@$(BIN)/ruff check --quiet --output-format concise
 	@$(BIN)/ruff format --quiet --check
 	@$(BIN)/mypy --no-error-summary
+	@found=$$($(BIN)/zizmor --offline --quiet --no-progress --persona pedantic .github) || { echo "$$found"; exit 1; }
 
 test-matrix: $(MATRIX)
 
@@ -99,6 +101,15 @@ bench-scale: .venv-bench/.ready
 dist: .venv/.ready
 	@$(BIN)/hatchling build
 
+# What a release was tested with, as CycloneDX: the package with the pins of its dependencies.
+sbom: .venv-release/.ready
+	@.venv-release/bin/uv venv --quiet --clear --python .venv-release/bin/python build/sbom
+	@.venv-release/bin/uv pip install --quiet --python build/sbom/bin/python \
+		--constraint constraints/airflow-$(MAIN).txt .
+	@.venv-release/bin/cyclonedx-py environment build/sbom/bin/python --pyproject pyproject.toml \
+		--output-reproducible --output-file build/sbom.cdx.json
+	@echo "build/sbom.cdx.json"
+
 # $(call pin,group and extra,name of the file): the newest versions that go with what the constraints on stdin say.
 pin = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-emit-index-url \
 	--custom-compile-command "make pins" $(1) --constraint - -o constraints/$(2).txt pyproject.toml
@@ -110,8 +121,9 @@ pins: .venv/.ready
 		$(call pin,--extra emulator --group dev,airflow-$(basename $(release))) &&) true
 	@cat constraints/airflow-$(MAIN).txt | $(call pin,--extra emulator --group bench,bench)
 	@$(call airflow,$(filter $(MAIN).%,$(RELEASES))) | $(call pin,--extra emulator --group warehouses,warehouses)
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-emit-index-url \
-		--custom-compile-command "make pins" --group docs -o constraints/docs.txt
+	@for group in docs release; do \
+		$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-emit-index-url \
+			--custom-compile-command "make pins" --group $$group -o constraints/$$group.txt || exit; done
 
 clean:
 	rm -rf .venv .venv-* build dist .demo .coverage* .hypothesis .schemathesis .mypy_cache .pytest_cache .ruff_cache
@@ -137,6 +149,9 @@ endef
 	$(call set-up,$(PYTHON))
 
 .venv-docs/.ready: constraints/docs.txt $(SET_UP_WITH)
+	$(call set-up,$(PYTHON))
+
+.venv-release/.ready: constraints/release.txt $(SET_UP_WITH)
 	$(call set-up,$(PYTHON))
 
 .venv-warehouses/.ready: build/warehouses.txt $(SET_UP_WITH)

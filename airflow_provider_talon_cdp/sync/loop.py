@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -112,6 +114,9 @@ def run_apart(work: Callable[[Reader], Coroutine[Any, Any, None]]) -> None:
     errors: list[BaseException] = []
 
     def run() -> None:
+        threading.current_thread().name = "talon-cdp-push"
+        # As threading.Thread does it, for debuggers and coverage.
+        sys.settrace(threading.gettrace())
         try:
             with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
                 runner.run(here.run(work))
@@ -122,9 +127,9 @@ def run_apart(work: Callable[[Reader], Coroutine[Any, Any, None]]) -> None:
 
     # It takes the context variables of here along, in which Airflow's log handlers find the task.
     context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(run,), name="talon-cdp-push", daemon=True)
     try:
-        thread.start()
+        # Thread.start() is Python code, in which what a signal's handler raises may become another error.
+        _thread.start_new_thread(context.run, (run,))
         here.serve(float("inf"))
     except BaseException:
         if here.cancel():

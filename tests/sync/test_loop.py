@@ -34,9 +34,8 @@ class OverdueError(Exception):
 
 
 @contextmanager
-def alarm(seconds, *, again=_AGAIN):
+def alarm(seconds, rung, *, again=_AGAIN):
     """Raise from a signal's handler after a while, once; where Python drops it, in a finalizer, once more."""
-    rung = []
     unraisable = sys.unraisablehook
 
     def ring_again(dropped):
@@ -55,7 +54,7 @@ def alarm(seconds, *, again=_AGAIN):
     sys.unraisablehook = ring_again
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, again)
-        yield rung
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -99,8 +98,8 @@ def send(stream, talon, tally, **options):
 def test_what_a_signal_raises_ends_a_push_wherever_it_lands():
     moments = random.Random(0)
     for _ in range(100):
-        tally = Tally()
-        with alarm(moments.uniform(0.001, 0.03)) as rung, pytest.raises(OverdueError):
+        tally, rung = Tally(), []
+        with pytest.raises(OverdueError), alarm(moments.uniform(0.001, 0.03), rung):
             send(forever(), FakeTalon(), tally)
         assert time.monotonic() - rung[0] < 2
         assert len(rung) == 1
@@ -121,7 +120,7 @@ def test_an_interrupt_ends_the_flights_that_are_under_way():
                 self.ended += 1
 
     talon, tally = Silent(), Tally()
-    with alarm(_AGAIN), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), alarm(_AGAIN, []):
         send(forever(), talon, tally)
     assert (talon.ended, tally.unsent, tally.requests) == (8, 8, 8)
 
@@ -139,7 +138,7 @@ def test_what_does_not_end_is_left_behind_after_a_while_or_at_a_second_signal(
 
     began = time.monotonic()
     try:
-        with alarm(0.1, again=again), pytest.raises(OverdueError):
+        with pytest.raises(OverdueError), alarm(0.1, [], again=again):
             run_apart(lambda _: hang())
         assert time.monotonic() - began < 10
     finally:
@@ -190,7 +189,7 @@ def test_what_a_signal_raises_in_a_slow_source_comes_out():
         yield Batch([Change("a", "vip", "add")])
         time.sleep(_AGAIN)
 
-    talon, tally = FakeTalon(), Tally()
-    with alarm(0.2) as rung, pytest.raises(OverdueError):
+    talon, tally, rung = FakeTalon(), Tally(), []
+    with pytest.raises(OverdueError), alarm(0.2, rung):
         send(stream(), talon, tally)
     assert time.monotonic() - rung[0] < 2
