@@ -25,7 +25,8 @@ PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadsco
 # Every property with all its examples, and the same ones in every run: a failure is found again by running it again.
 ALL_EXAMPLES = --hypothesis-profile ci
 # The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
-# properties with few examples. The ledger's tests stay: its storage is Airflow's.
+# properties with few examples. The ledger's tests stay: its storage is Airflow's. A shorter matrix is
+# make test-matrix MATRIX_MARKS="not slow or release": of the slow tests only those of Airflow itself.
 MATRIX_TESTS = $(foreach folder,api bench changes emulator sync typing warehouses,--ignore tests/$(folder))
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
@@ -70,7 +71,7 @@ test-matrix: $(MATRIX)
 
 $(MATRIX): test-%: .venv-%/.ready
 	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests and demo"
-	@.venv-$*/bin/$(PYTEST) --hypothesis-profile dev $(MATRIX_TESTS)
+	@.venv-$*/bin/$(PYTEST) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") $(MATRIX_TESTS)
 	@.venv-$*/bin/python demo/run.py
 
 test-warehouses: .venv-warehouses/.ready

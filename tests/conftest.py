@@ -27,6 +27,8 @@ settings.load_profile("dev")
 SLOW_FOLDERS = {"airflow", "bench", "browser", "faults", "kill", "warehouses"}
 SLOW_FILES = ("*_property.py", "test_*memory*.py", "test_fuzz.py", "test_openapi.py", "test_installation.py")
 SLOW_PARTS = ("[S3", "-S3")
+# Where a release of Airflow makes most of the difference: a short matrix runs these, slow or not.
+RELEASE_FOLDERS = {"airflow", "kill", "package"}
 
 ROOT = Path(__file__).parent.parent
 _AIRFLOW_HOME = tempfile.mkdtemp(prefix="talon-cdp-tests-")
@@ -144,6 +146,8 @@ def pytest_collection_modifyitems(items):
         slow = slow or any(fnmatch(item.path.name, pattern) for pattern in SLOW_FILES)
         if slow or any(part in item.name for part in SLOW_PARTS):
             item.add_marker("slow")
+        if folder in RELEASE_FOLDERS:
+            item.add_marker("release")
 
 
 def pytest_terminal_summary(terminalreporter):
