@@ -1,4 +1,4 @@
-"""``python -m airflow_provider_talon_cdp ledger``: look into a ledger, or adopt an audience's members into a new one."""
+"""``python -m airflow_provider_talon_cdp ledger``: look into a ledger, repair it, or adopt an audience's members."""
 
 from __future__ import annotations
 
@@ -12,11 +12,25 @@ from pathlib import Path
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
-from airflow_provider_talon_cdp.exceptions import LedgerError, TalonCdpError
-from airflow_provider_talon_cdp.ledgered import storage
-from airflow_provider_talon_cdp.ledgers.adopt import COLUMN, adopt_csv
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
-from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name, sync_ledger_name
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError, TalonCdpError
+from airflow_provider_talon_cdp.ledger.adopt import COLUMN, adopt_csv
+from airflow_provider_talon_cdp.ledger.ledger import (
+    Ledger,
+    LedgerIdentity,
+    audience_ledger_name,
+    profiles_ledger_name,
+    sync_ledger_name,
+)
+from airflow_provider_talon_cdp.ledger.letters import read_letters
+from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
+from airflow_provider_talon_cdp.ledger.storage import as_folder
+
+_COMMANDS = {
+    "import": "adopt the members in a CSV file into a new ledger",
+    "show": "print a ledger's place, version and size",
+    "letters": "print a ledger's dead letters: records that were refused, with the reason",
+    "repair": "rebuild a damaged ledger from its kept versions, and say what is lost",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,63 +50,90 @@ def _parser() -> argparse.ArgumentParser:
     )
     ledger = parser.add_subparsers(required=True).add_parser("ledger", help="what mirrors remember")
     commands = ledger.add_subparsers(dest="command", required=True)
-    for name, help_text in (
-        ("import", "adopt the members in a CSV file into a new ledger"),
-        ("show", "print a ledger's place, version and size"),
-    ):
+    for name, help_text in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text)
-        command.add_argument(
-            "--state-uri", required=True, help="folder of the ledgers, as the operator has it"
-        )
-        command.add_argument("--deployment-host", required=True, help="as on the Airflow connection")
-        command.add_argument("--base-url", default=DEFAULT_BASE_URL, help="as on the Airflow connection")
         which = command.add_mutually_exclusive_group(required=True)
-        which.add_argument("--audience-id", help="ID of the audience in the CDP")
-        if name == "show":
+        if name == "import":
+            command.add_argument("--csv", required=True, help=f"file with a column {COLUMN}")
+        else:
+            which.add_argument("folder", nargs="?", help="folder of the ledger, as the task's log has it")
             which.add_argument(
                 "--sync", metavar="LEDGER", help="ledger of a mirror with an audience_column, or DAG.TASK"
             )
             which.add_argument(
                 "--profiles", metavar="LEDGER", help="ledger of SqlToTalonProfilesOperator, or DAG.TASK"
             )
-        else:
-            command.set_defaults(profiles=None, sync=None)
-            command.add_argument("--csv", required=True, help=f"file with a column {COLUMN}")
+        which.add_argument("--audience-id", help="ID of the audience in the CDP")
+        command.add_argument("--state-uri", help="folder of the ledgers, as the operator has it")
+        command.add_argument("--deployment-host", help="as on the Airflow connection")
+        command.add_argument("--base-url", default=DEFAULT_BASE_URL, help="as on the Airflow connection")
+        command.add_argument("--environment", default="", help="as on the Airflow connection")
+        command.set_defaults(folder=None, profiles=None, sync=None)
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    # Spelt as the connection's fields are, or the operator would look for another ledger. No key is needed.
-    settings = Settings(api_key="none", deployment_host=options.deployment_host, base_url=options.base_url)
-    ledger = FilesLedger(
-        _storage("state URI", options.state_uri),
-        deployment_host=settings.deployment_host,
-        base_url=settings.base_url,
-        name=_name(options),
-        one_per_profile=options.profiles is not None,
-    )
+    ledger = _ledger(options)
     if options.command == "import":
         file = _storage("CSV file", options.csv)
-        adopted = adopt_csv(ledger, f"import by {getpass.getuser()}", file, options.audience_id)
-        print(f"Adopted {adopted:,} members.")
+        print(f"Adopted {adopt_csv(ledger, _owner('import'), file, options.audience_id):,} members.")
+    if isinstance(ledger, DamagedLedger):
+        print("\n".join(ledger.repair(_owner("repair"))))
+    if options.command == "letters":
+        for line in read_letters(ledger.folder):
+            print(line)
+        return
     ledger.load()
     if not ledger.version:
         raise LedgerError(
-            f"There is no ledger in {ledger.folder}. Check the state URI, the deployment host, the base URL and the ledger's name."
+            "There is no ledger here. Check the state URI, the deployment host, the base URL, the environment\n"
+            f"and the ledger's name.\nFolder: {ledger.folder}"
         )
-    what = "profiles" if ledger.one_per_profile else "members"
-    print(f"{ledger.folder}: version {ledger.version}, {sum(1 for _ in ledger.known()):,} {what}")
+    size = sum(map(len, ledger.known()))
+    print(f"{ledger.folder}: version {ledger.version}, {size:,} {ledger.identity.holds}")
 
 
-def _storage(name: str, place: str) -> ObjectStoragePath:
-    # Airflow 2 takes a path that is not absolute as one from the root.
-    return storage(name, place if "://" in place else str(Path(place).absolute()))
+def _ledger(options: argparse.Namespace) -> Ledger:
+    kind = DamagedLedger if options.command == "repair" else Ledger
+    if options.folder is not None:
+        return kind.at(as_folder(_storage("folder", options.folder)))
+    if not options.state_uri or not options.deployment_host:
+        raise InvalidInputError("Give the folder of the ledger, or --state-uri and --deployment-host.")
+    # Spelt as the connection's fields are, or the operator would look for another ledger. No key is needed.
+    settings = Settings(api_key="none", deployment_host=options.deployment_host, base_url=options.base_url)
+    identity = LedgerIdentity(
+        deployment_host=settings.deployment_host,
+        base_url=settings.base_url,
+        environment=options.environment.strip(),
+        name=_name(options),
+        holds="members" if options.profiles is None else "profiles",
+    )
+    return kind(_storage("state URI", options.state_uri), identity)
 
 
 def _name(options: argparse.Namespace) -> str:
     if options.profiles is not None:
         return profiles_ledger_name(options.profiles)
-    return ledger_name(options.audience_id) if options.sync is None else sync_ledger_name(options.sync)
+    return (
+        audience_ledger_name(options.audience_id) if options.sync is None else sync_ledger_name(options.sync)
+    )
+
+
+def _owner(what: str) -> str:
+    return f"{what} by {getpass.getuser()}"
+
+
+def _storage(name: str, place: str) -> ObjectStoragePath:
+    try:
+        # Airflow 2 takes a path that is not absolute as one from the root.
+        path = ObjectStoragePath(place if "://" in place else str(Path(place).absolute()))
+        # Only this looks for the file system.
+        _ = path.fs
+    except (ValueError, ImportError) as error:
+        raise InvalidInputError(
+            f"The {name} is not a place that Airflow can reach: {error}.\n{place}"
+        ) from error
+    return path
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError
-from airflow_provider_talon_cdp.sync.diff import PlanCounts
 
 OnEmpty = Literal["fail", "skip", "allow"]
 Verdict = Literal["send", "skip"]
@@ -20,6 +20,7 @@ class Guard:
         on_empty: When the source has no rows at all: ``fail``, ``skip`` (send nothing) or ``allow``. Rows that are all
             rejected are always an error.
         max_removal_fraction: Of the known members of any one audience, 0 to 1.
+        min_removals: With fewer removals from one audience the fraction says nothing: one of four members is a quarter.
         max_removals: In all; None for any number.
         max_additions: In all; None for any number.
 
@@ -29,12 +30,13 @@ class Guard:
 
     on_empty: OnEmpty = "fail"
     max_removal_fraction: float = 0.2
+    min_removals: int = 10
     max_removals: int | None = None
     max_additions: int | None = None
 
     _nothing: ClassVar[str] = (
-        "The source has no rows, and the ledger has {known:,} members. Nothing was sent. If that is right, pass "
-        "on_empty='allow' to empty the audience, or on_empty='skip' to leave it alone."
+        "The source has no rows, and the ledger has {known:,} members. Nothing was sent.\n"
+        "If that is right, pass on_empty='allow' to empty the audience, or on_empty='skip' to leave it as it is."
     )
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
 
@@ -46,12 +48,14 @@ class Guard:
             raise InvalidInputError(
                 f"max_removal_fraction must be a number from 0 to 1, but is {fraction!r}."
             )
-        for name in ("max_removals", "max_additions"):
+        for name in ("min_removals", "max_removals", "max_additions"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise InvalidInputError(f"{name} must be an integer >= 0 or None, but is {value!r}.")
+            if value is None and name != "min_removals":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InvalidInputError(f"{name} must be an integer >= 0, but is {value!r}.")
 
-    def check(self, counts: PlanCounts) -> Verdict:
+    def check(self, counts: Counts) -> Verdict:
         """Say whether to send a plan.
 
         Raises:
@@ -59,29 +63,34 @@ class Guard:
         """
         if not counts.wanted:
             if counts.rejected:
-                reasons = "; ".join(f"{count:,} x {why}" for why, count in sorted(counts.rejected.items()))
+                reasons = "\n".join(f"{count:,} x {why}" for why, count in sorted(counts.rejected.items()))
                 raise GuardError(
-                    f"The source has {counts.read:,} rows, and none that can be sent. Nothing was sent; mend the query. {reasons}"
+                    f"The source has {counts.read:,} rows, and none that can be sent. Nothing was sent; fix the query.\n"
+                    f"{reasons}"
                 )
             if self.on_empty == "fail":
                 raise GuardError(self._nothing.format(known=counts.known.total()))
             if self.on_empty == "skip":
                 return "skip"
-        for audience, removals in sorted(counts.removals.items()):
+        for audience, planned in sorted(counts.removals.items()):
             known = counts.known[audience]
-            fraction = removals / known
-            if fraction > self.max_removal_fraction:
+            # What Talon.One never acknowledged is nothing to protect.
+            removals = planned - counts.unacknowledged_removals[audience]
+            if removals < self.min_removals or not known:
+                continue
+            if removals / known > self.max_removal_fraction:
+                loss = self._loss.format(audience=audience, removals=removals, known=known)
                 raise GuardError(
-                    f"{self._loss.format(audience=audience, removals=removals, known=known)} ({fraction:.1%}), and max_removal_fraction is "
-                    f"{self.max_removal_fraction:.1%}. Nothing was sent. If that is right, pass "
-                    f"max_removal_fraction={_rounded_up(fraction)}."
+                    f"{loss} ({removals / known:.1%}). Nothing was sent.\n"
+                    f"max_removal_fraction is {self.max_removal_fraction:.1%}.\n"
+                    f"If that is right, pass max_removal_fraction={_rounded_up(removals / known)}."
                 )
         for name, change in (("max_removals", counts.removals), ("max_additions", counts.additions)):
             limit = getattr(self, name)
             if limit is not None and change.total() > limit:
                 raise GuardError(
-                    f"The plan has {change.total():,} {name.removeprefix('max_')}, and {name} is {limit:,}. Nothing was "
-                    f"sent. If that is right, pass {name}={change.total()}."
+                    f"The plan has {change.total():,} {name.removeprefix('max_')}, and {name} is {limit:,}. Nothing was sent.\n"
+                    f"If that is right, pass {name}={change.total()}."
                 )
         return "send"
 
@@ -91,8 +100,8 @@ class ProfileGuard(Guard):
     """The same limits for attributes of profiles: a profile whose attributes are cleared is a removal."""
 
     _nothing = (
-        "The source has no rows, and the ledger has {known:,} profiles. Nothing was sent. If that is right, pass "
-        "on_empty='allow', or on_empty='skip' to leave all as it is."
+        "The source has no rows, and the ledger has {known:,} profiles. Nothing was sent.\n"
+        "If that is right, pass on_empty='allow', or on_empty='skip' to leave all as it is."
     )
     _loss = "{removals:,} of {known:,} profiles would lose their attributes"
 

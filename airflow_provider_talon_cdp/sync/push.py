@@ -1,4 +1,4 @@
-"""Sends batches with many of them in flight, and accounts for each of their changes.
+"""Sends chunks with many of them in flight, accounts for every change, and notes in a journal what became of it.
 
 A profile is never in two requests at once, which Talon.One would refuse.
 """
@@ -7,49 +7,132 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
-from contextlib import aclosing, asynccontextmanager
+import marshal
+import time
+from collections import Counter
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from math import ceil
-from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol
 
-from airflow_provider_talon_cdp.exceptions import RejectedError
-from airflow_provider_talon_cdp.sync.loop import Reader
-from airflow_provider_talon_cdp.sync.report import Tally
+from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk
+from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.changes.spool import Spool
+from airflow_provider_talon_cdp.exceptions import (
+    LedgerError,
+    NotFoundError,
+    RejectedError,
+    RejectedRecordsError,
+    RequestError,
+)
+from airflow_provider_talon_cdp.sync.loop import CallInReader, run_apart
+from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
 
-# Crossing from the reading thread to the event loop costs once a list, and not once a batch. A list is read while the one
+# Crossing from the reading thread to the event loop costs once a list, and not once a chunk. A list is read while the one
 # before it is sent, so this is the share of those in flight that is read ahead.
 _READ_AHEAD = 1 / 8
+_SECONDS_BETWEEN_FLUSHES = 2.0
+_SECONDS_BETWEEN_PROGRESS_LINES = 5.0
+# Bytes that wait on disk before reading pauses.
+_MOST_ON_DISK = 2**30
+# While nothing is acknowledged, so often a line says why.
+_SECONDS_BETWEEN_WAITING_LINES = 30.0
+UNDEFINED = "is not defined"
+"""Part of the reason why a profile with an unknown attribute was refused."""
 
 
-class Changes(Protocol):
-    """What one flight carries."""
+class Journal(Protocol):
+    """Where a push notes what becomes of its chunks: a share of a ledger's plan, or what explicit changes leave behind."""
 
     @property
-    def profiles(self) -> frozenset[str]:
-        """IDs of the profiles that it touches."""
+    def changes(self) -> int:
+        """How many changes are to be sent."""
         ...
 
     @property
-    def alone(self) -> bool:
-        """Whether none of the last ``in_flight`` batches before it touches one of them, so that nobody need look."""
+    def dead_letters(self) -> str | None:
+        """Folder of the dead letters of this process, or None when there are none."""
         ...
 
-    def __len__(self) -> int:
-        """How many changes it has."""
+    def leaving(self, number: int) -> None:
+        """Note, durably, that a chunk may leave now, before it does."""
+        ...
+
+    def landed(self, number: int, refused: Iterable[int] = (), skipped: Iterable[int] = ()) -> None:
+        """Note that the outcome of a chunk is known.
+
+        Args:
+            number: Of the chunk.
+            refused: Positions in it of changes that Talon.One refused or was not asked about.
+            skipped: Refused positions that were never sent.
+        """
+        ...
+
+    def without_effect(self, number: int) -> None:
+        """Note that a chunk did not land, and that it surely changed nothing."""
+        ...
+
+    def reject(self, letter: Mapping[str, Any]) -> None:
+        """Put a record into the dead letters."""
+        ...
+
+    def suspect(self, audiences: Iterable[str]) -> None:
+        """Note, durably, that Talon.One may have lost the members of audiences."""
+        ...
+
+    def flush(self) -> None:
+        """Make all notes durable."""
+        ...
+
+    def end(self) -> None:
+        """Make all notes durable, and take back what was noted ahead and never left."""
+        ...
+
+    def refuse_lost(self) -> None:
+        """Raise when another process may have taken this one's work over; called before every attempt."""
+        ...
+
+    def leave_behind(self, chunks: Iterable[Chunk]) -> None:
+        """Tell whoever took over which changes were in flight."""
         ...
 
 
-B = TypeVar("B", bound=Changes)
+class Kind(Protocol):
+    """What a sync keeps in step: members of audiences, or attributes of profiles."""
+
+    @property
+    def label(self) -> str | None:
+        """What acknowledged changes are counted by; None for their key."""
+        ...
+
+    async def deliver(self, flight: Flight, sender: Any) -> None:
+        """Settle all changes of a flight, retries included, or raise what no other flight would survive."""
+        ...
+
+    def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:
+        """Write what a dead letter says about a refused change."""
+        ...
 
 
 class Refusal(NamedTuple):
     """One change that Talon.One refused, and how it answered.
 
     Args:
-        position: Of the change in its batch.
+        position: Of the change in its chunk.
         error: The answer.
     """
 
@@ -57,143 +140,224 @@ class Refusal(NamedTuple):
     error: RejectedError
 
 
-class Flight(Generic[B]):
-    """A batch under way; its delivery says here what becomes of the changes.
+class Flight:
+    """A chunk under way; its delivery says here what becomes of the changes.
+
+    Args:
+        number: Chunks are numbered from 0 in the order in which they come.
+        chunk: What it carries.
+        push: The push that it belongs to.
 
     Attributes:
-        number: Batches are numbered from 0 in the order of the stream.
-        batch: What it carries.
         refusals: The changes that were refused so far.
+        settled: Changes whose outcome is known.
     """
 
-    def __init__(self, number: int, batch: B, tally: Tally, on_progress: Callable[[], None]) -> None:
+    def __init__(self, number: int, chunk: Chunk, push: Push) -> None:
         self.number = number
-        self.batch = batch
+        self.chunk = chunk
+        self.push = push
         self.refusals: list[Refusal] = []
-        self.unsettled = len(batch)
-        self.tally = tally
-        self._on_progress = on_progress
+        self.settled = 0
 
-    def sent(self, changes: int) -> None:
-        """Note that so many more changes were acknowledged."""
-        self.unsettled -= changes
-        self.tally.sent += changes
-        self._on_progress()
+    def sent(self, part: Chunk) -> None:
+        """Note that a part of the chunk was acknowledged."""
+        self.settled += len(part)
+        self.push.acknowledged(part)
 
     def refused(self, position: int, error: RejectedError, reason: str) -> None:
         """Note that the change at a position was refused.
 
         Args:
-            position: In the batch.
+            position: In the chunk.
             error: The answer.
             reason: To count by; it holds no ID and no value.
         """
-        if reason not in self.tally.rejected:
-            log.warning("A record was refused, and others may follow: %s", error)
-        self.unsettled -= 1
-        self.tally.rejected[reason] += 1
+        if reason not in self.push.rejected:
+            log.warning("A record was refused, and others may follow:\n%s", error)
+        self.settled += 1
+        self.push.rejected[reason] += 1
         self.refusals.append(Refusal(position, error))
 
 
-Deliver: TypeAlias = Callable[[Flight[B]], Awaitable[None]]
-"""Settles all changes of a flight, retries included, or raises what no other flight would survive."""
-
-
-async def push(
-    batches: Generator[B, None, None],
-    deliver: Deliver[B],
-    tally: Tally,
-    *,
-    reader: Reader,
-    in_flight: int = 64,
-    on_progress: Callable[[], None] = lambda: None,
-    on_leaving: Callable[[int], None] = lambda _: None,
-    on_landed: Callable[[Flight[B]], None] = lambda _: None,
-) -> None:
-    """Send every batch, and count every change.
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How a push behaves.
 
     Args:
-        batches: What to send.
-        deliver: Called with one flight at a time, by several tasks at once.
-        tally: Counts, kept up while this runs.
-        reader: Where the batches are read, as reading a database blocks.
-        in_flight: Batches in flight at the most.
-        on_progress: Called after every acknowledgement.
-        on_leaving: Called with the number of a batch before it is sent.
-        on_landed: Called when the fate of all changes of a batch is known.
-
-    Raises:
-        RequestError: The run cannot go on. What was not acknowledged is counted as unsent.
+        in_flight: Requests in flight at the most.
+        max_rejected: Rejections tolerated: so many are no reason to give up early. None for any number.
+        refused_before: Changes that Talon.One refused in an earlier run, each as profile ID and key.
+        reads_ahead: Whether the chunks are read as fast as they come, so that a cursor is not held open for as long as they
+            are sent; what is read ahead waits on disk.
     """
-    pusher = _Pusher(deliver, tally, in_flight, on_landed)
-    async with pusher.running(), aclosing(_read_by(reader, batches, ceil(in_flight * _READ_AHEAD))) as stream:
-        number = 0
-        async for batch in stream:
-            await pusher.wait_for(batch, number)
-            on_leaving(number)
-            pusher.launch(Flight(number, batch, tally, on_progress))
-            number += 1
-        await pusher.wait_for_all()
+
+    in_flight: int = 64
+    max_rejected: int | None = 0
+    refused_before: frozenset[tuple[str, str]] = frozenset()
+    reads_ahead: bool = False
 
 
-class _Pusher(Generic[B]):
-    def __init__(
-        self, deliver: Deliver[B], tally: Tally, in_flight: int, on_landed: Callable[[Flight[B]], None]
-    ) -> None:
-        self._deliver = deliver
-        self._tally = tally
-        self._in_flight = in_flight
-        self._on_landed = on_landed
-        self._flights: dict[asyncio.Task[None], Flight[B]] = {}
+class Push:
+    """The sending of a journal's chunks.
+
+    Args:
+        kind: Members or attributes.
+        journal: Where it is noted what became of them.
+        counts: Kept up while this runs: acknowledged, rejected and unsent changes, and requests.
+        limits: How to behave.
+
+    Attributes:
+        rejected: Changes that Talon.One refused in this push, by reason.
+        sent: Changes that Talon.One acknowledged in this push.
+    """
+
+    def __init__(self, kind: Kind, journal: Journal, counts: Counts, limits: Limits) -> None:
+        self.limits = limits
+        self.rejected: Counter[str] = Counter()
+        self.sent = 0
+        self._kind = kind
+        self._journal = journal
+        self._counts = counts
+        self._flights: dict[asyncio.Task[None], Flight] = {}
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
+        self._flushed = time.monotonic()
+
+    def run(
+        self, chunks: Generator[Chunk, None, None], sender: Callable[[], AbstractAsyncContextManager[Any]]
+    ) -> None:
+        """Send all chunks, on an event loop in a thread of its own.
+
+        Args:
+            chunks: In the order of the journal; read in the thread that calls this.
+            sender: Opens the sender.
+
+        Raises:
+            RequestError: The push stopped early; what was acknowledged is noted, and the rest is counted as unsent.
+            LedgerError: Another run took over.
+        """
+        try:
+            run_apart(lambda reader: self._send_all(reader, chunks, sender))
+        except NotFoundError as error:
+            # Whoever deleted an audience may make it again by hand, without its members.
+            self._journal.suspect(error.audiences)
+            raise
+        finally:
+            self._counts.rejected.update(self.rejected)
+            self._counts.unsent += self._journal.changes - self.sent - self.rejected.total()
+            self._journal.end()
+
+    def acknowledged(self, part: Chunk) -> None:
+        """Count changes that Talon.One took."""
+        self.sent += len(part)
+        label = self._kind.label
+        keys: Sequence[str] | str = part.keys if label is None else label
+        if isinstance(keys, str) and isinstance(part.verbs, str):
+            of = self._counts.removed if part.verbs in REMOVING else self._counts.added
+            of[keys] += len(part)
+            return
+        for change in part.changes():
+            of = self._counts.removed if change.action == "remove" else self._counts.added
+            of[label or change.key] += 1
+
+    async def _send_all(
+        self,
+        reader: CallInReader,
+        chunks: Generator[Chunk, None, None],
+        opening: Callable[[], AbstractAsyncContextManager[Any]],
+    ) -> None:
+        async with opening() as sender:
+            sender.may_leave = self._journal.refuse_lost
+            telling = asyncio.create_task(self._tell_progress(sender))
+            try:
+                async with self._flying(), aclosing(self._read(reader, chunks)) as stream:
+                    number = 0
+                    async for chunk in stream:
+                        await self._wait_for(chunk, number)
+                        self._journal.leaving(number)
+                        self._launch(Flight(number, chunk, self), sender)
+                        number += 1
+                    while self._flights:
+                        await self._one_ends()
+            finally:
+                telling.cancel()
+                for name in ("requests", "retries", "throttled"):
+                    setattr(self._counts, name, getattr(self._counts, name) + getattr(sender, name))
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def _flying(self) -> AsyncIterator[None]:
         try:
             yield
+        except LedgerError:
+            await self._end_flights()
+            with suppress(LedgerError):
+                self._journal.leave_behind([flight.chunk for flight in self._flights.values()])
+            raise
         finally:
-            for task in self._flights:
-                task.cancel()
-            flights = list(self._flights.values())
-            await asyncio.gather(*self._flights, return_exceptions=True)
-            self._tally.unsent += sum(flight.unsettled for flight in flights)
+            await self._end_flights()
 
-    async def wait_for(self, batch: B, number: int) -> None:
+    async def _end_flights(self) -> None:
+        for task in self._flights:
+            task.cancel()
+        await asyncio.gather(*self._flights, return_exceptions=True)
+
+    async def _wait_for(self, chunk: Chunk, number: int) -> None:
         """Wait until one more flight may leave, and no profile of it is in another one."""
         self._raise_failure()
-        while len(self._flights) >= self._in_flight or self._meets_a_flight(batch, number):
+        while len(self._flights) >= self.limits.in_flight or self._meets_a_flight(chunk, number):
             await self._one_ends()
 
-    def _meets_a_flight(self, batch: B, number: int) -> bool:
+    def _meets_a_flight(self, chunk: Chunk, number: int) -> bool:
         # In the order of their numbers: a flight that has been retried for long may be much older than the others.
         for flight in self._flights.values():
-            if batch.alone and flight.number >= number - self._in_flight:
+            if chunk.disjoint_from_recent and flight.number >= number - self.limits.in_flight:
                 return False
-            if not flight.batch.profiles.isdisjoint(batch.profiles):
+            if not flight.chunk.profiles.isdisjoint(chunk.profiles):
                 return True
         return False
 
-    async def wait_for_all(self) -> None:
-        while self._flights:
-            await self._one_ends()
-
-    def launch(self, flight: Flight[B]) -> None:
-        self._tally.launched += len(flight.batch)
-        task = asyncio.create_task(self._fly(flight))
+    def _launch(self, flight: Flight, sender: Any) -> None:
+        task = asyncio.create_task(self._fly(flight, sender))
         self._flights[task] = flight
         task.add_done_callback(self._note_end)
 
-    async def _fly(self, flight: Flight[B]) -> None:
-        await self._deliver(flight)
-        self._on_landed(flight)
+    async def _fly(self, flight: Flight, sender: Any) -> None:
+        try:
+            await self._kind.deliver(flight, sender)
+        except RequestError as error:
+            if not flight.settled and not error.is_unclear and not error.repeated:
+                self._journal.without_effect(flight.number)
+            raise
+        if flight.refusals:
+            changes = list(flight.chunk.changes())
+            for position, answer in flight.refusals:
+                self._journal.reject(self._letter(changes[position], answer))
+        self._journal.landed(
+            flight.number,
+            [position for position, _ in flight.refusals],
+            # What Talon.One answers has a status.
+            [position for position, answer in flight.refusals if answer.status is None],
+        )
+        if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
+            self._journal.flush()
+            self._flushed = time.monotonic()
+
+    def _letter(self, change: Change, error: RejectedError) -> dict[str, Any]:
+        return {
+            "time": now(),
+            "profile_id": change.profile_id,
+            **self._kind.letter(change, error),
+            "status": error.status,
+            "request_uuid": error.request_uuid,
+        }
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             return
         failure = task.exception()
         if failure:
-            # Its flight stays, so that what it had not settled is counted.
+            # Its flight stays: whoever takes over may have to know what was in it.
             self._failure = self._failure or failure
         else:
             del self._flights[task]
@@ -210,23 +374,128 @@ class _Pusher(Generic[B]):
         if self._failure:
             raise self._failure
 
+    async def _tell_progress(self, sender: Any) -> None:
+        """Log how it goes, and, while nothing moves, why."""
+        began = moved = told = time.monotonic()
+        before = 0
+        while True:
+            await asyncio.sleep(_SECONDS_BETWEEN_PROGRESS_LINES)
+            current = time.monotonic()
+            if self.sent > before:
+                rate = self.sent / (current - began)
+                left = (self._journal.changes - self.sent) / rate
+                log.info(
+                    "%s of %s sent, %s a second, %s s left",
+                    *(f"{each:,.0f}" for each in (self.sent, self._journal.changes, rate, left)),
+                )
+                before, moved, told = self.sent, current, current
+            elif current - told >= _SECONDS_BETWEEN_WAITING_LINES:
+                log.warning(
+                    "Nothing was acknowledged for %.0f s: %s.",
+                    current - moved,
+                    sender.waiting or "no answer yet",
+                )
+                told = current
 
-async def _read_by(
-    reader: Reader, iterator: Generator[B, None, None], ahead_by: int
-) -> AsyncGenerator[B, None]:
-    """Iterate in the reader's one thread, a list ahead; a SQLite connection must stay in the thread that made it."""
+    async def _read(
+        self, reader: CallInReader, chunks: Generator[Chunk, None, None]
+    ) -> AsyncGenerator[Chunk, None]:
+        """Iterate in the reader's one thread, a list ahead; a SQLite connection must stay in the thread that made it."""
+        ahead_by = ceil(self.limits.in_flight * _READ_AHEAD)
+        backlog = _Backlog(chunks, ahead_by) if self.limits.reads_ahead else None
+        take = backlog.take if backlog else lambda: list(islice(chunks, ahead_by))
+        filling = asyncio.create_task(_fill(reader, backlog)) if backlog else None
+        ahead = reader(take)
+        try:
+            while some := await ahead:
+                ahead = reader(take)
+                for chunk in some:
+                    yield chunk
+        finally:
+            if filling:
+                filling.cancel()
+            # Queued behind the read that is under way, so that the cursor closes in its own thread. Both may fail, too; the
+            # first error is the one to tell.
+            for last in (ahead, reader(chunks.close)):
+                last.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def read() -> list[B]:
-        return list(islice(iterator, ahead_by))
 
-    ahead = reader(read)
-    try:
-        while batches := await ahead:
-            ahead = reader(read)
-            for batch in batches:
-                yield batch
-    finally:
-        # Queued behind the read that is under way, so that the cursor closes in its own thread. Both may fail, too; the first
-        # error is the one to tell.
-        for last in (ahead, reader(iterator.close)):
-            last.add_done_callback(lambda done: done.cancelled() or done.exception())
+class _Backlog:
+    """Chunks that were read ahead: some in memory, and the others on disk.
+
+    Args:
+        chunks: Where they come from.
+        ahead_by: So many are taken at once.
+    """
+
+    def __init__(self, chunks: Iterator[Chunk], ahead_by: int) -> None:
+        self._chunks = chunks
+        self._ahead_by = ahead_by
+        self._spool = Spool()
+        self._is_over = False
+        self._failure: BaseException | None = None
+
+    def fill(self) -> bool:
+        """Read some more; return whether there may be more to read now."""
+        if self._is_over or len(self._spool) > _MOST_ON_DISK:
+            return False
+        try:
+            some = list(islice(self._chunks, self._ahead_by))
+        except BaseException as error:  # noqa: BLE001 - raised when what was read before it has been taken
+            some, self._failure = [], error
+        self._is_over = not some
+        for chunk in some:
+            columns = (chunk.ids, chunk.keys, chunk.verbs, chunk.disjoint_from_recent)
+            self._spool.write(marshal.dumps(columns, 2))
+        return bool(some)
+
+    def take(self) -> list[Chunk]:
+        """Take the next chunks; none where all were taken."""
+        if not self._spool:
+            if self._failure:
+                raise self._failure
+            return list(islice(self._chunks, self._ahead_by))
+        found: list[Chunk] = []
+        while self._spool and len(found) < self._ahead_by:
+            # This process wrote it, and nobody else can reach it.
+            ids, keys, verbs, disjoint = marshal.loads(self._spool.take())  # noqa: S302
+            found.append(Chunk(ids, keys, verbs, disjoint_from_recent=disjoint))
+        return found
+
+
+async def _fill(reader: CallInReader, backlog: _Backlog) -> None:
+    """Read ahead for as long as there is something to read and room for it."""
+    while await reader(backlog.fill):
+        """The reader's thread takes what is waited for in between."""
+
+
+def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Sequence[str] = ()) -> None:
+    """Raise when more records were rejected than are tolerated.
+
+    Args:
+        report: The counts.
+        max_rejected: How many are tolerated; None for any number.
+        excused: Reasons that do not count.
+
+    Raises:
+        RejectedRecordsError: They were.
+    """
+    rejected = sum(count for reason, count in report.rejected.items() if reason not in excused)
+    if max_rejected is None or rejected <= max_rejected:
+        return
+    cure = "Leave such records out of the source, or raise max_rejected."
+    if any(UNDEFINED in reason for reason in report.rejected):
+        cure = (
+            "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True.\n"
+            + cure
+        )
+    raise RejectedRecordsError(
+        f"{rejected:,} of {report.total:,} records were rejected, and max_rejected is {max_rejected:,}.\n"
+        f"Everything else was sent.\n{report}\n{cure}",
+        report,
+    )
+
+
+def now() -> str:
+    """Return the time as dead letters have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -4,98 +4,99 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_talon_cdp.changes.counts import Counts
 
-@dataclass
-class Tally:
-    """Counts of a push while it runs. Each change that was launched ends in exactly one of the other three.
-
-    Args:
-        launched: Changes in the batches that were to be sent.
-        sent: Changes that Talon.One acknowledged.
-        rejected: Changes that Talon.One refused, by reason.
-        unsent: Changes without an acknowledgement when the push stopped early; a part of them may have arrived.
-        requests: HTTP requests that left.
-        retries: Those of them that repeated a failed one.
-        throttled: Answers 429.
-    """
-
-    launched: int = 0
-    sent: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    unsent: int = 0
-    requests: int = 0
-    retries: int = 0
-    throttled: int = 0
+# Audiences that a log names one by one.
+_NAMED = 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class SyncReport:
-    """The counts of a sync that has ended.
+@dataclass(kw_only=True)
+class Report(Counts):
+    """The counts of a sync, and where it left what.
 
     Args:
-        read: Records taken from the source.
-        sent: Records acknowledged by Talon.One.
-        duplicate: Records folded into an equal one.
-        rejected: Records refused, by reason. No reason holds an ID or a value.
-        unsent: Records without an acknowledgement; 0 in a sync that ran to its end.
-        requests: HTTP requests that left.
-        retries: Those of them that repeated a failed one.
-        throttled: Answers 429.
         seconds: Wall-clock duration.
-        unchanged: In a mirror, records that the ledger has already.
-        removals: In a mirror, members that the ledger has and the source has not; they are sent, but were not read.
-        resumed: In the retry of a mirror, changes that the try before it had left of its plan; the first to be sent.
         dead_letters: Folder of the rejected records, or None.
+        ledger: Folder of the ledger of a mirror, or None.
         ledger_version: Version of the ledger after a mirror, or None.
-        verdict: What the guard says to a dry run, or None.
+        verdict: What the guard says to a dry run, or why a run did nothing; else None.
     """
 
-    read: int
-    sent: int
-    duplicate: int
-    rejected: Mapping[str, int]
-    unsent: int
-    requests: int
-    retries: int
-    throttled: int
-    seconds: float
-    unchanged: int = 0
-    removals: int = 0
-    resumed: int = 0
+    seconds: float = 0.0
     dead_letters: str | None = None
+    ledger: str | None = None
     ledger_version: int | None = None
     verdict: str | None = None
 
-    @property
-    def rejected_total(self) -> int:
-        """Records refused, whatever the reason."""
-        return sum(self.rejected.values())
-
-    @property
-    def total(self) -> int:
-        """Records that were read, members to remove and changes that an earlier try had left."""
-        return self.read + self.removals + self.resumed
-
-    @property
-    def balances(self) -> bool:
-        """Whether each of all of them is accounted for."""
-        return self.total == self.unchanged + self.sent + self.duplicate + self.rejected_total + self.unsent
-
     def summary(self) -> dict[str, Any]:
-        """The report as a small JSON object, fit for XCom."""
-        return asdict(self) | {"rejected": dict(self.rejected), "seconds": round(self.seconds, 3)}
+        """Return the report as a small JSON object, fit for XCom."""
+        return {
+            "read": self.read,
+            "removals": self.removals.total(),
+            "resumed": self.resumed,
+            "unchanged": self.unchanged,
+            "sent": self.sent,
+            "added": self.added.total(),
+            "removed": self.removed.total(),
+            "duplicate": self.duplicate,
+            "rejected": dict(self.rejected),
+            "unsent": self.unsent,
+            "requests": self.requests,
+            "retries": self.retries,
+            "throttled": self.throttled,
+            "seconds": round(self.seconds, 3),
+            "dead_letters": self.dead_letters,
+            "ledger": self.ledger,
+            "ledger_version": self.ledger_version,
+            "verdict": self.verdict,
+        }
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> Report:
+        """Make a report of its summary, without the division by audience."""
+        given = {name: value for name, value in summary.items() if name != "sent"}
+        for name in ("removals", "added", "removed"):
+            given[name] = Counter({"": given[name]} if given[name] else {})
+        return cls(**given | {"rejected": Counter(given["rejected"])})
+
+    def by_audience(self) -> dict[str, dict[str, int]]:
+        """Return what changed in each audience, and how many members it has now as far as the ledger knows."""
+        changed = sorted(self.known.keys() | self.added.keys() | self.removed.keys())
+        return {
+            audience: {
+                "added": self.added[audience],
+                "removed": self.removed[audience],
+                "members": self.known[audience] + self.added[audience] - self.removed[audience],
+            }
+            for audience in changed
+        }
+
+    def lines(self) -> list[str]:
+        """Return the report in lines that fit on a screen."""
+        unchanged = f"{self.unchanged:,} unchanged + {self.sent:,} sent + {self.duplicate:,} duplicate"
+        sent = f"sent: {self.added.total():,} added, {self.removed.total():,} removed"
+        attempts = f"({self.retries:,} retries, {self.throttled:,} throttled)"
+        lines = [
+            f"{self.read:,} read + {self.removals.total():,} to remove + {self.resumed:,} resumed",
+            f"= {unchanged} + {self.rejected.total():,} rejected + {self.unsent:,} unsent",
+            f"{sent}; {self.requests:,} requests {attempts} in {self.seconds:.1f} s",
+        ]
+        lines += [f"rejected: {count:,} x {reason}" for reason, count in sorted(self.rejected.items())]
+        by_audience = self.by_audience()
+        if len(by_audience) > 1:
+            lines += [
+                f"audience {audience!r}: {numbers['added']:,} added, {numbers['removed']:,} removed,"
+                f" {numbers['members']:,} members"
+                for audience, numbers in list(by_audience.items())[:_NAMED]
+            ]
+            if len(by_audience) > _NAMED:
+                lines.append(f"... and {len(by_audience) - _NAMED:,} more audiences")
+        if self.dead_letters:
+            lines.append(f"dead letters: {self.dead_letters}")
+        return lines
 
     def __str__(self) -> str:
-        refused = "".join(f"; {count:,} x {reason}" for reason, count in sorted(self.rejected.items()))
-        removals = f" + {self.removals:,} to remove" if self.removals else ""
-        resumed = f" + {self.resumed:,} resumed" if self.resumed else ""
-        unchanged = f"{self.unchanged:,} unchanged + " if self.unchanged else ""
-        return (
-            f"{self.read:,} read{removals}{resumed} = {unchanged}{self.sent:,} sent + {self.duplicate:,} duplicate + "
-            f"{self.rejected_total:,} rejected + {self.unsent:,} unsent, in {self.requests:,} requests "
-            f"({self.retries:,} retries, {self.throttled:,} throttled) and {self.seconds:.1f} s{refused}"
-            f"{f'; dead letters in {self.dead_letters}' if self.dead_letters else ''}"
-        )
+        return "\n".join(self.lines())

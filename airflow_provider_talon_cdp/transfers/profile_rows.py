@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 
+from airflow_provider_talon_cdp.changes.change import Profile, Rejection, read_profile_id
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Rejection, read_profile_id
-from airflow_provider_talon_cdp.sync.profiles import Profile
 from airflow_provider_talon_cdp.transfers.rows import read_json, stream_rows
 from airflow_provider_talon_cdp.transfers.statements import column_position
 

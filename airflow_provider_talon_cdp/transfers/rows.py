@@ -45,15 +45,19 @@ def read_json(text: str | bytes) -> Any:
         return UnreadableJson()
 
 
-def sql_hook(conn_id: str) -> DbApiHook:
+def sql_hook(conn_id: str, hook_params: Mapping[str, Any] | None = None) -> DbApiHook:
     """Return the SQL hook of an Airflow connection.
+
+    Args:
+        conn_id: The connection.
+        hook_params: Arguments of the hook, or None.
 
     Raises:
         InvalidInputError: The connection is of another kind, or of one that no installed provider knows.
     """
     connection = BaseHook.get_connection(conn_id)
     try:
-        hook = connection.get_hook()  # type: ignore[no-untyped-call]
+        hook = connection.get_hook(hook_params=dict(hook_params or {}))  # type: ignore[no-untyped-call]
     except AirflowException as error:
         # Airflow has no class of its own for it.
         if "Unknown hook type" not in str(error):

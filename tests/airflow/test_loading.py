@@ -15,6 +15,7 @@ def test_every_example_dag_loads_without_an_import_error(examples):
     assert examples.import_errors == {}
     assert set(examples.dags) == {
         "talon_across_workers",
+        "talon_after_audience",
         "talon_audience_lifecycle",
         "talon_profile_update",
         "talon_warehouse_to_audiences",

@@ -12,7 +12,7 @@ def talon(own_talon):
 
 @pytest.fixture
 def logged(caplog, capfd):
-    """What was logged so far: from Airflow 3 on, an operator's own log goes past ``logging`` to the terminal."""
+    """What was logged so far: in Airflow 3 an operator's own log goes past ``logging`` to the terminal."""
     caplog.set_level("DEBUG")
 
     def text():

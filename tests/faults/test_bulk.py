@@ -20,7 +20,8 @@ from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 
 COUNTS = re.compile(
-    r"([\d,]+) read = ([\d,]+) sent \+ ([\d,]+) duplicate \+ ([\d,]+) rejected \+ ([\d,]+) unsent, in ([\d,]+) requests"
+    r"([\d,]+) read = ([\d,]+) sent \+ ([\d,]+) duplicate \+ ([\d,]+) rejected \+ ([\d,]+) unsent, "
+    r"in ([\d,]+) requests"
 )
 
 

@@ -195,7 +195,7 @@ def warehouse(request):
 @pytest.fixture
 def vip(talon):
     """The emulator, with the audience ``vip``."""
-    talon._service.store.create_audience("vip", "VIP")
+    talon.create_audience("vip", "VIP")
     return talon
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import random
 from collections import Counter
@@ -16,6 +15,9 @@ from airflow_provider_talon_cdp.exceptions import (
     TransientError,
 )
 from airflow_provider_talon_cdp.sync.changes import Change
+from tests.storage import KilledError, Process, Storage, StoredPath
+
+__all__ = ["KilledError", "Process", "Storage", "StoredPath"]
 
 
 class FakeTalon:
@@ -44,7 +46,7 @@ class FakeTalon:
         self.delays = random.Random(seed)
 
     async def __call__(self, batch):
-        entries = batch.entries
+        entries = batch.entries()
         number = self.requests
         self.requests += 1
         profiles = [entry.profile_id for entry in entries]
@@ -82,142 +84,6 @@ def adds(*profiles, audience="vip"):
 
 def error(kind, status=None):
     return kind("no", method="PUT", path="/", status=status)
-
-
-class KilledError(BaseException):
-    """The process is dead: whatever it still tries has no effect."""
-
-
-class Process:
-    """Counts the steps that others can see, and dies at one of them.
-
-    A SIGKILL runs no ``finally`` block. Python does run them here, so all that a dead process does to the world fails.
-
-    Args:
-        dies_at: Number of the step before which it dies, or None.
-    """
-
-    def __init__(self, dies_at=None):
-        self.dies_at = dies_at
-        self.steps = 0
-        self.dead = False
-        self.died_reading = False
-
-    def step(self, *, reads=False):
-        if self.steps == self.dies_at:
-            self.dead = True
-            self.died_reading = reads
-        self.steps += 1
-        if self.dead:
-            raise KilledError
-
-
-class Storage:
-    """An object store in memory: an object is there whole after ``close``, or as it was before.
-
-    Args:
-        process: Who writes; ``process`` may be replaced, the objects stay.
-    """
-
-    def __init__(self, process=None):
-        self.process = process or Process()
-        self.objects = {}
-        self.before_effect = lambda doing, name: None
-
-    def folder(self):
-        return StoredPath(self, "")
-
-    def get(self, name):
-        self.process.step(reads=True)
-        self.before_effect("read", name)
-        if name not in self.objects:
-            raise FileNotFoundError(name)
-        return self.objects[name]
-
-    def ls(self, name, detail):
-        """List a folder with one request, as fsspec does."""
-        self.process.step(reads=True)
-        self.before_effect("list", name)
-        below = {each.removeprefix(f"{name}/") for each in self.objects if each.startswith(f"{name}/")}
-        return sorted({f"{name}/{each.split('/')[0]}" for each in below})
-
-    def cat_file(self, name):
-        """Read an object with one request, as fsspec does."""
-        return self.get(name)
-
-    def open(self, name, mode):
-        return _Upload(self, name) if mode == "wb" else io.BytesIO(self.get(name))
-
-    def invalidate_cache(self):
-        """There is none."""
-
-    def put(self, name, data):
-        self.process.step()
-        self.before_effect("write", name)
-        self.objects[name] = data
-        self.process.step()
-
-    def delete(self, name):
-        self.process.step()
-        self.before_effect("delete", name)
-        if name not in self.objects:
-            raise FileNotFoundError(name)
-        del self.objects[name]
-        self.process.step()
-
-
-class StoredPath:
-    """The part of ``UPath`` that the ledger uses."""
-
-    protocol = "memory"
-
-    def __init__(self, storage, path):
-        self._storage = storage
-        self._path = path
-
-    @property
-    def fs(self):
-        return self._storage
-
-    @property
-    def path(self):
-        return self._path
-
-    def __truediv__(self, name):
-        return StoredPath(self._storage, f"{self._path}/{name}")
-
-    def __str__(self):
-        return f"memory:/{self._path}"
-
-    @property
-    def name(self):
-        return self._path.rpartition("/")[2]
-
-    def unlink(self):
-        self._storage.delete(self._path)
-
-
-class _Upload:
-    def __init__(self, storage, name):
-        self._storage = storage
-        self._name = name
-        self._parts = []
-        self.closed = False
-
-    def write(self, data):
-        self._parts.append(bytes(data))
-        return len(data)
-
-    def flush(self):
-        pass
-
-    def discard(self):
-        self._parts.clear()
-
-    def close(self):
-        if not self.closed:
-            self.closed = True
-            self._storage.put(self._name, b"".join(self._parts))
 
 
 class World:
@@ -275,7 +141,7 @@ class Sender:
         self.missed = False
 
     async def __call__(self, batch):
-        entries = batch.entries
+        entries = batch.entries()
         size = sum(len(entry.adds) + len(entry.removes) for entry in entries)
         # After a 404, none at all are a question: is the audience gone, or the path wrong?
         assert (0 if self.missed else 1) <= size <= self.world.limit, f"{size} changes in one request"

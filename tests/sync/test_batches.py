@@ -31,7 +31,7 @@ def test_ids_travel_in_their_quick_form_in_batches_of_1000():
         )
     )
     assert [len(batch) for batch in found] == [1000, 1000, 100]
-    assert all(len(batch.groups) == 1 for batch in found)
+    assert all(len(batch.groups()) == 1 for batch in found)
     assert intake == Intake(read=2100, batched=2100)
 
 
@@ -52,8 +52,8 @@ def test_after_a_mixed_batch_the_quick_form_is_back():
         Ids(["b"], "gold", "add"),
     ]
     first, second = batches(records, Intake())
-    assert [len(each.ids) for each in first.groups] == [1, 999]
-    assert second.groups == [Ids(["b"], "gold", "add")]
+    assert [len(each.ids) for each in first.groups()] == [1, 999]
+    assert second.groups() == [Ids(["b"], "gold", "add")]
 
 
 def test_what_is_far_apart_does_not_fold():

@@ -81,12 +81,12 @@ def test_a_profile_waits_for_a_flight_that_is_retried_for_long():
     class Stuck(FakeTalon):
         async def __call__(self, batch):
             if batch.changes[0].profile_id == "0" and self.requests == 0:
-                self.in_flight.update(each.profile_id for each in batch.entries)
+                self.in_flight.update(each.profile_id for each in batch.entries())
                 self.requests += 1
                 while self.requests < 12:  # noqa: ASYNC110 - the others count them
                     await asyncio.sleep(0.001)
                 await asyncio.sleep(0.05)
-                self.in_flight.subtract(each.profile_id for each in batch.entries)
+                self.in_flight.subtract(each.profile_id for each in batch.entries())
             await super().__call__(batch)
 
     profiles = [*map(str, range(12_000)), "0"]

@@ -1,0 +1,1 @@
+"""What must change in Talon.One: pure, but for temporary files."""

@@ -1,0 +1,326 @@
+"""Changes of customer profiles, one by one and in bulk, and how they are read from records of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from itertools import chain, repeat
+from math import isnan
+from numbers import Integral
+from typing import Any, Literal, NamedTuple, TypeAlias
+from uuid import UUID
+
+from airflow_provider_talon_cdp.contract import (
+    MAX_LENGTH,
+    AudienceIdType,
+    check_audience_id,
+    fault_of_text,
+    is_unicode,
+)
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+Action = Literal["add", "remove"]
+Verb: TypeAlias = str
+"""An action, followed by a question mark where an earlier request may have made the change unacknowledged."""
+
+REMOVING = frozenset(("remove", "remove?"))
+VERBS = frozenset(("add", "add?")) | REMOVING
+
+
+class Change(NamedTuple):
+    """One thing that must become true of one customer profile.
+
+    Args:
+        profile_id: Integration ID of the profile.
+        key: ID of the audience that the profile joins or leaves; in a sync of attributes the fingerprint of what is sent.
+        action: ``add`` or ``remove``.
+        uncertain: Whether an earlier request may have made this change without an acknowledgement, so that the profile's
+            state is not known until this change is acknowledged.
+    """
+
+    profile_id: str
+    key: str
+    action: Action
+    uncertain: bool = False
+
+
+class Rejection(NamedTuple):
+    """A record that cannot be a change.
+
+    Args:
+        reason: Why; it holds no part of the record.
+        profile_id: For the dead letters only; None where the record has none.
+    """
+
+    reason: str
+    profile_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Many changes, column by column: a million of them pass without an object for each.
+
+    Args:
+        ids: Integration IDs of the profiles.
+        keys: The key of each change (see ``Change``), or the one key of all.
+        verbs: The verb of each change, or the one verb of all.
+        bodies: In a sync of attributes, the JSON object that is sent for each profile; None for a profile whose source
+            has other attributes now than were planned. A ledger never holds these.
+        disjoint_from_recent: Whether no chunk shortly before this one touches one of its profiles, so that nobody needs
+            to look.
+    """
+
+    ids: list[str]
+    keys: str | list[str]
+    verbs: Verb | list[Verb] = "add"
+    bodies: Sequence[bytes | None] | None = None
+    disjoint_from_recent: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, span: slice) -> Chunk:
+        return Chunk(
+            self.ids[span],
+            self.keys if isinstance(self.keys, str) else one_or_all(self.keys[span]),
+            self.verbs if isinstance(self.verbs, str) else one_or_all(self.verbs[span]),
+            None if self.bodies is None else self.bodies[span],
+        )
+
+    @classmethod
+    def of(cls, changes: Iterable[Change]) -> Chunk:
+        """Gather changes."""
+        changes = list(changes)
+        verbs = [f"{change.action}?" if change.uncertain else change.action for change in changes]
+        return cls(
+            [change.profile_id for change in changes],
+            one_or_all([change.key for change in changes]),
+            one_or_all(verbs),
+        )
+
+    @classmethod
+    def joined(cls, chunks: Sequence[Chunk]) -> Chunk:
+        """Put the changes of several chunks into one, in their order."""
+        if len(chunks) == 1:
+            return chunks[0]
+        counts = [len(chunk) for chunk in chunks]
+        return cls(
+            list(chain.from_iterable(chunk.ids for chunk in chunks)),
+            _joined([chunk.keys for chunk in chunks], counts),
+            _joined([chunk.verbs for chunk in chunks], counts),
+        )
+
+    @property
+    def each_key(self) -> Iterable[str]:
+        """The key of each change; endless where all have the same."""
+        return repeat(self.keys) if isinstance(self.keys, str) else self.keys
+
+    @property
+    def each_verb(self) -> Iterable[Verb]:
+        """The verb of each change; endless where all have the same."""
+        return repeat(self.verbs) if isinstance(self.verbs, str) else self.verbs
+
+    @cached_property
+    def profiles(self) -> frozenset[str]:
+        """IDs of the profiles."""
+        return frozenset(self.ids)
+
+    @property
+    def removes(self) -> bool:
+        """Whether a change of it removes."""
+        verbs = (self.verbs,) if isinstance(self.verbs, str) else self.verbs
+        return not REMOVING.isdisjoint(verbs)
+
+    def changes(self) -> Iterator[Change]:
+        """Spell the changes out."""
+        for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
+            yield Change(profile_id, key, "remove" if verb in REMOVING else "add", verb.endswith("?"))
+
+    def without(self, positions: Collection[int]) -> Chunk:
+        """Leave the changes at some positions out."""
+        return self.at(sorted(set(range(len(self))).difference(positions)))
+
+    def by_key(self) -> Iterator[tuple[str, Chunk]]:
+        """Divide the changes by key."""
+        if isinstance(self.keys, str):
+            yield self.keys, self
+            return
+        places: dict[str, list[int]] = {}
+        for position, key in enumerate(self.keys):
+            places.setdefault(key, []).append(position)
+        for key, positions in places.items():
+            yield key, self.at(positions)
+
+    def at(self, positions: Sequence[int]) -> Chunk:
+        """Take the changes at some positions."""
+        return Chunk(
+            [self.ids[each] for each in positions],
+            self.keys if isinstance(self.keys, str) else one_or_all([self.keys[each] for each in positions]),
+            self.verbs
+            if isinstance(self.verbs, str)
+            else one_or_all([self.verbs[each] for each in positions]),
+            None if self.bodies is None else [self.bodies[each] for each in positions],
+        )
+
+    def groups(self) -> list[tuple[list[str], str, Action]] | None:
+        """Profile IDs by audience and action, or None where a profile has several changes."""
+        if isinstance(self.keys, str) and isinstance(self.verbs, str):
+            return [(self.ids, self.keys, "remove" if self.verbs in REMOVING else "add")]
+        if len(self.profiles) < len(self):
+            return None
+        groups: dict[tuple[str, Action], list[str]] = {}
+        for profile_id, key, action, _ in self.changes():
+            groups.setdefault((key, action), []).append(profile_id)
+        return [(ids, key, action) for (key, action), ids in groups.items()]
+
+    def entries(self) -> list[tuple[str, list[str], list[str]]]:
+        """Each profile with the audiences that it joins and those that it leaves."""
+        entries: dict[str, tuple[list[str], list[str]]] = {}
+        for profile_id, key, action, _ in self.changes():
+            entries.setdefault(profile_id, ([], []))[action == "remove"].append(key)
+        return [(profile_id, *changed) for profile_id, changed in entries.items()]
+
+
+Record: TypeAlias = Chunk | Rejection
+"""What a source of members yields."""
+
+
+class Profile(NamedTuple):
+    """What a source of attributes yields: a profile and the attributes that it should have.
+
+    Args:
+        profile_id: Integration ID of the profile.
+        attributes: JSON object of what is to be sent, always spelt the same; empty when there is nothing.
+        names: Names of the attributes in it.
+        order: Which of two rows of one profile is the last: the one where this is greater. None is the smallest.
+        fault: Why the row cannot be sent, instead of attributes; it holds no value.
+    """
+
+    profile_id: str
+    attributes: bytes = b""
+    names: tuple[str, ...] = ()
+    order: Any = None
+    fault: str | None = None
+
+
+def read_profile_id(value: Any) -> str | Rejection:
+    """Read a profile ID as a source gives it: a string, or an integer, integral Decimal or UUID whose text it is.
+
+    Returns:
+        Its text, or why this record has none: a null, empty or over-long ID.
+
+    Raises:
+        InvalidInputError: A type that no record of this source should have, so the query is wrong.
+    """
+    # Nearly every ID is plain text; the long way is for the others.
+    if type(value) is str and value.isascii() and 0 < len(value) <= MAX_LENGTH:
+        return value
+    text = _id_text(value)
+    fault = fault_of_text(text)
+    return Rejection(f"profile ID {fault}", text or None) if fault or text is None else text
+
+
+def read_members(profile_ids: Sequence[Any], key: str, verb: Verb) -> Iterator[Record]:
+    """Make changes of many records of one audience.
+
+    Args:
+        profile_ids: As in ``read_profile_id``.
+        key: The audience, checked.
+        verb: What the records mean.
+
+    Raises:
+        InvalidInputError: As ``read_profile_id`` does.
+    """
+    ids = profile_ids if isinstance(profile_ids, list) else list(profile_ids)
+    if not _are_ids(ids):
+        read = [read_profile_id(value) for value in ids]
+        yield from (value for value in read if isinstance(value, Rejection))
+        ids = [value for value in read if isinstance(value, str)]
+    if ids:
+        yield Chunk(ids, key, verb)
+
+
+def read_memberships(rows: Iterable[Sequence[Any]], verb: Verb, id_type: AudienceIdType) -> Iterator[Record]:
+    """Make changes of records that begin with a profile ID and an audience ID.
+
+    Args:
+        rows: The records.
+        verb: What they mean.
+        id_type: Whether the audience IDs are external (strings) or internal (integers).
+
+    Raises:
+        InvalidInputError: A type that no record of this source should have, so the query is wrong.
+    """
+    ids: list[str] = []
+    keys: list[str] = []
+    for row in rows:
+        profile_id = read_profile_id(row[0])
+        if isinstance(profile_id, Rejection):
+            yield profile_id
+        elif reason := _fault_of_audience(row[1], id_type):
+            yield Rejection(reason, profile_id)
+        else:
+            ids.append(profile_id)
+            keys.append(str(check_audience_id("audience ID", row[1], id_type)))
+    if ids:
+        yield Chunk(ids, one_or_all(keys), verb)
+
+
+def one_or_all(texts: list[str]) -> str | list[str]:
+    """Return the one text of a list of equal texts, else the list."""
+    return texts[0] if texts and texts.count(texts[0]) == len(texts) else texts
+
+
+def _fault_of_audience(value: Any, id_type: AudienceIdType) -> str | None:
+    if value is None:
+        return "audience ID null"
+    fault = fault_of_text(value) if isinstance(value, str) and id_type == "external" else None
+    return f"audience ID {fault}" if fault else None
+
+
+def _joined(columns: Sequence[str | list[str]], counts: Sequence[int]) -> str | list[str]:
+    first = columns[0]
+    if isinstance(first, str) and all(each == first for each in columns):
+        return first
+    return list(
+        chain.from_iterable(
+            repeat(each, count) if isinstance(each, str) else each
+            for each, count in zip(columns, counts, strict=True)
+        )
+    )
+
+
+def _are_ids(values: list[Any]) -> bool:
+    try:
+        joined = "".join(values)
+    except TypeError:
+        return False
+    lengths = set(map(len, values))
+    return not lengths or (0 not in lengths and max(lengths) <= MAX_LENGTH and is_unicode(joined))
+
+
+def _id_text(value: Any) -> str | None:
+    match value:
+        case None:
+            return None
+        case str():
+            return str.__str__(value)
+        case Integral() if not isinstance(value, bool):
+            return str(int(value))
+        case Decimal() if value.is_finite() and value.as_tuple().exponent == 0:
+            return str(value)
+        case UUID():
+            return str(value)
+        # NaN, and what pandas has instead of null.
+        case _ if type(value).__name__ in ("NAType", "NaTType") or (
+            isinstance(value, float) and isnan(value)
+        ):
+            return None
+        case _:
+            cast = "BIGINT and then to text" if isinstance(value, float | Decimal) else "text"
+            raise InvalidInputError(
+                f"A profile ID is of type {type(value).__name__}, but must be text, an integer or a UUID.\n"
+                f"Cast it to {cast} in SQL, so that it is spelt as Talon.One knows it."
+            )

@@ -1,0 +1,251 @@
+"""What does not fit in memory, in temporary files on this worker's disk, which end with this process."""
+
+from __future__ import annotations
+
+import marshal
+import pickle
+import sqlite3
+import tempfile
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
+from typing import IO
+
+from airflow_provider_talon_cdp.changes.change import Chunk, Profile, Record, Rejection
+from airflow_provider_talon_cdp.exceptions import SpoolError
+
+# Members that are sorted in memory at once.
+_RUN = 200_000
+# Members of a run that are in memory at once while runs are merged.
+_BLOCK = 4096
+# Runs that are merged at once: each is an open file, of which a process may often have no more than 1,024.
+_MOST_RUNS = 200
+# Kibibytes of profiles that SQLite has in memory.
+_CACHE = 16 * 1024
+_ROWS = 1000
+_MOST_NAMES = 1000
+
+# A separator that sorts before any text behind an ID; a NUL in an ID is written so that it sorts behind the separator.
+_SEPARATOR = "\0\0"
+
+
+class Spool:
+    """Pieces of bytes in the order in which they were written: a queue, or a list to be read from the start."""
+
+    def __init__(self) -> None:
+        with _disk():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+        # Not by __del__, before which the garbage collector may have taken the file.
+        self._closing = weakref.finalize(self, self._file.close)
+        self._end = 0
+        self._taken = 0
+
+    def __len__(self) -> int:
+        """Bytes that wait to be taken."""
+        return self._end - self._taken
+
+    def write(self, piece: bytes) -> None:
+        """Add a piece.
+
+        Raises:
+            SpoolError: The disk is full or cannot be written.
+        """
+        with _disk():
+            self._file.seek(self._end)
+            self._file.write(len(piece).to_bytes(4) + piece)
+        self._end += 4 + len(piece)
+
+    def take(self) -> bytes:
+        """Take the first piece that was not taken."""
+        with _disk():
+            self._file.seek(self._taken)
+            piece = self._file.read(int.from_bytes(self._file.read(4)))
+        self._taken += 4 + len(piece)
+        return piece
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Take all pieces from the start."""
+        self._taken = 0
+        while self._taken < self._end:
+            yield self.take()
+
+    def close(self) -> None:
+        """Delete what was written."""
+        self._closing()
+
+
+def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Iterator[Record]:
+    """Yield members in the order of ``diff``, with ``run`` of them in memory and the rest on disk.
+
+    Rejections, which have no place in the order, pass through while the source is read.
+
+    Raises:
+        SpoolError: The disk is full or cannot be written.
+    """
+    with ExitStack() as files:
+        runs: list[_Run] = []
+        waiting: list[Chunk] = []
+        count = 0
+        for record in records:
+            if isinstance(record, Rejection):
+                yield record
+                continue
+            waiting.append(record)
+            count += len(record)
+            if count >= run:
+                runs.append(_Run(files, [_sorted(waiting)]))
+                waiting, count = [], 0
+                if len(runs) == _MOST_RUNS:
+                    merged = _Run(files, _merged(runs))
+                    for each in runs:
+                        each.close()
+                    runs = [merged]
+        last = [_sorted(waiting)] if waiting else []
+        waiting = []
+        yield from map(_chunk_of, _merged([*runs, *last]))
+
+
+_Block = tuple[list[str], str | None]
+"""Sorted profile IDs and their one key; or profile IDs and keys in one text each, and None."""
+
+
+class _Run:
+    """Sorted members in a file, read in blocks."""
+
+    def __init__(self, files: ExitStack, blocks: Iterable[_Block]) -> None:
+        # Deleted already, so that nobody but this process can read or change it.
+        with _disk():
+            self._file: IO[bytes] = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+            for members, key in blocks:
+                for start in range(0, len(members), _BLOCK):
+                    data = marshal.dumps((members[start : start + _BLOCK], key), 2)
+                    self._file.write(len(data).to_bytes(4) + data)
+
+    def __iter__(self) -> Iterator[_Block]:
+        with _disk():
+            self._file.seek(0)
+            while size := self._file.read(4):
+                # This process wrote it, and nobody else can reach it.
+                yield marshal.loads(self._file.read(int.from_bytes(size)))  # noqa: S302
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _sorted(chunks: list[Chunk]) -> _Block:
+    keys = {chunk.keys if isinstance(chunk.keys, str) else None for chunk in chunks}
+    key = keys.pop() if len(keys) == 1 else None
+    if key is not None:
+        members = list(chain.from_iterable(chunk.ids for chunk in chunks))
+    else:
+        members = [
+            _written(profile_id) + _SEPARATOR + key_of
+            for chunk in chunks
+            for profile_id, key_of in zip(chunk.ids, chunk.each_key, strict=False)
+        ]
+    members.sort()
+    return members, key
+
+
+def _merged(runs: Iterable[Iterable[_Block] | _Block]) -> Iterator[_Block]:
+    """Merge sorted runs, block by block: what is not greater than the last member of any block is sorted together."""
+    streams = [iter([run] if isinstance(run, tuple) else run) for run in runs]
+    blocks = [next(stream, None) for stream in streams]
+    while left := [block for block in blocks if block is not None]:
+        keys = {key for _, key in left}
+        key = keys.pop() if len(keys) == 1 else None
+        if key is None:
+            blocks = [None if block is None else _spelt_out(block) for block in blocks]
+        bound = min(block[0][-1] for block in blocks if block is not None)
+        found: list[str] = []
+        for at, block in enumerate(blocks):
+            if block is None:
+                continue
+            members, of = block
+            end = _end(members, bound)
+            found += members[:end]
+            blocks[at] = (members[end:], of) if end < len(members) else next(streams[at], None)
+        found.sort()
+        yield found, key
+
+
+def _end(members: list[str], bound: str) -> int:
+    return len(members) if members[-1] <= bound else bisect_right(members, bound)
+
+
+def _spelt_out(block: _Block) -> _Block:
+    members, key = block
+    return ([_written(each) + _SEPARATOR + key for each in members] if key is not None else members), None
+
+
+def _chunk_of(block: _Block) -> Chunk:
+    members, key = block
+    if key is not None:
+        return Chunk(members, key)
+    ids, keys = zip(*(each.split(_SEPARATOR, 1) for each in members), strict=True)
+    return Chunk([each.replace("\0\1", "\0") for each in ids], list(keys))
+
+
+def _written(profile_id: str) -> str:
+    return profile_id.replace("\0", "\0\1") if "\0" in profile_id else profile_id
+
+
+def sorted_profiles(records: Iterable[Profile | Rejection]) -> Iterator[Profile | Rejection]:
+    """Yield profiles sorted by ID, from a temporary SQLite database.
+
+    Rejections, which have no place in the order, pass through while the source is read.
+
+    Raises:
+        SpoolError: The disk is full or cannot be written.
+    """
+    # The empty name is a database of this connection's own, which SQLite deletes with it.
+    with closing(sqlite3.connect("", isolation_level=None)) as database:
+        with _disk():
+            database.execute(f"PRAGMA cache_size = -{_CACHE}")
+            database.execute("PRAGMA journal_mode = OFF")
+            database.execute("CREATE TABLE profiles (id TEXT, body BLOB, more BLOB)")
+            database.execute("BEGIN")
+        rows: list[tuple[str, bytes, bytes]] = []
+        # Nearly all rows of a source have the same attributes and nothing more.
+        usual: dict[tuple[str, ...], bytes] = {}
+        for record in records:
+            if isinstance(record, Rejection):
+                yield record
+                continue
+            profile_id, body, names, *more = record
+            if more == [None, None] and names in usual:
+                kept = usual[names]
+            else:
+                kept = pickle.dumps((names, *more))
+                if more == [None, None] and len(usual) < _MOST_NAMES:
+                    usual[names] = kept
+            rows.append((profile_id, body, kept))
+            if len(rows) == _ROWS:
+                _insert(database, rows)
+        _insert(database, rows)
+        with _disk():
+            for profile_id, body, kept in database.execute("SELECT * FROM profiles ORDER BY id"):
+                # This process wrote it, and nobody else can reach it.
+                yield Profile(profile_id, body, *pickle.loads(kept))  # noqa: S301
+
+
+def _insert(database: sqlite3.Connection, rows: list[tuple[str, bytes, bytes]]) -> None:
+    with _disk():
+        database.executemany("INSERT INTO profiles VALUES (?, ?, ?)", rows)
+    rows.clear()
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Turn an error of the temporary disk into one that says what to do."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise SpoolError(
+            f"This worker's temporary disk cannot be used: {error}.\n"
+            "Rows that do not fit in memory are kept there, for example to sort them. Nothing is left behind.\n"
+            "Make room, set TMPDIR to a folder on a larger disk, or have the database return the rows in order of the ID.\n"
+            f"Folder: {tempfile.gettempdir()}"
+        ) from error

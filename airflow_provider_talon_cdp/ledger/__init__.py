@@ -1,0 +1,1 @@
+"""What Talon.One acknowledged, since its API reads nothing back."""

@@ -1,0 +1,86 @@
+"""Take over an audience that was filled by other means: its exported members become a new ledger."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from airflow_provider_talon_cdp.changes.change import Chunk, Rejection, read_members, read_profile_id
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.ledger.ledger import Ledger
+
+COLUMN = "profileintegrationid"
+"""Header of the column of profile IDs, as the Campaign Manager's export has it."""
+
+_ROWS = 1000
+
+
+def adopt_csv(ledger: Ledger, owner: str, file: Any, audience_id: str) -> int:
+    """Record the members in a CSV file as acknowledged.
+
+    Args:
+        ledger: The audience's ledger.
+        owner: Who does this.
+        file: A ``pathlib.Path`` or a ``UPath``-like object; CSV with commas and the header ``COLUMN``.
+        audience_id: ID of the audience in the CDP.
+
+    Returns:
+        How many were adopted.
+
+    Raises:
+        InvalidInputError: The file cannot be read, has no such column or no members, or holds an ID that Talon.One would
+            not take.
+        LedgerError: The ledger is not new.
+    """
+    return ledger.adopt(owner, _members(file, audience_id))
+
+
+def _members(file: Any, audience_id: str) -> Iterator[Chunk]:
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise InvalidInputError(f"The file of members cannot be read: {error}.\nFile: {file}") from error
+    # The BOM is what spreadsheets put in front.
+    with opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+        rows = _rows(text, file)
+        position = _position(next(rows, []), file)
+        found = False
+        numbered = ((number, row) for number, row in enumerate(rows, start=2) if row)
+        while some := list(islice(numbered, _ROWS)):
+            found = True
+            ids = [row[position] if position < len(row) else None for _, row in some]
+            for record in read_members(ids, audience_id, "add"):
+                if isinstance(record, Rejection):
+                    bad = next(
+                        at for at, each in enumerate(ids) if isinstance(read_profile_id(each), Rejection)
+                    )
+                    raise InvalidInputError(
+                        f"Row {some[bad][0]} of the members: {record.reason}. Nothing was adopted.\nFile: {file}"
+                    )
+                yield record
+        if not found:
+            raise InvalidInputError(f"The file has no members, so nothing was adopted.\nFile: {file}")
+
+
+def _rows(text: io.TextIOWrapper, file: Any) -> Iterator[list[str]]:
+    try:
+        # Strict: an open quote would swallow all rows that follow.
+        yield from csv.reader(text, strict=True)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInputError(
+            f"The file of members is not a CSV file in UTF-8: {error}. Nothing was adopted.\nFile: {file}"
+        ) from error
+
+
+def _position(header: list[str], file: Any) -> int:
+    names = [name.strip().lower() for name in header]
+    if names.count(COLUMN) != 1:
+        has = "has no column" if COLUMN not in names else "has more than one column"
+        raise InvalidInputError(
+            f"The first line of the file {has} {COLUMN!r}. Nothing was adopted.\n"
+            f"Separate the columns by commas, and name the one of profile IDs so.\nFile: {file}"
+        )
+    return names.index(COLUMN)

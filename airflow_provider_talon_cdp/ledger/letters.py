@@ -1,0 +1,80 @@
+"""Dead letters: records that were refused, as lines of JSON under the state URI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from airflow_provider_talon_cdp.ledger.storage import (
+    Folder,
+    names_in,
+    read_pieces,
+    remove_folder,
+    write_bytes,
+)
+
+LETTERS = "dead-letters"
+
+
+class DeadLetters:
+    """The dead letters of one run.
+
+    Args:
+        ledger: The ledger's folder.
+        name: Of the folder below it where they go, which begins with the time; it comes into being with the first of them.
+        prefix: Of the files' names, where several processes write into one folder.
+        keep: Runs whose dead letters stay when this one has some.
+    """
+
+    def __init__(self, ledger: Folder, name: str, *, prefix: str = "", keep: int = 3) -> None:
+        self._ledger = ledger
+        self._folder = ledger / LETTERS / name
+        self._prefix = prefix
+        self._keep = keep
+        self._waiting: list[str] = []
+        self._files = 0
+
+    @property
+    def place(self) -> str | None:
+        """The folder, or None when there are none."""
+        return str(self._folder) if self._files else None
+
+    def add(self, letter: Mapping[str, Any]) -> None:
+        """Note a dead letter; ``flush`` makes it durable."""
+        self._waiting.append(json.dumps(letter, ensure_ascii=False) + "\n")
+
+    def flush(self) -> None:
+        """Write what was noted."""
+        letters, self._waiting = self._waiting, []
+        if letters:
+            write_bytes(
+                self._folder / f"{self._prefix}{self._files:05}.ndjson",
+                "".join(letters).encode(errors="backslashreplace"),
+            )
+            self._files += 1
+            if self._files == 1:
+                prune_letters(self._ledger, self._keep)
+
+
+def prune_letters(ledger: Folder, keep: int, oldest: str = "") -> None:
+    """Delete the dead letters of all runs but the last ones: they are personal data.
+
+    Args:
+        ledger: The ledger's folder.
+        keep: How many runs are kept at the most.
+        oldest: Name of the folder of the oldest run that is kept.
+    """
+    names = names_in(ledger / LETTERS)
+    kept = [name for name in names[-keep:] if name >= oldest]
+    for name in names:
+        if name not in kept:
+            remove_folder(ledger / LETTERS / name)
+
+
+def read_letters(ledger: Folder) -> Iterator[str]:
+    """Yield the lines of all dead letters, the oldest first."""
+    for run in names_in(ledger / LETTERS):
+        for name in names_in(ledger / LETTERS / run):
+            data = b"".join(read_pieces(ledger / LETTERS / run / name))
+            yield from data.decode(errors="replace").removesuffix("\n").split("\n")

@@ -1,0 +1,252 @@
+"""Changes of an audience that were made outside its ledger, and who has to know of them.
+
+```
+STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>    which ledgers hold members of an audience
+STATE_URI/<deployment host>/<ledger>/outside/WRITER.json            who left notes there, and how long changes may still arrive
+STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    members that were changed
+```
+
+Scope is a digest of API base and environment. A note is a doubt: the ledger's next plan sends what it wants of these members,
+and the note is deleted when no request of its writer can arrive any more and a plan has covered it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.ledger.format import File, LineWriter, read_chunks
+from airflow_provider_talon_cdp.ledger.letters import DeadLetters
+from airflow_provider_talon_cdp.ledger.storage import (
+    DamagedError,
+    Folder,
+    names_in,
+    read_json,
+    write_bytes,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.ledger.ledger import LedgerIdentity
+
+NOTES = "outside"
+UNTIL_KILLED = 86_400.0
+"""Seconds after which a writer that did not end in order counts as ended: no sync lasts a day."""
+UNTIL_LOST = 600.0
+"""Seconds for which a request in flight may still arrive after its process stopped."""
+_NOTE = re.compile(r"(.+)-\d{5}-([0-9a-f]{16})\.tsv\.zst")
+_DIGEST = 16
+_SCOPE = 8
+
+
+class Notes(NamedTuple):
+    """The notes in a ledger's folder.
+
+    Args:
+        files: Each of them.
+        writers: Who wrote them, by writer.
+        spent: Names of those that can be deleted once a plan has covered them.
+    """
+
+    files: tuple[File, ...] = ()
+    writers: Mapping[str, str] = {}
+    spent: tuple[str, ...] = ()
+
+
+class NoteWriter:
+    """Leaves notes in one ledger's folder.
+
+    Args:
+        ledger: The ledger's folder.
+        writer: Tells this writer from all others.
+        owner: For whom it works.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(self, ledger: Folder, writer: str, owner: str, clock: Callable[[], float]) -> None:
+        self._folder = ledger / NOTES
+        self._writer = writer
+        self._owner = owner
+        self._clock = clock
+        self.written = 0
+
+    def write(self, chunk: Chunk) -> None:
+        """Note, durably, that changes may be made."""
+        if not self.written:
+            self.end(UNTIL_KILLED)
+        members = sorted(zip(chunk.ids, chunk.each_key, strict=False))
+        file = io.BytesIO()
+        lines = LineWriter(self._folder, file)
+        lines.write(Chunk([each for each, _ in members], [key for _, key in members]))
+        lines.finish()
+        name = f"{self._writer}-{self.written:05}-{lines.as_file('').sha256[:_DIGEST]}.tsv.zst"
+        write_bytes(self._folder / name, file.getvalue())
+        self.written += 1
+
+    def end(self, seconds: float = 0.0) -> None:
+        """Note that the changes arrive within so many seconds from now, or never."""
+        until = {"owner": self._owner, "until": self._clock() + seconds}
+        write_json(self._folder / f"{self._writer}.json", until)
+
+
+def find_notes(ledger: Folder, now: float) -> Notes:
+    """Look for notes in a ledger's folder."""
+    names = names_in(ledger / NOTES)
+    found = [note for name in names if (note := _NOTE.fullmatch(name))]
+    writers: dict[str, str] = {}
+    spent = []
+    for writer in [name.removesuffix(".json") for name in names if name.endswith(".json")]:
+        try:
+            said = read_json(ledger / NOTES / f"{writer}.json") or {}
+        except DamagedError:
+            # What matters is in the notes.
+            said = {}
+        writers[writer] = said.get("owner", "")
+        if said.get("until", 0.0) <= now:
+            spent += [*(note[0] for note in found if note[1] == writer), f"{writer}.json"]
+    files = [File(file=f"{NOTES}/{note[0]}", sha256="", lines=0, key="") for note in found]
+    return Notes(tuple(files), writers, tuple(spent))
+
+
+def read_notes(ledger: Folder, notes: Notes) -> Iterator[Chunk]:
+    """Read the members in notes.
+
+    Raises:
+        DamagedError: A note is damaged.
+    """
+    for file in notes.files:
+        yield from read_chunks(ledger, file)
+
+
+class Registry:
+    """Says which ledgers hold members of an audience.
+
+    Args:
+        host: Folder of the ledgers of one deployment.
+        identity: Of the ledger that asks.
+    """
+
+    def __init__(self, host: Folder, identity: LedgerIdentity) -> None:
+        self._host = host
+        self._folder = host / "registry"
+        self._identity = identity
+        scope = [identity.base_url, identity.environment]
+        self._scope = hashlib.sha256("\0".join(scope).encode()).hexdigest()[:_SCOPE]
+
+    def register(self, audiences: Iterable[str]) -> None:
+        """Note that the ledger holds members of audiences."""
+        mine = {f"{_digest(each)}-{self._scope}-{self._identity.folder_name}": each for each in audiences}
+        for name in mine.keys() - set(names_in(self._folder)):
+            write_json(self._folder / name, {"audience": mine[name]})
+
+    def ledgers_of(self, audiences: Iterable[str], *, in_scope: bool = True) -> dict[str, set[str]]:
+        """Find other ledgers of audiences.
+
+        Args:
+            audiences: IDs of audiences.
+            in_scope: Whether of the same API base and environment, or of others.
+
+        Returns:
+            The audiences that each ledger holds, by the name of its folder.
+        """
+        by_digest = {_digest(each): each for each in audiences}
+        found: dict[str, set[str]] = {}
+        for name in names_in(self._folder) if by_digest else ():
+            digest, scope, ledger = name.split("-", 2)
+            if digest in by_digest and ledger != self._identity.folder_name:
+                if (scope == self._scope) == in_scope:
+                    found.setdefault(ledger, set()).add(by_digest[digest])
+        return found
+
+    def ledger(self, name: str) -> Folder:
+        """Return the folder of a ledger that was found."""
+        return self._host / name
+
+
+class OutsideChanges:
+    """The journal of changes that no plan has: explicit adds and removes.
+
+    Args:
+        state: Folder of all ledgers.
+        identity: Whose ``name`` says where the dead letters go, which has no other ledger: see ``calls_ledger_name``.
+        owner: For whom this runs.
+        keep: Runs whose dead letters are kept.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        state: Folder,
+        identity: LedgerIdentity,
+        owner: str,
+        *,
+        keep: int = 3,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._state = state
+        self._identity = identity
+        self._owner = owner
+        self._clock = clock
+        self._writer = uuid4().hex[:12]
+        name = f"{datetime.fromtimestamp(clock(), UTC):%Y%m%dT%H%M%SZ}-{self._writer}"
+        self._letters = DeadLetters(identity.folder(state) / "dead-letters", name, keep=keep)
+        self._registry = Registry(identity.host_folder(state), identity)
+        # By audience, the ledgers that hold members of it.
+        self._ledgers: dict[str, list[str]] = {}
+        self._writers: dict[str, NoteWriter] = {}
+
+    def note(self, chunk: Chunk) -> None:
+        """Tell the ledgers of the audiences, durably, before the changes are sent.
+
+        Raises:
+            LedgerError: It cannot be written; then the changes must not be sent.
+        """
+        self._look_up({chunk.keys} if isinstance(chunk.keys, str) else set(chunk.keys))
+        for key, part in chunk.by_key():
+            for name in self._ledgers[key]:
+                if name not in self._writers:
+                    ledger = self._registry.ledger(name)
+                    self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
+                self._writers[name].write(part)
+
+    def _look_up(self, audiences: set[str]) -> None:
+        new = audiences.difference(self._ledgers)
+        self._ledgers |= {each: [] for each in new}
+        for name, held in self._registry.ledgers_of(new).items():
+            for each in held:
+                self._ledgers[each].append(name)
+        for each in new:
+            # A ledger that an earlier version wrote is not registered until its next plan.
+            own = self._identity.of_audience(each)
+            if own.folder_name not in self._ledgers[each] and names_in(own.folder(self._state)):
+                self._ledgers[each].append(own.folder_name)
+
+    def reject(self, letter: Mapping[str, Any]) -> None:
+        """Note a dead letter; ``flush`` makes it durable."""
+        self._letters.add(letter)
+
+    def flush(self) -> None:
+        """Make dead letters durable."""
+        self._letters.flush()
+
+    @property
+    def dead_letters(self) -> str | None:
+        """Folder of the dead letters, or None when there are none."""
+        return self._letters.place
+
+    def end(self, *, in_flight: bool = False) -> None:
+        """End in order: no request arrives any more, or within minutes where some are in flight."""
+        self.flush()
+        for writer in self._writers.values():
+            writer.end(UNTIL_LOST if in_flight else 0.0)
+
+
+def _digest(audience: str) -> str:
+    return hashlib.sha256(audience.encode()).hexdigest()[:_DIGEST]

@@ -1,0 +1,153 @@
+"""Rebuilds a ledger with damaged files from the versions that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
+
+from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.changes.diff import Folded
+from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ledger.format import (
+    Acks,
+    File,
+    Manifest,
+    Plan,
+    kept_manifests,
+    last_fencing_token,
+    read_chunks,
+    saved_chunks,
+)
+from airflow_provider_talon_cdp.ledger.ledger import Ledger
+from airflow_provider_talon_cdp.ledger.outside import NoteWriter, find_notes
+from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in, remove
+
+_SENT_AGAIN = "The next mirror sends them again."
+_LOST_MEMBERS = (
+    "A mirror adds those that its query has. Those that the query does not have stay in the audience:\n"
+    "remove them by hand, or reconcile the audience with an export."
+)
+
+
+class DamagedLedger(Ledger):
+    """A ledger that may have damaged files; its arguments are those of ``Ledger``."""
+
+    def repair(self, owner: str) -> list[str]:
+        """Put a new version in force that is made of all that can be read; return what was lost, line by line.
+
+        The newest version whose members can be read is where it begins; the plans of all versions after it are put on
+        top. What a damaged file leaves unknown is uncertain, so that the next plan sends it again.
+
+        Raises:
+            LedgerError: No version can be read.
+        """
+        with self.lock.held(owner, last_token=partial(last_fencing_token, self.folder)):
+            self._owner = owner
+            try:
+                self._check_all()
+            except DamagedError:
+                return self._rebuilt()
+            return ["Nothing is damaged."]
+
+    def _check_all(self) -> None:
+        self.load()
+        for stream in (self.known(), self.uncertain(), self.refused(), self.changes()):
+            for _ in stream:
+                """A damaged file is an error."""
+        if bad := kept_manifests(self.folder)[1]:
+            raise DamagedError(bad[0][0])
+
+    def _rebuilt(self) -> list[str]:
+        manifests, damaged = kept_manifests(self.folder)
+        if not manifests:
+            raise LedgerError(
+                "No version of the ledger can be read, so there is nothing to rebuild it from.\n"
+                "Put a backup back, or delete the folder: the next mirror then adds all members of its query\n"
+                f"and removes none.\nFolder: {self.folder}"
+            )
+        said = [f"{name} is damaged: what was sent since is sent again." for name, _ in damaged]
+        self.manifest = newest = manifests[-1]
+        self._newest = max([newest.version, *(version for _, version in damaged)])
+        base, snapshot = self._base(manifests, said)
+        plans = {
+            plan.folder: plan for each in manifests if each.version >= base.version for plan in each.plans
+        }
+        layers, doubts = [], []
+        for plan in plans.values():
+            for part, file in enumerate(plan.parts):
+                layer, unknown = self._part(plan, part, file, said)
+                layers.append(layer)
+                doubts.append(unknown)
+        orphans = [
+            each for each in names_in(self.folder) if each[:8].isdigit() and int(each[:8]) > newest.version
+        ]
+        for file in chain.from_iterable(map(self._sent_parts, orphans)):
+            doubts.append(saved_chunks(self.folder, file))
+        self._drop_notes(said)
+        notes = NoteWriter(self.folder, self.run, "", self._clock)
+        for chunk in chain.from_iterable(doubts):
+            notes.write(chunk)
+        if newest.refused:
+            said.append("The list of records that Talon.One refused before is dropped: they are tried again.")
+        members = Folded(snapshot, layers, one_per_profile=self._holds_profiles)
+        self._begin_anew(members, facts=self.facts, names=newest.names)
+        if notes.written:
+            notes.end()
+        return [*said, f"The ledger has version {self.version} now."]
+
+    def _base(self, manifests: list[Manifest], said: list[str]) -> tuple[Manifest, Iterable[Chunk]]:
+        """Choose the version to begin with, and read its members as far as they can be read."""
+        for base in reversed(manifests):
+            if base.members is None or self._is_intact(base.members):
+                return base, read_chunks(self.folder, base.members) if base.members else ()
+        base = manifests[-1]
+        assert base.members  # noqa: S101 - else it was returned
+        saved = sum(map(len, saved_chunks(self.folder, base.members)))
+        said.append(
+            f"{base.members.lines - saved:,} of {base.members.lines:,} members are lost.\n{_LOST_MEMBERS}"
+        )
+        return base, saved_chunks(self.folder, base.members)
+
+    def _part(
+        self, plan: Plan, part: int, file: File, said: list[str]
+    ) -> tuple[Iterable[Chunk], Iterable[Chunk]]:
+        """Return what a part of a plan changed, and what is uncertain."""
+        acks: Acks | None = None
+        try:
+            acks = self._joined(plan, part)
+        except DamagedError:
+            said.append(f"It is unknown what became of the changes in {file.file}. {_SENT_AGAIN}")
+        if acks and acks.says_nothing:
+            return (), ()
+        if not self._is_intact(file):
+            saved = sum(map(len, saved_chunks(self.folder, file)))
+            said.append(
+                f"It is unknown what became of {saved:,} of {file.lines:,} changes in {file.file}. {_SENT_AGAIN}"
+            )
+            if saved < file.lines:
+                said.append(f'The others are lost: run the task once with send="all".\n{_LOST_MEMBERS}')
+            return (), saved_chunks(self.folder, file)
+        if acks is None:
+            return (), read_chunks(self.folder, file)
+        return self._made_of_part(plan, part, acks), self._open_in(plan, part, acks)
+
+    def _open_in(self, plan: Plan, part: int, acks: Acks) -> Iterator[Chunk]:
+        if not self._holds_profiles:
+            for number, chunk in enumerate(plan.batches(self.folder, part)):
+                if acks.is_open(number) or number in acks.refused:
+                    yield chunk
+
+    def _drop_notes(self, said: list[str]) -> None:
+        for file in find_notes(self.folder, self._clock()).files:
+            if not self._is_intact(file):
+                remove(self.folder / file.file)
+                said.append(
+                    f'A note of changes that others made is lost: run the task once with send="all" ({file.file}).'
+                )
+
+    def _is_intact(self, file: File) -> bool:
+        try:
+            return sum(map(len, read_chunks(self.folder, file))) >= file.lines
+        except DamagedError:
+            return False

@@ -1,0 +1,216 @@
+"""A share of a plan: some of its parts, or all, while one process pushes them, and what it finds out about them."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ledger.format import Acks, Plan, Progress, Ranges
+from airflow_provider_talon_cdp.ledger.letters import DeadLetters
+from airflow_provider_talon_cdp.ledger.lock import Lock
+from airflow_provider_talon_cdp.ledger.outside import UNTIL_LOST, NoteWriter
+from airflow_provider_talon_cdp.ledger.storage import Folder, write_json
+
+log = logging.getLogger(__name__)
+
+
+class Share:
+    """The journal of one push.
+
+    Batches that have landed already are left out; the rest are numbered from 0.
+
+    Args:
+        folder: The ledger's folder.
+        plan: The plan.
+        known: What was known before of each part.
+        lock: That of the ledger or of the part.
+        letters: Where refused records go.
+        ahead: Batches that may leave before the next note of it: a killed run's changes in them are sent again.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        plan: Plan,
+        known: Mapping[int, Acks],
+        lock: Lock,
+        letters: DeadLetters,
+        ahead: int,
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._part_starts = plan.firsts
+        self._lock = lock
+        self._letters = letters
+        self._ahead = ahead
+        self._known = known
+        self._acks: dict[int, Acks] = {}
+        self._unwritten: set[int] = set()
+        # Batches that left and have no outcome, as numbers in the plan.
+        self._flying: set[int] = set()
+        # Those that landed since the lock was last confirmed, with the time.
+        self._landed: deque[tuple[float, int]] = deque()
+        # Ranges of batches that are left, by the number of the first of each in this push and in the plan.
+        self._starts: list[int] = []
+        self._firsts: list[int] = []
+        self.left = 0
+        """How many batches are left."""
+        self.changes = 0
+        """How many changes these have."""
+        self._left_of: Counter[int] = Counter()
+        for part in known:
+            first, end = self._part_starts[part : part + 2]
+            for gap, stop in known[part].landed.gaps(end - first):
+                self._starts.append(self.left)
+                self._firsts.append(first + gap)
+                self.left += stop - gap
+                self._left_of[part] += stop - gap
+            self.changes += Progress.of(plan.parts[part].lines, plan.batch, known[part]).open
+
+    def batches(self) -> Generator[Chunk, None, None]:
+        """Yield the batches that are left, in order."""
+        last = ""
+        for part, acks in self._known.items():
+            for number, chunk in enumerate(self._plan.batches(self._folder, part)):
+                if number not in acks.landed:
+                    # The plan is sorted by profile.
+                    yield replace(chunk, disjoint_from_recent=chunk.ids[0] != last)
+                    last = chunk.ids[-1]
+
+    def leaving(self, n: int) -> None:
+        """Note, durably, that a batch may leave now; some that follow it are noted with it.
+
+        Raises:
+            LedgerError: Another run took over, so it must not leave.
+        """
+        self.refuse_lost()
+        part, number = self._place(n)
+        acks = self._acks_of(part)
+        if number >= acks.may_have_left:
+            first, end = self._part_starts[part : part + 2]
+            acks.may_have_left = min(number + self._ahead, end - first)
+            self._unwritten.add(part)
+            self.flush()
+        self._flying.add(self._part_starts[part] + number)
+
+    def landed(self, n: int, refused: Iterable[int] = (), skipped: Iterable[int] = ()) -> None:
+        """Note that the outcome of a batch is known; ``flush`` makes it durable.
+
+        Args:
+            n: Number of the batch.
+            refused: Positions in it of changes that Talon.One refused or was not asked about.
+            skipped: Refused positions that were never sent.
+
+        Raises:
+            LedgerError: Another run took over; the outcome is noted.
+        """
+        part, number = self._place(n)
+        self._acks_of(part).land(number, refused, skipped)
+        self._unwritten.add(part)
+        of_plan = self._part_starts[part] + number
+        self._flying.discard(of_plan)
+        self._landed.append((self._lock.now(), of_plan))
+        while self._landed and self._landed[0][0] < self._lock.confirmed:
+            self._landed.popleft()
+        self.refuse_lost()
+
+    def without_effect(self, n: int) -> None:
+        """Note that a batch did not land and surely changed nothing."""
+        part, number = self._place(n)
+        self._flying.discard(self._part_starts[part] + number)
+
+    def reject(self, letter: Mapping[str, Any]) -> None:
+        """Note a dead letter; ``flush`` makes it durable."""
+        self._letters.add(letter)
+
+    def suspect(self, audiences: Iterable[str]) -> None:
+        """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
+        write_suspects(self._folder, self._plan.folder, self._lock.run, audiences)
+
+    def flush(self) -> None:
+        """Write what was noted; dead letters first, so that no refusal is recorded without its letter.
+
+        Raises:
+            LedgerError: Another run took over; all the same, what was noted is written, and that run may read it.
+        """
+        self._letters.flush()
+        for part in sorted(self._unwritten):
+            acks = self._acks[part]
+            acks.write(self._folder / self._plan.acks_of(part, self._lock.run))
+            self._unwritten.discard(part)
+            if len(acks.landed) == self._left_of[part]:
+                # Done with: what was refused may be a lot.
+                del self._acks[part]
+        # After the note and not before it: whoever takes over from now on will read it.
+        self._lock.confirm()
+
+    def end(self) -> None:
+        """Make all notes durable, and take back what was noted ahead and never left.
+
+        Raises:
+            LedgerError: As ``flush`` does.
+        """
+        for part, acks in self._acks.items():
+            first, end = self._part_starts[part : part + 2]
+            acks.unclear = Ranges((each - first,) * 2 for each in sorted(self._flying) if first <= each < end)
+            acks.may_have_left = 0
+            self._unwritten.add(part)
+        self.flush()
+
+    def refuse_lost(self) -> None:
+        """Stop a run that may have lost its lock; call it before every attempt of a request.
+
+        Raises:
+            LedgerError: It has lost the lock, or could not confirm it for too long.
+        """
+        self._lock.refuse_lost()
+
+    def leave_behind(self, chunks: Iterable[Chunk]) -> None:
+        """Tell the run that took over what may arrive, or arrived, after it had looked: its next plan sends that again.
+
+        Args:
+            chunks: What is in flight.
+        """
+        notes = NoteWriter(self._folder, self._lock.run, "", self._lock.clock)
+        for chunk in chunks:
+            notes.write(chunk)
+        by_part: dict[int, set[int]] = {}
+        for _, number in self._landed:
+            part = bisect_right(self._part_starts, number) - 1
+            by_part.setdefault(part, set()).add(number - self._part_starts[part])
+        try:
+            for part, numbers in by_part.items():
+                for number, chunk in enumerate(self._plan.batches(self._folder, part)):
+                    if number in numbers:
+                        notes.write(chunk)
+        except LedgerError as error:
+            log.warning(
+                "What landed after another run took over cannot be noted for its next plan:\n%s", error
+            )
+        notes.end(UNTIL_LOST)
+
+    @property
+    def dead_letters(self) -> str | None:
+        """Folder of the dead letters of this process, or None when there are none."""
+        return self._letters.place
+
+    def _acks_of(self, part: int) -> Acks:
+        return self._acks.setdefault(part, Acks())
+
+    def _place(self, n: int) -> tuple[int, int]:
+        """Say in which part a batch is, and its number there."""
+        at = bisect_right(self._starts, n) - 1
+        number = self._firsts[at] + n - self._starts[at]
+        part = bisect_right(self._part_starts, number) - 1
+        return part, number - self._part_starts[part]
+
+
+def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> None:
+    """Note beside a plan that Talon.One may have lost the members of audiences."""
+    write_json(folder / plan / f"suspects-{run}.json", sorted(audiences))

@@ -1,0 +1,231 @@
+"""Files under a state URI: written whole or not at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+from uuid import uuid4
+
+from airflow_provider_talon_cdp.exceptions import LedgerError
+
+Folder: TypeAlias = Any
+"""A ``pathlib.Path``, or a ``UPath``-like object such as Airflow's ``ObjectStoragePath``."""
+
+_LOCAL = ("", "file", "local")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PIECE = 1 << 16
+_REPAIR = (
+    "Repair the ledger from its kept versions; the command says what is lost:\n"
+    "  python -m airflow_provider_talon_cdp ledger repair FOLDER_OF_THE_LEDGER\n"
+    "Or put a backup back. It does not know what was acknowledged since it was made,\n"
+    'so run the task once with send="all" then.'
+)
+
+
+class DamagedError(LedgerError):
+    """A file of a ledger is not as it was written, or is missing."""
+
+
+def damaged(path: Folder) -> DamagedError:
+    """Make the error of a file that is not as it was written."""
+    return DamagedError(f"The ledger's file {path.name} is damaged.\n{_REPAIR}\nFile: {path}")
+
+
+def gone(path: Folder) -> DamagedError:
+    """Make the error of a file that is not there."""
+    return DamagedError(f"The ledger's file {path.name} is missing.\n{_REPAIR}\nFile: {path}")
+
+
+def as_folder(path: Folder) -> Folder:
+    """Use the local file system directly, where renaming a file is atomic."""
+    return Path(path.path) if getattr(path, "protocol", None) in _LOCAL else path
+
+
+def is_local(path: Folder) -> bool:
+    """Whether it is on a local disk."""
+    # Before universal-pathlib 0.3 a path in an object store is a pathlib.Path too.
+    return isinstance(path, Path) and not hasattr(path, "fs")
+
+
+def write_bytes(path: Folder, data: bytes) -> None:
+    """Write a file; readers see the old one or the new one, whole."""
+    with replacing(path) as file, told("write", path):
+        file.write(data)
+
+
+def write_json(path: Folder, content: Any) -> None:
+    """Write JSON and its checksum."""
+    envelope = {"content": content, "sha256": _digest(content)}
+    write_bytes(path, json.dumps(envelope).encode() + b"\n")
+
+
+def read_json(path: Folder) -> Any:
+    """Read what ``write_json`` wrote, or None when there is no such file.
+
+    Raises:
+        DamagedError: It is not what was written.
+        LedgerError: It cannot be read.
+    """
+    try:
+        with told("read", path):
+            # One GET: between the two of open() and read() another run may have replaced the object.
+            data = path.read_bytes() if is_local(path) else bytes(path.fs.cat_file(path.path))
+        envelope = json.loads(data)
+        content = envelope["content"]
+        intact = envelope["sha256"] == _digest(content)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path) from error
+    if not intact:
+        raise damaged(path)
+    return content
+
+
+def read_pieces(path: Folder) -> Iterator[bytes]:
+    """Read a file piece by piece.
+
+    Raises:
+        FileNotFoundError: There is none.
+        LedgerError: It cannot be read.
+    """
+    with told("read", path):
+        if is_local(path):
+            file = path.open("rb")
+        else:
+            # Clients of object stores cache listings, and another worker may have written since.
+            path.fs.invalidate_cache()
+            file = path.fs.open(path.path, "rb")
+    with file:
+        while True:
+            with told("read", path):
+                piece = file.read(_PIECE)
+            if not piece:
+                return
+            yield piece
+
+
+def remove(path: Folder) -> None:
+    """Delete a file, if it is there."""
+    with suppress(FileNotFoundError), told("delete", path):
+        path.unlink()
+
+
+def names_in(folder: Folder) -> list[str]:
+    """Names of the files and folders in a folder; none where it does not exist."""
+    try:
+        with told("list", folder):
+            if is_local(folder):
+                return sorted(each.name for each in folder.iterdir())
+            # Clients of object stores cache listings, and another worker may have written since.
+            folder.fs.invalidate_cache()
+            found = folder.fs.ls(folder.path, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(each.rstrip("/").rpartition("/")[2] for each in found)
+
+
+def remove_folder(folder: Folder, keep: Collection[str] = ()) -> None:
+    """Delete the files in a folder but for some, and the folder where none is left."""
+    names = names_in(folder)
+    for name in names:
+        if name not in keep:
+            remove(folder / name)
+    if is_local(folder) and not set(names) & set(keep):
+        with suppress(FileNotFoundError), told("delete", folder):
+            folder.rmdir()
+
+
+@contextmanager
+def told(doing: str, path: Folder) -> Iterator[None]:
+    """Turn whatever a file system or the client of an object store raises into one clear error."""
+    try:
+        yield
+    except (FileNotFoundError, LedgerError):
+        raise
+    except Exception as error:  # each fsspec backend has errors of its own
+        raise _cannot(doing, path, error) from error
+
+
+@contextmanager
+def replacing(path: Folder) -> Iterator[IO[bytes]]:
+    """Open a file for writing; readers see the old one or the new one, whole, once the block ends without an error."""
+    if not is_local(path):
+        with told("write", path):
+            # Airflow's own open() wraps the file, which could then not be abandoned.
+            file = path.fs.open(path.path, "wb")
+        try:
+            yield file
+        except BaseException:
+            _abandon(file)
+            raise
+        # An object store takes an object whole, when it is closed.
+        with _found(path), told("write", path):
+            file.close()
+        return
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    with _found(path), told("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # IDs are personal data: for the owner's eyes only.
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123
+            yield file
+            with told("write", path):
+                file.flush()
+                os.fsync(file.fileno())
+        with told("write", path):
+            draft.replace(path)
+            _sync(path.parent)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make a new name in a folder durable, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _found(path: Folder) -> Iterator[None]:
+    """Where nothing may be missing, a missing folder or bucket is an error like any other."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise _cannot("write", path, error) from error
+
+
+def _cannot(doing: str, path: Folder, error: Exception) -> LedgerError:
+    number = error.errno if isinstance(error, OSError) else None
+    cure = (
+        "Its disk or its quota is full: make room there, and run the task again."
+        if number in _FULL
+        else "Check the state URI and the rights on it."
+    )
+    why = (isinstance(error, OSError) and error.strerror) or error
+    folder = getattr(path, "parent", path)
+    return LedgerError(f"Cannot {doing} {path.name}, a file of the ledger: {why}.\n{cure}\nFolder: {folder}")
+
+
+def _abandon(file: Any) -> None:
+    """Leave an object unwritten: closing it would put half of it in place."""
+    discard = getattr(file, "discard", None)
+    if discard:
+        discard()
+    file.closed = True
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

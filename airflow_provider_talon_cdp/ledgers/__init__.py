@@ -1,1 +1,0 @@
-"""Where the state that Talon.One acknowledged is kept."""

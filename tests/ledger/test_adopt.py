@@ -1,0 +1,203 @@
+"""Members that an audience got by other means, and the command that takes them over."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from airflow_provider_talon_cdp.__main__ import main
+from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
+from airflow_provider_talon_cdp.ledger.adopt import adopt_csv
+from tests.ledger.conftest import profiles, spelt
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(text):
+        file = tmp_path / "members.csv"
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return file
+
+    return write
+
+
+def test_adopted_members_are_known_and_certain_whatever_their_order(open_ledger, loaded):
+    records = [Chunk(["b", "ä", "a"], "vip"), Chunk(["b", "A"], "vip")]
+    assert open_ledger().adopt("me", records) == 4
+    assert profiles(loaded().known()) == ["A", "a", "b", "ä"]
+    assert not spelt(loaded().uncertain())
+    assert not spelt(loaded().unacknowledged())
+
+
+def test_more_members_than_one_part_are_adopted(open_ledger, loaded, monkeypatch):
+    assert open_ledger().adopt("me", [Chunk([f"{n:06}" for n in range(2001)], "vip")]) == 2001
+    assert len(profiles(loaded().known())) == 2001
+
+
+def test_a_ledger_that_holds_something_is_not_overwritten(open_ledger, loaded, commit, csv):
+    commit(open_ledger(), "+z")
+    with pytest.raises(LedgerError, match="exists already"):
+        open_ledger().adopt("me", [Chunk(["a"], "vip")])
+    with pytest.raises(LedgerError, match="exists already"):
+        adopt_csv(open_ledger(), "me", csv("profileintegrationid\na\n"), "vip")
+    assert profiles(loaded().known()) == ["z"]
+    assert loaded().version == 1
+
+
+def test_members_are_adopted_in_one_version_with_an_empty_plan(open_ledger, loaded):
+    open_ledger().adopt("me", [Chunk(["a"], "vip")])
+    assert loaded().version == 1
+    assert not spelt(loaded().changes())
+
+
+def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
+    with open_ledger().held("other"), pytest.raises(LedgerError, match="in use by other"):
+        adopt_csv(open_ledger(), "me", csv("profileintegrationid\na\n"), "vip")
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "profileintegrationid\na\nb\n",
+        "\ufeffprofileintegrationid\r\nb\r\na\r\n",
+        "profileintegrationid\na\n\nb\n",
+        "audienceid,ProfileIntegrationId \n1,a\n2,b\n",
+        'x,"profileintegrationid"\n"1,2","a"\n3,b',
+    ],
+)
+def test_exports_in_many_shapes_are_read(open_ledger, loaded, csv, text):
+    assert adopt_csv(open_ledger(), "me", csv(text), "vip") == 2
+    assert profiles(loaded().known()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_quoted_ids_keep_what_they_hold(open_ledger, loaded, csv):
+    adopt_csv(open_ledger(), "me", csv('profileintegrationid\n"a\nb"\n" c "\n"d""e"\n'), "vip")
+    assert profiles(loaded().known()) == [" c ", "a\nb", 'd"e']
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+@pytest.mark.parametrize(
+    "text, error",
+    [
+        ("a,b\n1,2\n", r"first line of the file has no column 'profileintegrationid'\. Nothing was adopted"),
+        ("", r"has no column 'profileintegrationid'"),
+        ("a\nb\n", r"has no column 'profileintegrationid'"),
+        ("profileintegrationid;audienceid\na;1\n", r"has no column 'profileintegrationid'.*\n.*by commas"),
+        ("profileintegrationid\n", r"has no members, so nothing was adopted.\nFile: .*members\.csv"),
+        ("profileintegrationid,x\n\n\n", r"has no members"),
+        ("x,profileintegrationid\n1\n", r"Row 2 of the members: profile ID null\. Nothing was adopted"),
+        (
+            "profileintegrationid\na\n" + "x" * 1001 + "\n",
+            r"Row 3 of the members: profile ID longer than 1000",
+        ),
+        (b"profileintegrationid\n\xff\xfe\n", r"not a CSV file in UTF-8.*\n.*members\.csv"),
+        ('profileintegrationid,name\na,"Anna\nb,Berta\n', r"not a CSV file in UTF-8: unexpected end of data"),
+        ('profileintegrationid,name\na,"An"na\nb,Berta\n', r"not a CSV file in UTF-8: .* expected after"),
+        (
+            "profileintegrationid,ProfileIntegrationID\n1,a\n",
+            r"has more than one column 'profileintegrationid'",
+        ),
+        (b"profileintegrationid\n" + b"x" * 200_000 + b"\n", r"members\.csv"),
+    ],
+)
+def test_a_file_that_holds_no_members_is_refused_and_the_ledger_stays_new(
+    open_ledger, loaded, csv, text, error
+):
+    with pytest.raises(InvalidInputError, match=error):
+        adopt_csv(open_ledger(), "me", csv(text), "vip")
+    assert loaded().version == 0
+    assert adopt_csv(open_ledger(), "me", csv("profileintegrationid\na\n"), "vip") == 1
+
+
+def test_a_file_that_is_not_there_is_refused(open_ledger, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"cannot be read"):
+        adopt_csv(open_ledger(), "me", tmp_path / "none.csv", "vip")
+
+
+def test_a_rejection_is_no_member(open_ledger):
+    assert open_ledger().adopt("me", [Rejection("x"), Chunk(["a"], "vip")]) == 1
+
+
+# The command
+
+
+def arguments(command, tmp_path, *more):
+    place = [
+        "--state-uri",
+        str(tmp_path / "state"),
+        "--deployment-host",
+        "acme.talon.one",
+        "--audience-id",
+        "vip",
+    ]
+    return ["ledger", command, *place, *more]
+
+
+@pytest.mark.parametrize("uri", ["{}", "file://{}"])
+def test_the_command_adopts_and_shows(tmp_path, csv, capsys, uri):
+    file = csv("profileintegrationid\nb\na\n")
+    state = ["--state-uri", uri.format(tmp_path / "state")]
+    assert main([*arguments("import", tmp_path), *state, "--csv", str(file)]) == 0
+    assert "Adopted 2 members." in capsys.readouterr().out
+    assert main([*arguments("show", tmp_path), *state]) == 0
+    assert "version 1, 2 members" in capsys.readouterr().out
+
+
+def test_the_command_adopts_once(tmp_path, csv, capsys):
+    file = csv("profileintegrationid\na\n")
+    assert main(arguments("import", tmp_path, "--csv", str(file))) == 0
+    assert main(arguments("import", tmp_path, "--csv", str(file))) == 1
+    (folder,) = (tmp_path / "state" / "acme.talon.one").glob("audience*")
+    told = capsys.readouterr().err
+    assert "The ledger exists already." in told
+    assert "To adopt again, delete its folder" in told
+    assert told.endswith(f"Folder: {folder}\n")
+
+
+def test_the_command_shows_no_ledger_that_is_not_there(tmp_path, capsys):
+    assert main(arguments("show", tmp_path)) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "There is no ledger here. Check the state URI, the deployment host, the base URL" in err
+    assert f"Folder: {tmp_path}/state/acme.talon.one/audience_3Avip-" in err
+
+
+def test_the_command_reaches_whatever_storage_airflow_does(tmp_path, csv, capsys, s3):
+    """The conn_id in a URI is Airflow's own, and no bucket's name."""
+    state = ["--state-uri", f"s3://storage@ledgers/{uuid4().hex}"]
+    file = csv("profileintegrationid\nb\na\n")
+    assert main([*arguments("import", tmp_path), *state, "--csv", str(file)]) == 0
+    assert main([*arguments("show", tmp_path), *state]) == 0
+    assert "version 1, 2 members" in capsys.readouterr().out.splitlines()[-1]
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_command_reads_a_file_beside_it(tmp_path, csv, capsys, monkeypatch):
+    monkeypatch.chdir(csv("profileintegrationid\na\n").parent)
+    assert main(arguments("import", tmp_path, "--csv", "members.csv")) == 0
+    assert "Adopted 1 members." in capsys.readouterr().out
+
+
+def test_the_command_tells_errors_without_a_traceback(tmp_path, csv, capsys):
+    assert main(arguments("import", tmp_path, "--csv", str(csv("a,b\n1,2\n")))) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("The first line of the file has no column")
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        ["--deployment-host", "https://ACME.talon.one/"],
+        ["--deployment-host", " acme.talon.one"],
+        ["--base-url", "https://integration.talon.one/"],
+    ],
+)
+def test_the_command_finds_the_ledger_that_the_connection_would(tmp_path, csv, capsys, spelt):
+    """A connection's host and base URL are brought to one spelling; so must these be."""
+    assert main([*arguments("import", tmp_path), *spelt, "--csv", str(csv("profileintegrationid\na\n"))]) == 0
+    assert main(arguments("show", tmp_path)) == 0
+    assert "version 1, 1 members" in capsys.readouterr().out.splitlines()[-1]

@@ -1,0 +1,151 @@
+"""A process that dies at any step of a ledger's work leaves the old state or the new one."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ledger.adopt import adopt_csv
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, Sizes
+from tests.ledger.conftest import FACTS, VIP, plan_of, profiles
+from tests.storage import KilledError, Process, Storage
+
+
+def ledger_in(storage):
+    sizes = Sizes(batch=2, part=4, ahead=2)
+    return Ledger(storage.folder(), VIP, keep=1, sizes=sizes, sleep=lambda _: None)
+
+
+def said_by(storage):
+    ledger = ledger_in(storage)
+    ledger.load()
+    return ledger.version, profiles(ledger.known()), profiles(ledger.uncertain())
+
+
+def deaths(storage, work):
+    """Do the work from the same start again and again, and die one step later each time."""
+    start = dict(storage.objects)
+    dies_at = 0
+    while True:
+        storage.objects = dict(start)
+        storage.process = Process(dies_at)
+        try:
+            work()
+        except KilledError:
+            storage.process = Process()
+            yield dies_at
+        else:
+            storage.process = Process()
+            return
+        dies_at += 1
+
+
+def first_version(storage):
+    ledger = ledger_in(storage)
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+a", "+b", "+c", "+d")), facts=FACTS)
+        ledger.share().leaving(0)
+        ledger.share().landed(0, [])
+        ledger.share().landed(1, [1])
+        ledger.share().flush()
+
+
+@pytest.fixture
+def storage():
+    return Storage()
+
+
+def test_a_state_is_the_old_or_the_new_one_at_any_step(storage):
+    first_version(storage)
+    assert said_by(storage) == (1, ["a", "b", "c"], [])
+    states = []
+
+    def second_version():
+        ledger = ledger_in(storage)
+        with ledger.held("me"):
+            ledger.enforce(ledger.draft(plan_of("-a", "+e", "+f", "+g", "+h")), facts=FACTS)
+            ledger.reject({"profile_id": "x"})
+            ledger.share().leaving(0)
+            ledger.share().landed(0, [])
+            ledger.share().flush()
+
+    for _ in deaths(storage, second_version):
+        state = said_by(storage)
+        if not states or states[-1] != state:
+            states.append(state)
+    assert states == [
+        (1, ["a", "b", "c"], []),
+        (2, ["a", "b", "c"], []),
+        (2, ["a", "b", "c"], ["a", "e", "f", "g"]),
+        (2, ["b", "c", "e"], ["f", "g"]),
+    ]
+
+
+def test_after_a_death_at_any_step_the_next_version_leaves_no_stray_file(storage):
+    first_version(storage)
+
+    def again():
+        first_version(storage)
+
+    for dies_at in deaths(storage, again):
+        first_version(storage)
+        there = {name.split("/", 3)[3] for name in storage.objects}
+        ledger = ledger_in(storage)
+        ledger.load()
+        manifest = ledger.manifest
+        plans = [*manifest.since, manifest.plan]
+        named = {part.file for plan in plans for part in plan.parts} | {
+            each for plan in plans for each in plan.acks
+        }
+        named |= {manifest.members.file} if manifest.members else set()
+        assert {name for name in there if name[0] == "0"} == named, f"dead at {dies_at}"
+        assert len([name for name in there if name.startswith("manifest")]) == 1
+        assert not [name for name in there if name.startswith("locks")]
+
+
+def test_a_death_while_members_are_adopted_leaves_none_or_all(storage, tmp_path):
+    file = tmp_path / "members.csv"
+    file.write_text("profileintegrationid\nc\na\nb\n")
+
+    def adopt():
+        adopt_csv(ledger_in(storage), "me", file, "vip")
+
+    versions = []
+    for dies_at in deaths(storage, adopt):
+        version, known, _ = said_by(storage)
+        versions.append(version)
+        if version:
+            assert known == ["a", "b", "c"], f"dead at {dies_at}"
+            with pytest.raises(LedgerError, match="exists already"):
+                adopt()
+        else:
+            assert known == [], f"dead at {dies_at}"
+            adopt()
+        assert said_by(storage) == (1, ["a", "b", "c"], []), f"dead at {dies_at}"
+        assert "locks" not in " ".join(storage.objects)
+    assert set(versions) == {0, 1}
+
+
+def test_storage_that_fails_at_any_step_is_a_ledger_error_and_no_other(storage):
+    first_version(storage)
+    start = dict(storage.objects)
+    for fails_at in range(200):
+        storage.objects = dict(start)
+        done = []
+
+        def fail(doing, name, fails_at=fails_at, done=done):
+            done.append(name)
+            if len(done) > fails_at:
+                raise PermissionError(13, "Access Denied", name)
+
+        storage.before_effect = fail
+        try:
+            first_version(storage)
+        except LedgerError as error:
+            text = str(error)
+        else:
+            break
+        assert "Access Denied" in text
+        storage.before_effect = lambda doing, name: None
+        said_by(storage)
+    assert fails_at > 5

@@ -1,0 +1,203 @@
+"""Damaged files of a ledger, interrupted writes, and a storage that does not work."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+
+from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.exceptions import LedgerError, TalonCdpError
+from airflow_provider_talon_cdp.ledger import format as format_module
+from airflow_provider_talon_cdp.ledger import storage
+from airflow_provider_talon_cdp.ledger.format import zstd
+from tests.ledger.conftest import members, names, plan_of, spelt
+
+
+@pytest.fixture
+def worn(open_ledger, commit, tmp_path):
+    """A ledger on disk with one file of each kind, and all that it says."""
+    commit(open_ledger(tmp_path / "worn"), "+a", "+b", "+c")
+    commit(open_ledger(tmp_path / "worn"), "+d", "-a", left=1)
+
+    def read():
+        ledger = open_ledger(tmp_path / "worn")
+        ledger.load()
+        return members(ledger.known()), members(ledger.uncertain()), spelt(ledger.changes())
+
+    return open_ledger(tmp_path / "worn").folder, read
+
+
+IN_FORCE = ["00000002-*/acks-*.json", "00000002-*/members*.zst", "00000002-*/plan-*.zst"]
+
+
+@pytest.mark.parametrize("pattern", IN_FORCE)
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_file_with_one_byte_changed_is_an_error_or_says_the_same(worn, pattern):
+    folder, read = worn
+    truth = read()
+    (path,) = folder.glob(pattern)
+    whole = path.read_bytes()
+    noticed = 0
+    for position in range(len(whole)):
+        for bits in (0x01, 0x20, 0xFF):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ bits]) + whole[position + 1 :])
+            try:
+                said = read()
+            except LedgerError as error:
+                noticed += str(path) in str(error)
+            else:
+                assert said == truth, f"byte {position}"
+    assert noticed > len(whole)
+
+
+@pytest.mark.parametrize("pattern", IN_FORCE)
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_file_cut_short_or_grown_is_damaged(worn, pattern):
+    folder, read = worn
+    (path,) = folder.glob(pattern)
+    whole = path.read_bytes()
+    cuts = [whole[:size] for size in range(len(whole.rstrip()))]
+    for damaged in [*cuts, whole + b"x", whole + whole]:
+        path.write_bytes(damaged)
+        with pytest.raises(LedgerError, match="is damaged"):
+            read()
+
+
+@pytest.mark.parametrize("pattern", IN_FORCE)
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_file_that_is_gone_is_an_error_and_not_an_empty_audience(worn, pattern):
+    folder, read = worn
+    (path,) = folder.glob(pattern)
+    path.unlink()
+    with pytest.raises(LedgerError, match="is missing"):
+        read()
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_lines_that_are_none_in_a_file_with_a_fitting_checksum_are_damage(worn):
+    """Garbage is met while it is read, long before the checksum can be compared."""
+    folder, read = worn
+    for pattern in IN_FORCE[1:]:
+        (path,) = folder.glob(pattern)
+        whole = path.read_bytes()
+        for text in (
+            b"one\n",
+            b"add\ta\tb\tc\td\n",
+            b"a\tvip\twhat\n",
+            b"a\t\\x\tadd\n",
+            b"\xff\xfe\n",
+            b"\n",
+        ):
+            path.write_bytes(zstd.compress(text, options=format_module._FASTEST))
+            with pytest.raises(LedgerError, match="is damaged"):
+                read()
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{}", b"\xff", b'{"content": 1}', b'"x"', b"0"])
+def test_json_of_another_shape_is_damaged(tmp_path, text):
+    (tmp_path / "x.json").write_bytes(text)
+    with pytest.raises(LedgerError, match=r"x\.json is damaged\.\nRepair the ledger"):
+        storage.read_json(tmp_path / "x.json")
+
+
+# Writing whole or not at all
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_write_leaves_what_was_there(state):
+    path = state / "folder" / "file"
+    storage.write_bytes(path, b"old")
+    with pytest.raises(KeyboardInterrupt), storage.replacing(path) as file:
+        interrupt(file.write(b"n" * 100_000))
+    with pytest.raises(KeyboardInterrupt), format_module.writing_lines(state / "folder" / "new") as writer:
+        interrupt(writer.write(Chunk([str(each) for each in range(100_000)], "vip")))
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in (state / "folder").iterdir()] == ["file"]
+
+
+def test_an_interrupted_upload_in_parts_leaves_nothing(s3):
+    path = s3 / "parts"
+    path.fs.default_block_size = 5 << 20
+    with pytest.raises(KeyboardInterrupt), storage.replacing(path) as file:
+        interrupt([file.write(b"x" * (5 << 20)) for _ in range(4)])
+    assert not path.exists()
+    assert not path.fs.call_s3("list_multipart_uploads", Bucket="ledgers").get("Uploads")
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_files_are_for_the_owners_eyes_alone(open_ledger, commit):
+    ledger = open_ledger()
+    ledger.reject({"profile_id": "a"})
+    commit(ledger, "+a")
+    commit(ledger, "+b")
+    for path in (each for each in ledger.folder.rglob("*") if each.is_file()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_dead_letters_are_lines_of_json_in_the_folder_that_is_named(open_ledger):
+    ledger = open_ledger()
+    with ledger.held("me"):
+        assert ledger.dead_letters is None
+        ledger.reject({"profile_id": "ü\n\u2028", "reason": "x"})
+        ledger.reject({"profile_id": "\udcff", "reason": "y"})
+        ledger.share().flush()
+        ledger.reject({"profile_id": "z"})
+        ledger.share().flush()
+        ledger.share().flush()
+    folder = ledger.folder / "dead-letters" / ledger.dead_letters.rpartition("/")[2]
+    assert str(folder) == ledger.dead_letters
+    texts = {path.name: path.read_bytes().decode() for path in folder.iterdir()}
+    assert sorted(texts) == ["00000.ndjson", "00001.ndjson"]
+    first = [json.loads(line) for line in texts["00000.ndjson"].removesuffix("\n").split("\n")]
+    assert first == [{"profile_id": "ü\n\u2028", "reason": "x"}, {"profile_id": "\udcff", "reason": "y"}]
+
+
+# A state URI that does not work
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_state_folder_below_a_file_is_one_clear_error(open_ledger, commit, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LedgerError, match="Check the state URI"):
+        commit(open_ledger(tmp_path / "file" / "state"), "+a")
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+@pytest.mark.parametrize("step", ["fsync", "open"])
+def test_a_full_disk_is_one_clear_error_and_leaves_no_draft(open_ledger, commit, monkeypatch, step):
+    commit(open_ledger(), "+a")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    ledger = open_ledger()
+    before = names(ledger)
+    with ledger.held("me"), monkeypatch.context() as patch:
+        patch.setattr(f"os.{step}", full)
+        with pytest.raises(LedgerError, match=r"No space left on device\.\nIts disk or its quota is full"):
+            ledger.draft(plan_of("+b"))
+    assert names(ledger) == before
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_bucket_that_does_not_exist_is_one_clear_error(s3, open_ledger, commit):
+    with pytest.raises(LedgerError, match=r"bucket does not exist.*\nCheck the state URI"):
+        commit(open_ledger(type(s3)("s3://storage@nowhere")), "+a")
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_an_object_store_that_cannot_be_reached_is_one_clear_error(bucket, open_ledger, commit):
+    once = {"retries": {"max_attempts": 1}, "connect_timeout": 1}
+    unreachable = bucket("unreachable", "http://127.0.0.1:9", config_kwargs=once)
+    with pytest.raises(LedgerError, match=r"Could not connect.*\nCheck the state URI"):
+        commit(open_ledger(unreachable), "+a")
+
+
+def test_every_error_of_a_ledger_is_one_of_ours():
+    assert issubclass(LedgerError, TalonCdpError)
