@@ -11,6 +11,7 @@ from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
     AuthenticationError,
     NotFoundError,
+    RequestError,
     TalonCdpError,
     TransientError,
     UnclearError,
@@ -242,7 +243,7 @@ def test_a_delete_whose_answer_was_lost_is_green_with_if_missing_skip(run, talon
 
 def test_an_error_keeps_what_support_asks_for(run, talon):
     talon.fail_next("status", status=400, body={"StatusCode": 400, "Error": "No", "RequestUUID": "u-1"})
-    with pytest.raises(TalonCdpError, match="RequestUUID u-1") as error:
+    with pytest.raises(RequestError, match="RequestUUID u-1") as error:
         run(profile())
     assert (error.value.status, error.value.request_uuid, error.value.method) == (400, "u-1", "PUT")
     assert '"Error": "No"' in error.value.body

@@ -317,7 +317,7 @@ class History:
         self.storage.process = alive
 
     def rows(self, run):
-        rows = [Change(*member, "add") for member in sorted(self.warehouse)]
+        rows = [Change(*member, "add") for member in sorted(self.warehouse)]  # type: ignore[call-arg]
         if not run.is_sorted:
             rows += rows[:2]
             random.Random(run.seed).shuffle(rows)
