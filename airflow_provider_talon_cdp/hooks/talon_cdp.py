@@ -17,12 +17,11 @@ from requests.utils import default_headers
 from airflow_provider_talon_cdp import connection_form
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.async_client import AsyncTalonCdpClient, Transport, open_client
-from airflow_provider_talon_cdp.api.attribute_rows import AttributesEncoder
 from airflow_provider_talon_cdp.api.client import TalonCdpClient
 from airflow_provider_talon_cdp.api.request import Audience, IntegrationState
 from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
-from airflow_provider_talon_cdp.api.values import attribute_values
+from airflow_provider_talon_cdp.api.values import AttributesEncoder, attribute_values
 from airflow_provider_talon_cdp.contract import AttributeType, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 from airflow_provider_talon_cdp.hooks.network import NETWORK_EXTRAS, network_options

@@ -29,7 +29,16 @@ ALLOWED = {
     "__main__": {"api", "exceptions", "ledgered", "ledgers"},
     "hooks": {"api", "connection_form", "exceptions", "contract"},
     "operators": {"exceptions", "hooks", "contract", "ledgers", "membership", "sync"},
-    "transfers": {"contract", "exceptions", "hooks", "ledgered", "ledgers", "membership", "operators", "sync"},
+    "transfers": {
+        "contract",
+        "exceptions",
+        "hooks",
+        "ledgered",
+        "ledgers",
+        "membership",
+        "operators",
+        "sync",
+    },
     # A second reading of the API contract: what it shared with the client it could not prove wrong.
     "emulator": set(),
 }

@@ -1,0 +1,1 @@
+"""What must change: pure, but for temporary files."""
