@@ -1,16 +1,17 @@
 """Warehouse values to the JSON that Talon.One's attributes take. Pure.
 
-Source: Talon.One's Third-party API reference: an attribute is a string, a number, a boolean, a time (an RFC 3339
-string), a location, or a list of strings, numbers, times or locations; null deletes it. The spelling of the types is
-that of its own API. It does not say how a location is written, so two numbers pass in a list or under two names.
+Source: Talon.One's Third-party API reference: an attribute is a string, a number, a boolean, a time (an RFC
+3339 string), a location, or a list of strings, numbers, times or locations; null deletes it. The spelling of
+the types is that of its own API. It does not say how a location is written, so two numbers pass in a list or
+under two names.
 
-Equal values are equal bytes, so that a profile is not sent again because a session has another time zone or a column
-another scale:
+Equal values are equal bytes, so that a profile is not sent again because a session has another time zone or
+a column another scale:
 
 - a time with an offset, or in the connection's zone, is written in UTC: ``2026-06-30T10:00:00Z``;
 - a date is the first moment of that day in the connection's zone;
-- a number is written without trailing zeros and without a fraction of zero: 1, 1.0 and 1.00 are ``1``; an exponent
-  stands only where there would be 40 digits or more before the point, or 40 places or more after it.
+- a number is written without trailing zeros and without a fraction of zero: 1, 1.0 and 1.00 are ``1``; an
+  exponent stands only where there would be 40 digits or more before the point, or 40 places or more after it.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def attribute_values(row: Mapping[str, Any], *, zone: tzinfo | None = None) -> d
         zone: The zone of timestamps without an offset, and of dates.
 
     Raises:
-        InvalidInputError: A value that JSON or Talon.One cannot carry. The text names the attribute, not the value.
+        InvalidInputError: A value that JSON or Talon.One cannot carry. The text names the attribute, not the
+            value.
     """
     if not isinstance(row, Mapping):
         raise InvalidInputError(f"attributes must be a mapping of names to values, not {type(row).__name__}.")
@@ -182,21 +184,26 @@ def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
         case dict():
             depth = _deeper(depth, name)
             return {_text(key, name): _value(each, name, zone, depth) for key, each in value.items()}
-        case bytes() | bytearray() | memoryview():
-            raise InvalidInputError(
-                f"Attribute {name!r} is bytes, which JSON cannot carry. Decode it in SQL, e.g. to hex."
-            )
         case _:
-            plain = _plain(value)
-            if type(plain) in _PYTHONS_OWN:
-                return _value(plain, name, zone, depth)
-            # A reader puts it where a driver has no value for what the database holds.
-            if isinstance(value, InvalidInputError):
-                raise InvalidInputError(f"Attribute {name!r} {value}.")
-            raise InvalidInputError(
-                f"Attribute {name!r} is of type {type(value).__name__}, which no Talon.One attribute takes. "
-                "Cast it in SQL to text, a number, a boolean or a timestamp."
-            )
+            return _value(_known(value, name), name, zone, depth)
+
+
+def _known(value: Any, name: str) -> Any:
+    """Return a value of Python's own types for one of another."""
+    plain = _plain(value)
+    if type(plain) in _PYTHONS_OWN:
+        return plain
+    # A reader puts it where a driver has no value for what the database holds.
+    if isinstance(value, InvalidInputError):
+        raise InvalidInputError(f"Attribute {name!r} {value}.")
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise InvalidInputError(
+            f"Attribute {name!r} is bytes, which JSON cannot carry. Decode it in SQL, e.g. to hex."
+        )
+    raise InvalidInputError(
+        f"Attribute {name!r} is of type {type(value).__name__}, which no Talon.One attribute takes. "
+        "Cast it in SQL to text, a number, a boolean or a timestamp."
+    )
 
 
 def _float(value: float) -> int | float | Decimal:
@@ -237,7 +244,8 @@ def _timestamp(value: datetime, name: str, zone: tzinfo | None, *, is_date: bool
         return _utc_text(value)
     except OverflowError as error:
         raise InvalidInputError(
-            f"Attribute {name!r} is a time before the year 1 or after the year 9999 in UTC. Send null instead."
+            f"Attribute {name!r} is a time before the year 1 or after the year 9999 in UTC. "
+            "Send null instead."
         ) from error
 
 

@@ -28,7 +28,7 @@ _TEXTS = {
     "invisible": "have an invisible character, such as a zero-width space. Remove it in SQL",
     "null_text": "are the text of a null, such as 'None' or 'nan'. Leave those rows out",
     "point_zero": "end with '.0': integers that went through a float. Cast to BIGINT first, then to text",
-    "scientific": "are in scientific notation, such as 1.5E+10. Cast to BIGINT or NUMERIC first, then to text",
+    "scientific": "are in scientific notation, such as 1.5E+10. Cast to BIGINT first, then to text",
 }
 
 
@@ -44,7 +44,8 @@ class SuspiciousIds:
 
         Args:
             ids: As they will be sent.
-            shortest: The least length of them, where it is known: long ones are not compared with the texts of null.
+            shortest: The least length of them, where it is known: long ones are not compared with the texts
+                of null.
         """
         if not ids:
             return
@@ -71,8 +72,8 @@ class SuspiciousIds:
     def counts(self) -> dict[str, int]:
         """Number of IDs by kind, without the kinds that were not found.
 
-        The kinds: ``white_space_at_ends``, ``white_space_inside``, ``invisible``, ``null_text``, ``scientific``, and
-        ``point_zero`` where nearly all IDs are of it.
+        The kinds: ``white_space_at_ends``, ``white_space_inside``, ``invisible``, ``null_text``,
+        ``scientific``, and ``point_zero`` where nearly all IDs are of it.
         """
         return {
             kind: count

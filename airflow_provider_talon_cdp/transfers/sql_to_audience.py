@@ -7,7 +7,6 @@ from contextlib import closing
 from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import Context
-from airflow.providers.common.sql.hooks.sql import DbApiHook
 
 from airflow_provider_talon_cdp.contract import check_external_id, check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -23,7 +22,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_sql,
 )
 from airflow_provider_talon_cdp.sync.changes import Action, Record, read_change, read_ids
-from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows
+from airflow_provider_talon_cdp.transfers._rows import SqlSource, sql_hook, stream_rows
 
 Mode = Literal["mirror", "add", "remove"]
 
@@ -144,7 +143,7 @@ class SqlToTalonAudienceOperator(MembershipOperator):
         )
 
     def _records(
-        self, source: DbApiHook, action: Action, names: dict[str, str]
+        self, source: SqlSource, action: Action, names: dict[str, str]
     ) -> Generator[Record, None, None]:
         """Read the query; keep the names of its audiences on the way."""
         id_type = self.audience_id_type

@@ -27,8 +27,7 @@ from airflow_provider_talon_cdp.sync.guard import Guard, ProfileGuard
 from airflow_provider_talon_cdp.sync.mirror import Mirror
 from airflow_provider_talon_cdp.sync.profile_push import BATCH
 from airflow_provider_talon_cdp.sync.profiles import OnDuplicate
-from airflow_provider_talon_cdp.transfers.profile_rows import ProfileColumns, read_profiles
-from airflow_provider_talon_cdp.transfers.rows import sql_hook
+from airflow_provider_talon_cdp.transfers._rows import ProfileColumns, read_profiles, sql_hook
 
 Nulls = Literal["skip", "delete"]
 OnMissing = Literal["ignore", "clear"]
