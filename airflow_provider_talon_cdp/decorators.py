@@ -143,7 +143,7 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
             Rejection,
             read_profile_id,
         )
-        from airflow_provider_talon_cdp.transfers.profile_rows import _joined  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import _joined  # noqa: PLC0415
 
         encode, columns = self.encoder(hook), as_columns("attributes", self.attributes)
         special = {self.profile_id_column, self.order_by_column, self.attributes_column}

@@ -68,6 +68,7 @@ OnBusy = Literal["wait", "fail"]
 OnOlderRun = Literal["fail", "skip", "allow"]
 RetryRejected = Literal["always", "never"]
 Verify = Literal["identity", "exists", "none"]
+SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 MAX_REJECTED = 0
 IN_FLIGHT = 64
 T = TypeVar("T")
@@ -154,6 +155,8 @@ class SendingOperator(BaseOperator):
         max_rejected: How many records may be refused before the task fails; it fails after everything good was sent. None
             for any number.
         in_flight: Requests in flight at the most.
+        suspicious_ids: When profile IDs are valid and look wrong, such as padded ones or the text ``None``: ``warn`` and send
+            them, ``fail``, or ``ignore`` it.
         on_busy: When another run has the ledger: ``wait`` for it, or ``fail``.
         busy_timeout: Seconds to wait.
         talon_cdp_conn_id: Airflow connection of Talon.One.
@@ -169,6 +172,7 @@ class SendingOperator(BaseOperator):
         *,
         max_rejected: int | str | None = MAX_REJECTED,
         in_flight: int | str = IN_FLIGHT,
+        suspicious_ids: SuspiciousIdsRule = "warn",
         on_busy: OnBusy = "wait",
         busy_timeout: int = 600,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
@@ -177,6 +181,7 @@ class SendingOperator(BaseOperator):
         super().__init__(**kwargs)
         self.max_rejected = max_rejected
         self.in_flight = in_flight
+        self.suspicious_ids = suspicious_ids
         self.on_busy = on_busy
         self.busy_timeout = as_count("busy_timeout", busy_timeout)
         self.talon_cdp_conn_id = talon_cdp_conn_id
@@ -188,6 +193,7 @@ class SendingOperator(BaseOperator):
         check_numbers(as_tolerance, max_rejected=max_rejected)
         check_numbers(as_positive, in_flight=in_flight)
         check_choice("on_busy", on_busy, OnBusy)
+        check_choice("suspicious_ids", suspicious_ids, SuspiciousIdsRule)
 
     def on_kill(self) -> None:
         """Launch no more requests; what was acknowledged is recorded."""
@@ -207,6 +213,7 @@ class SendingOperator(BaseOperator):
         return Limits(
             in_flight=as_positive("in_flight", self.in_flight),
             max_rejected=as_tolerance("max_rejected", self.max_rejected),
+            suspicious_ids=self.suspicious_ids,
         )
 
     def conclude(self, context: Context, hook: TalonCdpHook, send: Callable[[], Report]) -> dict[str, Any]:

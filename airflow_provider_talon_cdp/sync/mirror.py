@@ -17,16 +17,24 @@ from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
 from airflow_provider_talon_cdp.changes.spool import Spool
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import MAX_CHANGES
-from airflow_provider_talon_cdp.exceptions import GuardError, LedgerError, OlderRunError
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, Outcome, RunFacts
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
-from airflow_provider_talon_cdp.sync.loop import refuse_stopped, syncing
+from airflow_provider_talon_cdp.sync.loop import syncing
 from airflow_provider_talon_cdp.sync.members import MemberPlan, Members
 from airflow_provider_talon_cdp.sync.profiles import CHANGED, ProfilePlan, Profiles
-from airflow_provider_talon_cdp.sync.push import Limits, Push, fail_if_rejected, now
+from airflow_provider_talon_cdp.sync.push import (
+    Limits,
+    Push,
+    fail_if_rejected,
+    judge_suspicious,
+    now,
+    watched,
+)
 from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
@@ -68,12 +76,14 @@ class Plan:
         letters: About records that cannot be sent.
         comparison: What knows how to send it.
         refused_before: Members of which Talon.One refused a change in the run before.
+        suspicious: Of the IDs that were read.
     """
 
     result: Any
     counts: Counts
     letters: Spool
     comparison: MemberPlan | ProfilePlan
+    suspicious: SuspiciousIds
     refused_before: frozenset[Member] = frozenset()
 
 
@@ -182,6 +192,7 @@ class Mirror:
         plan = self._plan(
             lambda planner: sum(map(len, planner(self.ledger.known(), self.ledger.uncertain())))
         )
+        judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
@@ -317,8 +328,13 @@ class Mirror:
         """
         for _ in range(_ROUNDS):
             plan = self._plan(self.ledger.draft, refused)
+            report.suspicious = plan.suspicious.counts
             try:
+                judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
                 passed = self.guard.check(plan.counts) == "send"
+            except InvalidInputError:
+                self.ledger.discard(plan.result)
+                raise
             except GuardError as error:
                 self.ledger.discard(plan.result)
                 if report.sent:
@@ -388,6 +404,7 @@ class Mirror:
         counts = Counts()
         letters = Spool()
         comparison = self.kind.compare(self.ledger)
+        suspicious = SuspiciousIds()
 
         def keep(rejection: Rejection) -> None:
             if rejection.profile_id:
@@ -398,11 +415,11 @@ class Mirror:
             records = stack.enter_context(_closed_at_the_end(self.source()))
 
             def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
-                arranged = stack.enter_context(_closed_at_the_end(arrange(_while_not_stopped(records))))
+                arranged = stack.enter_context(_closed_at_the_end(arrange(watched(records, suspicious))))
                 changes = comparison.changes(arranged, known, uncertain, counts, keep)
                 return leave_out(changes, counts)
 
-            return Plan(consume(planner), counts, letters, comparison)
+            return Plan(consume(planner), counts, letters, comparison, suspicious)
 
     def _enforce(self, plan: Plan, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
@@ -580,12 +597,6 @@ def _left_out(
         counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - counted})
         if rest := chunk.without(bad):
             yield rest
-
-
-def _while_not_stopped(records: Iterable[Any]) -> Iterator[Any]:
-    for record in records:
-        refuse_stopped()
-        yield record
 
 
 def _generator(chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:

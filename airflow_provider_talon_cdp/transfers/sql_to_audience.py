@@ -21,11 +21,10 @@ from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_
 from airflow_provider_talon_cdp.transfers._base import SqlOperator
 
 if TYPE_CHECKING:
-    from airflow.providers.common.sql.hooks.sql import DbApiHook
-
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.sync.mirror import Mirror
+    from airflow_provider_talon_cdp.transfers._rows import SqlSource
 
 Mode = Literal["mirror", "add", "remove"]
 
@@ -135,13 +134,13 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                 managed = self._audience_ids("audiences", self.audiences)
         return self.audience_mirror(context, hook, source, ledger_name=ledger, managed=managed, names=created)
 
-    def _records(self, source: DbApiHook, verb: str, names: dict[str, str]) -> Generator[Record, None, None]:
+    def _records(self, source: SqlSource, verb: str, names: dict[str, str]) -> Generator[Record, None, None]:
         """Read the query; keep the names of its audiences on the way."""
         from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
             read_members,
             read_memberships,
         )
-        from airflow_provider_talon_cdp.transfers.rows import stream_rows  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import stream_rows  # noqa: PLC0415
 
         id_type = self.audience_id_type
         columns = [

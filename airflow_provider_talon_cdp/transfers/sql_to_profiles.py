@@ -220,7 +220,7 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
 
     def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
         """Return what reads the query."""
-        from airflow_provider_talon_cdp.transfers.profile_rows import (  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import (  # noqa: PLC0415
             ProfileColumns,
             read_profiles,
         )
