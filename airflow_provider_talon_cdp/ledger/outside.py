@@ -1,13 +1,13 @@
 """Changes of an audience that were made outside its ledger, and who has to know of them.
 
-```
-STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>    which ledgers hold members of an audience
-STATE_URI/<deployment host>/<ledger>/outside/WRITER.json            who left notes there, and how long changes may still arrive
-STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    changes that they made
+``` STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>            which ledgers hold an audience
+STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    who left notes, and until when
+they count STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    changes that they made
 ```
 
-Scope is a digest of API base and environment. Where a note contradicts what the ledger knows, the member is uncertain: the next
-plan sends what it wants of it. The note is deleted when no request of its writer can arrive any more and a plan has covered it.
+Scope is a digest of API base and environment. Where a note contradicts what the ledger knows, the member is
+uncertain: the next plan sends what it wants of it. The note is deleted when no request of its writer can
+arrive any more and a plan has covered it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def find_notes(ledger: Folder, now: float) -> Notes:
         except DamagedError:
             # What matters is in the notes.
             said = {}
-        writers[writer] = said.get("owner", "")
+        if any(note[1] == writer for note in found):
+            writers[writer] = said.get("owner", "")
         if said.get("until", 0.0) <= now:
             spent += [*(note[0] for note in found if note[1] == writer), f"{writer}.json"]
     files = [File(file=f"{NOTES}/{note[0]}", sha256=note[2], lines=0, key="") for note in found]
@@ -133,7 +134,6 @@ class Registry:
     """
 
     def __init__(self, host: Folder, identity: LedgerIdentity) -> None:
-        self._host = host
         self._folder = host / "registry"
         self._identity = identity
         scope = [identity.base_url, identity.environment]
@@ -159,14 +159,10 @@ class Registry:
         found: dict[str, set[str]] = {}
         for name in names_in(self._folder) if by_digest else ():
             digest, scope, ledger = name.split("-", 2)
-            if digest in by_digest and ledger != self._identity.folder_name:
-                if (scope == self._scope) == in_scope:
-                    found.setdefault(ledger, set()).add(by_digest[digest])
+            is_other = ledger != self._identity.folder_name and (scope == self._scope) == in_scope
+            if digest in by_digest and is_other:
+                found.setdefault(ledger, set()).add(by_digest[digest])
         return found
-
-    def ledger(self, name: str) -> Folder:
-        """Return the folder of a ledger that was found."""
-        return self._host / name
 
 
 class OutsideChanges:
@@ -174,7 +170,7 @@ class OutsideChanges:
 
     Args:
         state: Folder of all ledgers.
-        identity: Whose ``name`` says where the dead letters go, which has no other ledger: see ``calls_ledger_name``.
+        identity: Its ``name`` says where the dead letters go; see ``calls_ledger_name``.
         owner: For whom this runs.
         keep: Runs whose dead letters are kept.
         clock: Seconds since the epoch.
@@ -211,7 +207,7 @@ class OutsideChanges:
         for key, part in chunk.by_key():
             for name in self._ledgers[key]:
                 if name not in self._writers:
-                    ledger = self._registry.ledger(name)
+                    ledger = self._identity.host_folder(self._state) / name
                     self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
                 self._writers[name].write(part)
 
