@@ -473,7 +473,7 @@ class _Backlog:
             if self._failure:
                 raise self._failure
             return list(islice(self._chunks, self._ahead_by))
-        found = []
+        found: list[Chunk] = []
         while self._spool and len(found) < self._ahead_by:
             # This process wrote it, and nobody else can reach it.
             ids, keys, verbs, disjoint = marshal.loads(self._spool.take())  # noqa: S302

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Report(Counts):
         }
 
     @classmethod
-    def of(cls, summary: dict[str, Any]) -> Report:
+    def of(cls, summary: Mapping[str, Any]) -> Report:
         """Make a report of its summary, without the division by audience."""
         given = {name: value for name, value in summary.items() if name != "sent"}
         for name in ("removals", "added", "removed"):
