@@ -297,7 +297,7 @@ def _batches(
                 full = count // MAX_CHANGES * MAX_CHANGES
                 for start in range(0, full, MAX_CHANGES):
                     yield _full(joined[start : start + MAX_CHANGES], recent)
-                held, count = [joined[full:]], count - full
+                held, count = [joined[full:]] if full < count else [], count - full
         if count:
             yield _full(Chunk.joined(held), recent)
     finally:
