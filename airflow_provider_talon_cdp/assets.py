@@ -1,4 +1,4 @@
-"""Talon.One's audiences and profiles as Airflow assets (datasets before Airflow 3) and as datasets of OpenLineage.
+"""Talon.One's audiences and profiles as assets of Airflow, and as datasets of OpenLineage.
 
 | what | URI |
 | --- | --- |
@@ -6,8 +6,9 @@
 | an audience, by Talon.One's own number | ``talon-cdp://<deployment host>/audiences/internal:<number>`` |
 | the profiles that one sync keeps | ``talon-cdp://<deployment host>/profiles/<name of the ledger>`` |
 
-IDs and names are percent-encoded. The operators emit these assets by themselves, through an asset alias, as the host is known
-to the connection only. Schedule a DAG on ``audience_asset(...)`` or ``profiles_asset(...)`` to run it after a sync.
+IDs and names are percent-encoded. The operators emit these assets by themselves, through an asset alias, as
+the host is known to the connection only. Schedule a DAG on ``audience_asset(...)`` or ``profiles_asset(...)``
+to run it after a sync.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def sql_inputs(hook: Callable[[], Any], conn_id: str, sql: str) -> list[Any]:
 
 
 def alias_of(name: str) -> AssetAlias | None:
-    """Return the outlet of a task through which ``emit`` names assets; None before Airflow 3, which needs none."""
+    """Return the outlet of a task through which ``emit`` names assets; Airflow 2 needs none."""
     return None if IS_AIRFLOW_2 else AssetAlias(f"{SCHEME}:{name}")
 
 

@@ -96,7 +96,8 @@ _MIRROR_ONLY = (
 def ends_retries(execute: Callable[[Op, Context], T]) -> Callable[[Op, Context], T]:
     """Have an error that another try cannot get past end the retries of the task.
 
-    What is raised then is an ``AirflowFailException`` and of the error's own class, with the error as its cause.
+    What is raised then is an ``AirflowFailException`` and of the error's own class, with the error as its
+    cause.
     """
 
     @wraps(execute)
@@ -152,8 +153,8 @@ class SendingOperator(BaseOperator):
     """Base of the operators that send many changes.
 
     Args:
-        max_rejected: How many records may be refused before the task fails; it fails after everything good was sent. None
-            for any number.
+        max_rejected: How many records may be refused before the task fails; it fails after everything good
+            was sent. None for any number.
         in_flight: Requests in flight at the most.
         suspicious_ids: When profile IDs are valid and look wrong, such as padded ones or the text ``None``: ``warn`` and send
             them, ``fail``, or ``ignore`` it.
@@ -268,7 +269,7 @@ class SendingOperator(BaseOperator):
         return assets.lineage(self.lineage_inputs(), ())
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """Return what was read and what was changed, for Airflow's OpenLineage provider; of a failed task too."""
+        """Return what was read and what was changed, also of a failed task, for OpenLineage."""
         host = self.links.get(CampaignManagerLink.key, "").removeprefix("https://")
         uris = self.asset_uris(host) if host else ()
         return assets.lineage(self.lineage_inputs(), uris, self.report.sent if self.report else None)
@@ -305,7 +306,8 @@ class LedgerOperator(SendingOperator):
     """Base of the operators that send what differs from a ledger.
 
     Args:
-        on_empty: When the source has no rows, ``fail``, ``skip`` or ``allow``; rows that are all rejected are an error.
+        on_empty: When the source has no rows, ``fail``, ``skip`` or ``allow``; rows that are all rejected are
+            an error.
         max_removal_fraction: The share of what the ledger has, 0 to 1, that a run may remove.
         min_removals: With fewer removals from one audience, ``max_removal_fraction`` says nothing.
         max_removals: Removals in all; None for any number.
@@ -318,12 +320,13 @@ class LedgerOperator(SendingOperator):
         send: ``changed``, or ``all`` to send also what is as it was, for example after an audience or profiles were deleted in
             Talon.One.
         dry_run: Plan, count and guard, and send and record nothing.
-        state_uri: Folder of the ledgers, as an absolute path or URI of any object storage that Airflow knows, e.g.
-            ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp] state_uri``, else
-            ``$AIRFLOW_HOME/talon_cdp``, which only works where all tries run on one machine: it is refused with Celery,
-            Kubernetes and Edge executors.
+        state_uri: Folder of the ledgers, as an absolute path or URI of any object storage that Airflow knows,
+            e.g. ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp] state_uri``,
+            else ``$AIRFLOW_HOME/talon_cdp``, which only works where all tries run on one machine: it is
+            refused with Celery, Kubernetes and Edge executors.
         keep_versions: Versions of the ledger that are kept.
-        kwargs: As in ``SendingOperator``. All but ``keep_versions``, ``on_busy`` and ``busy_timeout`` may be templates.
+        kwargs: As in ``SendingOperator``. All but ``keep_versions``, ``on_busy`` and ``busy_timeout`` may be
+            templates.
     """
 
     template_fields: Sequence[str] = (
@@ -469,11 +472,11 @@ class LedgerOperator(SendingOperator):
         return [name for name, value in values.items() if value != defaults[name]]
 
     def refuse_shared_ledger(self, context: Context) -> None:
-        """Refuse a ledger named after the task where the task has several instances: each would undo what the others did."""
+        """Refuse a ledger named after the task where the task has instances: each would undo the others."""
         instance = context.get("ti")
         if instance is not None and instance.map_index not in (None, -1):
             raise InvalidInputError(
-                f"{self.task_id} is mapped, and all its instances would share the ledger that is named after the task:\n"
+                f"{self.task_id} is mapped, and its instances would share the ledger that is named after the task:\n"
                 "an instance would take what the others sent for its own. Nothing was sent.\n"
                 "Name a ledger= for each instance, for example with\n"
                 'expand_kwargs([{"sql": ..., "ledger": ...}, ...]).'
@@ -491,8 +494,8 @@ class LedgerOperator(SendingOperator):
             raise InvalidInputError(
                 f"The ledger would be on this worker's disk, and {executor} may run the next try elsewhere.\n"
                 "Without its ledger a mirror removes nobody. Nothing was sent.\n"
-                "Set [talon_cdp] state_uri in Airflow's configuration, or state_uri= of this task, to a place\n"
-                "that all workers reach, such as s3://aws_default@bucket/talon_cdp or a shared folder."
+                "Set [talon_cdp] state_uri in Airflow's configuration, or state_uri= of this task, to a\n"
+                "place that all workers reach, such as s3://aws_default@bucket/talon_cdp or a shared folder."
             )
 
 
@@ -523,7 +526,7 @@ class MembershipOperator(LedgerOperator):
     )
     ui_color = "#d9f5e3"
     unrendered_lists: ClassVar[Sequence[str]] = ()
-    """Fields whose lists are data: no element is rendered but those that are templates, and those always to text."""
+    """Fields whose lists are data: only elements that are templates are rendered, and always to text."""
 
     def __init__(
         self,
@@ -637,8 +640,8 @@ class MembershipOperator(LedgerOperator):
             source: Reads the members.
             ledger_name: Which ledger.
             managed: Audiences that may change, or None.
-            names: Name by audience ID, of audiences to create where they do not exist; filled while the source is read.
-                None where none is to be created.
+            names: Name by audience ID, of audiences to create where they do not exist; filled while the
+                source is read. None where none is to be created.
         """
         from airflow_provider_talon_cdp.changes.diff import Scope  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
@@ -708,10 +711,10 @@ class MembershipOperator(LedgerOperator):
         other_task, _, other = ledger.owner.rpartition("/")
         if other_task == task and other != index:
             raise InvalidInputError(
-                f"Instance {other} of the mapped task {self.task_id} has mirrored the same members in this DAG run,\n"
-                "and this one would take them out again. Nothing was sent.\n"
-                "Join their queries with UNION ALL in one task, or give each instance an audience, or with an\n"
-                f"audience column a ledger=, of its own. Both have the ledger in\n{ledger.place}"
+                f"Instance {other} of the mapped task {self.task_id} has mirrored the same members in this\n"
+                "DAG run, and this one would take them out again. Nothing was sent.\n"
+                "Join their queries with UNION ALL in one task, or give each instance an audience, or with\n"
+                f"an audience column a ledger=, of its own. Both have the ledger in\n{ledger.place}"
             )
 
     def _plan_input(self, mirror: Mirror) -> list[Any]:
@@ -734,8 +737,8 @@ class MembershipOperator(LedgerOperator):
 class TaskCursor:
     """The version of the plan that this task is sending, in Airflow's task state store (3.3 and later).
 
-    A try whose input differs does not see it: whoever fixes a wrong query and clears the task wants no more of the
-    old plan.
+    A try whose input differs does not see it: whoever fixes a wrong query and clears the task wants no more
+    of the old plan.
 
     Args:
         store: ``context["task_state_store"]``.
@@ -861,8 +864,8 @@ def _check_state_uri(name: str, uri: Any) -> str:
     where = str(check_rendered(name, uri))
     if not where.startswith("/") and "://" not in where:
         raise InvalidInputError(
-            f"{name} must be an absolute path or a URI, such as s3://aws_default@bucket/talon_cdp, but is {where!r}.\n"
-            "Any other path depends on where a worker was started, and there the next one would not find the\n"
-            "ledger."
+            f"{name} must be an absolute path or a URI, such as s3://aws_default@bucket/talon_cdp, "
+            f"but is {where!r}.\n"
+            "Any other path depends on where a worker was started: the next one would not find the ledger."
         )
     return where

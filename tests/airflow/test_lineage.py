@@ -17,9 +17,14 @@ from airflow.providers.common.compat.sdk import DAG
 from airflow_provider_talon_cdp import SqlToTalonAudienceOperator
 
 with DAG("lineage", schedule=None, start_date=datetime(2026, 1, 1)):
-    for name, sql in (("green", "SELECT 'anna' AS profile_id"), ("red", "SELECT 'bert' profile_id UNION SELECT ''")):
+    for name, more in (("green", ""), ("red", " UNION SELECT ''")):
         SqlToTalonAudienceOperator(
-            task_id=name, sql=sql, sql_conn_id="warehouse", mode="mirror", audience_id=name, audience_name=name
+            task_id=name,
+            sql="SELECT 'anna' AS profile_id" + more,
+            sql_conn_id="warehouse",
+            mode="mirror",
+            audience_id=name,
+            audience_name=name,
         )
 """
 

@@ -8,8 +8,8 @@ from contextlib import closing
 
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
-
 from airflow_provider_talon_cdp.sync.external_sort import externally_sorted
+
 from airflow_provider_talon_cdp.transfers import _rows
 
 SORTED_HERE = "not sorted by bytes: its rows are read again and sorted on this worker's disk"

@@ -1,4 +1,4 @@
-"""What the operators that send have in common: retries, waiting, limits from templates, lists as data, links."""
+"""What the operators that send have in common: retries, waiting, limits, lists as data, links."""
 
 from __future__ import annotations
 

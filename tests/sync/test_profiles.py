@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from airflow_provider_talon_cdp.sync.changes import Rejection
+from airflow_provider_talon_cdp.sync.diff import OutOfOrderError, PlanCounts
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Rejection
-from airflow_provider_talon_cdp.sync.diff import OutOfOrderError, PlanCounts
 from airflow_provider_talon_cdp.sync.profiles import Profile, one_each, sorted_on_disk
 
 
