@@ -12,6 +12,14 @@ def get_provider_info() -> dict[str, Any]:
     """Return the provider's metadata; Airflow finds this function by its entry point."""
     package = "airflow_provider_talon_cdp"
     name = "Talon.One CDP"
+    asset_uris = [
+        {
+            "schemes": ["talon-cdp"],
+            "handler": f"{package}.assets.sanitize_uri",
+            "factory": f"{package}.assets.create_asset",
+            "to_openlineage_converter": f"{package}.assets.to_openlineage",
+        }
+    ]
     return {
         "package-name": "airflow-provider-talon-cdp",
         "name": name,
@@ -44,7 +52,17 @@ def get_provider_info() -> dict[str, Any]:
                 "target-integration-name": name,
                 "python-module": f"{package}.transfers.{each}",
             }
-            for each in ("group_tasks", "sql_to_audience", "sql_to_profiles")
+            for each in ("across_workers", "sql_to_audience", "sql_to_profiles")
+        ],
+        "asset-uris": asset_uris,
+        # The same for Airflow 2.
+        "dataset-uris": asset_uris,
+        "task-decorators": [
+            {"name": "talon_audience", "class-name": f"{package}.decorators.talon_audience_task"},
+            {"name": "talon_profiles", "class-name": f"{package}.decorators.talon_profiles_task"},
+        ],
+        "extra-links": [
+            f"{package}.operators._base.{each}" for each in ("CampaignManagerLink", "DeadLettersLink")
         ],
         "config": {
             "talon_cdp": {
@@ -52,9 +70,10 @@ def get_provider_info() -> dict[str, Any]:
                 "options": {
                     "state_uri": {
                         "description": (
-                            "Folder of the ledgers, in which mirrors remember what Talon.One acknowledged: an absolute path or "
-                            "a URI of any object storage that Airflow knows. Default: talon_cdp in AIRFLOW_HOME, which only "
-                            "does where all tries of a task run on one machine."
+                            "Folder of the ledgers, in which mirrors remember what Talon.One acknowledged: "
+                            "an absolute path or a URI of any object storage that Airflow knows. Default: "
+                            "talon_cdp in AIRFLOW_HOME, which only works where all tries of a task run on one "
+                            "machine; it is refused with Celery, Kubernetes and Edge executors."
                         ),
                         "version_added": "0.1.0",
                         "type": "string",

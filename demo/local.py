@@ -111,7 +111,7 @@ def connections(home: Path, talon: Talon) -> dict[str, dict[str, Any]]:
         "talon_cdp_default": {
             "conn_type": "talon_cdp",
             "description": "The local Talon.One of the demo",
-            # Apart, because the Test button of Airflow 3.3.1 and 3.3.2 fails without a port (apache/airflow#73298).
+            # The Test button of Airflow 3.3.1 and 3.3.2 fails without a port (apache/airflow#73298).
             "host": f"{url.scheme}://{url.hostname}",
             "port": url.port,
             "password": talon.api_key,

@@ -1,6 +1,9 @@
-"""``make demo``: segments and attributes of customers, from a warehouse to a local Talon.One, through a real Airflow.
+"""``make demo``: segments and attributes of customers, from a warehouse to a local Talon.One.
 
-``make demo-guard`` adds a month in which the warehouse has no customers, which the provider must refuse to mirror.
+The example DAG runs in a real Airflow, three times, and both sides are compared.
+
+``make demo-guard`` adds a month in which the warehouse has no customers: the provider must refuse to
+mirror it.
 """
 
 # ruff: noqa: INP001 - scripts, not a package
@@ -40,6 +43,12 @@ from local import (
 DAG = "talon_warehouse_to_audiences"
 # The same month twice: there is nothing to send the second time.
 MONTHS = ("1998-05", "1998-06", "1998-06")
+# The calls of Talon.One's API, as the emulator counts them.
+CALLS = {
+    "create_audience": "create audience",
+    "update_profile": "update profile",
+    "update_profiles_external": "update members",
+}
 # Before the first purchase, so that the segments are empty, as they would be if a load had failed.
 EMPTY_MONTH = "1996-12"
 PURCHASES = ROOT / "example_dags" / "data" / "cdnow_purchases.csv"
@@ -54,9 +63,8 @@ def main() -> None:
     began = time.monotonic()
     options = _options()
     home = prepare_home(options.home.resolve(), fresh=True)
-    say(
-        f"Airflow {AIRFLOW_VERSION}, Python {platform.python_version()}. Databases and logs: {shown(home)}/\n"
-    )
+    say(f"Airflow {AIRFLOW_VERSION}, Python {platform.python_version()}")
+    say(f"Databases and logs: {shown(home)}/\n")
     with contextlib.ExitStack() as stack:
         with _step("Start a local Talon.One"):
             talon = stack.enter_context(local_talon(home))
@@ -69,14 +77,16 @@ def main() -> None:
         )
         with _step("airflow db migrate"):
             run(["airflow", "db", "migrate"], env, home / "migrate.log")
-        for number, month in enumerate(MONTHS, start=1):
-            sent = _run_month(month, home / f"run-{number}.log", home, talon, env)
+        say(f"\nThe DAG is {DAG}.\n")
+        for number in range(len(MONTHS)):
+            sent = _run_month(number, home, talon, env)
         if sent:
-            raise DemoError(f"The month {month} had been sent before, and took {sent} requests again.")
+            raise DemoError(f"The month {MONTHS[-1]} had been sent before, and took {sent} requests again.")
         if options.guard:
             _show_guard(home, talon, env)
     _refuse_leaks(talon.api_key, home)
-    say(f"Talon.One holds what the warehouse does, and the API key is in no file. {_seconds(began)}\n")
+    say("Talon.One holds what the warehouse does, and no file has the API key.")
+    say(f"All in {_seconds(began)}\n")
     _next_steps(home)
 
 
@@ -105,28 +115,31 @@ def _seconds(began: float) -> str:
     return f"{time.monotonic() - began:.1f} s"
 
 
-def _run_month(month: str, log: Path, home: Path, talon: Talon, env: dict[str, str]) -> int:
+def _run_month(number: int, home: Path, talon: Talon, env: dict[str, str]) -> int:
+    month, log = MONTHS[number], home / f"run-{number + 1}.log"
+    again = " again" if month in MONTHS[:number] else ""
     members_before, counted_before = talon.members(), talon.state()["requests"]
-    with _step(f"airflow dags test {DAG}, month {month}"):
+    with _step(f"airflow dags test, month {month}{again}"):
         run(_dags_test(month), env, log)
     wanted = _segments(home / "warehouse.db", month)
     members, counted = talon.members(), talon.state()["requests"]
-    say(f"\n  {month:<18}{'warehouse':>10}{'Talon.One':>11}{'added':>7}{'removed':>9}")
+    say(f"\n  {'members':<18}{'warehouse':>10}{'Talon.One':>11}{'added':>9}{'removed':>9}")
     for audience in sorted(wanted | members):
         now, before = members.get(audience, set()), members_before.get(audience, set())
         numbers = len(wanted.get(audience, ())), len(now), len(now - before), len(before - now)
-        say("  {:<18}{:>10,}{:>11,}{:>7,}{:>9,}".format(audience, *numbers))
+        say("  {:<18}{:>10,}{:>11,}{:>9,}{:>9,}".format(audience, *numbers))
     sent = {
         operation: count - counted_before["by_operation"].get(operation, 0)
         for operation, count in counted["by_operation"].items()
     }
-    kinds = ", ".join(f"{count:,} {operation}" for operation, count in sent.items() if count)
     total: int = counted["total"] - counted_before["total"]
     customers = _customers(home / "warehouse.db", month)
-    say(
-        f"  {len(customers):,} customer profiles in the warehouse, {sent.get('update_profile', 0):,} of them sent"
-    )
-    say(f"  {total:,} requests{': ' if kinds else ''}{kinds}\n")
+    say(f"\n  {len(customers):,} profiles in the warehouse, {sent.get('update_profile', 0):,} of them sent")
+    say(f"  {total:,} requests to Talon.One{':' if total else ', as nothing has changed'}")
+    for operation, count in sent.items():
+        if count:
+            say(f"  {count:>9,} {CALLS.get(operation, operation)}")
+    say()
     for audience in sorted(wanted | members):
         missing = wanted.get(audience, set()) - members.get(audience, set())
         extra = members.get(audience, set()) - wanted.get(audience, set())
@@ -143,18 +156,20 @@ def _run_month(month: str, log: Path, home: Path, talon: Talon, env: dict[str, s
 
 def _show_guard(home: Path, talon: Talon, env: dict[str, str]) -> None:
     before, log = talon.members(), home / "guard.log"
-    with _step(f"airflow dags test {DAG}, and the warehouse has no customers"):
+    with _step("airflow dags test, and the warehouse has no customers"):
         try:
             run(_dags_test(EMPTY_MONTH), env, log)
         except DemoError:
-            refusal = re.search(r"The source has no rows[^\n]*?leave it alone\.", log.read_text())
+            # To the next line of the log, or the next part of a traceback.
+            refusal = re.search(r"GuardError: (.+?)\n(?=\n|\[|\d{4}-|Traceback)", log.read_text(), re.DOTALL)
         else:
             raise DemoError(f"The empty warehouse was mirrored. The whole log: {shown(log)}")
-    if not refusal or talon.members() != before:
+    if not refusal or "on_empty" not in refusal[1] or talon.members() != before:
         raise DemoError(f"The run failed, but not as it should.\n{tail(log)}")
-    say(
-        f"\n  The task failed, and every audience is as it was:\n{textwrap.indent(textwrap.fill(refusal[0], 96), '  ')}\n"
-    )
+    say("\n  The task failed, and every audience is as it was:\n")
+    for line in refusal[1].splitlines():
+        say(textwrap.fill(line, 84, initial_indent="    ", subsequent_indent="    "))
+    say()
 
 
 def _dags_test(month: str) -> list[str]:
@@ -213,9 +228,9 @@ def _next_steps(home: Path) -> None:
         "--state-file",
         state,
     ]
-    say("See the audiences and their members on a page:")
-    say(f"  {shlex.join(command)}   then http://127.0.0.1:8765")
-    say("See the DAGs and the connections in Airflow, with a Talon.One of its own beside it:")
+    say("See the audiences and their members on a page, http://127.0.0.1:8765:")
+    say(f"  {shlex.join(command[:3])} \\\n    {shlex.join(command[3:])}")
+    say("See the DAG and the connections in Airflow, with a Talon.One of its own:")
     say("  make ui")
 
 

@@ -64,12 +64,12 @@ def main() -> None:
         process = stack.enter_context(started(["airflow", "standalone"], env, log))
         _wait_until_healthy(process, url, log)
         say(f"\nAirflow    {url}   {_login(home)}")
-        say(f"Talon.One  {talon.url}")
-        say(
-            "\nTrigger talon_warehouse_to_audiences for 1998-05, then for 1998-06; watch the audiences change."
-        )
-        say("The connections are under Admin > Connections; Test asks Talon.One.")
-        say(f"Log: {shown(log)}. Ctrl-C stops both; all is kept in {shown(home)}/ for the next time.")
+        say(f"Talon.One  {talon.url}\n")
+        say("Trigger talon_warehouse_to_audiences for 1998-05, then for 1998-06,")
+        say("and watch the audiences change on Talon.One's page.")
+        say("The connections are under Admin > Connections; Test asks Talon.One.\n")
+        say(f"Log: {shown(log)}")
+        say(f"Ctrl-C stops both; {shown(home)}/ keeps everything for the next start.")
         try:
             process.wait()
         except KeyboardInterrupt:

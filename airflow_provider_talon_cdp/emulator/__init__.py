@@ -9,7 +9,7 @@ a page for people.
         ...
         assert talon.members("vip") == {"anna", "bert"}
 
-It needs Starlette and uvicorn (``pip install 'airflow-provider-talon-cdp[emulator]'``) and nothing of
+It needs Starlette, uvicorn and Jinja2 (``pip install 'airflow-provider-talon-cdp[emulator]'``) and nothing of
 Airflow. It shares no code with the client, on purpose: it is a second reading of the contract, so a
 wrong path in one shows.
 """
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Emulator"]
 
 MISSING_PARTS = (
-    "The Talon.One emulator needs Starlette and uvicorn: pip install 'airflow-provider-talon-cdp[emulator]'"
+    "The Talon.One emulator needs Starlette, uvicorn and Jinja2: "
+    "pip install 'airflow-provider-talon-cdp[emulator]'"
 )
 
 
@@ -32,14 +33,14 @@ def __getattr__(name: str) -> object:
     """Import :class:`Emulator` when it is asked for, so that a missing extra gives one clear error.
 
     Raises:
-        ImportError: Starlette or uvicorn is not installed.
+        ImportError: Starlette, uvicorn or Jinja2 is not installed.
     """
     if name != "Emulator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         from airflow_provider_talon_cdp.emulator.server import Emulator  # noqa: PLC0415 - see above
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in {"starlette", "uvicorn"}:
+        if error.name is None or error.name.split(".")[0] not in {"starlette", "uvicorn", "jinja2"}:
             raise
         raise ImportError(MISSING_PARTS) from error
     return Emulator

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_talon_cdp.emulator.server import Emulator
+    from airflow_provider_talon_cdp.emulator.server import Emulator, EmulatorOptions
 
 DEFAULT_PORT = 8765
 
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; ``None`` for those of the process.
 
     Returns:
-        The exit status: 0 after Ctrl-C or SIGTERM, 1 when it cannot start or cannot write its state file, 2 for
-        arguments that do not fit.
+        The exit status: 0 after Ctrl-C or SIGTERM, 1 when it cannot start or cannot write its state
+        file, 2 for arguments that do not fit.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     emulator = _emulator(options)
-    from airflow_provider_talon_cdp.emulator.state_file import StateFileError  # noqa: PLC0415 - as in _emulator
+    from airflow_provider_talon_cdp.emulator.state_file import StateFileError  # noqa: PLC0415 - as below
 
     try:
         with ExitStack() as running:
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
             except (OSError, OverflowError) as error:
                 text = error.strerror if isinstance(error, OSError) else str(error)
                 raise _Mistake(f"cannot listen on {options.host}:{options.port}: {text}") from error
-            print(_greeting(emulator, options.api_key), flush=True)
+            print(_greeting(emulator, options), flush=True)
             stop.wait()
     except StateFileError as error:
         raise _Mistake(str(error)) from error
@@ -66,29 +66,38 @@ def _emulator(options: argparse.Namespace) -> Emulator:
     # Imported late: a missing extra is a sentence for the user, not a traceback.
     try:
         from airflow_provider_talon_cdp.emulator import Emulator  # noqa: PLC0415 - see above
-        from airflow_provider_talon_cdp.emulator.server import (  # noqa: PLC0415 - see above
-            DEFAULT_DEPLOYMENT_HOST,
-            DEFAULT_KEY,
-        )
     except ImportError as error:
         raise _Mistake(str(error)) from error
     try:
         return Emulator(
             host=options.host,
             port=options.port,
-            api_key=options.api_key or DEFAULT_KEY,
-            deployment_host=options.deployment_host or DEFAULT_DEPLOYMENT_HOST,
-            attributes=_attributes(options.attributes),
             state_file=options.state_file,
-            multi_profile_path=options.multi_profile_path,
-            requests_per_second=options.requests_per_second,
-            burst=options.burst,
-            send_retry_after=not options.no_retry_after,
-            service_time=options.service_time,
             allow_remote=options.allow_remote,
+            **_behaviour(options),
         )
     except (TypeError, ValueError) as error:
         raise _Mistake(str(error)) from error
+
+
+def _behaviour(options: argparse.Namespace) -> EmulatorOptions:
+    """What was given; the rest has its default in the emulator."""
+    behaviour: EmulatorOptions = {
+        "attributes": _attributes(options.attributes),
+        "multi_profile_path": options.multi_profile_path,
+        "requests_per_second": options.requests_per_second,
+        "burst": options.burst,
+        "send_retry_after": not options.no_retry_after,
+        "service_time": options.service_time,
+    }
+    if options.api_key:
+        behaviour["api_key"] = options.api_key
+    if options.deployment_host:
+        behaviour["deployment_host"] = options.deployment_host
+    if options.environment:
+        pairs = [each.partition("=") for each in options.environment]
+        behaviour["environments"] = {name: key for name, _, key in pairs}
+    return behaviour
 
 
 def _attributes(path: Path | None) -> Mapping[str, Any]:
@@ -103,13 +112,15 @@ def _attributes(path: Path | None) -> Mapping[str, Any]:
     return declared
 
 
-def _greeting(emulator: Emulator, own_key: str | None) -> str:
+def _greeting(emulator: Emulator, options: argparse.Namespace) -> str:
     connection = emulator.connection()
-    key = "the API key you gave" if own_key else connection["password"]
+    key = "the one you gave" if options.api_key or options.environment else connection["password"]
     return (
-        f"Talon.One emulator: {emulator.url} (page and API; Ctrl-C stops it). Airflow connection: "
-        f"type talon_cdp, host {connection['host']}, API key {key}, "
-        f"deployment host {connection['extra']['deployment_host']}"
+        f"Talon.One emulator: {emulator.url} (page and API; Ctrl-C stops it)\n"
+        "Airflow connection of the type talon_cdp:\n"
+        f"  Base URL         {connection['host']}\n"
+        f"  API key          {key}\n"
+        f"  Deployment host  {connection['extra']['deployment_host']}"
     )
 
 
@@ -128,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--api-key", help="the only key to accept (default: a constant, which is printed)")
     add(
+        "--environment",
+        action="append",
+        metavar="NAME=KEY",
+        help="an environment and its only key, such as sandbox=KEY; once for each, in place of --api-key",
+    )
+    add(
         "--deployment-host",
         help="the only destination-hostname to accept (default: demo.europe-west1.talon.one)",
     )
@@ -135,9 +152,8 @@ def _parser() -> argparse.ArgumentParser:
         "--attributes",
         type=Path,
         metavar="FILE",
-        help="the profile attributes that exist, as a JSON object of "
-        'name to type, such as {"Tier": "string", "birthday": "time", "scores": "(list number)"}; without it every '
-        "attribute is accepted",
+        help="the profile attributes that exist, as a JSON object of name to type, such as "
+        '{"Tier": "string", "birthday": "time", "scores": "(list number)"}; without it every one is accepted',
     )
     add(
         "--state-file",

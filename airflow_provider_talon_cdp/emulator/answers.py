@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from airflow_provider_talon_cdp.emulator.exact_json import Json, dumps
 
 JSON = "application/json"
+TEXTS = {401: "Missing Session Token", 404: "Not Found", 429: "Too many requests"}
+"""The documented error texts, as far as they are the same for every call."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One HTTP answer; ``media_type`` is ``None`` when there is no body."""
+class EmulatorAnswer:
+    """One HTTP answer.
+
+    ``media_type`` is ``None`` when there is no body. ``pieces`` is a body that is made while it is sent.
+    """
 
     status: int
     body: bytes = b""
     media_type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    pieces: Iterable[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,12 @@ class RefusedError(Exception):
         self.headers = dict(headers or {})
 
 
-def json_answer(status: int, value: Json, headers: Mapping[str, str] | None = None) -> Answer:
+def json_answer(status: int, value: Json, headers: Mapping[str, str] | None = None) -> EmulatorAnswer:
     """An answer with a JSON body."""
-    return Answer(status, dumps(value).encode("ascii"), JSON, dict(headers or {}))
+    return EmulatorAnswer(status, dumps(value).encode("ascii"), JSON, dict(headers or {}))
 
 
-def error_answer(refusal: RefusedError, request_uuid: str) -> Answer:
+def error_answer(refusal: RefusedError, request_uuid: str) -> EmulatorAnswer:
     """The answer to a refused request, in the shape that fits it (Talon.One Third-party API reference).
 
     Only the first shape has a place for the RequestUUID; for the other the emulator's request log keeps
@@ -78,7 +84,9 @@ def error_answer(refusal: RefusedError, request_uuid: str) -> Answer:
 
 
 def phrase(status: int) -> str:
-    """The standard words for an HTTP status, or a plain sentence when it has none."""
+    """What Talon.One says with an HTTP status where that is documented, else the standard words."""
+    if status in TEXTS:
+        return TEXTS[status]
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -4,49 +4,100 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
-from airflow_provider_talon_cdp.emulator.answers import JSON, Answer, RefusedError, error_answer, phrase
+from airflow_provider_talon_cdp.emulator.answers import (
+    JSON,
+    EmulatorAnswer,
+    RefusedError,
+    error_answer,
+    phrase,
+)
 from airflow_provider_talon_cdp.emulator.exact_json import Json, dumps
 
 STATUS = "status"
 RESET_BEFORE = "reset_before"
 RESET_AFTER = "reset_after"
 SLOW = "slow"
+DRIP = "drip"
+CUT = "cut"
 WRONG_SUCCESS = "wrong_success"
 HTML = "html"
-KINDS = (STATUS, RESET_BEFORE, RESET_AFTER, SLOW, WRONG_SUCCESS, HTML)
+ENDLESS = "endless"
+LARGE = "large"
+GZIP_BOMB = "gzip_bomb"
+# The options of every kind, beside those of the queue.
+KINDS: dict[str, set[str]] = {
+    STATUS: {"status", "retry_after", "body", "html"},
+    RESET_BEFORE: set(),
+    RESET_AFTER: set(),
+    SLOW: {"seconds"},
+    DRIP: {"seconds"},
+    CUT: set(),
+    WRONG_SUCCESS: set(),
+    HTML: {"html"},
+    ENDLESS: {"status"},
+    LARGE: {"status", "megabytes"},
+    GZIP_BOMB: {"status", "megabytes"},
+}
 
 _PAGE = "<!doctype html><title>Gateway</title><h1>This is not the page you are looking for</h1>"
 _LAST_STATUS = 599
 _BODYLESS = (204, 304)
-_OPTIONS = {
-    STATUS: {"status", "retry_after", "body", "html"},
-    SLOW: {"seconds"},
-    HTML: {"html"},
-}
+_FIRST_ERROR = 400
+_MEGABYTE = 1 << 20
+_PIECE = b"0" * (1 << 16)
+_OPEN, _CLOSE = b'{"effects": [], "padding": "', b'"}'
+
+
+class FaultOptions(TypedDict, total=False):
+    """What a fault may have beside its kind and its place in the queue; see :class:`Fault`."""
+
+    status: int | None
+    retry_after: int | str | None
+    body: Json
+    html: str | None
+    seconds: float | None
+    megabytes: int | None
 
 
 @dataclass(frozen=True)
 class Fault:
     """One fault.
 
+    These kinds let the call take effect:
+
+    - ``slow``: the answer comes late.
+    - ``drip``: the answer comes one byte at a time, its head too.
+    - ``cut``: the connection is closed in the middle of the answer.
+    - ``reset_after``: the connection is reset instead of an answer.
+    - ``endless``: the answer's body never ends.
+    - ``large``: the answer's body has many megabytes.
+    - ``gzip_bomb``: the body is small and has many megabytes once it is unpacked.
+
+    With these, nothing happens but the answer:
+
+    - ``status``: an error status; the same holds for ``endless``, ``large`` and ``gzip_bomb`` with a
+      status of 400 or above.
+    - ``reset_before``: the connection is reset.
+    - ``wrong_success``: a 200 with an integration state.
+    - ``html``: a 200 with a page.
+
     Args:
-        kind: ``status`` (an error instead of the call), ``reset_before`` (the connection is reset and
-            nothing happened), ``reset_after`` (it happened, and the connection is reset instead of an
-            answer), ``slow`` (the answer comes late), ``wrong_success`` (a 200 with an integration
-            state, and nothing happened), ``html`` (a 200 with a page, and nothing happened).
+        kind: one of these.
         times: how many requests it hits; ``None`` for all until the faults are cleared.
         after: how many requests it lets pass first.
         only: the name of an operation, or a part of a profile ID (or, for the audience calls, of an
             audience's external ID); other requests are not counted.
-        status: for ``status``: 200 to 599, default 500.
+        status: 200 to 599; by default 500 for ``status``, else 200.
         retry_after: for ``status``: the ``Retry-After`` header, seconds or an HTTP date.
         body: for ``status``: any JSON value instead of the usual error body; a string is sent as it is.
         html: for ``status`` and ``html``: an HTML body.
-        seconds: for ``slow``: how late, default 1.
+        seconds: for ``slow``: how late, for ``drip``: the time between two bytes; default 1.
+        megabytes: for ``large`` and ``gzip_bomb``: the size of the body, unpacked; default 64.
 
     Raises:
         ValueError: an option that does not fit.
@@ -61,57 +112,90 @@ class Fault:
     body: Json = None
     html: str | None = None
     seconds: float | None = None
+    megabytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown kind of fault {self.kind!r}: one of {', '.join(KINDS)}")
-        for option in ("status", "retry_after", "body", "html", "seconds"):
-            if getattr(self, option) is not None and option not in _OPTIONS.get(self.kind, set()):
+        for option in FaultOptions.__annotations__:
+            if getattr(self, option) is not None and option not in KINDS[self.kind]:
                 raise ValueError(f"{option} does not go with the kind {self.kind}")
-        if self.times is not None and not _whole(self.times, at_least=1):
-            raise ValueError("times must be a whole number above 0, or None")
-        if not _whole(self.after, at_least=0):
-            raise ValueError("after must be a whole number")
-        if self.only is not None and not _text(self.only):
-            raise ValueError("only must be the name of an operation or a part of an ID")
-        if self.status is not None and not (
-            _whole(self.status, at_least=200) and self.status <= _LAST_STATUS
+        for wrong, rule in (
+            (
+                self.times is not None and not _whole(self.times, 1),
+                "times must be a whole number above 0, or None",
+            ),
+            (not _whole(self.after, 0), "after must be a whole number"),
+            (not _text(self.only), "only must be the name of an operation or a part of an ID"),
+            (
+                self.status is not None and not (_whole(self.status, 200) and self.status <= _LAST_STATUS),
+                "status must be 200 to 599",
+            ),
+            (self.kind != STATUS and self.status in _BODYLESS, "a body needs another status"),
+            (not _text(self.html), "html must be text"),
+            (
+                self.retry_after is not None and not _header_value(self.retry_after),
+                "retry_after must be whole seconds or an HTTP date",
+            ),
+            (
+                self.seconds is not None
+                and not (_number(self.seconds) and 0 <= float(self.seconds) < math.inf),
+                "seconds must be a number that is not negative",
+            ),
+            (
+                self.megabytes is not None and not _whole(self.megabytes, 1),
+                "megabytes must be a whole number above 0",
+            ),
         ):
-            raise ValueError("status must be 200 to 599")
-        if self.html is not None and not _text(self.html):
-            raise ValueError("html must be text")
-        if self.retry_after is not None and not _header_value(self.retry_after):
-            raise ValueError("retry_after must be whole seconds or an HTTP date")
-        if self.seconds is not None and not (_number(self.seconds) and 0 <= float(self.seconds) < math.inf):
-            raise ValueError("seconds must be a number that is not negative")
+            if wrong:
+                raise ValueError(rule)
 
     def applies_to(self, operation: str, ids: Iterable[str]) -> bool:
         """Whether it is meant for this operation or one of these IDs."""
         return self.only is None or self.only == operation or any(self.only in value for value in ids)
 
     @property
-    def delay(self) -> float:
-        """By how many seconds it makes an answer late."""
-        if self.kind != SLOW:
-            return 0.0
+    def pause(self) -> float:
+        """The seconds of ``slow`` and ``drip``."""
         return 1.0 if self.seconds is None else float(self.seconds)
 
-    def answer(self, request_uuid: str) -> Answer:
-        """What a request gets instead of its own answer; for ``status``, ``wrong_success`` and ``html``."""
+    @property
+    def takes_effect(self) -> bool:
+        """Whether the call happens all the same."""
+        return self.kind in (SLOW, DRIP, CUT, RESET_AFTER) or (
+            self.kind in (ENDLESS, LARGE, GZIP_BOMB) and (self.status or 0) < _FIRST_ERROR
+        )
+
+    def answer(self, request_uuid: str) -> EmulatorAnswer | None:
+        """What a request gets instead of its own answer; ``None`` where it gets its own, or a reset."""
         if self.kind == WRONG_SUCCESS:
-            return Answer(200, b'{"effects": [], "createdCoupons": [], "createdReferrals": []}', JSON)
+            return EmulatorAnswer(200, b'{"effects": [], "createdCoupons": [], "createdReferrals": []}', JSON)
         if self.kind == HTML:
-            return Answer(200, (self.html or _PAGE).encode("utf-8", "replace"), "text/html")
+            return EmulatorAnswer(200, (self.html or _PAGE).encode("utf-8", "replace"), "text/html")
+        if self.kind in (ENDLESS, LARGE, GZIP_BOMB):
+            return self._much(200 if self.status is None else self.status)
+        if self.kind != STATUS:
+            return None
         status = 500 if self.status is None else self.status
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if status in _BODYLESS:
-            return Answer(status, headers=headers)
+            return EmulatorAnswer(status, headers=headers)
         if self.html is not None:
-            return Answer(status, self.html.encode("utf-8", "replace"), "text/html", headers)
+            return EmulatorAnswer(status, self.html.encode("utf-8", "replace"), "text/html", headers)
         if self.body is not None:
             text = self.body if isinstance(self.body, str) else dumps(self.body)
-            return Answer(status, text.encode("utf-8", "replace"), JSON, headers)
+            return EmulatorAnswer(status, text.encode("utf-8", "replace"), JSON, headers)
         return error_answer(RefusedError(status, phrase(status), headers=headers), request_uuid)
+
+    def _much(self, status: int) -> EmulatorAnswer:
+        if self.kind == ENDLESS:
+            return EmulatorAnswer(status, media_type=JSON, pieces=_padding(None))
+        length = (64 if self.megabytes is None else self.megabytes) * _MEGABYTE
+        if self.kind == LARGE:
+            headers = {"Content-Length": str(len(_OPEN) + length + len(_CLOSE))}
+            return EmulatorAnswer(status, media_type=JSON, headers=headers, pieces=_padding(length))
+        headers = {"Content-Encoding": "gzip"}
+        return EmulatorAnswer(status, media_type=JSON, headers=headers, pieces=_packed(_padding(length)))
 
     def as_dict(self) -> dict[str, Any]:
         """What was set, without the rest."""
@@ -125,7 +209,7 @@ def from_json(data: dict[str, Json]) -> Fault:
         ValueError: a name or a value that does not fit.
     """
     unknown = set(data) - {entry.name for entry in fields(Fault)}
-    if unknown or "kind" not in data:
+    if unknown or not isinstance(data.get("kind"), str):
         raise ValueError(
             f"a fault has a kind and, optionally, {', '.join(e.name for e in fields(Fault)[1:])}"
         )
@@ -172,19 +256,37 @@ class Faults:
             return None
 
 
+def _padding(length: int | None) -> Iterator[bytes]:
+    """A JSON object with a string of this many bytes, a whole number of pieces; without end for ``None``."""
+    yield _OPEN
+    sent = 0
+    while length is None or sent < length:
+        yield _PIECE
+        sent += len(_PIECE)
+    yield _CLOSE
+
+
+def _packed(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    gzip = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    for piece in pieces:
+        if packed := gzip.compress(piece):
+            yield packed
+    yield gzip.flush()
+
+
 def _number(value: object) -> bool:
     return hasattr(value, "__float__") and not isinstance(value, (bool, str))
 
 
 def _text(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+    return value is None or (isinstance(value, str) and value != "")
 
 
-def _whole(value: object, *, at_least: int) -> bool:
+def _whole(value: object, at_least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
 def _header_value(value: object) -> bool:
     if isinstance(value, str):
         return value.isascii() and value.isprintable() and value.strip() != ""
-    return _whole(value, at_least=0)
+    return _whole(value, 0)

@@ -10,39 +10,40 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from airflow_provider_talon_cdp.emulator.exact_json import Json, dumps, loads
-from airflow_provider_talon_cdp.emulator.store import Audience, Snapshot, Store
+from airflow_provider_talon_cdp.emulator.exact_json import dumps, loads
+from airflow_provider_talon_cdp.emulator.store import Store, StoredAudience, StoredProfile
 
-FORMAT = 1
+FORMAT = 2
 _INTERVAL = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class StateFileError(Exception):
-    """The file cannot be read or written, or is no state of an emulator. It is never taken for an empty one."""
+    """The file cannot be read or written, or is not the state of an emulator. It never counts as empty."""
 
 
 class StateFile:
-    """Writes a store to a file soon after it changed.
+    """Writes the stores of all environments to a file soon after a change.
 
-    From its own thread, as a whole (a new file is renamed over the old one), and, when it is large, not
-    more than a tenth of the time.
+    The writing has its own thread and replaces the whole file. A large file is written for at most a
+    tenth of the time.
     """
 
-    def __init__(self, path: Path, store: Store) -> None:
+    def __init__(self, path: Path, stores: Mapping[str, Store]) -> None:
         self._path = path
-        self._store = store
+        self._stores = stores
         self._written = -1
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def load(self) -> None:
-        """Fill the store from the file; without a file the store stays as it is.
+        """Fill the stores from the file; without a file they stay as they are.
 
         Raises:
-            StateFileError: it cannot be read or is damaged.
+            StateFileError: it cannot be read or is damaged, or it has an environment that is unknown here.
         """
         if not self._path.parent.is_dir():
             raise StateFileError(f"there is no directory for the state file {self._path}")
@@ -53,12 +54,22 @@ class StateFile:
         except OSError as error:
             raise StateFileError(f"cannot read the state file {self._path}: {error.strerror}") from error
         try:
-            self._store.load(_read(loads(text)))
-        except (ValueError, KeyError, TypeError) as error:
+            data: Any = loads(text)
+            if data["format"] != FORMAT:
+                raise ValueError("it is of another version")  # noqa: TRY301 - one message for all damage
+            environments = {name: _read(state) for name, state in data["environments"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateFileError(
                 f"the state file {self._path} is damaged ({error}); move it away to start with nothing"
             ) from error
-        self._written = self._store.version
+        if unknown := environments.keys() - self._stores.keys():
+            raise StateFileError(
+                f"the state file {self._path} has the environments {sorted(unknown)}, "
+                "which this emulator was not started with"
+            )
+        for name, state in environments.items():
+            self._stores[name].load(*state)
+        self._written = self._version()
 
     def start(self) -> None:
         """Start writing."""
@@ -79,25 +90,28 @@ class StateFile:
         self.save()
 
     def save(self) -> None:
-        """Write the file if the store has changed.
+        """Write the file if a store has changed.
 
         Raises:
             StateFileError: it cannot be written.
         """
-        version = self._store.version
+        version = self._version()
         if version == self._written:
             return
         try:
-            self._write(self._store.snapshot())
+            self._write()
         except OSError as error:
             raise StateFileError(f"cannot write the state file {self._path}: {error.strerror}") from error
         self._written = version
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _version(self) -> int:
+        return sum(store.version for store in self._stores.values())
+
+    def _write(self) -> None:
         descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.writelines(_lines(snapshot))
+                file.writelines(_lines(self._stores))
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(self._path)
@@ -117,75 +131,28 @@ class StateFile:
             pause = max(_INTERVAL, 10 * (time.monotonic() - before))
 
 
-def _lines(snapshot: Snapshot) -> Iterator[str]:
+def _lines(stores: Mapping[str, Store]) -> Iterator[str]:
     """The file, piece by piece: one line for an audience, one for a profile."""
-    yield f'{{"format": {FORMAT}, "next_audience_id": {snapshot.next_id}, "audiences": [\n'
-    for place, audience in enumerate(snapshot.audiences):
-        yield ",\n" if place else ""
-        yield json.dumps(
-            {
-                "id": audience.id,
-                "external_id": audience.external_id,
-                "name": audience.name,
-                "created": audience.created,
-                "members": sorted(audience.members),
-            }
-        )
-    yield '\n], "profiles": {\n'
-    for place, (profile_id, attributes) in enumerate(snapshot.profiles.items()):
-        yield f"{',' if place else ''}\n{json.dumps(profile_id)}: {dumps(dict(attributes))}"
+    yield f'{{"format": {FORMAT}, "environments": {{'
+    for place, (name, store) in enumerate(stores.items()):
+        audiences, profiles, next_id = store.snapshot()
+        yield f'{"," if place else ""}\n{json.dumps(name)}: {{"next_id": {next_id}, "audiences": ['
+        for number, audience in enumerate(audiences):
+            fields = {**_fields(audience), "members": sorted(audience.members)}
+            yield f"{',' if number else ''}\n{json.dumps(fields)}"
+        yield '\n], "profiles": {'
+        for number, (profile_id, profile) in enumerate(profiles.items()):
+            yield f"{',' if number else ''}\n{json.dumps(profile_id)}: {dumps(_fields(profile))}"
+        yield "\n}}"
     yield "\n}}\n"
 
 
-def _read(data: Json) -> Snapshot:
-    """:raises ValueError, KeyError, TypeError: it is no state of an emulator."""
-    root = _mapping(data)
-    if root["format"] != FORMAT:
-        raise ValueError("it is of another version")
-    audiences = tuple(_read_audience(_mapping(item)) for item in _list(root["audiences"]))
-    profiles = {name: _mapping(attributes) for name, attributes in _mapping(root["profiles"]).items()}
-    next_id = _integer(root["next_audience_id"])
-    if len({a.id for a in audiences}) != len(audiences) or len({a.external_id for a in audiences}) != len(
-        audiences
-    ):
-        raise ValueError("an audience occurs twice")
-    if any(audience.id >= next_id for audience in audiences):
-        raise ValueError("next_audience_id is taken")
-    if any(not audience.members <= profiles.keys() for audience in audiences):
-        raise ValueError("a member is no profile")
-    return Snapshot(audiences, profiles, next_id)
+def _fields(record: StoredAudience | StoredProfile) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
-def _read_audience(item: Mapping[str, Json]) -> Audience:
-    members = {_string(member) for member in _list(item["members"])}
-    return Audience(
-        _integer(item["id"]),
-        _string(item["external_id"]),
-        _string(item["name"]),
-        _string(item["created"]),
-        members,
-    )
-
-
-def _mapping(value: Json) -> dict[str, Json]:
-    if not isinstance(value, dict):
-        raise TypeError("an object is missing")
-    return value
-
-
-def _list(value: Json) -> list[Json]:
-    if not isinstance(value, list):
-        raise TypeError("a list is missing")
-    return value
-
-
-def _string(value: Json) -> str:
-    if not isinstance(value, str):
-        raise TypeError("a text is missing")
-    return value
-
-
-def _integer(value: Json) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError("a whole number is missing")
-    return value
+def _read(state: Any) -> tuple[list[StoredAudience], dict[str, StoredProfile], int]:
+    """What :meth:`Store.load` takes. Only the emulator writes this file, so its values are not checked."""
+    audiences = [StoredAudience(**{**each, "members": set(each["members"])}) for each in state["audiences"]]
+    profiles = {name: StoredProfile(**each) for name, each in state["profiles"].items()}
+    return audiences, profiles, state["next_id"]

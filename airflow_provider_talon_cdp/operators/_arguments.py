@@ -1,4 +1,4 @@
-"""Checks of operator arguments: at parse time where they are literal, and again when their templates are rendered."""
+"""Checks of operator arguments: at parse time where they are literal, and again when they are rendered."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import chain
-from typing import Any, TypeGuard, get_args
+from typing import Any, get_args
 
 from airflow_provider_talon_cdp.contract import (
     AttributeType,
@@ -23,7 +23,7 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 def is_literal(value: Any) -> bool:
     """Whether a value is known when the DAG is parsed: neither a Jinja template nor another task's result."""
     if isinstance(value, str):
-        return "{{" not in value and "{%" not in value
+        return not is_template(value)
     if isinstance(value, dict):
         return all(is_literal(each) for each in value.values())
     if isinstance(value, list | tuple | set | frozenset):
@@ -32,11 +32,66 @@ def is_literal(value: Any) -> bool:
     return not hasattr(value, "resolve")
 
 
+def is_template(value: Any) -> bool:
+    """Whether a value is text that Jinja would change."""
+    return isinstance(value, str) and ("{{" in value or "{%" in value)
+
+
 def check_literals(check: Callable[..., object], **values: Any) -> None:
     """Call ``check(name, value)`` for each value that is known already."""
     for name, value in values.items():
         if is_literal(value):
             check(name, value)
+
+
+def check_numbers(check: Callable[..., object], **values: Any) -> None:
+    """As ``check_literals``, and refuse a literal text: only a template may be text."""
+    for name, value in values.items():
+        if isinstance(value, str) and is_literal(value):
+            raise InvalidInputError(f"{name} must be a number, but is the text {value!r}.")
+        check_literals(check, **{name: value})
+
+
+def as_count(name: str, value: Any, least: int = 0) -> int:
+    """Take an integer, or the text that a template renders it to.
+
+    Args:
+        name: What the value is, for the error.
+        value: Anything.
+        least: The smallest integer that is accepted.
+    """
+    number = _number(int, value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise InvalidInputError(f"{name} must be an integer >= {least}, but is {value!r}.")
+    return number
+
+
+def as_positive(name: str, value: Any) -> int:
+    """Take an integer of at least 1, or its text."""
+    return as_count(name, value, 1)
+
+
+def as_limit(name: str, value: Any, least: int = 0) -> int | None:
+    """As ``as_count``, or None for any number; a template renders None to the text ``None``."""
+    if value is None or value == "None":
+        return None
+    try:
+        return as_count(name, value, least)
+    except InvalidInputError:
+        raise InvalidInputError(f"{name} must be an integer >= {least} or None, but is {value!r}.") from None
+
+
+def as_tolerance(name: str, value: Any) -> int | None:
+    """As ``as_limit``, but not from the text ``None``: an empty parameter must not tolerate everything."""
+    return as_limit(name, check_rendered(name, value))
+
+
+def as_fraction(name: str, value: Any) -> float:
+    """Take a number from 0 to 1, or the text that a template renders it to."""
+    number = _number(float, value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
+        raise InvalidInputError(f"{name} must be a number from 0 to 1, but is {value!r}.")
+    return number
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
@@ -51,8 +106,8 @@ def as_list(name: str, value: Any) -> list[Any]:
     """Make a list of what a DAG author may pass as one: an iterable, or JSON text from a template.
 
     Raises:
-        InvalidInputError: It is None (as when an upstream task returned nothing), one string, bytes, a mapping or
-            no iterable. The text does not quote it.
+        InvalidInputError: It is None (as when an upstream task returned nothing), one string, bytes, a
+            mapping or no iterable. The text does not quote it.
     """
     if isinstance(value, str):
         return _parse_list(name, value)
@@ -60,10 +115,10 @@ def as_list(name: str, value: Any) -> list[Any]:
         raise InvalidInputError(
             f"{name} is an iterator, which can be read only once. Pass a list: list(...)."
         )
-    # Of bytes the members would be "97", "110" and so on.
-    if isinstance(value, dict | bytes | bytearray | memoryview) or not isinstance(value, Iterable):
-        hint = " Did the upstream task return nothing?" if value is None else ""
-        raise InvalidInputError(f"{name} must be a list, not {type(value).__name__}.{hint}")
+    # Of bytes the members would be "97", "110" and so on; of a data frame, the names of its columns.
+    no_list = isinstance(value, Mapping | bytes | bytearray | memoryview) or not isinstance(value, Iterable)
+    if no_list or hasattr(value, "columns") or type(value).__name__ == "Series":
+        raise InvalidInputError(f"{name} must be a list, not {type(value).__name__}.{_hint(value)}")
     return list(value)
 
 
@@ -105,7 +160,7 @@ def as_mapping(name: str, value: Any) -> Mapping[str, Any] | None:
 
 
 def as_columns(name: str, value: Any) -> dict[str, str] | None:
-    """Take attribute names by column: a mapping, a list of columns under their own names, None, or JSON text of them.
+    """Take attribute names by column: a mapping, a list of columns, None, or JSON text of them.
 
     Raises:
         InvalidInputError: It is something else, or two columns have one name.
@@ -145,6 +200,29 @@ def check_sql(name: str, value: object) -> None:
         )
 
 
+def _number(kind: type[int | float], value: Any) -> Any:
+    """Return the number that a text spells; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+def _hint(value: Any) -> str:
+    """Say how to make a list of what is not one."""
+    if value is None:
+        return " Did the upstream task return nothing?"
+    if hasattr(value, "columns"):
+        return " Pass the column of IDs as a list, such as df['customer_id'].tolist()."
+    if type(value).__name__ == "Series":
+        return " Pass its values as a list, such as series.tolist()."
+    if isinstance(value, Mapping):
+        return " Pass its keys or its values as a list, such as list(mapping)."
+    return ""
+
+
 def _parse_list(name: str, text: str) -> list[Any]:
     try:
         value = json.loads(text)
@@ -156,16 +234,3 @@ def _parse_list(name: str, text: str) -> list[Any]:
             "`| tojson`, or render_template_as_native_obj=True on the DAG."
         )
     return value
-
-
-def check_sync_limits(*, max_rejected: object, in_flight: object, workers: object = 1) -> None:
-    """Refuse numbers that no sync can run with."""
-    if max_rejected is not None and (not _is_count(max_rejected) or max_rejected < 0):
-        raise InvalidInputError(f"max_rejected must be an integer >= 0 or None, but is {max_rejected!r}.")
-    for name, number in (("in_flight", in_flight), ("workers", workers)):
-        if not _is_count(number) or number < 1:
-            raise InvalidInputError(f"{name} must be an integer >= 1, but is {number!r}.")
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
+from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import check_external_id, check_text
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.operators._arguments import check_choice, check_literals, check_rendered
+from airflow_provider_talon_cdp.operators._base import ends_retries, open_hook
 
 IfExists = Literal["fail", "skip", "update"]
 IfMissing = Literal["fail", "skip"]
@@ -19,18 +20,20 @@ IfMissing = Literal["fail", "skip"]
 class CreateAudienceOperator(BaseOperator):
     """Create an audience.
 
-    Since Talon.One 26.13 (July 2026) an audience is connected to Applications, and this API has no field for that: a
-    new audience may need connecting in the Campaign Manager before campaigns can use it.
+    Since Talon.One 26.13 (July 2026) an audience is connected to Applications, and this API has no field for
+    that: a new audience may need connecting in the Campaign Manager before campaigns can use it.
 
     Args:
-        audience_id: ID of the audience in the CDP, 1 to 1000 characters; Talon.One calls it the integration ID.
+        audience_id: ID of the audience in the CDP, 1 to 1000 characters; Talon.One calls it the integration
+            ID.
         audience_name: Name in the Campaign Manager, 1 to 1000 characters.
-        if_exists: What to do when the ID is taken: ``fail``, ``skip`` (leave it alone) or ``update`` (rename it).
+        if_exists: What to do when the ID is taken: ``fail``, ``skip`` (leave it as it is) or ``update``
+            (rename it).
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
-        ``audience_id``, ``audience_name``, ``internal_id`` (an integer; None when skipped, as the API reads nothing
-        back) and ``outcome`` (``created``, ``skipped`` or ``updated``).
+        ``audience_id``, ``audience_name``, ``internal_id`` (an integer; None when skipped, as the API reads
+        nothing back) and ``outcome`` (``created``, ``skipped`` or ``updated``).
     """
 
     template_fields: Sequence[str] = ("audience_id", "audience_name", "talon_cdp_conn_id")
@@ -42,7 +45,7 @@ class CreateAudienceOperator(BaseOperator):
         audience_id: str,
         audience_name: str,
         if_exists: IfExists = "fail",
-        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -54,11 +57,12 @@ class CreateAudienceOperator(BaseOperator):
         check_literals(check_external_id, audience_id=audience_id)
         check_literals(check_text, audience_name=audience_name)
 
+    @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Create the audience, or do what ``if_exists`` says."""
         check_rendered("audience_id", self.audience_id)
         check_rendered("audience_name", self.audience_name)
-        hook = TalonCdpHook(self.talon_cdp_conn_id)
+        hook = open_hook(self.talon_cdp_conn_id)
         internal_id, outcome = None, "skipped"
         try:
             internal_id, outcome = hook.create_audience(self.audience_id, self.audience_name).id, "created"
@@ -99,7 +103,7 @@ class UpdateAudienceOperator(BaseOperator):
         *,
         audience_id: str,
         audience_name: str,
-        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -109,11 +113,12 @@ class UpdateAudienceOperator(BaseOperator):
         check_literals(check_external_id, audience_id=audience_id)
         check_literals(check_text, audience_name=audience_name)
 
+    @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Rename the audience."""
         check_rendered("audience_id", self.audience_id)
         check_rendered("audience_name", self.audience_name)
-        audience = TalonCdpHook(self.talon_cdp_conn_id).update_audience(self.audience_id, self.audience_name)
+        audience = open_hook(self.talon_cdp_conn_id).update_audience(self.audience_id, self.audience_name)
         return _summary(
             self.audience_id, "updated", audience_name=self.audience_name, internal_id=audience.id
         )
@@ -139,7 +144,7 @@ class DeleteAudienceOperator(BaseOperator):
         *,
         audience_id: str,
         if_missing: IfMissing = "fail",
-        talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+        talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -149,12 +154,13 @@ class DeleteAudienceOperator(BaseOperator):
         check_choice("if_missing", if_missing, IfMissing)
         check_literals(check_external_id, audience_id=audience_id)
 
+    @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Delete the audience."""
         check_rendered("audience_id", self.audience_id)
         outcome = "deleted"
         try:
-            TalonCdpHook(self.talon_cdp_conn_id).delete_audience(self.audience_id)
+            open_hook(self.talon_cdp_conn_id).delete_audience(self.audience_id)
         except NotFoundError:
             if self.if_missing == "fail":
                 raise

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.contract import check_external_id
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ledgers.files import ledger_name
-from airflow_provider_talon_cdp.membership import MembershipOperator
-from airflow_provider_talon_cdp.operators._arguments import as_list, audience_id_of, check_literals
-from airflow_provider_talon_cdp.sync.changes import Action, Ids, Record, Rejection, read_ids
+from airflow_provider_talon_cdp.operators._arguments import as_list, check_literals
+from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.changes.change import Record
+    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+    from airflow_provider_talon_cdp.sync.mirror import Mirror
 
 
 class SyncAudienceMembersOperator(MembershipOperator):
     """Add customer profiles to one audience and remove others from it, or make it equal to a list.
 
-    The lists may have any length and come from XCom (``other_task.output``) or from a template; they travel in
-    requests of at most 1000 changes, many in flight. For more than some hundred thousand members read them from SQL
-    with ``SqlToTalonAudienceOperator``, which streams. A profile that does not exist in Talon.One is created; it shows
-    up in an Application after its first session or profile update there.
+    The lists may have any length and come from XCom (``other_task.output``) or from a template; they travel
+    in requests of at most 1000 changes, many in flight. For more than some hundred thousand members read them
+    from SQL with ``SqlToTalonAudienceOperator``, which streams. A profile that does not exist in Talon.One is
+    created; it shows up in an Application after its first session or profile update there.
 
     Args:
         audience_id: The audience.
         add: Integration IDs of the profiles to add: strings of 1 to 1000 characters, integers or UUIDs.
         remove: Integration IDs of the profiles to remove. A profile in both lists is an error.
-        members: Instead of both, with ``mode="mirror"``: all members that the audience should have. Only members that
-            an earlier mirror added are removed.
+        members: Instead of both, with ``mode="mirror"``: all members that the audience should have. Only
+            members that an earlier mirror added are removed.
         mode: ``mirror`` with ``members``, else None.
         kwargs: As in ``MembershipOperator``, whose other arguments are those of a mirror.
 
@@ -37,6 +39,9 @@ class SyncAudienceMembersOperator(MembershipOperator):
     """
 
     template_fields: Sequence[str] = ("add", "remove", "members", *MembershipOperator.template_fields)
+    unrendered_lists: ClassVar[Sequence[str]] = ("add", "remove", "members")
+    # Airflow's registry looks for it: a retry resumes from the task state store.
+    __supports_durable_execution = True
 
     def __init__(
         self,
@@ -57,46 +62,52 @@ class SyncAudienceMembersOperator(MembershipOperator):
             raise InvalidInputError(f"mode must be 'mirror' or None, but is {mode!r}.")
         if (mode == "mirror") != (members is not None):
             raise InvalidInputError("members and mode='mirror' go together: give both or neither.")
-        if mode == "mirror" and (add != () or remove != ()):
+        # Not by ==, which a data frame answers with another one.
+        if mode == "mirror" and not all(isinstance(each, tuple) and not each for each in (add, remove)):
             raise InvalidInputError("add and remove do not go with members: a mirror finds both by itself.")
-        check_literals(as_list, add=add, remove=remove)
-        if mode == "mirror":
-            check_literals(as_list, members=members)
-            self.check_mirror_arguments()
-        else:
-            self.refuse_mirror_arguments()
+        check_literals(as_list, add=add, remove=remove, **({"members": members} if mode == "mirror" else {}))
+        self.check_mode(mode)
 
+    @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the changes."""
         if self.mode == "mirror":
-            return self._mirror(context)
+            return self.run_mirror(context)
         adds = self._records("add", "add", self.add)
         removes = self._records("remove", "remove", self.remove)
         _refuse_overlap(adds, removes)
-        return self.send_changes(adds + removes)
+        return self.send_changes(context, adds + removes, reads_ahead=False)
 
-    def _mirror(self, context: Context) -> dict[str, Any]:
-        audience = check_external_id("audience_id", self.audience_id)
-        records: list[Record] = [
-            each._replace(ids=sorted(each.ids)) if isinstance(each, Ids) else each
-            for each in self._records("members", "add", self.members)
-        ]
-        names = None if self.audience_name is None else {audience: self.audience_name}
-        return self.mirror(
-            context, lambda: records, ledger_name=ledger_name(audience), managed=[audience], names=names
+    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+        """Return what makes the audience equal to the list."""
+        from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
+
+        audience = self.one_audience()
+        records = list(sorted_members(self._records("members", "add", self.members)))
+        return self.audience_mirror(
+            context,
+            hook,
+            lambda: records,
+            ledger_name=audience_ledger_name(audience, self.audience_id_type),
+            managed=[audience],
+            names=None if self.audience_name is None else {audience: self.audience_name},
         )
 
-    def _records(self, name: str, action: Action, ids: Any) -> list[Ids | Rejection]:
-        audience_id = audience_id_of("audience_id", self.audience_id, self.audience_id_type)
-        return list(read_ids(as_list(name, ids), audience_id, action, self.audience_id_type))
+    def _records(self, name: str, verb: str, ids: Any) -> list[Record]:
+        from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415
+
+        return list(read_members(as_list(name, ids), self.one_audience(), verb))
 
 
-def _refuse_overlap(adds: list[Ids | Rejection], removes: list[Ids | Rejection]) -> None:
-    def profiles(records: list[Ids | Rejection]) -> set[str]:
-        return {profile_id for each in records if isinstance(each, Ids) for profile_id in each.ids}
+def _refuse_overlap(adds: list[Record], removes: list[Record]) -> None:
+    from airflow_provider_talon_cdp.changes.change import Chunk  # noqa: PLC0415
+
+    def profiles(records: list[Record]) -> set[str]:
+        return {profile_id for each in records if isinstance(each, Chunk) for profile_id in each.ids}
 
     both = len(profiles(adds) & profiles(removes))
     if both:
         raise InvalidInputError(
-            f"{both:,} profile(s) stand in both add and remove. Nothing was sent; leave each in one list."
+            f"{both:,} profile(s) stand in both add and remove. Nothing was sent.\nKeep each in one list."
         )

@@ -2,28 +2,89 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
+from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
+from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
+from airflow_provider_talon_cdp.changes.spool import Spool
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import MAX_CHANGES
-from airflow_provider_talon_cdp.exceptions import GuardError, RequestError
-from airflow_provider_talon_cdp.sync.diff import Member, PlanCounts
-from airflow_provider_talon_cdp.sync.garbage import rare_collections
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, Outcome, RunFacts
+from airflow_provider_talon_cdp.ledger.share import Share
+from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
-from airflow_provider_talon_cdp.sync.kind import Kind, Travelling
-from airflow_provider_talon_cdp.sync.ledger import Ledger, StagedPlan
-from airflow_provider_talon_cdp.sync.memberships import Memberships
-from airflow_provider_talon_cdp.sync.plan import Letters, Planned, Source, plan, report_of
-from airflow_provider_talon_cdp.sync.push_plan import push_plan
-from airflow_provider_talon_cdp.sync.report import SyncReport, Tally
-from airflow_provider_talon_cdp.sync.resume import Cursor, Earlier, counted
-from airflow_provider_talon_cdp.sync.run import Metered, fail_if_rejected
+from airflow_provider_talon_cdp.sync.loop import syncing
+from airflow_provider_talon_cdp.sync.members import MemberPlan, Members
+from airflow_provider_talon_cdp.sync.profiles import CHANGED, ProfilePlan, Profiles
+from airflow_provider_talon_cdp.sync.push import (
+    Limits,
+    Push,
+    fail_if_rejected,
+    judge_suspicious,
+    now,
+    watched,
+)
+from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+Source: TypeAlias = Callable[[], Iterable[Any]]
+"""Reads the wanted records from the start; called again when they turn out not to be sorted by bytes."""
+
+OnOlderRun = Literal["fail", "skip", "allow"]
+RetryRejected = Literal["always", "never"]
+
+# How often a run plans anew because an audience turned out to have lost its members.
+_ROUNDS = 3
+# Refused members that a run remembers, to send them apart from the others.
+_REMEMBERED = 100_000
+_REFUSED_BEFORE = "refused in an earlier run and not sent again, as retry_rejected is 'never'"
+REFUSED_IN_EARLIER_TRY = "refused in an earlier try of a task that pushed"
+
+
+class Cursor(Protocol):
+    """The version of the plan that a task is sending; it outlives a try of the task."""
+
+    def get(self) -> int:
+        """Return it, or 0."""
+        ...
+
+    def set(self, version: int) -> None:
+        """Keep it; 0 forgets it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All changes that make Talon.One equal to the source as it is now.
+
+    Args:
+        result: What was made of its changes.
+        counts: Of its changes, and of the records that were read.
+        letters: About records that cannot be sent.
+        comparison: What knows how to send it.
+        refused_before: Members of which Talon.One refused a change in the run before.
+        suspicious: Of the IDs that were read.
+    """
+
+    result: Any
+    counts: Counts
+    letters: Spool
+    comparison: MemberPlan | ProfilePlan
+    suspicious: SuspiciousIds
+    refused_before: frozenset[Member] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,25 +95,28 @@ class Mirror:
         source: What is wanted.
         ledger: What Talon.One acknowledged.
         guard: Limits of what may change.
-        sender: Opened when the guard has passed.
+        sender: Opens the sender, when the guard has passed.
         kind: Members or attributes.
-        create: Called with each audience that will change, after the guard and before the changes are sent; creates it
-            where it does not exist, and says whether it did, or may have. None where nothing is to be created.
-        in_flight: Requests in flight at the most.
-        max_rejected: Rejected records that are put up with; None for any number.
+        audiences: Creates audiences and finds out whether they are still the same; None for attributes.
+        facts: What the ledger is to remember of this run.
+        on_older_run: What to do where the ledger holds newer data than this run has.
+        retry_rejected: Whether records that Talon.One refused in the run before are sent again.
+        limits: How to push.
     """
 
     source: Source
     ledger: Ledger
     guard: Guard
-    sender: Callable[[], AbstractAsyncContextManager[Metered]]
-    kind: Kind = field(default_factory=Memberships)
-    create: Callable[[str], bool] | None = None
-    in_flight: int = 64
-    max_rejected: int | None = 0
+    sender: Callable[[], AbstractAsyncContextManager[Any]]
+    kind: Members | Profiles = field(default_factory=Members)
+    audiences: Audiences | None = None
+    facts: RunFacts = field(default_factory=RunFacts)
+    on_older_run: OnOlderRun = "fail"
+    retry_rejected: RetryRejected = "always"
+    limits: Limits = field(default_factory=Limits)
 
-    @rare_collections()
-    def run(self, owner: str, cursor: Cursor | None = None) -> SyncReport:
+    @syncing()
+    def run(self, owner: str, cursor: Cursor | None = None) -> Report:
         """Plan, guard, push and record.
 
         Args:
@@ -62,60 +126,62 @@ class Mirror:
 
         Raises:
             GuardError: The plan is beyond the limits; nothing of it was sent or recorded.
+            OlderRunError: The ledger holds newer data; nothing was sent or recorded.
             LedgerError: The ledger is in use, damaged, or cannot be written; nothing was sent, or the push stopped.
             RejectedRecordsError: Everything good was sent and recorded, but too much was rejected.
             RequestError: The push stopped early; what was acknowledged is recorded.
         """
         began = time.monotonic()
-        with self.ledger.locked(owner):
-            earlier = self._finish(cursor) if cursor and self._is_left_by(cursor) else Earlier()
-            report = self._sync(cursor, earlier)
+        report = Report()
+        with self.ledger.held(owner):
+            if self._is_skipped(report):
+                return report
+            self._check_key()
+            self._tell_of_others(owner)
+            refused: set[Member] = set()
+            if cursor and 0 < self.ledger.version == cursor.get() and not self.ledger.suspected:
+                refused = self._finish(report, cursor)
+            self._sync(report, cursor, refused)
             if cursor:
                 cursor.set(0)
-            report = replace(
-                report,
-                seconds=time.monotonic() - began,
-                dead_letters=self.ledger.dead_letters,
-                ledger_version=self.ledger.version,
-            )
-        log.info("Done: %s", report)
-        for reason, count in sorted(report.rejected.items()):
-            log.warning("%s: %s %s", reason, f"{count:,}", self.kind.noun)
-        fail_if_rejected(report, self.max_rejected)
+            self._complete(report, began)
+        log.info("Done:\n%s", report)
+        fail_if_rejected(report, self.limits.max_rejected)
         return report
 
-    @rare_collections()
-    def hand_over(self, owner: str) -> SyncReport:
+    @syncing()
+    def hand_over(self, owner: str) -> Report:
         """Plan, guard and record, for other processes to push; in the report, what they have to send is unsent.
 
         Args:
             owner: Who runs this; those that push have the same owner.
 
         Returns:
-            The counts of the plan. When nothing is to be sent, ``unsent`` is 0 and no plan was put in force.
+            The counts of the plan. When nothing is to be sent, ``unsent`` is 0 or there is a verdict, and no plan was
+            put in force.
 
         Raises:
             GuardError: The plan is beyond the limits; nothing was recorded.
+            OlderRunError: The ledger holds newer data; nothing was recorded.
             LedgerError: The ledger is in use, damaged, or cannot be written.
         """
         began = time.monotonic()
-        with self.ledger.locked(owner):
-            planned, passed = self._prepare(Earlier())
-            if passed and planned.counts.changes:
-                self.ledger.enforce(planned.staged, names=planned.comparison.names, handed_over=True)
-                report = report_of(planned.counts)
-            else:
-                report = self._leave(planned, passed=passed)
-            self.ledger.flush()
-            return replace(
-                report,
-                seconds=time.monotonic() - began,
-                dead_letters=self.ledger.dead_letters,
-                ledger_version=self.ledger.version,
-            )
+        report = Report()
+        with self.ledger.held(owner):
+            if self._is_skipped(report):
+                return report
+            self._check_key()
+            self._tell_of_others(owner)
+            plan = self._prepare(report)
+            if plan and plan.counts.changes:
+                self._enforce(plan, handed_over=True)
+                report += plan.counts
+                report.unsent = plan.counts.changes
+            self._complete(report, began)
+        return report
 
-    @rare_collections()
-    def dry_run(self, requests_per_second: float) -> SyncReport:
+    @syncing()
+    def dry_run(self, requests_per_second: float) -> Report:
         """Plan and guard, and send and record nothing.
 
         Args:
@@ -123,177 +189,425 @@ class Mirror:
         """
         began = time.monotonic()
         self.ledger.load()
-        counts = plan(
-            self.source,
-            self.kind,
-            self.ledger,
-            lambda planner: sum(1 for _ in planner(self.ledger.known(), self.ledger.uncertain())),
-        ).counts
+        plan = self._plan(
+            lambda planner: sum(map(len, planner(self.ledger.known(), self.ledger.uncertain())))
+        )
+        judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
+        counts = plan.counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
         except GuardError as error:
             verdict = f"would be refused: {error}"
         requests = math.ceil(counts.changes / self.kind.in_request)
-        log.info("Dry run, nothing was sent or recorded. The plan %s.", verdict)
+        log.info("Dry run, nothing was sent or recorded. The plan %s", verdict)
+        seconds = requests / requests_per_second
         log.info(
-            "It takes %s requests: %.1f s at %g a second.",
-            f"{requests:,}",
-            requests / requests_per_second,
-            requests_per_second,
+            "It takes %s requests: %.1f s at %g a second.", f"{requests:,}", seconds, requests_per_second
         )
-        return replace(
-            report_of(counts),
-            requests=requests,
-            seconds=time.monotonic() - began,
-            verdict=verdict,
-            ledger_version=self.ledger.version,
+        report = Report(requests=requests, unsent=counts.changes, verdict=verdict)
+        report += counts
+        report.seconds = time.monotonic() - began
+        report.ledger_version = self.ledger.version
+        return report
+
+    def _is_skipped(self, report: Report) -> bool:
+        """Whether this run has older data than the ledger, and is to do nothing then."""
+        held, ours = self.ledger.facts.data_until, self.facts.data_until
+        if self.on_older_run == "allow" or not held or not ours or ours >= held:
+            return False
+        text = (
+            f"The ledger holds data until {held}, and this run has older data, until {ours}.\n"
+            "It would undo what the newer run did. Nothing was sent."
         )
+        if self.on_older_run == "fail":
+            raise OlderRunError(
+                f"{text}\nIf that is what you want, as in a backfill, pass on_older_run='allow'; 'skip' ends such runs green."
+            )
+        log.warning("%s", text)
+        report.verdict = f"skipped: {text}"
+        report.ledger_version = self.ledger.version
+        return True
 
-    def _is_left_by(self, cursor: Cursor) -> bool:
-        """Whether the plan in force is the one that the try before this one was sending, and can be sent to its end."""
-        # What is left of a plan is too little for an audience that has lost its members.
-        return 0 < self.ledger.version == cursor.get() and not self.ledger.suspected
+    def _check_key(self) -> None:
+        """Notice that another API key is used than in the run before, which may be of another environment."""
+        before, now_ = self.ledger.facts, self.facts
+        if not before.key_fingerprint or not now_.key_fingerprint:
+            return
+        if (before.key_fingerprint, before.platform_name) == (now_.key_fingerprint, now_.platform_name):
+            return
+        text = (
+            "The API key or the platform name on the connection has changed since the last run.\n"
+            "If the new key is of another environment (sandbox or live), this ledger says nothing about it:\n"
+            "set Environment on the connection, so that each environment has a ledger of its own."
+        )
+        if self.audiences is None and not self.ledger.identity.environment:
+            raise LedgerError(
+                f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has."
+                " If the environment is the same, set Environment to its name, or send all once with send='all'."
+            )
+        log.warning("%s", text)
+        if self.audiences is not None:
+            self.audiences.key_has_changed = True
 
-    def _finish(self, cursor: Cursor) -> Earlier:
-        """Send what an earlier try left of its plan, without reading the source."""
-        counts = PlanCounts()
-        staged = self.ledger.stage(lambda *_: counted(self.ledger.unacknowledged(), counts))
+    def _tell_of_others(self, owner: str) -> None:
+        """Log who else changes the same audiences, and which ledgers of theirs there are."""
+        writers = {_task_of(each) for each in (self.ledger.owner, *self.ledger.other_writers)}
+        if others := sorted(writers - {_task_of(owner), ""}):
+            log.warning(
+                "Another task changed the same audiences since this one did, and each undoes what the other does: %s.\n"
+                "Its changes are checked against this query now. Let one task keep an audience.",
+                ", ".join(others),
+            )
+        if not self.ledger.version and (neighbours := self.ledger.neighbours()):
+            log.warning(
+                "A new ledger begins beside another one of the same audience:\n%s", "\n".join(neighbours)
+            )
+
+    def _finish(self, report: Report, cursor: Cursor) -> set[Member]:
+        """Send what an earlier try left of its plan, without reading the source; return what was refused."""
+        counts = Counts()
+        before = self._refused_before()
+
+        def left(*_: Iterable[Chunk]) -> Iterator[Chunk]:
+            for chunk in self.ledger.refused():
+                self.ledger.carry(chunk)
+            return _counted(self.ledger.unacknowledged(), counts)
+
+        draft = self.ledger.draft(left)
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
         if not counts.changes:
-            self.ledger.discard(staged)
-            return Earlier()
-        if created := self._created(counts):
-            self._discard_lost(staged, created)
-            return Earlier()
-        refused: set[Member] = set()
+            self.ledger.discard(draft)
+            return set()
+        # What is known of the audiences is compared with Talon.One afterwards.
+        facts = replace(self.facts, audiences=self.ledger.facts.audiences)
+        self.ledger.enforce(draft, facts=facts, names=self.ledger.names)
+        cursor.set(self.ledger.version)
+        share = self.ledger.share()
+        report.resumed += counts.changes
+        limits = replace(self.limits, refused_before=before)
+        refused = self._push(share, share.batches(), report, Counts(), limits)
+        report.plan_anew()
+        log.info("That plan is finished. Now the source is planned anew.")
+        return refused
 
-        def note(member: Member) -> bool:
-            # One at a time costs requests, so there are never many of them.
-            refused.add(member)
-            return True
+    def _sync(self, report: Report, cursor: Cursor | None, refused: set[Member]) -> None:
+        """Plan the source as it is now, and send what the guard lets pass.
 
-        def earlier(tally: Tally) -> Earlier:
-            return Earlier(left=counts.changes, pushed=tally, refused=refused)
-
-        self._enforce(staged, cursor, ())
-        tally = self._push(
-            self.ledger.batches(), counts, note, lambda tally: earlier(tally).joined(report_of(PlanCounts()))
+        Args:
+            report: Of the run.
+            cursor: Told of the plan that is sent.
+            refused: What was refused in this run already, and is not sent again.
+        """
+        for _ in range(_ROUNDS):
+            plan = self._prepare(report, refused)
+            if plan is None or not plan.counts.changes:
+                return
+            self._enforce(plan)
+            if cursor:
+                cursor.set(self.ledger.version)
+            share = self.ledger.share()
+            limits = replace(self.limits, refused_before=plan.refused_before, counted=frozenset(refused))
+            refused |= self._push(share, plan.comparison.chunks(share), report, plan.counts, limits)
+            lost = self._lost(plan, report, after=True)
+            if not lost:
+                report += plan.counts
+                return
+            # What this round sent belongs to audiences that were made anew meanwhile.
+            report.resumed += plan.counts.changes
+            report.plan_anew()
+        raise LedgerError(
+            "An audience was deleted and made again while this run was sending to it, several times.\n"
+            "What Talon.One acknowledged is recorded. Find out who deletes the audience, and run again."
         )
-        log.info(
-            "That plan is finished: %s sent, %s refused. Now the source is planned anew.",
-            f"{tally.sent:,}",
-            f"{len(refused):,}",
+
+    def _prepare(self, report: Report, refused: Collection[Member] = ()) -> Plan | None:
+        """Plan, ask the guard, and create or check the audiences; return a plan that may be sent.
+
+        Returns:
+            The plan, whose counts are not in the report yet where it has changes; None where the guard skips it.
+        """
+        for _ in range(_ROUNDS):
+            plan = self._plan(self.ledger.draft, refused)
+            report.suspicious = plan.suspicious.counts
+            try:
+                judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
+                passed = self.guard.check(plan.counts) == "send"
+            except InvalidInputError:
+                self.ledger.discard(plan.result)
+                raise
+            except GuardError as error:
+                self.ledger.discard(plan.result)
+                if report.sent:
+                    raise GuardError(
+                        f"{error}\nThat is about the plan of the source as it is now: {report.sent:,} changes that an earlier"
+                        " try had left of its plan were sent before."
+                    ) from error
+                raise
+            if not passed:
+                self.ledger.discard(plan.result)
+                self._bury(plan.letters)
+                report += plan.counts
+                report.unsent += plan.counts.changes
+                report.verdict = (
+                    "skipped: The source has no rows, and on_empty is 'skip': its plan was not sent."
+                )
+                log.warning("%s", report.verdict)
+                return None
+            if lost := self._lost(plan, report):
+                log.warning(
+                    "Talon.One has lost the members of %d audience(s) that the ledger has; all are sent again.",
+                    len(lost),
+                )
+                self.ledger.discard(plan.result)
+                continue
+            self._bury(plan.letters)
+            if not plan.counts.changes:
+                self.ledger.discard(plan.result)
+                self.ledger.remember(self._facts())
+                report += plan.counts
+            return plan
+        raise LedgerError(
+            "An audience was deleted and made again while this run was planning for it, several times.\n"
+            "Nothing of the last plan was sent. Find out who deletes the audience, and run again."
         )
-        return earlier(tally)
 
-    def _sync(self, cursor: Cursor | None, earlier: Earlier) -> SyncReport:
-        """Plan the source as it is now, and send what the guard lets pass."""
-        planned, passed = self._prepare(earlier)
-        counts = planned.counts
-        if passed and counts.changes:
-            self._enforce(planned.staged, cursor, planned.comparison.names)
+    def _plan(self, consume: Callable[[Planner], Any], refused: Collection[Member] = ()) -> Plan:
+        """Compare the source with the ledger, without sending anything.
 
-            def report(tally: Tally) -> SyncReport:
-                return earlier.joined(report_of(counts, tally), planned.again)
-
-            batches = planned.comparison.batches(self.ledger)
-            return report(self._push(batches, counts, lambda member: member not in earlier.refused, report))
-        return earlier.joined(self._leave(planned, passed=passed))
-
-    def _prepare(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
-        """Plan, ask the guard, create the audiences that the plan needs, and write the letters of what it leaves out."""
-        planned, passed = self._plan(earlier)
-        created = self._created(planned.counts) if passed else ()
-        if lost := [each for each in created if planned.counts.known[each]]:
-            # Where the audience had to be created, its members were deleted with the one before.
-            self._discard_lost(planned.staged, lost)
-            planned, passed = self._plan(earlier)
-        self._bury(planned.letters)
-        return planned, passed
-
-    def _leave(self, planned: Planned[StagedPlan], *, passed: bool) -> SyncReport:
-        """End without sending."""
-        self.ledger.discard(planned.staged)
-        self.ledger.flush()
-        if not passed:
-            log.warning("The source has no rows, and on_empty is 'skip': its plan was not sent.")
-        return report_of(planned.counts)
-
-    def _plan(self, earlier: Earlier) -> tuple[Planned[StagedPlan], bool]:
-        """Plan, and ask the guard whether to send that."""
-        planned = plan(
-            self.source,
-            self.kind,
-            self.ledger,
-            self.ledger.stage,
-            refused=earlier.refused,
+        Args:
+            consume: Called with the planner; called again where the source is not sorted, and must start anew then.
+            refused: What was refused, and counted, in this run.
+        """
+        before = self._refused_before()
+        leave_out = partial(
+            _left_out,
+            refused=refused,
+            before=before if self.retry_rejected == "never" else frozenset(),
+            # A dry run writes nothing.
+            carry=self.ledger.carry if consume == self.ledger.draft else lambda _: None,
         )
         try:
-            return planned, self.guard.check(planned.counts) == "send"
-        except GuardError as error:
-            self.ledger.discard(planned.staged)
-            if earlier.pushed.sent:
-                raise GuardError(
-                    f"{error} That is about the plan of the source as it is now; {earlier.pushed.sent:,} changes that an "
-                    "earlier try had left of its plan were sent before."
-                ) from error
-            raise
+            plan = self._plan_once(consume, lambda records: records, leave_out)
+        except OutOfOrderError:
+            log.info("The source is not sorted by bytes: it is read again and sorted on this worker's disk.")
+            plan = self._plan_once(consume, self.kind.sort, leave_out)
+        plan = replace(plan, refused_before=before)
+        log.info("Plan: %s\nLedger: %s", self.kind.describe(plan.counts), self.ledger.place)
+        return plan
 
-    def _created(self, counts: PlanCounts) -> Sequence[str]:
-        """Create the audiences that do not exist; return those that were created, or may have been."""
-        if not self.create or not counts.changes:
+    def _plan_once(
+        self,
+        consume: Callable[[Planner], Any],
+        arrange: Callable[[Iterable[Any]], Iterable[Any]],
+        leave_out: Callable[[Iterable[Chunk], Counts], Iterable[Chunk]],
+    ) -> Plan:
+        counts = Counts()
+        letters = Spool()
+        comparison = self.kind.compare(self.ledger)
+        suspicious = SuspiciousIds()
+
+        def keep(rejection: Rejection) -> None:
+            if rejection.profile_id:
+                letter = {"time": now(), "profile_id": rejection.profile_id, "reason": rejection.reason}
+                letters.write(json.dumps(letter).encode())
+
+        with ExitStack() as stack:
+            records = stack.enter_context(_closed_at_the_end(self.source()))
+
+            def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
+                arranged = stack.enter_context(_closed_at_the_end(arrange(watched(records, suspicious))))
+                changes = comparison.changes(arranged, known, uncertain, counts, keep)
+                return leave_out(changes, counts)
+
+            return Plan(consume(planner), counts, letters, comparison, suspicious)
+
+    def _enforce(self, plan: Plan, *, handed_over: bool = False) -> None:
+        names = plan.comparison.names
+        self.ledger.enforce(plan.result, facts=self._facts(), names=names, handed_over=handed_over)
+
+    def _facts(self) -> RunFacts:
+        return self.facts if self.audiences is None else replace(self.facts, audiences=self.audiences.known)
+
+    def _lost(self, plan: Plan, report: Report, *, after: bool = False) -> Collection[str]:
+        """Return the audiences that Talon.One has lost the members of, as far as anybody can tell."""
+        if self.audiences is None:
             return ()
-        trusted = set(counts.audiences).difference(self.ledger.suspected)
-        # If this dies after it has created an audience, the next run must not take its members for granted.
-        self.ledger.suspect(counts.audiences)
-        created = []
-        try:
-            for audience in counts.audiences:
-                created.append(audience)
-                if not self.create(audience):
-                    created.pop()
-        except RequestError as error:
-            if not (error.repeated or error.is_unclear):
-                created.pop()
-            raise
-        finally:
-            self.ledger.trust(trusted.difference(created))
-        return created
-
-    def _discard_lost(self, staged: StagedPlan, lost: Collection[str]) -> None:
-        log.warning(
-            "Talon.One may have lost %d audience(s) that the ledger has members of; all are sent again.",
-            len(lost),
+        lost = self.audiences.check(
+            self.ledger, plan.counts, plan.comparison.witnesses, self.sender, report, after=after
         )
-        self.ledger.discard(staged)
+        if after:
+            self.ledger.remember(self._facts())
+        return lost
 
-    def _enforce(self, staged: StagedPlan, cursor: Cursor | None, names: Iterable[str]) -> None:
-        self.ledger.enforce(staged, names=names)
-        if cursor:
-            cursor.set(self.ledger.version)
-
-    def _bury(self, letters: Letters) -> None:
-        for number, letter in enumerate(letters, start=1):
-            self.ledger.reject(letter)
-            if number % MAX_CHANGES == 0:
-                self.ledger.flush()
+    def _refused_before(self) -> frozenset[Member]:
+        refused: set[Member] = set()
+        for chunk in self.ledger.refused():
+            refused.update(zip(chunk.ids, chunk.each_key, strict=False))
+            if len(refused) > _REMEMBERED:
+                break
+        return frozenset(refused)
 
     def _push(
-        self,
-        batches: Generator[Travelling, None, None],
-        counts: PlanCounts,
-        needs_letter: Callable[[Member], bool],
-        report: Callable[[Tally], SyncReport],
-    ) -> Tally:
-        """Send the plan in force; see ``push_plan``."""
-        return push_plan(
-            self.ledger,
-            batches,
-            counts.changes,
-            kind=self.kind,
-            sender=self.sender,
-            in_flight=self.in_flight,
-            max_rejected=self.max_rejected,
-            needs_letter=needs_letter,
-            report=report,
-        )
+        self, share: Share, chunks: Iterator[Chunk], report: Report, counts: Counts, limits: Limits
+    ) -> set[Member]:
+        """Send the plan in force, return what was refused, and say how far it came where that ends early."""
+        push = Push(self.kind, share, report, limits)
+        try:
+            push.run(_generator(chunks), self.sender)
+        except BaseException:
+            so_far = Report()
+            so_far += report
+            so_far += counts
+            log.warning(
+                "Stopped early:\n%s\nA retry may send a part again, which changes nothing twice.", so_far
+            )
+            raise
+        return push.refused
+
+    def _bury(self, letters: Spool) -> None:
+        """Write the dead letters of records that cannot be sent."""
+        for number, letter in enumerate(letters, start=1):
+            self.ledger.reject(json.loads(letter))
+            if number % MAX_CHANGES == 0:
+                self.ledger.flush()
+        self.ledger.flush()
+        letters.close()
+
+    def _complete(self, report: Report, began: float) -> None:
+        report.seconds = time.monotonic() - began
+        report.dead_letters = self.ledger.dead_letters
+        report.ledger = self.ledger.place
+        report.ledger_version = self.ledger.version
+
+
+Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk]]
+"""Makes changes of what is known and what is uncertain."""
+
+
+@syncing()
+def push_share(
+    share: Share,
+    chunks: Iterator[Chunk],
+    kind: Members | Profiles,
+    sender: Callable[[], AbstractAsyncContextManager[Any]],
+    limits: Limits,
+) -> Report:
+    """Send what is left of some parts of a plan.
+
+    Args:
+        share: These parts.
+        chunks: Of the share, as they travel.
+        kind: Members or attributes.
+        sender: Opens the sender.
+        limits: How to behave.
+
+    Returns:
+        The counts, where ``resumed`` is what was left.
+
+    Raises:
+        RequestError: The push stopped early; what was acknowledged is noted.
+        LedgerError: Another run took over.
+    """
+    began = time.monotonic()
+    report = Report(resumed=share.changes)
+    try:
+        Push(kind, share, report, limits).run(_generator(chunks), sender)
+    finally:
+        report.seconds = time.monotonic() - began
+        report.dead_letters = share.dead_letters
+        log.info("%s", report)
+    return report
+
+
+def combined_report(
+    planned: Report, outcome: Outcome, pushed: Iterable[Mapping[str, Any]], seconds: float
+) -> Report:
+    """Join the report of a plan with what became of it in several processes.
+
+    Args:
+        planned: Of ``Mirror.hand_over``.
+        outcome: What the ledger says.
+        pushed: Summaries of ``push_share``, of each task's last try.
+        seconds: From the plan to now.
+    """
+    report = Report(
+        seconds=seconds,
+        dead_letters=outcome.dead_letters,
+        ledger=planned.ledger,
+        ledger_version=planned.ledger_version,
+    )
+    report += planned
+    for each in map(Report.of, pushed):
+        for name in ("requests", "retries", "throttled"):
+            setattr(report, name, getattr(report, name) + getattr(each, name))
+        report.rejected.update(each.rejected)
+    # The ledger knows the skipped and refused ones of all tries.
+    report.rejected[CHANGED] = outcome.skipped
+    refused = report.rejected.total() - planned.rejected.total()
+    report.rejected[REFUSED_IN_EARLIER_TRY] = outcome.refused - refused
+    report.rejected = +report.rejected
+    report.added.update({"": outcome.added})
+    report.removed.update({"": outcome.acknowledged - outcome.added})
+    report.unsent = outcome.changes - outcome.acknowledged - outcome.refused
+    return report
+
+
+def _task_of(owner: str) -> str:
+    """Return DAG and task of an owner, without the run."""
+    return ".".join(owner.split("/")[:2]) if owner.count("/") > 1 else owner.partition("/")[0]
+
+
+def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
+    """Yield changes and count them."""
+    for chunk in chunks:
+        for change in chunk.changes():
+            (counts.additions if change.action == "add" else counts.removals)[change.key] += 1
+        yield chunk
+
+
+def _left_out(
+    changes: Iterable[Chunk],
+    counts: Counts,
+    *,
+    refused: Collection[Member],
+    before: Collection[Member],
+    carry: Callable[[Chunk], None],
+) -> Iterator[Chunk]:
+    """Leave out additions that Talon.One refused before, but for uncertain ones, which a ledger must not forget.
+
+    Args:
+        changes: Of a plan.
+        counts: Of the plan.
+        refused: What was refused, and counted, in this run.
+        before: What was refused in earlier runs and is not to be sent again.
+        carry: Called with what is left out, so that later runs know of it.
+    """
+    for chunk in changes:
+        members = zip(chunk.ids, chunk.each_key, strict=False) if refused or before else ()
+        bad = [at for at, member in enumerate(members) if member in refused or member in before]
+        bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=False) if verb == "add"]
+        if not bad:
+            yield chunk
+            continue
+        left_out = chunk.at(bad)
+        carry(left_out)
+        counts.additions -= Counter({key: len(part) for key, part in left_out.by_key()})
+        counted = sum(member in refused for member in zip(left_out.ids, left_out.each_key, strict=False))
+        counts.duplicate += counted
+        counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - counted})
+        if rest := chunk.without(bad):
+            yield rest
+
+
+def _generator(chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
+    yield from chunks
+
+
+@contextmanager
+def _closed_at_the_end(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
+    """Close the source's cursor, before anybody opens another one, and the files of a sort."""
+    try:
+        yield records
+    finally:
+        if isinstance(records, Generator):
+            records.close()

@@ -1,53 +1,262 @@
-"""Profiles with their attributes as a source gives them, sorted by profile ID and each once. In constant memory."""
+"""Attributes of profiles: one row for each profile, how rows are compared with a ledger, and how profiles are sent.
+
+Talon.One takes the attributes of one profile in a request.
+"""
 
 from __future__ import annotations
 
-import heapq
-import pickle
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from operator import attrgetter
-from typing import IO, Any, Literal, NamedTuple, TypeAlias
+import json
+import re
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Rejection
-from airflow_provider_talon_cdp.sync.diff import OutOfOrderError, PlanCounts
-from airflow_provider_talon_cdp.sync.reasons import within
+from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile, Rejection
+from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
+from airflow_provider_talon_cdp.changes.fingerprint import Names, digest_of, fingerprint, holds, mask_of
+from airflow_provider_talon_cdp.changes.spool import Spool, sorted_profiles
+from airflow_provider_talon_cdp.exceptions import (
+    Blame,
+    FatalError,
+    InvalidInputError,
+    NotFoundError,
+    RejectedError,
+)
+from airflow_provider_talon_cdp.ledger.ledger import Ledger
+from airflow_provider_talon_cdp.ledger.share import Share
+from airflow_provider_talon_cdp.sync.push import UNDEFINED, Flight, Push
 
 OnDuplicate: TypeAlias = Literal["error", "last"]
 
-_RUN = 32 * 2**20
-_OVERHEAD = 400
-_by_id = attrgetter("profile_id")
+PROFILES = "profiles"
+"""What a sync of attributes counts by, where one of members counts by audience."""
+
+BATCH = 5
+"""Profiles of one flight: so many are acknowledged together, and sent again after a kill."""
+
+CHANGED = "changed in the source since it was planned; the next run sends it"
+"""Why a profile of a plan is left out by a process that reads the source after the one that planned."""
+
+# Changes that a plan is written in at once.
+_PLANNED = 1000
+_ATTRIBUTE = re.compile(r"/attributes/([^/]+)")
+# Talon.One does not publish its texts; these are the ways to say it.
+_NOT_DEFINED = re.compile(
+    r"unknown|undefined|not (been )?(defined|found|exist|recogni[sz]ed)|does(n't| not) exist|non-?existing",
+    re.IGNORECASE,
+)
+_NAMED = 3
+_LONGEST = 80
+_MOST_REASONS = 50
+_OTHER_REASONS = "other reasons"
 
 
-class Profile(NamedTuple):
-    """One row: a profile and the attributes that it should have.
+@dataclass(frozen=True, kw_only=True)
+class Profiles:
+    """Attributes of profiles.
 
     Args:
-        profile_id: Integration ID of the profile.
-        attributes: JSON object of what is to be sent, always spelt the same; empty when there is nothing.
-        names: Names of the attributes in it.
-        order: Which of two rows of one profile is the last: the one where this is greater. None is the smallest.
-        fault: Why the row cannot be sent, instead of attributes; it holds no value.
+        sends_all: Send the profiles that are as they were too.
+        clears: Take the attributes that were ever sent from profiles that the source does not have.
+        partial: Whether Talon.One is told to ignore unknown attributes.
+        on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one whose order is greatest.
+        give_up_after: When so many profiles were all refused for one reason and none was accepted, the configuration is
+            wrong and not the data; None for never.
     """
 
-    profile_id: str
-    attributes: bytes = b""
-    names: tuple[str, ...] = ()
-    order: Any = None
-    fault: str | None = None
+    sends_all: bool = False
+    clears: bool = False
+    partial: bool = False
+    on_duplicate: OnDuplicate = "error"
+    give_up_after: int | None = 50
+
+    in_request: ClassVar[int] = 1
+    label: ClassVar[str] = PROFILES
+    noun: ClassVar[str] = "profiles"
+
+    def sort(self, records: Iterable[Profile | Rejection]) -> Iterator[Profile | Rejection]:
+        """Sort records on this worker's disk."""
+        return sorted_profiles(records)
+
+    def compare(self, ledger: Ledger, /) -> ProfilePlan:
+        """Begin a plan."""
+        return ProfilePlan(self, Names(ledger.names))
+
+    def reread(
+        self, chunks: Iterator[Chunk], records: Iterable[Profile | Rejection], names: Iterable[str]
+    ) -> Generator[Chunk, None, None]:
+        """Find the attributes of a plan that another process made, in the source as it is now.
+
+        Args:
+            chunks: Of the plan, or of parts of it, sorted by profile.
+            records: The source; it is sorted on this worker's disk.
+            names: Attribute names that the ledger has beside the plan.
+        """
+        # What cannot be sent has been counted by the process that planned, which wrote its letters.
+        rows = one_each(self.sort(records), Counts(), on_duplicate=self.on_duplicate)
+        row = next(rows, None)
+        known = Names(names)
+        for chunk in chunks:
+            bodies: list[bytes | None] = []
+            for change in chunk.changes():
+                if change.action == "remove":
+                    bodies.append(_nulls(known.of(mask_of(change.key))))
+                    continue
+                while row is not None and row.profile_id < change.profile_id:
+                    row = next(rows, None)
+                # Whether unknown attributes are ignored makes no difference to what is sent.
+                is_same = (
+                    row is not None
+                    and row.profile_id == change.profile_id
+                    and not row.fault
+                    and holds(change.key, digest_of(row.profile_id, row.attributes), partial=True)
+                )
+                bodies.append(row.attributes if row is not None and is_same else None)
+            yield Chunk(chunk.ids, chunk.keys, chunk.verbs, bodies, disjoint_from_recent=True)
+
+    def describe(self, counts: Counts) -> str:
+        """Say what a plan does."""
+        return (
+            f"{counts.additions.total():,} profiles to send, {counts.removals.total():,} to clear,"
+            f" {counts.unchanged:,} unchanged; the ledger has {counts.known.total():,} profiles"
+        )
+
+    def letter(self, _: Change, error: RejectedError, /) -> dict[str, Any]:
+        """Write what a dead letter says about a refused profile."""
+        return {"reason": reason_of(error)}
+
+    async def deliver(self, flight: Flight, sender: Any) -> None:
+        """Send one profile after another."""
+        chunk = flight.chunk
+        for position, (profile_id, body) in enumerate(zip(chunk.ids, chunk.bodies or (), strict=True)):
+            if body is None:
+                # The ledger must not say that Talon.One has what was planned, nor can it learn of anything else now.
+                flight.refused(position, RejectedError(CHANGED, method="PUT", path=""), CHANGED)
+                continue
+            try:
+                await sender(profile_id, body)
+            except NotFoundError as error:
+                raise error.become(
+                    FatalError, f"{error}\nSo no profile can be sent; check Base URL on the connection."
+                ) from error
+            except RejectedError as error:
+                reason = _within(flight.push.rejected, reason_of(error))
+                flight.refused(position, error, reason)
+                self._give_up(flight.push, error, reason)
+            else:
+                flight.sent(chunk[position : position + 1])
+
+    def _give_up(self, push: Push, error: RejectedError, reason: str) -> None:
+        """Stop where the configuration is wrong and not the data."""
+        if self.give_up_after is None or push.limits.max_rejected is None:
+            return
+        limit = max(self.give_up_after, push.limits.max_rejected + 1)
+        if not push.sent and len(push.rejected) == 1 and push.rejected.total() >= limit:
+            raise error.become(
+                FatalError,
+                f"The first {limit:,} profiles were all refused for the same reason: {reason}.\n"
+                "So this is not about single profiles. The other profiles were not sent.\n"
+                "Fix the attributes in the Campaign Manager or in the query, or pass skip_unknown_attributes=True.",
+            ) from error
+
+
+class ProfilePlan:
+    """One comparison of a source of attributes with a ledger, and what it will send.
+
+    Attributes:
+        names: Attribute names that the ledger knows; the plan adds new ones.
+        witnesses: Empty: no request tells whether attributes are still there.
+    """
+
+    def __init__(self, kind: Profiles, names: Names) -> None:
+        self.names = names
+        self.witnesses: dict[str, str] = {}
+        self._kind = kind
+        # A ledger has no place for the bodies, as they hold values.
+        self._bodies = Spool()
+
+    def changes(
+        self,
+        records: Iterable[Profile | Rejection],
+        known: Iterable[Chunk],
+        _: Iterable[Chunk],
+        counts: Counts,
+        on_rejected: Callable[[Rejection], None],
+    ) -> Iterator[Chunk]:
+        """Return a change for each profile that must be sent, with its new fingerprint, in the order of profile IDs.
+
+        Args:
+            records: The source, sorted.
+            known: Profile IDs and fingerprints of the ledger, sorted. What is uncertain stands among them.
+            counts: Kept up while this runs.
+            on_rejected: Called for each record that cannot be sent.
+
+        Raises:
+            OutOfOrderError: The source is not sorted.
+            InvalidInputError: At the end, when profiles have several rows and that is an error.
+        """
+        wanted = one_each(records, counts, on_duplicate=self._kind.on_duplicate, on_rejected=on_rejected)
+        changes = self._compared(known, wanted, counts)
+        while some := list(islice(changes, _PLANNED)):
+            yield Chunk.of(some)
+
+    def chunks(self, share: Share) -> Iterator[Chunk]:
+        """Return the chunks of the plan in force, with the attributes, which were written in the same order."""
+        bodies = iter(self._bodies)
+        for chunk in share.batches():
+            some = [next(bodies) for _ in chunk.ids]
+            yield Chunk(chunk.ids, chunk.keys, chunk.verbs, some, disjoint_from_recent=True)
+
+    def _compared(
+        self, known: Iterable[Chunk], wanted: Iterable[Profile], counts: Counts
+    ) -> Iterator[Change]:
+        lines = _members(known)
+        line = next(lines, None)
+        partial = self._kind.partial
+
+        def missing(before: str | None) -> Iterator[Change]:
+            nonlocal line
+            while line is not None and (before is None or line[0] < before):
+                counts.known[PROFILES] += 1
+                if self._kind.clears:
+                    counts.removals[PROFILES] += 1
+                    self._bodies.write(_nulls(self.names.of(mask_of(line[1]))))
+                    yield Change(*line, "remove")
+                line = next(lines, None)
+
+        for profile in wanted:
+            yield from missing(profile.profile_id)
+            old = ""
+            if line is not None and line[0] == profile.profile_id:
+                counts.known[PROFILES] += 1
+                old = line[1]
+                line = next(lines, None)
+            # A profile with a fault stays as it is.
+            if profile.fault:
+                continue
+            counts.wanted += 1
+            digest = digest_of(profile.profile_id, profile.attributes)
+            if not profile.attributes or (not self._kind.sends_all and holds(old, digest, partial=partial)):
+                counts.unchanged += 1
+                continue
+            mask = self.names.mask(profile.names) | (mask_of(old) if old else 0)
+            counts.additions[PROFILES] += 1
+            counts.repeated[PROFILES] += bool(old)
+            self._bodies.write(profile.attributes)
+            yield Change(profile.profile_id, fingerprint(digest, mask, partial=partial), "add")
+        yield from missing(None)
 
 
 def one_each(
     records: Iterable[Profile | Rejection],
-    counts: PlanCounts,
+    counts: Counts,
     *,
     on_duplicate: OnDuplicate = "error",
     on_rejected: Callable[[Rejection], None] = lambda _: None,
 ) -> Iterator[Profile]:
-    """Yield each profile of a sorted source once, those with a fault too, and count all records.
+    """Yield each profile of a sorted source once, also one with a fault, and count all records.
 
     Args:
         records: Sorted by profile ID, but for rejections.
@@ -63,13 +272,13 @@ def one_each(
     several = False
     current: Profile | None = None
 
-    def fate(profile: Profile) -> Profile:
+    def checked(profile: Profile) -> Profile:
         if profile.fault:
             reject(Rejection(profile.fault, profile.profile_id))
         return profile
 
     def reject(rejection: Rejection) -> None:
-        counts.rejected[within(counts.rejected, rejection.reason)] += 1
+        counts.rejected[_within(counts.rejected, rejection.reason)] += 1
         on_rejected(rejection)
 
     for record in records:
@@ -78,7 +287,7 @@ def one_each(
             reject(record)
         elif current is None or record.profile_id > current.profile_id:
             if current is not None:
-                yield fate(current)
+                yield checked(current)
             current, several = record, False
         elif record.profile_id == current.profile_id:
             counts.duplicate += 1
@@ -89,76 +298,73 @@ def one_each(
         else:
             raise OutOfOrderError
     if current is not None:
-        yield fate(current)
+        yield checked(current)
     if ambiguous and on_duplicate == "error":
         raise InvalidInputError(
-            f"{ambiguous:,} profile(s) have more than one row ({ambiguous + counts.duplicate:,} rows), and which one holds is "
-            "not said. Nothing was sent. Make the query return one row for each profile, or pass on_duplicate='last' with "
-            "order_by_column."
+            f"{ambiguous:,} profile(s) have more than one row ({ambiguous + counts.duplicate:,} rows), and nothing says which"
+            " one holds. Nothing was sent.\n"
+            "Make the query return one row for each profile, or pass on_duplicate='last' with order_by_column."
         )
+
+
+def reason_of(error: RejectedError) -> str:
+    """Say why one profile was refused, in words that count equal refusals together and hold no value.
+
+    Args:
+        error: Talon.One's answer.
+
+    Returns:
+        Names of attributes and what is wrong with them, where the answer tells; else the status. Without an answer, what
+        the error says.
+    """
+    if error.status is None:
+        return str(error)
+    faults = sorted({fault for blame in error.blames if (fault := _fault(blame))})
+    if not faults:
+        return f"refused by Talon.One ({error.status})"
+    more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+    return "; ".join(faults[:_NAMED]) + more
+
+
+def _within(reasons: Collection[str], reason: str) -> str:
+    """Return a reason, or one name for all others where there are too many of them already."""
+    return reason if reason in reasons or len(reasons) < _MOST_REASONS else _OTHER_REASONS
+
+
+def _fault(blame: Blame) -> str | None:
+    found = _ATTRIBUTE.match(blame.pointer)
+    if not found:
+        return None
+    # The escapes of JSON pointers (RFC 6901).
+    name = found[1].replace("~1", "/").replace("~0", "~")
+    if _NOT_DEFINED.search(f"{blame.title} {blame.details}"):
+        return f"attribute {name!r} {UNDEFINED}"
+    title = " ".join(blame.title.split())[:_LONGEST]
+    return f"attribute {name!r} was refused" + (f" ({title})" if title else "")
+
+
+def _members(chunks: Iterable[Chunk]) -> Iterator[Member]:
+    for chunk in chunks:
+        yield from zip(chunk.ids, chunk.each_key, strict=False)
+
+
+def _nulls(names: Iterable[str]) -> bytes:
+    """Write what deletes attributes."""
+    return json.dumps(dict.fromkeys(names)).encode()
 
 
 def _is_later(one: Profile, other: Profile) -> bool:
     # Where the order does not tell, the same row of both wins in each run, whichever comes first.
-    by_order = (
-        (_rank(one.order), one.attributes, one.fault or ""),
-        (
-            _rank(other.order),
-            other.attributes,
-            other.fault or "",
-        ),
-    )
+    ranks = [(_rank(each.order), each.attributes, each.fault or "") for each in (one, other)]
     try:
-        return by_order[0] > by_order[1]
+        return ranks[0] > ranks[1]
     except TypeError as error:
         raise InvalidInputError(
-            f"order_by_column has values that cannot be compared, of the types {type(one.order).__name__} and "
-            f"{type(other.order).__name__}. Cast it to one type in SQL."
+            "order_by_column has values that cannot be compared, of the types"
+            f" {type(one.order).__name__} and {type(other.order).__name__}. Cast it to one type in SQL."
         ) from error
 
 
 def _rank(value: Any) -> tuple[bool, Any]:
     # NaN differs from itself, and is neither greater nor smaller than anything.
     return (False, 0) if value is None or value != value else (True, value)  # noqa: PLR0124
-
-
-def sorted_on_disk(
-    records: Iterable[Profile | Rejection], *, run: int = _RUN
-) -> Iterator[Profile | Rejection]:
-    """Yield records sorted by profile ID, with about ``run`` bytes in memory and the rest in temporary files.
-
-    Rejections, which have no place in the order, pass through first.
-    """
-    with ExitStack() as files:
-        runs: list[IO[bytes]] = []
-        profiles: list[Profile] = []
-        size = 0
-
-        def write() -> None:
-            # Deleted already, so that nobody but this process can read or change it.
-            file = files.enter_context(tempfile.TemporaryFile())
-            for profile in sorted(profiles, key=_by_id):
-                pickle.dump(tuple(profile), file)
-            file.seek(0)
-            runs.append(file)
-
-        for record in records:
-            if isinstance(record, Rejection):
-                yield record
-                continue
-            profiles.append(record)
-            size += _OVERHEAD + len(record.attributes)
-            if size >= run:
-                write()
-                profiles, size = [], 0
-        write()
-        profiles = []
-        yield from heapq.merge(*map(_read, runs), key=_by_id)
-
-
-def _read(file: IO[bytes]) -> Iterator[Profile]:
-    while True:
-        try:
-            yield Profile(*pickle.load(file))  # noqa: S301 - written by this process, and nobody else can reach it
-        except EOFError:
-            return

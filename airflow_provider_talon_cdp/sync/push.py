@@ -7,26 +7,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import marshal
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from math import ceil
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk
+from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk, Profile
 from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.changes.diff import Member
+from airflow_provider_talon_cdp.changes.spool import Spool
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.exceptions import (
+    InvalidInputError,
     LedgerError,
     NotFoundError,
     RejectedError,
     RejectedRecordsError,
     RequestError,
 )
-from airflow_provider_talon_cdp.sync.loop import CallInReader, run_apart
+from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_apart
 from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
@@ -36,8 +50,11 @@ log = logging.getLogger(__name__)
 _READ_AHEAD = 1 / 8
 _SECONDS_BETWEEN_FLUSHES = 2.0
 _SECONDS_BETWEEN_PROGRESS_LINES = 5.0
+# Bytes that wait on disk before reading pauses.
+_MOST_ON_DISK = 2**30
 # While nothing is acknowledged, so often a line says why.
 _SECONDS_BETWEEN_WAITING_LINES = 30.0
+SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 UNDEFINED = "is not defined"
 """Part of the reason why a profile with an unknown attribute was refused."""
 
@@ -160,11 +177,10 @@ class Flight:
             error: The answer.
             reason: To count by; it holds no ID and no value.
         """
-        if reason not in self.push.rejected:
-            log.warning("A record was refused, and others may follow:\n%s", error)
         self.settled += 1
-        self.push.rejected[reason] += 1
         self.refusals.append(Refusal(position, error))
+        (change,) = self.chunk.at([position]).changes()
+        self.push.refuse(change, error, reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,12 +190,19 @@ class Limits:
     Args:
         in_flight: Requests in flight at the most.
         max_rejected: Rejections tolerated: so many are no reason to give up early. None for any number.
+        suspicious_ids: What to do where profile IDs are valid and look wrong: ``warn``, ``fail`` or ``ignore``.
         refused_before: Changes that Talon.One refused in an earlier run, each as profile ID and key.
+        counted: Changes that were refused in this run already: another refusal is a duplicate, without another letter.
+        reads_ahead: Whether the chunks are read as fast as they come, so that a cursor is not held open for as long as they
+            are sent; what is read ahead waits on disk.
     """
 
     in_flight: int = 64
     max_rejected: int | None = 0
-    refused_before: frozenset[tuple[str, str]] = frozenset()
+    suspicious_ids: SuspiciousIdsRule = "warn"
+    refused_before: frozenset[Member] = frozenset()
+    counted: frozenset[Member] = frozenset()
+    reads_ahead: bool = False
 
 
 class Push:
@@ -193,12 +216,15 @@ class Push:
 
     Attributes:
         rejected: Changes that Talon.One refused in this push, by reason.
+        refused: Their members; each cost a request or more, so there are never too many.
         sent: Changes that Talon.One acknowledged in this push.
     """
 
     def __init__(self, kind: Kind, journal: Journal, counts: Counts, limits: Limits) -> None:
         self.limits = limits
         self.rejected: Counter[str] = Counter()
+        self.refused: set[Member] = set()
+        self._counted_again = 0
         self.sent = 0
         self._kind = kind
         self._journal = journal
@@ -229,8 +255,20 @@ class Push:
             raise
         finally:
             self._counts.rejected.update(self.rejected)
-            self._counts.unsent += self._journal.changes - self.sent - self.rejected.total()
+            self._counts.duplicate += self._counted_again
+            settled = self.sent + self.rejected.total() + self._counted_again
+            self._counts.unsent += self._journal.changes - settled
             self._journal.end()
+
+    def refuse(self, change: Change, error: RejectedError, reason: str) -> None:
+        """Count a change that Talon.One refused."""
+        self.refused.add(change[:2])
+        if change[:2] in self.limits.counted:
+            self._counted_again += 1
+            return
+        if reason not in self.rejected:
+            log.warning("A record was refused, and others may follow:\n%s", error)
+        self.rejected[reason] += 1
 
     def acknowledged(self, part: Chunk) -> None:
         """Count changes that Talon.One took."""
@@ -315,13 +353,14 @@ class Push:
             raise
         if flight.refusals:
             changes = list(flight.chunk.changes())
-            for position, error in flight.refusals:
-                self._journal.reject(self._letter(changes[position], error))
+            for position, refusal in flight.refusals:
+                if changes[position][:2] not in self.limits.counted:
+                    self._journal.reject(self._letter(changes[position], refusal))
         self._journal.landed(
             flight.number,
             [position for position, _ in flight.refusals],
             # What Talon.One answers has a status.
-            [position for position, error in flight.refusals if error.status is None],
+            [position for position, answer in flight.refusals if answer.status is None],
         )
         if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
             self._journal.flush()
@@ -375,7 +414,9 @@ class Push:
                 before, moved, told = self.sent, current, current
             elif current - told >= _SECONDS_BETWEEN_WAITING_LINES:
                 log.warning(
-                    "Nothing was acknowledged for %.0f s: %s.", current - moved, sender.waiting or "no answer yet"
+                    "Nothing was acknowledged for %.0f s: %s.",
+                    current - moved,
+                    sender.waiting or "no answer yet",
                 )
                 told = current
 
@@ -384,21 +425,71 @@ class Push:
     ) -> AsyncGenerator[Chunk, None]:
         """Iterate in the reader's one thread, a list ahead; a SQLite connection must stay in the thread that made it."""
         ahead_by = ceil(self.limits.in_flight * _READ_AHEAD)
-
-        def read() -> list[Chunk]:
-            return list(islice(chunks, ahead_by))
-
-        ahead = reader(read)
+        backlog = _Backlog(chunks, ahead_by) if self.limits.reads_ahead else None
+        take = backlog.take if backlog else lambda: list(islice(chunks, ahead_by))
+        filling = asyncio.create_task(_fill(reader, backlog)) if backlog else None
+        ahead = reader(take)
         try:
             while some := await ahead:
-                ahead = reader(read)
+                ahead = reader(take)
                 for chunk in some:
                     yield chunk
         finally:
+            if filling:
+                filling.cancel()
             # Queued behind the read that is under way, so that the cursor closes in its own thread. Both may fail, too; the
             # first error is the one to tell.
             for last in (ahead, reader(chunks.close)):
                 last.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+class _Backlog:
+    """Chunks that were read ahead: some in memory, and the others on disk.
+
+    Args:
+        chunks: Where they come from.
+        ahead_by: So many are taken at once.
+    """
+
+    def __init__(self, chunks: Iterator[Chunk], ahead_by: int) -> None:
+        self._chunks = chunks
+        self._ahead_by = ahead_by
+        self._spool = Spool()
+        self._is_over = False
+        self._failure: BaseException | None = None
+
+    def fill(self) -> bool:
+        """Read some more; return whether there may be more to read now."""
+        if self._is_over or len(self._spool) > _MOST_ON_DISK:
+            return False
+        try:
+            some = list(islice(self._chunks, self._ahead_by))
+        except BaseException as error:  # noqa: BLE001 - raised when what was read before it has been taken
+            some, self._failure = [], error
+        self._is_over = not some
+        for chunk in some:
+            columns = (chunk.ids, chunk.keys, chunk.verbs, chunk.disjoint_from_recent)
+            self._spool.write(marshal.dumps(columns, 2))
+        return bool(some)
+
+    def take(self) -> list[Chunk]:
+        """Take the next chunks; none where all were taken."""
+        if not self._spool:
+            if self._failure:
+                raise self._failure
+            return list(islice(self._chunks, self._ahead_by))
+        found: list[Chunk] = []
+        while self._spool and len(found) < self._ahead_by:
+            # This process wrote it, and nobody else can reach it.
+            ids, keys, verbs, disjoint = marshal.loads(self._spool.take())  # noqa: S302
+            found.append(Chunk(ids, keys, verbs, disjoint_from_recent=disjoint))
+        return found
+
+
+async def _fill(reader: CallInReader, backlog: _Backlog) -> None:
+    """Read ahead for as long as there is something to read and room for it."""
+    while await reader(backlog.fill):
+        """The reader's thread takes what is waited for in between."""
 
 
 def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Sequence[str] = ()) -> None:
@@ -418,7 +509,8 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
     cure = "Leave such records out of the source, or raise max_rejected."
     if any(UNDEFINED in reason for reason in report.rejected):
         cure = (
-            "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True.\n" + cure
+            "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True.\n"
+            + cure
         )
     raise RejectedRecordsError(
         f"{rejected:,} of {report.total:,} records were rejected, and max_rejected is {max_rejected:,}.\n"
@@ -430,3 +522,46 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
 def now() -> str:
     """Return the time as dead letters have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def watched(
+    records: Iterable[Any], suspicious: SuspiciousIds, *, stops: bool = False
+) -> Generator[Any, None, None]:
+    """Yield records, and look at their IDs.
+
+    Args:
+        records: Closed with this generator where it is one.
+        suspicious: What was found.
+        stops: Whether an ID that looks wrong is an error here and now.
+    """
+    try:
+        for record in records:
+            refuse_stopped()
+            if isinstance(record, Chunk):
+                suspicious.add(record.ids)
+            elif isinstance(record, Profile):
+                suspicious.add([record.profile_id])
+            if stops:
+                judge_suspicious(suspicious, "fail")
+            yield record
+    finally:
+        if isinstance(records, Generator):
+            records.close()
+
+
+def judge_suspicious(suspicious: SuspiciousIds, rule: SuspiciousIdsRule) -> None:
+    """Say how many IDs look wrong.
+
+    Raises:
+        InvalidInputError: They do, and the rule is ``fail``.
+    """
+    if rule == "ignore" or not (texts := "\n".join(suspicious.texts)):
+        return
+    if rule == "fail":
+        raise InvalidInputError(
+            f"{texts}\nFix the query. If these IDs are right, pass suspicious_ids='warn' or 'ignore'."
+        )
+    log.warning(
+        "%s\nThey are sent as they are: profiles that Talon.One does not know by these IDs are new ones.",
+        texts,
+    )

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import TaskGroup
+from airflow.providers.common.compat.sdk import Context, TaskGroup
 
+from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-from airflow_provider_talon_cdp.operators._arguments import check_sync_limits
-from airflow_provider_talon_cdp.transfers.group_tasks import (
-    CommitPlanOperator,
-    PlanAudienceOperator,
-    PlanProfilesOperator,
-    PushMembersOperator,
-    PushProfilesOperator,
+from airflow_provider_talon_cdp.operators._arguments import (
+    as_bool,
+    as_positive,
+    as_tolerance,
+    check_numbers,
 )
+from airflow_provider_talon_cdp.operators._base import (
+    IN_FLIGHT,
+    MAX_REJECTED,
+    LedgerOperator,
+    MembershipOperator,
+    SendingOperator,
+    arguments_of,
+    ends_retries,
+    open_ledger,
+    storage,
+)
+from airflow_provider_talon_cdp.transfers._base import SqlOperator
+from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperator, SqlToTalonProfilesOperator
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger
+    from airflow_provider_talon_cdp.sync.mirror import Mirror
+    from airflow_provider_talon_cdp.sync.report import Report
 
 
 def talon_audience_sync(
@@ -25,21 +44,23 @@ def talon_audience_sync(
     workers: int = 4,
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
-    max_rejected: int | None = 0,
-    in_flight: int = 64,
-    talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+    max_rejected: int | str | None = MAX_REJECTED,
+    in_flight: int | str = IN_FLIGHT,
+    talon_cdp_conn_id: str = DEFAULT_CONN_ID,
     **mirror: Any,
 ) -> TaskGroup:
     """Keep an audience, or many, equal to a query, with several tasks that send at once.
 
-    The group has three tasks. ``plan`` reads the query, compares, asks the guard and writes the plan under the state URI, which
-    all workers must reach. ``push`` is mapped: each instance sends a share of the plan, at its share of the connection's rate,
-    and notes on its own what was acknowledged; one that fails or is cleared sends what is left of its share. ``commit``
-    fails unless all is in, and returns the report of the whole. Where nothing is to be sent, ``push`` is skipped.
+    The group has three tasks. ``plan`` reads the query, compares, asks the guard and writes the plan under
+    the state URI, which all workers must reach. ``push`` is mapped: each instance sends a share of the plan,
+    at its share of the connection's rate, and notes on its own what was acknowledged; one that fails or is
+    cleared sends what is left of its share. ``commit`` fails unless all is in, and returns the report of the
+    whole sync. Where nothing is to be sent, ``push`` is skipped.
 
     Args:
         group_id: The group's ID.
-        workers: Instances of ``push`` at the most, all at once. A plan has one for each 100,000 changes, up to so many.
+        workers: Instances of ``push`` at the most, all at once. A plan has one for each 100,000 changes, up
+            to so many.
         pool: Pool of ``push``; with fewer slots than ``workers`` the rate is not used up.
         default_args: For all tasks of the group, such as ``retries``.
         max_rejected: How many records may be refused before ``commit`` fails. None for any number.
@@ -48,24 +69,12 @@ def talon_audience_sync(
         mirror: Other arguments of ``SqlToTalonAudienceOperator``, but for ``task_id`` and ``mode``.
 
     Returns:
-        The group. The XCom of its task ``commit`` is a report like that of ``SqlToTalonAudienceOperator``; its ``requests``,
-        ``retries`` and ``throttled`` are those of the last try of each task.
+        The group. The XCom of its task ``commit`` is a report like that of ``SqlToTalonAudienceOperator``;
+        its ``requests``, ``retries`` and ``throttled`` are those of the last try of each task.
     """
-    _check(mirror, "mode", workers=workers, max_rejected=max_rejected, in_flight=in_flight)
-    given: Any = dict(default_args or {})
-    with TaskGroup(group_id, default_args=given) as group:
-        plan = PlanAudienceOperator(
-            task_id="plan", workers=workers, talon_cdp_conn_id=talon_cdp_conn_id, **mirror
-        )
-        push = PushMembersOperator.partial(
-            task_id="push",
-            in_flight=in_flight,
-            max_rejected=max_rejected,
-            talon_cdp_conn_id=talon_cdp_conn_id,
-            **_at_once(workers, pool),
-        )
-        _connect(plan, push, max_rejected, talon_cdp_conn_id)
-    return group
+    _refuse_own(mirror, "mode")
+    limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
+    return _group(group_id, PlanAudienceOperator, mirror, limits, workers, pool, default_args, None)
 
 
 def talon_profiles_sync(
@@ -74,69 +83,261 @@ def talon_profiles_sync(
     workers: int = 4,
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
-    max_rejected: int | None = 0,
-    in_flight: int = 64,
-    talon_cdp_conn_id: str = TalonCdpHook.default_conn_name,
+    max_rejected: int | str | None = MAX_REJECTED,
+    in_flight: int | str = IN_FLIGHT,
+    talon_cdp_conn_id: str = DEFAULT_CONN_ID,
     **profiles: Any,
 ) -> TaskGroup:
     """Keep attributes of customer profiles equal to a query, with several tasks that send at once.
 
-    As in ``talon_audience_sync``. The plan has no values in it, so each instance of ``push`` reads the query again, and sorts
-    its rows on the worker's disk. A profile whose row is no longer what was planned is not sent: it is counted under
-    ``rejected``, has a dead letter, does not count towards ``max_rejected``, and the next run sends it.
+    As in ``talon_audience_sync``. The plan has no values in it, so each instance of ``push`` reads the query
+    again, and sorts its rows on the worker's disk. A profile whose row is no longer what was planned is not
+    sent: it is counted under ``rejected``, has a dead letter, does not count towards ``max_rejected``, and
+    the next run sends it.
 
     Args:
         group_id: The group's ID.
         workers: As in ``talon_audience_sync``.
-        pool: Likewise.
-        default_args: Likewise.
-        max_rejected: Likewise.
-        in_flight: Likewise.
-        talon_cdp_conn_id: Likewise.
+        pool: As in ``talon_audience_sync``.
+        default_args: As in ``talon_audience_sync``.
+        max_rejected: As in ``talon_audience_sync``.
+        in_flight: As in ``talon_audience_sync``.
+        talon_cdp_conn_id: As in ``talon_audience_sync``.
         profiles: Other arguments of ``SqlToTalonProfilesOperator``, but for ``task_id``.
 
     Returns:
         The group; its task ``commit`` returns a report like that of ``SqlToTalonProfilesOperator``.
     """
-    _check(profiles, workers=workers, max_rejected=max_rejected, in_flight=in_flight)
-    given: Any = dict(default_args or {})
-    # The ledger is named after the task that plans, in all of them.
-    how = {"talon_cdp_conn_id": talon_cdp_conn_id, **profiles}
-    with TaskGroup(group_id, default_args=given) as group:
-        plan = PlanProfilesOperator(task_id="plan", workers=workers, **how)
-        push = PushProfilesOperator.partial(
-            task_id="push", in_flight=in_flight, max_rejected=max_rejected, **how, **_at_once(workers, pool)
-        )
-        _connect(plan, push, max_rejected, talon_cdp_conn_id)
-    return group
+    _refuse_own(profiles)
+    limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
+    return _group(group_id, PlanProfilesOperator, profiles, limits, workers, pool, default_args, profiles)
 
 
-def _check(
-    given: Mapping[str, Any], *own: str, workers: int, max_rejected: int | None, in_flight: int
-) -> None:
-    check_sync_limits(max_rejected=max_rejected, in_flight=in_flight, workers=workers)
+class _PlanOperator(LedgerOperator):
+    """Plans for other tasks to push, where its base would plan and send.
+
+    Args:
+        workers: Shares of the plan at the most.
+        kwargs: As in its base.
+    """
+
+    is_published = False
+
+    def __init__(self, *, workers: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.workers = workers
+
+    @ends_retries
+    def execute(self, context: Context) -> Any:
+        """Plan, and return the shares; the XCom ``planned`` is for ``CommitPlanOperator``."""
+        began, hook = time.time(), self.hook()
+        mirror = self.mirror(context, hook)
+        if as_bool("dry_run", self.is_dry_run):
+            report = self.conclude(context, hook, lambda: self.rehearse(mirror, hook))
+        else:
+            report = self.conclude(context, hook, lambda: self.hand_over(context, mirror))
+        # Of a dry run everything is unsent, and nothing is in force.
+        is_planned = report["unsent"] and report["verdict"] is None
+        plan = self._plan(mirror.ledger, self.run_owner(context)) if is_planned else None
+        uris = self.asset_uris(hook.settings.deployment_host)
+        planned = {"report": report, "plan": plan, "began": began, "assets": uris}
+        context["ti"].xcom_push("planned", planned)
+        return _shares(plan, self.workers) if plan else []
+
+    def hand_over(self, context: Context, mirror: Mirror) -> Report:
+        """Plan, for other tasks to push."""
+        if isinstance(self, MembershipOperator):
+            self.adopt_initial_members(context, mirror)
+        return mirror.hand_over(self.run_owner(context))
+
+    def _plan(self, ledger: Ledger, owner: str) -> dict[str, Any]:
+        """Say where the plan is."""
+        return {
+            "name": ledger.plan,
+            "parts": ledger.parts,
+            "ledger": ledger.identity.name,
+            "holds": ledger.identity.holds,
+            "state_uri": self.where_state_is(),
+            "owner": owner,
+            "audience_id_type": getattr(self, "audience_id_type", "external"),
+        }
+
+
+class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
+    """The task ``plan`` of ``talon_audience_sync``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(mode="mirror", **kwargs)
+
+
+class PlanProfilesOperator(_PlanOperator, SqlToTalonProfilesOperator):
+    """The task ``plan`` of ``talon_profiles_sync``."""
+
+
+class PushShareOperator(SendingOperator):
+    """The task ``push`` of both groups: sends a share of a plan; again, what is left of it.
+
+    Args:
+        share: One of what the planning task returned.
+        profiles: Of attributes, the arguments of ``SqlToTalonProfilesOperator``: the query is read again, as
+            a plan holds no values.
+        kwargs: As in ``SendingOperator``. ``max_rejected`` says how many refused records are no reason to
+            give up; ``CommitPlanOperator`` judges them all.
+
+    Returns:
+        The counts of this try, in which ``resumed = sent + rejected``.
+    """
+
+    template_fields: Sequence[str] = ("share", "profiles", *SendingOperator.template_fields)
+    template_ext: Sequence[str] = (".sql",)
+    ui_color = MembershipOperator.ui_color
+    is_published = False
+
+    def __init__(
+        self, *, share: Mapping[str, Any], profiles: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.share = share
+        self.profiles = profiles
+
+    @ends_retries
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Send."""
+        hook = self.hook()
+        return self.conclude(context, hook, lambda: self._push(hook))
+
+    def asset_uris(self, deployment_host: str) -> Sequence[str]:
+        """Return no assets: the task ``commit`` has them."""
+        return ()
+
+    def _push(self, hook: TalonCdpHook) -> Report:
+        from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.mirror import push_share  # noqa: PLC0415
+
+        plan, senders, limits = self.share["plan"], self.share["of"], self.limits()
+        ledger = _ledger(hook, plan)
+        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"]) as share:
+            self.log.info("%s changes are left in this share of the plan.", f"{share.changes:,}")
+            if self.profiles is None:
+                how = {"audience_id_type": plan["audience_id_type"], "in_flight": limits.in_flight}
+                return push_share(
+                    share,
+                    share.batches(),
+                    Members(),
+                    lambda: hook.members_sender(**how, senders=senders),
+                    limits,
+                )
+            given = {"in_flight": self.in_flight, "max_rejected": self.max_rejected, **self.profiles}
+            profiles = SqlToTalonProfilesOperator(task_id=self.task_id, **given)
+            kind = profiles.kind()
+            chunks = kind.reread(share.batches(), profiles.source(hook)(), ledger.names)
+            return push_share(share, chunks, kind, lambda: profiles.sender(hook, senders), limits)
+
+
+class CommitPlanOperator(SendingOperator):
+    """The task ``commit`` of both groups: looks whether all of a plan is in, and reports.
+
+    Args:
+        planned: The planning task's XCom ``planned``.
+        pushed: What the pushing tasks returned.
+        kwargs: As in ``SendingOperator``.
+
+    Returns:
+        The counts of the whole sync.
+    """
+
+    template_fields: Sequence[str] = ("planned", "pushed", *SendingOperator.template_fields)
+
+    def __init__(
+        self, *, planned: Mapping[str, Any], pushed: Iterable[Mapping[str, Any]] | None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.planned = planned
+        self.pushed = pushed
+
+    @ends_retries
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Look, and report."""
+        hook = self.hook()
+        return self.conclude(context, hook, lambda: self._commit(hook))
+
+    def asset_uris(self, deployment_host: str) -> Sequence[str]:
+        """Return what the planning task found."""
+        uris: Sequence[str] = self.planned["assets"]
+        return uris
+
+    def _commit(self, hook: TalonCdpHook) -> Report:
+        from airflow_provider_talon_cdp.sync.mirror import combined_report  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.profiles import CHANGED  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.push import fail_if_rejected  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.report import Report  # noqa: PLC0415
+
+        report = Report.of(self.planned["report"])
+        if plan := self.planned["plan"]:
+            outcome = _ledger(hook, plan).commit(plan["owner"], plan["name"])
+            pushed = [each for each in self.pushed or () if each]
+            report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
+        self.log.info("Done:\n%s", report)
+        # Of a dry run, nothing was sent that could have failed in part.
+        if report.verdict is None:
+            fail_if_rejected(report, self.limits().max_rejected, excused=[CHANGED])
+        return report
+
+
+def _refuse_own(given: Mapping[str, Any], *own: str) -> None:
     for name in ("task_id", *own):
         if name in given:
             raise InvalidInputError(f"{name} is the group's own: take it out.")
 
 
-def _at_once(workers: int, pool: str | None) -> dict[str, Any]:
-    return {"max_active_tis_per_dagrun": workers} | ({} if pool is None else {"pool": pool})
+def _group(
+    group_id: str,
+    planner: type[PlanAudienceOperator | PlanProfilesOperator],
+    how: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    workers: int,
+    pool: str | None,
+    default_args: Mapping[str, Any] | None,
+    profiles: Mapping[str, Any] | None,
+) -> TaskGroup:
+    as_positive("workers", workers)
+    check_numbers(as_tolerance, max_rejected=limits["max_rejected"])
+    check_numbers(as_positive, in_flight=limits["in_flight"])
+    common = dict(limits) | {name: how[name] for name in ("on_busy", "busy_timeout") if name in how}
+    given: Any = dict(default_args or {})
+    with TaskGroup(group_id, default_args=given) as group:
+        rest = {name: value for name, value in how.items() if name not in common and name != "outlets"}
+        plan = planner(task_id="plan", workers=workers, **common, **rest)
+        planned: Any = plan.output
+        own = arguments_of(SqlOperator, ProfilesOperator, LedgerOperator)
+        push: Any = PushShareOperator.partial(
+            task_id="push",
+            profiles=None if profiles is None else {name: rest[name] for name in own if name in rest},
+            max_active_tis_per_dagrun=workers,
+            **common,
+            **({} if pool is None else {"pool": pool}),
+        )
+        CommitPlanOperator(
+            task_id="commit",
+            planned=planned["planned"],
+            pushed=push.expand(share=planned).output,
+            outlets=how.get("outlets"),
+            # Without anything to push, that task is skipped.
+            trigger_rule="none_failed",
+            **common,
+        )
+    return group
 
 
-def _connect(
-    plan: PlanAudienceOperator | PlanProfilesOperator,
-    push: Any,
-    max_rejected: int | None,
-    talon_cdp_conn_id: str,
-) -> None:
-    planned: Any = plan.output
-    CommitPlanOperator(
-        task_id="commit",
-        planned=planned["planned"],
-        pushed=push.expand(share=planned).output,
-        max_rejected=max_rejected,
-        talon_cdp_conn_id=talon_cdp_conn_id,
-        # Without anything to push, that task is skipped.
-        trigger_rule="none_failed",
-    )
+def _shares(plan: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
+    """Divide a plan; its parts are equal, but for the last."""
+    count = min(workers, plan["parts"])
+    return [
+        {"plan": plan, "parts": list(range(first, plan["parts"], count)), "of": count}
+        for first in range(count)
+    ]
+
+
+def _ledger(hook: TalonCdpHook, plan: Mapping[str, Any]) -> Ledger:
+    folder = storage("state URI", plan["state_uri"])
+    return open_ledger(folder, hook, plan["ledger"], holds=plan["holds"])

@@ -2,105 +2,78 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.contract import check_text
+from airflow_provider_talon_cdp import assets
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-from airflow_provider_talon_cdp.ledgered import LedgerOperator
-from airflow_provider_talon_cdp.ledgers.naming import profiles_ledger_name
 from airflow_provider_talon_cdp.operators._arguments import (
-    as_bool,
     as_columns,
+    as_limit,
     as_types,
     check_choice,
     check_literals,
-    check_rendered,
-    check_sql,
 )
-from airflow_provider_talon_cdp.sync.attributes import Attributes
-from airflow_provider_talon_cdp.sync.guard import Guard, ProfileGuard
-from airflow_provider_talon_cdp.sync.mirror import Mirror
-from airflow_provider_talon_cdp.sync.profile_push import BATCH
-from airflow_provider_talon_cdp.sync.profiles import OnDuplicate
-from airflow_provider_talon_cdp.transfers.profile_rows import ProfileColumns, read_profiles
-from airflow_provider_talon_cdp.transfers.rows import sql_hook
+from airflow_provider_talon_cdp.operators._base import LedgerOperator, ends_retries
+from airflow_provider_talon_cdp.transfers._base import SqlOperator
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+    from airflow_provider_talon_cdp.sync.guard import Guard
+    from airflow_provider_talon_cdp.sync.mirror import Mirror
+    from airflow_provider_talon_cdp.sync.profiles import Profiles
 
 Nulls = Literal["skip", "delete"]
 OnMissing = Literal["ignore", "clear"]
+OnDuplicate = Literal["error", "last"]
 
 _OF_AUDIENCES = ("audience_id", "audience_column", "audiences", "add_audiences", "remove_audiences")
 
 
-class SqlToTalonProfilesOperator(LedgerOperator):
-    """Keep attributes of customer profiles equal to a query.
-
-    Talon.One has no bulk call for attributes: one profile is one request, a million are four to five hours at 60 a second.
-    So only what changed since the last acknowledged run is sent, which a ledger under ``state_uri`` knows by fingerprints;
-    it holds profile IDs and no values. Rows are streamed, memory stays flat, and after a crash the next try reads the
-    query again and sends what is left. A profile that does not exist in Talon.One is created.
-
-    Attributes must be defined in the Campaign Manager. Null leaves an attribute as it is, or deletes it; a row without
-    any value sends nothing. An attribute that is no longer named in the query stays as it is, too.
+class ProfilesOperator(LedgerOperator):
+    """Base of the operators that keep attributes of customer profiles equal to rows.
 
     Args:
-        sql: One SELECT with one row for each profile, or the path of a ``.sql`` template.
-        sql_conn_id: Airflow connection of any SQL database.
-        profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or UUIDs.
-        attributes: Attribute name by column, or a list of columns that are attributes under their own names. Default: all
-            other columns, or none where there is an ``attributes_column``.
+        profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or
+            UUIDs.
+        attributes: Attribute name by column, or a list of columns that are attributes under their own names.
+            Default: all other columns, or none where there is an ``attributes_column``.
         attributes_column: A column that holds a JSON object of attributes: more of them, or all.
-        types: Talon.One's type by attribute name: ``string``, ``number``, ``boolean``, ``time``, ``location``,
-            ``(list string)``, ``(list number)``, ``(list time)`` or ``(list location)``. Values are converted where that
-            loses nothing; a row with another value is rejected. Without a type, the value's own decides.
+        types: Talon.One's type by attribute name: ``string``, ``number``, ``boolean``, ``time``,
+            ``location``, ``(list string)``, ``(list number)``, ``(list time)`` or ``(list location)``. Values
+            are converted where that loses nothing; a row with another value is rejected. Without a type, the
+            value's own decides.
         nulls: ``skip`` leaves them out; ``delete`` deletes the attribute.
-        on_missing: When a profile is in the ledger and not in the query: ``ignore`` it, or ``clear`` the attributes that
-            were ever sent for it, as far as the guard allows.
-        on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one in which ``order_by_column``
-            is greatest; null is the smallest, and of equal ones each run takes the same.
+        on_missing: When a profile is in the ledger and not in the source: ``ignore`` it, or ``clear`` the
+            attributes that were ever sent for it, as far as the guard allows.
+        on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one in which
+            ``order_by_column`` is greatest; null is the smallest, and of equal ones each run takes the same.
         order_by_column: The column that decides; it is an attribute only where ``attributes`` names it.
-        skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of refusing.
+        skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of
+            refusing.
         run_rule_engine: Run Talon.One's rules for each profile, which takes longer.
-        give_up_after: Stop when so many profiles, and more than ``max_rejected``, were all refused for one reason and none was
-            accepted; None for never.
-        ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each of its
-            instances.
-        parameters: Bind parameters of the query, in the driver's style.
-        kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction`` and ``max_removals`` (profiles that are
-            cleared), ``max_additions`` (profiles that are sent), ``send``, ``dry_run``, ``state_uri``, ``keep_versions``,
-            ``max_rejected``, ``in_flight``, ``talon_cdp_conn_id``.
-
-    Returns:
-        The counts of the sync, in which ``read + removals = unchanged + sent + duplicate + rejected + unsent``: ``rejected`` by
-        reason, ``removals`` profiles to clear, ``unsent`` 0. And ``requests``, ``retries``, ``throttled``, ``seconds``,
-        ``dead_letters`` (their folder), ``ledger_version`` and, of a dry run, the guard's ``verdict``; no profile IDs.
+        give_up_after: Stop when so many profiles, and more than ``max_rejected``, were all refused for one
+            reason and none was accepted; None for never.
+        ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each
+            of its instances.
+        kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction`` and ``max_removals``
+            (profiles that are cleared), ``max_additions`` (profiles that are sent), ``send``, ``dry_run``,
+            ``state_uri``, ``keep_versions``, ``max_rejected``, ``in_flight``, ``on_busy``, ``busy_timeout``,
+            ``talon_cdp_conn_id``.
     """
 
     template_fields: Sequence[str] = (
-        "sql",
-        "sql_conn_id",
-        "profile_id_column",
-        "attributes",
-        "attributes_column",
-        "types",
-        "order_by_column",
-        "ledger",
-        "parameters",
+        *("profile_id_column", "attributes", "attributes_column", "types", "order_by_column", "ledger"),
         *LedgerOperator.template_fields,
     )
-    template_ext: Sequence[str] = (".sql",)
-    template_fields_renderers = {"sql": "sql", "parameters": "json"}  # noqa: RUF012
     ui_color = "#d5ecff"
 
     def __init__(
         self,
         *,
-        sql: str,
-        sql_conn_id: str,
         profile_id_column: str = "profile_id",
         attributes: Mapping[str, str] | Sequence[str] | None = None,
         attributes_column: str | None = None,
@@ -113,13 +86,10 @@ class SqlToTalonProfilesOperator(LedgerOperator):
         run_rule_engine: bool = False,
         give_up_after: int | None = 50,
         ledger: str | None = None,
-        parameters: Any = None,
         **kwargs: Any,
     ) -> None:
         _refuse_audiences(kwargs)
         super().__init__(**kwargs)
-        self.sql = sql
-        self.sql_conn_id = sql_conn_id
         self.profile_id_column = profile_id_column
         self.attributes = attributes
         self.attributes_column = attributes_column
@@ -130,110 +100,154 @@ class SqlToTalonProfilesOperator(LedgerOperator):
         self.order_by_column = order_by_column
         self.skip_unknown_attributes = skip_unknown_attributes
         self.run_rule_engine = run_rule_engine
-        self.give_up_after = give_up_after
+        self.give_up_after = as_limit("give_up_after", give_up_after, 1)
         self.ledger = ledger
-        self.parameters = parameters
         self._check()
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Stream the query's rows to Talon.One."""
+    def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
+        """Return what reads the profiles."""
+        raise NotImplementedError
+
+    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+        """Return what keeps the attributes in step."""
+        from airflow_provider_talon_cdp.ledger.ledger import profiles_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
+
         if self.ledger is None:
             self.refuse_shared_ledger(context)
-        hook = TalonCdpHook(self.talon_cdp_conn_id)
-        mirror = self.mirror(hook)
-        if as_bool("dry_run", self.is_dry_run):
-            return mirror.dry_run(hook.settings.requests_per_second).summary()
-        return self.run_mirror(mirror, self.run_owner(context))
+        how = self.run_settings(context, hook)
+        kind = self.kind(sends_all=how.pop("sends_all"))
+        return Mirror(
+            source=self.source(hook),
+            ledger=self.open_ledger(hook, profiles_ledger_name(self._sync), holds="profiles"),
+            sender=lambda: self.sender(hook),
+            kind=kind,
+            **how,
+        )
 
     def guard(self) -> Guard:
         """Return the guard that the arguments make."""
-        return ProfileGuard(**dataclasses.asdict(super().guard()))
+        from airflow_provider_talon_cdp.sync.guard import ProfileGuard  # noqa: PLC0415
 
-    def mirror(self, hook: TalonCdpHook, *, senders: int = 1) -> Mirror:
-        """Return what keeps the attributes in step.
+        return ProfileGuard(**self.guard_limits())
 
-        Args:
-            hook: The way to Talon.One.
-            senders: How many send at once, each at its share of the connection's rate.
-        """
-        columns = self._columns()
-        encode = hook.attributes_encoder(as_types("types", self.types), skip_nulls=self.nulls == "skip")
-        source = sql_hook(self.sql_conn_id)
-        name = profiles_ledger_name(self.ledger or f"{self.dag_id}.{self.task_id}")
-        ledger = self.ledgers(hook, name, one_per_profile=True, batch=BATCH)(self.state_folder())
-        return Mirror(
-            source=lambda: read_profiles(source, self.sql, columns, encode, self.parameters),
-            ledger=ledger,
-            guard=self.guard(),
-            sender=lambda: hook.attributes_sender(
-                run_rule_engine=self.run_rule_engine,
-                skip_unknown_attributes=self.skip_unknown_attributes,
-                in_flight=self.in_flight,
-                senders=senders,
-            ),
-            kind=self.attributes_kind(),
-            in_flight=self.in_flight,
-            max_rejected=self.max_rejected,
-        )
-
-    def attributes_kind(self) -> Attributes:
+    def kind(self, *, sends_all: bool = False) -> Profiles:
         """Return how attributes are compared and sent."""
-        return Attributes(
-            sends_all=self.sends_all(),
+        from airflow_provider_talon_cdp.sync.profiles import Profiles  # noqa: PLC0415
+
+        return Profiles(
+            sends_all=sends_all,
             clears=self.on_missing == "clear",
             partial=self.skip_unknown_attributes,
             on_duplicate=self.on_duplicate,
             give_up_after=self.give_up_after,
         )
 
-    def _columns(self) -> ProfileColumns:
-        """Check what templates were rendered to."""
-        check_sql("sql", self.sql)
-        for name in ("profile_id_column", "attributes_column", "order_by_column", "ledger"):
-            if getattr(self, name) is not None or name == "profile_id_column":
-                check_text(name, check_rendered(name, getattr(self, name)))
-        return ProfileColumns(
-            profile_id=self.profile_id_column,
-            attributes=as_columns("attributes", self.attributes),
-            attributes_column=self.attributes_column,
-            order_by=self.order_by_column,
-            declared=as_types("types", self.types),
+    def sender(self, hook: TalonCdpHook, senders: int = 1) -> AbstractAsyncContextManager[Any]:
+        """Return what sends attributes.
+
+        Args:
+            hook: The way to Talon.One.
+            senders: How many send at once, each at its share of the connection's rate.
+        """
+        return hook.attributes_sender(
+            run_rule_engine=self.run_rule_engine,
+            skip_unknown_attributes=self.skip_unknown_attributes,
+            in_flight=self.limits().in_flight,
+            senders=senders,
         )
+
+    def encoder(self, hook: TalonCdpHook) -> Any:
+        """Return what makes JSON of a profile's attributes."""
+        return hook.attributes_encoder(as_types("types", self.types), skip_nulls=self.nulls == "skip")
+
+    def asset_uris(self, deployment_host: str) -> Sequence[str]:
+        """Return the profiles of this sync."""
+        return [assets.profiles_uri(deployment_host, self._sync)]
+
+    @property
+    def _sync(self) -> str:
+        return self.ledger or f"{self.dag_id}.{self.task_id}"
 
     def _check(self) -> None:
         """Refuse arguments that cannot work, or that nothing would heed."""
         check_choice("nulls", self.nulls, Nulls)
         check_choice("on_missing", self.on_missing, OnMissing)
         check_choice("on_duplicate", self.on_duplicate, OnDuplicate)
-        check_literals(check_sql, sql=self.sql)
         check_literals(as_columns, attributes=self.attributes)
         check_literals(as_types, types=self.types)
         for name in ("skip_unknown_attributes", "run_rule_engine"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(f"{name} must be True or False, but is {getattr(self, name)!r}.")
-        if self.give_up_after is not None and (
-            not isinstance(self.give_up_after, int)
-            or isinstance(self.give_up_after, bool)
-            or self.give_up_after < 1
-        ):
-            raise InvalidInputError(
-                f"give_up_after must be an integer >= 1 or None, but is {self.give_up_after!r}."
-            )
         if (self.order_by_column is None) == (self.on_duplicate == "last"):
             raise InvalidInputError(
                 "order_by_column and on_duplicate='last' go together: give both or neither."
             )
-        if self.on_missing != "clear" and (self.max_removal_fraction, self.max_removals) != (0.2, None):
+        if self.on_missing != "clear" and self.given("max_removal_fraction", "min_removals", "max_removals"):
             raise InvalidInputError(
-                "max_removal_fraction and max_removals are for on_missing='clear' only: nothing else is removed. Take them out."
+                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' only: nothing else is removed.\n"
+                "Take them out."
             )
+
+
+class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
+    """Keep attributes of customer profiles equal to a query.
+
+    Talon.One has no bulk call for attributes: one profile is one request, a million are four to five hours at
+    60 a second. So only what changed since the last acknowledged run is sent, which a ledger under
+    ``state_uri`` knows by fingerprints; it holds profile IDs and no values. Rows are streamed, memory stays
+    flat, and after a crash the next try reads the query again and sends what is left. A profile that does not
+    exist in Talon.One is created.
+
+    Attributes must be defined in the Campaign Manager. Null leaves an attribute as it is, or deletes it; a
+    row without any value sends nothing. An attribute that is no longer named in the query stays as it is,
+    too.
+
+    Args:
+        sql: One SELECT with one row for each profile, or the path of a ``.sql`` template.
+        sql_conn_id: Airflow connection of any SQL database.
+        parameters: Bind parameters of the query, in the driver's style.
+        hook_params: Arguments of the SQL connection's hook.
+        kwargs: As in ``ProfilesOperator``.
+
+    Returns:
+        The counts of the sync, in which ``read + removals = unchanged + sent + duplicate + rejected +
+        unsent``: ``rejected`` by reason, ``removals`` profiles to clear, ``unsent`` 0. And ``requests``,
+        ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a
+        dry run, the guard's ``verdict``; no profile IDs.
+    """
+
+    template_fields: Sequence[str] = (*SqlOperator.template_fields, *ProfilesOperator.template_fields)
+    names: ClassVar[Sequence[str]] = ("profile_id_column", "attributes_column", "order_by_column", "ledger")
+
+    @ends_retries
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Stream the query's rows to Talon.One."""
+        return self.run_mirror(context)
+
+    def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
+        """Return what reads the query."""
+        from airflow_provider_talon_cdp.transfers._rows import (  # noqa: PLC0415
+            ProfileColumns,
+            read_profiles,
+        )
+
+        sql_hook, encode = self.sql_hook(), self.encoder(hook)
+        columns = ProfileColumns(
+            profile_id=self.profile_id_column,
+            attributes=as_columns("attributes", self.attributes),
+            attributes_column=self.attributes_column,
+            order_by=self.order_by_column,
+            declared=as_types("types", self.types),
+        )
+        return lambda: read_profiles(sql_hook, self.sql, columns, encode, self.parameters)
 
 
 def _refuse_audiences(given: Mapping[str, Any]) -> None:
     asked = [name for name in _OF_AUDIENCES if name in given]
     if asked:
         raise InvalidInputError(
-            f"{asked[0]}: attributes and audiences do not go in one call, because Talon.One would run its rules for each "
-            "profile then, which takes longer. Use SqlToTalonAudienceOperator in a task of its own: it puts a thousand "
-            "members into a request."
+            f"{asked[0]}: attributes and audiences do not go in one call, because Talon.One would run its rules\n"
+            "for each profile then, which takes longer. Use SqlToTalonAudienceOperator in a task of its own:\n"
+            "it puts a thousand members into a request."
         )

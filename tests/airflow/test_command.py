@@ -9,13 +9,13 @@ import sys
 SCRIPT = """
 import runpy
 from airflow.providers.common.compat.sdk import BaseHook
-from airflow_provider_talon_cdp import ledgered
+from airflow_provider_talon_cdp.operators import _base
 
 def storage(name, uri):
     print("reached", BaseHook.get_connection("store").host)
     raise SystemExit
 
-ledgered.storage = storage
+_base.storage = storage
 runpy.run_module("airflow_provider_talon_cdp", run_name="__main__")
 """
 

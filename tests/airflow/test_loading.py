@@ -15,6 +15,7 @@ def test_every_example_dag_loads_without_an_import_error(examples):
     assert examples.import_errors == {}
     assert set(examples.dags) == {
         "talon_across_workers",
+        "talon_after_audience",
         "talon_audience_lifecycle",
         "talon_profile_update",
         "talon_warehouse_to_audiences",
@@ -42,7 +43,7 @@ def test_the_data_has_every_purchase_to_the_cent():
     "operator, message",
     [
         (
-            'SqlToTalonAudienceOperator(task_id="t", sql="SELECT 1", sql_conn_id="w", mode="mirrored", audience_id="a")',
+            'SqlToTalonAudienceOperator(task_id="t", sql="SELECT 1", sql_conn_id="w", mode="x", audience_id="a")',
             "mode must be one of",
         ),
         (

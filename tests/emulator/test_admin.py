@@ -5,6 +5,8 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from airflow_provider_talon_cdp.emulator import Emulator
+
 ODD = 'a/b ?#%"ü..'
 
 
@@ -48,6 +50,31 @@ def test_all_profiles_are_read_over_http_in_pages(emulator, call):
     page = requests.get(url, {"after": "p0", "limit": 1}, timeout=5).json()
     assert page == {"total": 3, "profiles": {"p1": {"a": 1}}}
     assert requests.get(url, {"limit": "x"}, timeout=5).status_code == 400
+
+
+def test_an_environment_is_read_over_http():
+    with Emulator(environments={"sandbox": "one", "live": "two"}) as emulator:
+        emulator.create_audience("vip", "VIP", environment="live")
+        emulator.add_members("vip", ["anna"], environment="live")
+        base, live = f"{emulator.url}/emulator", {"environment": "live"}
+        assert requests.get(f"{base}/state", timeout=5).json() == emulator.state()
+        assert requests.get(f"{base}/state", live, timeout=5).json() == emulator.state("live")
+        assert emulator.state()["environments"] == ["sandbox", "live"]
+        assert requests.get(f"{base}/profiles", live, timeout=5).json()["total"] == 1
+        members = requests.get(f"{base}/audiences/vip/members", live, timeout=5)
+        assert members.json()["members"] == ["anna"]
+        assert requests.get(f"{base}/audiences/vip/members", timeout=5).status_code == 404
+        unknown = requests.get(f"{base}/state", {"environment": "x"}, timeout=5)
+        assert (unknown.status_code, "sandbox, live" in unknown.json()["error"]) == (404, True)
+
+
+def test_members_by_internal_id_are_read_over_http(emulator):
+    internal = emulator.create_campaign_manager_audience("By hand")
+    emulator.add_members(internal, ["anna"])
+    url = f"{emulator.url}/emulator/campaign_manager_audiences"
+    assert requests.get(f"{url}/{internal}/members", timeout=5).json()["members"] == ["anna"]
+    assert requests.get(f"{url}/x/members", timeout=5).status_code == 400
+    assert emulator.state()["campaign_manager_audiences"][0]["name"] == "By hand"
 
 
 def test_requests_are_read_over_http(emulator, call):

@@ -80,6 +80,12 @@ def test_what_waits_is_told_with_what_is_left_of_it():
         {"kind": "status", "seconds": 1},
         {"kind": "html", "html": 1},
         {"kind": "reset_before", "body": {}},
+        {"kind": "large", "megabytes": 0},
+        {"kind": "large", "megabytes": 1.5},
+        {"kind": "endless", "megabytes": 1},
+        {"kind": "large", "status": 204},
+        {"kind": "drip", "seconds": -1},
+        {"kind": "cut", "status": 500},
     ],
 )
 def test_a_fault_that_cannot_be_is_refused(options):

@@ -1,4 +1,4 @@
-"""The command line: one line when it starts, one clear sentence when it cannot, and a quiet end."""
+"""The command line: five lines when it starts, one clear sentence when it cannot, and a quiet end."""
 
 import json
 import os
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def start():
-    """Start the command line in a process of its own; gives the process and its first line."""
+    """Start the command line in a process of its own; gives the process and what it says."""
     processes = []
 
     def begin(*arguments):
@@ -44,7 +44,7 @@ def start():
             text=True,
         )
         processes.append(process)
-        return process, process.stdout.readline()
+        return process, "".join(process.stdout.readline() for _ in range(5))
 
     yield begin
     for process in processes:
@@ -59,6 +59,7 @@ def url_of(line):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_runs_until_a_signal_and_ends_quietly(start, number):
     process, line = start()
+    assert max(map(len, line.splitlines())) <= 80
     assert "local-key-1234567890" in line
     assert requests.get(url_of(line), timeout=5).status_code == 200
     process.send_signal(number)
@@ -87,7 +88,9 @@ def test_its_options_reach_the_emulator(start, tmp_path, caller):
     assert (limited.status_code, "Retry-After" in limited.headers) == (429, False)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
-    assert json.loads((tmp_path / "state.json").read_text())["profiles"] == {"anna": {"Tier": "Gold"}}
+    assert json.loads((tmp_path / "state.json").read_text())["environments"][""]["profiles"]["anna"][
+        "attributes"
+    ] == {"Tier": "Gold"}
 
 
 @pytest.fixture
@@ -127,6 +130,16 @@ def test_it_runs_in_the_main_thread_until_its_handler_is_called(capsys, monkeypa
     assert results == [0]
 
 
+def test_environments_come_from_the_command_line(start, emulator, caller):
+    _, line = start("--environment", "sandbox=key-one", "--environment", "live=key=two")
+    assert "key-one" not in line
+    call = caller(emulator, Authorization="ApiKey-v1 key=two")
+    call.url = url_of(line)
+    assert call.create("vip").status_code == 201
+    state = requests.get(f"{call.url}/emulator/state", {"environment": "live"}, timeout=5).json()
+    assert list(state["audiences"]) == ["vip"]
+
+
 def test_a_port_in_use_is_a_sentence(fails, emulator):
     port = emulator.url.split(":")[2]
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in fails("--port", port)
@@ -134,6 +147,10 @@ def test_a_port_in_use_is_a_sentence(fails, emulator):
 
 def test_a_port_that_cannot_be_is_a_sentence(fails):
     assert "cannot listen" in fails("--port", "99999")
+
+
+def test_an_environment_has_a_key(fails):
+    assert "a name and a key" in fails("--environment", "live")
 
 
 def test_another_address_needs_a_yes(fails):

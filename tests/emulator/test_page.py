@@ -1,6 +1,8 @@
 """The page for people: shows what there is, escapes all of it, and needs nothing from elsewhere."""
 
+import json
 import re
+import shlex
 from html import unescape
 from html.parser import HTMLParser
 from urllib.parse import urlencode
@@ -44,6 +46,55 @@ def test_an_empty_emulator_has_a_page(emulator):
     assert status == 200
     assert emulator.url in page.text
     assert "AIRFLOW_CONN_TALON_CDP_DEFAULT" in page.text
+
+
+@pytest.mark.parametrize("deployment_host", ["a.talon.one", "it's"])
+def test_the_connection_block_can_be_pasted_into_a_shell(deployment_host):
+    with Emulator(deployment_host=deployment_host) as emulator:
+        block = re.search(
+            r"export AIRFLOW_CONN_\w+=.*?\}'\n?$", see(emulator)[1].text, re.MULTILINE | re.DOTALL
+        )
+        command, setting = shlex.split(block[0])
+        name, _, value = setting.partition("=")
+        assert (command, name) == ("export", "AIRFLOW_CONN_TALON_CDP_DEFAULT")
+        shown, wanted = json.loads(value), emulator.connection()
+        assert {**shown, "password": ""} == {**wanted, "password": ""}
+
+
+def test_each_environment_has_its_page(caller):
+    with Emulator(environments={"sandbox": "one", "live": "two"}) as emulator:
+        caller(emulator, Authorization="ApiKey-v1 one").create("first")
+        caller(emulator, Authorization="ApiKey-v1 two").create("second")
+        emulator.add_members("second", ["anna"], environment="live")
+        _, sandbox = see(emulator)
+        assert "first" in sandbox.text
+        assert "second" not in sandbox.text
+        assert "/?environment=live" in sandbox.links
+        _, live = see(emulator, environment="live")
+        assert '"environment": "live"' in live.text
+        assert "first" not in live.text
+        assert "/audience?environment=live&id=second" in live.links
+        _, audience = see(emulator, "/audience", environment="live", id="second")
+        assert "/profile?environment=live&id=anna" in audience.links
+        assert see(emulator, "/audience", id="second")[0] == 404
+        assert see(emulator, environment="none")[1].text == sandbox.text
+
+
+def test_an_audience_without_an_external_id_has_its_page(emulator):
+    internal = emulator.create_campaign_manager_audience(EVIL)
+    emulator.add_members(internal, ["anna"])
+    _, overview = see(emulator)
+    assert f"/audience?internal={internal}" in overview.links
+    _, audience = see(emulator, "/audience", internal=internal)
+    assert "anna" in audience.text
+    assert "Without an external ID" in audience.text
+    assert f"/audience?internal={internal}" in see(emulator, "/profile", id="anna")[1].links
+    assert see(emulator, "/audience", internal="9" * 400)[0] == 404
+
+
+def test_a_profile_shows_how_often_rules_ran(emulator, call):
+    call.profile("anna", runRuleEngine=True)
+    assert "rules ran 1 time\n" in see(emulator, "/profile", id="anna")[1].text
 
 
 def test_audiences_and_requests_are_shown(emulator, call):
@@ -126,9 +177,8 @@ def test_a_long_path_is_cut_short(emulator, call):
 
 
 def test_many_audiences_do_not_make_an_endless_page(emulator, call):
-    emulator._service.store.load(emulator._service.store.snapshot())
     for number in range(502):
-        emulator._service.store.create_audience(f"a{number}", "n")
+        emulator.create_audience(f"a{number}", "n")
     assert "The first 500 of 502" in see(emulator)[1].text
 
 

@@ -78,6 +78,10 @@ def test_a_port_in_use_is_an_error():
         {"service_time": -1},
         {"service_time": float("nan")},
         {"attributes": {"a": "text"}},
+        {"environments": {"live": "a", "sandbox": "a"}},
+        {"environments": {"live": ""}},
+        {"environments": {"": "a"}},
+        {"environments": {"live": "a"}, "api_key": "b"},
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(settings):
@@ -125,8 +129,19 @@ def test_the_connection_has_what_airflow_needs():
         assert talon.connection()["password"]
 
 
+def test_the_connection_of_an_environment_has_its_key_and_its_name():
+    with Emulator(environments={"sandbox": "one", "live": "two"}) as talon:
+        for name, key in (("sandbox", "one"), ("live", "two")):
+            connection = talon.connection(environment=name)
+            assert (connection["password"], connection["extra"]["environment"]) == (key, name)
+        assert talon.connection() == talon.connection(environment="sandbox")
+        with pytest.raises(LookupError, match="'test', but sandbox, live"):
+            talon.connection(environment="test")
+
+
 def test_the_key_is_in_no_repr():
-    assert "hush" not in repr(Emulator(api_key="hush")._service.settings)
+    for talon in (Emulator(api_key="hush"), Emulator(environments={"live": "hush"})):
+        assert "hush" not in repr(talon._service.settings) + repr(talon._service.environments)
 
 
 def test_it_is_read_back_in_plain_values(emulator, call):
@@ -181,7 +196,7 @@ def test_a_slow_answer_does_not_hold_up_the_end(caller):
         answers = []
         client = threading.Thread(target=lambda: answers.append(caller(talon).profile("anna").status_code))
         client.start()
-        while not talon._service._in_flight._profiles:
+        while not talon._service.environment().in_flight._profiles:
             time.sleep(0.005)
     client.join()
     assert answers == [200]

@@ -5,6 +5,7 @@ import time
 import uuid
 
 import pytest
+import requests
 
 from airflow_provider_talon_cdp.emulator import Emulator
 
@@ -75,7 +76,18 @@ def test_a_profile_changes_its_audiences_by_external_ids(emulator, call):
     call.create("vip")
     answer = call.profile_audiences("ann/a", adds=["vip"])
     assert answer.status_code == 200
-    assert answer.json() == {**STATE, "customerProfile": {"integrationId": "ann/a", "attributes": {}}}
+    profile = answer.json().pop("customerProfile")
+    assert answer.json() == {**STATE, "customerProfile": profile}
+    assert profile == {
+        "id": 1,
+        "created": profile["lastActivity"],
+        "accountId": 1,
+        "integrationId": "ann/a",
+        "attributes": {},
+        "closedSessions": 0,
+        "totalSales": 0,
+        "lastActivity": emulator._service.environment().store.stored_profile("ann/a").last_activity,
+    }
     assert emulator.profile("ann/a") == {"attributes": {}, "audiences": ["vip"]}
 
 
@@ -125,7 +137,8 @@ def test_declared_attributes_are_checked_in_the_deployments_shape(caller):
 
 def test_a_missing_or_wrong_header_is_refused(emulator, caller):
     call = caller(emulator)
-    assert "API key" in refused(call.send("POST", "/cdp/audiences", {}, headers={"Authorization": None}), 401)
+    missing = call.send("POST", "/cdp/audiences", {}, headers={"Authorization": None})
+    assert refused(missing, 401) == "Missing Session Token"
     refused(call.send("POST", "/cdp/audiences", {}, headers={"Authorization": "ApiKey-v1 other"}), 401)
     refused(call.send("POST", "/cdp/audiences", {}, headers={"customer-data-platform-name": None}), 400)
     missing = call.send("POST", "/cdp/audiences", {}, headers={"destination-hostname": None})
@@ -221,7 +234,7 @@ def test_two_requests_on_one_profile_at_once_are_a_conflict(caller):
         call = caller(emulator)
         call.create("vip")
         thread, first = in_background(lambda: caller(emulator).external(("anna", ["vip"]), ("bert", ["vip"])))
-        wait_for(lambda: emulator._service._in_flight._profiles)
+        wait_for(lambda: emulator._service.environment().in_flight._profiles)
         refused(call.profile("anna"), 409)
         refused(call.profile_audiences("bert", adds=["vip"]), 409)
         refused(call.internal(("carl", [1]), ("anna", [1])), 409)
@@ -279,3 +292,118 @@ def test_every_request_is_logged_without_its_headers_and_body(emulator, call):
     assert (log[-1]["query"], log[-1]["operation"], log[-1]["run_rule_engine"]) == ("x=1", "", None)
     assert "local-key" not in str(log)
     assert "hush" not in str(log)
+
+
+def test_the_documented_error_texts(emulator, call, caller):
+    call.create("it's", "First")
+    assert refused(call.create("it's", "Second"), 409) == "The audience with the ID 'it's' already exists"
+    assert refused(call.external(("anna", ["gone"])), 404) == "Not Found"
+    assert refused(call.send("PUT", "/cdp/nothing", {}), 404) == "Not Found"
+    wrong = caller(emulator, Authorization="ApiKey-v1 other")
+    assert refused(wrong.create("vip"), 401) == "Missing Session Token"
+    with Emulator(requests_per_second=0.01) as limited:
+        limited_call = caller(limited)
+        limited_call.profile("anna")
+        assert refused(limited_call.profile("anna"), 429) == "Too many requests"
+    for status, text in ((401, "Missing Session Token"), (404, "Not Found"), (429, "Too many requests")):
+        emulator.fail_next("status", status=status)
+        assert refused(call.profile("anna"), status) == text
+
+
+def test_the_path_says_which_audience_is_renamed(emulator, call):
+    call.create("vip", "First")
+    body = {"audienceId": "another", "audienceName": "Second"}
+    assert call.send("PUT", "/cdp/audiences/vip", body).json()["integrationId"] == "vip"
+    assert {key: each["name"] for key, each in emulator.audiences().items()} == {"vip": "Second"}
+
+
+def test_an_audience_keeps_the_platform_that_created_it(emulator, call, caller):
+    call.create("vip")
+    other = caller(emulator, **{"customer-data-platform-name": "Other"})
+    body = {"audienceId": "vip", "audienceName": "Second"}
+    assert other.send("PUT", "/cdp/audiences/vip", body).json()["integration"] == "Tests"
+
+
+def test_a_key_reaches_the_audiences_and_profiles_of_its_environment(caller):
+    keys = {"sandbox": "sandbox-key", "live": "live-key"}
+    with Emulator(environments=keys) as emulator:
+        sandbox, live = (caller(emulator, Authorization=f"ApiKey-v1 {key}") for key in keys.values())
+        assert sandbox.create("vip").json()["id"] == live.create("vip").json()["id"] == 1
+        sandbox.external(("anna", ["vip"]))
+        live.profile("bert", attributes={"tier": "gold"})
+        assert emulator.members("vip") == emulator.members("vip", environment="sandbox") == {"anna"}
+        assert emulator.members("vip", environment="live") == set()
+        assert (emulator.profiles("live"), emulator.profile("anna", environment="live")) == ({"bert"}, None)
+        assert [each["environment"] for each in emulator.requests()] == ["sandbox", "live", "sandbox", "live"]
+        refused(caller(emulator).create("x"), 401)
+        assert emulator.requests()[-1]["environment"] is None
+        emulator.reset()
+        assert (emulator.audiences("sandbox"), emulator.audiences("live")) == ({}, {})
+
+
+def test_environments_have_their_own_limits(caller):
+    keys = {"sandbox": "one", "live": "two"}
+    with Emulator(environments=keys, requests_per_second=0.01) as emulator:
+        sandbox, live = (caller(emulator, Authorization=f"ApiKey-v1 {key}") for key in keys.values())
+        answers = [sandbox.profile("a"), sandbox.profile("a"), live.profile("a"), live.profile("a")]
+        assert [answer.status_code for answer in answers] == [200, 429, 200, 429]
+
+
+def test_a_replaced_key_is_refused_and_the_new_one_finds_the_same_audiences(caller):
+    with Emulator(environments={"live": "old"}) as emulator:
+        caller(emulator, Authorization="ApiKey-v1 old").create("vip")
+        emulator.replace_key("new")
+        refused(caller(emulator, Authorization="ApiKey-v1 old").create("new"), 401)
+        refused(caller(emulator, Authorization="ApiKey-v1 new").create("vip"), 409)
+        assert emulator.connection()["password"] == "new"
+
+
+def test_an_audience_of_the_campaign_manager_has_an_internal_id_only(emulator, call):
+    internal = emulator.create_campaign_manager_audience("By hand")
+    assert call.internal(("anna", [internal])).status_code == 204
+    assert call.profile("bert", audiencesChanges={"adds": [internal]}).status_code == 200
+    assert emulator.members(internal) == {"anna", "bert"}
+    assert emulator.campaign_manager_audiences()[internal]["name"] == "By hand"
+    refused(call.external(("anna", ["By hand"])), 404)
+    refused(call.send("DELETE", f"/cdp/audiences/{internal}"), 404)
+    refused(call.send("PUT", f"/cdp/audiences/{internal}", {"audienceId": "x", "audienceName": "x"}), 404)
+    assert (emulator.audiences(), emulator.profile("anna")["audiences"]) == ({}, [internal])
+
+
+def test_an_audience_made_again_by_hand_has_another_internal_id_and_no_members(emulator, call):
+    first = emulator.create_audience("vip", "VIP")
+    call.external(("anna", ["vip"]))
+    emulator.delete_audience("vip")
+    refused(call.internal(("anna", [first])), 404)
+    second = emulator.create_audience("vip", "VIP")
+    assert second != first
+    assert emulator.members(second) == emulator.members("vip") == set()
+    refused(call.internal(("anna", [first])), 404)
+
+
+def test_members_and_attributes_are_changed_by_hand(emulator):
+    emulator.create_audience("vip", "VIP")
+    emulator.add_members("vip", ["anna", "bert"])
+    emulator.remove_members("vip", ["bert"])
+    emulator.set_attributes("anna", {"tier": "gold", "old": None})
+    assert emulator.profile("anna") == {"attributes": {"tier": "gold"}, "audiences": ["vip"]}
+    assert (emulator.members("vip"), emulator.rule_runs("anna"), emulator.requests()) == ({"anna"}, 0, [])
+
+
+def test_runs_of_the_rules_are_counted_by_profile(emulator, call):
+    call.create("vip")
+    call.profile("anna")
+    call.external(("anna", ["vip"]), ("bert", ["vip"]))
+    call.internal(("anna", [], [1]))
+    assert (emulator.rule_runs("anna"), emulator.rule_runs("nobody")) == (0, 0)
+    call.profile("anna", runRuleEngine=True)
+    call.profile("anna", audiencesChanges={"adds": [1]}, runRuleEngine=False)
+    call.profile_audiences("anna")
+    refused(call.profile_audiences("anna", adds=["gone"]), 404)
+    assert (emulator.rule_runs("anna"), emulator.rule_runs("bert")) == (3, 0)
+    emulator.fail_next("reset_before")
+    emulator.fail_next("reset_after")
+    for _ in range(2):
+        with pytest.raises(requests.ConnectionError):
+            call.profile_audiences("anna")
+    assert emulator.rule_runs("anna") == 4

@@ -6,10 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 from tests.mirror.test_ledger import TEN
 
 
@@ -20,7 +20,7 @@ def export(tmp_path, ids, header="profileintegrationid", **options):
 
 
 def test_adopted_members_can_be_removed(sqlite, vip, mirror, agrees, tmp_path, said):
-    vip._service.store._by_external["vip"].members.update(TEN)
+    vip.add_members("vip", TEN)
     sqlite.fill([*TEN[1:], "new"])
     summary = mirror(initial_members=export(tmp_path, TEN))
     assert (summary["unchanged"], summary["removals"], summary["sent"]) == (9, 1, 2)
@@ -30,7 +30,7 @@ def test_adopted_members_can_be_removed(sqlite, vip, mirror, agrees, tmp_path, s
 
 def test_members_are_adopted_once(sqlite, vip, mirror, agrees, tmp_path, said):
     sqlite.fill(TEN)
-    vip._service.store._by_external["vip"].members.update(TEN)
+    vip.add_members("vip", TEN)
     mirror(initial_members=export(tmp_path, TEN))
     sqlite.fill([*TEN, "new"])
     assert mirror(initial_members=export(tmp_path, ["someone else"]))["sent"] == 1
@@ -48,7 +48,7 @@ def test_the_guard_speaks_about_adopted_members_too(sqlite, vip, mirror, tmp_pat
 
 def test_adoption_over_again_after_a_crash_of_it(sqlite, vip, mirror, agrees, tmp_path, ledger_of):
     """A worker that dies while it adopts must not leave a ledger that knows nobody and counts as used."""
-    vip._service.store._by_external["vip"].members.update(TEN)
+    vip.add_members("vip", TEN)
     sqlite.fill(TEN[1:])
     file = export(tmp_path, TEN)
 
@@ -104,6 +104,6 @@ def test_adopted_ids_keep_their_spaces_commas_and_line_breaks(sqlite, vip, mirro
     quoted = "".join('7,"' + each.replace('"', '""') + '"\r\n' for each in awkward)
     path.write_bytes(b"\xef\xbb\xbf" + f"id,ProfileIntegrationId\r\n{quoted}".encode())
     sqlite.fill(awkward)
-    vip._service.store._by_external["vip"].members.update(awkward)
+    vip.add_members("vip", awkward)
     assert mirror(initial_members=str(path))["unchanged"] == len(awkward)
     agrees(awkward)

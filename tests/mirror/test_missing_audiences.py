@@ -36,7 +36,7 @@ def test_an_audience_is_created_once(sqlite, talon, mirror, agrees, said):
 def test_an_audience_that_talon_one_lost_is_filled_anew(sqlite, vip, mirror, agrees, caplog):
     sqlite.fill(["anna", "bert", "cem"])
     mirror()
-    vip._service.store.delete_audience("vip")
+    vip.delete_audience("vip")
     sqlite.fill(["anna", "bert", "dora"])
     mirror(audience_name="VIP", max_removal_fraction=1)
     agrees(["anna", "bert", "dora"])
@@ -48,7 +48,7 @@ def test_a_lost_audience_is_filled_anew_though_the_guard_stopped_the_first_try(s
     ids = [f"customer-{each}" for each in range(30)]
     sqlite.fill(ids)
     mirror()
-    vip._service.store.delete_audience("vip")
+    vip.delete_audience("vip")
     sqlite.fill([*ids, "one more"])
     with pytest.raises(GuardError, match="max_additions"):
         mirror(audience_name="VIP", max_additions=10)
@@ -58,7 +58,7 @@ def test_a_lost_audience_is_filled_anew_though_the_guard_stopped_the_first_try(s
 
 def test_an_unknown_audience_among_many_is_named(sqlite, talon, mirror):
     sqlite.fill_pairs(PAIRS)
-    talon._service.store.create_audience("vip", "VIP")
+    talon.create_audience("vip", "VIP")
     with pytest.raises(NotFoundError, match=r"Audience in the request: (lapsed|new)\."):
         mirror(audience_column="audience_id")
 
@@ -89,8 +89,8 @@ def test_a_create_that_is_tried_again_loses_no_removal(sqlite, talon, mirror, ag
 def test_all_is_sent_where_that_is_asked_for(sqlite, vip, mirror, agrees):
     sqlite.fill(["anna", "bert", "cem"])
     mirror()
-    vip._service.store.delete_audience("vip")
-    vip._service.store.create_audience("vip", "Made again by hand")
+    vip.delete_audience("vip")
+    vip.create_audience("vip", "Made again by hand")
     sqlite.fill(["anna", "bert", "dora"])
     summary = mirror(send="all", max_removal_fraction=1)
     assert (summary["sent"], summary["removals"], summary["unchanged"]) == (4, 1, 0)
@@ -108,7 +108,7 @@ def test_a_campaign_ends(sqlite, talon, mirror_many, agrees):
     spring = [(f"customer-{each}", "spring") for each in range(30)]
     sqlite.fill_pairs([*spring, *PAIRS])
     mirror_many()
-    talon._service.store.delete_audience("spring")
+    talon.delete_audience("spring")
     sqlite.fill_pairs([*PAIRS, ("one more", "vip")])
     summary = mirror_many(max_removal_fraction=1)
     assert (summary["removals"], summary["sent"]) == (30, 31)
@@ -119,7 +119,7 @@ def test_a_campaign_ends(sqlite, talon, mirror_many, agrees):
 def test_a_campaign_ends_though_its_audience_alone_changes(sqlite, talon, mirror_many, caplog):
     sqlite.fill_pairs([*PAIRS, ("anna", "spring")])
     mirror_many()
-    talon._service.store.delete_audience("spring")
+    talon.delete_audience("spring")
     sqlite.fill_pairs(PAIRS)
     assert mirror_many(max_removal_fraction=1)["sent"] == 1
     assert "Talon.One has no audience 'spring' any more" in caplog.text
@@ -139,12 +139,12 @@ def test_a_wrong_path_is_no_audience_that_is_gone(sqlite, talon, mirror_many, le
 def test_a_missing_audience_does_not_make_members_of_others_doubtful(sqlite, talon, mirror_many):
     sqlite.fill_pairs(PAIRS)
     mirror_many()
-    talon._service.store.delete_audience("lapsed")
+    talon.delete_audience("lapsed")
     more = [("one more", audience) for audience in ("vip", "new", "lapsed")]
     sqlite.fill_pairs([*PAIRS, *more])
     with pytest.raises(NotFoundError, match="Audience in the request: lapsed"):
         mirror_many(audience_name_column=None)
-    talon._service.store.create_audience("lapsed", "Made again by hand")
+    talon.create_audience("lapsed", "Made again by hand")
     lapsed = sum(audience == "lapsed" for _, audience in PAIRS)
     assert mirror_many()["sent"] <= lapsed + 3
     assert members_of(talon) == {*PAIRS, *more}

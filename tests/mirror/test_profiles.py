@@ -112,19 +112,13 @@ def test_a_profile_that_left_the_query_loses_what_was_sent_and_nothing_else(
     send(attributes=["tier"])
     warehouse.run("UPDATE people SET tier = NULL WHERE id = 'p7'")
     send()
-    talon._service.store.change_internal([_no_audiences("p7")], {"by_hand": True})
+    talon.set_attributes("p7", {"by_hand": True})
     warehouse.run("DELETE FROM people WHERE id = 'p7'")
     summary = send(on_missing="clear")
     assert (summary["removals"], summary["sent"], summary["unchanged"]) == (1, 1, 9)
     assert attributes()["p7"] == {"by_hand": True}
     assert "p7" not in dict(profiles_ledger().known())
     assert send(on_missing="clear")["removals"] == 0
-
-
-def _no_audiences(profile_id):
-    from airflow_provider_talon_cdp.emulator.validation import Change  # noqa: PLC0415 - the engine has one too
-
-    return Change(profile_id, (), ())
 
 
 def test_clearing_is_held_back_by_the_guard(sqlite, send, attributes, talon):
@@ -175,7 +169,7 @@ def test_rows_that_cannot_be_sent_are_counted_by_reason_and_the_others_are_sent(
     warehouse.fill_people("id text, score text", people)
     with pytest.raises(RejectedRecordsError, match="4 of 5 records were rejected") as error:
         send(types={"score": "number"})
-    reason = "Attribute 'score' is declared as number, but its text is no number."
+    reason = "Attribute 'score' is declared as number, but its text is not a number."
     summary = error.value.report.summary()
     assert summary["rejected"] == {"profile ID null": 1, "profile ID empty": 1, reason: 2}
     assert attributes() == {"bo": {"score": Decimal("7.50")}}
@@ -410,7 +404,7 @@ def test_many_requests_are_in_flight(sqlite, send, declared):
 
 
 def test_memberships_of_the_profiles_stay(sqlite, send, vip):
-    vip._service.store.change_external([type(_no_audiences("x"))("anna", ("vip",), ())])
+    vip.add_members("vip", ["anna"])
     sqlite.fill_people("id, tier", [("anna", "gold")])
     send()
     assert vip.profile("anna") == {"attributes": {"tier": "gold"}, "audiences": ["vip"]}

@@ -44,7 +44,8 @@ def modules_with_operators(package):
     return {
         name
         for _, name, _ in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-        if any(
+        if not name.rpartition(".")[2].startswith("_")
+        and any(
             isinstance(value, type) and issubclass(value, BaseOperator) and value.__module__ == name
             for value in vars(importlib.import_module(name)).values()
         )

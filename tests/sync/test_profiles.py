@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from airflow_provider_talon_cdp.sync.changes import Rejection
+from airflow_provider_talon_cdp.sync.diff import OutOfOrderError, PlanCounts
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Rejection
-from airflow_provider_talon_cdp.sync.diff import OutOfOrderError, PlanCounts
 from airflow_provider_talon_cdp.sync.profiles import Profile, one_each, sorted_on_disk
 
 
@@ -124,5 +124,5 @@ def test_sorting_on_disk_and_taking_the_last_is_what_a_dictionary_does(rows, run
 def test_runs_on_disk_are_closed_when_the_reader_stops(recwarn):
     stream = sorted_on_disk(iter([profile(str(number)) for number in range(9)]), run=1)
     next(stream)
-    stream.close()
+    stream.close()  # type: ignore[attr-defined]
     assert not recwarn.list

@@ -1,0 +1,203 @@
+"""Talon.One's audiences and profiles as assets of Airflow, and as datasets of OpenLineage.
+
+| what | URI |
+| --- | --- |
+| an audience, by its ID in the CDP | ``talon-cdp://<deployment host>/audiences/<audience ID>`` |
+| an audience, by Talon.One's own number | ``talon-cdp://<deployment host>/audiences/internal:<number>`` |
+| the profiles that one sync keeps | ``talon-cdp://<deployment host>/profiles/<name of the ledger>`` |
+
+IDs and names are percent-encoded. The operators emit these assets by themselves, through an asset alias, as
+the host is known to the connection only. Schedule a DAG on ``audience_asset(...)`` or ``profiles_asset(...)``
+to run it after a sync.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+from airflow.providers.common.compat.sdk import Asset, AssetAlias, BaseOperator, Context
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+log = logging.getLogger(__name__)
+SCHEME = "talon-cdp"
+IS_AIRFLOW_2 = Asset.__name__ == "Dataset"
+_KINDS = ("audiences", "profiles")
+# Airflow takes 1500 characters for a whole URI.
+_LONGEST = 1000
+
+
+def audience_uri(deployment_host: str, audience_id: str | int) -> str:
+    """Return the URI of an audience.
+
+    Args:
+        deployment_host: As on the connection.
+        audience_id: Its ID in the CDP (a string), or Talon.One's own number (an integer).
+    """
+    name = f"internal:{audience_id}" if isinstance(audience_id, int) else _encoded(audience_id)
+    return f"{SCHEME}://{deployment_host.lower()}/audiences/{name}"
+
+
+def profiles_uri(deployment_host: str, sync: str) -> str:
+    """Return the URI of the profiles that a sync keeps.
+
+    Args:
+        deployment_host: As on the connection.
+        sync: The operator's ``ledger``, or the DAG's and the task's ID with a full stop between.
+    """
+    return f"{SCHEME}://{deployment_host.lower()}/profiles/{_encoded(sync)}"
+
+
+def audience_asset(deployment_host: str, audience_id: str | int) -> Asset:
+    """Return an audience as an asset; see ``audience_uri``."""
+    return Asset(uri=audience_uri(deployment_host, audience_id))
+
+
+def profiles_asset(deployment_host: str, sync: str) -> Asset:
+    """Return the profiles of a sync as an asset; see ``profiles_uri``."""
+    return Asset(uri=profiles_uri(deployment_host, sync))
+
+
+def create_asset(
+    *,
+    deployment_host: str,
+    audience_id: str | int | None = None,
+    sync: str | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Asset:
+    """Make an asset for Airflow's lineage collector: of an audience, or of the profiles of a sync."""
+    if (audience_id is None) == (sync is None):
+        raise InvalidInputError("Give either audience_id (an audience) or sync (profiles).")
+    uri = (
+        audience_uri(deployment_host, audience_id)
+        if audience_id is not None
+        else profiles_uri(deployment_host, str(sync))
+    )
+    return Asset(uri=uri, extra=extra or {})
+
+
+def sanitize_uri(uri: SplitResult) -> SplitResult:
+    """Spell a URI of ours as the operators spell it.
+
+    Raises:
+        ValueError: It is not a URI of an audience or of profiles.
+    """
+    kind, _, name = uri.path.removeprefix("/").partition("/")
+    if not uri.hostname or uri.port is not None or kind not in _KINDS or not name or "/" in name:
+        raise ValueError(
+            f"A {SCHEME} URI is {SCHEME}://<deployment host>/audiences/<audience ID> or .../profiles/<sync>, "
+            "with the ID percent-encoded."
+        )
+    is_internal = kind == "audiences" and name.startswith("internal:")
+    name = name if is_internal else _encoded(unquote(name))
+    return uri._replace(netloc=uri.hostname.lower(), path=f"/{kind}/{name}", query="", fragment="")
+
+
+def to_openlineage(asset: Asset, lineage_context: Any) -> Any:  # noqa: ARG001 - Airflow's signature
+    """Convert an asset to a dataset of OpenLineage."""
+    # Airflow's OpenLineage provider is optional.
+    from airflow.providers.common.compat.openlineage.facet import Dataset  # noqa: PLC0415
+
+    return Dataset(*_namespace_and_name(asset.uri))
+
+
+def lineage(inputs: Iterable[Any], uris: Sequence[str], rows: int | None = None) -> Any:
+    """Return what OpenLineage is told about a sync, or None where its provider is not installed.
+
+    Args:
+        inputs: Datasets that the sync read.
+        uris: Of the audiences or profiles that it keeps.
+        rows: Changes that Talon.One acknowledged, where that is known.
+    """
+    try:
+        from airflow.providers.openlineage.extractors import OperatorLineage  # noqa: PLC0415
+    except ImportError:
+        return None
+    from airflow.providers.common.compat.openlineage.facet import (  # noqa: PLC0415
+        OutputDataset,
+        OutputStatisticsOutputDatasetFacet,
+    )
+
+    facets: dict[str, Any] = {}
+    # Of several audiences, only the sum is known.
+    if rows is not None and len(uris) == 1:
+        facets = {"outputStatistics": OutputStatisticsOutputDatasetFacet(rowCount=rows)}
+    outputs = [OutputDataset(*_namespace_and_name(uri), outputFacets=facets) for uri in uris]
+    return OperatorLineage(inputs=list(inputs), outputs=outputs)
+
+
+def sql_inputs(hook: Callable[[], Any], conn_id: str, sql: str) -> list[Any]:
+    """Return the datasets that a query reads, as far as Airflow's OpenLineage provider can tell.
+
+    Args:
+        hook: Makes the SQL hook; some ask the database for its default schema.
+        conn_id: Its connection.
+        sql: The query; it is parsed.
+    """
+    try:
+        from airflow.providers.openlineage.sqlparser import get_openlineage_facets_with_sql  # noqa: PLC0415
+    except ImportError:
+        return []
+    try:
+        found = get_openlineage_facets_with_sql(
+            hook=hook(), sql=sql, conn_id=conn_id, database=None, use_connection=False
+        )
+    except Exception as error:  # noqa: BLE001 - of any driver; what was sent is told all the same
+        log.info("OpenLineage is not told what the query reads: %s", error)
+        return []
+    return found.inputs if found else []
+
+
+def alias_of(name: str) -> AssetAlias | None:
+    """Return the outlet of a task through which ``emit`` names assets; Airflow 2 needs none."""
+    return None if IS_AIRFLOW_2 else AssetAlias(f"{SCHEME}:{name}")
+
+
+def emit(
+    context: Context,
+    task: BaseOperator,
+    alias: AssetAlias | None,
+    uris: Iterable[str],
+    extra: Mapping[str, Any],
+) -> None:
+    """Have Airflow register an event of each asset when the task succeeds.
+
+    Args:
+        context: The task's context.
+        task: The task that runs.
+        alias: The outlet that ``alias_of`` made.
+        uris: Of the assets.
+        extra: Facts about the sync, for the events.
+    """
+    events = context.get("outlet_events")
+    if events is None:
+        return
+    outlets = {each.uri: each for each in task.outlets if isinstance(each, Asset)}
+    for uri in uris:
+        asset = outlets.get(uri)
+        if asset is None and alias is not None:
+            events[alias].add(Asset(uri=uri), extra=dict(extra))
+            continue
+        if asset is None:
+            # Airflow 2 registers what is an outlet now, and fails where it has not heard of an alias.
+            asset = Asset(uri=uri)
+            task.outlets = [*task.outlets, asset]
+        events[asset].extra.update(extra)
+
+
+def _namespace_and_name(uri: str) -> tuple[str, str]:
+    parts = urlsplit(uri)
+    return f"{SCHEME}://{parts.netloc}", unquote(parts.path.removeprefix("/"))
+
+
+def _encoded(name: str) -> str:
+    encoded = quote(name, safe="")
+    if len(encoded) <= _LONGEST:
+        return encoded
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[: _LONGEST // 2]
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()}"

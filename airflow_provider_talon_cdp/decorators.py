@@ -1,0 +1,184 @@
+"""``@task.talon_audience`` and ``@task.talon_profiles``: functions whose results are sent to Talon.One."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.providers.common.compat.sdk import (
+    Context,
+    DecoratedOperator,
+    TaskDecorator,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,
+)
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.operators._arguments import as_columns, as_list, check_choice
+from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
+from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperator
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.changes.change import Record
+    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+    from airflow_provider_talon_cdp.sync.mirror import Mirror
+
+Mode = Literal["mirror", "add", "remove"]
+_BLOCK = 5000
+
+
+class _FunctionOperator(DecoratedOperator):
+    """Base of the operators that a decorator makes of a function."""
+
+    template_fields: Sequence[str] = DecoratedOperator.template_fields
+
+    @ends_retries
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Call the function, and send what it returns or yields."""
+        context_merge(context, self.op_kwargs)
+        self._arguments = determine_kwargs(self.python_callable, self.op_args, context)
+        return self.deliver(context)
+
+    def deliver(self, context: Context) -> dict[str, Any]:
+        """Send what ``result`` gives."""
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        """Call the function."""
+        return self.python_callable(*self.op_args, **self._arguments)
+
+
+class TalonAudienceTask(_FunctionOperator, MembershipOperator):
+    """``@task.talon_audience``: the profile IDs that a function returns or yields become an audience.
+
+    A function that yields is streamed: memory stays flat however many IDs there are. A mirror sorts them on
+    the worker's disk, so the function is called once.
+
+    Args:
+        audience_id: The audience.
+        mode: ``mirror`` makes the audience equal to the result; ``add`` and ``remove`` send it as it is.
+        kwargs: As in ``MembershipOperator``.
+
+    Returns:
+        The counts of the sync, as in ``SqlToTalonAudienceOperator``; no member IDs.
+    """
+
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *MembershipOperator.template_fields,
+    )
+    custom_operator_name = "@task.talon_audience"
+    # Airflow's registry looks for it: a retry resumes from the task state store.
+    __supports_durable_execution = True
+
+    def __init__(self, *, audience_id: str | int, mode: Mode = "mirror", **kwargs: Any) -> None:
+        super().__init__(audience_id=audience_id, **kwargs)
+        self.mode = mode
+        check_choice("mode", mode, Mode)
+        self.check_mode(mode)
+
+    def deliver(self, context: Context) -> dict[str, Any]:
+        """Send the members."""
+        if self.mode == "mirror":
+            return self.run_mirror(context)
+        return self.send_changes(context, self._records(self.mode), reads_ahead=False)
+
+    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+        """Return what makes the audience equal to the result."""
+        from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
+
+        audience = self.one_audience()
+        return self.audience_mirror(
+            context,
+            hook,
+            lambda: sorted_members(self._records("add")),
+            ledger_name=audience_ledger_name(audience, self.audience_id_type),
+            managed=[audience],
+            names=None if self.audience_name is None else {audience: self.audience_name},
+        )
+
+    def _records(self, verb: str) -> Generator[Record, None, None]:
+        from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415
+
+        result = self.result()
+        ids = iter(result if isinstance(result, Iterator) else as_list("The function's result", result))
+        while block := list(islice(ids, _BLOCK)):
+            yield from read_members(block, self.one_audience(), verb)
+
+
+class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
+    """``@task.talon_profiles``: the rows that a function returns or yields become attributes of profiles.
+
+    A row is a mapping with the profile's ID under ``profile_id_column``; its other keys are attributes, or
+    those that ``attributes`` names. A function that yields is streamed, and called once: the rows are sorted
+    on the worker's disk.
+
+    Args:
+        kwargs: As in ``ProfilesOperator``.
+
+    Returns:
+        The counts of the sync, as in ``SqlToTalonProfilesOperator``; no profile IDs.
+    """
+
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *ProfilesOperator.template_fields,
+    )
+    custom_operator_name = "@task.talon_profiles"
+
+    def deliver(self, context: Context) -> dict[str, Any]:
+        """Send the profiles."""
+        return self.run_mirror(context)
+
+    def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
+        """Return what calls the function and sorts its rows."""
+        kind = self.kind()
+        return lambda: kind.sort(self._profiles(hook))
+
+    def _profiles(self, hook: TalonCdpHook) -> Generator[Any, None, None]:
+        from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
+            Profile,
+            Rejection,
+            read_profile_id,
+        )
+        from airflow_provider_talon_cdp.transfers._rows import _joined  # noqa: PLC0415
+
+        encode, columns = self.encoder(hook), as_columns("attributes", self.attributes)
+        special = {self.profile_id_column, self.order_by_column, self.attributes_column}
+        result = self.result()
+        for row in result if isinstance(result, Iterator) else as_list("The function's result", result):
+            if not isinstance(row, Mapping) or self.profile_id_column not in row:
+                raise InvalidInputError(
+                    f"Each row of the function must be a mapping with the key {self.profile_id_column!r},\n"
+                    f'such as {{"{self.profile_id_column}": "c1", "Tier": "gold"}}, but one is a '
+                    f"{type(row).__name__}{' without that key' if isinstance(row, Mapping) else ''}."
+                )
+            profile_id = read_profile_id(row[self.profile_id_column])
+            if isinstance(profile_id, Rejection):
+                yield profile_id
+                continue
+            order = row.get(self.order_by_column) if self.order_by_column else None
+            try:
+                if columns is not None or self.attributes_column is not None:
+                    values = {name: row[key] for key, name in (columns or {}).items() if key in row}
+                else:
+                    values = {key: value for key, value in row.items() if key not in special}
+                if self.attributes_column is not None:
+                    values = _joined(values, row.get(self.attributes_column))
+                attributes, names = encode(values)
+                yield Profile(profile_id, attributes, names, order)
+            except InvalidInputError as error:
+                yield Profile(profile_id, order=order, fault=str(error))
+
+
+def talon_audience_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """Make ``@task.talon_audience`` of a function; the arguments are those of ``TalonAudienceTask``."""
+    return task_decorator_factory(python_callable, decorated_operator_class=TalonAudienceTask, **kwargs)
+
+
+def talon_profiles_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """Make ``@task.talon_profiles`` of a function; the arguments are those of ``TalonProfilesTask``."""
+    return task_decorator_factory(python_callable, decorated_operator_class=TalonProfilesTask, **kwargs)

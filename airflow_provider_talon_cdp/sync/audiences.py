@@ -1,0 +1,187 @@
+"""Whether the audiences of a mirror exist, and are the ones that its ledger knows.
+
+The CDP API reads nothing back. What it tells is how *Update audience* answers: with the internal ID and the time of creation,
+which differ once an audience was deleted and made again; or with a 404. Adding a member that is known changes nothing, and
+is answered with a 404 where the audience is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError, RequestError
+from airflow_provider_talon_cdp.ledger.ledger import Ledger
+from airflow_provider_talon_cdp.sync.loop import run_apart
+
+log = logging.getLogger(__name__)
+
+Verify = Literal["identity", "exists", "none"]
+
+# Audiences that are asked about at once.
+_AT_ONCE = 8
+_CONNECT = "Connect it to your Applications in the Campaign Manager if campaigns should use it."
+
+
+@dataclass(kw_only=True)
+class Audiences:
+    """Creates audiences and checks them.
+
+    Args:
+        names: Name by audience ID, of audiences to create where they do not exist; filled while the source is read. A name
+            that was changed by hand is set back.
+        verify: ``identity``: an update under its name, for audiences that have one here. ``exists``: an add of a known
+            member. ``none``: no request.
+        state_uri: Where the ledgers are, for a warning.
+
+    Attributes:
+        known: What Talon.One answered about each audience, for the ledger.
+        key_has_changed: Whether the API key is another one than in the run before, so that each audience is checked.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    verify: Verify = "exists"
+    state_uri: str = ""
+    known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    key_has_changed: bool = False
+
+    def check(
+        self,
+        ledger: Ledger,
+        counts: Counts,
+        witnesses: Mapping[str, str],
+        sender: Callable[[], AbstractAsyncContextManager[Any]],
+        requests: Counts,
+        *,
+        after: bool = False,
+    ) -> Collection[str]:
+        """Create what does not exist, and look whether the rest is what the ledger knows.
+
+        Args:
+            ledger: Told of audiences that have lost their members.
+            counts: Of the plan.
+            witnesses: A member by audience that both the ledger and the source have.
+            sender: Opens the sender.
+            requests: Where the requests are counted.
+            after: Whether the plan was sent meanwhile, so that only its audiences are looked at.
+
+        Returns:
+            Audiences whose members Talon.One has lost.
+
+        Raises:
+            NotFoundError: An audience does not exist, and has no name here under which to create it.
+            RequestError: Talon.One did not answer.
+        """
+        self.known = {**ledger.facts.audiences, **self.known}
+        wanted = sorted(counts.audiences if after else counts.known.keys() | counts.audiences)
+        asked = [each for each in wanted if self._asks(each, witnesses, after=after)]
+        if not asked:
+            return ()
+        lost: list[str] = []
+
+        async def ask_all() -> None:
+            places = asyncio.Semaphore(_AT_ONCE)
+            # Several audiences may have one witness, which must not be in two requests at once.
+            locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+            async with sender() as opened:
+
+                async def ask(audience: str) -> None:
+                    name = self.names.get(audience)
+                    if name is None:
+                        witness = witnesses[audience]
+                        async with locks[witness], places:
+                            await self._add_witness(audience, witness, ledger, opened)
+                        return
+                    async with places:
+                        has_members = after or bool(counts.known[audience])
+                        if await self._has_lost(audience, name, ledger, opened, has_members=has_members):
+                            lost.append(audience)
+
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        for audience in asked:
+                            group.create_task(ask(audience))
+                finally:
+                    requests.requests += opened.requests
+                    requests.retries += opened.retries
+                    requests.throttled += opened.throttled
+
+        try:
+            run_apart(lambda _: ask_all())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return lost
+
+    def _asks(self, audience: str, witnesses: Mapping[str, str], *, after: bool) -> bool:
+        if audience in self.names and not after and audience not in self.known:
+            # It may have to be created.
+            return True
+        if self.verify == "none" and not self.key_has_changed:
+            return False
+        if audience in self.names:
+            return self.verify == "identity" or self.key_has_changed
+        return not after and audience in witnesses
+
+    async def _has_lost(
+        self, audience: str, name: str, ledger: Ledger, sender: Any, *, has_members: bool
+    ) -> bool:
+        if audience in self.known or has_members:
+            try:
+                answer = await sender.update_audience(audience, name)
+            except NotFoundError:
+                ledger.suspect([audience])
+            else:
+                return self._is_another(audience, answer, ledger) and has_members
+        try:
+            answer = await sender.create_audience(audience, name)
+        except AudienceExistsError as error:
+            answer = await sender.update_audience(audience, name)
+            if error.repeated:
+                log.warning("Audience %r exists, and may have been created just now. %s", audience, _CONNECT)
+            else:
+                log.warning(
+                    "The ledger is new, and audience %r exists already: members that it has now are never removed.\n"
+                    "If an earlier run filled it, its ledger is lost or elsewhere. Is state_uri a folder that all workers share?\n"
+                    "state_uri: %s",
+                    audience,
+                    self.state_uri,
+                )
+        except RequestError as error:
+            # If it was created all the same, the next run must not take its members for granted.
+            if has_members and (error.repeated or error.is_unclear):
+                ledger.suspect([audience])
+            raise
+        else:
+            log.info("Created audience %r. %s", audience, _CONNECT)
+        self._learn(audience, answer)
+        return has_members
+
+    def _is_another(self, audience: str, answer: Any, ledger: Ledger) -> bool:
+        before = self.known.get(audience)
+        self._learn(audience, answer)
+        if before is None or dict(before) == dict(self.known[audience]):
+            return False
+        log.warning("Audience %r was deleted and made again since the last run.", audience)
+        ledger.suspect([audience])
+        return True
+
+    def _learn(self, audience: str, answer: Any) -> None:
+        self.known[audience] = {"id": answer.id, "created": answer.created}
+
+    async def _add_witness(self, audience: str, profile_id: str, ledger: Ledger, sender: Any) -> None:
+        try:
+            await sender(Chunk([profile_id], audience))
+        except NotFoundError as error:
+            ledger.suspect([audience])
+            error.explain(
+                f"Audience {audience!r} of this mirror does not exist any more.\n"
+                "Create it with CreateAudienceOperator, or pass audience_name, so that the mirror does. Then all is sent again."
+            )
+            raise

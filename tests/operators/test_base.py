@@ -1,0 +1,342 @@
+"""What the operators that send have in common: retries, waiting, limits, lists as data, links."""
+
+from __future__ import annotations
+
+import logging
+import time
+from threading import Event, Thread
+from types import CodeType, SimpleNamespace
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, conf
+
+import airflow_provider_talon_cdp as package
+from airflow_provider_talon_cdp.decorators import TalonAudienceTask, TalonProfilesTask
+from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
+    GuardError,
+    InvalidInputError,
+    LedgerBusyError,
+    RejectedRecordsError,
+    TransientError,
+    UnexpectedAnswerError,
+)
+from airflow_provider_talon_cdp.operators import _base
+from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
+from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
+from airflow_provider_talon_cdp.operators.profile import UpdateProfileOperator
+from airflow_provider_talon_cdp.sync import loop
+from airflow_provider_talon_cdp.transfers.across_workers import (
+    CommitPlanOperator,
+    PlanAudienceOperator,
+    PlanProfilesOperator,
+    PushShareOperator,
+)
+
+# What ``ends_retries`` puts around a function.
+(WRAPPER,) = (each for each in _base.ends_retries.__code__.co_consts if isinstance(each, CodeType))
+
+
+def codes_of(function):
+    """Code of a function and of those that decorators put around it."""
+    found = []
+    while function is not None:
+        found.append(function.__code__)
+        function = getattr(function, "__wrapped__", None)
+    return found
+
+
+class DataFrame:
+    """Iterates as one of pandas does: by the names of its columns."""
+
+    columns = ("id", "score")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
+class Series:
+    """Iterates as one of pandas does: by its values, which are those of NumPy."""
+
+    def __iter__(self):
+        return iter(["anna"])
+
+
+def members(**arguments):
+    return SyncAudienceMembersOperator(task_id="t", **({"audience_id": "vip"} | arguments))
+
+
+def mirror(ids, **arguments):
+    return members(members=ids, mode="mirror", audience_name="VIP", **arguments)
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch, tmp_path):
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(tmp_path / "ledgers"))
+
+
+@pytest.fixture
+def vip(run):
+    return run(CreateAudienceOperator(task_id="c", audience_id="vip", audience_name="VIP"))["internal_id"]
+
+
+def instance(run_id="r", **more):
+    return SimpleNamespace(dag_id="d", task_id="t", run_id=run_id, map_index=-1, **more)
+
+
+class TestRetries:
+    @pytest.mark.parametrize("status, kind", [(401, AuthenticationError), (403, AuthenticationError)])
+    def test_a_wrong_key_fails_the_task_at_once(self, run, talon, vip, status, kind):
+        talon.fail_next("status", status=status)
+        with pytest.raises(kind) as error:
+            run(members(add=["anna"]))
+        assert isinstance(error.value, AirflowFailException)
+        assert type(error.value.__cause__) is kind
+        assert (error.value.status, str(error.value)) == (status, str(error.value.__cause__))
+
+    def test_so_does_a_single_call(self, run, talon):
+        talon.fail_next("status", status=401)
+        with pytest.raises(AirflowFailException):
+            run(UpdateProfileOperator(task_id="t", customer_profile_id="a", attributes={"x": 1}))
+
+    def test_so_do_the_guard_wrong_arguments_and_rejected_records(self, run, talon, vip):
+        run(mirror(["anna", "bert"]))
+        for operator, kind in [
+            (mirror(["carl"]), GuardError),
+            (members(add="{{ 5 }}"), InvalidInputError),
+            (members(add=["anna", ""]), RejectedRecordsError),
+        ]:
+            with pytest.raises(kind) as error:
+                run(operator)
+            assert isinstance(error.value, AirflowFailException)
+            assert type(error.value.__cause__) is kind
+
+    def test_rejected_records_keep_their_report(self, run, talon, vip):
+        with pytest.raises(RejectedRecordsError) as error:
+            run(members(add=["anna", ""]))
+        assert error.value.report.sent == 1
+
+    @pytest.mark.parametrize("kind", [TransientError, UnexpectedAnswerError])
+    def test_what_may_pass_is_retried_and_the_rest_is_not(self, kind):
+        @_base.ends_retries
+        def execute(operator, context):
+            raise kind("what Talon.One said", method="PUT", path="/v1", status=503)
+
+        with pytest.raises(kind) as error:
+            execute(members(add=["anna"]), {})
+        assert isinstance(error.value, AirflowFailException) == (kind is UnexpectedAnswerError)
+
+    def test_every_operator_that_calls_talon_one_ends_its_retries(self):
+        operators = [
+            *(getattr(package, name) for name in package.__all__ if name.endswith("Operator")),
+            *(PushShareOperator, CommitPlanOperator, PlanAudienceOperator, PlanProfilesOperator),
+            *(TalonAudienceTask, TalonProfilesTask),
+        ]
+        assert len(operators) == 14
+        for each in operators:
+            assert WRAPPER in codes_of(each.execute), each
+
+    def test_the_text_stands_in_the_log_before_the_traceback(self, run, talon, vip, caplog, capfd):
+        run(mirror(["anna", "bert"]))
+        with pytest.raises(GuardError) as error:
+            run(mirror(["carl"]))
+        assert str(error.value).splitlines()[0] in caplog.text + capfd.readouterr().out
+
+
+class TestBusyLedger:
+    @pytest.fixture
+    def held(self, run, talon, vip, monkeypatch):
+        """A ledger that another run has, and what gives it back."""
+        run(mirror(["anna"]))
+        monkeypatch.setattr(_base, "_SECONDS_BETWEEN_LOOKS", 0.05)
+        operator = mirror(["anna"])
+        ledger = operator.mirror({}, operator.hook()).ledger
+        free, taken = Event(), Event()
+
+        def hold():
+            with ledger.locked("another run"):
+                taken.set()
+                free.wait(30)
+
+        holding = Thread(target=hold)
+        holding.start()
+        taken.wait(30)
+        yield free
+        free.set()
+        holding.join()
+
+    def test_a_run_waits_for_it(self, run, talon, held, caplog, capfd):
+        caplog.set_level(logging.INFO)
+        Thread(target=lambda: (time.sleep(0.5), held.set())).start()
+        assert run(mirror(["anna", "bert"]))["sent"] == 1
+        assert "in use by another run" in caplog.text + capfd.readouterr().out
+
+    def test_a_run_fails_where_it_is_told_to(self, run, held):
+        with pytest.raises(LedgerBusyError, match="in use by another run") as error:
+            run(mirror(["anna"], on_busy="fail"))
+        assert not isinstance(error.value, AirflowFailException)
+
+    def test_a_run_waits_no_longer_than_its_limit(self, run, held):
+        began = time.monotonic()
+        with pytest.raises(LedgerBusyError):
+            run(mirror(["anna"], busy_timeout=1))
+        # Each look at the lock takes up to some seconds itself.
+        assert 1 <= time.monotonic() - began < 20
+
+    @pytest.mark.parametrize("wrong", [{"on_busy": "queue"}, {"busy_timeout": -1}, {"busy_timeout": None}])
+    def test_arguments_that_cannot_work_are_refused(self, wrong):
+        with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+            mirror(["anna"], **wrong)
+
+    def test_they_are_for_mirrors(self):
+        with pytest.raises(InvalidInputError, match="on_busy: for mode='mirror' only"):
+            members(add=["a"], on_busy="fail")
+
+
+class TestLimitsFromTemplates:
+    def test_the_limits_of_a_run_may_come_from_its_parameters(self, run, talon, vip):
+        params = {"share": 0.9, "most": 1, "add": 5, "empty": "allow", "flight": 2, "rejected": 1}
+        how = {
+            "max_removal_fraction": "{{ params.share }}",
+            "max_removals": "{{ params.most }}",
+            "max_additions": "{{ params.add }}",
+            "on_empty": "{{ params.empty }}",
+            "in_flight": "{{ params.flight }}",
+            "max_rejected": "{{ params.rejected }}",
+        }
+        for native in (False, True):
+            assert run(mirror(["anna", "bert", ""], **how), native=native, params=params)["read"] == 3
+            assert run(mirror(["anna"], **how), native=native, params=params)["removals"] == 1
+        with pytest.raises(GuardError, match="max_additions is 5"):
+            run(mirror(list("abcdefgh"), **how), params=params | {"share": 1.0, "most": 10})
+        run(mirror([], **how), params=params | {"share": "1"})
+        assert talon.members("vip") == frozenset()
+
+    @pytest.mark.parametrize(
+        "name, text",
+        [
+            ("max_removal_fraction", "half"),
+            ("max_removals", ""),
+            ("max_additions", "1.5"),
+            ("on_empty", "ignore"),
+            ("in_flight", "0"),
+            ("max_rejected", "None"),
+        ],
+    )
+    def test_a_text_that_is_no_limit_is_named_before_anything_is_sent(self, run, talon, name, text):
+        with pytest.raises(InvalidInputError, match=name):
+            run(mirror(["anna"], **{name: "{{ params.x }}"}), params={"x": text})
+        assert talon.requests() == []
+
+    def test_no_limit_of_removals_may_be_an_empty_parameter(self, run, talon, vip):
+        assert run(mirror(["anna"], max_removals="{{ params.x }}"), params={"x": None})["sent"] == 1
+
+
+class TestListsAreData:
+    ODD = ("1_000", "0x1F", "None", "True", "[1]", "{#", "1e5", "'a'")
+
+    @pytest.mark.parametrize("native", [False, True])
+    def test_no_id_of_a_literal_list_changes(self, run, talon, vip, native):
+        run(members(add=list(self.ODD)), native=native)
+        assert talon.members("vip") == set(self.ODD)
+
+    def test_a_long_list_takes_no_time_to_render(self, run, talon, vip):
+        operator = members(add=[f"c{each}" for each in range(300_000)])
+        began = time.process_time()
+        operator.render_template_fields({}, jinja_env=None)
+        # Element by element it took over a minute.
+        assert time.process_time() - began < 5
+
+    @pytest.mark.parametrize("native", [False, True])
+    def test_an_element_that_is_a_template_is_rendered_to_text(self, run, talon, vip, native):
+        run(members(add=["1_000", "{{ params.x }}"]), native=native, params={"x": "2_000"})
+        assert talon.members("vip") == {"1_000", "2_000"}
+
+    def test_an_element_may_be_another_tasks_result(self, run, talon, vip):
+        class Reference:
+            def resolve(self, context):
+                return context["result"]
+
+        run(members(add=["anna", Reference()]), result="bert")
+        assert talon.members("vip") == {"anna", "bert"}
+
+    @pytest.mark.parametrize(
+        "value, cure",
+        [
+            (DataFrame(), r"DataFrame.*df\['customer_id'\]\.tolist"),
+            (Series(), r"Series.*series\.tolist"),
+            ({"anna": 1}, r"dict.*list\(mapping\)"),
+        ],
+        ids=["frame", "series", "mapping"],
+    )
+    def test_what_is_no_list_is_refused_with_the_cure(self, run, talon, value, cure):
+        for how in ({"add": value}, {"members": value, "mode": "mirror"}):
+            with pytest.raises(InvalidInputError, match=cure) as error:
+                members(**how).execute({})
+            assert "anna" not in str(error.value)
+        assert talon.requests() == []
+
+
+class TestStateOnAWorkersDisk:
+    @pytest.fixture(autouse=True)
+    def nothing_is_configured(self, monkeypatch):
+        monkeypatch.delenv("AIRFLOW__TALON_CDP__STATE_URI")
+
+    @pytest.mark.parametrize(
+        "executor",
+        [
+            "CeleryExecutor",
+            "KubernetesExecutor",
+            "airflow.providers.edge3.executors.EdgeExecutor",
+            "CeleryExecutor,LocalExecutor",
+            "work:airflow.providers.celery.executors.celery_executor.CeleryExecutor",
+        ],
+    )
+    def test_it_is_refused_where_the_next_try_may_run_elsewhere(self, run, talon, monkeypatch, executor):
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", executor)
+        assert conf.get("core", "executor") == executor
+        with pytest.raises(
+            InvalidInputError, match=r"(?s)Executor may run the next try elsewhere.*state_uri"
+        ):
+            run(mirror(["anna"]))
+        assert talon.requests() == []
+
+    def test_it_is_refused_in_a_pod_of_the_kubernetes_executor(self, run, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_IS_K8S_EXECUTOR_POD", "True")
+        with pytest.raises(InvalidInputError, match="KubernetesExecutor may run the next try elsewhere"):
+            run(mirror(["anna"]))
+
+    def test_a_task_with_an_executor_of_its_own_is_judged_by_that_one(self, monkeypatch, run):
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor,CeleryExecutor")
+        with pytest.raises(InvalidInputError, match="CeleryExecutor"):
+            mirror(["anna"], executor="CeleryExecutor").where_state_is()
+        assert mirror(["anna"]).where_state_is().startswith("file://")
+        assert mirror(["anna"], state_uri="/shared").where_state_is() == "/shared"
+
+
+def test_on_kill_stops_what_is_being_sent(monkeypatch):
+    calls = []
+    monkeypatch.setattr(loop, "stop_pushes", lambda: calls.append(1), raising=False)
+    members(add=["anna"]).on_kill()
+    assert calls == [1]
+
+
+class TestLinks:
+    def test_the_campaign_manager_and_the_dead_letters_of_a_red_task(self, run, talon, vip):
+        kept = {}
+        talon.reject_profiles(["bert"])
+        operator = mirror(["anna", "bert"])
+        with pytest.raises(RejectedRecordsError) as error:
+            run(operator, ti=instance(xcom_push=lambda key, value: kept.update({key: value})))
+        campaign_manager, letters = operator.operator_extra_links
+        url = "https://demo.europe-west1.talon.one"
+        assert campaign_manager.get_link(operator, ti_key=None) == url
+        assert letters.get_link(operator, ti_key=None) == error.value.report.dead_letters
+        assert kept == {campaign_manager.key: url, letters.key: error.value.report.dead_letters}
+
+    def test_there_is_none_before_the_task_has_run(self):
+        operator = members(add=["anna"])
+        assert [each.get_link(operator, ti_key=None) for each in operator.operator_extra_links] == [
+            None,
+            None,
+        ]

@@ -1,0 +1,114 @@
+"""The tasks of the TaskGroups one by one, so that each can be tried again where Airflow would, or a person clears it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from airflow_provider_talon_cdp.sync.profile_push import CHANGED
+
+from airflow_provider_talon_cdp.exceptions import AuthenticationError, RejectedRecordsError
+from airflow_provider_talon_cdp.transfers.across_workers import (
+    CommitPlanOperator,
+    PlanProfilesOperator,
+    PushShareOperator,
+)
+
+CONN_ID = "talon_cdp_default"
+
+
+def execute(operator):
+    """Execute a task; its result and its XCom ``planned``, as they come out of Airflow's database."""
+    pushed = {}
+    instance = SimpleNamespace(
+        dag_id="d",
+        task_id=operator.task_id,
+        run_id="r",
+        map_index=-1,
+        xcom_push=lambda key, value: pushed.update({key: value}),
+    )
+    result = operator.execute({"ti": instance})
+    return json.loads(json.dumps([result, pushed.get("planned")]))
+
+
+def commit(planned, pushed, max_rejected=0):
+    operator = CommitPlanOperator(
+        task_id="commit", planned=planned, pushed=pushed, max_rejected=max_rejected, talon_cdp_conn_id=CONN_ID
+    )
+    return execute(operator)[0]
+
+
+class ProfilesGroup:
+    """The tasks of ``talon_profiles_sync``."""
+
+    def __init__(self, **how):
+        self.how = {"sql": "SELECT * FROM people", "sql_conn_id": "warehouse", "ledger": "people"} | how
+
+    def plan(self):
+        return execute(PlanProfilesOperator(task_id="plan", workers=1, **self.how))
+
+    def push(self, shares):
+        return [
+            execute(PushShareOperator(task_id="push", share=share, profiles=self.how, in_flight=1))[0]
+            for share in shares
+        ]
+
+
+@pytest.fixture
+def people(sqlite, connect, tmp_path):
+    """The group, and forty people in the warehouse."""
+    sqlite("CREATE TABLE people (profile_id, tier)")
+    sqlite("INSERT INTO people VALUES (?, 'gold')", [(f"p{number:02}",) for number in range(40)])
+    return ProfilesGroup(state_uri=str(tmp_path / "state"))
+
+
+def test_profiles_that_changed_since_the_plan_stay_excused_when_a_push_is_cleared(people, sqlite):
+    shares, planned = people.plan()
+    sqlite("UPDATE people SET tier = 'new' WHERE profile_id = 'p03'")
+    people.push(shares)
+    report = commit(planned, people.push(shares))
+    assert (report["sent"], report["rejected"]) == (39, {CHANGED: 1})
+
+
+def test_profiles_that_changed_since_the_plan_stay_excused_when_a_push_fails_and_is_retried(
+    people, sqlite, talon
+):
+    shares, planned = people.plan()
+    sqlite("UPDATE people SET tier = 'new' WHERE profile_id IN ('p03', 'p38')")
+    talon.fail_next("status", only="p30", status=401)
+    with pytest.raises(AuthenticationError):
+        people.push(shares)
+    report = commit(planned, people.push(shares))
+    assert (report["sent"], report["rejected"]) == (38, {CHANGED: 2})
+
+
+def test_profiles_that_talon_one_refused_in_an_earlier_try_are_not_excused(people, sqlite, talon):
+    shares, planned = people.plan()
+    sqlite("UPDATE people SET tier = 'new' WHERE profile_id = 'p03'")
+    talon.fail_next("status", only="p05", status=400)
+    people.push(shares)
+    with pytest.raises(RejectedRecordsError, match="1 x refused in an earlier try") as error:
+        commit(planned, people.push(shares))
+    assert error.value.report.rejected[CHANGED] == 1
+
+
+def test_a_dry_run_is_green_and_reports_what_was_rejected(people, sqlite, talon):
+    sqlite("INSERT INTO people VALUES ('', 'gold')")
+    people.how["dry_run"] = True
+    shares, planned = people.plan()
+    assert shares == []
+    report = commit(planned, None)
+    assert (report["verdict"], report["unsent"]) == ("would be sent", 40)
+    assert report["rejected"] == {"profile ID empty": 1}
+    assert talon.requests() == []
+
+
+def test_a_plan_of_nothing_is_red_where_records_were_rejected(people, sqlite):
+    shares, planned = people.plan()
+    commit(planned, people.push(shares))
+    sqlite("INSERT INTO people VALUES ('', 'gold')")
+    shares, planned = people.plan()
+    assert shares == []
+    with pytest.raises(RejectedRecordsError, match="1 of 41 records"):
+        commit(planned, None)

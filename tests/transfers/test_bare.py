@@ -1,0 +1,29 @@
+"""What is taken off the end of a statement; that the rest still means the same is tested against databases."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_talon_cdp.transfers._rows import bare
+
+LITERALS = ", ".join(f"'m{each}'" for each in range(50_000))
+MANY = f"SELECT id FROM t WHERE id IN ({LITERALS})"
+DEEP = f"SELECT id FROM {'(SELECT id FROM ' * 500}t{')' * 500}"
+TAIL = " ; -- all; of them\n/* ; */\n;"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT id FROM t",
+        "-- all; of them\nSELECT id /* ; */\nFROM t",
+        "SELECT ';' AS id",
+        "SELECT '--' AS id",
+        'SELECT id AS "/*" FROM t',
+        pytest.param(MANY, id="many literals"),
+        pytest.param(DEEP, id="many levels"),
+    ],
+)
+def test_semicolons_and_comments_go_from_the_end_alone(sql):
+    assert bare(sql + TAIL) == sql
+    assert bare(sql) == sql
