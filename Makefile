@@ -1,64 +1,81 @@
-# A machine needs make and Python 3.11 or newer; the rest is set up in .venv, from the pins in constraints/.
+# A machine needs make and Python 3.11 or newer; everything else is installed in .venv*, from the pins in constraints/.
 
-# The tested Airflow releases, each with pins in constraints/ and a target test-<minor>.
-RELEASES = 2.11.2 3.1.8 3.3.2
+# The tested Airflow releases: each has pins in constraints/ and a target test-<minor>. To test another one, change it
+# here and run `make pins`.
+RELEASES = 2.11.2 3.1.8 3.3.2 3.4.0b2
 MINORS = $(basename $(RELEASES))
-# The one in .venv, for everything but the matrix.
+# The release in .venv, for everything but the matrix.
 MAIN = 3.3
 
-# Tried by running them: a name on the PATH may be a pyenv shim without a Python behind it.
+# The first interpreter that runs: a name on the PATH may be a pyenv shim without a Python behind it.
 SUITABLE = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
-PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
-	$$each -c '$(SUITABLE)' 2>/dev/null && echo $$each && break; done)
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c '$(SUITABLE)' 2>/dev/null && echo $$name && break; done)
 # One interpreter for all releases of the matrix; Airflow 2.11 takes nothing newer than 3.12.
-MATRIX_PYTHON ?= $(shell for each in python3.11 .venv/bin/python; do \
-	$$each -c '$(SUITABLE)' 2>/dev/null && echo $$each && break; done)
+MATRIX_PYTHON ?= $(shell for name in python3.11 .venv/bin/python; do \
+	$$name -c '$(SUITABLE)' 2>/dev/null && echo $$name && break; done)
 
 # Where it is set, each of the many processes compiles Airflow anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN = .venv/bin
-# A file's tests share what is costly, so they stay in one process. As they come: by default files with few tests are the last, and
-# with them the longest ones.
+# The tests of a file share what is costly to start, so a file stays in one process. Files run in their own order: by
+# default xdist starts those with few tests last, and the slowest files have few tests.
 PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadscope-reorder
-# The engine imports Python's own modules alone, so that no release of Airflow makes a difference to its tests; the bench is run on
-# the main release.
-MATRIX_TESTS = --ignore tests/sync --ignore tests/bench
+# Every property with all its examples, and the same ones in every run: a failure is found again by running it again.
+ALL_EXAMPLES = --hypothesis-profile ci
+# The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
+# properties with few examples. The ledger's tests stay: its storage is Airflow's. A shorter matrix is
+# make test-matrix MATRIX_MARKS="not slow or release": of the slow tests only those of Airflow itself.
+MATRIX_TESTS = $(foreach folder,api bench changes emulator sync typing warehouses,--ignore tests/$(folder))
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
-.PHONY: help test lint test-matrix $(MATRIX) demo demo-guard ui bench bench-scale pins dist clean
+.PHONY: help test test-fast test-matrix $(MATRIX) test-warehouses lint demo demo-guard ui docs docs-serve bench \
+	bench-scale pins dist sbom clean
 
 help:
-	@echo "make test         lint, then all tests on Airflow $(MAIN), with branch coverage"
-	@echo "make demo         the provider at work, against a local Talon.One"
-	@echo "make demo-guard   the same, and how an empty warehouse is refused"
-	@echo "make ui           the same in Airflow's web UI"
-	@echo "make bench        us beside the alternatives, in an hour; to try it: make bench BENCH=--quick"
-	@echo "make bench-scale  ten million members through a real Airflow; fewer: BENCH='--members 300000'"
-	@echo "make lint         ruff and mypy"
-	@echo "make test-matrix  tests and demo on Airflow $(MINORS); one alone: make test-2.11"
-	@echo "make pins         the newest dependencies into constraints/"
-	@echo "make dist         wheel and sdist into dist/"
-	@echo "make clean        remove all that make made"
+	@echo "make test-fast        lint, then the tests that take no second or two: for every change"
+	@echo "make test             lint, then all tests on Airflow $(MAIN), with branch coverage"
+	@echo "make test-matrix      tests and demo on Airflow $(MINORS); one of them: make test-2.11"
+	@echo "make test-warehouses  tests with the databases that are not part of make test"
+	@echo "make lint             ruff, mypy and zizmor"
+	@echo "make demo             the provider at work, against a local Talon.One"
+	@echo "make demo-guard       the same, and how an empty warehouse is refused"
+	@echo "make ui               the same in Airflow's web UI"
+	@echo "make docs             the documentation into build/docs; to write it: make docs-serve"
+	@echo "make bench            us beside the alternatives, in an hour; to try it: make bench BENCH=--quick"
+	@echo "make bench-scale      ten million members through a real Airflow; fewer: BENCH='--members 300000'"
+	@echo "make pins             the newest dependencies into constraints/"
+	@echo "make dist             wheel and sdist into dist/"
+	@echo "make sbom             what a release was tested with, into build/"
+	@echo "make clean            remove all that make made"
 
 test: lint
-	@$(BIN)/$(PYTEST) --cov --cov-report=
+	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) --ignore tests/warehouses --cov --cov-report=
 	@$(BIN)/coverage report --skip-covered --show-missing --fail-under=90
 	@echo "Of this, api/ and hooks/:"
 	@$(BIN)/coverage report --include='*/api/*,*/hooks/*' --fail-under=95
+
+# A test that takes ten seconds on its own is slow, and marked so.
+test-fast: lint
+	@$(BIN)/$(PYTEST) -m "not slow" --hypothesis-profile dev --timeout 30 --ignore tests/warehouses
 
 lint: .venv/.ready
 	@$(BIN)/ruff check --quiet --output-format concise
 	@$(BIN)/ruff format --quiet --check
 	@$(BIN)/mypy --no-error-summary
+	@found=$$($(BIN)/zizmor --offline --quiet --no-progress --persona pedantic .github) || { echo "$$found"; exit 1; }
 
 test-matrix: $(MATRIX)
 
 $(MATRIX): test-%: .venv-%/.ready
 	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests and demo"
-	@.venv-$*/bin/$(PYTEST) $(MATRIX_TESTS)
+	@.venv-$*/bin/$(PYTEST) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") $(MATRIX_TESTS)
 	@.venv-$*/bin/python demo/run.py
+
+test-warehouses: .venv-warehouses/.ready
+	@.venv-warehouses/bin/$(PYTEST) $(ALL_EXAMPLES) tests/warehouses
 
 demo: .venv/.ready
 	@$(BIN)/python demo/run.py
@@ -69,8 +86,15 @@ demo-guard: .venv/.ready
 ui: .venv/.ready
 	@$(BIN)/python demo/ui.py
 
+docs: .venv-docs/.ready
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
+
+docs-serve: .venv-docs/.ready
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve --strict
+
 bench: .venv-bench/.ready
-	@.venv-bench/bin/python bench/run.py $(BENCH)
+	@.venv-bench/bin/python bench/all.py $(BENCH)
 
 bench-scale: .venv-bench/.ready
 	@.venv-bench/bin/python bench/scale.py $(BENCH)
@@ -78,18 +102,34 @@ bench-scale: .venv-bench/.ready
 dist: .venv/.ready
 	@$(BIN)/hatchling build
 
+# What a release was tested with, as CycloneDX: the package with the pins of its dependencies.
+sbom: .venv-release/.ready
+	@.venv-release/bin/uv venv --quiet --clear --python .venv-release/bin/python build/sbom
+	@.venv-release/bin/uv pip install --quiet --python build/sbom/bin/python \
+		--constraint constraints/airflow-$(MAIN).txt .
+	@.venv-release/bin/cyclonedx-py environment build/sbom/bin/python --pyproject pyproject.toml \
+		--output-reproducible --output-file build/sbom.cdx.json
+	@echo "build/sbom.cdx.json"
+
+# $(call pin,group and extra,name of the file): the newest versions that go with what the constraints on stdin say.
+pin = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-emit-index-url \
+	--custom-compile-command "make pins" $(1) --constraint - -o constraints/$(2).txt pyproject.toml
+# $(call airflow,release): the constraints of a release. A beta's own parts are betas too, and said to be welcome.
+airflow = printf '%s\n' apache-airflow==$(1) 'apache-airflow-core>=3.0.0b0' 'apache-airflow-task-sdk>=1.0.0b0'
+
 pins: .venv/.ready
-	@$(foreach each,$(RELEASES),echo "apache-airflow==$(each)" | $(BIN)/uv pip compile --quiet --upgrade \
-		--universal --python-version 3.11 --no-annotate --no-emit-index-url --custom-compile-command "make pins" \
-		--extra emulator --group dev --constraint - -o constraints/airflow-$(basename $(each)).txt pyproject.toml &&) true
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-emit-index-url \
-		--custom-compile-command "make pins" --extra emulator --group bench --constraint constraints/airflow-$(MAIN).txt \
-		-o constraints/bench.txt pyproject.toml
+	@$(foreach release,$(RELEASES),$(call airflow,$(release)) | \
+		$(call pin,--extra emulator --group dev,airflow-$(basename $(release))) &&) true
+	@cat constraints/airflow-$(MAIN).txt | $(call pin,--extra emulator --group bench,bench)
+	@$(call airflow,$(filter $(MAIN).%,$(RELEASES))) | $(call pin,--extra emulator --group warehouses,warehouses)
+	@for group in docs release; do \
+		$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-emit-index-url \
+			--custom-compile-command "make pins" --group $$group -o constraints/$$group.txt || exit; done
 
 clean:
 	rm -rf .venv .venv-* build dist .demo .coverage* .hypothesis .schemathesis .mypy_cache .pytest_cache .ruff_cache
 
-# $(call set-up,interpreter): an environment of the pins and no more, quiet unless it fails.
+# $(call set-up,interpreter): an environment of the pins and nothing else, quiet unless it fails.
 define set-up
 @test -n "$(1)" || { echo "Needs Python 3.11 to 3.14 with its venv module (Debian: apt install python3-venv)." \
 	"Name one with make PYTHON=..."; exit 1; }
@@ -108,6 +148,27 @@ endef
 # The alternatives that `make bench` measures us beside, on the main release.
 .venv-bench/.ready: constraints/bench.txt $(SET_UP_WITH)
 	$(call set-up,$(PYTHON))
+
+.venv-docs/.ready: constraints/docs.txt $(SET_UP_WITH)
+	$(call set-up,$(PYTHON))
+
+.venv-release/.ready: constraints/release.txt $(SET_UP_WITH)
+	$(call set-up,$(PYTHON))
+
+.venv-warehouses/.ready: build/warehouses.txt $(SET_UP_WITH)
+	$(call set-up,$(PYTHON))
+
+# Airflow's driver for MySQL has no wheel: it is compiled, against headers that Debian has beside its MariaDB server.
+# Where root makes this, both are installed; where they are missing all the same, the tests that need them say so.
+DEBIAN_PACKAGES = gcc libmariadb-dev mariadb-server pkg-config
+build/warehouses.txt: constraints/warehouses.txt
+	@mkdir -p build
+	@{ command -v mariadbd && pkg-config --exists libmariadb; } >/dev/null || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "Installing $(DEBIAN_PACKAGES)" && \
+			{ apt-get update && DEBIAN_FRONTEND=noninteractive \
+				apt-get install --yes --no-install-recommends $(DEBIAN_PACKAGES); } >build/debian.log 2>&1 ; } || \
+		echo "Without $(DEBIAN_PACKAGES): tests with MySQL and MariaDB are skipped"
+	@pkg-config --exists libmariadb && cp $< $@ || grep -v '^mysqlclient==' $< >$@
 
 # An order-only prerequisite: .venv must be there to fall back on, but need not be older.
 .venv-%/.ready: constraints/airflow-%.txt $(SET_UP_WITH) | .venv/.ready

@@ -1,7 +1,7 @@
 """The connection form, defined once for every Airflow version.
 
-Airflow 3.2 and later read ``conn_fields()`` from the provider's metadata without importing the hook; Airflow 2.11 to
-3.1 call the hook's two static methods, which end in ``widgets()`` and ``field_behaviour()``.
+Airflow 3.2 and later read ``conn_fields()`` from the provider's metadata without importing the hook; Airflow
+2.11 to 3.1 call the hook's two static methods, which end in ``widgets()`` and ``field_behaviour()``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Field:
     placeholder: str
     type: str = "string"
     choices: tuple[str, ...] = ()
+    minimum: int | None = None
     required: bool = False
 
 
@@ -41,23 +42,30 @@ FIELDS = (
         "Apache Airflow",
     ),
     Field(
+        "environment",
+        "Environment",
+        "Your name for the environment of the API key, e.g. live or sandbox. Each has ledgers of its own",
+        "live",
+    ),
+    Field(
         "requests_per_second",
         "Requests per second",
         "Ceiling for bulk syncs; they slow down by themselves when Talon.One says so. Default: 60",
         "60",
         type="integer",
+        minimum=1,
     ),
     Field(
         "multi_profile_path",
         "Multi-profile path",
-        "Spelling of /cdp/customer_profiles/audiences on your deployment. Default: plural; singular only on Talon.One's advice",
+        "Spelling of /cdp/customer_profiles/audiences. Default: plural; singular only on Talon.One's advice",
         "plural",
         choices=("plural", "singular"),
     ),
     Field(
         "timezone",
         "Time zone for naive timestamps",
-        "IANA name, e.g. Europe/Berlin, for dates and timestamps without an offset. Empty: such values are refused",
+        "IANA name, e.g. Europe/Berlin, for timestamps without an offset. Empty: such values are refused",
         "UTC",
     ),
     Field(
@@ -66,15 +74,33 @@ FIELDS = (
         "Seconds to wait for an answer from Talon.One. Default: 30",
         "30",
         type="integer",
+        minimum=1,
+    ),
+    Field(
+        "call_retry_seconds",
+        "Retry single calls for",
+        "Seconds in which a single call is tried again after a failure that may pass. Default: 60",
+        "60",
+        type="integer",
+        minimum=0,
+    ),
+    Field(
+        "bulk_retry_seconds",
+        "Retry bulk requests for",
+        "Seconds in which a request of a sync is tried again after a failure that may pass. Default: 600",
+        "600",
+        type="integer",
+        minimum=0,
     ),
 )
 RELABELING = {"password": "API key", "host": "Base URL"}
 PLACEHOLDERS = {
     "password": "CDP API key from the Campaign Manager",
     "host": "https://integration.talon.one (leave empty for this default)",
+    "port": "443",
     "extra": '{"proxies": {"https": "http://proxy:3128"}, "verify": "/path/to/ca.pem"}',
 }
-HIDDEN = ("schema", "port", "login")
+HIDDEN = ("schema", "login")
 
 
 def conn_fields() -> dict[str, Any]:
@@ -90,10 +116,14 @@ def conn_fields() -> dict[str, Any]:
 
 
 def _schema(field: Field) -> dict[str, Any]:
+    # Without null among the types a field has a red star, and is required.
+    schema: dict[str, Any] = {"type": field.type if field.required else [field.type, "null"]}
     if field.choices:
-        # Without null: the form would offer the word.
-        return {"type": field.type, "enum": list(field.choices), "default": field.choices[0]}
-    return {"type": field.type if field.required else [field.type, "null"]}
+        # Without null among the choices: the form would offer the word.
+        schema |= {"enum": list(field.choices), "default": field.choices[0]}
+    if field.minimum is not None:
+        schema["minimum"] = field.minimum
+    return schema
 
 
 def field_behaviour() -> dict[str, Any]:
@@ -111,15 +141,20 @@ def widgets() -> dict[str, Any]:
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget  # noqa: PLC0415
     from flask_babel import lazy_gettext  # noqa: PLC0415
     from wtforms import IntegerField, StringField  # noqa: PLC0415
-    from wtforms.validators import Optional, any_of  # noqa: PLC0415
+    from wtforms.validators import NumberRange, Optional, any_of  # noqa: PLC0415
 
     kinds = {"string": StringField, "integer": IntegerField}
+
+    def validators(field: Field) -> list[Any]:
+        choices = [any_of(list(field.choices))] if field.choices else []
+        return [Optional(), *choices, *([] if field.minimum is None else [NumberRange(min=field.minimum)])]
+
     return {
         each.name: kinds[each.type](
             lazy_gettext(each.label),
             description=each.description,
             widget=BS3TextFieldWidget(),
-            validators=[Optional(), any_of(list(each.choices))] if each.choices else [Optional()],
+            validators=validators(each),
         )
         for each in FIELDS
     }

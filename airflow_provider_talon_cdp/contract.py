@@ -17,6 +17,8 @@ MAX_CHANGES = 1000
 """Adds and deletes of one request, over all of its profiles together."""
 
 _LARGEST_INTERNAL_ID = 2**63 - 1
+# Byte order mark, zero-width space and word joiner, which files and web pages leave at the ends of a text.
+_INVISIBLE = "\ufeff\u200b\u2060"
 
 AudienceIdType = Literal["external", "internal"]
 """``external``: the ID in the CDP, a string. ``internal``: the number that Talon.One gave the audience."""
@@ -33,6 +35,10 @@ AttributeType = Literal[
     "(list location)",
 ]
 """Type of a customer-profile attribute, spelt as Talon.One's own API does."""
+
+
+OnUnclear = Literal["fail", "retry"]
+"""When a call that runs rules gets no clear answer: ``fail``, or ``retry`` although they may run twice."""
 
 
 def fault_of_text(value: object) -> str | None:
@@ -61,7 +67,8 @@ def check_text(name: str, value: object) -> str:
         value: Anything.
 
     Raises:
-        InvalidInputError: The value is not such a string. The text does not quote it: it may be personal data.
+        InvalidInputError: The value is not such a string. The text does not quote it: it may be personal
+            data.
     """
     fault = fault_of_text(value)
     if fault:
@@ -75,7 +82,8 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
     Args:
         name: What the value is, as the user knows it, e.g. ``add_audiences``.
         value: Anything.
-        id_type: ``external`` wants a string of 1 to 1000 characters, ``internal`` an integer >= 1.
+        id_type: ``external`` wants a string of 1 to 1000 characters without white space at its ends,
+            ``internal`` an integer >= 1.
 
     Raises:
         InvalidInputError: The value is of the wrong type or out of range.
@@ -83,13 +91,19 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
     if id_type == "external":
         if isinstance(value, int) and not isinstance(value, bool):
             raise InvalidInputError(
-                f"{name} is the integer {value}, but an external audience ID (the ID in the CDP) is a string. "
+                f"{name} is the integer {value}, but an external audience ID (its ID in the CDP) is text.\n"
                 "Write it in quotes, or choose internal audience IDs if you mean Talon.One's own number."
             )
-        return check_text(name, value)
+        text = check_text(name, value)
+        if text != text.strip().strip(_INVISIBLE):
+            raise InvalidInputError(
+                f"{name} begins or ends with white space, a newline or an invisible character.\n"
+                "Talon.One would take it for another audience. Take that character off."
+            )
+        return text
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_INTERNAL_ID:
         raise InvalidInputError(
-            f"{name} must be an internal audience ID, the integer >= 1 that Talon.One gave the audience, "
+            f"{name} must be an internal audience ID, the integer >= 1 that Talon.One gave the audience,\n"
             f"but is of type {type(value).__name__}. An external ID (a string) needs the external calls."
             if not isinstance(value, int)
             else f"{name} must be an internal audience ID, an integer from 1 to {_LARGEST_INTERNAL_ID}."
@@ -114,7 +128,8 @@ def check_attribute_type(name: str, kind: object) -> None:
     """
     if kind not in get_args(AttributeType):
         raise InvalidInputError(
-            f"The type of the attribute {name!r} must be one of {', '.join(get_args(AttributeType))}, but is {kind!r}."
+            f"The type of the attribute {name!r} must be one of {', '.join(get_args(AttributeType))},\n"
+            f"but is {kind!r}."
         )
 
 

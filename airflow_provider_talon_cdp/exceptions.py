@@ -1,21 +1,28 @@
 """Every error of this package, named by what the caller should do about it.
 
-| class | what to do |
-| --- | --- |
-| ``InvalidInputError`` | mend the argument, the connection or the query; nothing was sent |
-| ``FatalError`` | stop: no other request of this run would fare better |
-| ``RejectedError`` | mend this one request; others may go on |
-| ``TransientError`` | wait and send the same request again |
-| ``GuardError`` | look at the numbers; allow them with the argument that is named, or mend the query |
-| ``LedgerError`` | mend the state URI, or wait for the other run; nothing was sent |
-| ``RejectedRecordsError`` | everything good was sent; mend the records that were counted |
+| class | what to do | another try |
+| --- | --- | --- |
+| ``InvalidInputError`` | correct the argument, the connection or the query; nothing was sent | no |
+| ``FatalError`` | stop: every other request of this run would fail too | no |
+| ``RejectedError`` | correct this one request; others may go on | no |
+| ``UnclearError`` | look whether the rules ran before the call is sent again | no |
+| ``TransientError`` | wait and send the same request again | yes |
+| ``GuardError`` | look at the numbers; allow them with the named argument, or correct the query | no |
+| ``LedgerError`` | correct the state URI, or repair the ledger; nothing was sent | no |
+| ``LedgerUnavailableError`` | wait for the other run, or for the storage | yes |
+| ``OlderRunError`` | nothing, or allow it with ``on_older_run`` | no |
+| ``SpoolError`` | make room on the worker's temporary disk | yes |
+| ``StoppedError`` | nothing: somebody stopped the task | yes |
+| ``RejectedRecordsError`` | everything good was sent; correct the records that were counted | no |
+
+A message is a few short lines: what happened, the numbers, what to do. Airflow's UI does not wrap lines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.sync.report import Report
@@ -32,7 +39,7 @@ class TalonCdpError(Exception):
 
 
 class InvalidInputError(TalonCdpError, ValueError):
-    """A value that cannot be sent; it was found before any request left."""
+    """A value that cannot be sent; it was found before any request left. Another try finds it again."""
 
 
 class Blame(NamedTuple):
@@ -49,21 +56,25 @@ class Blame(NamedTuple):
     details: str
 
 
+Kind = TypeVar("Kind", bound="RequestError")
+
+
 class RequestError(TalonCdpError):
     """A request to Talon.One that did not succeed.
 
     Args:
-        message: What went wrong and what to do, one sentence or two.
+        message: What went wrong and what to do, in short lines.
         method: HTTP method of the request.
         path: Path of the request, percent-encoded, without the host.
         status: HTTP status, or None when no answer came.
-        body: The answer's body as text, whole.
         request_uuid: Talon.One's ``RequestUUID``; its support asks for it.
         blames: The attributes that the answer blames.
-        retry_after: Seconds that the answer asks to wait, or None.
 
     Attributes:
-        repeated: Whether an earlier attempt of the call got no clear answer, so that it may have had its effect.
+        body: The answer's body as text, at most 1 MB of it.
+        retry_after: Seconds that the answer asks to wait, or None.
+        repeated: Whether an earlier attempt of the call got no clear answer, so that it may have had its
+            effect.
     """
 
     def __init__(
@@ -73,19 +84,17 @@ class RequestError(TalonCdpError):
         method: str,
         path: str,
         status: int | None = None,
-        body: str = "",
         request_uuid: str | None = None,
         blames: tuple[Blame, ...] = (),
-        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.method = method
         self.path = path
         self.status = status
-        self.body = body
         self.request_uuid = request_uuid
         self.blames = blames
-        self.retry_after = retry_after
+        self.body = ""
+        self.retry_after: float | None = None
         self.repeated = False
 
     @property
@@ -94,33 +103,57 @@ class RequestError(TalonCdpError):
         return False
 
     def explain(self, more: str) -> None:
-        """Add a sentence to the message; notes (``add_note``) are not shown in every Airflow log."""
-        self.args = (f"{self} {more}",)
+        """Add a line to the message; notes (``add_note``) are not shown in every Airflow log."""
+        self.args = (f"{self}\n{more}",)
+
+    def become(self, kind: type[Kind], message: str) -> Kind:
+        """Return an error of another class about the same answer."""
+        error = kind(
+            message,
+            method=self.method,
+            path=self.path,
+            status=self.status,
+            request_uuid=self.request_uuid,
+            blames=self.blames,
+        )
+        error.body, error.retry_after, error.repeated = self.body, self.retry_after, self.repeated
+        return error
 
 
 class FatalError(RequestError):
-    """No other request of this run would fare better: stop and tell a person."""
+    """Every other request of this run would fail too: tell a person. Another try fails the same way."""
 
 
 class AuthenticationError(FatalError):
-    """401 or 403: the API key is missing, wrong, expired, of another type, or not allowed here."""
+    """401 or 403: the API key is missing, wrong, expired, of another type, or not allowed here.
+
+    Another try fails until a person changes the connection.
+    """
 
 
 class UnexpectedAnswerError(FatalError):
-    """An answer that the API contract does not know, so that nothing can be concluded from it."""
+    """An answer that the API contract does not know, so that nothing can be concluded from it.
+
+    The connection leads elsewhere, as a rule: another try fails until a person changes it.
+
+    Attributes:
+        unclear: Whether the call may have had its effect; False where something else has surely answered.
+    """
+
+    unclear = True
 
     @property
     def is_unclear(self) -> bool:
-        """As any answer that says nothing."""
-        return True
+        """Whether the call may have had its effect."""
+        return self.unclear
 
 
 class RejectedError(RequestError):
-    """400, 404 and the like: Talon.One refuses the content of this one request."""
+    """400, 404 and the like: Talon.One refuses the content of this one request, and would refuse it again."""
 
 
 class NotFoundError(RejectedError):
-    """404: the audience, or the path on this host, does not exist.
+    """404: the audience, the deployment or the path does not exist. Another try finds none either.
 
     Attributes:
         audiences: IDs of the audiences that a request for many changed, or none.
@@ -130,31 +163,45 @@ class NotFoundError(RejectedError):
 
 
 class AudienceExistsError(RejectedError):
-    """409 on Create audience: the audience ID is taken."""
+    """409 on Create audience: the audience ID is taken, and stays taken."""
+
+
+class UnclearError(RequestError):
+    """A call that runs rules got no clear answer, and was not sent again.
+
+    The rules may have run, so another try may give a coupon or points twice: a person has to look first.
+    """
+
+    @property
+    def is_unclear(self) -> bool:
+        """Always."""
+        return True
 
 
 class TransientError(RequestError):
-    """429, 5xx, a conflict between requests on one profile, a reset or a timeout: send it again later.
+    """429, 5xx, a conflict between requests on one profile, a reset or a timeout. Another try may succeed.
 
     Attributes:
         sent: Whether the request, or a part of it, may have left.
+        reason: What happened in a few words, e.g. ``503`` or ``no answer (timed out)``.
     """
 
     retryable = True
     sent = True
+    reason = "no answer"
 
     @property
     def is_unclear(self) -> bool:
-        """Whether there was no answer, or one that does not rule it out."""
+        """Whether there was no answer, or one that does not rule the effect out."""
         return self.sent if self.status is None else self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class GuardError(TalonCdpError):
-    """The plan would change more than the guard allows; nothing was sent."""
+    """The plan would change more than the guard allows; nothing was sent. Another try plans the same."""
 
 
 class LedgerError(TalonCdpError):
-    """The ledger cannot be used: damaged, of another connection, in use, or not to be read or written."""
+    """The ledger cannot be used: damaged, or of another connection. Another try finds it as it is."""
 
 
 class LedgerUnavailableError(LedgerError):
@@ -164,11 +211,13 @@ class LedgerUnavailableError(LedgerError):
 
 
 class LedgerBusyError(LedgerUnavailableError):
-    """Another run has the ledger, and nothing was sent."""
+    """Another run has the ledger, and nothing was sent. Another try may find it free."""
 
 
 class RejectedRecordsError(TalonCdpError):
     """Everything good was sent, and more records were refused than ``max_rejected`` allows.
+
+    Another try would send the same records and be refused again.
 
     Args:
         message: The counts by reason and what to do.
@@ -183,9 +232,13 @@ class RejectedRecordsError(TalonCdpError):
 class SpoolError(TalonCdpError):
     """The worker's temporary disk is full or cannot be used; another worker, or this one later, may do better."""
 
+    retryable = True
+
 
 class StoppedError(TalonCdpError):
     """The task was told to stop, for example as somebody marked it failed."""
+
+    retryable = True
 
 
 class OlderRunError(TalonCdpError):

@@ -143,7 +143,7 @@ def dlt_destination(job: Job) -> None:
 
     own = local()
 
-    @dlt.destination(batch_size=1000, name="talon", naming_convention="direct")
+    @dlt.destination(batch_size=1000, name="talon", naming_convention="direct")  # type: ignore[untyped-decorator]
     def talon(items: list[dict[str, str]], _table: Any) -> None:
         if not hasattr(own, "session"):
             own.session = requests.Session()

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import atexit
+import datetime as dt
 import json
 import logging
 import os
 import shutil
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from tests.processes import pytest_pyfunc_call  # noqa: F401 - a hook
+
+# For the fast loop: few examples, and others in each run. A failure is kept and tried first the next time.
+settings.register_profile("dev", max_examples=25, deadline=None, print_blob=True)
+# For what must pass: all examples, and the same ones in every run, so that a failure anywhere is found again here.
+settings.register_profile("ci", derandomize=True, database=None, deadline=None, print_blob=True)
+settings.load_profile("dev")
+
+# What make test-fast leaves out besides tests that are marked themselves: by folder, by file, by what a test uses.
+SLOW_FOLDERS = {"airflow", "bench", "browser", "faults", "kill", "warehouses"}
+SLOW_FILES = ("*_property.py", "test_*memory*.py", "test_fuzz.py", "test_openapi.py", "test_installation.py")
+SLOW_PARTS = ("[S3", "-S3")
+# Where a release of Airflow makes most of the difference: a short matrix runs these, slow or not.
+RELEASE_FOLDERS = {"airflow", "kill", "package"}
 
 ROOT = Path(__file__).parent.parent
 _AIRFLOW_HOME = tempfile.mkdtemp(prefix="talon-cdp-tests-")
@@ -27,7 +45,7 @@ os.environ |= {
 # Its first import adds a filter for modules whose names begin with "airflow", as ours do: in the test that came to it
 # first, our warnings would be text, not errors. Here the filter ends with this file's loading.
 import airflow.configuration  # noqa: E402, F401
-from airflow.providers.common.compat.sdk import ObjectStoragePath  # noqa: E402
+from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath  # noqa: E402
 
 try:
     from airflow.sdk.io import attach
@@ -50,6 +68,48 @@ def talon(_emulator, monkeypatch, tmp_path):
     _emulator.reset()
     monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(_emulator.connection()))
     return _emulator
+
+
+@pytest.fixture
+def own_talon():
+    """A local Talon.One of its own for one test: a request that another test gave up must not count here."""
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def connect(talon, monkeypatch):
+    """Set the Airflow connection: the emulator's, with other fields, and fast, as rates are not the matter here."""
+
+    def connect(extra=None, emulator=talon, **fields):
+        connection = emulator.connection() | fields
+        connection["extra"] = connection["extra"] | {"requests_per_second": 5000} | (extra or {})
+        monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(connection))
+
+    connect()
+    return connect
+
+
+@pytest.fixture
+def run(connect):
+    """Render an operator's templates in a DAG and execute it; check that XCom could hold the result."""
+
+    def run(operator, *, native=False, searchpath=None, **context):
+        dag = DAG(
+            "dag",
+            template_searchpath=searchpath,
+            schedule=None,
+            start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+            render_template_as_native_obj=native,
+        )
+        dag.add_task(operator)
+        operator.resolve_template_files()
+        operator.render_template_fields(context, jinja_env=dag.get_template_env())
+        result = operator.execute(context)
+        assert len(json.dumps(result)) < 3000
+        return result
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +137,17 @@ def s3(bucket):
     path.fs.mkdir("ledgers")
     yield path
     served.stop()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        slow = folder in SLOW_FOLDERS or "s3" in item.fixturenames
+        slow = slow or any(fnmatch(item.path.name, pattern) for pattern in SLOW_FILES)
+        if slow or any(part in item.name for part in SLOW_PARTS):
+            item.add_marker("slow")
+        if folder in RELEASE_FOLDERS:
+            item.add_marker("release")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,28 +1,34 @@
-"""An HTTP answer as a result or an error. Pure, and the one place that reads Talon.One's two error shapes.
+"""An HTTP answer, or the lack of one, as a result or an error. Pure; the one place that reads error bodies.
 
 Source: Talon.One's Third-party API reference. An error of the CDP service is
 ``{"StatusCode", "Error", "RequestUUID"}``; one that comes from the deployment behind it is
-``{"message", "errors": [{"title", "details", "source": {"pointer"}}]}``.
+``{"message", "errors": [{"title", "details", "source": {"pointer"}}]}``, where the source may also be a
+``parameter``, a ``line`` or a ``resource``.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
+import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import orjson
 
-from airflow_provider_talon_cdp.api.request import Audience, Operation, Request, Result
-from airflow_provider_talon_cdp.api.retry import parse_retry_after
+from airflow_provider_talon_cdp.api.calls import Audience, IntegrationState, Operation, Request, Result
+from airflow_provider_talon_cdp.api.pacing import parse_retry_after
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
     AuthenticationError,
     Blame,
     FatalError,
+    Kind,
     NotFoundError,
     RejectedError,
     RequestError,
@@ -30,16 +36,21 @@ from airflow_provider_talon_cdp.exceptions import (
     UnexpectedAnswerError,
 )
 
+MAX_ANSWER = 1_000_000
+"""Bytes of an answer that are read, compressed and not."""
+
 _SUCCESS = {
     Operation.CREATE_AUDIENCE: 201,
     Operation.UPDATE_AUDIENCE: 200,
     Operation.DELETE_AUDIENCE: 204,
     Operation.UPDATE_PROFILE: 200,
     Operation.UPDATE_PROFILE_AUDIENCES: 200,
-    # 204 alone: a 200 here means that another route took the request, and no membership changed.
+    # Nothing but 204: a 200 here means that another route took the request, and no membership changed.
     Operation.UPDATE_PROFILES_AUDIENCES: 204,
 }
 _LONGEST_TEXT = 500
+_MULTI_PROFILE = Operation.UPDATE_PROFILES_AUDIENCES
+_NAMES_AUDIENCE = (Operation.UPDATE_AUDIENCE, Operation.DELETE_AUDIENCE)
 
 
 def read_answer(
@@ -57,7 +68,7 @@ def read_answer(
         request: What was asked.
         status: HTTP status.
         headers: The answer's headers, case-insensitive.
-        body: The answer's body.
+        body: The first bytes of the answer's body as they came, ``MAX_ANSWER`` of them at the most.
         now: Seconds since the epoch; a ``Retry-After`` may be a date.
         secret: The API key, which no error may quote even where the answer does.
 
@@ -67,6 +78,7 @@ def read_answer(
     Raises:
         RequestError: Everything but the documented success.
     """
+    body = _decompress(headers.get("Content-Encoding", ""), body)
     if secret and (b"\\" in body or secret.encode() in body):
         body = _spellings(secret).sub(b"***", body)
     if status != _SUCCESS[request.operation]:
@@ -74,39 +86,149 @@ def read_answer(
     return cast("Result", _result(request, status, body))
 
 
+def connection_error(
+    request: Request[Result], base_url: str, cause: BaseException | str, *, sent: bool
+) -> RequestError:
+    """Make the error of a request that got no answer.
+
+    Args:
+        request: What was asked.
+        base_url: Where; without secrets, as ``Settings`` normalises it.
+        cause: What the client raised, or what happened, e.g. ``timed out``.
+        sent: False when no connection came about.
+    """
+    if not isinstance(cause, str) and any(_TLS_ALERT in f"{each!r} {each}" for each in _chain(cause)):
+        return FatalError(
+            f"{request.operation.value}: what answers at {base_url} speaks TLS.\n"
+            "Write https:// in Base URL on the connection.",
+            method=request.method,
+            path=request.path,
+        )
+    reason = cause if isinstance(cause, str) else _in_words(cause)
+    cure = "If this goes on, check Base URL and proxies on the connection, and the network."
+    if base_url.startswith("http:"):
+        cure += "\nIf that server speaks TLS, write https:// in Base URL."
+    error = TransientError(
+        f"{request.operation.value}: no answer ({reason}).\nTalon.One was called at {base_url}.\n{cure}",
+        method=request.method,
+        path=request.path,
+    )
+    error.sent = sent
+    error.reason = f"no answer ({reason})"
+    return error
+
+
+# A TLS record of the type alert, as Python quotes it where a client took it for the first line of an HTTP
+# answer.
+_TLS_ALERT = r"\x15\x03"
+
+
+def _chain(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _in_words(error: BaseException) -> str:
+    for each in _chain(error):
+        match each:
+            case TimeoutError():
+                return "timed out"
+            case ConnectionRefusedError():
+                return "connection refused"
+            case ConnectionResetError() | BrokenPipeError():
+                return "connection reset"
+            case socket.gaierror():
+                return "host name not found"
+    return type(error).__name__
+
+
+# Of its own checks and of the server's alerts; some servers say of a missing client certificate just that
+# they deny access.
+_OVER_CERTIFICATES = re.compile("CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED")
+_CA_CURE = "Set 'verify' in the connection's extra to the path of your CA bundle."
+_CHECK_HOST = "Check the host in Base URL on the connection, and whether a proxy answers in its place."
+# By OpenSSL's codes of verification errors.
+_BAD_CERTIFICATES = {
+    9: ("is not valid yet", "Check the clock of this worker, and the server's certificate."),
+    10: ("has expired", "Whoever runs the server has to renew it. Check the clock of this worker too."),
+    62: ("is for another host name", _CHECK_HOST),
+    64: ("is for another IP address", _CHECK_HOST),
+}
+
+
+def tls_error(request: Request[Result], base_url: str, cause: ssl.SSLError | None) -> FatalError:
+    """Make the error of a TLS connection that failed, or that the server ended over our certificate.
+
+    Args:
+        request: What was asked.
+        base_url: Where; without secrets, as ``Settings`` normalises it.
+        cause: What OpenSSL found.
+    """
+    reason = getattr(cause, "reason", None) or "no reason given"
+    host = urlsplit(base_url).netloc
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        unknown = ("is signed by an authority that this worker does not know", _CA_CURE)
+        fault, cure = _BAD_CERTIFICATES.get(cause.verify_code, unknown)
+        text = f"The TLS certificate of {host} was not accepted: it {fault}.\n{cure}"
+    elif _OVER_CERTIFICATES.search(reason):
+        text = (
+            "A TLS certificate was not accepted, the server's or ours.\n"
+            "If the server wants a client certificate, set 'cert' in the extra to yours and its key.\n"
+            f"{_CA_CURE}"
+        )
+    else:
+        text = (
+            f"What answers at {base_url} does not speak TLS as expected.\n"
+            "Check host and port of Base URL. A server on this machine may want http:// there.\n"
+            "A server that wants a client certificate needs 'cert' in the extra."
+        )
+    message = f"{request.operation.value}: TLS failed ({reason}).\n{text}"
+    return FatalError(message, method=request.method, path=request.path)
+
+
 _WHO_ANSWERED = (
-    "Something else than Talon.One may have answered: check the connection's Base URL and the proxy."
+    "Something else than Talon.One may have answered.\nCheck Base URL and proxies on the connection."
 )
+_CHECK_DEPLOYMENT = "Check Deployment host on the connection first: a typo there is the likeliest cause."
 _CURES = {
-    400: "Talon.One refuses the request's content.",
+    400: "Talon.One refuses the content of the request.",
     401: (
-        "The API key is missing, wrong or expired (CDP keys always expire), or is not of type Customer Data Platform. "
-        "Put a valid key into the connection."
+        "The API key is missing, wrong or expired (CDP keys always expire),\n"
+        "or is not of type Customer Data Platform. Put a valid key into the connection."
     ),
-    403: "The API key may not do this. Use a third-party key of type Customer Data Platform for this deployment.",
+    403: (
+        "The API key may not do this.\n"
+        "Use a third-party key of type Customer Data Platform for this deployment."
+    ),
     407: "The proxy wants authentication. Check the connection's proxies.",
     409: "Another request on the same profile is in flight.",
     429: "Too many requests, or parallel requests on one profile.",
 }
+# Servers say it in words of their own: "The plain HTTP request was sent to HTTPS port".
+_WANTS_TLS = re.compile(r"http request .{0,20}to (an )?https", re.IGNORECASE)
+_BLAMES_CONNECTION = re.compile(r"deployment|customer-data-platform-name|destination-hostname", re.IGNORECASE)
 
 
-def _result(request: Request[Result], status: int, body: bytes) -> Audience | dict[str, Any] | None:
+def _result(request: Request[Result], status: int, body: bytes) -> Audience | IntegrationState | None:
     if status == HTTPStatus.NO_CONTENT:
         return None
     content = _json_object(body)
     if content is None:
-        raise _fail(
-            UnexpectedAnswerError, request, status, body, f"The answer is not a JSON object. {_WHO_ANSWERED}"
+        size = (
+            f" of 1 MB or more, of which {MAX_ANSWER:,} bytes were read," if len(body) >= MAX_ANSWER else ""
         )
+        text = f"The answer{size} is not a JSON object.\n{_WHO_ANSWERED}"
+        raise _fail(UnexpectedAnswerError, request, status, body, text)
     if request.operation not in (Operation.CREATE_AUDIENCE, Operation.UPDATE_AUDIENCE):
         # The contract has it in every answer, empty as a rule.
         if not isinstance(content.get("effects"), list):
-            cure = f"The answer holds no integration state, so the profile cannot be taken as updated. {_WHO_ANSWERED}"
-            raise _fail(UnexpectedAnswerError, request, status, body, cure)
-        return content
+            text = "The answer holds no integration state, so the profile cannot be taken as updated.\n"
+            raise _fail(UnexpectedAnswerError, request, status, body, text + _WHO_ANSWERED)
+        return IntegrationState(content)
     if not isinstance(content.get("id"), int):
         raise _fail(
-            UnexpectedAnswerError, request, status, body, f"The answer holds no audience. {_WHO_ANSWERED}"
+            UnexpectedAnswerError, request, status, body, f"The answer holds no audience.\n{_WHO_ANSWERED}"
         )
     return Audience(
         id=content["id"],
@@ -121,13 +243,15 @@ def _result(request: Request[Result], status: int, body: bytes) -> Audience | di
 def _error(
     request: Request[Result], status: int, headers: Mapping[str, str], body: bytes, now: float
 ) -> RequestError:
+    content = _json_object(body)
     match status:
         case 401 | 403:
             return _fail(AuthenticationError, request, status, body)
-        case 404 if _json_object(body) is None:
-            # Nothing says that an audience is missing: any web server answers so to a path that it does not know.
-            spelling = " Or Multi-profile path is wrong." if _is_multi_profile(request) else ""
-            return _fail(UnexpectedAnswerError, request, status, body, f"{_WHO_ANSWERED}{spelling}")
+        case 404 if content is None:
+            # Nothing says that an audience is missing: any web server answers so to a path that it does not
+            # know.
+            spelling = " Or Multi-profile path is wrong." if request.operation is _MULTI_PROFILE else ""
+            return _elsewhere(request, status, body, f"{_WHO_ANSWERED}{spelling}\n{_CHECK_DEPLOYMENT}")
         case 404:
             return _fail(NotFoundError, request, status, body, _what_is_missing(request))
         case 407:
@@ -138,83 +262,92 @@ def _error(
                 request,
                 status,
                 body,
-                'With if_exists="skip" or "update", CreateAudienceOperator keeps an audience that has this ID already.',
+                'With if_exists="skip" or "update", CreateAudienceOperator keeps the existing audience.',
             )
         case 408 | 409 | 425 | 429:
-            return _fail(TransientError, request, status, body, retry_after=_retry_after(headers, now))
+            return _transient(request, status, headers, body, now)
         case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return _fail(TransientError, request, status, body, retry_after=_retry_after(headers, now))
+            return _transient(request, status, headers, body, now)
         case _ if status >= HTTPStatus.BAD_REQUEST:
-            if _blames_connection(request, body):
-                return _fail(
-                    FatalError,
-                    request,
-                    status,
-                    body,
-                    "Check Deployment host and Platform name on the connection.",
-                )
-            return _fail(RejectedError, request, status, body)
+            return _refused(request, status, body, str((content or {}).get("Error", "")))
         case _ if status >= HTTPStatus.MULTIPLE_CHOICES:
-            cure = "Redirects are not followed: they would carry the API key elsewhere. Set Base URL to where the API is."
-            return _fail(UnexpectedAnswerError, request, status, body, cure)
-        case _ if _is_multi_profile(request):
-            cure = (
-                "A membership update is answered with 204 alone, so no membership can be taken as changed. The "
-                "deployment may not know this spelling of the path: check Multi-profile path on the connection."
+            text = "Redirects are not followed: they would carry the API key elsewhere.\nCorrect Base URL."
+            return _elsewhere(request, status, body, text)
+        case _ if request.operation is _MULTI_PROFILE:
+            text = (
+                "Only 204 means that memberships were changed.\n"
+                "The deployment may not know this path: check Multi-profile path on the connection."
             )
-            return _fail(UnexpectedAnswerError, request, status, body, cure)
+            if "effects" in (content or {}) or _is_page(body):
+                return _elsewhere(request, status, body, text)
+            return _fail(UnexpectedAnswerError, request, status, body, text)
         case _:
             return _fail(UnexpectedAnswerError, request, status, body, _WHO_ANSWERED)
 
 
+def _refused(request: Request[Result], status: int, body: bytes, said: str) -> RequestError:
+    if _WANTS_TLS.search(body[:_LONGEST_TEXT].decode(errors="replace")):
+        text = "That port wants TLS. Write https:// in Base URL on the connection."
+        return _fail(FatalError, request, status, body, text)
+    # Without what was sent: a profile ID may hold such a word.
+    if _BLAMES_CONNECTION.search(_mask(said, _private(request))):
+        text = "Check Deployment host and Platform name on the connection."
+        return _fail(FatalError, request, status, body, text)
+    return _fail(RejectedError, request, status, body)
+
+
+def _elsewhere(request: Request[Result], status: int, body: bytes, text: str) -> UnexpectedAnswerError:
+    """Make the error of an answer that shows that the call did not arrive."""
+    error = _fail(UnexpectedAnswerError, request, status, body, text)
+    error.unclear = False
+    return error
+
+
+def _transient(
+    request: Request[Result], status: int, headers: Mapping[str, str], body: bytes, now: float
+) -> TransientError:
+    is_server = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    text = f"If this goes on: {_CHECK_DEPLOYMENT}" if is_server else None
+    error = _fail(TransientError, request, status, body, text)
+    error.retry_after = parse_retry_after(headers.get("Retry-After"), now)
+    error.reason = f"{status} (too many requests)" if status == HTTPStatus.TOO_MANY_REQUESTS else str(status)
+    return error
+
+
 def _what_is_missing(request: Request[Result]) -> str:
-    names_audience = request.changes or request.operation in (
-        Operation.UPDATE_AUDIENCE,
-        Operation.DELETE_AUDIENCE,
-    )
-    missing = "The audience does not exist in Talon.One, or" if names_audience else "There is no such path:"
-    spelling = " or Multi-profile path" if _is_multi_profile(request) else ""
-    return f"{missing} Base URL{spelling} on the connection is wrong."
-
-
-def _is_multi_profile(request: Request[Result]) -> bool:
-    return request.operation is Operation.UPDATE_PROFILES_AUDIENCES
-
-
-def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    return parse_retry_after(headers.get("Retry-After"), now)
+    spelling = ", Multi-profile path" if request.operation is _MULTI_PROFILE else ""
+    connection = f"Deployment host (likeliest){spelling} or Base URL on the connection is wrong."
+    if request.changes or request.operation in _NAMES_AUDIENCE:
+        return f"The audience does not exist in Talon.One,\nor {connection}"
+    return f"There is no such path: {connection}"
 
 
 def _fail(
-    kind: type[RequestError],
-    request: Request[Result],
-    status: int,
-    body: bytes,
-    cure: str | None = None,
-    retry_after: float | None = None,
-) -> RequestError:
-    text = body.decode(errors="replace")
+    kind: type[Kind], request: Request[Result], status: int, body: bytes, cure: str | None = None
+) -> Kind:
     said, uuid, blames = _read_error_body(body)
-    message = f"{request.operation.value}: Talon.One answered {status}"
-    if said:
-        private = _private(request)
-        blames = tuple(Blame(each.pointer, *(_mask(text, private) for text in each[1:])) for each in blames)
-        message += f" ({_shorten(_mask(said, private))})"
-    elif text.lstrip().startswith("<"):
-        message += " (an HTML page, so not from Talon.One's API)"
-    message += f". {cure or _CURES.get(status, '')}".rstrip()
-    if uuid:
-        message += f" RequestUUID {uuid}."
-    return kind(
-        message,
+    private = _private(request)
+
+    def masked(text: str) -> str:
+        return _mask_others(_mask(text, private), request.operation)
+
+    page = " (an HTML page, so not from Talon.One's API)" if not said and _is_page(body) else ""
+    lines = [
+        f"{request.operation.value}: Talon.One answered {status}{page}.",
+        f"It says: {_shorten(masked(said))}" if said else "",
+        cure or _CURES.get(status, ""),
+        f"RequestUUID {uuid}." if uuid else "",
+    ]
+    error = kind(
+        "\n".join(line for line in lines if line),
         method=request.method,
         path=request.path,
         status=status,
-        body=text,
         request_uuid=uuid,
-        blames=blames,
-        retry_after=retry_after,
+        blames=tuple(Blame(each.pointer, masked(each.title), masked(each.details)) for each in blames),
     )
+    error.body = body.decode(errors="replace")
+    return error
 
 
 def _read_error_body(body: bytes) -> tuple[str, str | None, tuple[Blame, ...]]:
@@ -226,21 +359,17 @@ def _read_error_body(body: bytes) -> tuple[str, str | None, tuple[Blame, ...]]:
     for each in errors if isinstance(errors, list) else []:
         if not isinstance(each, dict):
             continue
-        source = each.get("source")
-        pointer = source.get("pointer") if isinstance(source, dict) else None
+        given = each.get("source")
+        source = given if isinstance(given, dict) else {}
         title, details = (str(each.get(key) or "") for key in ("title", "details"))
-        if pointer:
-            blames.append(Blame(str(pointer), title, details))
-        said.append(" ".join(part for part in (title, details, f"at {pointer}" if pointer else "") if part))
+        if source.get("pointer"):
+            blames.append(Blame(str(source["pointer"]), title, details))
+        at = f"at {source['pointer']}" if source.get("pointer") else ""
+        for key in ("parameter", "line", "resource"):
+            if source.get(key) is not None:
+                at = f"at {key} {source[key]}"
+        said.append(" ".join(part for part in (title, details, at) if part))
     return "; ".join(part for part in said if part), str(uuid) if uuid else None, tuple(blames)
-
-
-def _blames_connection(request: Request[Result], body: bytes) -> bool:
-    content = _json_object(body) or {}
-    # Without what was sent: a profile ID may hold such a word.
-    said = _mask(str(content.get("Error", "")), _private(request))
-    words = r"deployment|customer-data-platform-name|destination-hostname"
-    return bool(re.search(words, said, re.IGNORECASE))
 
 
 def _private(request: Request[Result]) -> list[str]:
@@ -249,7 +378,7 @@ def _private(request: Request[Result]) -> list[str]:
 
 @cache
 def _spellings(secret: str) -> re.Pattern[bytes]:
-    r"""Match a key also where JSON, or JSON within JSON, escapes some of it: ``\/``, ``\u002b``, ``\\u002b``."""
+    r"""Match a key also where JSON, once or twice, escapes some of it: ``\/``, ``\u002b``, ``\\u002b``."""
     # A bounded number of backslashes: a long run of them in an answer must not cost its square.
     spelt = (rf"\\{{0,3}}(?:{re.escape(each)}|u00{ord(each):02x})" for each in secret)
     return re.compile("".join(spelt).encode(), re.IGNORECASE)
@@ -268,9 +397,40 @@ def _mask(text: str, private: Iterable[str]) -> str:
     return text
 
 
+_EMAIL = re.compile(r"[^\s'\"<>(),;:]+@[^\s'\"<>(),;]+")
+_QUOTED = re.compile(r"(?<!\w)(['\"`])(?=\S)(.+?)\1(?!\w)")
+# A word with a digit and a letter in it, or a long number.
+_LIKE_AN_ID = re.compile(r"(?=[\w.+-]*\d)(?=[\w.+-]*[^\W\d_])[\w.+-]+|(?<!\w)\d{5,}(?!\w)")
+
+
+def _mask_others(text: str, operation: Operation) -> str:
+    """Take what looks like the ID of another record out of a text, above all of a call for many profiles."""
+    text = _EMAIL.sub("***", text)
+    if operation is _MULTI_PROFILE:
+        text = _LIKE_AN_ID.sub("***", _QUOTED.sub(r"\1***\1", text))
+    return text
+
+
 def _shorten(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..."
+
+
+def _is_page(body: bytes) -> bool:
+    return body.lstrip().startswith(b"<")
+
+
+def _decompress(encoding: str, body: bytes) -> bytes:
+    """Decompress the beginning of a body; of an unknown or broken encoding nothing can be read."""
+    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return body
+    # zlib with a header, gzip, and deflate without a header, which some servers send.
+    for window in (32 + zlib.MAX_WBITS, -zlib.MAX_WBITS):
+        try:
+            return zlib.decompressobj(window).decompress(body, MAX_ANSWER)
+        except zlib.error:
+            continue
+    return b""
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

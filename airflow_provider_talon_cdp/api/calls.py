@@ -2,21 +2,22 @@
 
 Source: Talon.One's Third-party API reference.
 
-The multi-profile path has two spellings. The reference says ``customer_profiles`` (plural), Talon.One's tutorial page
-says ``customer_profile``. On a deployment that knows the plural, the singular is *Update customer profile* of a
-profile named ``audiences``: it answers 200 and changes no membership. So the plural is the default here, and
-``answers.py`` takes 204 alone as success of a multi-profile call.
+The multi-profile path has two spellings. The reference says ``customer_profiles`` (plural), Talon.One's
+tutorial page says ``customer_profile``. On a deployment that knows the plural, the singular is *Update
+customer profile* of a profile named ``audiences``: it answers 200 and changes no membership. So the plural is
+the default here, and ``answers.py`` takes nothing but 204 as success of a multi-profile call.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
-from airflow_provider_talon_cdp.api.request import Audience, IntegrationState, Operation, Request
 from airflow_provider_talon_cdp.api.settings import Spelling
 from airflow_provider_talon_cdp.api.values import encode_json
 from airflow_provider_talon_cdp.contract import (
@@ -28,18 +29,84 @@ from airflow_provider_talon_cdp.contract import (
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 
-class ProfileAudiences(NamedTuple):
-    """The changes of one profile in a multi-profile call.
+class Operation(Enum):
+    """A call of the API, by its name in Talon.One's reference."""
+
+    CREATE_AUDIENCE = "Create audience"
+    UPDATE_AUDIENCE = "Update audience"
+    DELETE_AUDIENCE = "Delete audience"
+    UPDATE_PROFILE = "Update customer profile"
+    UPDATE_PROFILE_AUDIENCES = "Update customer profile audiences"
+    UPDATE_PROFILES_AUDIENCES = "Update audiences in multiple customer profiles"
+
+
+@dataclass(frozen=True)
+class Audience:
+    """An audience as Talon.One answers it.
 
     Args:
-        customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
-        adds: Audience IDs to join, all external (strings) or all internal (integers).
-        deletes: Audience IDs to leave.
+        id: Internal ID, an integer >= 1.
+        integration_id: External ID, the one in the CDP.
+        name: Display name.
+        integration: The platform's name.
+        created: RFC 3339 time.
+        account_id: Talon.One account, or None where the answer has none.
     """
 
-    customer_profile_id: str
-    adds: Sequence[str | int] = ()
-    deletes: Sequence[str | int] = ()
+    id: int
+    integration_id: str
+    name: str
+    integration: str | None = None
+    created: str | None = None
+    account_id: int | None = None
+
+
+class IntegrationState(dict[str, Any]):
+    """What a profile call answers: ``effects``, ``createdCoupons``, ``createdReferrals`` and perhaps more.
+
+    Attributes:
+        may_have_run_twice: Whether the call ran rules, and an earlier attempt of it got no clear answer.
+    """
+
+    may_have_run_twice = False
+
+
+class ProfileOptions(TypedDict, total=False):
+    """Options of ``update_customer_profile``."""
+
+    run_rule_engine: bool
+    add_audiences: Iterable[int]
+    remove_audiences: Iterable[int]
+    skip_unknown_attributes: bool
+
+
+Result = TypeVar("Result", bound=Audience | IntegrationState | None)
+
+
+@dataclass(frozen=True)
+class Request(Generic[Result]):
+    """One HTTP request, without the connection's headers; the type parameter is what its answer holds.
+
+    Args:
+        operation: Which call it is; ``answers.py`` reads the answer by it.
+        method: HTTP method.
+        path: Path and query, percent-encoded, starting with ``/``.
+        body: JSON in UTF-8, or None.
+        changes: Membership changes in it.
+        private: Profile IDs and attribute values in it, which are masked in error texts; or what returns
+            them, as few requests ever need them.
+        runs_rules: Whether Talon.One runs its rules for it, so that a repetition may give a coupon or points
+            twice.
+    """
+
+    operation: Operation
+    method: str
+    path: str
+    # Bodies hold profile IDs and attribute values, which do not belong in a log.
+    body: bytes | None = field(default=None, repr=False)
+    changes: int = 0
+    private: tuple[str, ...] | Callable[[], Iterable[str]] = field(default=(), repr=False)
+    runs_rules: bool = False
 
 
 def create_audience(audience_id: str, audience_name: str) -> Request[Audience]:
@@ -51,13 +118,13 @@ def create_audience(audience_id: str, audience_name: str) -> Request[Audience]:
 def update_audience(audience_id: str, audience_name: str) -> Request[Audience]:
     """``PUT /cdp/audiences/{audienceId}``: rename."""
     body = _audience_body(audience_id, audience_name)
-    return Request(Operation.UPDATE_AUDIENCE, "PUT", f"/cdp/audiences/{_segment(audience_id)}", body)
+    return Request(Operation.UPDATE_AUDIENCE, "PUT", _audience_path(audience_id), body)
 
 
 def delete_audience(audience_id: str) -> Request[None]:
     """``DELETE /cdp/audiences/{audienceId}``; every membership of it goes too."""
     check_audience_id("audience_id", audience_id, "external")
-    return Request(Operation.DELETE_AUDIENCE, "DELETE", f"/cdp/audiences/{_segment(audience_id)}")
+    return Request(Operation.DELETE_AUDIENCE, "DELETE", _audience_path(audience_id))
 
 
 def update_customer_profile(
@@ -92,6 +159,7 @@ def update_customer_profile(
         encode_json(body),
         len(adds) + len(deletes),
         lambda: (*_private_id(customer_profile_id), *_scalars(attributes)),
+        runs_rules=run_rule_engine or bool(adds or deletes),
     )
 
 
@@ -119,6 +187,7 @@ def update_customer_profile_attributes(
             *_private_id(customer_profile_id),
             *_scalars(json.loads(attributes, parse_float=str, parse_int=str)),
         ),
+        runs_rules=run_rule_engine,
     )
 
 
@@ -126,18 +195,17 @@ def update_customer_profile_audiences(
     customer_profile_id: str, *, add_audiences: Iterable[str] = (), remove_audiences: Iterable[str] = ()
 ) -> Request[IntegrationState]:
     """``PUT /cdp/customer_profile/{customerProfileId}/audiences``; audiences by external ID, 1000 at most."""
-    check_text("customer_profile_id", customer_profile_id)
+    path = _profile_segment(customer_profile_id)
     adds, deletes = _changes(add_audiences, remove_audiences, "external")
     _check_size(len(adds) + len(deletes))
-    body = encode_json({"data": {"adds": adds, "deletes": deletes}})
-    path = f"/cdp/customer_profile/{_segment(customer_profile_id)}/audiences"
     return Request(
         Operation.UPDATE_PROFILE_AUDIENCES,
         "PUT",
-        path,
-        body,
+        f"{path}/audiences",
+        encode_json({"data": {"adds": adds, "deletes": deletes}}),
         len(adds) + len(deletes),
         _private_id(customer_profile_id),
+        runs_rules=True,
     )
 
 
@@ -150,7 +218,8 @@ def update_customer_profiles_audiences(
     """``PUT /cdp[/v2]/customer_profiles/audiences``: many profiles, at most 1000 changes in all together.
 
     Args:
-        entries: The changes by profile, each a ``ProfileAudiences`` or a plain tuple like it.
+        entries: ``(customer profile ID, audience IDs to join, audience IDs to leave)`` of each profile; all
+            audience IDs are external (strings) or all are internal (integers).
         audience_id_type: External IDs go to the ``v2`` path, internal ones to the path without it.
         multi_profile_path: The spelling that this deployment knows.
     """
@@ -176,8 +245,9 @@ def update_audiences_of_customer_profiles(
     Nearly all requests of a sync are such, and an object for each profile would be the main cost of them.
 
     Args:
-        groups: Integration IDs of profiles that join or leave an audience, the audience, and ``add`` or ``remove``. No
-            profile stands in them twice, and whoever read the IDs has checked that each has 1 to 1000 characters.
+        groups: Integration IDs of profiles that join or leave an audience, the audience, and ``add`` or
+            ``remove``. No profile stands in them twice, and whoever read the IDs has checked that each has 1
+            to 1000 characters.
         audience_id_type: Which kind the audience IDs are.
         multi_profile_path: The spelling that this deployment knows.
     """
@@ -198,7 +268,7 @@ def update_audiences_of_customer_profiles(
 
 
 def _entries(ids: Sequence[str], change: dict[str, Any]) -> list[bytes]:
-    """Write the entries of profiles that have the same change, around the IDs as they are if none needs escaping in JSON."""
+    """Write the entries of profiles with the same change; IDs stay as they are if JSON needs no escape."""
     joined = "".join(ids)
     if len(encode_json(joined)) != len(joined.encode()) + 2:
         return [encode_json([{"customerProfileId": each, **change} for each in ids])[1:-1]]
@@ -237,7 +307,8 @@ def _changes(
     both = set(joined) & set(left)
     if both:
         raise InvalidInputError(
-            f"{len(both)} audience(s) stand in both the adds and the removes of one profile. Leave each in one list."
+            f"{len(both)} audience(s) stand in both the adds and the removes of one profile.\n"
+            "Leave each in one list."
         )
     return joined, left
 
@@ -245,25 +316,38 @@ def _changes(
 def _check_size(changes: int) -> None:
     if changes > MAX_CHANGES:
         raise InvalidInputError(
-            f"One request takes at most {MAX_CHANGES} adds and removes together, but this one has {changes}. Split it."
+            f"One request takes at most {MAX_CHANGES} adds and removes together,\n"
+            f"but this one has {changes}. Split it."
         )
 
 
-def _segment(identifier: str) -> str:
-    # A path of dots alone would be resolved away by HTTP clients, so dots are encoded where they stand alone.
-    if set(identifier) == {"."}:
-        return "%2E" * len(identifier)
+def _segment(name: str, identifier: str) -> str:
+    # Clients and proxies resolve such a segment away, percent-encoded too, and the call becomes another one.
+    if identifier in (".", ".."):
+        raise InvalidInputError(
+            f"{name} is {identifier!r}, which cannot stand in the path of a request:\n"
+            "a proxy on the way may take it for a step in the path and change another record.\n"
+            "Give the record another ID. Members with such an ID can be added and removed in bulk."
+        )
     return quote(identifier, safe="")
 
 
+def _audience_path(audience_id: str) -> str:
+    return f"/cdp/audiences/{_segment('audience_id', audience_id)}"
+
+
 def _profile_path(customer_profile_id: str, *, skip_unknown_attributes: bool) -> str:
-    check_text("customer_profile_id", customer_profile_id)
     skip = "true" if skip_unknown_attributes else "false"
-    return f"/cdp/customer_profile/{_segment(customer_profile_id)}?skipNonExistingAttributes={skip}"
+    return f"{_profile_segment(customer_profile_id)}?skipNonExistingAttributes={skip}"
+
+
+def _profile_segment(customer_profile_id: str) -> str:
+    check_text("customer_profile_id", customer_profile_id)
+    return f"/cdp/customer_profile/{_segment('customer_profile_id', customer_profile_id)}"
 
 
 def _private_id(customer_profile_id: str) -> tuple[str, ...]:
-    return customer_profile_id, _segment(customer_profile_id)
+    return customer_profile_id, quote(customer_profile_id, safe="")
 
 
 def _scalars(value: Any) -> Iterable[str]:

@@ -1,33 +1,48 @@
-"""Single calls to Talon.One over a ``requests.Session``."""
+"""Talon.One over HTTP: single calls on ``requests``, bulk on ``aiohttp``, one retry decision for both."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import os
 import random
 import re
+import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import requests
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
-from urllib3.exceptions import NewConnectionError, ProxyError
-
-from airflow_provider_talon_cdp.api.answers import read_answer
-from airflow_provider_talon_cdp.api.no_answer import connection_error, tls_error
-from airflow_provider_talon_cdp.api.request import Operation, Request, Result
-from airflow_provider_talon_cdp.api.retry import RetryPolicy
-from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
-from airflow_provider_talon_cdp.exceptions import (
-    AudienceExistsError,
-    InvalidInputError,
-    NotFoundError,
-    RequestError,
-    TransientError,
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, prepend_scheme_if_needed, select_proxy
+from urllib3.exceptions import (
+    HTTPError,
+    LocationValueError,
+    NewConnectionError,
+    ProxyError,
+    ReadTimeoutError,
 )
+from yarl import URL
+
+from airflow_provider_talon_cdp.api.answers import MAX_ANSWER, connection_error, read_answer, tls_error
+from airflow_provider_talon_cdp.api.calls import Request, Result
+from airflow_provider_talon_cdp.api.pacing import Attempts, Pacer, RepeatedLines
+from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
+from airflow_provider_talon_cdp.contract import OnUnclear
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, RequestError, TransientError
 
 log = logging.getLogger(__name__)
+_TOO_MANY_REQUESTS = 429
+_CHUNK = 8192
+_SECONDS_TO_CLOSE_TLS = 0.1
+# A failure that a success follows so soon stops nothing.
+_SECONDS_UNTIL_WAITING = 1.0
 
 
 class _WithoutProfiles(logging.Filter):
@@ -45,13 +60,49 @@ _PROFILE_PATH = re.compile(r"(/cdp/customer_profile/)[^/?\s]+")
 logging.getLogger("urllib3.connectionpool").addFilter(_WithoutProfiles())
 
 
-class TalonCdpClient:
+class _Client:
+    """What both clients have in common.
+
+    Args:
+        settings: Whom to call.
+        budget: Seconds in which a call is tried.
+        clock: Seconds from a fixed point.
+        jitter: A number from 0 to 1.
+    """
+
+    def __init__(
+        self, settings: Settings, budget: float, clock: Callable[[], float], jitter: Callable[[], float]
+    ) -> None:
+        self.settings = settings
+        self._budget = budget
+        self._clock = clock
+        self._jitter = jitter
+        self._lines = RepeatedLines()
+        # Set here, as compression would hide how large an answer becomes; both clients leave it to
+        # answers.py.
+        self._headers = {**settings.headers, "Accept-Encoding": "gzip, deflate"}
+
+    def _begin(self, request: Request[Any], on_unclear: OnUnclear) -> Attempts:
+        return Attempts(request, self.settings.base_url, self._budget, self._clock(), on_unclear)
+
+    def _wait_after(self, error: RequestError, attempts: Attempts, *, routine: bool = False) -> float:
+        """Return the seconds until the next attempt, and log that there is one; raise where there is none."""
+        now = self._clock()
+        wait = attempts.failed(error, now, self._jitter())
+        reason = error.reason if isinstance(error, TransientError) else ""
+        what = str(error).partition("\n")[0]
+        line = self._lines.line(reason, f"{what} Attempt {attempts.made} in {wait:.1f} s.", now)
+        if line:
+            log.log(logging.DEBUG if routine else logging.WARNING, "%s", line)
+        return wait
+
+
+class TalonCdpClient(_Client):
     """Sends one request at a time and retries what is worth retrying.
 
     Args:
         settings: Whom to call.
         session: Where proxies, certificates and the connection pool come from; None makes a plain one.
-        retry: How long to keep trying.
         clock: Seconds from a fixed point.
         sleep: Waits that many seconds.
         jitter: A number from 0 to 1.
@@ -66,66 +117,299 @@ class TalonCdpClient:
         settings: Settings,
         session: requests.Session | None = None,
         *,
-        retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.settings = settings
+        super().__init__(settings, settings.call_retry_seconds, clock, jitter)
         self._session = session or requests.Session()
-        self._retry = retry or RetryPolicy()
-        self._clock = clock
         self._sleep = sleep
-        self._jitter = jitter
 
-    def send(self, request: Request[Result]) -> Result:
+    def send(self, request: Request[Result], *, on_unclear: OnUnclear = "fail") -> Result:
         """Send a request from ``calls.py`` and return what its answer holds.
+
+        Args:
+            request: The call.
+            on_unclear: What to do when it runs rules and gets no clear answer.
 
         Raises:
             RequestError: It failed for good; the class says what to do.
         """
-        began = self._clock()
-        attempt = 1
-        unclear = False
+        attempts = self._begin(request, on_unclear)
         while True:
             try:
-                return self._send_once(request)
-            except TransientError as error:
-                unclear |= error.is_unclear
-                elapsed = self._clock() - began
-                wait = self._retry.wait(error, attempt=attempt, elapsed=elapsed, random=self._jitter())
-                if wait is None:
-                    error.repeated = unclear
-                    error.explain(f"Gave up after {attempt} attempt(s) in {elapsed:.0f} s.")
-                    raise
-                log.warning("%s Attempt %d in %.1f s.", error, attempt + 1, wait)
-                self._sleep(wait)
-                attempt += 1
+                return attempts.succeeded(self._send_once(request))
             except RequestError as error:
-                explain_repeated(error, request, unclear=unclear)
-                raise
+                wait = self._wait_after(error, attempts)
+            self._sleep(wait)
 
     def _send_once(self, request: Request[Result]) -> Result:
         base_url = self.settings.base_url
         prepared = self._session.prepare_request(
-            requests.Request(request.method, base_url, data=request.body, auth=_KeyAuth(self.settings))
+            requests.Request(request.method, base_url, data=request.body, auth=_KeyAuth(self._headers))
         )
-        # Set afterwards: preparing a URL decodes %2E and then resolves an ID such as ".." away.
+        # Set afterwards: to prepare a URL changes some of its characters.
         prepared.url = base_url + request.path
         options = session_options(self._session, base_url)
-        timeout = (min(CONNECT_TIMEOUT, self.settings.timeout), self.settings.timeout)
+        connect = min(CONNECT_TIMEOUT, self.settings.timeout)
+        deadline = _Deadline(connect + self.settings.timeout)
         try:
-            response = self._session.send(prepared, timeout=timeout, allow_redirects=False, **options)
-        except requests.RequestException as error:
+            _watch_connections(self._session, prepared, options)
+            with (
+                deadline,
+                self._session.send(
+                    prepared,
+                    timeout=(connect, self.settings.timeout),
+                    allow_redirects=False,
+                    **options | {"stream": True},
+                ) as response,
+            ):
+                body = _beginning(response)
+        except (requests.RequestException, HTTPError) as error:
+            if deadline.has_passed:
+                raise connection_error(request, base_url, "timed out", sent=True) from None
             raise _no_answer(request, base_url, error) from _without_url(error)
         return read_answer(
             request,
             response.status_code,
             response.headers,
-            response.content,
+            body,
             now=time.time(),
             secret=self.settings.api_key,
         )
+
+
+class AsyncTalonCdpClient(_Client):
+    """Sends requests concurrently; each attempt waits for the one pacer, and transient failures are retried.
+
+    Args:
+        settings: Whom to call.
+        session: An aiohttp session; ``open_client`` makes a fitting one.
+        proxy: URL of the proxy, or None.
+        clock: Seconds from a fixed point.
+        sleep: Waits that many seconds.
+        jitter: A number from 0 to 1.
+
+    Attributes:
+        requests: Attempts that left.
+        retries: Attempts that left because an earlier one failed.
+        throttled: Answers 429.
+        may_leave: Called before each attempt leaves, retries too; raises where it must not.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        *,
+        proxy: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__(settings, settings.bulk_retry_seconds, clock, jitter)
+        self.requests = 0
+        self.retries = 0
+        self.throttled = 0
+        self.may_leave: Callable[[], None] = lambda: None
+        self._session = session
+        self._proxy = proxy
+        self._sleep = sleep
+        self._pacer = Pacer(settings.requests_per_second)
+        self._gate = asyncio.Lock()
+        self._failing_since: float | None = None
+        self._failing_with = ""
+
+    @property
+    def waiting(self) -> str | None:
+        """Why nothing moves now, and for how long; None while requests succeed."""
+        if self._failing_since is None:
+            return None
+        seconds = self._clock() - self._failing_since
+        if seconds < _SECONDS_UNTIL_WAITING:
+            return None
+        what = self._failing_with
+        subject = "Talon.One has given" if what.startswith("no answer") else "Talon.One has answered"
+        return f"{subject} {what} for {seconds:,.0f} s"
+
+    async def send(self, request: Request[Result], *, on_unclear: OnUnclear = "fail") -> Result:
+        """Send a request from ``calls.py`` and return what its answer holds.
+
+        Args:
+            request: The call.
+            on_unclear: What to do when it runs rules and gets no clear answer.
+
+        Raises:
+            RequestError: It failed for good; the class says what to do.
+        """
+        attempts = self._begin(request, on_unclear)
+        while True:
+            left_at = await self._pace()
+            self.may_leave()
+            self.requests += 1
+            self.retries += attempts.made > 1
+            try:
+                result = await self._send_once(request)
+            except RequestError as error:
+                is_throttled = error.status == _TOO_MANY_REQUESTS
+                if is_throttled:
+                    self.throttled += 1
+                    self._pacer.throttled(self._clock(), left_at=left_at, retry_after=error.retry_after)
+                self._note(error)
+                # The pacer expects a 429 now and then; the rest a person may want to see.
+                wait = self._wait_after(error, attempts, routine=is_throttled)
+            else:
+                self._note(None)
+                return attempts.succeeded(result)
+            await self._sleep(wait)
+
+    def _note(self, error: RequestError | None) -> None:
+        if not isinstance(error, TransientError):
+            self._failing_since = None
+            return
+        if self._failing_since is None:
+            self._failing_since = self._clock()
+        self._failing_with = error.reason
+
+    async def _pace(self) -> float:
+        # One waits at the gate and the others behind it, so that a slower rate holds for all of them at once.
+        async with self._gate:
+            while (wait := self._pacer.wait(self._clock())) > 0:
+                await self._sleep(wait)
+            now = self._clock()
+            self._pacer.left(now)
+            return now
+
+    async def _send_once(self, request: Request[Result]) -> Result:
+        base_url = self.settings.base_url
+        # encoded=True: percent-encoded characters of an ID must stay as they are.
+        url = URL(base_url + request.path, encoded=True)
+        failure: RequestError
+        try:
+            # Headers of the session would go to a proxy too, in clear text; those of the request do not.
+            async with self._session.request(
+                request.method,
+                url,
+                data=request.body,
+                headers=self._headers,
+                proxy=self._proxy,
+                allow_redirects=False,
+            ) as response:
+                body = await _beginning_of(response)
+        except TimeoutError as error:
+            sent = not isinstance(error, aiohttp.ConnectionTimeoutError)
+            failure = connection_error(request, base_url, "timed out", sent=sent)
+        except aiohttp.ClientError as error:
+            # A server may refuse our certificate after the handshake, when aiohttp sees a broken connection.
+            reasons = (error.__cause__, error.__context__, error)
+            refusal = next((each for each in reasons if isinstance(each, ssl.SSLError)), None)
+            sent = not isinstance(error, aiohttp.ClientConnectorError)
+            failure = (
+                tls_error(request, base_url, refusal)
+                if refusal
+                else connection_error(request, base_url, error, sent=sent)
+            )
+        else:
+            return read_answer(
+                request,
+                response.status,
+                response.headers,
+                body,
+                now=time.time(),
+                secret=self.settings.api_key,
+            )
+        # Without its cause: aiohttp's texts hold the URL with a profile ID in it, and the proxy's password.
+        raise failure
+
+
+@contextlib.asynccontextmanager
+async def open_client(
+    settings: Settings, transport: Transport, *, in_flight: int = 64
+) -> AsyncIterator[AsyncTalonCdpClient]:
+    """Open a client with its own aiohttp session, and close both at the end.
+
+    Args:
+        settings: Whom to call.
+        transport: Proxy and certificates.
+        in_flight: Connections at the most.
+    """
+    # Reading the CA bundle takes longer than a few requests, and loopback needs none.
+    needs_tls = any(url and url.startswith("https") for url in (settings.base_url, transport.proxy))
+    connector = aiohttp.TCPConnector(limit=in_flight, ssl=transport.ssl_context() if needs_tls else True)
+    connect = min(CONNECT_TIMEOUT, settings.timeout)
+    timeout = aiohttp.ClientTimeout(
+        total=connect + settings.timeout, sock_connect=connect, sock_read=settings.timeout
+    )
+    # trust_env stays off: the transport has read the environment, and a .netrc must not replace the API key.
+    # Cookies are not kept: no request depends on another.
+    try:
+        async with aiohttp.ClientSession(
+            connector=connector,
+            timeout=timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        ) as session:
+            # aiohttp would send some requests a second time by itself, unpaced and uncounted; retries are
+            # ours.
+            session._retry_connection = False  # noqa: SLF001
+            yield AsyncTalonCdpClient(settings, session, proxy=transport.proxy)
+    finally:
+        if needs_tls:
+            # TLS inside a proxy's connection is closed later than the session, and the loop must not end
+            # before that.
+            await asyncio.sleep(_SECONDS_TO_CLOSE_TLS)
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How to reach a host.
+
+    Args:
+        proxy: URL of the proxy, or None; it may hold a password.
+        verify: True, False, or the path of a CA bundle (file or folder).
+        cert: Path of a client certificate with its key, or the two paths.
+    """
+
+    proxy: str | None = None
+    verify: bool | str = True
+    cert: str | tuple[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Transport(proxy={'set' if self.proxy else None}, verify={self.verify!r})"
+
+    @classmethod
+    def of(cls, session: requests.Session, url: str) -> Transport:
+        """Read off a session how it would reach a URL; environment variables fill in what it leaves open.
+
+        Raises:
+            InvalidInputError: The proxy is no URL that can be used.
+        """
+        options = session_options(session, url)
+        proxy = select_proxy(url, options["proxies"])
+        if proxy:
+            try:
+                proxy = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
+                usable = URL(proxy).scheme in ("http", "https") and URL(proxy).host
+            except ValueError:
+                usable = None
+            if not usable:
+                raise InvalidInputError("The proxy must be a URL such as http://proxy:3128.")
+        verify = options["verify"]
+        return cls(proxy, True if verify is None else verify, options["cert"])
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Make the TLS context that ``requests`` would use."""
+        bundle = DEFAULT_CA_BUNDLE_PATH if self.verify is True else self.verify or None
+        is_folder = isinstance(bundle, str) and os.path.isdir(bundle)  # noqa: PTH112
+        context = ssl.create_default_context(
+            cafile=None if is_folder else bundle, capath=bundle if is_folder else None
+        )
+        if self.verify is False:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if self.cert:
+            context.load_cert_chain(*((self.cert,) if isinstance(self.cert, str) else self.cert))
+        return context
 
 
 def session_options(session: requests.Session, url: str) -> dict[str, Any]:
@@ -133,7 +417,8 @@ def session_options(session: requests.Session, url: str) -> dict[str, Any]:
 
     A plain ``http`` URL is reached without any proxy.
     """
-    # Passed as a request's own they go before the environment; what is None or True may be filled in from there.
+    # Passed as a request's own they go before the environment; what is None or True may be filled in from
+    # there.
     options = dict(
         session.merge_environment_settings(
             url, dict(session.proxies), session.stream, session.verify, session.cert
@@ -145,49 +430,125 @@ def session_options(session: requests.Session, url: str) -> dict[str, Any]:
     return options
 
 
-def explain_repeated(error: RequestError, request: Request[Any], *, unclear: bool) -> None:
-    """Tell in the error of a call that an attempt without a clear answer, if there was one, may have done the work."""
-    error.repeated = unclear
-    if not unclear:
+class _Deadline:
+    """Cuts the connection of one attempt when its time is over, however slowly the server answers.
+
+    ``requests`` only has a timeout for each piece of an answer, and pieces may come for hours.
+
+    Args:
+        seconds: How long the attempt may take in all.
+    """
+
+    _of_thread = threading.local()
+
+    def __init__(self, seconds: float) -> None:
+        # A timer cannot wait for longer.
+        self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._cut)
+        self._timer.daemon = True
+        self.connection: Any = None
+        self.has_passed = False
+
+    def __enter__(self) -> None:
+        self._of_thread.deadline = self
+        self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        del self._of_thread.deadline
+
+    @classmethod
+    def watch(cls, connection: Any) -> None:
+        """Note the connection that this thread's attempt uses."""
+        deadline = getattr(cls._of_thread, "deadline", None)
+        if deadline is not None:
+            deadline.connection = connection
+
+    def _cut(self) -> None:
+        self.has_passed = True
+        sock = getattr(self.connection, "sock", None)
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                # Not the method of a TLS socket, which takes its session away while another thread reads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+class _WatchedConnection:
+    """What a connection of urllib3 does in addition: it tells the deadline of the attempt which one it is."""
+
+    def connect(self) -> None:
+        _Deadline.watch(self)
+        super().connect()  # type: ignore[misc]
+
+    def putrequest(self, *args: Any, **options: Any) -> None:
+        _Deadline.watch(self)
+        super().putrequest(*args, **options)  # type: ignore[misc]
+
+
+def _watch_connections(
+    session: requests.Session, request: requests.PreparedRequest, options: dict[str, Any]
+) -> None:
+    """Make connections to where a request goes known to the deadline."""
+    adapter = session.get_adapter(str(request.url))
+    if not isinstance(adapter, HTTPAdapter):
         return
-    if isinstance(error, AudienceExistsError):
-        error.explain(
-            "An earlier attempt of this call got no clear answer: it may have created the audience."
-        )
-    elif isinstance(error, NotFoundError) and request.operation is Operation.DELETE_AUDIENCE:
-        error.explain(
-            "An earlier attempt of this call got no clear answer: it may have deleted the audience."
-        )
+    how = {name: options[name] for name in ("verify", "cert")}
+    pool: Any = adapter.get_connection_with_tls_context(request, proxies=options["proxies"], **how)
+    plain = pool.ConnectionCls
+    if not issubclass(plain, _WatchedConnection):
+        pool.ConnectionCls = type(plain.__name__, (_WatchedConnection, plain), {})
+
+
+def _beginning(response: requests.Response) -> bytes:
+    """Read as much of an answer as answers.py wants; the caller closes the rest."""
+    body = bytearray()
+    for chunk in response.raw.stream(_CHUNK, decode_content=False):
+        body += chunk
+        if len(body) >= MAX_ANSWER:
+            break
+    else:
+        response.raw.release_conn()
+    return bytes(body[:MAX_ANSWER])
+
+
+async def _beginning_of(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) >= MAX_ANSWER:
+            # The connection would have to carry the rest.
+            response.close()
+            break
+    return bytes(body[:MAX_ANSWER])
 
 
 class _KeyAuth(AuthBase):
     """Sets the connection's headers; as an auth object it also keeps a ``.netrc`` from replacing the key."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, headers: dict[str, str]) -> None:
+        self._headers = headers
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.update(self._settings.headers)
+        request.headers.update(self._headers)
         return request
 
 
 def _no_answer(
-    request: Request[Result], base_url: str, error: requests.RequestException
+    request: Request[Result], base_url: str, error: requests.RequestException | HTTPError
 ) -> RequestError | InvalidInputError:
     match error:
         # A server that hangs up in the middle has no objection to make, and may be back soon.
         case requests.exceptions.SSLError() if not isinstance(_ssl_error(error), ssl.SSLEOFError):
             return tls_error(request, base_url, _ssl_error(error))
-        case requests.exceptions.InvalidURL() | requests.exceptions.InvalidSchema():
+        case requests.exceptions.InvalidURL() | requests.exceptions.InvalidSchema() | LocationValueError():
             return InvalidInputError("The connection's proxy must be a URL such as http://proxy:3128.")
-        case requests.exceptions.Timeout():
+        case requests.exceptions.Timeout() | ReadTimeoutError():
             sent = not isinstance(error, requests.exceptions.ConnectTimeout)
             return connection_error(request, base_url, "timed out", sent=sent)
         case _:
             cause = _without_url(error)
             # A ProxyError is a proxy that it could not connect to.
             sent = not isinstance(cause, NewConnectionError | ProxyError)
-            return connection_error(request, base_url, type(cause).__name__, sent=sent)
+            return connection_error(request, base_url, cause, sent=sent)
 
 
 def _ssl_error(error: requests.RequestException) -> ssl.SSLError | None:
@@ -196,7 +557,7 @@ def _ssl_error(error: requests.RequestException) -> ssl.SSLError | None:
     return wrapped[0] if wrapped and isinstance(wrapped[0], ssl.SSLError) else None
 
 
-def _without_url(error: requests.RequestException) -> BaseException:
+def _without_url(error: Exception) -> BaseException:
     """Find the cause whose text has no URL: the path holds a profile ID, and causes are printed in logs."""
     cause: BaseException = error
     if error.args and isinstance(error.args[0], Exception):

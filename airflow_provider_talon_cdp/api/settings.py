@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import json
 import re
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -16,11 +21,16 @@ DEFAULT_PLATFORM_NAME = "Apache Airflow"
 # Not published for the CDP endpoints; their Segment twins publish 60.
 DEFAULT_REQUESTS_PER_SECOND = 60.0
 DEFAULT_TIMEOUT = 30.0
+DEFAULT_CALL_RETRY_SECONDS = 60.0
+DEFAULT_BULK_RETRY_SECONDS = 600.0
 CONNECT_TIMEOUT = 10.0
+NETWORK_EXTRAS = frozenset({"cert", "proxies", "proxy", "trust_env", "verify", "verify_ssl"})
+"""HttpHook's keys of a connection's extra that apply here."""
 
 Spelling = Literal["plural", "singular"]
 
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*", re.ASCII)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _KEY_SCHEME = re.compile(r"ApiKey-v1[ \t]+", re.IGNORECASE)
 
 
@@ -38,6 +48,10 @@ class Settings:
         multi_profile_path: Spelling of the multi-profile path; see ``calls.py``.
         timezone: IANA name of the time zone of naive timestamps and dates, or None to refuse them.
         timeout: Seconds to wait for an answer; connecting may take ten of them at most.
+        environment: Free text that names the environment of the key, such as ``live`` or ``sandbox``; may be
+            empty.
+        call_retry_seconds: How long a single call is tried; 0 for one attempt.
+        bulk_retry_seconds: How long a request of a bulk sync is tried; 0 for one attempt.
 
     Raises:
         InvalidInputError: A value that cannot work; the text names the field and the cure.
@@ -51,6 +65,9 @@ class Settings:
     multi_profile_path: Spelling = "plural"
     timezone: str | None = None
     timeout: float = DEFAULT_TIMEOUT
+    environment: str = ""
+    call_retry_seconds: float = DEFAULT_CALL_RETRY_SECONDS
+    bulk_retry_seconds: float = DEFAULT_BULK_RETRY_SECONDS
 
     def __post_init__(self) -> None:
         clean = {
@@ -58,9 +75,12 @@ class Settings:
             "deployment_host": _deployment_host(self.deployment_host),
             "platform_name": _platform_name(self.platform_name),
             "base_url": _base_url(self.base_url),
-            "requests_per_second": _positive("Requests per second", self.requests_per_second),
-            "timeout": _positive("Timeout", self.timeout),
+            "requests_per_second": _number("Requests per second", self.requests_per_second),
+            "timeout": _number("Timeout", self.timeout),
             "timezone": _timezone(self.timezone),
+            "environment": _environment(self.environment),
+            "call_retry_seconds": _number("Retry single calls for", self.call_retry_seconds, zero=True),
+            "bulk_retry_seconds": _number("Retry bulk requests for", self.bulk_retry_seconds, zero=True),
         }
         if self.multi_profile_path not in get_args(Spelling):
             raise InvalidInputError(
@@ -79,23 +99,60 @@ class Settings:
             "Content-Type": "application/json",
         }
 
+    @cached_property
+    def key_fingerprint(self) -> str:
+        """A short digest by which a changed key is noticed; the key cannot be found from it."""
+        salt = f"airflow-provider-talon-cdp {self.deployment_host}".encode()
+        return hashlib.pbkdf2_hmac("sha256", self.api_key.encode(), salt, 100_000, dklen=8).hex()
+
     @property
     def zone(self) -> ZoneInfo | None:
         """The time zone of naive timestamps."""
         return ZoneInfo(self.timezone) if self.timezone else None
 
 
+def read_settings(api_key: str, base_url: str, extra: Mapping[str, Any]) -> Settings:
+    """Make settings of what an Airflow connection holds; an empty field of the extra means its default.
+
+    Raises:
+        InvalidInputError: A field is unknown or cannot work.
+    """
+    own = {each.name for each in fields(Settings)} - {"api_key", "base_url"}
+    unknown = sorted(set(extra) - own - NETWORK_EXTRAS)
+    if unknown:
+        raise InvalidInputError(
+            f"unknown field(s) in the extra: {', '.join(unknown)}.\n"
+            f"Known are {', '.join(sorted(own | NETWORK_EXTRAS))}."
+        )
+    given = {name: extra[name] for name in own if extra.get(name) not in (None, "")}
+    return Settings(**{"deployment_host": ""} | given | {"api_key": api_key, "base_url": base_url})
+
+
+def join_url(host: str | None, schema: str | None, port: int | None) -> str:
+    """Join the fields that an Airflow connection spreads a URL over."""
+    if not host:
+        return DEFAULT_BASE_URL
+    url = host if "://" in host else f"{schema or 'https'}://{host}"
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    # Airflow's Test button sends 0 for an empty port.
+    if not port or authority.endswith(f":{port}"):
+        return url
+    return f"{scheme}://{authority}:{port}{slash}{path}"
+
+
 def _api_key(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InvalidInputError(
-            "API key is missing. Put the third-party API key (type Customer Data Platform, from Talon.One's "
-            "Campaign Manager) into the connection's API key field."
+            "API key is missing. Put the third-party API key into the connection's API key field\n"
+            "(type Customer Data Platform, from Talon.One's Campaign Manager).\n"
+            "A connection that is a URI begins with talon-cdp://: Airflow reads nothing from talon_cdp://."
         )
     key = _KEY_SCHEME.sub("", value.strip(), count=1)
-    # Visible ASCII alone: a space or a control character would change the header's meaning.
+    # Visible ASCII only: a space or a control character would change the header's meaning.
     if not all("!" <= character <= "~" for character in key):
         raise InvalidInputError(
-            "API key contains white space, a control character or a non-ASCII character. Copy it again."
+            "API key contains white space, a control character or a non-ASCII character.\nCopy it again."
         )
     return key
 
@@ -103,14 +160,14 @@ def _api_key(value: object) -> str:
 def _deployment_host(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InvalidInputError(
-            "Deployment host is missing. Put the host of your Talon.One deployment into the connection, "
+            "Deployment host is missing. Put the host of your Talon.One deployment into the connection,\n"
             "e.g. mycompany.europe-west1.talon.one."
         )
     host = value.strip().lower().removeprefix("https://").removeprefix("http://").removesuffix("/")
     if not _HOST_NAME.fullmatch(host):
         raise InvalidInputError(
-            f"Deployment host must be a bare host such as mycompany.europe-west1.talon.one, without scheme, "
-            f"port or path, but is {value!r}."
+            "Deployment host must be a bare host such as mycompany.europe-west1.talon.one,\n"
+            f"without scheme, port or path, but is {value!r}."
         )
     return host
 
@@ -121,7 +178,8 @@ def _platform_name(value: object) -> str:
     name = value.strip()
     if not name.isascii() or not name.isprintable():
         raise InvalidInputError(
-            f"Platform name travels in an HTTP header, so it must be printable ASCII on one line, but is {value!r}."
+            "Platform name travels in an HTTP header, so it must be printable ASCII on one line,\n"
+            f"but is {value!r}."
         )
     return name
 
@@ -151,10 +209,11 @@ def _base_url(value: object) -> str:
         raise InvalidInputError(f"Base URL must look like {DEFAULT_BASE_URL}, but is {value!r}.")
     if url.scheme == "http" and not _is_loopback(url.hostname):
         raise InvalidInputError(
-            f"Base URL {value!r} would send the API key unencrypted. Use https; http is for loopback alone."
+            f"Base URL {value!r} would send the API key unencrypted.\nUse https; http is for loopback only."
         )
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    return f"{url.scheme}://{host}{f':{port}' if port is not None else ''}{url.path.rstrip('/')}"
+    is_default = port is None or port == _DEFAULT_PORTS[url.scheme]
+    return f"{url.scheme}://{host}{'' if is_default else f':{port}'}{url.path.rstrip('/')}"
 
 
 def _is_host(host: str) -> bool:
@@ -172,14 +231,25 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _positive(name: str, value: object) -> float:
+def _number(name: str, value: object, *, zero: bool = False) -> float:
     try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else 0.0
+        number = (
+            float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else -1.0
+        )
     except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise InvalidInputError(f"{name} must be a number above 0, but is {value!r}.")
+        number = -1.0
+    if not (number > 0 or (zero and number == 0)) or number == float("inf"):
+        least = "0 or more" if zero else "a number above 0"
+        raise InvalidInputError(f"{name} must be {least}, but is {value!r}.")
     return number
+
+
+def _environment(value: object) -> str:
+    if not isinstance(value, str) or not value.strip().isprintable():
+        raise InvalidInputError(
+            f"Environment must be printable text on one line, such as live or sandbox, but is {value!r}."
+        )
+    return value.strip()
 
 
 def _timezone(value: object) -> str | None:
@@ -191,3 +261,75 @@ def _timezone(value: object) -> str | None:
         raise InvalidInputError(
             f"Time zone must be an IANA name such as Europe/Berlin or UTC, but is {value!r}."
         ) from error
+
+
+def network_options(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Read proxies, certificates and the trust in environment variables from an extra.
+
+    Args:
+        extra: ``proxies`` (or ``proxy``): URL by scheme, or one URL for both; not used for a base URL on
+            loopback with ``http``. ``verify`` (or ``verify_ssl``): true, false, or the path of a CA bundle, a
+            file or a folder. ``cert``: path of a client certificate with its key, or a list of the two paths.
+            ``trust_env``: true or false.
+
+    Returns:
+        Those that were given, as ``requests`` takes them.
+
+    Raises:
+        InvalidInputError: One of them cannot work; the text names it and never quotes a proxy, which may hold
+            a password.
+    """
+    given = {
+        name: _from_text(value)
+        for name, value in extra.items()
+        if name in NETWORK_EXTRAS and value not in (None, "")
+    }
+    options: dict[str, Any] = {}
+    proxies = given.get("proxies", given.get("proxy"))
+    if proxies is not None:
+        options["proxies"] = _proxies(proxies)
+    verify = given.get("verify", given.get("verify_ssl"))
+    if verify is not None:
+        options["verify"] = verify if isinstance(verify, bool) else _path("verify", verify)
+    if "cert" in given:
+        cert = given["cert"]
+        pair = isinstance(cert, list | tuple) and len(cert) == 2  # noqa: PLR2004
+        options["cert"] = tuple(_path("cert", each) for each in cert) if pair else _path("cert", cert)
+    if "trust_env" in given:
+        if not isinstance(given["trust_env"], bool):
+            raise InvalidInputError("trust_env in the extra must be true or false.")
+        options["trust_env"] = given["trust_env"]
+    return options
+
+
+def _from_text(value: Any) -> Any:
+    """Read what a connection that is written as a URI has as text: true, false, or JSON."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return json.loads(text) if text.startswith(("{", "[")) else value
+    except ValueError:
+        return value
+
+
+def _proxies(value: Any) -> dict[str, str]:
+    if isinstance(value, str):
+        value = {"http": value, "https": value}
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in [*value, *value.values()]):
+        raise InvalidInputError(
+            'proxies in the extra must be an object such as {"https": "http://proxy:3128"}, or one URL.'
+        )
+    return value
+
+
+def _path(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not Path(value).exists():
+        or_else = "true, false, or " if name == "verify" else ""
+        raise InvalidInputError(
+            f"{name} in the extra must be {or_else}the path of a file\n"
+            f"on this worker, but {value!r} is not there."
+        )
+    return value

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import requests
 from airflow.providers.common.compat.sdk import Connection
@@ -16,29 +16,30 @@ from requests.utils import default_headers
 
 from airflow_provider_talon_cdp import connection_form
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.async_client import AsyncTalonCdpClient, Transport, open_client
-from airflow_provider_talon_cdp.api.attribute_rows import AttributesEncoder
-from airflow_provider_talon_cdp.api.client import TalonCdpClient
-from airflow_provider_talon_cdp.api.request import Audience, IntegrationState
-from airflow_provider_talon_cdp.api.retry import RetryPolicy
-from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
-from airflow_provider_talon_cdp.api.values import attribute_values
-from airflow_provider_talon_cdp.contract import AttributeType, AudienceIdType
+from airflow_provider_talon_cdp.api.calls import Audience, IntegrationState, ProfileOptions
+from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, TalonCdpClient, Transport, open_client
+from airflow_provider_talon_cdp.api.senders import AttributesOptions, AttributesSender, MembersSender
+from airflow_provider_talon_cdp.api.settings import (
+    DEFAULT_BASE_URL,
+    Settings,
+    join_url,
+    network_options,
+    read_settings,
+)
+from airflow_provider_talon_cdp.api.values import AttributesEncoder, attribute_values
+from airflow_provider_talon_cdp.contract import AttributeType, AudienceIdType, OnUnclear
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
-from airflow_provider_talon_cdp.hooks.network import NETWORK_EXTRAS, network_options
-from airflow_provider_talon_cdp.hooks.senders import AttributesSender, MembersSender
 
 S = TypeVar("S")
-_OWN_EXTRAS = {each.name for each in connection_form.FIELDS}
 
 
 class TalonCdpHook(HttpHook):
     """Talon.One's generic CDP API through an Airflow connection of type ``talon_cdp``.
 
-    The connection's password is the API key, its host the base URL (empty: the usual one), and its extra holds
-    ``deployment_host`` (required), ``platform_name``, ``requests_per_second``, ``multi_profile_path``, ``timezone``,
-    ``timeout``, and HttpHook's ``proxies``, ``verify``, ``cert`` and ``trust_env``. A base URL on loopback with ``http``
-    is called without any proxy, as the API key would travel in clear text.
+    The connection's password is the API key, its host the base URL (empty: the usual one), and its extra
+    holds ``deployment_host`` (required), the other fields of ``connection_form.py``, and HttpHook's
+    ``proxies``, ``verify``, ``cert`` and ``trust_env``. A base URL on loopback with ``http`` is called
+    without any proxy, as the API key would travel in clear text.
 
     Args:
         talon_cdp_conn_id: The connection.
@@ -48,7 +49,7 @@ class TalonCdpHook(HttpHook):
     """
 
     conn_name_attr = "talon_cdp_conn_id"
-    default_conn_name = "talon_cdp_default"
+    default_conn_name = connection_form.DEFAULT_CONN_ID
     conn_type = connection_form.CONN_TYPE
     hook_name = "Talon.One CDP"
     default_host = DEFAULT_BASE_URL
@@ -71,47 +72,40 @@ class TalonCdpHook(HttpHook):
     def settings(self) -> Settings:
         """The connection's fields, checked and normalised."""
         connection = self.get_connection(self.talon_cdp_conn_id)
-        extra = self._extra(connection)
-        unknown = sorted(set(extra) - _OWN_EXTRAS - NETWORK_EXTRAS)
-        if unknown:
-            raise InvalidInputError(
-                f"Connection {self.talon_cdp_conn_id!r}: unknown field(s) in the extra: {', '.join(unknown)}. "
-                f"Known are {', '.join(sorted(_OWN_EXTRAS | NETWORK_EXTRAS))}."
-            )
-        given = {name: extra[name] for name in _OWN_EXTRAS if extra.get(name) not in (None, "")}
-        try:
-            return Settings(
-                api_key=connection.password or "",
-                base_url=_base_url(connection.host, connection.schema, connection.port),
-                deployment_host=given.pop("deployment_host", ""),
-                **given,
-            )
-        except InvalidInputError as error:
-            raise self._named(error) from None
+        with self._named():
+            base_url = join_url(connection.host, connection.schema, connection.port)
+            return read_settings(connection.password or "", base_url, self._extra(connection))
 
     @cached_property
     def _network(self) -> dict[str, Any]:
         """How the connection's extra says to reach Talon.One, checked."""
-        try:
+        with self._named():
             return network_options(self._extra(self.get_connection(self.talon_cdp_conn_id)))
-        except InvalidInputError as error:
-            raise self._named(error) from None
 
     def _extra(self, connection: Connection) -> dict[str, Any]:
         extra = connection.extra_dejson
         if not isinstance(extra, dict):
-            raise self._named(InvalidInputError("the extra must be a JSON object."))
+            raise InvalidInputError("the extra must be a JSON object.")
         # Airflow 2.11's Test button sends the form's fields under longer names.
         prefix = f"extra__{self.conn_type}__"
         return {name.removeprefix(prefix): value for name, value in extra.items()}
 
-    def _named(self, error: InvalidInputError) -> InvalidInputError:
-        return InvalidInputError(f"Connection {self.talon_cdp_conn_id!r}: {error}")
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say in an error which connection it is about."""
+        try:
+            yield
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{self._name}{error}") from None
+
+    @property
+    def _name(self) -> str:
+        return f"Connection {self.talon_cdp_conn_id!r}: "
 
     def get_conn(
         self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
     ) -> requests.Session:
-        """Return a new session with the connection's proxies, certificates and keep-alive, but without the API key.
+        """Return a new session with the connection's proxies and certificates, but without the API key.
 
         Args:
             headers: Headers to send with every request of the session.
@@ -122,7 +116,7 @@ class TalonCdpHook(HttpHook):
         session.headers.clear()
         session.headers.update({**default_headers(), **(headers or {})})
         session.auth = None
-        # Each request stands alone.
+        # No request depends on another.
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.base_url = self.settings.base_url
         return session
@@ -135,8 +129,8 @@ class TalonCdpHook(HttpHook):
     def create_audience(self, audience_id: str, audience_name: str) -> Audience:
         """Create an audience.
 
-        Since Talon.One 26.13 an audience is connected to Applications, which this API cannot do: connect a new
-        audience in the Campaign Manager.
+        Since Talon.One 26.13 an audience is connected to Applications, which this API cannot do: connect a
+        new audience in the Campaign Manager.
 
         Args:
             audience_id: ID of the audience in the CDP, 1 to 1000 characters.
@@ -148,11 +142,7 @@ class TalonCdpHook(HttpHook):
         return self.client.send(calls.create_audience(audience_id, audience_name))
 
     def update_audience(self, audience_id: str, audience_name: str) -> Audience:
-        """Rename an audience.
-
-        Args:
-            audience_id: ID of the audience in the CDP.
-            audience_name: New name in the Campaign Manager.
+        """Rename an audience in the Campaign Manager.
 
         Raises:
             NotFoundError: There is no such audience.
@@ -160,10 +150,7 @@ class TalonCdpHook(HttpHook):
         return self.client.send(calls.update_audience(audience_id, audience_name))
 
     def delete_audience(self, audience_id: str) -> None:
-        """Delete an audience and every membership of it.
-
-        Args:
-            audience_id: ID of the audience in the CDP.
+        """Delete an audience, by its ID in the CDP, and every membership of it.
 
         Raises:
             NotFoundError: There is no such audience.
@@ -175,32 +162,25 @@ class TalonCdpHook(HttpHook):
         customer_profile_id: str,
         *,
         attributes: Mapping[str, Any] | None = None,
-        run_rule_engine: bool = False,
-        add_audiences: Iterable[int] = (),
-        remove_audiences: Iterable[int] = (),
-        skip_unknown_attributes: bool = False,
+        on_unclear: OnUnclear = "fail",
+        **options: Unpack[ProfileOptions],
     ) -> IntegrationState:
         """Set attributes of a profile, and join or leave audiences by internal ID; creates a missing profile.
 
         Args:
             customer_profile_id: Integration ID of the profile.
             attributes: Values by attribute name, as a database driver gives them; None deletes an attribute.
-            run_rule_engine: Run Talon.One's rules; forced by Talon.One when audiences change.
-            add_audiences: Internal audience IDs.
-            remove_audiences: Internal audience IDs.
-            skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there.
+            on_unclear: When the call runs rules and gets no clear answer: ``fail``, or ``retry`` although
+                they may run twice.
+            options: ``run_rule_engine`` (forced by Talon.One when audiences change), ``add_audiences`` and
+                ``remove_audiences`` (internal IDs), ``skip_unknown_attributes``.
+
+        Raises:
+            UnclearError: There was no clear answer, so the rules may have run.
         """
         values = None if attributes is None else attribute_values(attributes, zone=self.settings.zone)
-        return self.client.send(
-            calls.update_customer_profile(
-                customer_profile_id,
-                attributes=values,
-                run_rule_engine=run_rule_engine,
-                add_audiences=add_audiences,
-                remove_audiences=remove_audiences,
-                skip_unknown_attributes=skip_unknown_attributes,
-            )
-        )
+        request = calls.update_customer_profile(customer_profile_id, attributes=values, **options)
+        return self.client.send(request, on_unclear=on_unclear)
 
     def update_customer_profile_audiences(
         self,
@@ -208,19 +188,24 @@ class TalonCdpHook(HttpHook):
         *,
         add_audiences: Iterable[str] = (),
         remove_audiences: Iterable[str] = (),
+        on_unclear: OnUnclear = "fail",
     ) -> IntegrationState:
-        """Let one profile join and leave audiences by external ID, at most 1000 in all.
+        """Let one profile join and leave up to 1000 audiences by external ID; Talon.One runs its rules.
 
         Args:
             customer_profile_id: Integration ID of the profile.
             add_audiences: External audience IDs to join.
             remove_audiences: External audience IDs to leave.
+            on_unclear: When there is no clear answer: ``fail``, or ``retry`` although the rules may run
+                twice.
+
+        Raises:
+            UnclearError: There was no clear answer, so the rules may have run.
         """
-        return self.client.send(
-            calls.update_customer_profile_audiences(
-                customer_profile_id, add_audiences=add_audiences, remove_audiences=remove_audiences
-            )
+        request = calls.update_customer_profile_audiences(
+            customer_profile_id, add_audiences=add_audiences, remove_audiences=remove_audiences
         )
+        return self.client.send(request, on_unclear=on_unclear)
 
     def update_customer_profiles_audiences(
         self,
@@ -255,23 +240,17 @@ class TalonCdpHook(HttpHook):
         return self._opened(lambda client: MembersSender(client, audience_id_type), in_flight, senders)
 
     def attributes_sender(
-        self,
-        *,
-        run_rule_engine: bool = False,
-        skip_unknown_attributes: bool = False,
-        in_flight: int = 64,
-        senders: int = 1,
+        self, *, in_flight: int = 64, senders: int = 1, **options: Unpack[AttributesOptions]
     ) -> AbstractAsyncContextManager[AttributesSender]:
         """Open a paced sender for attributes of many profiles.
 
         Args:
-            run_rule_engine: Run Talon.One's rules for each profile.
-            skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there.
             in_flight: Requests in flight at the most.
             senders: How many send at once, each at its share of the connection's rate.
+            options: ``run_rule_engine``, ``skip_unknown_attributes`` and ``on_unclear``, as in
+                ``AttributesSender``.
         """
-        how = {"run_rule_engine": run_rule_engine, "skip_unknown_attributes": skip_unknown_attributes}
-        return self._opened(lambda client: AttributesSender(client, **how), in_flight, senders)
+        return self._opened(lambda client: AttributesSender(client, **options), in_flight, senders)
 
     def attributes_encoder(
         self, types: Mapping[str, AttributeType], *, skip_nulls: bool
@@ -285,7 +264,7 @@ class TalonCdpHook(HttpHook):
         return AttributesEncoder(types=types, zone=self.settings.zone, skip_nulls=skip_nulls)
 
     def _opened(
-        self, make: Callable[[AsyncTalonCdpClient], S], in_flight: int, senders: int = 1
+        self, make: Callable[[AsyncTalonCdpClient], S], in_flight: int, senders: int
     ) -> AbstractAsyncContextManager[S]:
         # Airflow looks connections up here, before any event loop runs.
         settings = replace(self.settings, requests_per_second=self.settings.requests_per_second / senders)
@@ -302,26 +281,15 @@ class TalonCdpHook(HttpHook):
     def test_connection(self) -> tuple[bool, str]:
         """Ask Talon.One with an update of no profile at all, which changes nothing.
 
-        The external form of the call is used whatever the connection's spelling: on no deployment does its path match
-        *Update customer profile*, so a wrong spelling answers 404 and leaves no trace.
+        The external form of the call is used whatever the connection's spelling: on no deployment does its
+        path match *Update customer profile*, so a wrong spelling answers 404 and leaves no trace.
         """
         try:
             request = calls.update_customer_profiles_audiences(
                 [], multi_profile_path=self.settings.multi_profile_path
             )
-            TalonCdpClient(self.settings, self.get_conn(), retry=RetryPolicy(attempts=1)).send(request)
+            TalonCdpClient(replace(self.settings, call_retry_seconds=0), self.get_conn()).send(request)
         except TalonCdpError as error:
-            return False, str(error)
+            # Airflow tests a copy of the connection, under an ID that nobody knows.
+            return False, str(error).removeprefix(self._name)
         return True, f"Talon.One accepts this API key for {self.settings.deployment_host}."
-
-
-def _base_url(host: str | None, schema: str | None, port: int | None) -> str:
-    """Join the fields that an Airflow connection spreads a URL over."""
-    if not host:
-        return DEFAULT_BASE_URL
-    url = host if "://" in host else f"{schema or 'https'}://{host}"
-    if not port:
-        return url
-    scheme, _, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://{authority}:{port}{slash}{path}"

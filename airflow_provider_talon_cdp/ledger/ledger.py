@@ -47,7 +47,7 @@ from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, in_order
 from airflow_provider_talon_cdp.changes.fingerprint import doubted
 from airflow_provider_talon_cdp.changes.spool import sorted_members
-from airflow_provider_talon_cdp.contract import MAX_CHANGES
+from airflow_provider_talon_cdp.contract import MAX_CHANGES, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledger.format import (
     BLOCK,
@@ -102,14 +102,14 @@ _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
 _SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
 
 
-def audience_ledger_name(audience_id: str) -> str:
-    """Name the ledger of one audience."""
-    return f"audience:{audience_id}"
+def audience_ledger_name(audience_id: str, id_type: AudienceIdType = "external") -> str:
+    """Name the ledger of one audience; the same text as an internal and as an external ID means two audiences."""
+    return f"{'' if id_type == 'external' else 'internal-'}audience:{audience_id}"
 
 
-def sync_ledger_name(name: str) -> str:
-    """Name a ledger of many audiences, as the operator has it: by default DAG.TASK."""
-    return f"sync:{name}"
+def sync_ledger_name(name: str, id_type: AudienceIdType = "external") -> str:
+    """Name a ledger of many audiences, as the operator has it, or DAG and task ID with a full stop between."""
+    return f"{'' if id_type == 'external' else 'internal-'}sync:{name}"
 
 
 def profiles_ledger_name(name: str) -> str:
@@ -248,6 +248,7 @@ class Outcome:
     Args:
         changes: How many it had.
         acknowledged: Those that Talon.One took.
+        added: Acknowledged changes that add.
         refused: Those that Talon.One refused or was not asked about; with the ones before, they are all.
         skipped: Refused changes that were never sent.
         dead_letters: Where those are and the records that the plan left out, or None when there are none.
@@ -255,6 +256,7 @@ class Outcome:
 
     changes: int
     acknowledged: int
+    added: int
     refused: int
     skipped: int
     dead_letters: str | None
@@ -834,6 +836,7 @@ class Ledger:
             return Outcome(
                 changes=lines,
                 acknowledged=landed - refused,
+                added=sum(map(_additions, self._made_of(self.manifest.plan, self.acks))),
                 refused=refused,
                 skipped=skipped,
                 dead_letters=str(letters) if names_in(letters) else None,
@@ -1050,6 +1053,12 @@ def _uncertain_refusals(chunk: Chunk, number: int, acks: Acks) -> list[int]:
     """Positions of refused changes of a batch that an earlier request may have made."""
     verbs = [chunk.verbs] * len(chunk) if isinstance(chunk.verbs, str) else chunk.verbs
     return [at for at in acks.refused.get(number, ()) if number in acks.doubtful or verbs[at].endswith("?")]
+
+
+def _additions(chunk: Chunk) -> int:
+    if isinstance(chunk.verbs, str):
+        return 0 if chunk.verbs in REMOVING else len(chunk)
+    return sum(verb not in REMOVING for verb in chunk.verbs)
 
 
 def _acknowledged(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:

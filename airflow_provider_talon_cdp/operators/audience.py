@@ -20,18 +20,20 @@ IfMissing = Literal["fail", "skip"]
 class CreateAudienceOperator(BaseOperator):
     """Create an audience.
 
-    Since Talon.One 26.13 (July 2026) an audience is connected to Applications, and this API has no field for that: a
-    new audience may need connecting in the Campaign Manager before campaigns can use it.
+    Since Talon.One 26.13 (July 2026) an audience is connected to Applications, and this API has no field for
+    that: a new audience may need connecting in the Campaign Manager before campaigns can use it.
 
     Args:
-        audience_id: ID of the audience in the CDP, 1 to 1000 characters; Talon.One calls it the integration ID.
+        audience_id: ID of the audience in the CDP, 1 to 1000 characters; Talon.One calls it the integration
+            ID.
         audience_name: Name in the Campaign Manager, 1 to 1000 characters.
-        if_exists: What to do when the ID is taken: ``fail``, ``skip`` (leave it alone) or ``update`` (rename it).
+        if_exists: What to do when the ID is taken: ``fail``, ``skip`` (leave it as it is) or ``update``
+            (rename it).
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
-        ``audience_id``, ``audience_name``, ``internal_id`` (an integer; None when skipped, as the API reads nothing
-        back) and ``outcome`` (``created``, ``skipped`` or ``updated``).
+        ``audience_id``, ``audience_name``, ``internal_id`` (an integer; None when skipped, as the API reads
+        nothing back) and ``outcome`` (``created``, ``skipped`` or ``updated``).
     """
 
     template_fields: Sequence[str] = ("audience_id", "audience_name", "talon_cdp_conn_id")

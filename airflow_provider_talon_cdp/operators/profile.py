@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
-from airflow_provider_talon_cdp.contract import check_text
+from airflow_provider_talon_cdp.contract import OnUnclear, check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
     as_mapping,
     audience_id_of,
+    check_choice,
     check_literals,
     check_rendered,
 )
 from airflow_provider_talon_cdp.operators._base import ends_retries, open_hook
 
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.api.calls import IntegrationState
+
 
 class UpdateProfileOperator(BaseOperator):
     """Set attributes of one customer profile, and let it join or leave audiences by internal ID.
 
-    A profile that does not exist is created. For many profiles, one request each, this is not the tool.
+    A profile that does not exist is created. For many profiles use SqlToTalonProfilesOperator.
 
     Args:
         customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
-        attributes: Values by attribute name. Strings, numbers, booleans, Decimals, dates, datetimes, UUIDs, and lists
-            of them; None deletes the attribute. Attributes must be defined in the Campaign Manager.
-        run_rule_engine: Run Talon.One's rules for this update; Talon.One does in any case when audiences change.
+        attributes: Values by attribute name. Strings, numbers, booleans, Decimals, dates, datetimes, UUIDs,
+            and lists of them; None deletes the attribute. Attributes must be defined in the Campaign Manager.
+        run_rule_engine: Run Talon.One's rules for this update; Talon.One does in any case when audiences
+            change.
         add_audiences: Internal audience IDs (integers) to join.
         remove_audiences: Internal audience IDs (integers) to leave.
-        skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of refusing.
+        skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of
+            refusing.
+        on_unclear: What to do when the call runs rules and gets no clear answer: ``fail``, or ``retry``
+            although the rules may run twice and give a coupon or points twice.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
-        The numbers of ``attributes``, ``added`` and ``removed`` audiences, and of the ``effects`` that rules had.
+        The numbers of ``attributes``, ``added`` and ``removed`` audiences, and of the ``effects`` that rules
+        had; ``may_have_run_twice`` is true where rules ran again after an attempt without a clear answer.
     """
 
     template_fields: Sequence[str] = (
@@ -57,6 +66,7 @@ class UpdateProfileOperator(BaseOperator):
         add_audiences: Sequence[int] = (),
         remove_audiences: Sequence[int] = (),
         skip_unknown_attributes: bool = False,
+        on_unclear: OnUnclear = "fail",
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -67,8 +77,10 @@ class UpdateProfileOperator(BaseOperator):
         self.add_audiences = add_audiences
         self.remove_audiences = remove_audiences
         self.skip_unknown_attributes = skip_unknown_attributes
+        self.on_unclear = on_unclear
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_literals(check_text, customer_profile_id=customer_profile_id)
+        check_choice("on_unclear", on_unclear, OnUnclear)
         check_literals(as_mapping, attributes=attributes)
         check_literals(_internal_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
 
@@ -90,6 +102,7 @@ class UpdateProfileOperator(BaseOperator):
             add_audiences=added,
             remove_audiences=removed,
             skip_unknown_attributes=self.skip_unknown_attributes,
+            on_unclear=self.on_unclear,
         )
         return _summary(added, removed, state) | {"attributes": len(attributes or ())}
 
@@ -97,14 +110,17 @@ class UpdateProfileOperator(BaseOperator):
 class UpdateProfileAudiencesOperator(BaseOperator):
     """Let one customer profile join and leave audiences, by their IDs in the CDP.
 
+    Talon.One runs its rules for this call.
+
     Args:
         customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
         add_audiences: External audience IDs (strings) to join.
         remove_audiences: External audience IDs (strings) to leave; both lists hold at most 1000 together.
+        on_unclear: What to do when there is no clear answer: as in ``UpdateProfileOperator``.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
-        The numbers of ``added`` and ``removed`` audiences, and of the ``effects`` that rules had.
+        ``added``, ``removed``, ``effects`` and ``may_have_run_twice`` as ``UpdateProfileOperator`` has them.
     """
 
     template_fields: Sequence[str] = (
@@ -121,6 +137,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         customer_profile_id: str,
         add_audiences: Sequence[str] = (),
         remove_audiences: Sequence[str] = (),
+        on_unclear: OnUnclear = "fail",
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -128,7 +145,9 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         self.customer_profile_id = customer_profile_id
         self.add_audiences = add_audiences
         self.remove_audiences = remove_audiences
+        self.on_unclear = on_unclear
         self.talon_cdp_conn_id = talon_cdp_conn_id
+        check_choice("on_unclear", on_unclear, OnUnclear)
         check_literals(check_text, customer_profile_id=customer_profile_id)
         check_literals(_external_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
 
@@ -143,7 +162,10 @@ class UpdateProfileAudiencesOperator(BaseOperator):
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
             )
         state = open_hook(self.talon_cdp_conn_id).update_customer_profile_audiences(
-            self.customer_profile_id, add_audiences=added, remove_audiences=removed
+            self.customer_profile_id,
+            add_audiences=added,
+            remove_audiences=removed,
+            on_unclear=self.on_unclear,
         )
         return _summary(added, removed, state)
 
@@ -156,5 +178,10 @@ def _external_ids(name: str, value: Any) -> list[str]:
     return [str(audience_id_of(name, each, "external")) for each in as_list(name, value)]
 
 
-def _summary(added: Sequence[object], removed: Sequence[object], state: Mapping[str, Any]) -> dict[str, Any]:
-    return {"added": len(added), "removed": len(removed), "effects": len(state.get("effects") or ())}
+def _summary(added: Sequence[object], removed: Sequence[object], state: IntegrationState) -> dict[str, Any]:
+    return {
+        "added": len(added),
+        "removed": len(removed),
+        "effects": len(state.get("effects") or ()),
+        "may_have_run_twice": state.may_have_run_twice,
+    }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import contextvars
 import gc
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -80,7 +83,25 @@ class _CallQueue:
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
         self.over = False
+
+    async def run(self, work: Callable[[CallInReader], Coroutine[Any, Any, Any]]) -> Any:
+        """Await the work on the loop's thread, unless it was cancelled before it began."""
+        self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        return None if self._cancelled else await work(self.call)
+
+    def cancel(self) -> bool:
+        """Cancel the work; false where it has not begun, and now will not begin."""
+        self._cancelled = True
+        if self._loop is None or self._task is None:
+            return False
+        # The loop may have closed just now.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        return True
 
     def call(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
         """Queue a call; see ``CallInReader``."""
@@ -146,37 +167,34 @@ def run_apart(work: Callable[[CallInReader], Coroutine[Any, Any, Any]]) -> Any:
     """
     refuse_stopped()
     queue = _CallQueue()
-    # Both take the context variables of here along, in which Airflow's log handlers find the task.
-    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-    loop = runner.get_loop()
-    task = loop.create_task(work(queue.call))
     results: list[Any] = []
     errors: list[BaseException] = []
 
-    async def ended() -> Any:
-        return await task
-
     def run() -> None:
+        threading.current_thread().name = "talon-cdp-push"
+        # As threading.Thread does it, for debuggers and coverage.
+        sys.settrace(threading.gettrace())
         try:
-            with runner:
-                results.append(runner.run(ended()))
+            with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+                results.append(runner.run(queue.run(work)))
         except BaseException as error:  # noqa: BLE001 - it is raised by the thread that waits
             errors.append(error)
         finally:
             queue.end()
 
+    # It takes the context variables of here along, in which Airflow's log handlers find the task.
+    context = contextvars.copy_context()
     try:
-        threading.Thread(target=run, name="talon-cdp-push", daemon=True).start()
+        # Thread.start() is Python code, in which what a signal's handler raises may become another error.
+        _thread.start_new_thread(context.run, (run,))
         queue.serve(float("inf"), refuse_stopped)
     except BaseException:
-        # The loop may have closed just now.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(task.cancel)
-        queue.serve(_SECONDS_TO_END)
-        if not queue.over:
-            log.warning(
-                "What was under way has not ended within %.0f s, and is left behind.", _SECONDS_TO_END
-            )
+        if queue.cancel():
+            queue.serve(_SECONDS_TO_END)
+            if not queue.over:
+                log.warning(
+                    "What was under way has not ended within %.0f s, and is left behind.", _SECONDS_TO_END
+                )
         raise
     if errors:
         raise errors.pop()

@@ -17,16 +17,24 @@ from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
 from airflow_provider_talon_cdp.changes.spool import Spool
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import MAX_CHANGES
-from airflow_provider_talon_cdp.exceptions import GuardError, LedgerError, OlderRunError
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, Outcome, RunFacts
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
-from airflow_provider_talon_cdp.sync.loop import refuse_stopped, syncing
+from airflow_provider_talon_cdp.sync.loop import syncing
 from airflow_provider_talon_cdp.sync.members import MemberPlan, Members
 from airflow_provider_talon_cdp.sync.profiles import CHANGED, ProfilePlan, Profiles
-from airflow_provider_talon_cdp.sync.push import Limits, Push, fail_if_rejected, now
+from airflow_provider_talon_cdp.sync.push import (
+    Limits,
+    Push,
+    fail_if_rejected,
+    judge_suspicious,
+    now,
+    watched,
+)
 from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
@@ -68,12 +76,14 @@ class Plan:
         letters: About records that cannot be sent.
         comparison: What knows how to send it.
         refused_before: Members of which Talon.One refused a change in the run before.
+        suspicious: Of the IDs that were read.
     """
 
     result: Any
     counts: Counts
     letters: Spool
     comparison: MemberPlan | ProfilePlan
+    suspicious: SuspiciousIds
     refused_before: frozenset[Member] = frozenset()
 
 
@@ -127,6 +137,7 @@ class Mirror:
             if self._is_skipped(report):
                 return report
             self._check_key()
+            self._tell_of_others(owner)
             refused: set[Member] = set()
             if cursor and 0 < self.ledger.version == cursor.get() and not self.ledger.suspected:
                 refused = self._finish(report, cursor)
@@ -160,6 +171,7 @@ class Mirror:
             if self._is_skipped(report):
                 return report
             self._check_key()
+            self._tell_of_others(owner)
             plan = self._prepare(report)
             if plan and plan.counts.changes:
                 self._enforce(plan, handed_over=True)
@@ -180,6 +192,7 @@ class Mirror:
         plan = self._plan(
             lambda planner: sum(map(len, planner(self.ledger.known(), self.ledger.uncertain())))
         )
+        judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
@@ -235,6 +248,20 @@ class Mirror:
         log.warning("%s", text)
         if self.audiences is not None:
             self.audiences.key_has_changed = True
+
+    def _tell_of_others(self, owner: str) -> None:
+        """Log who else changes the same audiences, and which ledgers of theirs there are."""
+        writers = {_task_of(each) for each in (self.ledger.owner, *self.ledger.other_writers)}
+        if others := sorted(writers - {_task_of(owner), ""}):
+            log.warning(
+                "Another task changed the same audiences since this one did, and each undoes what the other does: %s.\n"
+                "Its changes are checked against this query now. Let one task keep an audience.",
+                ", ".join(others),
+            )
+        if not self.ledger.version and (neighbours := self.ledger.neighbours()):
+            log.warning(
+                "A new ledger begins beside another one of the same audience:\n%s", "\n".join(neighbours)
+            )
 
     def _finish(self, report: Report, cursor: Cursor) -> set[Member]:
         """Send what an earlier try left of its plan, without reading the source; return what was refused."""
@@ -301,8 +328,13 @@ class Mirror:
         """
         for _ in range(_ROUNDS):
             plan = self._plan(self.ledger.draft, refused)
+            report.suspicious = plan.suspicious.counts
             try:
+                judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
                 passed = self.guard.check(plan.counts) == "send"
+            except InvalidInputError:
+                self.ledger.discard(plan.result)
+                raise
             except GuardError as error:
                 self.ledger.discard(plan.result)
                 if report.sent:
@@ -372,6 +404,7 @@ class Mirror:
         counts = Counts()
         letters = Spool()
         comparison = self.kind.compare(self.ledger)
+        suspicious = SuspiciousIds()
 
         def keep(rejection: Rejection) -> None:
             if rejection.profile_id:
@@ -382,11 +415,11 @@ class Mirror:
             records = stack.enter_context(_closed_at_the_end(self.source()))
 
             def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
-                arranged = stack.enter_context(_closed_at_the_end(arrange(_while_not_stopped(records))))
+                arranged = stack.enter_context(_closed_at_the_end(arrange(watched(records, suspicious))))
                 changes = comparison.changes(arranged, known, uncertain, counts, keep)
                 return comparison.kept(leave_out(changes, counts))
 
-            return Plan(consume(planner), counts, letters, comparison)
+            return Plan(consume(planner), counts, letters, comparison, suspicious)
 
     def _enforce(self, plan: Plan, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
@@ -443,6 +476,7 @@ class Mirror:
     def _complete(self, report: Report, began: float) -> None:
         report.seconds = time.monotonic() - began
         report.dead_letters = self.ledger.dead_letters
+        report.ledger = self.ledger.place
         report.ledger_version = self.ledger.version
 
 
@@ -496,7 +530,12 @@ def combined_report(
         pushed: Summaries of ``push_share``, of each task's last try.
         seconds: From the plan to now.
     """
-    report = Report(seconds=seconds, dead_letters=outcome.dead_letters, ledger_version=planned.ledger_version)
+    report = Report(
+        seconds=seconds,
+        dead_letters=outcome.dead_letters,
+        ledger=planned.ledger,
+        ledger_version=planned.ledger_version,
+    )
     report += planned
     for each in map(Report.of, pushed):
         for name in ("requests", "retries", "throttled"):
@@ -511,6 +550,11 @@ def combined_report(
     report.removed.update({"": outcome.acknowledged - outcome.added})
     report.unsent = outcome.changes - outcome.acknowledged - outcome.refused
     return report
+
+
+def _task_of(owner: str) -> str:
+    """Return DAG and task of an owner, without the run."""
+    return ".".join(owner.split("/")[:2]) if owner.count("/") > 1 else owner.partition("/")[0]
 
 
 def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
@@ -553,12 +597,6 @@ def _left_out(
         counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - counted})
         if rest := chunk.without(bad):
             yield rest
-
-
-def _while_not_stopped(records: Iterable[Any]) -> Iterator[Any]:
-    for record in records:
-        refuse_stopped()
-        yield record
 
 
 def _generator(chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:

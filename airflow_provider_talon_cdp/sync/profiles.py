@@ -23,7 +23,6 @@ from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     NotFoundError,
     RejectedError,
-    RequestError,
 )
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
 from airflow_provider_talon_cdp.ledger.share import Share
@@ -139,8 +138,8 @@ class Profiles:
             try:
                 await sender(profile_id, body)
             except NotFoundError as error:
-                raise _fatal(
-                    error, f"{error}\nSo no profile can be sent; check Base URL on the connection."
+                raise error.become(
+                    FatalError, f"{error}\nSo no profile can be sent; check Base URL on the connection."
                 ) from error
             except RejectedError as error:
                 reason = _within(flight.push.rejected, reason_of(error))
@@ -155,8 +154,8 @@ class Profiles:
             return
         limit = max(self.give_up_after, push.limits.max_rejected + 1)
         if not push.sent and len(push.rejected) == 1 and push.rejected.total() >= limit:
-            raise _fatal(
-                error,
+            raise error.become(
+                FatalError,
                 f"The first {limit:,} profiles were all refused for the same reason: {reason}.\n"
                 "So this is not about single profiles. The other profiles were not sent.\n"
                 "Fix the attributes in the Campaign Manager or in the query, or pass skip_unknown_attributes=True.",
@@ -376,15 +375,3 @@ def _is_later(one: Profile, other: Profile) -> bool:
 def _rank(value: Any) -> tuple[bool, Any]:
     # NaN differs from itself, and is neither greater nor smaller than anything.
     return (False, 0) if value is None or value != value else (True, value)  # noqa: PLR0124
-
-
-def _fatal(error: RequestError, message: str) -> FatalError:
-    return FatalError(
-        message,
-        method=error.method,
-        path=error.path,
-        status=error.status,
-        body=error.body,
-        request_uuid=error.request_uuid,
-        blames=error.blames,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_talon_cdp.changes.counts import Counts
@@ -20,13 +20,17 @@ class Report(Counts):
     Args:
         seconds: Wall-clock duration.
         dead_letters: Folder of the rejected records, or None.
+        ledger: Folder of the ledger of a mirror, or None.
         ledger_version: Version of the ledger after a mirror, or None.
+        suspicious: Profile IDs that are valid and look wrong, by kind; see ``suspicious``.
         verdict: What the guard says to a dry run, or why a run did nothing; else None.
     """
 
     seconds: float = 0.0
     dead_letters: str | None = None
+    ledger: str | None = None
     ledger_version: int | None = None
+    suspicious: Mapping[str, int] = field(default_factory=dict)
     verdict: str | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -47,7 +51,9 @@ class Report(Counts):
             "throttled": self.throttled,
             "seconds": round(self.seconds, 3),
             "dead_letters": self.dead_letters,
+            "ledger": self.ledger,
             "ledger_version": self.ledger_version,
+            "suspicious": dict(self.suspicious),
             "verdict": self.verdict,
         }
 

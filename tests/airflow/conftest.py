@@ -105,13 +105,16 @@ def left_behind():
 
     def read(dag_run: Any) -> tuple[list[str], list[str]]:
         with closing(sqlite3.connect(Path(os.environ["AIRFLOW_HOME"]) / "airflow.db")) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+            if "xcom" in tables:
+                xcoms = "xcom WHERE run_id = ?"
+                rendered = "rendered_task_instance_fields WHERE run_id = ?"
+            else:  # Airflow 3.4
+                of_the_run = "JOIN task_instance ti ON ti.id = task_instance_id WHERE ti.run_id = ?"
+                xcoms, rendered = f"xcom_v2 {of_the_run}", f"rtif_v2 {of_the_run}"
             return (
-                _texts(database, "SELECT CAST(value AS TEXT) FROM xcom WHERE run_id = ?", dag_run),
-                _texts(
-                    database,
-                    "SELECT CAST(rendered_fields AS TEXT) FROM rendered_task_instance_fields WHERE run_id = ?",
-                    dag_run,
-                ),
+                _texts(database, f"SELECT CAST(value AS TEXT) FROM {xcoms}", dag_run),
+                _texts(database, f"SELECT CAST(rendered_fields AS TEXT) FROM {rendered}", dag_run),
             )
 
     return read

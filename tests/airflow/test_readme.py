@@ -61,8 +61,8 @@ def test_the_task_for_profiles_sends_attributes(talon, warehouse):
     held = talon.profile("anna")["attributes"]
     assert held == {
         "Tier": "gold",
-        "Birthday": "1990-05-01T00:00:00+00:00",
-        "LifetimeValue": Decimal("19.990"),
+        "Birthday": "1990-05-01T00:00:00Z",
+        "LifetimeValue": Decimal("19.99"),
     }
 
 

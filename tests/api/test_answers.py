@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import ssl
+import zlib
 
 import pytest
 from requests.structures import CaseInsensitiveDict
 
 from airflow_provider_talon_cdp import exceptions
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.answers import read_answer
-from airflow_provider_talon_cdp.api.request import Audience
+from airflow_provider_talon_cdp.api.answers import MAX_ANSWER, connection_error, read_answer, tls_error
+from airflow_provider_talon_cdp.api.calls import Audience
 
 CREATE = calls.create_audience("vip", "VIP")
 PROFILE = calls.update_customer_profile("anna.k@example.com", attributes={"City": "Zürich", "Age": 41})
@@ -221,7 +224,8 @@ def test_retry_after_is_kept_on_the_error(header, seconds):
 
 
 def test_what_was_sent_is_masked_where_talon_one_quotes_it():
-    said = "profile anna.k@example.com: City 'Zürich' is wrong, Age 41 too, see /cdp/customer_profile/anna.k%40example.com"
+    said = "profile anna.k@example.com: City 'Zürich' is wrong, Age 41 too, see "
+    said += "/cdp/customer_profile/anna.k%40example.com"
     text = str(fail(PROFILE, 400, {**CDP_ERROR, "Error": said}))
     assert "anna" not in text
     assert "Zürich" not in text
@@ -251,3 +255,188 @@ def test_the_key_is_masked_however_the_answer_spells_it(key, quoted):
 
 def test_a_long_error_text_is_cut():
     assert len(str(fail(MEMBERS, 400, {**CDP_ERROR, "Error": "word " * 1000}))) < 700
+
+
+OTHERS = "bob@example.com"
+
+
+@pytest.mark.parametrize(
+    "said, shown",
+    [
+        ("profile 'bobby' has no account", "profile '***' has no account"),
+        ('bad entries: "bobby", "lizzie"', 'bad entries: "***", "***"'),
+        (f"conflict with {OTHERS}.", "conflict with ***"),
+        ("conflict with p4711 and 123456", "conflict with *** and ***"),
+        ("a body of 2 MB is over the limit of 1000", "a body of 2 MB is over the limit of 1000"),
+        ("this can't work, and won't", "this can't work, and won't"),
+    ],
+)
+def test_ids_of_other_records_that_an_answer_to_many_quotes_are_masked(said, shown):
+    text = str(fail(MEMBERS, 400, {**CDP_ERROR, "Error": said}))
+    assert f"It says: {shown}" in text
+
+
+def test_an_answer_to_one_profile_keeps_its_words_but_no_email():
+    said = f"attribute 'Language' is unknown; profile {OTHERS} too"
+    text = str(fail(PROFILE, 400, {**CDP_ERROR, "Error": said}))
+    assert "attribute 'Language' is unknown; profile *** too" in text
+
+
+@pytest.mark.parametrize(
+    "source, shown",
+    [
+        ({"parameter": "skipNonExistingAttributes"}, "at parameter skipNonExistingAttributes"),
+        ({"line": 7}, "at line 7"),
+        ({"resource": "audience"}, "at resource audience"),
+        ({}, "Wrong: see the docs."),
+    ],
+)
+def test_an_error_says_where_its_source_is(source, shown):
+    error = fail(
+        PROFILE, 400, {"errors": [{"title": "Wrong:", "details": "see the docs.", "source": source}]}
+    )
+    assert shown in str(error)
+    assert error.blames == ()
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_5xx_names_the_deployment_host_as_the_likeliest_cause(status):
+    assert "Check Deployment host on the connection first" in str(fail(MEMBERS, status, CDP_ERROR))
+
+
+@pytest.mark.parametrize("body", [b"", json.dumps(CDP_ERROR).encode()])
+@pytest.mark.parametrize("request_", [CREATE, PROFILE, MEMBERS, calls.delete_audience("vip")])
+def test_a_404_names_the_deployment_host_as_the_likeliest_cause(request_, body):
+    text = str(fail(request_, 404, body))
+    assert "Deployment host" in text
+    assert "likeliest" in text
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["The plain HTTP request was sent to HTTPS port", "Client sent an HTTP request to an HTTPS server."],
+)
+def test_a_server_that_wants_tls_is_told_as_such(said):
+    error = fail(MEMBERS, 400, said.encode())
+    assert type(error) is exceptions.FatalError
+    assert "Write https:// in Base URL" in str(error)
+
+
+@pytest.mark.parametrize(
+    "request_, status, body, unclear",
+    [
+        (MEMBERS, 200, STATE, False),
+        (MEMBERS, 200, b"<html>", False),
+        (MEMBERS, 200, b"", True),
+        (MEMBERS, 302, b"", False),
+        (MEMBERS, 404, b"nginx", False),
+        (PROFILE, 202, b"", True),
+        (PROFILE, 200, b"<html>", True),
+    ],
+)
+def test_an_answer_from_elsewhere_shows_that_the_call_had_no_effect(request_, status, body, unclear):
+    assert fail(request_, status, body).is_unclear is unclear
+
+
+@pytest.mark.parametrize(
+    "encoding, compress",
+    [
+        ("gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", lambda body: zlib.compress(body, wbits=-15)),
+        ("", lambda body: body),
+        ("identity", lambda body: body),
+    ],
+)
+def test_a_compressed_answer_is_read(encoding, compress):
+    body = compress(json.dumps(AUDIENCE).encode())
+    assert read(CREATE, 201, body, {"content-encoding": encoding}).id == 12
+
+
+def test_a_small_answer_that_becomes_huge_is_read_in_part():
+    bomb = gzip.compress(b" " * 50_000_000)
+    assert len(bomb) < 100_000
+    error = fail(CREATE, 201, bomb, {"Content-Encoding": "gzip"})
+    assert type(error) is exceptions.UnexpectedAnswerError
+    assert len(error.body) == MAX_ANSWER
+    assert "1,000,000 bytes were read" in str(error)
+
+
+def test_a_broken_compression_is_an_answer_that_says_nothing():
+    assert type(fail(CREATE, 201, b"abcd", {"Content-Encoding": "gzip"})) is exceptions.UnexpectedAnswerError
+
+
+TLS_URL = "https://api.example.com"
+
+
+def tls(cause):
+    return str(tls_error(calls.delete_audience("vip"), TLS_URL, cause))
+
+
+@pytest.mark.parametrize(
+    "reason, over_certificates",
+    [
+        ("CERTIFICATE_VERIFY_FAILED", True),
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", True),
+        ("SSLV3_ALERT_CERTIFICATE_EXPIRED", True),
+        ("TLSV1_ALERT_UNKNOWN_CA", True),
+        ("WRONG_VERSION_NUMBER", False),
+        ("TLSV1_ALERT_PROTOCOL_VERSION", False),
+        ("SSLV3_ALERT_HANDSHAKE_FAILURE", False),
+        (None, False),
+    ],
+)
+def test_certificates_are_blamed_for_their_own_errors_alone(reason, over_certificates):
+    cause = ssl.SSLError()
+    cause.reason = reason
+    text = tls(cause)
+    assert ("certificate was not accepted" in text) is over_certificates
+    assert ("http://" in text) is not over_certificates
+    assert (reason or "no reason") in text
+
+
+@pytest.mark.parametrize(
+    "code, says, cure",
+    [
+        (9, "is not valid yet", "clock"),
+        (10, "has expired", "renew"),
+        (18, "signed by an authority that this worker does not know", "'verify'"),
+        (19, "signed by an authority that this worker does not know", "'verify'"),
+        (20, "signed by an authority that this worker does not know", "'verify'"),
+        (62, "is for another host name", "Base URL"),
+        (64, "is for another IP address", "Base URL"),
+    ],
+)
+def test_what_is_wrong_with_the_servers_certificate_is_said(code, says, cure):
+    cause = ssl.SSLCertVerificationError()
+    cause.reason, cause.verify_code = "CERTIFICATE_VERIFY_FAILED", code
+    assert says in tls(cause)
+    assert "TLS certificate of api.example.com" in tls(cause)
+    assert cure in tls(cause)
+
+
+@pytest.mark.parametrize(
+    "cause, words",
+    [
+        (TimeoutError(), "timed out"),
+        (ConnectionRefusedError(), "connection refused"),
+        (ConnectionResetError(), "connection reset"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_a_missing_answer_is_told_in_plain_words(cause, words):
+    error = connection_error(MEMBERS, TLS_URL, cause, sent=True)
+    assert error.reason == f"no answer ({words})"
+    assert f"no answer ({words}).\nTalon.One was called at {TLS_URL}." in str(error)
+
+
+def test_every_line_of_an_error_fits_on_the_screen():
+    """Airflow's UI does not wrap lines; what the vendor says may be longer."""
+    answers = [400, 401, 403, 404, 405, 407, 409, 429, 500, 503, 302, 202]
+    errors = [fail(each, status, CDP_ERROR) for each in (CREATE, PROFILE, MEMBERS) for status in answers]
+    errors += [fail(each, 404) for each in (CREATE, PROFILE, MEMBERS)]
+    errors.append(connection_error(MEMBERS, "http://localhost:8080", "timed out", sent=True))
+    errors.append(tls_error(MEMBERS, TLS_URL, None))
+    lines = [line for error in errors for line in str(error).splitlines()]
+    assert [line for line in lines if len(line) > 105] == []

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.async_client import AsyncTalonCdpClient, Transport, open_client
+from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.api.settings import Settings
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
@@ -87,7 +87,7 @@ def test_all_seven_calls_work_over_it(send, talon):
     assert talon.audiences() == {}
 
 
-@pytest.mark.parametrize("odd", [".", "..", "a/b?c#d%2F e+ü\n", "x" * 1000, "audiences"])
+@pytest.mark.parametrize("odd", ["...", "a/b?c#d%2F e+ü\n", "x" * 1000, "audiences"])
 def test_any_id_reaches_its_own_profile(send, talon, odd):
     send(calls.update_customer_profile(odd, attributes={"seen": True}))
     assert talon.profile(odd)["attributes"] == {"seen": True}
@@ -116,9 +116,79 @@ def test_requests_are_paced(send, clock):
     assert clock.now == pytest.approx(1002.0, abs=0.15)
 
 
+@pytest.mark.parametrize(
+    "fault, says",
+    [
+        ({"kind": "status", "status": 429}, "Talon.One has answered 429 (too many requests) for "),
+        ({"kind": "status", "status": 503}, "Talon.One has answered 503 for "),
+        ({"kind": "reset_before"}, "Talon.One has given no answer ("),
+    ],
+)
+def test_a_client_says_what_it_waits_for_and_since_when(talon, clock, fault, says):
+    talon.fail_next(fault.pop("kind"), times=4, **fault)
+
+    async def run():
+        seen = []
+        async with client_to(talon, clock) as client:
+            assert client.waiting is None
+            sleep = clock.sleep
+
+            async def watched(seconds):
+                await sleep(seconds)
+                seen.append((clock.now, client.waiting))
+
+            client._sleep = watched
+            await client.send(calls.update_customer_profile("anna"))
+            assert client.waiting is None
+        return seen
+
+    seen = asyncio.run(run())
+    began = seen[0][0]
+    at, text = seen[-1]
+    assert text.startswith(says)
+    assert text.endswith(" s")
+    assert abs(int(text.split()[-2]) - (at - began)) <= 2
+
+
+def test_a_failure_among_successes_is_nothing_to_wait_for(send, talon):
+    talon.fail_next("status", status=503)
+    _, client = send(*[calls.update_customer_profile(f"p{number}") for number in range(3)])
+    assert client.retries == 1
+    assert client.waiting is None
+
+
+def test_a_refusal_is_an_answer_that_ends_the_waiting(talon, clock):
+    talon.fail_next("status", times=3, status=503)
+    talon.fail_next("status", status=400)
+
+    async def run():
+        async with client_to(talon, clock) as client:
+            with pytest.raises(RejectedError):
+                await client.send(calls.update_customer_profile("anna"))
+            clock.now += 60
+            return client.waiting
+
+    assert asyncio.run(run()) is None
+
+
+def test_an_outage_in_bulk_is_one_line_in_ten_seconds(talon, clock, caplog):
+    talon.fail_next("status", times=None, status=503)
+
+    async def run():
+        async with client_to(talon, clock, bulk_retry_seconds=60) as client:
+            sends = [client.send(calls.update_customer_profile(f"p{number}")) for number in range(64)]
+            await asyncio.gather(*sends, return_exceptions=True)
+            return client.requests
+
+    requests_ = asyncio.run(run())
+    assert requests_ > 100
+    assert 1 <= len(caplog.records) <= (clock.now - 1000) / 10 + 1
+    assert "more of these since the last such line" in caplog.text
+
+
 def test_giving_up_says_how_often_it_was_tried(send, talon):
     talon.fail_next("status", times=1000, status=500)
-    with pytest.raises(TransientError, match=r"Gave up after \d+ attempt"):
+    with pytest.raises(TransientError, match=r"Gave up on 127.0.0.1:\d+ after 26 attempt\(s\) in \d+ s"):
         send(calls.update_customer_profile("anna"))
 
 
@@ -189,7 +259,7 @@ def test_a_refusal_is_not_retried(send, talon):
 
 
 def test_an_unreachable_host_is_transient(talon, clock):
-    with pytest.raises(TransientError, match="ClientConnectorError"):
+    with pytest.raises(TransientError, match="connection refused"):
         asyncio.run(
             _send_all(
                 talon, clock, [calls.update_customer_profile("anna")], {"base_url": "http://127.0.0.1:9"}

@@ -13,6 +13,8 @@ from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+# An audience ID has no white space or invisible character at its ends.
+AUDIENCE_ID = TEXT.filter(lambda text: text == text.strip().strip("\ufeff\u200b\u2060"))
 
 
 @pytest.mark.parametrize(
@@ -93,17 +95,64 @@ def test_method_path_and_body_follow_the_reference(request_, method, path, body)
     assert (None if request_.body is None else json.loads(request_.body)) == body
 
 
-@given(TEXT)
+@given(AUDIENCE_ID.filter(lambda text: text not in (".", "..")))
 def test_any_id_is_one_path_segment_that_decodes_to_itself(identifier):
     path = calls.delete_audience(identifier).path
     segment = path.removeprefix("/cdp/audiences/")
     assert unquote(segment) == identifier
     assert not set(segment) & set("/?#& +")
     assert segment.isascii()
-    assert segment not in (".", "..")
 
 
-@given(TEXT, TEXT)
+@pytest.mark.parametrize("dots", [".", ".."])
+@pytest.mark.parametrize(
+    "call",
+    [
+        calls.delete_audience,
+        lambda dots: calls.update_audience(dots, "VIP"),
+        calls.update_customer_profile,
+        lambda dots: calls.update_customer_profile_attributes(dots, b"{}"),
+        calls.update_customer_profile_audiences,
+    ],
+)
+def test_an_id_that_is_a_step_in_a_path_is_refused_with_the_reason(call, dots):
+    """A proxy that normalises URLs makes another call of it, such as *Update customer profile*."""
+    with pytest.raises(InvalidInputError, match="cannot stand in the path of a request:\na proxy"):
+        call(dots)
+
+
+@pytest.mark.parametrize("dots", [".", ".."])
+def test_such_an_id_is_harmless_in_a_body(dots):
+    assert json.loads(calls.create_audience(dots, "VIP").body)["audienceId"] == dots
+    body = json.loads(calls.update_customer_profiles_audiences([(dots, [dots], [])]).body)
+    assert body["data"] == [{"customerProfileId": dots, "adds": [dots], "deletes": []}]
+
+
+def test_more_dots_than_two_are_an_id_like_any_other():
+    assert calls.delete_audience("...").path == "/cdp/audiences/..."
+
+
+@pytest.mark.parametrize(
+    "request_, runs",
+    [
+        (calls.update_customer_profile("anna", attributes={"x": 1}), False),
+        (calls.update_customer_profile("anna", run_rule_engine=True), True),
+        (calls.update_customer_profile("anna", add_audiences=[1]), True),
+        (calls.update_customer_profile("anna", remove_audiences=[1]), True),
+        (calls.update_customer_profile_attributes("anna", b"{}"), False),
+        (calls.update_customer_profile_attributes("anna", b"{}", run_rule_engine=True), True),
+        (calls.update_customer_profile_audiences("anna", add_audiences=["vip"]), True),
+        (calls.update_customer_profiles_audiences([("anna", ["vip"], [])]), False),
+        (calls.update_audiences_of_customer_profiles([(["anna"], "vip", "add")]), False),
+        (calls.create_audience("vip", "VIP"), False),
+        (calls.delete_audience("vip"), False),
+    ],
+)
+def test_a_request_knows_whether_talon_one_runs_rules_for_it(request_, runs):
+    assert request_.runs_rules is runs
+
+
+@given(AUDIENCE_ID, TEXT)
 def test_bodies_hold_ids_and_names_unchanged(identifier, name):
     assert json.loads(calls.create_audience(identifier, name).body or b"") == {
         "audienceId": identifier,
@@ -120,6 +169,31 @@ def test_what_is_no_id_is_refused_and_not_quoted(bad):
     with pytest.raises(InvalidInputError, match="audience_id") as refusal:
         calls.delete_audience(bad)
     assert "xx" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "odd", ["vip\n", " vip", "vip\t", "vip\r\n", "vip\u00a0", "\ufeffvip", "vip\u200b", "\n", " \ufeffvip"]
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        calls.delete_audience,
+        lambda odd: calls.create_audience(odd, "VIP"),
+        lambda odd: calls.update_audience(odd, "VIP"),
+        lambda odd: calls.update_customer_profile_audiences("anna", remove_audiences=[odd]),
+        lambda odd: calls.update_customer_profiles_audiences([("anna", [odd], [])]),
+        lambda odd: calls.update_audiences_of_customer_profiles([(["anna"], odd, "add")]),
+    ],
+)
+def test_an_audience_id_with_white_space_at_an_end_is_refused(call, odd):
+    """It comes from a file or a variable that ends with a newline, and would be a second audience."""
+    with pytest.raises(InvalidInputError, match="begins or ends with white space"):
+        call(odd)
+
+
+def test_white_space_inside_an_audience_id_and_around_a_profile_id_stays():
+    assert json.loads(calls.create_audience("my vip", " VIP ").body)["audienceId"] == "my vip"
+    assert calls.update_customer_profile(" anna ").path.startswith("/cdp/customer_profile/%20anna%20?")
 
 
 def test_an_integer_for_an_external_audience_says_what_to_do():
@@ -163,7 +237,7 @@ ODD = st.sampled_from(
 
 @given(
     ids=st.lists(TEXT | ODD | st.builds("{}{}".format, TEXT, ODD), min_size=1, max_size=6, unique=True),
-    audiences=st.lists(TEXT | ODD, min_size=1, max_size=3)
+    audiences=st.lists(AUDIENCE_ID | ODD.filter(lambda text: text == text.strip()), min_size=1, max_size=3)
     | st.lists(st.integers(1, 2**63 - 1), min_size=1, max_size=3),
     actions=st.lists(st.sampled_from(["add", "remove"]), min_size=3, max_size=3),
     spelling=st.sampled_from(["plural", "singular"]),

@@ -10,7 +10,6 @@ from requests_mock import ANY
 
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.client import TalonCdpClient
-from airflow_provider_talon_cdp.api.retry import RetryPolicy
 from airflow_provider_talon_cdp.api.settings import Settings
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
@@ -18,7 +17,9 @@ from airflow_provider_talon_cdp.exceptions import (
     FatalError,
     InvalidInputError,
     NotFoundError,
+    RequestError,
     TransientError,
+    UnclearError,
     UnexpectedAnswerError,
 )
 
@@ -73,10 +74,12 @@ def test_redirects_are_not_followed(client, requests_mock):
     assert not elsewhere.called
 
 
-@pytest.mark.parametrize("dots, segment", [(".", "%2E"), ("..", "%2E%2E")])
-def test_an_id_of_dots_stays_in_its_segment(client, requests_mock, dots, segment):
+@pytest.mark.parametrize(
+    "odd, segment", [("...", "..."), ("a/../b", "a%2F..%2Fb"), ("~%41", "~%2541"), ("a b", "a%20b")]
+)
+def test_an_id_stays_in_its_segment_as_it_was_encoded(client, requests_mock, odd, segment):
     sent = requests_mock.delete(ANY, status_code=204)
-    client.send(calls.delete_audience(dots))
+    client.send(calls.delete_audience(odd))
     assert sent.last_request.url == f"{URL}/cdp/audiences/{segment}"
 
 
@@ -85,8 +88,21 @@ def test_transient_failures_are_retried_with_growing_waits(client, clock, reques
     requests_mock.put(f"{URL}/cdp/audiences/vip", [*answers, {"status_code": 200, "json": AUDIENCE}])
     assert client.send(calls.update_audience("vip", "VIP")).name == "VIP"
     assert clock.sleeps == [0.5, 1.0, 2.0]
+    # A 503, then two kinds of silence.
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
     assert "Attempt 2 in 0.5 s" in caplog.text
+
+
+def test_the_same_failure_is_logged_once_in_ten_seconds_with_a_count(client, requests_mock, caplog):
+    requests_mock.put(f"{URL}/cdp/audiences/vip", status_code=503)
+    with pytest.raises(TransientError):
+        client.send(calls.update_audience("vip", "VIP"))
+    # Attempts at 0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5 and 60 s.
+    assert [record.getMessage().partition("Attempt ")[2] for record in caplog.records] == [
+        "2 in 0.5 s.",
+        "7 in 16.0 s. (4 more of these since the last such line.)",
+        "8 in 28.5 s.",
+    ]
 
 
 def test_retry_after_is_obeyed(client, clock, requests_mock):
@@ -98,9 +114,11 @@ def test_retry_after_is_obeyed(client, clock, requests_mock):
 
 def test_giving_up_says_how_often_it_was_tried(client, clock, requests_mock):
     requests_mock.delete(f"{URL}/cdp/audiences/vip", status_code=500)
-    with pytest.raises(TransientError, match=r"Gave up after \d+ attempt\(s\) in \d+ s"):
+    with pytest.raises(
+        TransientError, match=r"Gave up on integration.talon.one after 8 attempt\(s\) in 60 s"
+    ):
         client.send(calls.delete_audience("vip"))
-    assert sum(clock.sleeps) <= RetryPolicy().budget
+    assert clock.sleeps == [0.5, 1, 2, 4, 8, 16, 28.5]
 
 
 def test_a_wrong_key_is_not_retried(client, clock, requests_mock):
@@ -165,3 +183,74 @@ def test_a_client_without_a_session_makes_its_own(requests_mock):
     requests_mock.delete(f"{URL}/cdp/audiences/vip", status_code=204)
     client = TalonCdpClient(Settings(api_key="0123456789abcdef", deployment_host="my.talon.one"))
     client.send(calls.delete_audience("vip"))
+
+
+RULES = calls.update_customer_profile("anna", run_rule_engine=True)
+STATE = {"effects": [{}], "createdCoupons": [], "createdReferrals": []}
+PROFILE = f"{URL}/cdp/customer_profile/anna"
+UNCLEAR = [
+    {"exc": requests.ReadTimeout},
+    {"exc": requests.ConnectionError},
+    {"status_code": 500},
+    {"status_code": 503},
+]
+
+
+@pytest.mark.parametrize("first", UNCLEAR, ids=str)
+@pytest.mark.parametrize(
+    "request_", [RULES, calls.update_customer_profile_audiences("anna", add_audiences=["vip"])]
+)
+def test_a_call_that_runs_rules_is_not_repeated_after_an_unclear_answer(
+    client, clock, requests_mock, first, request_
+):
+    sent = requests_mock.put(ANY, [first, {"json": STATE}])
+    with pytest.raises(UnclearError, match="The rules may have run") as error:
+        client.send(request_)
+    assert (sent.call_count, clock.sleeps) == (1, [])
+    assert error.value.is_unclear
+    assert not error.value.retryable
+    assert 'on_unclear="retry"' in str(error.value)
+    assert error.value.status == first.get("status_code")
+
+
+@pytest.mark.parametrize("first", UNCLEAR, ids=str)
+def test_a_call_that_runs_rules_is_repeated_if_that_was_asked_for_and_says_so(client, requests_mock, first):
+    sent = requests_mock.put(PROFILE, [first, {"status_code": 429}, {"json": STATE}])
+    state = client.send(RULES, on_unclear="retry")
+    assert (state, sent.call_count) == (STATE, 3)
+    assert state.may_have_run_twice
+
+
+@pytest.mark.parametrize(
+    "first", [{"status_code": 429}, {"status_code": 409}, {"exc": requests.ConnectTimeout}]
+)
+def test_what_surely_ran_no_rules_is_retried(client, requests_mock, first):
+    sent = requests_mock.put(PROFILE, [first, {"json": STATE}])
+    state = client.send(RULES)
+    assert sent.call_count == 2
+    assert not state.may_have_run_twice
+
+
+def test_an_unclear_answer_after_a_clear_failure_ends_the_attempts_too(client, requests_mock):
+    sent = requests_mock.put(PROFILE, [{"status_code": 429}, {"status_code": 502}, {"json": STATE}])
+    with pytest.raises(UnclearError):
+        client.send(RULES)
+    assert sent.call_count == 2
+
+
+def test_the_last_error_of_a_repeated_call_says_that_rules_may_have_run(client, requests_mock):
+    requests_mock.put(PROFILE, [{"status_code": 502}, {"status_code": 400}])
+    with pytest.raises(RequestError, match="runs rules, and they may have run") as error:
+        client.send(RULES, on_unclear="retry")
+    assert error.value.repeated
+
+
+def test_a_page_in_place_of_a_state_says_that_rules_may_have_run(client, requests_mock):
+    requests_mock.put(PROFILE, text="<html>")
+    with pytest.raises(UnexpectedAnswerError, match="runs rules, and they may have run"):
+        client.send(RULES)
+
+
+def test_a_call_without_rules_is_repeated_and_has_run_nothing_twice(client, requests_mock):
+    requests_mock.put(PROFILE, [{"status_code": 502}, {"json": STATE}])
+    assert not client.send(calls.update_customer_profile("anna")).may_have_run_twice

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from airflow_provider_talon_cdp.api.settings import Settings
@@ -44,6 +46,16 @@ def test_the_headers_are_the_contracts():
         ("base_url", "http://localhost:8000", "http://localhost:8000"),
         ("base_url", "http://127.0.0.1:8000", "http://127.0.0.1:8000"),
         ("base_url", "http://[::1]:8000", "http://[::1]:8000"),
+        ("base_url", "https://integration.talon.one:443", "https://integration.talon.one"),
+        ("base_url", "https://integration.talon.one:443/gateway/", "https://integration.talon.one/gateway"),
+        ("base_url", "https://integration.talon.one:80", "https://integration.talon.one:80"),
+        ("base_url", "http://localhost:80", "http://localhost"),
+        ("base_url", "http://[::1]:443", "http://[::1]:443"),
+        ("environment", " live\n", "live"),
+        ("environment", "Sandbox 2 \u2013 EU", "Sandbox 2 \u2013 EU"),
+        ("environment", "  ", ""),
+        ("call_retry_seconds", "0", 0.0),
+        ("bulk_retry_seconds", "90", 90.0),
         ("requests_per_second", "12.5", 12.5),
         ("timeout", "5", 5.0),
         ("timezone", " Europe/Berlin ", "Europe/Berlin"),
@@ -86,6 +98,12 @@ def test_a_plain_meaning_is_normalised(field, given, kept):
         ("requests_per_second", "fast", "Requests per second must be a number above 0"),
         ("requests_per_second", float("nan"), "above 0"),
         ("requests_per_second", True, "above 0"),
+        ("environment", "a\nb", "Environment must be printable text on one line"),
+        ("environment", 5, "Environment must be printable text on one line"),
+        ("call_retry_seconds", -1, "Retry single calls for must be 0 or more"),
+        ("call_retry_seconds", "inf", "Retry single calls for must be 0 or more"),
+        ("bulk_retry_seconds", "long", "Retry bulk requests for must be 0 or more"),
+        ("bulk_retry_seconds", True, "Retry bulk requests for must be 0 or more"),
         ("timeout", -1, "Timeout must be"),
         ("timeout", float("inf"), "Timeout must be"),
         ("timezone", "Berlin", "IANA name"),
@@ -103,3 +121,18 @@ def test_what_cannot_work_is_refused_by_its_name_in_the_form(field, bad, says):
 
 def test_the_repr_has_no_key():
     assert "0123456789abcdef" not in repr(settings())
+
+
+def test_a_changed_key_has_another_fingerprint_that_does_not_show_it():
+    first = settings().key_fingerprint
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert settings(api_key="ApiKey-v1 0123456789abcdef").key_fingerprint == first
+    assert settings(environment="live", platform_name="x").key_fingerprint == first
+    assert settings(api_key="0123456789abcdeg").key_fingerprint != first
+    assert settings(deployment_host="other.talon.one").key_fingerprint != first
+    assert first not in repr(settings())
+
+
+def test_the_environment_is_empty_by_default_and_the_times_are_bounded():
+    plain = settings()
+    assert (plain.environment, plain.call_retry_seconds, plain.bulk_retry_seconds) == ("", 60, 600)

@@ -62,7 +62,7 @@ def ask():
 
 def test_every_subject_runs_in_its_quick_form_and_writes_no_results():
     before = RESULTS.read_bytes() if RESULTS.exists() else None
-    done = run(BENCH / "run.py", "--quick")
+    done = run(BENCH / "all.py", "--quick")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     headings = [line for line in done.stdout.splitlines() if line.startswith("## ")]
     assert headings == [

@@ -14,7 +14,7 @@ import socket
 import socketserver
 import ssl
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,12 +25,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.async_client import Transport, open_client
-from airflow_provider_talon_cdp.api.client import TalonCdpClient
-from airflow_provider_talon_cdp.api.retry import RetryPolicy
+from airflow_provider_talon_cdp.api.client import TalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
-ONCE = RetryPolicy(attempts=1)
+
+def once(hook):
+    """Settings of the hook's connection, for one attempt."""
+    return replace(hook.settings, call_retry_seconds=0, bulk_retry_seconds=0)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def connect(talon, monkeypatch):
 
 def _send_single(hook, request):
     with hook.get_conn() as session:
-        return TalonCdpClient(hook.settings, session, retry=ONCE).send(request)
+        return TalonCdpClient(once(hook), session).send(request)
 
 
 def _send_bulk(hook, request):
@@ -68,7 +69,7 @@ def _send_bulk(hook, request):
         transport = Transport.of(session, hook.settings.base_url)
 
     async def send():
-        async with open_client(hook.settings, transport, retry=ONCE) as client:
+        async with open_client(once(hook), transport) as client:
             return await client.send(request)
 
     return asyncio.run(send())
@@ -122,9 +123,11 @@ class Authority:
     ca: Path
     server: Path
     client: Path
+    expired: Path
+    elsewhere: Path
 
 
-def _certificate(name, issuer=None):
+def _certificate(name, issuer=None, *, until=1, address="127.0.0.1"):
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
@@ -135,8 +138,8 @@ def _certificate(name, issuer=None):
         .issuer_name(issuer_name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=2))
+        .not_valid_after(now + dt.timedelta(days=until))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(
@@ -158,7 +161,7 @@ def _certificate(name, issuer=None):
         )
     )
     if issuer:
-        names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names = [x509.IPAddress(ipaddress.ip_address(address))]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(issuer_key, hashes.SHA256()), key
 
@@ -179,10 +182,12 @@ def authority(tmp_path_factory):
     (folder / "ca.pem").write_bytes(root[0].public_bytes(serialization.Encoding.PEM))
     server = _pem(folder / "server.pem", *_certificate("127.0.0.1", root))
     client = _pem(folder / "client.pem", *_certificate("warehouse", root))
-    return Authority(folder / "ca.pem", server, client)
+    expired = _pem(folder / "expired.pem", *_certificate("127.0.0.1", root, until=-1))
+    elsewhere = _pem(folder / "elsewhere.pem", *_certificate("10.0.0.1", root, address="10.0.0.1"))
+    return Authority(folder / "ca.pem", server, client, expired, elsewhere)
 
 
-def _tls_server(authority, *, client_certificate):
+def _tls_server(authority, *, client_certificate=False, certificate=None):
     served = Served(0)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -215,7 +220,7 @@ def _tls_server(authority, *, client_certificate):
     server = _Quiet(("127.0.0.1", 0), Handler)
     served.port = server.server_port
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority.server)
+    context.load_cert_chain(certificate or authority.server)
     if client_certificate:
         context.load_verify_locations(authority.ca)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -227,7 +232,21 @@ def _tls_server(authority, *, client_certificate):
 @pytest.fixture
 def tls(authority):
     """A server that answers every PUT with 204 over TLS, under a certificate of ``authority``."""
-    with _tls_server(authority, client_certificate=False) as served:
+    with _tls_server(authority) as served:
+        yield served
+
+
+@pytest.fixture
+def expired_tls(authority):
+    """The same, under a certificate that is not valid any more."""
+    with _tls_server(authority, certificate=authority.expired) as served:
+        yield served
+
+
+@pytest.fixture
+def wrong_address_tls(authority):
+    """The same, under a certificate for another address."""
+    with _tls_server(authority, certificate=authority.elsewhere) as served:
         yield served
 
 
@@ -289,6 +308,39 @@ def proxy():
     served.port = server.server_address[1]
     with _serving(server, served):
         yield served
+
+
+@pytest.fixture
+def answer_raw():
+    """Start servers that read a request and send pieces: bytes, or functions that yield them."""
+    closing = threading.Event()
+    with contextlib.ExitStack() as stack:
+
+        def answer_raw(*pieces, pause=0.0, tls=None):
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+            def serve():
+                with contextlib.suppress(OSError):
+                    while not closing.is_set():
+                        client, _ = server.accept()
+                        with client, contextlib.suppress(OSError, ssl.SSLError):
+                            client.settimeout(5)
+                            with tls.wrap_socket(client, server_side=True) if tls else client as spoken:
+                                spoken.recv(65536)
+                                for piece in pieces:
+                                    for part in [piece] if isinstance(piece, bytes) else piece():
+                                        spoken.sendall(part)
+                                        if pause and closing.wait(pause):
+                                            return
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            stack.callback(thread.join, 5)
+            stack.callback(server.shutdown, socket.SHUT_RDWR)
+            return server.getsockname()[1]
+
+        yield answer_raw
+        closing.set()
 
 
 @pytest.fixture

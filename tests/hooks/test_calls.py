@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from decimal import Decimal
 
 import pytest
@@ -13,6 +15,7 @@ from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     NotFoundError,
     RejectedError,
+    UnclearError,
     UnexpectedAnswerError,
 )
 
@@ -198,8 +201,6 @@ def test_what_the_api_would_refuse_is_refused_before_it_is_sent(connect, talon):
 
 
 def test_the_bulk_sender_sends_external_and_internal_ids(connect, talon):
-    import asyncio  # noqa: PLC0415
-
     from airflow_provider_talon_cdp.sync.changes import Batch, Change, Ids  # noqa: PLC0415
 
     hook = connect()
@@ -214,3 +215,87 @@ def test_the_bulk_sender_sends_external_and_internal_ids(connect, talon):
 
     asyncio.run(send())
     assert talon.members("vip") == {"bert", "carl"}
+
+
+def test_the_members_sender_creates_and_renames_audiences_and_changes_one_profile(connect, talon):
+    """All through one client, so that one pacer and one set of counters hold for them."""
+    hook = connect()
+
+    async def send():
+        async with hook.members_sender() as sender:
+            made = await sender.create_audience("vip", "VIP")
+            renamed = await sender.update_audience("vip", "Best")
+            await sender.create_audience("old", "Old")
+            await sender.update_profile_audiences("anna", ["vip"], [])
+            await sender.update_profile_audiences("anna", ["old"], ["vip"])
+            assert sender.requests == 5
+            return made, renamed
+
+    made, renamed = asyncio.run(send())
+    assert (made.id, made.created) == (renamed.id, renamed.created)
+    assert renamed.name == "Best"
+    assert talon.members("old") == {"anna"}
+    assert talon.members("vip") == frozenset()
+
+
+@pytest.mark.parametrize("fault", ["reset_after", "status"])
+def test_the_members_sender_does_not_repeat_a_change_that_runs_rules(connect, talon, fault):
+    hook = connect()
+    hook.create_audience("vip", "VIP")
+    talon.fail_next("status", status=429)
+    talon.fail_next(fault)
+
+    async def send():
+        async with hook.members_sender() as sender:
+            try:
+                await sender.update_profile_audiences("anna", ["vip"], [])
+            finally:
+                assert (sender.requests, sender.retries, sender.throttled) == (2, 1, 1)
+
+    with pytest.raises(UnclearError):
+        asyncio.run(send())
+
+
+@pytest.mark.parametrize("runs_rules", [False, True])
+@pytest.mark.parametrize("on_unclear", ["fail", "retry"])
+def test_the_attributes_sender_repeats_what_may_be_repeated(connect, talon, runs_rules, on_unclear):
+    hook = connect()
+    talon.fail_next("reset_after")
+
+    async def send():
+        async with hook.attributes_sender(run_rule_engine=runs_rules, on_unclear=on_unclear) as sender:
+            await sender("anna", b'{"x":1}')
+            return sender.requests
+
+    if runs_rules and on_unclear == "fail":
+        with pytest.raises(UnclearError):
+            asyncio.run(send())
+    else:
+        assert asyncio.run(send()) == 2
+    assert talon.profile("anna")["attributes"] == {"x": 1}
+    assert {each["run_rule_engine"] for each in talon.requests()} == {runs_rules}
+
+
+@pytest.mark.parametrize("profile_id", [".", ".."])
+def test_the_attributes_sender_refuses_an_id_that_cannot_stand_in_a_path(connect, talon, profile_id):
+    hook = connect()
+
+    async def send():
+        async with hook.attributes_sender() as sender:
+            await sender(profile_id, b"{}")
+
+    with pytest.raises(InvalidInputError, match="path of a request"):
+        asyncio.run(send())
+    assert talon.requests() == []
+
+
+def test_a_state_says_whether_rules_may_have_run_twice(connect, talon):
+    hook = connect()
+    assert not hook.update_customer_profile("anna", run_rule_engine=True).may_have_run_twice
+    talon.fail_next("reset_after")
+    with pytest.raises(UnclearError):
+        hook.update_customer_profile("anna", run_rule_engine=True)
+    talon.fail_next("reset_after")
+    state = hook.update_customer_profile("anna", run_rule_engine=True, on_unclear="retry")
+    assert state.may_have_run_twice
+    assert state == json.loads(json.dumps(state))

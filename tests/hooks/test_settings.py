@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -135,6 +136,13 @@ def test_an_unknown_extra_is_refused_and_the_known_ones_are_listed(connect):
         ({"host": "https://api.example.com/", "port": 8443}, "https://api.example.com:8443"),
         ({"host": "https://api.example.com/gateway/"}, "https://api.example.com/gateway"),
         ({"host": "https://api.example.com/gateway", "port": 8443}, "https://api.example.com:8443/gateway"),
+        ({"host": "api.example.com", "port": 443}, "https://api.example.com"),
+        ({"host": "api.example.com", "port": 0}, "https://api.example.com"),
+        ({"host": "", "port": 443}, "https://integration.talon.one"),
+        ({"host": "", "port": 0}, "https://integration.talon.one"),
+        ({"host": "https://api.example.com:8443", "port": 8443}, "https://api.example.com:8443"),
+        ({"host": "https://api.example.com:8443", "port": 0}, "https://api.example.com:8443"),
+        ({"host": "http://[::1]", "port": 8080}, "http://[::1]:8080"),
         ({"host": "localhost", "schema": "http", "port": 8080}, "http://localhost:8080"),
         ({"host": "http://127.0.0.1:8080"}, "http://127.0.0.1:8080"),
         ({"host": "http://[::1]:8080"}, "http://[::1]:8080"),
@@ -190,6 +198,51 @@ def test_a_connection_given_as_a_uri_works(talon, monkeypatch):
     assert list(talon.audiences()) == ["vip"]
 
 
+URI = "talon-cdp://:local-key-1234567890@?deployment_host=my.eu.talon.one&"
+
+
+@pytest.mark.parametrize(
+    "text, value", [("true", True), ("False", False), ("TRUE", True), ("false%20", False)]
+)
+@pytest.mark.parametrize("name", ["verify", "verify_ssl", "trust_env"])
+def test_true_and_false_of_a_uri_are_texts_and_mean_what_they_say(monkeypatch, name, text, value):
+    monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", f"{URI}{name}={text}")
+    session = TalonCdpHook().get_conn()
+    assert getattr(session, "trust_env" if name == "trust_env" else "verify") is value
+
+
+def test_objects_and_lists_of_a_uri_are_json(monkeypatch):
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_TALON_CDP_DEFAULT",
+        URI
+        + urlencode(
+            {
+                "proxies": json.dumps({"https": "http://proxy:3128"}),
+                "cert": json.dumps([__file__, __file__]),
+                "timeout": "5",
+                "requests_per_second": "7",
+                "environment": "live",
+            }
+        ),
+    )
+    hook = TalonCdpHook()
+    session = hook.get_conn()
+    assert session.proxies == {"https": "http://proxy:3128"}
+    assert session.cert == (__file__, __file__)
+    assert (hook.settings.timeout, hook.settings.requests_per_second) == (5, 7)
+    assert hook.settings.environment == "live"
+
+
+@pytest.mark.parametrize("rest", ["@?deployment_host=a.talon.one", "@api.example.com:443/https", "@"])
+def test_a_uri_with_an_underscore_says_how_to_write_it(monkeypatch, rest):
+    """Airflow reads neither type nor key from it, as a scheme has no underscore."""
+    monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", f"talon_cdp://:local-key-1234567890{rest}")
+    with pytest.raises(
+        InvalidInputError, match="(?s)talon_cdp_default.*API key is missing.*begins with talon-cdp://"
+    ):
+        _ = TalonCdpHook().settings
+
+
 def test_another_connection_is_chosen_by_its_id(talon, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps(talon.connection()))
     monkeypatch.delenv("AIRFLOW_CONN_TALON_CDP_DEFAULT")
@@ -199,7 +252,7 @@ def test_another_connection_is_chosen_by_its_id(talon, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "field, value", [("verify", "/no/such/ca.pem"), ("cert", "/no/such/cert.pem"), ("verify", "false")]
+    "field, value", [("verify", "/no/such/ca.pem"), ("cert", "/no/such/cert.pem"), ("verify", "no")]
 )
 def test_a_certificate_path_that_does_not_exist_is_named(connect, tls, send, request_one, field, value):
     """Not an ``[Errno 2]`` that does not say which file of which connection."""
@@ -209,7 +262,8 @@ def test_a_certificate_path_that_does_not_exist_is_named(connect, tls, send, req
     assert tls.seen == []
 
 
-# 2.11 warns of it. From the metadata database it arrives as it stands; from a variable, each Airflow has its own error.
+# 2.11 warns of it. From the metadata database it arrives as it stands; from a variable, each Airflow has its
+# own error.
 @pytest.mark.filterwarnings("ignore:Encountered JSON value in")
 def test_extras_that_are_no_json_object_are_refused(monkeypatch):
     stored = Connection(conn_id="talon_cdp_default", conn_type="talon_cdp", password="k", extra="[1, 2]")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import pytest
+from airflow.providers.common.compat.sdk import Connection
 
 from airflow_provider_talon_cdp.emulator import Emulator
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
 
 @pytest.fixture(params=["plural", "singular"])
@@ -28,7 +31,7 @@ def test_it_changes_nothing_in_either_spelling(connect, deployment, spelling):
 
 
 def test_a_wrong_spelling_is_named(connect, deployment):
-    """Nothing else is wrong with such a connection, so the answer must not send the user after the audience."""
+    """Nothing else is wrong with such a connection, so the answer must not blame the audience."""
     other = {"plural": "singular", "singular": "plural"}[deployment.state()["multi_profile_path"]]
     _, message = connect({"multi_profile_path": other}, host=deployment.url).test_connection()
     assert "Multi-profile path" in message
@@ -90,7 +93,34 @@ def test_a_service_that_says_nothing_is_told_after_the_timeout(connect):
 def test_an_incomplete_connection_is_told(connect):
     ok, message = connect(password="").test_connection()
     assert not ok
-    assert "API key is missing" in message
+    assert message.startswith("API key is missing")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"password": ""}, {"extra": {"deployment_host": ""}}, {"extra": {"verify": "/no/such/ca.pem"}}]
+)
+def test_the_id_of_the_copy_that_airflow_tests_is_not_shown(talon, monkeypatch, fields):
+    """Its Test button makes a connection of the form's values, under an ID of random letters."""
+    connection = talon.connection() | {name: value for name, value in fields.items() if name != "extra"}
+    connection["extra"] = connection["extra"] | fields.get("extra", {})
+    monkeypatch.setenv("AIRFLOW_CONN_QWERTZ", json.dumps(connection))
+    ok, message = TalonCdpHook("qwertz").test_connection()
+    assert not ok
+    assert "qwertz" not in message
+
+
+def test_port_0_of_the_test_button_means_no_port(talon, monkeypatch):
+    host = talon.url.removeprefix("http://")
+    connection = Connection(
+        conn_id="copy",
+        conn_type="talon_cdp",
+        password=talon.connection()["password"],
+        host=f"http://{host}",
+        port=0,
+        extra=json.dumps(talon.connection()["extra"]),
+    )
+    monkeypatch.setattr(TalonCdpHook, "get_connection", classmethod(lambda cls, conn_id: connection))
+    assert TalonCdpHook("copy").test_connection()[0]
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from packaging.version import Version
-
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 200_000

@@ -180,7 +180,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_draft(open_ledger, commit,
     ledger = open_ledger()
     before = names(ledger)
     with ledger.held("me"), monkeypatch.context() as patch:
-        patch.setattr(storage.os, step, full)
+        patch.setattr(f"os.{step}", full)
         with pytest.raises(LedgerError, match=r"No space left on device\.\nIts disk or its quota is full"):
             ledger.draft(plan_of("+b"))
     assert names(ledger) == before

@@ -10,15 +10,16 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-from airflow_provider_talon_cdp.transfers.rows import sql_hook, stream_rows
+from airflow_provider_talon_cdp.transfers._rows import sql_hook, stream_rows
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 from imports import import_all
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "mirror": {"mode": "mirror", "audience_id": "vip"},
     "mirror of rejected records": {"mode": "mirror", "audience_id": "vip", "max_rejected": None},
     "add of rejected records": {"mode": "add", "audience_column": "audience_id", "max_rejected": None},

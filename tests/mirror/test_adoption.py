@@ -6,10 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
 from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 from tests.mirror.test_ledger import TEN
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+from airflow_provider_talon_cdp.ledgers import storage
 
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
@@ -16,7 +17,6 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedRecordsError,
     TalonCdpError,
 )
-from airflow_provider_talon_cdp.ledgers import storage
 
 TEN = [f"customer-{each}" for each in range(10)]
 

@@ -22,9 +22,8 @@ ODD_IDS = [
     "a#b",
     "100%",
     "%2F",
-    "..",
-    ".",
-    " ",
+    "...",
+    "a b",
     "\U0001f600",
     "x" * 1000,
     "a\nb",
@@ -128,6 +127,30 @@ def test_an_audience_id_of_odd_characters_is_one_audience(run, talon, audience_i
     assert talon.audiences()[audience_id]["name"] == "new"
     run(DeleteAudienceOperator(task_id="u", audience_id=audience_id))
     assert talon.audiences() == {}
+
+
+@pytest.mark.parametrize("operator", [UpdateAudienceOperator, DeleteAudienceOperator])
+@pytest.mark.parametrize("audience_id", [".", ".."])
+def test_an_audience_id_that_is_a_step_in_a_path_is_refused(run, talon, operator, audience_id):
+    more = {"audience_name": "x"} if operator is UpdateAudienceOperator else {}
+    with pytest.raises(InvalidInputError, match="audience_id.*path"):
+        run(operator(task_id="t", audience_id=audience_id, **more))
+    assert talon.requests() == []
+
+
+@pytest.mark.parametrize("audience_id", ["vip\n", " vip", "vip\t", " "])
+@pytest.mark.parametrize("operator", [CreateAudienceOperator, UpdateAudienceOperator, DeleteAudienceOperator])
+def test_a_literal_audience_id_with_white_space_at_an_end_fails_when_the_dag_is_parsed(operator, audience_id):
+    more = {} if operator is DeleteAudienceOperator else {"audience_name": "x"}
+    with pytest.raises(InvalidInputError, match="white space"):
+        operator(task_id="t", audience_id=audience_id, **more)
+
+
+def test_an_audience_id_from_a_template_with_white_space_at_its_end_is_refused(run, talon):
+    """As from a mounted secret or a Variable; it would be a second audience."""
+    with pytest.raises(InvalidInputError, match="white space"):
+        run(create(audience_id="{{ params.id }}"), params={"id": "vip\n"})
+    assert talon.requests() == []
 
 
 def test_ids_names_and_connection_are_templates(run, talon):

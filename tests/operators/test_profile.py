@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from airflow_provider_talon_cdp.emulator import Emulator
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedError, UnclearError
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator, UpdateProfileOperator
 
@@ -19,8 +19,7 @@ ODD_IDS = [
     "a#b",
     "100%",
     "%2F",
-    "..",
-    ".",
+    "...",
     " ",
     "\U0001f600",
     "x" * 1000,
@@ -58,13 +57,13 @@ def test_attributes_arrive_with_their_types(run, talon):
             }
         )
     )
-    assert result == {"attributes": 8, "added": 0, "removed": 0, "effects": 0}
+    assert result == {"attributes": 8, "added": 0, "removed": 0, "effects": 0, "may_have_run_twice": False}
     assert talon.profile("anna")["attributes"] == {
         "Text": 'a "quoted" \u00fc \n\U0001f600',
         "Int": 2**70,
         "Price": Decimal("19.90"),
         "Flag": True,
-        "At": "2026-01-02T03:04:05+00:00",
+        "At": "2026-01-02T03:04:05Z",
         "Id": str(UUID(int=7)),
         "List": ["a", "b"],
     }
@@ -84,12 +83,18 @@ def test_a_profile_joins_and_leaves_audiences_by_internal_id(run, talon, vip):
         "added": 0,
         "removed": 1,
         "effects": 0,
+        "may_have_run_twice": False,
     }
     assert talon.members("vip") == frozenset()
 
 
 def test_a_profile_joins_and_leaves_audiences_by_external_id(run, talon, vip):
-    assert run(audiences(add_audiences=["vip"])) == {"added": 1, "removed": 0, "effects": 0}
+    assert run(audiences(add_audiences=["vip"])) == {
+        "added": 1,
+        "removed": 0,
+        "effects": 0,
+        "may_have_run_twice": False,
+    }
     assert talon.members("vip") == {"anna"}
     run(audiences(remove_audiences=["vip"]))
     assert talon.members("vip") == frozenset()
@@ -117,6 +122,65 @@ def test_a_profile_id_of_odd_characters_is_one_profile(run, talon, vip, profile_
     run(profile(customer_profile_id=profile_id, attributes={"x": 1}))
     run(audiences(customer_profile_id=profile_id, add_audiences=["vip"]))
     assert talon.profiles() == talon.members("vip") == {profile_id}
+
+
+@pytest.mark.parametrize("profile_id", [".", ".."])
+def test_a_profile_id_that_is_a_step_in_a_path_is_refused(run, talon, profile_id):
+    """A proxy may make ``customer_profile/audiences`` of it: another call, with 200."""
+    with pytest.raises(InvalidInputError, match="customer_profile_id.*path"):
+        run(profile(customer_profile_id=profile_id, attributes={"x": 1}))
+    with pytest.raises(InvalidInputError, match="customer_profile_id.*path"):
+        run(audiences(customer_profile_id=profile_id, add_audiences=["vip"]))
+    assert talon.requests() == []
+
+
+RUNS_RULES = {
+    "asked for": lambda **more: profile(run_rule_engine=True, **more),
+    "internal audiences": lambda **more: profile(add_audiences=[1], **more),
+    "external audiences": lambda **more: audiences(add_audiences=["vip"], **more),
+}
+
+
+def sent(talon):
+    return [each for each in talon.requests() if "profile" in each["operation"]]
+
+
+@pytest.mark.parametrize("operator", RUNS_RULES.values(), ids=RUNS_RULES)
+@pytest.mark.parametrize("fault", ["reset_after", "reset_before", "status"])
+def test_a_call_that_runs_rules_is_sent_once_where_its_answer_is_unclear(run, talon, vip, operator, fault):
+    talon.fail_next(fault, times=2)
+    with pytest.raises(UnclearError, match="The rules may have run"):
+        run(operator())
+    assert len(sent(talon)) == 1
+
+
+@pytest.mark.parametrize("operator", RUNS_RULES.values(), ids=RUNS_RULES)
+def test_a_call_that_runs_rules_is_sent_again_if_that_was_asked_for_and_the_result_says_so(
+    run, talon, vip, operator
+):
+    talon.fail_next("reset_after", times=2)
+    assert run(operator(on_unclear="retry"))["may_have_run_twice"] is True
+    assert len(sent(talon)) == 3
+
+
+@pytest.mark.parametrize("operator", RUNS_RULES.values(), ids=RUNS_RULES)
+def test_a_failure_that_ran_no_rules_is_retried(run, talon, vip, operator):
+    talon.fail_next("status", status=429)
+    talon.fail_next("status", status=409)
+    assert run(operator())["may_have_run_twice"] is False
+    assert len(sent(talon)) == 3
+
+
+def test_a_call_without_rules_is_sent_again_and_has_run_nothing_twice(run, talon):
+    talon.fail_next("reset_after", times=2)
+    assert run(profile(attributes={"x": 1}))["may_have_run_twice"] is False
+    assert len(sent(talon)) == 3
+
+
+@pytest.mark.parametrize("operator", [profile, audiences])
+def test_on_unclear_is_one_of_two_words(operator):
+    with pytest.raises(InvalidInputError, match="on_unclear must be one of 'fail', 'retry'"):
+        operator(on_unclear="skip")
 
 
 def test_fields_are_templates(run, talon, vip):

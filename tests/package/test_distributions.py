@@ -33,9 +33,16 @@ def metadata(wheel):
         return email.message_from_bytes(archive.read(name))
 
 
-def test_the_wheel_holds_the_package_and_its_metadata_alone(wheel_names):
+def test_the_wheel_holds_the_package_the_examples_and_the_metadata_and_nothing_else(wheel_names):
     code = {name for name in wheel_names if ".dist-info/" not in name}
-    assert code == sources(PACKAGE)
+    assert code == sources(PACKAGE) | {f"{PACKAGE.name}/{path}" for path in sources(ROOT / "example_dags")}
+
+
+def test_the_metadata_names_pages_of_the_project(metadata):
+    urls = dict(each.split(", ", 1) for each in metadata.get_all("Project-URL"))
+    assert {"Homepage", "Documentation", "Source", "Issues", "Changelog"} <= set(urls)
+    assert all(url.startswith("https://") for url in urls.values())
+    assert metadata["Author"]
 
 
 def test_type_checkers_find_the_package_typed(wheel_names):
@@ -79,7 +86,9 @@ def test_the_sdist_holds_nothing_else(sdist_names):
         "bench",
         "constraints",
         "demo",
+        "docs",
         "Makefile",
+        "mkdocs.yml",
         "CHANGELOG.md",
         "LICENSE",
         "README.md",

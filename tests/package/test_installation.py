@@ -26,7 +26,7 @@ def airflow(wheel, tmp_path_factory):
     """A command line of Airflow, where the wheel was installed with the pins of the running Airflow."""
     folder = tmp_path_factory.mktemp("empty")
     python = folder / "venv/bin/python"
-    minor = version("apache-airflow").rpartition(".")[0]
+    minor = ".".join(version("apache-airflow").split(".")[:2])
     uv = [sys.executable, "-m", "uv", "--quiet"]
     run(*uv, "venv", "--python", sys.executable, folder / "venv")
     pins = ROOT / f"constraints/airflow-{minor}.txt"

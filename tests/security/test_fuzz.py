@@ -10,9 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.async_client import Transport, open_client
-from airflow_provider_talon_cdp.api.client import TalonCdpClient
-from airflow_provider_talon_cdp.api.retry import RetryPolicy
+from airflow_provider_talon_cdp.api.client import TalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.api.settings import Settings
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, InvalidInputError
@@ -67,12 +65,14 @@ def plain_settings(talon):
         deployment_host="demo.europe-west1.talon.one",
         base_url=talon.url,
         requests_per_second=10_000,
+        call_retry_seconds=0,
+        bulk_retry_seconds=0,
     )
 
 
 @pytest.fixture
 def client(plain_settings):
-    return TalonCdpClient(plain_settings, retry=RetryPolicy(attempts=1))
+    return TalonCdpClient(plain_settings)
 
 
 def acceptable(text):
@@ -83,12 +83,16 @@ def acceptable(text):
     return 1 <= len(text) <= 1000
 
 
+def fits_a_path(text):
+    return acceptable(text) and text not in (".", "..")
+
+
 @examples
 @given(ANY_TEXT)
 @SLOW
 def test_any_profile_id_goes_round_trip(talon, client, profile_id):
     talon.reset()
-    if not acceptable(profile_id):
+    if not fits_a_path(profile_id):
         for call in (calls.update_customer_profile, calls.update_customer_profile_audiences):
             with pytest.raises(InvalidInputError):
                 call(profile_id)
@@ -109,9 +113,11 @@ def test_any_profile_id_goes_round_trip(talon, client, profile_id):
 @SLOW
 def test_any_audience_id_goes_round_trip(talon, client, audience_id):
     talon.reset()
-    if not acceptable(audience_id):
-        with pytest.raises(InvalidInputError):
-            calls.create_audience(audience_id, "x")
+    is_trimmed = audience_id == audience_id.strip().strip("\ufeff\u200b\u2060")
+    if not fits_a_path(audience_id) or not is_trimmed:
+        if audience_id not in (".", ".."):
+            with pytest.raises(InvalidInputError):
+                calls.create_audience(audience_id, "x")
         with pytest.raises(InvalidInputError):
             calls.delete_audience(audience_id)
         return
@@ -128,7 +134,7 @@ def test_any_id_goes_round_trip_in_bulk(talon, plain_settings):
     """One session for all examples, as a run has one; both the path and the body of a request carry IDs."""
 
     async def run(ids):
-        async with open_client(plain_settings, Transport(), retry=RetryPolicy(attempts=1)) as client:
+        async with open_client(plain_settings, Transport()) as client:
             await client.send(calls.create_audience("vip", "VIP"))
             await client.send(calls.update_customer_profiles_audiences([(each, ["vip"], []) for each in ids]))
             for each in ids:
@@ -139,7 +145,7 @@ def test_any_id_goes_round_trip_in_bulk(talon, plain_settings):
     @settings(max_examples=60, deadline=None)
     def check(profile_id):
         talon.reset()
-        if acceptable(profile_id):
+        if fits_a_path(profile_id):
             asyncio.run(run([profile_id]))
             assert talon.members("vip") == talon.profiles() == {profile_id}
 
@@ -162,14 +168,14 @@ def any_key():
 def test_any_api_key_arrives_exactly_or_is_refused(any_key, serve_key, key):
     try:
         own = Settings(
-            api_key=key, deployment_host="demo.talon.one", base_url=serve_key.url, requests_per_second=10_000
+            api_key=key, deployment_host="demo.talon.one", base_url=serve_key.url, call_retry_seconds=0
         )
     except InvalidInputError as error:
         if len(key.strip()) > 12:
             assert key.strip() not in str(error)  # noqa: PT017 - a key may be accepted, too
         return
     serve_key.seen.clear()
-    TalonCdpClient(own, retry=RetryPolicy(attempts=1)).send(calls.delete_audience("vip"))
+    TalonCdpClient(own).send(calls.delete_audience("vip"))
     sent = serve_key.seen[0][2]["Authorization"]
     typed = key.strip()
     assert sent in (f"ApiKey-v1 {typed}", f"ApiKey-v1 {typed.split(None, 1)[-1]}")
@@ -184,5 +190,5 @@ def test_a_key_of_another_deployment_is_refused_and_not_shown(talon):
     key = uuid.uuid4().hex
     own = Settings(api_key=key, deployment_host="demo.europe-west1.talon.one", base_url=talon.url)
     with pytest.raises(AuthenticationError) as error:
-        TalonCdpClient(own, retry=RetryPolicy(attempts=1)).send(calls.delete_audience("vip"))
+        TalonCdpClient(own).send(calls.delete_audience("vip"))
     assert key not in str(error.value)

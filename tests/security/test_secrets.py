@@ -9,13 +9,12 @@ import struct
 import threading
 import traceback
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.async_client import Transport, open_client
-from airflow_provider_talon_cdp.api.client import TalonCdpClient
-from airflow_provider_talon_cdp.api.retry import RetryPolicy
+from airflow_provider_talon_cdp.api.client import TalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.exceptions import TalonCdpError
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator, DeleteAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
@@ -24,7 +23,11 @@ from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesO
 KEY = "local-key-1234567890"
 PERSON = "anna.secret@example.com"
 VALUE = "Wonderland-Street-77"
-ONCE = RetryPolicy(attempts=1)
+
+
+def once(hook):
+    """Settings of the hook's connection, for one attempt."""
+    return replace(hook.settings, call_retry_seconds=0, bulk_retry_seconds=0)
 
 
 def text_of(error):
@@ -40,7 +43,7 @@ def leaks(text, *more):
 
 def _single(hook, request):
     with hook.get_conn() as session:
-        return TalonCdpClient(hook.settings, session, retry=ONCE).send(request)
+        return TalonCdpClient(once(hook), session).send(request)
 
 
 def _bulk(hook, request):
@@ -48,7 +51,7 @@ def _bulk(hook, request):
         transport = Transport.of(session, hook.settings.base_url)
 
     async def send():
-        async with open_client(hook.settings, transport, retry=ONCE) as client:
+        async with open_client(once(hook), transport) as client:
             return await client.send(request)
 
     return asyncio.run(send())
@@ -288,7 +291,7 @@ def test_cookies_are_not_sent_back(connect, serve):
     front = serve(status=204, headers={"Set-Cookie": "session=1; Path=/"})
     hook = connect(host=front.url)
     with hook.get_conn() as session:
-        client = TalonCdpClient(hook.settings, session, retry=ONCE)
+        client = TalonCdpClient(once(hook), session)
         client.send(calls.delete_audience("a"))
         client.send(calls.delete_audience("b"))
     assert [name for _, _, headers in front.seen for name in headers if name.lower() == "cookie"] == []

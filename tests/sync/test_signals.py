@@ -20,6 +20,8 @@ from airflow_provider_talon_cdp.sync.loop import run_apart
 from tests.sync.fakes import FakeTalon
 from tests.sync.pushing import Endless, send
 
+pytestmark = pytest.mark.own_process
+
 # Whatever goes wrong, the alarm rings again and the test ends.
 _AGAIN = 5.0
 

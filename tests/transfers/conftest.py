@@ -1,8 +1,7 @@
-"""The connection to an emulator with other fields, operators rendered as Airflow renders them, and warehouses."""
+"""A Talon.One for each test, and warehouses."""
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import sqlite3
 import tempfile
@@ -11,53 +10,15 @@ from contextlib import closing
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, BaseHook
+from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.postgres.hooks import postgres as postgres_hooks
 
-from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 
 
 @pytest.fixture
-def talon():
-    """A local Talon.One of its own for each test: a request that one test gave up must not count in the next."""
-    with Emulator() as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def connect(talon, monkeypatch):
-    """Set the Airflow connection: the emulator's, with other fields; fast, as rates are not the matter here."""
-
-    def connect(extra=None, emulator=talon, **fields):
-        connection = emulator.connection() | fields
-        connection["extra"] = connection["extra"] | {"requests_per_second": 5000} | (extra or {})
-        monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(connection))
-
-    connect()
-    return connect
-
-
-@pytest.fixture
-def run(connect):
-    """Render an operator's templates in a DAG and execute it; check that XCom could hold the result."""
-
-    def run(operator, *, native=False, searchpath=None, **context):
-        dag = DAG(
-            "dag",
-            template_searchpath=searchpath,
-            schedule=None,
-            start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
-            render_template_as_native_obj=native,
-        )
-        dag.add_task(operator)
-        operator.resolve_template_files()
-        operator.render_template_fields(context, jinja_env=dag.get_template_env())
-        result = operator.execute(context)
-        assert len(json.dumps(result)) < 3000
-        return result
-
-    return run
+def talon(own_talon):
+    return own_talon
 
 
 @pytest.fixture

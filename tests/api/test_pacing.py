@@ -1,4 +1,4 @@
-"""The pacer against simulated token buckets: no clock, no network, every run the same."""
+"""When requests leave: the pacer against simulated token buckets, and waits after failures. No clock."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import itertools
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from airflow_provider_talon_cdp.api.pacer import Pacer
+from airflow_provider_talon_cdp.api.pacing import Pacer, RepeatedLines, back_off, parse_retry_after
 
 
 def simulate(*, ceiling, limit, burst, requests, service_time=0.05, retry_after=None, seed=1):
@@ -133,3 +135,62 @@ def test_the_rate_never_reaches_zero():
         pacer.throttled(float(second), left_at=float(second))
     assert pacer.rate(1000.0) > 0
     assert pacer.wait(1000.0) <= 10
+
+
+def test_back_off_doubles_up_to_its_cap():
+    waits = [back_off(attempt, 1000, None, 1.0) for attempt in (1, 2, 3, 4, 7, 29)]
+    assert waits == [0.5, 1, 2, 4, 30, 30]
+
+
+def test_jitter_spreads_the_whole_back_off():
+    assert [back_off(5, 1000, None, random) for random in (0.0, 0.25, 1.0)] == [0, 2, 8]
+
+
+def test_retry_after_is_waited_for_and_spread():
+    assert [back_off(1, 1000, 40.0, random) for random in (0.0, 1.0)] == [40.0, 40.5]
+
+
+def test_the_last_attempt_starts_when_the_time_is_over():
+    assert back_off(20, 12.5, None, 1.0) == 12.5
+    assert back_off(20, 0, None, 1.0) is None
+    assert back_off(20, -1, None, 1.0) is None
+
+
+def test_a_retry_after_beyond_the_time_ends_the_attempts_at_once():
+    assert back_off(1, 60, 59.0, 0.0) == 59.0
+    assert back_off(1, 60, 61.0, 0.0) is None
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1))
+def test_no_wait_is_negative_or_above_the_cap(attempt, random):
+    assert 0 <= back_off(attempt, 600, None, random) <= 30
+
+
+@pytest.mark.parametrize(
+    "header, seconds",
+    [
+        ("0", 0),
+        (" 120 ", 120),
+        ("Thu, 01 Jan 1970 00:02:00 GMT", 20),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("-5", None),
+        ("1.5", None),
+        ("\u0664", None),
+        ("Thu, 99 Jan 1970 00:00:00 GMT", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header, seconds):
+    assert parse_retry_after(header, now=100.0) == seconds
+
+
+def test_each_kind_of_failure_has_a_line_of_its_own_in_ten_seconds():
+    lines = RepeatedLines()
+    said = [lines.line(reason, reason, now) for now in range(11) for reason in ("503", "timed out")]
+    assert [line for line in said if line] == [
+        "503",
+        "timed out",
+        "503 (9 more of these since the last such line.)",
+        "timed out (9 more of these since the last such line.)",
+    ]

@@ -1,6 +1,6 @@
 """``make bench``: measure this provider beside its alternatives, and write ``results.md``.
 
-Usage: ``python bench/run.py [--quick] [SUBJECT ...]``; without a subject, all of them.
+Usage: ``python bench/all.py [--quick] [SUBJECT ...]``; without a subject, all of them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,165 @@
+"""What a sync calls to send its changes: one open client, one pacer and one set of counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, Unpack
+
+from airflow_provider_talon_cdp.api import calls
+from airflow_provider_talon_cdp.api.calls import Audience
+from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient
+from airflow_provider_talon_cdp.api.settings import Spelling
+from airflow_provider_talon_cdp.contract import AudienceIdType, OnUnclear
+
+
+class _MeteredSender:
+    """A sender that counts what its client sends.
+
+    Args:
+        client: An open client.
+    """
+
+    def __init__(self, client: AsyncTalonCdpClient) -> None:
+        self.client = client
+
+    @property
+    def requests(self) -> int:
+        """HTTP requests that left."""
+        return self.client.requests
+
+    @property
+    def retries(self) -> int:
+        """How many of them repeated a failed one."""
+        return self.client.retries
+
+    @property
+    def throttled(self) -> int:
+        """Answers 429."""
+        return self.client.throttled
+
+    @property
+    def waiting(self) -> str | None:
+        """Why nothing moves now, and for how long; None while requests succeed."""
+        return self.client.waiting
+
+    @property
+    def may_leave(self) -> Callable[[], None]:
+        """Called before each attempt leaves, retries too; raises where it must not."""
+        return self.client.may_leave
+
+    @may_leave.setter
+    def may_leave(self, check: Callable[[], None]) -> None:
+        self.client.may_leave = check
+
+
+class MembersSender(_MeteredSender):
+    """Sends membership changes, and creates and renames audiences.
+
+    Args:
+        client: An open client.
+        audience_id_type: Which audience IDs the changes carry.
+    """
+
+    def __init__(self, client: AsyncTalonCdpClient, audience_id_type: AudienceIdType) -> None:
+        super().__init__(client)
+        self._audience_id_type = audience_id_type
+
+    async def __call__(self, chunk: Any, /) -> None:
+        """Send at most 1000 changes in one request.
+
+        Args:
+            chunk: ``groups()`` returns profile IDs, audience ID and ``add`` or ``remove`` of each audience
+                and action, or None where a profile has several changes; ``entries()`` returns
+                ``(profile ID, adds, removes)`` of each profile.
+
+        Raises:
+            RequestError: The request failed for good.
+        """
+        spelling: Spelling = self.client.settings.multi_profile_path
+        if groups := chunk.groups():
+            if self._audience_id_type == "internal":
+                groups = [(ids, int(audience), action) for ids, audience, action in groups]
+            request = calls.update_audiences_of_customer_profiles(
+                groups, audience_id_type=self._audience_id_type, multi_profile_path=spelling
+            )
+        else:
+            entries = chunk.entries()
+            if self._audience_id_type == "internal":
+                entries = [
+                    (each, list(map(int, adds)), list(map(int, removes))) for each, adds, removes in entries
+                ]
+            request = calls.update_customer_profiles_audiences(
+                entries, audience_id_type=self._audience_id_type, multi_profile_path=spelling
+            )
+        await self.client.send(request)
+
+    async def create_audience(self, audience_id: str, audience_name: str) -> Audience:
+        """Create an audience.
+
+        Raises:
+            AudienceExistsError: The ID is taken.
+            RequestError: The request failed for good.
+        """
+        return await self.client.send(calls.create_audience(audience_id, audience_name))
+
+    async def update_audience(self, audience_id: str, audience_name: str) -> Audience:
+        """Rename an audience; the answer tells its internal ID and when it was created.
+
+        Raises:
+            NotFoundError: There is no such audience.
+            RequestError: The request failed for good.
+        """
+        return await self.client.send(calls.update_audience(audience_id, audience_name))
+
+    async def update_profile_audiences(
+        self, profile_id: str, adds: Sequence[str], removes: Sequence[str]
+    ) -> None:
+        """Let one profile join and leave audiences by external ID; Talon.One runs its rules.
+
+        Raises:
+            UnclearError: There was no clear answer, so the rules may have run.
+            RequestError: The request failed for good.
+        """
+        await self.client.send(
+            calls.update_customer_profile_audiences(profile_id, add_audiences=adds, remove_audiences=removes)
+        )
+
+
+class AttributesOptions(TypedDict, total=False):
+    """Options of ``AttributesSender``."""
+
+    run_rule_engine: bool
+    skip_unknown_attributes: bool
+    on_unclear: OnUnclear
+
+
+class AttributesSender(_MeteredSender):
+    """Sends attributes of one profile in each request.
+
+    Args:
+        client: An open client.
+        options: ``run_rule_engine`` and ``skip_unknown_attributes`` as in ``calls.update_customer_profile``;
+            ``on_unclear`` says what to do when a request that runs rules gets no clear answer, ``fail`` or
+            ``retry``.
+    """
+
+    def __init__(self, client: AsyncTalonCdpClient, **options: Unpack[AttributesOptions]) -> None:
+        super().__init__(client)
+        self._on_unclear: OnUnclear = options.pop("on_unclear", "fail")
+        self._options = options
+
+    async def __call__(self, profile_id: str, attributes: bytes, /) -> None:
+        """Send a JSON object of attributes.
+
+        Raises:
+            InvalidInputError: The profile ID cannot stand in a path.
+            UnclearError: The request runs rules and got no clear answer.
+            RequestError: The request failed for good.
+        """
+        request = calls.update_customer_profile_attributes(
+            profile_id,
+            attributes,
+            run_rule_engine=self._options.get("run_rule_engine", False),
+            skip_unknown_attributes=self._options.get("skip_unknown_attributes", False),
+        )
+        await self.client.send(request, on_unclear=self._on_unclear)
