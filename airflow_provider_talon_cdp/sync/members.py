@@ -158,6 +158,10 @@ class MemberPlan:
         wanted = in_order(records, counts, on_rejected)
         return diff(known, wanted, counts, uncertain=uncertain, scope=self._scope, witnesses=self.witnesses)
 
+    def kept(self, changes: Iterable[Chunk]) -> Iterable[Chunk]:
+        """Keep what a ledger has no place for: nothing."""
+        return changes
+
     def chunks(self, share: Share) -> Iterator[Chunk]:
         """Return the chunks of the plan in force."""
         return share.batches()

@@ -417,7 +417,7 @@ class Mirror:
             def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
                 arranged = stack.enter_context(_closed_at_the_end(arrange(watched(records, suspicious))))
                 changes = comparison.changes(arranged, known, uncertain, counts, keep)
-                return leave_out(changes, counts)
+                return comparison.kept(leave_out(changes, counts))
 
             return Plan(consume(planner), counts, letters, comparison, suspicious)
 
