@@ -29,6 +29,8 @@ def report(**more):
         "throttled": 1,
         "seconds": 61.2345,
         "dead_letters": "/state/dead-letters/x",
+        "ledger": None,
+        "suspicious": {},
         "ledger_version": 7,
     }
     return Report(**counts | more)
