@@ -29,8 +29,6 @@ def report(**more):
         "throttled": 1,
         "seconds": 61.2345,
         "dead_letters": "/state/dead-letters/x",
-        "ledger": None,
-        "suspicious": {},
         "ledger_version": 7,
     }
     return Report(**counts | more)
@@ -54,6 +52,8 @@ def test_the_summary_is_small_json_with_totals():
         "throttled": 1,
         "seconds": 61.234,
         "dead_letters": "/state/dead-letters/x",
+        "ledger": None,
+        "suspicious": {},
         "ledger_version": 7,
         "verdict": None,
     }
