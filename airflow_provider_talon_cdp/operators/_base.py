@@ -476,7 +476,7 @@ class LedgerOperator(SendingOperator):
         instance = context.get("ti")
         if instance is not None and instance.map_index not in (None, -1):
             raise InvalidInputError(
-                f"{self.task_id} is mapped, and its instances would share the ledger that is named after the task:\n"
+                f"{self.task_id} is mapped, and its instances would share the ledger named after the task:\n"
                 "an instance would take what the others sent for its own. Nothing was sent.\n"
                 "Name a ledger= for each instance, for example with\n"
                 'expand_kwargs([{"sql": ..., "ledger": ...}, ...]).'
