@@ -297,7 +297,8 @@ def test_the_ledger_of_an_audience_is_told_before_its_members_are_changed(sync, 
     members, sync.talon = sync.talon.members, Looking()
     sync.talon.members = members
     send(removes("a", "z"), adds("d"), adds("e", audience="gold"))
-    assert told == [vip("a", "d", "z")]
+    # Where one that the ledger does not have is removed, nothing is to be doubted.
+    assert told == [vip("a", "d")]
     # The mirror makes it what its query says.
     sync.run(adds("a", "b", "c"))
     assert sync.talon.members == vip("a", "b", "c") | {("e", "gold")}

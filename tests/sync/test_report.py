@@ -29,7 +29,9 @@ def report(**more):
         "throttled": 1,
         "seconds": 61.2345,
         "dead_letters": "/state/dead-letters/x",
+        "ledger": "/state",
         "ledger_version": 7,
+        "suspicious": {"null_text": 3},
     }
     return Report(**counts | more)
 
@@ -52,9 +54,9 @@ def test_the_summary_is_small_json_with_totals():
         "throttled": 1,
         "seconds": 61.234,
         "dead_letters": "/state/dead-letters/x",
-        "ledger": None,
-        "suspicious": {},
+        "ledger": "/state",
         "ledger_version": 7,
+        "suspicious": {"null_text": 3},
         "verdict": None,
     }
     assert report().balances

@@ -110,6 +110,7 @@ def test_what_does_not_end_is_left_behind_after_a_while_or_at_a_second_signal(
 def test_what_a_signal_raises_in_a_slow_source_comes_out():
     class Slow(Endless):
         def stream(self):
+            self.begun += 1
             try:
                 self.changes += 1
                 yield Chunk(["a"], "vip")
