@@ -8,8 +8,8 @@ import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_talon_cdp.api.attribute_rows import AttributesEncoder
+from airflow_provider_talon_cdp.changes.change import Rejection
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Rejection
 from airflow_provider_talon_cdp.sync.profiles import Profile
 from airflow_provider_talon_cdp.transfers.profile_rows import ProfileColumns, read_profiles
 
