@@ -205,6 +205,11 @@ def state(tmp_path):
     return tmp_path / "state"
 
 
+def spelt_out(chunks):
+    """Return each profile ID with its key."""
+    return [pair for chunk in chunks for pair in zip(chunk.ids, chunk.each_key, strict=False)]
+
+
 def task_instance(run_id="run-1", task_id="sync", map_index=-1):
     return SimpleNamespace(dag_id="dag", task_id=task_id, run_id=run_id, map_index=map_index)
 
@@ -367,7 +372,7 @@ def agrees(talon, ledger_of):
 
 @pytest.fixture
 def calls(talon):
-    """Membership requests that the emulator has answered so far."""
+    """Requests about audiences and their members that the emulator has answered so far."""
 
     def count():
         return sum(

@@ -8,11 +8,18 @@ from contextlib import closing
 
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
+<<<<<<< HEAD
 from airflow_provider_talon_cdp.sync.external_sort import externally_sorted
 
 from airflow_provider_talon_cdp.transfers import _rows
+=======
 
-SORTED_HERE = "not sorted by bytes: its rows are read again and sorted on this worker's disk"
+from airflow_provider_talon_cdp.changes.spool import sorted_members
+from airflow_provider_talon_cdp.transfers import rows
+from airflow_provider_talon_cdp.transfers.statements import SORTED_BY_BYTES
+>>>>>>> mirrortests
+
+SORTED_HERE = "not sorted by bytes: it is read again and sorted on this worker's disk"
 IDS = [
     "é",
     "e\u0301",
@@ -40,7 +47,7 @@ def unknown_dialect(monkeypatch):
 @pytest.fixture
 def small_runs(monkeypatch):
     """Have the external sort write many files."""
-    monkeypatch.setattr(externally_sorted, "__kwdefaults__", {"run": 3})
+    monkeypatch.setattr(sorted_members, "__kwdefaults__", {"run": 3})
 
 
 @pytest.fixture(autouse=True)
