@@ -23,14 +23,9 @@ from pathlib import Path
 
 import pytest
 import requests
-<<<<<<< HEAD
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
-from packaging.version import Version
-=======
 from packaging.version import Version
 
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, audience_ledger_name
->>>>>>> mirrortests
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 200_000

@@ -5,17 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-<<<<<<< HEAD
-from airflow_provider_talon_cdp.ledgers.adopt import adopt_csv
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
-
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
-=======
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 from airflow_provider_talon_cdp.ledger.adopt import adopt_csv
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
->>>>>>> mirrortests
 from tests.mirror.test_ledger import TEN
 
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from airflow_provider_talon_cdp.ledgers import storage
 
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
@@ -17,10 +16,7 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedRecordsError,
     TalonCdpError,
 )
-<<<<<<< HEAD
-=======
 from airflow_provider_talon_cdp.ledger import storage
->>>>>>> mirrortests
 
 TEN = [f"customer-{each}" for each in range(10)]
 

@@ -8,16 +8,8 @@ from contextlib import closing
 
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
-<<<<<<< HEAD
-from airflow_provider_talon_cdp.sync.external_sort import externally_sorted
-
-from airflow_provider_talon_cdp.transfers import _rows
-=======
 
 from airflow_provider_talon_cdp.changes.spool import sorted_members
-from airflow_provider_talon_cdp.transfers import rows
-from airflow_provider_talon_cdp.transfers.statements import SORTED_BY_BYTES
->>>>>>> mirrortests
 
 SORTED_HERE = "not sorted by bytes: it is read again and sorted on this worker's disk"
 IDS = [

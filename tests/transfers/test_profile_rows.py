@@ -5,16 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 
 import pytest
-<<<<<<< HEAD
-from airflow_provider_talon_cdp.sync.changes import Rejection
 
 from airflow_provider_talon_cdp.api.values import AttributesEncoder
-=======
-from airflow.providers.common.compat.sdk import BaseHook
-
-from airflow_provider_talon_cdp.api.attribute_rows import AttributesEncoder
 from airflow_provider_talon_cdp.changes.change import Rejection
->>>>>>> mirrortests
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.sync.profiles import Profile
 from airflow_provider_talon_cdp.transfers._rows import ProfileColumns, read_profiles, sql_hook
