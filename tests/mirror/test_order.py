@@ -10,6 +10,7 @@ import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_talon_cdp.changes.spool import sorted_members
+from airflow_provider_talon_cdp.transfers import _rows
 
 SORTED_HERE = "not sorted by bytes: it is read again and sorted on this worker's disk"
 IDS = [
