@@ -77,7 +77,7 @@ NULL = "profile ID null"
 NOTHING = [None, float("nan"), Decimal("NaN"), NAType(), NaTType()]
 
 
-@pytest.mark.parametrize("value", NOTHING, ids=str)
+@pytest.mark.parametrize("value", NOTHING, ids=lambda value: type(value).__name__)
 def test_what_databases_and_data_frames_have_instead_of_null_is_null(value):
     assert read_profile_id(value) == Rejection(NULL)
     assert list(read_members([value, "a"], "vip", "add")) == [Rejection(NULL), Chunk(["a"], "vip")]

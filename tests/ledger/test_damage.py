@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import stat
+from functools import partial
 
 import pytest
 
@@ -203,12 +205,11 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
 ):
     commit(open_ledger(), "+a")
     for fails_at in range(100):
-        left = [fails_at]
+        steps = itertools.count(-fails_at)
 
-        def fails(really):
+        def fails(really, left=steps):
             def called(*args, **how):
-                left[0] -= 1
-                if left[0] < 0 and not (step == "open" and args[1] == storage.os.O_RDONLY):
+                if next(left) >= 0 and not (step == "open" and args[1] == storage.os.O_RDONLY):
                     raise OSError(number, storage.os.strerror(number), args[0])
                 return really(*args, **how)
 
@@ -216,7 +217,7 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
 
         with monkeypatch.context() as patch:
             if step == "write":
-                patch.setattr(storage, "open", lambda *how: Unwritable(open(*how), fails), raising=False)
+                patch.setattr(storage, "open", partial(Unwritable, fails), raising=False)
             elif step == "replace":
                 patch.setattr(storage.Path, "replace", fails(storage.Path.replace))
             else:
@@ -227,7 +228,7 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
                 lines = str(error).split("\n")
                 assert "a file of the ledger: " in lines[0]
                 assert cure in lines[1]
-                assert lines[2].startswith("Folder: ") and str(open_ledger().folder) in lines[2]
+                assert lines[2].startswith(f"Folder: {open_ledger().folder}")
                 assert all(len(line) <= 110 for line in lines[:-1])
             else:
                 break
@@ -239,9 +240,9 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
 class Unwritable:
     """A file that cannot be written."""
 
-    def __init__(self, file, fails):
-        self._file = file
-        self.write = fails(file.write)
+    def __init__(self, fails, *how):
+        self._file = open(*how)  # noqa: PTH123, SIM115
+        self.write = fails(self._file.write)
 
     def __enter__(self):
         self._file.__enter__()

@@ -1,4 +1,4 @@
-"""What a push knows at its end: what landed, what had no effect, what is unclear, and what it leaves behind."""
+"""What a push knows at its end: what landed, had no effect, is unclear, or is left behind."""
 
 from __future__ import annotations
 

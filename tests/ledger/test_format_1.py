@@ -1,4 +1,4 @@
-"""Ledgers that the version before wrote are read, and go on as ledgers of this one; ``data/`` holds files that it wrote."""
+"""Ledgers that the version before wrote go on as ledgers of this one; ``data/`` holds files that it wrote."""
 
 from __future__ import annotations
 

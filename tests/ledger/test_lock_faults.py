@@ -252,7 +252,7 @@ def test_a_lock_that_cannot_be_given_back_does_not_hide_why_the_run_ended(open_l
         raise LedgerError("No space left.")
 
     ledger = open_ledger()
-    with pytest.raises(RuntimeError, match="the cause"), ledger.held("me"):
+    with pytest.raises(RuntimeError, match="the cause"), ledger.held("me"):  # noqa: PT012
         monkeypatch.setattr(lock_module, "remove", fail)
         raise RuntimeError("the cause")
     assert "The ledger's lock stays for 120 s" in caplog.text

@@ -13,7 +13,7 @@ from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
-from airflow_provider_talon_cdp.ledger.storage import names_in
+from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in
 from tests.ledger.conftest import FACTS, VIP, members, names, plan_of, planned, profiles
 
 MANY = [f"{number:05}" for number in range(20_000)]
@@ -80,7 +80,7 @@ def in_force(loaded, kind):
 def test_a_torn_or_lost_manifest_falls_back_to_the_one_before_and_all_that_was_sent_is_uncertain(
     worn, open_ledger, loaded, damage, caplog
 ):
-    known, unsure = worn
+    known, _ = worn
     path = in_force(loaded, "manifest")
     if damage is None:
         path.unlink()
@@ -219,7 +219,7 @@ def test_where_no_earlier_members_are_left_all_but_the_damaged_frame_are_saved(o
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    first, *rest = repaired(state)
+    first, *_ = repaired(state)
     assert first.startswith("5,000 of 20,000 members are lost.\nA mirror adds those that its query has.")
     saved = profiles(loaded().known())
     assert len(saved) == 20_000 - 5000 - 1
@@ -259,7 +259,7 @@ def test_any_damage_of_any_file_ends_within_seconds_in_one_error_or_the_truth(
     noticed = 0
     for name in files:
         data = (folder / name).read_bytes()
-        flips = [bytearray(data) for _ in range(6)]
+        flips = [bytearray(data) for _ in range(3)]
         for each in flips:
             each[chance.randrange(len(each))] ^= 1 << chance.randrange(8)
         for damaged in (b"", data[: len(data) // 2], None, *flips):
@@ -280,9 +280,8 @@ def test_any_damage_of_any_file_ends_within_seconds_in_one_error_or_the_truth(
                 with ledger.held("me"):
                     ledger.discard(ledger.draft(plan))
                     list(ledger.share().batches())
-            except LedgerError as error:
+            except DamagedError:
                 noticed += 1
-                assert "is damaged" in str(error) or "is missing" in str(error)
             else:
                 assert seen[0] - seen[1] <= known
                 assert known | unsure <= seen[0] | seen[1]

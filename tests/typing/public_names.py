@@ -12,6 +12,7 @@ from typing import Any, assert_type
 import requests
 from airflow.providers.common.compat.sdk import Context, TaskGroup
 
+import airflow_provider_talon_cdp as provider
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.operators.audience import (
     CreateAudienceOperator,
@@ -23,6 +24,11 @@ from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesO
 from airflow_provider_talon_cdp.transfers.across_workers import talon_audience_sync, talon_profiles_sync
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
+
+
+def the_packages_own_names() -> None:
+    assert_type(provider.TalonCdpHook(), TalonCdpHook)
+    assert_type(provider.__version__, str)
 
 
 def the_hook() -> None:
@@ -123,7 +129,6 @@ def from_sql(context: Context) -> None:
         ledger="people",
     )
     assert_type(rows.execute(context), dict[str, Any])
-    SqlToTalonProfilesOperator(task_id="t", sql="", sql_conn_id="w", nulls="keep")  # type: ignore[arg-type]
 
 
 def across_workers() -> None:
