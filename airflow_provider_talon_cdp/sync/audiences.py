@@ -81,7 +81,9 @@ class Audiences:
         """
         self.known = {**ledger.facts.audiences, **self.known}
         wanted = sorted(counts.audiences if after else counts.known.keys() | counts.audiences)
-        asked = [each for each in wanted if self._asks(each, witnesses, after=after)]
+        # What Talon.One did not know may have to be created again.
+        doubtful = ledger.suspected & self.names.keys()
+        asked = [each for each in wanted if each in doubtful or self._asks(each, witnesses, after=after)]
         if not asked:
             return ()
         lost: list[str] = []

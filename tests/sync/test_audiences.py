@@ -336,6 +336,16 @@ def test_a_named_audience_is_not_asked_about_then(sync, verify):
     assert sync.run(adds("a"), audiences=named(verify)).requests == 0
 
 
+@pytest.mark.parametrize("verify", ["exists", "none"])
+def test_a_named_audience_that_turned_out_to_be_gone_is_created_by_the_next_run_then_too(sync, verify):
+    sync.run(adds("a"), audiences=named(verify))
+    sync.talon.delete("vip")
+    with pytest.raises(NotFoundError):
+        sync.run(adds("a", "b"), audiences=named(verify))
+    assert sync.run(adds("a", "b"), audiences=named(verify)).sent == 2
+    assert sync.talon.members == sync.known == vip("a", "b")
+
+
 def test_another_key_asks_about_each_audience_whatever_the_setting(sync):
     sync.run(adds("a"), audiences=named("none"))
     audiences = named("none")
