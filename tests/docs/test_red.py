@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from tests.docs.raised import ANY, CLASSES, ROOT, raised, says_something, texts_of_the_package
 
 PAGE = (ROOT / "docs/red.md").read_text()
