@@ -145,3 +145,21 @@ def test_the_code_of_the_pages_runs_where_a_dag_is_parsed(
     monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", "")
     with DAG("page", schedule=None, start_date=datetime(2026, 1, 1)):
         exec(compile(block, "docs", "exec"), {**PUBLIC, "DAG": DAG, "task": task, "datetime": datetime})
+
+
+MEASURED = {
+    float(number.replace(",", ""))
+    for number in re.findall(r"\d[\d,]*\.?\d*", (ROOT / "bench/results.md").read_text())
+}
+CLAIMS = (
+    sections("scale.md")["What was measured"] + (ROOT / "README.md").read_text().partition("## Install")[0]
+)
+
+
+@pytest.mark.parametrize(
+    "claim", sorted(set(re.findall(r"(\d[\d,]*\.?\d*) (?:s|MB|requests|429s|changes)\b", CLAIMS)))
+)
+def test_every_number_that_is_claimed_was_measured(claim: str) -> None:
+    digits = len(claim.partition(".")[2])
+    number = float(claim.replace(",", ""))
+    assert any(abs(each - number) <= 0.5 / 10**digits + 1e-9 for each in MEASURED)
