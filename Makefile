@@ -87,7 +87,8 @@ ui: .venv/.ready
 	@$(BIN)/python demo/ui.py
 
 docs: .venv-docs/.ready
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@mkdir -p build
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict >build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
 	@echo "build/docs/index.html"
 
 docs-serve: .venv-docs/.ready
