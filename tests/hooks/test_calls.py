@@ -139,7 +139,7 @@ def test_naive_times_are_sent_in_the_zone_of_the_connection(connect, talon):
 
 def test_the_calls_have_their_effect(connect, talon):
     hook = connect()
-    vip = str(hook.create_audience("vip", "VIP").id)
+    vip = hook.create_audience("vip", "VIP").id
     hook.create_audience("new", "New")
     hook.update_customer_profiles_audiences([("anna", ["vip", "new"], []), ("bert", ["vip"], [])])
     hook.update_customer_profile_audiences("anna", remove_audiences=["new"])
