@@ -215,7 +215,7 @@ def test_what_talon_one_refuses_is_counted_by_attribute(sqlite, send, declared, 
     ]
     text = said()
     for reason, count in reasons.items():
-        assert f"{reason}: {count} profile" in text
+        assert f"rejected: {count} x {reason}" in text
     # A refused profile is tried again, and the others are not.
     sqlite.run("UPDATE people SET tier = 'gold' WHERE id = 'bo'")
     second = send(max_rejected=None)
