@@ -79,7 +79,7 @@ def main() -> None:
                 sys.setprofile(trace)
             operator.execute({})
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
             assert talon.members("vip") == {"anna"}
     modules = Counter(module for module, _ in trace.functions)
     if "--list" in sys.argv:

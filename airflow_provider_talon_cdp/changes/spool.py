@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from typing import IO
@@ -76,7 +76,7 @@ class Spool:
         self._closing()
 
 
-def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Iterator[Record]:
+def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Generator[Record, None, None]:
     """Yield members in the order of ``diff``, with ``run`` of them in memory and the rest on disk.
 
     Rejections, which have no place in the order, pass through while the source is read.
@@ -192,7 +192,7 @@ def _written(profile_id: str) -> str:
     return profile_id.replace("\0", "\0\1") if "\0" in profile_id else profile_id
 
 
-def sorted_profiles(records: Iterable[Profile | Rejection]) -> Iterator[Profile | Rejection]:
+def sorted_profiles(records: Iterable[Profile | Rejection]) -> Generator[Profile | Rejection, None, None]:
     """Yield profiles sorted by ID, from a temporary SQLite database.
 
     Rejections, which have no place in the order, pass through while the source is read.

@@ -14,7 +14,7 @@ from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError, TalonCdpError
 from airflow_provider_talon_cdp.ledger import format as format_module
 from airflow_provider_talon_cdp.ledger import storage
-from airflow_provider_talon_cdp.ledger.format import zstd
+from airflow_provider_talon_cdp.ledger.format import zstd  # type: ignore[attr-defined]
 from tests.ledger.conftest import members, names, plan_of, profiles, spelt
 
 
@@ -153,7 +153,7 @@ def test_dead_letters_are_lines_of_json_in_the_folder_that_is_named(open_ledger)
         ledger.reject({"profile_id": "z"})
         ledger.share().flush()
         ledger.share().flush()
-    folder = ledger.folder / "dead-letters" / ledger.dead_letters.rpartition("/")[2]
+    folder = ledger.folder / "dead-letters" / ledger.dead_letters.rpartition("/")[2]  # type: ignore[attr-defined]
     assert str(folder) == ledger.dead_letters
     texts = {path.name: path.read_bytes().decode() for path in folder.iterdir()}
     assert sorted(texts) == ["00000.ndjson", "00001.ndjson"]
@@ -209,8 +209,8 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
 
         def fails(really, left=steps):
             def called(*args, **how):
-                if next(left) >= 0 and not (step == "open" and args[1] == storage.os.O_RDONLY):
-                    raise OSError(number, storage.os.strerror(number), args[0])
+                if next(left) >= 0 and not (step == "open" and args[1] == storage.os.O_RDONLY):  # type: ignore[attr-defined]
+                    raise OSError(number, storage.os.strerror(number), args[0])  # type: ignore[attr-defined]
                 return really(*args, **how)
 
             return called
@@ -219,9 +219,9 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
             if step == "write":
                 patch.setattr(storage, "open", partial(Unwritable, fails), raising=False)
             elif step == "replace":
-                patch.setattr(storage.Path, "replace", fails(storage.Path.replace))
+                patch.setattr(storage.Path, "replace", fails(storage.Path.replace))  # type: ignore[attr-defined]
             else:
-                patch.setattr(storage.os, step, fails(getattr(storage.os, step)))
+                patch.setattr(storage.os, step, fails(getattr(storage.os, step)))  # type: ignore[attr-defined]
             try:
                 commit(open_ledger(), "+b", "-c")
             except LedgerError as error:

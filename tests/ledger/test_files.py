@@ -13,7 +13,7 @@ from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledger import format as format_module
 from airflow_provider_talon_cdp.ledger import storage
-from airflow_provider_talon_cdp.ledger.format import zstd
+from airflow_provider_talon_cdp.ledger.format import zstd  # type: ignore[attr-defined]
 from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name
 from tests.ledger.conftest import (
     FACTS,
