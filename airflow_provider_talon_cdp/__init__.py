@@ -3,8 +3,6 @@
 The public names are imported when they are first asked for, so that this module costs nothing.
 """
 
-from __future__ import annotations
-
 # Not from typing, which takes longer to import than all of this; type checkers know the name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:

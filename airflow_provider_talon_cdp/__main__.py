@@ -1,4 +1,4 @@
-"""``python -m airflow_provider_talon_cdp ledger``: look into a ledger, repair it, or adopt an audience's members."""
+"""``python -m airflow_provider_talon_cdp ledger``: look into a ledger, repair it, or adopt members."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def _run(options: argparse.Namespace) -> None:
     ledger.load()
     if not ledger.version:
         raise LedgerError(
-            "There is no ledger here. Check the state URI, the deployment host, the base URL, the environment\n"
-            f"and the ledger's name.\nFolder: {ledger.folder}"
+            "There is no ledger here. Check the state URI, the deployment host, the base URL,\n"
+            f"the environment and the ledger's name.\nFolder: {ledger.folder}"
         )
     size = sum(map(len, ledger.known()))
     print(f"{ledger.folder}: version {ledger.version}, {size:,} {ledger.identity.holds}")

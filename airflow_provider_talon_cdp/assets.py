@@ -1,4 +1,4 @@
-"""Talon.One's audiences and profiles as Airflow assets (datasets before Airflow 3) and as datasets of OpenLineage.
+"""Talon.One's audiences and profiles as assets of Airflow, and as datasets of OpenLineage.
 
 | what | URI |
 | --- | --- |
@@ -6,23 +6,27 @@
 | an audience, by Talon.One's own number | ``talon-cdp://<deployment host>/audiences/internal:<number>`` |
 | the profiles that one sync keeps | ``talon-cdp://<deployment host>/profiles/<name of the ledger>`` |
 
-IDs and names are percent-encoded. The operators emit these assets by themselves, through an asset alias, as the host is known
-to the connection only. Schedule a DAG on ``audience_asset(...)`` or ``profiles_asset(...)`` to run it after a sync.
+IDs and names are percent-encoded. The operators emit these assets by themselves, through an asset alias, as
+the host is known to the connection only. Schedule a DAG on ``audience_asset(...)`` or ``profiles_asset(...)``
+to run it after a sync.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from airflow.providers.common.compat.sdk import Asset, AssetAlias, Context
+from airflow.providers.common.compat.sdk import Asset, AssetAlias, BaseOperator, Context
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
+log = logging.getLogger(__name__)
 SCHEME = "talon-cdp"
+IS_AIRFLOW_2 = Asset.__name__ == "Dataset"
 _KINDS = ("audiences", "profiles")
 # Airflow takes 1500 characters for a whole URI.
 _LONGEST = 1000
@@ -127,44 +131,63 @@ def lineage(inputs: Iterable[Any], uris: Sequence[str], rows: int | None = None)
     return OperatorLineage(inputs=list(inputs), outputs=outputs)
 
 
-def sql_inputs(hook: Any, conn_id: str, sql: str) -> list[Any]:
+def sql_inputs(hook: Callable[[], Any], conn_id: str, sql: str) -> list[Any]:
     """Return the datasets that a query reads, as far as Airflow's OpenLineage provider can tell.
 
     Args:
-        hook: The SQL hook.
+        hook: Makes the SQL hook; some ask the database for its default schema.
         conn_id: Its connection.
-        sql: The query; it is parsed, and the database is not asked.
+        sql: The query; it is parsed.
     """
     try:
         from airflow.providers.openlineage.sqlparser import get_openlineage_facets_with_sql  # noqa: PLC0415
     except ImportError:
         return []
-    found = get_openlineage_facets_with_sql(
-        hook=hook, sql=sql, conn_id=conn_id, database=None, use_connection=False
-    )
+    try:
+        found = get_openlineage_facets_with_sql(
+            hook=hook(), sql=sql, conn_id=conn_id, database=None, use_connection=False
+        )
+    except Exception as error:  # noqa: BLE001 - of any driver; what was sent is told all the same
+        log.info("OpenLineage is not told what the query reads: %s", error)
+        return []
     return found.inputs if found else []
 
 
-def emit(context: Context, alias: AssetAlias, uris: Iterable[str], extra: Mapping[str, Any]) -> None:
+def alias_of(name: str) -> AssetAlias | None:
+    """Return the outlet of a task through which ``emit`` names assets; Airflow 2 needs none."""
+    return None if IS_AIRFLOW_2 else AssetAlias(f"{SCHEME}:{name}")
+
+
+def emit(
+    context: Context,
+    task: BaseOperator,
+    alias: AssetAlias | None,
+    uris: Iterable[str],
+    extra: Mapping[str, Any],
+) -> None:
     """Have Airflow register an event of each asset when the task succeeds.
 
     Args:
         context: The task's context.
-        alias: An outlet of the task.
+        task: The task that runs.
+        alias: The outlet that ``alias_of`` made.
         uris: Of the assets.
         extra: Facts about the sync, for the events.
     """
     events = context.get("outlet_events")
     if events is None:
         return
-    task = context.get("task")
-    outlets = {each.uri: each for each in getattr(task, "outlets", ()) if isinstance(each, Asset)}
+    outlets = {each.uri: each for each in task.outlets if isinstance(each, Asset)}
     for uri in uris:
-        if uri in outlets:
-            # The DAG's author named it as well: one event is enough.
-            events[outlets[uri]].extra.update(extra)
-        else:
+        asset = outlets.get(uri)
+        if asset is None and alias is not None:
             events[alias].add(Asset(uri=uri), extra=dict(extra))
+            continue
+        if asset is None:
+            # Airflow 2 registers what is an outlet now, and fails where it has not heard of an alias.
+            asset = Asset(uri=uri)
+            task.outlets = [*task.outlets, asset]
+        events[asset].extra.update(extra)
 
 
 def _namespace_and_name(uri: str) -> tuple[str, str]:

@@ -51,10 +51,10 @@ class _FunctionOperator(DecoratedOperator):
 
 
 class TalonAudienceTask(_FunctionOperator, MembershipOperator):
-    """``@task.talon_audience``: the profile IDs that a function returns or yields become members of one audience.
+    """``@task.talon_audience``: the profile IDs that a function returns or yields become an audience.
 
-    A function that yields is streamed: memory stays flat however many IDs there are. A mirror sorts them on the worker's
-    disk, so the function is called once.
+    A function that yields is streamed: memory stays flat however many IDs there are. A mirror sorts them on
+    the worker's disk, so the function is called once.
 
     Args:
         audience_id: The audience.
@@ -110,10 +110,11 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
 
 
 class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
-    """``@task.talon_profiles``: the rows that a function returns or yields become attributes of customer profiles.
+    """``@task.talon_profiles``: the rows that a function returns or yields become attributes of profiles.
 
-    A row is a mapping with the profile's ID under ``profile_id_column``; its other keys are attributes, or those that
-    ``attributes`` names. A function that yields is streamed, and called once: the rows are sorted on the worker's disk.
+    A row is a mapping with the profile's ID under ``profile_id_column``; its other keys are attributes, or
+    those that ``attributes`` names. A function that yields is streamed, and called once: the rows are sorted
+    on the worker's disk.
 
     Args:
         kwargs: As in ``ProfilesOperator``.
@@ -143,7 +144,7 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
             Rejection,
             read_profile_id,
         )
-        from airflow_provider_talon_cdp.transfers.profile_rows import _joined  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import _joined  # noqa: PLC0415
 
         encode, columns = self.encoder(hook), as_columns("attributes", self.attributes)
         special = {self.profile_id_column, self.order_by_column, self.attributes_column}

@@ -31,10 +31,16 @@ class Trace:
         """Note a call; see ``sys.setprofile``."""
         module = frame.f_globals.get("__name__", "")
         name = frame.f_code.co_qualname
-        if event != "call" or not module.startswith(f"{PACKAGE}.") or module.startswith(f"{PACKAGE}.emulator"):
+        if (
+            event != "call"
+            or not module.startswith(f"{PACKAGE}.")
+            or module.startswith(f"{PACKAGE}.emulator")
+        ):
             return
         # Parts of a function, and the code that Python writes for dataclasses.
-        if name.rpartition(".")[2].startswith("<") or name.endswith("__init__") and "<string>" in str(frame.f_code):
+        if name.rpartition(".")[2].startswith("<") or (
+            name.endswith("__init__") and "<string>" in str(frame.f_code)
+        ):
             return
         self.functions[module, name] += 1
         thread = threading.get_ident()
@@ -79,7 +85,9 @@ def main() -> None:
     if "--list" in sys.argv:
         for module, name in sorted(trace.functions):
             print(f"{module.removeprefix(f'{PACKAGE}.')}: {name}")
-    print(f"{len(trace.functions)} functions in {len(modules)} modules, {trace.crossings} times from one module to another")
+    print(
+        f"{len(trace.functions)} functions in {len(modules)} modules, {trace.crossings} times from one module to another"
+    )
 
 
 if __name__ == "__main__":

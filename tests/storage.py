@@ -12,7 +12,7 @@ class KilledError(BaseException):
 class Process:
     """Counts the steps that others can see, and dies at one of them.
 
-    A SIGKILL runs no ``finally`` block. Python does run them here, so all that a dead process does to the world fails.
+    A SIGKILL runs no ``finally`` block. Python does run them here, so all that a dead process does fails.
 
     Args:
         dies_at: Number of the step before which it dies, or None.

@@ -194,6 +194,7 @@ class AsyncTalonCdpClient(_Client):
         requests: Attempts that left.
         retries: Attempts that left because an earlier one failed.
         throttled: Answers 429.
+        may_leave: Called before each attempt leaves, retries too; raises where it must not.
     """
 
     def __init__(
@@ -210,6 +211,7 @@ class AsyncTalonCdpClient(_Client):
         self.requests = 0
         self.retries = 0
         self.throttled = 0
+        self.may_leave: Callable[[], None] = lambda: None
         self._session = session
         self._proxy = proxy
         self._sleep = sleep
@@ -243,6 +245,7 @@ class AsyncTalonCdpClient(_Client):
         attempts = self._begin(request, on_unclear)
         while True:
             left_at = await self._pace()
+            self.may_leave()
             self.requests += 1
             self.retries += attempts.made > 1
             try:

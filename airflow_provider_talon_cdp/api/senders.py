@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, Unpack
 
 from airflow_provider_talon_cdp.api import calls
@@ -42,6 +42,15 @@ class _MeteredSender:
         """Why nothing moves now, and for how long; None while requests succeed."""
         return self.client.waiting
 
+    @property
+    def may_leave(self) -> Callable[[], None]:
+        """Called before each attempt leaves, retries too; raises where it must not."""
+        return self.client.may_leave
+
+    @may_leave.setter
+    def may_leave(self, check: Callable[[], None]) -> None:
+        self.client.may_leave = check
+
 
 class MembersSender(_MeteredSender):
     """Sends membership changes, and creates and renames audiences.
@@ -68,12 +77,19 @@ class MembersSender(_MeteredSender):
         """
         spelling: Spelling = self.client.settings.multi_profile_path
         if groups := chunk.groups():
+            if self._audience_id_type == "internal":
+                groups = [(ids, int(audience), action) for ids, audience, action in groups]
             request = calls.update_audiences_of_customer_profiles(
                 groups, audience_id_type=self._audience_id_type, multi_profile_path=spelling
             )
         else:
+            entries = chunk.entries()
+            if self._audience_id_type == "internal":
+                entries = [
+                    (each, list(map(int, adds)), list(map(int, removes))) for each, adds, removes in entries
+                ]
             request = calls.update_customer_profiles_audiences(
-                chunk.entries(), audience_id_type=self._audience_id_type, multi_profile_path=spelling
+                entries, audience_id_type=self._audience_id_type, multi_profile_path=spelling
             )
         await self.client.send(request)
 

@@ -1,25 +1,96 @@
-"""Warehouse values to JSON values that Talon.One's attributes take. Pure.
+"""Warehouse values to the JSON that Talon.One's attributes take. Pure.
 
-Source: Talon.One's Third-party API reference: an attribute is a string, a number, a boolean, a time (an RFC 3339
-string), a location, or a list of strings, numbers, times or locations; null deletes it.
+Source: Talon.One's Third-party API reference: an attribute is a string, a number, a boolean, a time (an RFC
+3339 string), a location, or a list of strings, numbers, times or locations; null deletes it. The spelling of
+the types is that of its own API. It does not say how a location is written, so two numbers pass in a list or
+under two names.
+
+Equal values are equal bytes, so that a profile is not sent again because a session has another time zone or
+a column another scale:
+
+- a time with an offset, or in the connection's zone, is written in UTC: ``2026-06-30T10:00:00Z``;
+- a date is the first moment of that day in the connection's zone;
+- a number is written without trailing zeros and without a fraction of zero: 1, 1.0 and 1.00 are ``1``; an
+  exponent stands only where there would be 40 digits or more before the point, or 40 places or more after it.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import numbers
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, tzinfo
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import orjson
 
+from airflow_provider_talon_cdp.contract import AttributeType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+_Convert: TypeAlias = Callable[[Any], Any]
 
 _INT64 = 2**63
 # Objects and arrays in one another; orjson writes 254 of them, and some stand around an attribute.
 _DEEPEST = 200
+# From here on a number is written with an exponent.
+_LONG_NUMBER = 40
+# Floats between them are written by Python and orjson alike, without an exponent.
+_PLAIN_FLOATS = (1e-4, 1e15)
+# What a number in text may look like; Decimal would also take "NaN", "1_000" and digits of other scripts.
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?")
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+_COORDINATES = 2
+# As many as _NUMBER allows; written out, 1E+1000000 would be a text of a megabyte.
+_MOST_DIGITS = 10_000
+_PYTHONS_OWN = frozenset(
+    {str, int, float, bool, Decimal, datetime, date, UUID, list, tuple, dict, type(None)}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributesEncoder:
+    """Turns warehouse values into the JSON object of a profile's attributes.
+
+    Args:
+        types: Declared types by attribute name; the others follow from their values.
+        zone: The zone of timestamps without an offset, and of dates.
+        skip_nulls: Leave nulls out, where otherwise they delete.
+    """
+
+    types: Mapping[str, AttributeType] = field(default_factory=dict)
+    zone: tzinfo | None = None
+    skip_nulls: bool = True
+
+    def __call__(self, row: Mapping[str, Any]) -> tuple[bytes, tuple[str, ...]]:
+        """Encode the attributes of one profile.
+
+        Args:
+            row: Attribute name to value, as a database driver gives it.
+
+        Returns:
+            The JSON object, with its names in order, and these names; ``b""`` where there is nothing to send.
+
+        Raises:
+            InvalidInputError: A value that does not fit. The text names the attribute, and holds no value.
+        """
+        row = {name: _plain(value) for name, value in row.items()}
+        if self.skip_nulls:
+            row = {name: value for name, value in row.items() if value is not None}
+        if self.types:
+            row = {
+                name: declared_value(value, self.types[name], name) if name in self.types else value
+                for name, value in row.items()
+            }
+        values = attribute_values(row, zone=self.zone)
+        if not values:
+            return b"", ()
+        # A copy: what orjson returns keeps its buffer of a kilobyte or more as long as it lives.
+        return memoryview(encode_json(values, sort_keys=True)).tobytes(), tuple(values)
 
 
 def attribute_values(row: Mapping[str, Any], *, zone: tzinfo | None = None) -> dict[str, Any]:
@@ -27,10 +98,11 @@ def attribute_values(row: Mapping[str, Any], *, zone: tzinfo | None = None) -> d
 
     Args:
         row: Attribute name -> value. None stays: it deletes the attribute.
-        zone: The zone of timestamps without an offset, and of dates, whose midnight is sent.
+        zone: The zone of timestamps without an offset, and of dates.
 
     Raises:
-        InvalidInputError: A value that JSON or Talon.One cannot carry. The text names the attribute, not the value.
+        InvalidInputError: A value that JSON or Talon.One cannot carry. The text names the attribute, not the
+            value.
     """
     if not isinstance(row, Mapping):
         raise InvalidInputError(f"attributes must be a mapping of names to values, not {type(row).__name__}.")
@@ -43,7 +115,7 @@ def attribute_values(row: Mapping[str, Any], *, zone: tzinfo | None = None) -> d
 
 
 def encode_json(value: Any, *, sort_keys: bool = False) -> bytes:
-    """Encode JSON in UTF-8; a Decimal becomes a number with exactly its digits.
+    """Encode JSON in UTF-8; a Decimal becomes a number with exactly its value.
 
     Args:
         value: What ``attribute_values`` returns, and anything else that is JSON.
@@ -58,14 +130,30 @@ def encode_json(value: Any, *, sort_keys: bool = False) -> bytes:
         raise InvalidInputError(f"The request's body is not JSON: {error}.") from error
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value is none of NaN and the infinities."""
+def _is_finite(value: Any) -> bool:
     # As a float a Decimal of 400 digits would be infinite.
     return (
         value.is_finite()
         if isinstance(value, Decimal)
         else not isinstance(value, float) or math.isfinite(value)
     )
+
+
+def _plain(value: Any) -> Any:
+    """Turn scalars and arrays of numpy and pandas into Python's own; their NA is null."""
+    if type(value) in _PYTHONS_OWN:
+        return value
+    kind = type(value).__name__
+    if kind == "NAType":
+        return None
+    if type(value).__module__ == "numpy":
+        # Nanoseconds would become integers.
+        return (value.astype("datetime64[us]") if kind == "datetime64" else value).tolist()
+    if isinstance(value, numbers.Integral) and not isinstance(value, int):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, int | float):
+        return float(value)
+    return value
 
 
 def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
@@ -79,15 +167,15 @@ def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
             # orjson writes integers of 64 bits; a Decimal has any number of digits.
             return int(value) if -_INT64 <= value < _INT64 else Decimal(int(value))
         case float() | Decimal():
-            if not is_finite(value):
+            if not _is_finite(value):
                 raise InvalidInputError(
                     f"Attribute {name!r} is {value}, which JSON has no number for. Send null instead."
                 )
-            return float(value) if isinstance(value, float) else value
+            return _float(float(value)) if isinstance(value, float) else value
         case datetime():
             return _timestamp(value, name, zone)
         case date():
-            return _timestamp(datetime.combine(value, time()), name, zone)
+            return _timestamp(datetime.combine(value, time()), name, zone, is_date=True)
         case UUID():
             return str(value)
         case list() | tuple():
@@ -96,15 +184,32 @@ def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
         case dict():
             depth = _deeper(depth, name)
             return {_text(key, name): _value(each, name, zone, depth) for key, each in value.items()}
-        case bytes() | bytearray() | memoryview():
-            raise InvalidInputError(
-                f"Attribute {name!r} is bytes, which JSON cannot carry. Decode it in SQL, e.g. to hex."
-            )
         case _:
-            raise InvalidInputError(
-                f"Attribute {name!r} is of type {type(value).__name__}, which no Talon.One attribute takes. "
-                "Cast it in SQL to text, a number, a boolean or a timestamp."
-            )
+            return _value(_known(value, name), name, zone, depth)
+
+
+def _known(value: Any, name: str) -> Any:
+    """Return a value of Python's own types for one of another."""
+    plain = _plain(value)
+    if type(plain) in _PYTHONS_OWN:
+        return plain
+    # A reader puts it where a driver has no value for what the database holds.
+    if isinstance(value, InvalidInputError):
+        raise InvalidInputError(f"Attribute {name!r} {value}.")
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise InvalidInputError(
+            f"Attribute {name!r} is bytes, which JSON cannot carry. Decode it in SQL, e.g. to hex."
+        )
+    raise InvalidInputError(
+        f"Attribute {name!r} is of type {type(value).__name__}, which no Talon.One attribute takes. "
+        "Cast it in SQL to text, a number, a boolean or a timestamp."
+    )
+
+
+def _float(value: float) -> int | float | Decimal:
+    if value.is_integer():
+        return int(value) if abs(value) < _PLAIN_FLOATS[1] else Decimal(repr(value))
+    return value if _PLAIN_FLOATS[0] <= abs(value) < _PLAIN_FLOATS[1] else Decimal(repr(value))
 
 
 def _deeper(depth: int, name: str) -> int:
@@ -117,37 +222,217 @@ def _text(value: Any, name: str) -> str:
     try:
         value.encode()
     except AttributeError as error:
-        raise InvalidInputError(f"Attribute {name!r} has a key that is no string.") from error
+        raise InvalidInputError(f"Attribute {name!r} has a key that is not a string.") from error
     except UnicodeEncodeError as error:
         raise InvalidInputError(f"Attribute {name!r} is not valid Unicode (a lone surrogate).") from error
     return str.__str__(value)
 
 
-def _timestamp(value: datetime, name: str, zone: tzinfo | None) -> str:
+def _timestamp(value: datetime, name: str, zone: tzinfo | None, *, is_date: bool = False) -> str:
     # pandas.NaT is a datetime whose parts are NaN.
     if value != value:  # noqa: PLR0124
         raise InvalidInputError(f"Attribute {name!r} is not a time (NaT). Send null instead.")
     if value.utcoffset() is None:
         if zone is None:
             raise InvalidInputError(
-                f"Attribute {name!r} is a date or a timestamp without a time zone. Set 'Time zone for naive timestamps' on the "
-                "connection, or convert it to a timestamp with time zone in SQL."
+                f"Attribute {name!r} is a date or a timestamp without a time zone. Set 'Time zone for naive "
+                "timestamps' on the connection, or convert it to a timestamp with time zone in SQL."
             )
-        value = value.replace(tzinfo=zone)
-    offset = value.utcoffset()
-    # Local mean times of the 19th century have offsets with seconds, which RFC 3339 cannot write.
-    if offset is not None and offset.total_seconds() % 60:
-        try:
-            value = value.astimezone(UTC)
-        except OverflowError as error:
-            raise InvalidInputError(
-                f"Attribute {name!r} is a time at the edge of the calendar, which is before the year 1 or after the year 9999 "
-                "in UTC. Send null instead."
-            ) from error
-    return value.isoformat()
+        # The first moment of a day is well defined, also where its midnight is skipped or comes twice.
+        value = value.replace(tzinfo=zone, fold=0) if is_date else _in_zone(value, name, zone)
+    try:
+        return _utc_text(value)
+    except OverflowError as error:
+        raise InvalidInputError(
+            f"Attribute {name!r} is a time before the year 1 or after the year 9999 in UTC. "
+            "Send null instead."
+        ) from error
+
+
+def _in_zone(value: datetime, name: str, zone: tzinfo) -> datetime:
+    first, second = (value.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
+    before, after = first.utcoffset(), second.utcoffset()
+    if before != after and before is not None and after is not None:
+        what = "happens twice (clocks go back)" if before > after else "does not exist (clocks go forward)"
+        raise InvalidInputError(
+            f"Attribute {name!r} is a local time that {what} in the connection's zone. "
+            "Convert it to a timestamp with time zone in SQL."
+        )
+    return first
+
+
+def _utc_text(value: datetime) -> str:
+    # As datetime's own, because pandas writes nanoseconds.
+    return datetime.isoformat(value.astimezone(UTC)).replace("+00:00", "Z")
 
 
 def _exact_number(value: Any) -> Any:
-    if isinstance(value, Decimal) and value.is_finite():
-        return orjson.Fragment(str(value).encode())
-    raise TypeError(f"{type(value).__name__} is no JSON type")
+    if not isinstance(value, Decimal) or not value.is_finite():
+        raise TypeError(f"{type(value).__name__} is not a JSON type")
+    if not value:
+        return 0
+    if abs(value.adjusted()) < _LONG_NUMBER:
+        text = format(value, "f")
+        return orjson.Fragment((text.rstrip("0").rstrip(".") if "." in text else text).encode())
+    sign, digits, exponent = value.as_tuple()
+    zeros = len(digits) - len("".join(map(str, digits)).rstrip("0"))
+    shortest = Decimal((sign, digits[: len(digits) - zeros], int(exponent) + zeros))
+    return orjson.Fragment(f"{shortest:E}".encode())
+
+
+class _UnfitError(Exception):
+    """Why a value does not fit; the text holds no part of it."""
+
+
+def declared_value(value: Any, kind: AttributeType, name: str) -> Any:
+    """Convert a value to a declared type, as far as that loses nothing.
+
+    Args:
+        value: As a database driver gives it; None stays.
+        kind: The type.
+        name: The attribute's name, for the error.
+
+    Returns:
+        A value for ``attribute_values``.
+
+    Raises:
+        InvalidInputError: It has no such value. The text says of which type it is, and not what it is.
+    """
+    if value is None:
+        return None
+    try:
+        return _CONVERTERS[kind](_finite(_plain(value)))
+    except _UnfitError as error:
+        raise InvalidInputError(f"Attribute {name!r} is declared as {kind}, but {error}.") from None
+
+
+def _finite(value: Any) -> Any:
+    if not _is_finite(value):
+        raise _UnfitError("it is not a finite number")
+    return value
+
+
+def _string(value: Any) -> str:
+    match value:
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case UUID():
+            return str(value)
+        case float():
+            return repr(float(value))
+        case int() | Decimal() if abs(Decimal(value).adjusted()) >= _MOST_DIGITS:
+            raise _UnfitError(f"it is a number of more than {_MOST_DIGITS:,} digits")
+        case int() | Decimal():
+            return format(Decimal(value), "f")
+        case datetime() if value.utcoffset() is not None:
+            try:
+                return _utc_text(value)
+            except OverflowError:
+                raise _UnfitError("it is a time before the year 1 or after the year 9999 in UTC") from None
+        case date():
+            return value.isoformat()
+    raise _unfit(value)
+
+
+def _number(value: Any) -> int | float | Decimal:
+    match value:
+        case bool():
+            raise _unfit(value)
+        case int() | float() | Decimal():
+            return value
+        case str() if _NUMBER.fullmatch(value.strip()):
+            return Decimal(value.strip())
+        case str():
+            raise _UnfitError("its text is not a number")
+    raise _unfit(value)
+
+
+def _boolean(value: Any) -> bool:
+    match value:
+        case bool():
+            return value
+        # Databases without booleans have 0 and 1.
+        case int() | float() | Decimal() if value in (0, 1):
+            return bool(value)
+        case int() | float() | Decimal():
+            raise _UnfitError("it is a number other than 0 and 1")
+        case str() if value.strip().lower() in _BOOLEANS:
+            return _BOOLEANS[value.strip().lower()]
+        case str():
+            raise _UnfitError("its text is neither true nor false")
+    raise _unfit(value)
+
+
+def _time(value: Any) -> date:
+    match value:
+        case date():
+            return value
+        case str():
+            for kind in (date, datetime):
+                try:
+                    return kind.fromisoformat(value.strip())
+                except ValueError:
+                    continue
+            raise _UnfitError("its text is not a date or time of ISO 8601")
+    raise _unfit(value)
+
+
+def _location(value: Any) -> Any:
+    place = _parsed(value)
+    parts = list(place.values()) if isinstance(place, dict) else place
+    if not isinstance(parts, list | tuple) or len(parts) != _COORDINATES:
+        raise _UnfitError("it is not two numbers")
+    if any(isinstance(each, bool) or not isinstance(each, int | float | Decimal) for each in parts):
+        raise _UnfitError("one of its two parts is not a number")
+    return place
+
+
+def _list_of(convert: _Convert) -> _Convert:
+    def converted(value: Any) -> list[Any]:
+        parsed = _parsed(value)
+        if not isinstance(parsed, list | tuple):
+            raise _UnfitError(
+                "its text is not a JSON array"
+                if isinstance(value, str)
+                else "it is not a list: it is " + _type(value)
+            )
+        items = [_plain(each) for each in parsed]
+        if any(each is None for each in items):
+            raise _UnfitError("it has a null in it")
+        return [convert(_finite(each)) for each in items]
+
+    return converted
+
+
+def _parsed(value: Any) -> Any:
+    """Read text as JSON: databases without arrays keep them so, and some drivers give arrays so."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, parse_float=Decimal)
+    except (ValueError, ArithmeticError, RecursionError):
+        return None
+
+
+def _unfit(value: Any) -> _UnfitError:
+    # It stands where a reader could not read a value.
+    return _UnfitError(f"it {value}" if isinstance(value, InvalidInputError) else f"it is {_type(value)}")
+
+
+def _type(value: Any) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"
+
+
+_CONVERTERS: Mapping[AttributeType, _Convert] = {
+    "string": _string,
+    "number": _number,
+    "boolean": _boolean,
+    "time": _time,
+    "location": _location,
+    "(list string)": _list_of(_string),
+    "(list number)": _list_of(_number),
+    "(list time)": _list_of(_time),
+    "(list location)": _list_of(_location),
+}

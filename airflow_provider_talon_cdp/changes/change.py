@@ -315,7 +315,7 @@ def _id_text(value: Any) -> str | None:
             return str(value)
         # NaN, and what pandas has instead of null.
         case _ if type(value).__name__ in ("NAType", "NaTType") or (
-            isinstance(value, float) and isnan(value)
+            isinstance(value, float | Decimal) and isnan(value)
         ):
             return None
         case _:

@@ -17,7 +17,9 @@ class Counts:
         rejected: Records that cannot be sent, or that Talon.One refused, by reason. No reason holds an ID or a value.
         unchanged: Records that the ledger has already.
         known: What the ledger has, by audience.
-        additions: What the source has and the ledger has not, by audience.
+        wanted: Distinct valid records of the source.
+        additions: What the source has and is to be sent, by audience.
+        repeated: Additions of what the ledger has too, by audience: it is uncertain, or all is sent.
         removals: What the ledger has and the source has not, by audience; to be sent, but not read from the source.
         unacknowledged_removals: Removals of what Talon.One never acknowledged, by audience: an earlier request may have added
             it. The guard does not count them.
@@ -35,7 +37,9 @@ class Counts:
     rejected: Counter[str] = field(default_factory=Counter)
     unchanged: int = 0
     known: Counter[str] = field(default_factory=Counter)
+    wanted: int = 0
     additions: Counter[str] = field(default_factory=Counter)
+    repeated: Counter[str] = field(default_factory=Counter)
     removals: Counter[str] = field(default_factory=Counter)
     unacknowledged_removals: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
@@ -65,11 +69,6 @@ class Counts:
     def audiences(self) -> list[str]:
         """Audiences that the plan changes."""
         return sorted(self.additions.keys() | self.removals.keys())
-
-    @property
-    def wanted(self) -> int:
-        """Distinct valid records of the source."""
-        return self.unchanged + self.additions.total()
 
     @property
     def sent(self) -> int:

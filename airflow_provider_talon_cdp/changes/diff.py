@@ -142,6 +142,7 @@ def diff(
     readers = [*(_Reader(stream) for stream in (known, wanted, uncertain)), *plans]
     for audience, bound in _stretches(readers):
         old, new, doubt, *changed = (reader.up_to(bound) for reader in readers)
+        counts.wanted += len(new)
         if managed is not None:
             _refuse_others(new, doubt, audience, managed)
         if old == new and not doubt and not any(changed) and not scope.sends_all:
@@ -163,6 +164,8 @@ def diff(
         if witnesses is not None and len(joining) < len(new):
             _witness(witnesses, sorted(set(new).difference(joining)), audience)
         _count(counts.unacknowledged_removals, (unsure - had).difference(new), audience)
+        if scope.sends_all or unsure:
+            _count(counts.repeated, had.intersection(joining), audience)
         had |= unsure
         had.difference_update(new)
         _count(counts.additions, joining, audience)

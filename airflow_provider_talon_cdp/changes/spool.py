@@ -102,7 +102,7 @@ def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Iterator[Re
                     for each in runs:
                         each.close()
                     runs = [merged]
-        last = [_sorted(waiting)] if waiting else []
+        last = [_sorted(waiting)] if count else []
         waiting = []
         yield from map(_chunk_of, _merged([*runs, *last]))
 

@@ -16,7 +16,6 @@ from requests.utils import default_headers
 
 from airflow_provider_talon_cdp import connection_form
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.attribute_rows import AttributesEncoder
 from airflow_provider_talon_cdp.api.calls import Audience, IntegrationState, ProfileOptions
 from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, TalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.api.senders import AttributesOptions, AttributesSender, MembersSender
@@ -27,7 +26,7 @@ from airflow_provider_talon_cdp.api.settings import (
     network_options,
     read_settings,
 )
-from airflow_provider_talon_cdp.api.values import attribute_values
+from airflow_provider_talon_cdp.api.values import AttributesEncoder, attribute_values
 from airflow_provider_talon_cdp.contract import AttributeType, AudienceIdType, OnUnclear
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 

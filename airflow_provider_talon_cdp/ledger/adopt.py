@@ -31,8 +31,8 @@ def adopt_csv(ledger: Ledger, owner: str, file: Any, audience_id: str) -> int:
         How many were adopted.
 
     Raises:
-        InvalidInputError: The file cannot be read, has no such column or no members, or holds an ID that Talon.One would
-            not take.
+        InvalidInputError: The file cannot be read, has no such column or no members, or holds an ID that
+            Talon.One would not take.
         LedgerError: The ledger is not new.
     """
     return ledger.adopt(owner, _members(file, audience_id))
@@ -58,7 +58,8 @@ def _members(file: Any, audience_id: str) -> Iterator[Chunk]:
                         at for at, each in enumerate(ids) if isinstance(read_profile_id(each), Rejection)
                     )
                     raise InvalidInputError(
-                        f"Row {some[bad][0]} of the members: {record.reason}. Nothing was adopted.\nFile: {file}"
+                        f"Row {some[bad][0]} of the members: {record.reason}. Nothing was adopted.\n"
+                        f"File: {file}"
                     )
                 yield record
         if not found:

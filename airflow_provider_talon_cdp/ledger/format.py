@@ -1,12 +1,13 @@
-r"""The files of a ledger: changes as lines of text, acknowledgements, and the manifest that says which files are in force.
+r"""The files of a ledger: changes as lines of text, acknowledgements, and the manifest of the files in force.
 
-Lines are UTF-8, compressed by zstd: read them with ``zstdcat``. A line is a profile ID, its key (an audience ID, or the
-fingerprint of attributes) and its verb, with tabs between them. The verb is left out where it is ``add``, and then the key
-where it is that of the file's first line. Backslash, tab, newline and carriage return are written as ``\\``, ``\t``, ``\n``
-and ``\r``. A file is a row of zstd frames of some thousand lines, each with a checksum, so that no line of a damaged frame is
-ever believed and the other frames can be saved.
+Lines are UTF-8, compressed by zstd: read them with ``zstdcat``. A line is a profile ID, its key (an audience
+ID, or the fingerprint of attributes) and its verb, with tabs between them. The verb is left out where it is
+``add``, and then the key where it is that of the file's first line. Backslash, tab, newline and carriage
+return are written as ``\\``, ``\t``, ``\n`` and ``\r``. A file is a row of zstd frames of some thousand
+lines, each with a checksum, so that no line of a damaged frame is ever believed and the other frames can be
+saved.
 
-Files that the versions before 0.4 wrote are gzip files, with the verb in front.
+The first format had gzip files, with the verb in front.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class File:
 
     Args:
         file: Its path in the ledger's folder.
-        sha256: Its checksum.
+        sha256: Its checksum, or the beginning of it.
         lines: How many it has.
         key: That of its first line, and of lines that have none.
     """
@@ -226,34 +227,37 @@ def read_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
 
     Args:
         ledger: The ledger's folder.
-        file: Without a checksum, only those of its frames are compared.
+        file: Where its checksum is not known, those of its frames still are.
 
     Raises:
         DamagedError: It is missing, cut short or damaged.
     """
     path = ledger / file.file
-    is_format_1 = file.file.endswith(".gz")
-    has_verbs = is_format_1 and "/plan-" in file.file
-    key = file.key
-    last = ("", "")
     try:
-        for text in (_gzip_texts if is_format_1 else _zstd_texts)(path, file.sha256):
-            if is_format_1:
-                chunk = _chunk_of_format_1(text, key, has_verbs=has_verbs)
-            else:
-                chunk = chunk_of(text, key)
-                key = key or _key_at(chunk, 0)
-            # Frames out of order would confuse whoever merges this stream with others, for ever.
-            if (chunk.ids[0], _key_at(chunk, 0)) <= last:
-                raise ValueError
-            last = chunk.ids[-1], _key_at(chunk, -1)
-            # What is made of the text lives longer, and would leave gaps between it in memory.
-            del text
-            yield chunk
+        yield from _chunks(path, file)
     except FileNotFoundError as error:
         raise gone(path) from error
     except (ValueError, zstd.ZstdError, zlib.error, EOFError) as error:
         raise damaged(path) from error
+
+
+def _chunks(path: Folder, file: File) -> Iterator[Chunk]:
+    is_format_1 = file.file.endswith(".gz")
+    has_verbs = is_format_1 and "/plan-" in file.file
+    key, last = file.key, ("", "")
+    for text in (_gzip_texts if is_format_1 else _zstd_texts)(path, file.sha256):
+        if is_format_1:
+            chunk = _chunk_of_format_1(text, key, has_verbs=has_verbs)
+        else:
+            chunk = chunk_of(text, key)
+            key = key or key_at(chunk, 0)
+        # Frames out of order would confuse whoever merges this stream with others, for ever.
+        if (chunk.ids[0], key_at(chunk, 0)) <= last:
+            raise ValueError
+        last = chunk.ids[-1], key_at(chunk, -1)
+        # What is made of the text lives longer, and would leave gaps between it in memory.
+        del text
+        yield chunk
 
 
 def saved_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
@@ -269,14 +273,15 @@ def saved_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
         with suppress(ValueError, zstd.ZstdError, EOFError):
             text = decompressor.decompress(data[at : at + 2 * _MOST_TEXT], _MOST_TEXT)
             chunk = chunk_of(text.decode(), key)
-            key = key or _key_at(chunk, 0)
-            if decompressor.eof and key and (chunk.ids[0], _key_at(chunk, 0)) > last:
-                last = chunk.ids[-1], _key_at(chunk, -1)
+            key = key or key_at(chunk, 0)
+            if decompressor.eof and key and (chunk.ids[0], key_at(chunk, 0)) > last:
+                last = chunk.ids[-1], key_at(chunk, -1)
                 yield chunk
         at = data.find(_FRAME, at + 1)
 
 
-def _key_at(chunk: Chunk, position: int) -> str:
+def key_at(chunk: Chunk, position: int) -> str:
+    """Return the key of the change at a position."""
     return chunk.keys if isinstance(chunk.keys, str) else chunk.keys[position]
 
 
@@ -297,7 +302,7 @@ def _zstd_texts(path: Folder, sha256: str) -> Iterator[str]:
             # Its checksum was right.
             yield found.decode()
             decompressor, found = zstd.ZstdDecompressor(), b""
-    if not is_whole or (sha256 and hashing.hexdigest() != sha256):
+    if not (is_whole and hashing.hexdigest().startswith(sha256)):
         raise ValueError
 
 
@@ -366,8 +371,9 @@ class Ranges:
 class Acks:
     """What became of the batches of one part of a plan.
 
-    Whoever pushes a part writes a file of its own, and all files of a part together are the truth. So two processes that push
-    the same part, as when a scheduler believes the first one dead, cannot write over what the other one knows.
+    Whoever pushes a part writes a file of its own, and all files of a part together are the truth. So two
+    processes that push the same part, as when a scheduler believes the first one dead, cannot write over what
+    the other one knows.
 
     Args:
         landed: Batches whose outcome is known, numbered from 0 within the part.
@@ -400,6 +406,13 @@ class Acks:
     def says_nothing(self) -> bool:
         """Whether no batch may have had an effect."""
         return not (self.landed or self.may_have_left or self.unclear)
+
+    def counts(self, lines: int, batch: int) -> tuple[int, int, int]:
+        """Count the landed, refused and skipped changes of a part of so many lines, in batches of so many."""
+        last, short = divmod(lines, batch)
+        landed = len(self.landed) * batch - (batch - short if short and last in self.landed else 0)
+        refused, skipped = (sum(map(len, each.values())) for each in (self.refused, self.skipped))
+        return landed, refused, skipped
 
     def write(self, path: Folder) -> None:
         """Write it whole."""
@@ -449,40 +462,6 @@ class Acks:
                 if any(each.is_open(batch) for each in files):
                     joined.doubtful |= {batch}
         return joined
-
-
-class Progress(NamedTuple):
-    """What became of the changes of a part.
-
-    Args:
-        changes: How many it has.
-        landed: Those whose outcome is known.
-        refused: Landed changes that Talon.One refused or was not asked about.
-        skipped: Refused changes that were never sent.
-    """
-
-    changes: int
-    landed: int
-    refused: int
-    skipped: int
-
-    @classmethod
-    def of(cls, changes: int, batch: int, acks: Acks) -> Progress:
-        """Count, for a part of so many changes in batches of so many."""
-        last, short = divmod(changes, batch)
-        landed = len(acks.landed) * batch - (batch - short if short and last in acks.landed else 0)
-        refused, skipped = (sum(map(len, each.values())) for each in (acks.refused, acks.skipped))
-        return cls(changes, landed, refused, skipped)
-
-    @property
-    def open(self) -> int:
-        """Changes whose outcome is not known."""
-        return self.changes - self.landed
-
-    @property
-    def acknowledged(self) -> int:
-        """Changes that Talon.One took."""
-        return self.landed - self.refused
 
 
 # Plans
@@ -554,7 +533,8 @@ def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int)
         ledger: The ledger's folder.
         folder: Name of the plan's folder in it.
         changes: The plan.
-        size: Changes in a part; the last one may have fewer, and one may have more so that a profile is in one part only.
+        size: Changes in a part. The last one may have fewer, and one may have more to keep a profile in one
+            part.
     """
     parts: list[File] = []
     chunks = iter(changes)
@@ -595,9 +575,10 @@ _LOOKS = 5
 class Manifest:
     """One version of a ledger, and those before it whose files are kept.
 
-    A manifest is never written over: each has a name of its own, and the last by name is in force. The name starts with the
-    fencing token of the run that wrote it, so the late word of a run that was taken over comes before that of the run that
-    took over. The ones before it stay while their versions are kept: where the last one is damaged, the one before counts.
+    A manifest is never written over: each has a name of its own, and the last by name is in force. The name
+    starts with the fencing token of the run that wrote it, so the late word of a run that was taken over
+    comes before that of the run that took over. Those of kept versions stay: where the last one is damaged,
+    the one before counts.
 
     Args:
         version: Its number; 0 before the first one.
@@ -608,7 +589,8 @@ class Manifest:
         members: The file of members; None for no members.
         since: Plans whose acknowledged changes come on top of these members, the oldest first; all are over.
         plan: The plan that starts from there.
-        refused: Changes that Talon.One refused in earlier plans, and that this plan does not have; None for none.
+        refused: Changes that Talon.One refused in earlier plans and that this plan does not have; None for
+            none.
         letters: Name of the folder for dead letters of its plan.
         names: Attribute names to which the fingerprints of profiles refer by number; never fewer than before.
         facts: What the run remembers for later ones.
@@ -782,7 +764,8 @@ def kept_manifests(folder: Folder) -> tuple[list[Manifest], list[tuple[str, int]
     bad: list[tuple[str, int]] = []
     for name in sorted(filter(_NAME.fullmatch, names_in(folder)), key=_order):
         try:
-            found.append(Manifest.of(read_json(folder / name), name))
+            if content := read_json(folder / name):
+                found.append(Manifest.of(content, name))
         except DamagedError:
             bad.append((name, _order(name)[1]))
     return found, bad

@@ -2,7 +2,7 @@ r"""The ledger: a few files under a state URI, on a local disk or in an object s
 
 ```
 STATE_URI/<deployment host>/<name>/
-    manifest-TOKEN-VERSION-N-RUN.json  which files below are in force, with their checksums; the last by name counts
+    manifest-TOKEN-VERSION-N-RUN.json  which files are in force, with their checksums; the last by name counts
     locks/                             who is at work; see ``lock``
     00000007-RUN/members.tsv.zst       sorted members
     00000007-RUN/plan-00000.tsv.zst    sorted changes; 100,000 or so a part
@@ -13,14 +13,14 @@ STATE_URI/<deployment host>/<name>/
     dead-letters/<time>-RUN/00000.ndjson
 ```
 
-What Talon.One acknowledged is the members in the file that the manifest names, plus the acknowledged changes of the plans
-that it names, one after another. The next version compares with all of that; when the changes have become many, it
-writes the members anew. Changes that may have left and were not acknowledged when a worker was killed are uncertain: the next
-plan sends each of them again, as ``add?`` or ``remove?``, whatever the source says, and they stay uncertain until they
-are acknowledged.
+What Talon.One acknowledged is the members in the file that the manifest names, plus the acknowledged changes
+of the plans that it names, one after another. The next version compares with all of that; when the changes
+have become many, it writes the members anew. Changes that may have left and were not acknowledged when a
+worker was killed are uncertain: the next plan sends each of them again, as ``add?`` or ``remove?``, whatever
+the source says, and they stay uncertain until they are acknowledged.
 
-One process may plan and push, inside ``held``. Or one process plans, inside ``held``; others push a part each, inside
-``pushing``, as often as it takes; and a last one looks whether all is in, with ``commit``.
+One process may plan and push, inside ``held``. Or one process plans, inside ``held``; others push a part
+each, inside ``pushing``, as often as it takes; and a last one looks whether all is in, with ``commit``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, repeat
+from operator import itemgetter
 from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 from uuid import uuid4
@@ -55,8 +56,8 @@ from airflow_provider_talon_cdp.ledger.format import (
     LineWriter,
     Manifest,
     Plan,
-    Progress,
     find_manifest,
+    key_at,
     last_fencing_token,
     read_chunks,
     write_plan,
@@ -90,7 +91,7 @@ log = logging.getLogger(__name__)
 Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk]]
 """Makes a plan of the known and the uncertain members."""
 
-# The members are written anew when plans on top of them have more than a share of as many changes, or are too many.
+# The members are written anew when plans on top have more than a share of as many changes, or are many.
 _SHARE = 8
 _PLANS = 8
 # Parts that an error text names.
@@ -112,7 +113,7 @@ def sync_ledger_name(name: str, id_type: AudienceIdType = "external") -> str:
 
 
 def profiles_ledger_name(name: str) -> str:
-    """Name a ledger of profiles, as the operator has it, or DAG and task ID with a full stop between."""
+    """Name a ledger of profiles, as the operator has it: by default DAG.TASK."""
     return f"profiles:{name}"
 
 
@@ -147,7 +148,7 @@ class LedgerIdentity:
 
     @property
     def parts(self) -> dict[str, str]:
-        """What is written down: no default of later versions, so that ledgers of earlier ones keep their folders."""
+        """What is written down: no defaults of later versions, so that older ledgers keep their folders."""
         later = {"environment": "", "holds": "members"}
         return {name: value for name, value in asdict(self).items() if later.get(name) != value}
 
@@ -198,8 +199,9 @@ class Sizes:
 
     Args:
         batch: Changes in a batch of a new plan.
-        part: Changes in a part of a new plan, which is as many whole batches as hold them, and the rest of the last profile.
-        ahead: Batches that may leave before the next note of it: a killed run's changes in them are sent again.
+        part: Changes in a part of a new plan: as many whole batches as hold them, and the rest of the last
+            profile.
+        ahead: Batches that may leave before the next note: of a killed run, their changes are sent again.
     """
 
     batch: int = MAX_CHANGES
@@ -263,9 +265,10 @@ class Outcome:
 class Ledger:
     """The ledger of one audience, of the audiences of one sync, or of the profiles of one sync.
 
-    A ledger of profiles holds one fingerprint for each profile: a change that adds sets it, one that removes forgets it, and a
-    plan has one change of a profile at the most. A change that may have left without an acknowledgement puts a doubt on the
-    fingerprint, which stays until another change of the profile is acknowledged.
+    A ledger of profiles holds one fingerprint for each profile: a change that adds sets it, one that removes
+    forgets it, and a plan has one change of a profile at the most. A change that may have left without an
+    acknowledgement puts a doubt on the fingerprint, which stays until another change of the profile is
+    acknowledged.
 
     Args:
         state: Folder of all ledgers.
@@ -276,7 +279,7 @@ class Ledger:
         sleep: Waits for so many seconds.
 
     Raises:
-        LedgerError: From any method, when files cannot be read or written, are damaged, or are of a newer format.
+        LedgerError: From any method, when files cannot be read or written, are damaged or of a newer format.
     """
 
     def __init__(
@@ -295,8 +298,10 @@ class Ledger:
         self.manifest = Manifest()
         self.run = uuid4().hex[:12]
         self.lock = Lock(self.folder, self.run, clock, sleep)
+        self.suspected: frozenset[str] = frozenset()
+        """Audiences that Talon.One may have lost since the plan in force."""
         self.other_writers: list[str] = []
-        """For whom others changed audiences of this ledger since its last plan, or hold members of them in other ledgers."""
+        """Owners of runs that changed the audiences from outside, or hold them in other ledgers."""
         self._keep = keep
         self._sizes = sizes
         self._clock = clock
@@ -308,11 +313,11 @@ class Ledger:
         self._owner = ""
         self._newest = 0
         self._manifests_written = 0
-        self._suspected: frozenset[str] = frozenset()
         self._acks: list[Acks] | None = []
         self._share: Share | None = None
         self._notes = Notes()
         self._lost: tuple[File, ...] = ()
+        self._told: tuple[str, ...] = ()
         self._carrying: Callable[[Chunk], None] | None = None
 
     @classmethod
@@ -363,7 +368,7 @@ class Ledger:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the fingerprints of profiles refer to by number: the attribute names that ``enforce`` was given."""
+        """Attribute names, to which the fingerprints of profiles refer by number."""
         return self.manifest.names
 
     @property
@@ -371,11 +376,6 @@ class Ledger:
         """What the last run remembered."""
         known = {each.name for each in fields(RunFacts)}
         return RunFacts(**{name: value for name, value in self.manifest.facts.items() if name in known})
-
-    @property
-    def suspected(self) -> frozenset[str]:
-        """Audiences that were noted as such since the plan in force."""
-        return self._suspected
 
     @property
     def dead_letters(self) -> str | None:
@@ -397,16 +397,18 @@ class Ledger:
         identity = {name: found.content.get(name, default) for name, default in _DEFAULTS.items()}
         if found.content and identity != asdict(self.identity):
             raise LedgerError(
-                f"The ledger in this folder belongs to another deployment, environment or audience.\nLedger: {self.folder}"
+                "The ledger in this folder belongs to another deployment, environment or audience.\n"
+                f"Ledger: {self.folder}"
             )
         self.manifest, self._newest = found.manifest, found.newest
         if found.damaged:
             log.warning(
-                "The ledger's last manifest is damaged, so the one before it counts. What was sent since is sent again.\n%s",
+                "The ledger's last manifest is damaged, so the one before it counts.\n"
+                "What was sent since is sent again.\nManifest: %s",
                 self.folder / found.damaged[0],
             )
         suspects = [read_json(self.folder / each) for each in self._files(self.manifest.plan, _SUSPECTS)]
-        self._suspected = frozenset(audience for audiences in suspects for audience in audiences or ())
+        self.suspected = frozenset(audience for audiences in suspects for audience in audiences or ())
         self._lost = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
         self._notes = find_notes(self.folder, self._clock()) if found.has_notes else Notes()
         self.other_writers = sorted(filter(None, set(self._notes.writers.values())))
@@ -425,8 +427,9 @@ class Ledger:
             raise LedgerError(
                 f"The ledger has version {self._newest}, but this task's last run wrote version {version}.\n"
                 "An older state was put back, or the state URI is another one. Nothing was sent.\n"
-                'If it is meant: run the task once with send="all". Members that were added since and that the query\n'
-                f"does not have now are unknown to the ledger and stay in the audience.\nLedger: {self.folder}"
+                'If it is meant: run the task once with send="all". Members that were added since and that\n'
+                "the query does not have now are unknown to the ledger and stay in the audience.\n"
+                f"Ledger: {self.folder}"
             )
 
     def neighbours(self) -> list[str]:
@@ -462,7 +465,7 @@ class Ledger:
         plans = [self._made_of(plan, self._read_acks(plan)) for plan in self.manifest.since]
         plans.append(self._made_of(self.manifest.plan, self.acks))
         if self._holds_profiles and self._has_doubts_of_others:
-            plans.append(_doubts_of_profiles(self._doubts_of_others()))
+            plans.append(self._doubts_of_profiles())
         return Folded(snapshot, plans, one_per_profile=self._holds_profiles)
 
     def uncertain(self) -> Iterator[Chunk]:
@@ -480,24 +483,39 @@ class Ledger:
         )
         suspects = (
             member
-            for chunk in (self.known() if self._suspected else ())
+            for chunk in (self.known() if self.suspected else ())
             for member in zip(chunk.ids, chunk.each_key, strict=False)
-            if member[1] in self._suspected
+            if member[1] in self.suspected
         )
-        others = (
-            member
-            for chunk in self._doubts_of_others()
-            for member in zip(chunk.ids, chunk.each_key, strict=False)
+        return _chunks_of_members(heapq.merge(doubts, suspects, self._contradicted()))
+
+    def _contradicted(self) -> Iterator[tuple[str, str]]:
+        """Yield, sorted, members of which others say another thing than this ledger."""
+        changes = heapq.merge(
+            zip(self._changed_by_others("add"), repeat("add"), strict=False),
+            zip(self._changed_by_others("remove"), repeat("remove"), strict=False),
         )
-        return _chunks_of_members(heapq.merge(doubts, suspects, others))
+        change = next(changes, None)
+        for chunk in self.known() if change else ():
+            last = chunk.ids[-1], key_at(chunk, -1)
+            known = set(zip(chunk.ids, chunk.each_key, strict=False)) if change and change[0] <= last else ()
+            while change and change[0] <= last:
+                if (change[0] in known) == (change[1] == "remove"):
+                    yield change[0]
+                change = next(changes, None)
+        while change:
+            if change[1] == "add":
+                yield change[0]
+            change = next(changes, None)
 
     def unacknowledged(self) -> Iterator[Chunk]:
         """Changes of the plan in force without an outcome, with what is uncertain about them now, sorted."""
         settled = self._settled_refusals()
-        for part, (progress, acks) in enumerate(zip(self._progress(), self.acks, strict=True)):
-            if not (progress.open or progress.refused):
+        for part, (lines, landed, refused, _) in enumerate(self._progress()):
+            if landed == lines and not refused:
                 continue
-            for number, chunk in enumerate(self._batches(self.manifest.plan, part)):
+            acks = self.acks[part]
+            for number, chunk in enumerate(self._batches(part)):
                 if number not in acks.landed:
                     yield _unsure(chunk) if acks.is_open(number) else chunk
                 elif number in acks.refused:
@@ -522,7 +540,7 @@ class Ledger:
     def changes(self) -> Iterator[Chunk]:
         """All changes of the plan in force, batch by batch."""
         for part in range(self.parts):
-            yield from self._batches(self.manifest.plan, part)
+            yield from self._batches(part)
 
     @property
     def acks(self) -> list[Acks]:
@@ -549,6 +567,7 @@ class Ledger:
         with self.lock.held(owner, last_token=token, waits_for_parts=waits_for_parts, wait=wait):
             self._load_manifest()
             self._owner = owner
+            self._told = ()
             try:
                 yield
             except BaseException:
@@ -558,18 +577,18 @@ class Ledger:
             self._end_notes(0.0)
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
-        self._note_suspects(self._suspected.union(audiences))
+        """Note, durably, that Talon.One may have lost audiences; the next plan in force voids it."""
+        self._note_suspects(self.suspected.union(audiences))
 
     def trust(self, audiences: Iterable[str]) -> None:
         """Take back what this run noted of audiences."""
-        self._note_suspects(self._suspected.difference(audiences))
+        self._note_suspects(self.suspected.difference(audiences))
 
     def _note_suspects(self, audiences: frozenset[str]) -> None:
         # Of a ledger without a version there are no members.
-        if self.version and audiences != self._suspected:
+        if self.version and audiences != self.suspected:
             write_suspects(self.folder, self.plan, self.run, audiences)
-        self._suspected = audiences
+        self.suspected = audiences
         self.lock.confirm()
 
     def reject(self, letter: Mapping[str, Any]) -> None:
@@ -582,9 +601,9 @@ class Ledger:
         self.lock.confirm()
 
     def draft(self, planner: Planner) -> Draft:
-        """Write the next version: the plan, and the members that it starts from where they are many changes away.
+        """Write the next version: a plan, and anew the members where they are many changes away.
 
-        The members and the plan are each passed over once.
+        The planner's streams are passed over once.
         """
         self._notes = find_notes(self.folder, self._clock())
         draft = Draft(
@@ -616,14 +635,14 @@ class Ledger:
             if anew:
                 name = f"{draft.folder}/members.tsv.zst"
                 file = files.enter_context(writing_lines(self.folder / name))
-                copying = _noted(_copied(known, file), audiences)
+                copying = self._noted(_copied(known, file), audiences)
                 parts = self._written(draft, planner(copying, self.uncertain()), audiences)
                 for _ in copying:
                     """A plan may not have asked for all of them."""
                 file.finish()
                 draft = replace(draft, members=file.as_file(name) if file.lines else None)
             else:
-                known.snapshot = _noted(known.snapshot, audiences)
+                known.snapshot = self._noted(known.snapshot, audiences)
                 parts = self._written(draft, planner(known, self.uncertain()), audiences)
             refused = carried.as_file(f"{draft.folder}/refused.tsv.zst")
         self._carrying = None
@@ -631,10 +650,17 @@ class Ledger:
 
     def _written(self, draft: Draft, changes: Iterable[Chunk], audiences: set[str]) -> tuple[File, ...]:
         part = -(-self._sizes.part // self._sizes.batch) * self._sizes.batch
-        return write_plan(self.folder, draft.folder, _noted(changes, audiences), part)
+        return write_plan(self.folder, draft.folder, self._noted(changes, audiences), part)
+
+    def _noted(self, chunks: Iterable[Chunk], audiences: set[str]) -> Iterator[Chunk]:
+        """Yield chunks, and note their audiences."""
+        for chunk in chunks:
+            if not self._holds_profiles:
+                audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
+            yield chunk
 
     def carry(self, chunk: Chunk) -> None:
-        """Keep refused changes that the plan leaves out for ``refused``; for planners, in the order of their members."""
+        """Keep refused changes that the plan leaves out for ``refused``: for planners, in order."""
         if not self._carrying:
             raise RuntimeError("Only a planner may carry refused changes.")
         self._carrying(chunk)
@@ -651,7 +677,7 @@ class Ledger:
         Args:
             draft: The draft.
             facts: What to remember.
-            names: All attribute names that its fingerprints refer to: those of before, and after them new ones.
+            names: All attribute names of its fingerprints: those of before, and after them new ones.
             handed_over: Whether other processes push it, so that the ledger stays in use when this one ends.
         """
         self.lock.confirm()
@@ -676,7 +702,7 @@ class Ledger:
             remove(self.folder / NOTES / name)
         self.lock.handed_over = handed_over
         self._newest = draft.version
-        self._suspected = frozenset()
+        self.suspected = frozenset()
         self._lost = ()
         self._notes = Notes()
 
@@ -721,8 +747,8 @@ class Ledger:
             if self.version:
                 raise LedgerError(
                     "The ledger exists already. Members are adopted into a new one only.\n"
-                    "To adopt again, delete its folder and adopt a new export, with the members that mirrors have added.\n"
-                    f"Folder: {self.folder}"
+                    "To adopt again, delete its folder and adopt a new export,\n"
+                    f"with the members that mirrors have added.\nFolder: {self.folder}"
                 )
             members = in_order(sorted_members(records), counts, lambda _: None)
             self._begin_anew(members, facts=RunFacts())
@@ -734,7 +760,7 @@ class Ledger:
         name = f"{folder}/members.tsv.zst"
         audiences: set[str] = set()
         with writing_lines(self.folder / name) as file:
-            for _ in _noted(_copied(members, file), audiences):
+            for _ in self._noted(_copied(members, file), audiences):
                 """It is written on the way."""
         draft = Draft(version=self._newest + 1, folder=folder, audiences=frozenset(audiences))
         if file.lines:
@@ -745,17 +771,17 @@ class Ledger:
 
     @contextmanager
     def pushing(self, owner: str, plan: str, parts: Sequence[int]) -> Iterator[Share]:
-        """Push some parts of a plan that another process put in force; again, where an earlier try was killed.
+        """Push some parts of a plan that another process put in force, or an earlier try left.
 
         Args:
             owner: Who pushes; all processes of one sync have the same owner.
             plan: Which plan.
-            parts: Numbers of the parts, from 0. Of two processes that push the same first part, the later one goes on, so a
-                part must always be pushed with the same other parts.
+            parts: Numbers of the parts, from 0. A part must always be pushed with the same other parts: of
+                two processes that push the same first part, the later one goes on.
 
         Raises:
-            LedgerError: The plan is not in force any more or is not enough any more, or somebody else is at work on it.
-                Nothing was sent then.
+            LedgerError: The plan is not in force or not enough any more, or another run is at work; nothing
+                was sent.
             InvalidInputError: The plan has no such part.
         """
         self._load_manifest()
@@ -790,26 +816,29 @@ class Ledger:
             self._refuse_other(plan)
             self._refuse_suspected()
             progress = self._progress()
-            if left := [part for part, each in enumerate(progress) if each.open]:
+            lines, landed, refused, skipped = (
+                map(sum, zip(*progress, strict=True)) if progress else (0, 0, 0, 0)
+            )
+            if left := [part for part, each in enumerate(progress) if each[1] < each[0]]:
                 self.lock.handed_over = True
                 numbers = ", ".join(map(str, left[:_NAMED])) + (", ..." if len(left) > _NAMED else "")
                 raise LedgerError(
                     f"{len(left):,} of {len(progress):,} parts of the plan are not in ({numbers}):\n"
-                    f"{sum(each.open for each in progress):,} of {self.manifest.plan.changes:,} changes. "
-                    "Push these parts again."
+                    f"{lines - landed:,} of {lines:,} changes. Push these parts again."
                 )
             # From here on, a file of acknowledgements that goes missing is noticed.
             found = tuple(self._files(self.manifest.plan, _ACKS))
             sealed = replace(self.manifest.plan, acks=found)
             before = self.manifest.file
             self._put_in_force(replace(self.manifest, plan=sealed, before=before))
+            self._told = self.manifest.told
             letters = self.folder / LETTERS / self.manifest.letters
             return Outcome(
-                changes=self.manifest.plan.changes,
-                acknowledged=sum(each.acknowledged for each in progress),
+                changes=lines,
+                acknowledged=landed - refused,
                 added=sum(map(_additions, self._made_of(self.manifest.plan, self.acks))),
-                refused=sum(each.refused for each in progress),
-                skipped=sum(each.skipped for each in progress),
+                refused=refused,
+                skipped=skipped,
                 dead_letters=str(letters) if names_in(letters) else None,
             )
 
@@ -817,7 +846,8 @@ class Ledger:
         if plan != self.plan:
             raise LedgerError(
                 f"The plan {plan} is not in force any more: another run has planned since.\n"
-                f"The ledger has version {self.version} now. Nothing was sent. Plan again.\nLedger: {self.folder}"
+                f"The ledger has version {self.version} now. Nothing was sent. Plan again.\n"
+                f"Ledger: {self.folder}"
             )
 
     def _refuse_suspected(self) -> None:
@@ -825,8 +855,8 @@ class Ledger:
         if self.suspected:
             raise LedgerError(
                 "While this plan was pushed, Talon.One answered that an audience does not exist.\n"
-                "One that was made anew since has lost its members, and the rest of the plan does not bring them back.\n"
-                "Nothing more was sent. Make sure that the audience exists, and clear the task that plans (plan).\n"
+                "One that was made anew since has lost its members, and the rest of the plan is too little.\n"
+                "Nothing more was sent. See that the audience exists, and clear the task that plans (plan).\n"
                 f"Ledger: {self.folder}"
             )
 
@@ -839,10 +869,11 @@ class Ledger:
     def _share_of(self, known: Mapping[int, Acks], letters: DeadLetters) -> Share:
         return Share(self.folder, self.manifest.plan, known, self.lock, letters, self._sizes.ahead)
 
-    def _progress(self) -> list[Progress]:
+    def _progress(self) -> list[tuple[int, int, int, int]]:
+        """Count the changes of each part, and those of them that landed, were refused, and were skipped."""
         plan = self.manifest.plan
         return [
-            Progress.of(part.lines, plan.batch, acks)
+            (part.lines, *acks.counts(part.lines, plan.batch))
             for part, acks in zip(plan.parts, self.acks, strict=True)
         ]
 
@@ -861,23 +892,23 @@ class Ledger:
 
     def _made_of_part(self, plan: Plan, part: int, acks: Acks) -> Iterator[Chunk]:
         made_of = _made_of_profiles if self._holds_profiles else _acknowledged
-        return made_of(self._batches(plan, part), acks) if self._changed(acks) else iter(())
+        return made_of(plan.batches(self.folder, part), acks) if self._changed(acks) else iter(())
 
-    def _batches(self, plan: Plan, part: int) -> Iterator[Chunk]:
-        return plan.batches(self.folder, part)
+    def _batches(self, part: int) -> Iterator[Chunk]:
+        return self.manifest.plan.batches(self.folder, part)
 
     def _refused_in(self, part: int) -> Iterator[Chunk]:
         acks = self.acks[part]
         if acks.refused:
-            for number, chunk in enumerate(self._batches(self.manifest.plan, part)):
+            for number, chunk in enumerate(self._batches(part)):
                 if at := sorted({*acks.refused.get(number, ())}.difference(acks.skipped.get(number, ()))):
                     yield chunk.at(at)
 
     def _settled_refusals(self) -> set[tuple[str, str]]:
-        """Find members that were never acknowledged, and whose removal was refused: there is nothing to remove."""
+        """Find members that were never acknowledged and whose removal was refused: that ends it."""
         found: set[tuple[str, str]] = set()
         for part, acks in enumerate(() if self._holds_profiles else self.acks):
-            for number, chunk in enumerate(self._batches(self.manifest.plan, part) if acks.refused else ()):
+            for number, chunk in enumerate(self._batches(part) if acks.refused else ()):
                 left = chunk.at(_uncertain_refusals(chunk, number, acks))
                 members = zip(left.ids, left.each_key, left.each_verb, strict=False)
                 found |= {member[:2] for member in members if member[2] in REMOVING}
@@ -912,7 +943,7 @@ class Ledger:
         return Acks.together([Acks.read(self.folder / name) for name in found if name.startswith(start)])
 
     def _sent_parts(self, folder: str) -> list[File]:
-        """Find parts of a plan whose manifest is damaged or missing that may have been pushed, in whole or in part."""
+        """Find parts that may have been pushed, in whole or in part, of a plan whose manifest is lost."""
         names = names_in(self.folder / folder)
         sent = set()
         for name in names:
@@ -930,23 +961,31 @@ class Ledger:
     def _has_doubts_of_others(self) -> bool:
         return bool(self._notes.files or self._lost)
 
-    def _doubts_of_others(self) -> Iterator[Chunk]:
-        """Yield, sorted, what others noted, and the changes of plans whose manifest is lost."""
-        if not self._has_doubts_of_others:
-            return
+    def _changed_by_others(self, action: str) -> Iterator[tuple[str, str]]:
+        """Yield, sorted, members that others changed so, or a plan whose manifest is lost."""
         lost = chain.from_iterable(read_chunks(self.folder, file) for file in self._lost)
-        for record in sorted_members(chain(read_notes(self.folder, self._notes), lost)):
+        changes = chain(read_notes(self.folder, self._notes), lost)
+        some = (
+            Chunk.of([change for change in chunk.changes() if change.action == action]) for chunk in changes
+        )
+        for record in sorted_members(chunk for chunk in some if chunk) if self._has_doubts_of_others else ():
             if isinstance(record, Chunk):
-                yield record
+                yield from zip(record.ids, record.each_key, strict=False)
+
+    def _doubts_of_profiles(self) -> Iterator[Chunk]:
+        """Put a doubt on each profile of which others changed the attributes, once."""
+        changes = heapq.merge(self._changed_by_others("add"), self._changed_by_others("remove"))
+        first = (next(group) for _, group in groupby(changes, key=itemgetter(0)))
+        return _chunks_of_members((profile_id, doubted(key)) for profile_id, key in first)
 
     def _tell_others(self, draft: Draft) -> tuple[str, ...]:
-        """Note the changes of a draft where other ledgers hold members of its audiences; return their folders."""
+        """Note the changes of a draft in other ledgers that hold its audiences; return their folders."""
         if self._holds_profiles:
             return ()
         self._registry.register(draft.audiences)
         told = {}
         for name, audiences in self._registry.ledgers_of(draft.audiences).items():
-            other = self._registry.ledger(name)
+            other = self._host / name
             with suppress(LedgerError):
                 self.other_writers.append(find_manifest(other).manifest.owner)
             told[name] = audiences, NoteWriter(other, draft.folder, self._owner, self._clock)
@@ -956,14 +995,13 @@ class Ledger:
                     for audiences, notes in told.values():
                         if key in audiences:
                             notes.write(part)
-        return tuple(told)
+        self._told = tuple(told)
+        return self._told
 
     def _end_notes(self, seconds: float) -> None:
-        """Note where other ledgers were told of the plan in force that its requests end within so many seconds."""
-        if self.manifest.told and not self.lock.handed_over:
-            for name in self.manifest.told:
-                other = self._registry.ledger(name)
-                NoteWriter(other, self.plan, self._owner, self._clock).end(seconds)
+        """Tell the ledgers that were told of the plan when its last request has arrived."""
+        for name in () if self.lock.handed_over else self._told:
+            NoteWriter(self._host / name, self.plan, self._owner, self._clock).end(seconds)
 
 
 _DEFAULTS = {each.name: "" if each.name != "holds" else "members" for each in fields(LedgerIdentity)}
@@ -992,13 +1030,6 @@ class _Later:
 def _copied(chunks: Iterable[Chunk], file: LineWriter) -> Iterator[Chunk]:
     for chunk in chunks:
         file.write(chunk)
-        yield chunk
-
-
-def _noted(chunks: Iterable[Chunk], keys: set[str]) -> Iterator[Chunk]:
-    """Yield chunks, and note their keys."""
-    for chunk in chunks:
-        keys.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
         yield chunk
 
 
@@ -1041,8 +1072,9 @@ def _made_of_profiles(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:
     """Yield what a plan of fingerprints has made of its profiles.
 
     Yields:
-        The changes that Talon.One has acknowledged, and an addition with a doubt for each that may have arrived without. A
-        fingerprint with a doubt is forgotten where the removal of its attributes was refused: they never arrived.
+        The changes that Talon.One has acknowledged, and an addition with a doubt for each that may have
+        arrived without. A fingerprint with a doubt is forgotten where the removal of its attributes was
+        refused: they never arrived.
     """
     for number, chunk in enumerate(batches):
         if number in acks.landed and number not in acks.doubtful:
@@ -1064,14 +1096,3 @@ def _forgets(chunk: Chunk, at: int, number: int, acks: Acks) -> bool:
     (change,) = chunk.at([at]).changes()
     is_asked = at not in acks.skipped.get(number, ())
     return is_asked and change.action == "remove" and change.key == doubted(change.key)
-
-
-def _doubts_of_profiles(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """Put a doubt on each profile once."""
-    last = ""
-    for chunk in chunks:
-        first = [at for at, each in enumerate(chunk.ids) if each != (chunk.ids[at - 1] if at else last)]
-        last = chunk.ids[-1]
-        once = chunk.at(first)
-        keys = [doubted(key) for key, _ in zip(once.each_key, once.ids, strict=False)]
-        yield Chunk(once.ids, one_or_all(keys))

@@ -22,7 +22,7 @@ class DeadLetters:
 
     Args:
         ledger: The ledger's folder.
-        name: Of the folder below it where they go, which begins with the time; it comes into being with the first of them.
+        name: Of the folder below it where they go; it begins with the time.
         prefix: Of the files' names, where several processes write into one folder.
         keep: Runs whose dead letters stay when this one has some.
     """

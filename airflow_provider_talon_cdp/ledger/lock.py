@@ -5,16 +5,16 @@ locks/all-RUN.json              who asks for the whole ledger, or part-00003-RUN
 locks/all-RUN.heartbeat.json    that they have it, and when they last said so
 ```
 
-A run writes its claim once, then looks at the claims of others: it takes over those that are dead or of an earlier try of its
-own owner, by deleting them, and gives way to the rest. Its heartbeat says that it has won. A claim is never written again, so
-one that is gone has been taken over, and no late write of its run can bring it back. Runs that do things which others must
-not miss write first and then look whether their claim is still there: whoever takes over after that look reads what was
-written.
+A run writes its claim once, then looks at the claims of others: it takes over those that are dead or of an
+earlier try of its own owner, by deleting them, and gives way to the rest. Its heartbeat says that it has won.
+A claim is never written again, so one that is gone has been taken over, and no late write of its run can
+bring it back. Runs that do things which others must not miss write first and then look whether their claim is
+still there: whoever takes over after that look reads what was written.
 
-What remains: a request that a run has in flight when it is taken over may reach Talon.One after the requests of the other
-run. So a run sends nothing that was not confirmed lately (``refuse_lost``), and leaves a note of what was in flight. And a run
-counts as dead when its last heartbeat is `LOCK_LASTS` old by the clock of the run that asks, so clocks must not differ by more
-than that less `LEASE`.
+What remains: a request that a run has in flight when it is taken over may reach Talon.One after the requests
+of the other run. So a run sends nothing unless its lock was confirmed lately (``refuse_lost``), and leaves a
+note of what was in flight. And a run counts as dead when its last heartbeat is `LOCK_LASTS` old by the clock
+of the run that asks, so clocks must not differ by more than that less `LEASE`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Lock:
     Args:
         folder: The ledger's folder.
         run: Tells this run from all others.
-        clock: Seconds since the epoch; if it is not the system's, it also measures how long ago the lock was confirmed.
+        clock: Seconds since the epoch. If it is not the system's, it also measures the age of a confirmation.
         sleep: Waits for so many seconds.
         part: The part; None for the whole ledger.
     """
@@ -93,10 +93,10 @@ class Lock:
         self._sleep = sleep
         self._scope = _ALL if part is None else f"part-{part:05}"
         self._lost = threading.Event()
-        # At all others together: the last one that asks is through with all of them before another one takes it over.
+        # At all others together: the last one that asks is through with all before another one takes it over.
         self._looks = 0
         self.handed_over = False
-        """Whether the claim stays until it is `LOCK_LASTS` old when this run ends, for others who go on with its work."""
+        """Whether the claim stays for `LOCK_LASTS` when this run ends, for others who go on with its work."""
         self.fencing_token = 0
         """Greater than that of any run that had the whole ledger before."""
         self.confirmed = 0.0
@@ -303,7 +303,7 @@ class Lock:
         while (theirs := self._read_claim(scope, run)) is not None:
             is_mine = theirs.owner == owner
             is_later = (asked, self.run) > (theirs.asked, run)
-            # Of two tries that ask at the same moment the later one wins; a silent one was killed while it asked.
+            # Of two tries that ask at once the later one wins; a silent one was killed while it asked.
             yields = theirs.holds or self._looks >= (_LOOKS if is_later else 2 * _LOOKS)
             if self.clock() - theirs.heard >= LOCK_LASTS or (
                 is_mine and ((retries and yields) or (theirs.handed_over and self._scope == _ALL))
@@ -341,8 +341,9 @@ class Lock:
     def _in_use(self, claim: _Claim) -> LedgerBusyError:
         age = self.clock() - claim.heard
         return LedgerBusyError(
-            f"The ledger is in use by {claim.owner}\non {claim.where}, heard of {age:.0f} s ago. Nothing was sent.\n"
-            f"Wait until it ends. If it was killed, its lock ends {LOCK_LASTS:.0f} s after its last heartbeat.\n"
+            f"The ledger is in use by {claim.owner}\n"
+            f"on {claim.where}, heard of {age:.0f} s ago. Nothing was sent.\n"
+            f"Wait until it ends. If it was killed, its lock ends {LOCK_LASTS:.0f} s after its last sign.\n"
             f"Ledger: {self._ledger}"
         )
 

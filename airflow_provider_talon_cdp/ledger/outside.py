@@ -1,13 +1,13 @@
 """Changes of an audience that were made outside its ledger, and who has to know of them.
 
-```
-STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>    which ledgers hold members of an audience
-STATE_URI/<deployment host>/<ledger>/outside/WRITER.json            who left notes there, and how long changes may still arrive
-STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    members that were changed
+``` STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>            which ledgers hold an audience
+STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    who left notes, and until when
+they count STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    changes that they made
 ```
 
-Scope is a digest of API base and environment. A note is a doubt: the ledger's next plan sends what it wants of these members,
-and the note is deleted when no request of its writer can arrive any more and a plan has covered it.
+Scope is a digest of API base and environment. Where a note contradicts what the ledger knows, the member is
+uncertain: the next plan sends what it wants of it. The note is deleted when no request of its writer can
+arrive any more and a plan has covered it.
 """
 
 from __future__ import annotations
@@ -81,10 +81,9 @@ class NoteWriter:
         """Note, durably, that changes may be made."""
         if not self.written:
             self.end(UNTIL_KILLED)
-        members = sorted(zip(chunk.ids, chunk.each_key, strict=False))
         file = io.BytesIO()
         lines = LineWriter(self._folder, file)
-        lines.write(Chunk([each for each, _ in members], [key for _, key in members]))
+        lines.write(Chunk.of(sorted(chunk.changes())))
         lines.finish()
         name = f"{self._writer}-{self.written:05}-{lines.as_file('').sha256[:_DIGEST]}.tsv.zst"
         write_bytes(self._folder / name, file.getvalue())
@@ -108,15 +107,16 @@ def find_notes(ledger: Folder, now: float) -> Notes:
         except DamagedError:
             # What matters is in the notes.
             said = {}
-        writers[writer] = said.get("owner", "")
+        if any(note[1] == writer for note in found):
+            writers[writer] = said.get("owner", "")
         if said.get("until", 0.0) <= now:
             spent += [*(note[0] for note in found if note[1] == writer), f"{writer}.json"]
-    files = [File(file=f"{NOTES}/{note[0]}", sha256="", lines=0, key="") for note in found]
+    files = [File(file=f"{NOTES}/{note[0]}", sha256=note[2], lines=0, key="") for note in found]
     return Notes(tuple(files), writers, tuple(spent))
 
 
 def read_notes(ledger: Folder, notes: Notes) -> Iterator[Chunk]:
-    """Read the members in notes.
+    """Read the changes in notes.
 
     Raises:
         DamagedError: A note is damaged.
@@ -134,7 +134,6 @@ class Registry:
     """
 
     def __init__(self, host: Folder, identity: LedgerIdentity) -> None:
-        self._host = host
         self._folder = host / "registry"
         self._identity = identity
         scope = [identity.base_url, identity.environment]
@@ -160,14 +159,10 @@ class Registry:
         found: dict[str, set[str]] = {}
         for name in names_in(self._folder) if by_digest else ():
             digest, scope, ledger = name.split("-", 2)
-            if digest in by_digest and ledger != self._identity.folder_name:
-                if (scope == self._scope) == in_scope:
-                    found.setdefault(ledger, set()).add(by_digest[digest])
+            is_other = ledger != self._identity.folder_name and (scope == self._scope) == in_scope
+            if digest in by_digest and is_other:
+                found.setdefault(ledger, set()).add(by_digest[digest])
         return found
-
-    def ledger(self, name: str) -> Folder:
-        """Return the folder of a ledger that was found."""
-        return self._host / name
 
 
 class OutsideChanges:
@@ -175,7 +170,7 @@ class OutsideChanges:
 
     Args:
         state: Folder of all ledgers.
-        identity: Whose ``name`` says where the dead letters go, which has no other ledger: see ``calls_ledger_name``.
+        identity: Its ``name`` says where the dead letters go; see ``calls_ledger_name``.
         owner: For whom this runs.
         keep: Runs whose dead letters are kept.
         clock: Seconds since the epoch.
@@ -196,7 +191,7 @@ class OutsideChanges:
         self._clock = clock
         self._writer = uuid4().hex[:12]
         name = f"{datetime.fromtimestamp(clock(), UTC):%Y%m%dT%H%M%SZ}-{self._writer}"
-        self._letters = DeadLetters(identity.folder(state) / "dead-letters", name, keep=keep)
+        self._letters = DeadLetters(identity.folder(state), name, keep=keep)
         self._registry = Registry(identity.host_folder(state), identity)
         # By audience, the ledgers that hold members of it.
         self._ledgers: dict[str, list[str]] = {}
@@ -212,7 +207,7 @@ class OutsideChanges:
         for key, part in chunk.by_key():
             for name in self._ledgers[key]:
                 if name not in self._writers:
-                    ledger = self._registry.ledger(name)
+                    ledger = self._identity.host_folder(self._state) / name
                     self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
                 self._writers[name].write(part)
 

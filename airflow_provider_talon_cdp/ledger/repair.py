@@ -34,10 +34,10 @@ class DamagedLedger(Ledger):
     """A ledger that may have damaged files; its arguments are those of ``Ledger``."""
 
     def repair(self, owner: str) -> list[str]:
-        """Put a new version in force that is made of all that can be read; return what was lost, line by line.
+        """Put a new version in force that is made of all that can be read; return what was lost.
 
-        The newest version whose members can be read is where it begins; the plans of all versions after it are put on
-        top. What a damaged file leaves unknown is uncertain, so that the next plan sends it again.
+        The newest version whose members can be read is where it begins; the plans of later versions are put
+        on top. What a damaged file leaves unknown is uncertain, so that the next plan sends it again.
 
         Raises:
             LedgerError: No version can be read.
@@ -63,8 +63,8 @@ class DamagedLedger(Ledger):
         if not manifests:
             raise LedgerError(
                 "No version of the ledger can be read, so there is nothing to rebuild it from.\n"
-                "Put a backup back, or delete the folder: the next mirror then adds all members of its query\n"
-                f"and removes none.\nFolder: {self.folder}"
+                "Put a backup back, or delete the folder: the next mirror then adds all members of its\n"
+                f"query and removes none.\nFolder: {self.folder}"
             )
         said = [f"{name} is damaged: what was sent since is sent again." for name, _ in damaged]
         self.manifest = newest = manifests[-1]
@@ -82,8 +82,8 @@ class DamagedLedger(Ledger):
         orphans = [
             each for each in names_in(self.folder) if each[:8].isdigit() and int(each[:8]) > newest.version
         ]
-        for file in chain.from_iterable(map(self._sent_parts, orphans)):
-            doubts.append(saved_chunks(self.folder, file))
+        lost = chain.from_iterable(map(self._sent_parts, orphans))
+        doubts += [saved_chunks(self.folder, file) for file in lost]
         self._drop_notes(said)
         notes = NoteWriter(self.folder, self.run, "", self._clock)
         for chunk in chain.from_iterable(doubts):
@@ -123,7 +123,8 @@ class DamagedLedger(Ledger):
         if not self._is_intact(file):
             saved = sum(map(len, saved_chunks(self.folder, file)))
             said.append(
-                f"It is unknown what became of {saved:,} of {file.lines:,} changes in {file.file}. {_SENT_AGAIN}"
+                f"It is unknown what became of {saved:,} of {file.lines:,} changes in {file.file}. "
+                f"{_SENT_AGAIN}"
             )
             if saved < file.lines:
                 said.append(f'The others are lost: run the task once with send="all".\n{_LOST_MEMBERS}')
@@ -143,7 +144,8 @@ class DamagedLedger(Ledger):
             if not self._is_intact(file):
                 remove(self.folder / file.file)
                 said.append(
-                    f'A note of changes that others made is lost: run the task once with send="all" ({file.file}).'
+                    "A note of changes that others made is lost: run the task once with "
+                    f'send="all" ({file.file}).'
                 )
 
     def _is_intact(self, file: File) -> bool:

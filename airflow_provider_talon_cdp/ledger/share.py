@@ -1,4 +1,4 @@
-"""A share of a plan: some of its parts, or all, while one process pushes them, and what it finds out about them."""
+"""A share of a plan: some of its parts, or all, while one process pushes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledger.format import Acks, Plan, Progress, Ranges
+from airflow_provider_talon_cdp.ledger.format import Acks, Plan, Ranges
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters
 from airflow_provider_talon_cdp.ledger.lock import Lock
 from airflow_provider_talon_cdp.ledger.outside import UNTIL_LOST, NoteWriter
@@ -31,7 +31,7 @@ class Share:
         known: What was known before of each part.
         lock: That of the ledger or of the part.
         letters: Where refused records go.
-        ahead: Batches that may leave before the next note of it: a killed run's changes in them are sent again.
+        ahead: Batches that may leave before the next note: of a killed run, their changes are sent again.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Share:
                 self._firsts.append(first + gap)
                 self.left += stop - gap
                 self._left_of[part] += stop - gap
-            self.changes += Progress.of(plan.parts[part].lines, plan.batch, known[part]).open
+            lines = plan.parts[part].lines
+            self.changes += lines - known[part].counts(lines, plan.batch)[0]
 
     def batches(self) -> Generator[Chunk, None, None]:
         """Yield the batches that are left, in order."""
@@ -130,14 +131,15 @@ class Share:
         self._letters.add(letter)
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """Note, durably, that Talon.One may have lost the members of audiences; the next plan in force voids it."""
+        """Note, durably, that Talon.One may have lost audiences; the next plan in force voids it."""
         write_suspects(self._folder, self._plan.folder, self._lock.run, audiences)
 
     def flush(self) -> None:
         """Write what was noted; dead letters first, so that no refusal is recorded without its letter.
 
         Raises:
-            LedgerError: Another run took over; all the same, what was noted is written, and that run may read it.
+            LedgerError: Another run took over; what was noted is written all the same, and that run may read
+                it.
         """
         self._letters.flush()
         for part in sorted(self._unwritten):
@@ -172,7 +174,7 @@ class Share:
         self._lock.refuse_lost()
 
     def leave_behind(self, chunks: Iterable[Chunk]) -> None:
-        """Tell the run that took over what may arrive, or arrived, after it had looked: its next plan sends that again.
+        """Tell the run that took over what may have arrived after it looked: its next plan sends it again.
 
         Args:
             chunks: What is in flight.
@@ -181,7 +183,9 @@ class Share:
         for chunk in chunks:
             notes.write(chunk)
         by_part: dict[int, set[int]] = {}
-        for _, number in self._landed:
+        for landed, number in self._landed:
+            if landed < self._lock.confirmed:
+                continue
             part = bisect_right(self._part_starts, number) - 1
             by_part.setdefault(part, set()).add(number - self._part_starts[part])
         try:

@@ -155,7 +155,7 @@ def told(doing: str, path: Folder) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Folder) -> Iterator[IO[bytes]]:
-    """Open a file for writing; readers see the old one or the new one, whole, once the block ends without an error."""
+    """Open a file for writing; readers see the old one until the block ends without an error."""
     if not is_local(path):
         with told("write", path):
             # Airflow's own open() wraps the file, which could then not be abandoned.

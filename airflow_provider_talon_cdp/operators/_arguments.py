@@ -1,4 +1,4 @@
-"""Checks of operator arguments: at parse time where they are literal, and again when their templates are rendered."""
+"""Checks of operator arguments: at parse time where they are literal, and again when they are rendered."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def as_limit(name: str, value: Any, least: int = 0) -> int | None:
 
 
 def as_tolerance(name: str, value: Any) -> int | None:
-    """As ``as_limit``, but not from the text ``None``: an empty template must not tolerate every rejection."""
+    """As ``as_limit``, but not from the text ``None``: an empty parameter must not tolerate everything."""
     return as_limit(name, check_rendered(name, value))
 
 
@@ -106,8 +106,8 @@ def as_list(name: str, value: Any) -> list[Any]:
     """Make a list of what a DAG author may pass as one: an iterable, or JSON text from a template.
 
     Raises:
-        InvalidInputError: It is None (as when an upstream task returned nothing), one string, bytes, a mapping or
-            no iterable. The text does not quote it.
+        InvalidInputError: It is None (as when an upstream task returned nothing), one string, bytes, a
+            mapping or no iterable. The text does not quote it.
     """
     if isinstance(value, str):
         return _parse_list(name, value)
@@ -160,7 +160,7 @@ def as_mapping(name: str, value: Any) -> Mapping[str, Any] | None:
 
 
 def as_columns(name: str, value: Any) -> dict[str, str] | None:
-    """Take attribute names by column: a mapping, a list of columns under their own names, None, or JSON text of them.
+    """Take attribute names by column: a mapping, a list of columns, None, or JSON text of them.
 
     Raises:
         InvalidInputError: It is something else, or two columns have one name.

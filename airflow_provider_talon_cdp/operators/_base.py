@@ -21,7 +21,6 @@ from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
-    AssetAlias,
     BaseOperator,
     BaseOperatorLink,
     Context,
@@ -69,6 +68,7 @@ OnBusy = Literal["wait", "fail"]
 OnOlderRun = Literal["fail", "skip", "allow"]
 RetryRejected = Literal["always", "never"]
 Verify = Literal["identity", "exists", "none"]
+SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 MAX_REJECTED = 0
 IN_FLIGHT = 64
 T = TypeVar("T")
@@ -96,7 +96,8 @@ _MIRROR_ONLY = (
 def ends_retries(execute: Callable[[Op, Context], T]) -> Callable[[Op, Context], T]:
     """Have an error that another try cannot get past end the retries of the task.
 
-    What is raised then is an ``AirflowFailException`` and of the error's own class, with the error as its cause.
+    What is raised then is an ``AirflowFailException`` and of the error's own class, with the error as its
+    cause.
     """
 
     @wraps(execute)
@@ -152,9 +153,11 @@ class SendingOperator(BaseOperator):
     """Base of the operators that send many changes.
 
     Args:
-        max_rejected: How many records may be refused before the task fails; it fails after everything good was sent. None
-            for any number.
+        max_rejected: How many records may be refused before the task fails; it fails after everything good
+            was sent. None for any number.
         in_flight: Requests in flight at the most.
+        suspicious_ids: When profile IDs are valid and look wrong, such as padded ones or the text ``None``: ``warn`` and send
+            them, ``fail``, or ``ignore`` it.
         on_busy: When another run has the ledger: ``wait`` for it, or ``fail``.
         busy_timeout: Seconds to wait.
         talon_cdp_conn_id: Airflow connection of Talon.One.
@@ -170,6 +173,7 @@ class SendingOperator(BaseOperator):
         *,
         max_rejected: int | str | None = MAX_REJECTED,
         in_flight: int | str = IN_FLIGHT,
+        suspicious_ids: SuspiciousIdsRule = "warn",
         on_busy: OnBusy = "wait",
         busy_timeout: int = 600,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
@@ -178,17 +182,19 @@ class SendingOperator(BaseOperator):
         super().__init__(**kwargs)
         self.max_rejected = max_rejected
         self.in_flight = in_flight
+        self.suspicious_ids = suspicious_ids
         self.on_busy = on_busy
         self.busy_timeout = as_count("busy_timeout", busy_timeout)
         self.talon_cdp_conn_id = talon_cdp_conn_id
         self.links: dict[str, str] = {}
         self.report: Report | None = None
-        self._alias = AssetAlias(f"{assets.SCHEME}:{self.dag_id}.{self.task_id}")
-        if self.is_published:
+        self._alias = assets.alias_of(f"{self.dag_id}.{self.task_id}")
+        if self.is_published and self._alias:
             self.outlets = [*self.outlets, self._alias]
         check_numbers(as_tolerance, max_rejected=max_rejected)
         check_numbers(as_positive, in_flight=in_flight)
         check_choice("on_busy", on_busy, OnBusy)
+        check_choice("suspicious_ids", suspicious_ids, SuspiciousIdsRule)
 
     def on_kill(self) -> None:
         """Launch no more requests; what was acknowledged is recorded."""
@@ -208,6 +214,7 @@ class SendingOperator(BaseOperator):
         return Limits(
             in_flight=as_positive("in_flight", self.in_flight),
             max_rejected=as_tolerance("max_rejected", self.max_rejected),
+            suspicious_ids=self.suspicious_ids,
         )
 
     def conclude(self, context: Context, hook: TalonCdpHook, send: Callable[[], Report]) -> dict[str, Any]:
@@ -229,7 +236,8 @@ class SendingOperator(BaseOperator):
             if self.report is not None and self.report.dead_letters:
                 self._show(context, DeadLettersLink.key, self.report.dead_letters)
         if self.is_published and self.report.verdict is None:
-            assets.emit(context, self._alias, self.asset_uris(host), self._event_extra(context, self.report))
+            extra = self._event_extra(context, self.report)
+            assets.emit(context, self, self._alias, self.asset_uris(host), extra)
         return self.report.summary()
 
     def when_free(self, work: Callable[[], T]) -> T:
@@ -261,7 +269,7 @@ class SendingOperator(BaseOperator):
         return assets.lineage(self.lineage_inputs(), ())
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """Return what was read and what was changed, for Airflow's OpenLineage provider; of a failed task too."""
+        """Return what was read and what was changed, also of a failed task, for OpenLineage."""
         host = self.links.get(CampaignManagerLink.key, "").removeprefix("https://")
         uris = self.asset_uris(host) if host else ()
         return assets.lineage(self.lineage_inputs(), uris, self.report.sent if self.report else None)
@@ -298,7 +306,8 @@ class LedgerOperator(SendingOperator):
     """Base of the operators that send what differs from a ledger.
 
     Args:
-        on_empty: When the source has no rows, ``fail``, ``skip`` or ``allow``; rows that are all rejected are an error.
+        on_empty: When the source has no rows, ``fail``, ``skip`` or ``allow``; rows that are all rejected are
+            an error.
         max_removal_fraction: The share of what the ledger has, 0 to 1, that a run may remove.
         min_removals: With fewer removals from one audience, ``max_removal_fraction`` says nothing.
         max_removals: Removals in all; None for any number.
@@ -311,12 +320,13 @@ class LedgerOperator(SendingOperator):
         send: ``changed``, or ``all`` to send also what is as it was, for example after an audience or profiles were deleted in
             Talon.One.
         dry_run: Plan, count and guard, and send and record nothing.
-        state_uri: Folder of the ledgers, as an absolute path or URI of any object storage that Airflow knows, e.g.
-            ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp] state_uri``, else
-            ``$AIRFLOW_HOME/talon_cdp``, which only works where all tries run on one machine: it is refused with Celery,
-            Kubernetes and Edge executors.
+        state_uri: Folder of the ledgers, as an absolute path or URI of any object storage that Airflow knows,
+            e.g. ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp] state_uri``,
+            else ``$AIRFLOW_HOME/talon_cdp``, which only works where all tries run on one machine: it is
+            refused with Celery, Kubernetes and Edge executors.
         keep_versions: Versions of the ledger that are kept.
-        kwargs: As in ``SendingOperator``. All but ``keep_versions``, ``on_busy`` and ``busy_timeout`` may be templates.
+        kwargs: As in ``SendingOperator``. All but ``keep_versions``, ``on_busy`` and ``busy_timeout`` may be
+            templates.
     """
 
     template_fields: Sequence[str] = (
@@ -462,11 +472,11 @@ class LedgerOperator(SendingOperator):
         return [name for name, value in values.items() if value != defaults[name]]
 
     def refuse_shared_ledger(self, context: Context) -> None:
-        """Refuse a ledger named after the task where the task has several instances: each would undo what the others did."""
+        """Refuse a ledger named after the task where the task has instances: each would undo the others."""
         instance = context.get("ti")
         if instance is not None and instance.map_index not in (None, -1):
             raise InvalidInputError(
-                f"{self.task_id} is mapped, and all its instances would share the ledger that is named after the task:\n"
+                f"{self.task_id} is mapped, and its instances would share the ledger named after the task:\n"
                 "an instance would take what the others sent for its own. Nothing was sent.\n"
                 "Name a ledger= for each instance, for example with\n"
                 'expand_kwargs([{"sql": ..., "ledger": ...}, ...]).'
@@ -484,8 +494,8 @@ class LedgerOperator(SendingOperator):
             raise InvalidInputError(
                 f"The ledger would be on this worker's disk, and {executor} may run the next try elsewhere.\n"
                 "Without its ledger a mirror removes nobody. Nothing was sent.\n"
-                "Set [talon_cdp] state_uri in Airflow's configuration, or state_uri= of this task, to a place\n"
-                "that all workers reach, such as s3://aws_default@bucket/talon_cdp or a shared folder."
+                "Set [talon_cdp] state_uri in Airflow's configuration, or state_uri= of this task, to a\n"
+                "place that all workers reach, such as s3://aws_default@bucket/talon_cdp or a shared folder."
             )
 
 
@@ -516,7 +526,7 @@ class MembershipOperator(LedgerOperator):
     )
     ui_color = "#d9f5e3"
     unrendered_lists: ClassVar[Sequence[str]] = ()
-    """Fields whose lists are data: no element is rendered but those that are templates, and those always to text."""
+    """Fields whose lists are data: only elements that are templates are rendered, and always to text."""
 
     def __init__(
         self,
@@ -630,8 +640,8 @@ class MembershipOperator(LedgerOperator):
             source: Reads the members.
             ledger_name: Which ledger.
             managed: Audiences that may change, or None.
-            names: Name by audience ID, of audiences to create where they do not exist; filled while the source is read.
-                None where none is to be created.
+            names: Name by audience ID, of audiences to create where they do not exist; filled while the
+                source is read. None where none is to be created.
         """
         from airflow_provider_talon_cdp.changes.diff import Scope  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
@@ -701,10 +711,10 @@ class MembershipOperator(LedgerOperator):
         other_task, _, other = ledger.owner.rpartition("/")
         if other_task == task and other != index:
             raise InvalidInputError(
-                f"Instance {other} of the mapped task {self.task_id} has mirrored the same members in this DAG run,\n"
-                "and this one would take them out again. Nothing was sent.\n"
-                "Join their queries with UNION ALL in one task, or give each instance an audience, or with an\n"
-                f"audience column a ledger=, of its own. Both have the ledger in\n{ledger.place}"
+                f"Instance {other} of the mapped task {self.task_id} has mirrored the same members in this\n"
+                "DAG run, and this one would take them out again. Nothing was sent.\n"
+                "Join their queries with UNION ALL in one task, or give each instance an audience, or with\n"
+                f"an audience column a ledger=, of its own. Both have the ledger in\n{ledger.place}"
             )
 
     def _plan_input(self, mirror: Mirror) -> list[Any]:
@@ -727,8 +737,8 @@ class MembershipOperator(LedgerOperator):
 class TaskCursor:
     """The version of the plan that this task is sending, in Airflow's task state store (3.3 and later).
 
-    A try whose input differs does not see it: whoever fixes a wrong query and clears the task wants no more of the
-    old plan.
+    A try whose input differs does not see it: whoever fixes a wrong query and clears the task wants no more
+    of the old plan.
 
     Args:
         store: ``context["task_state_store"]``.
@@ -854,8 +864,8 @@ def _check_state_uri(name: str, uri: Any) -> str:
     where = str(check_rendered(name, uri))
     if not where.startswith("/") and "://" not in where:
         raise InvalidInputError(
-            f"{name} must be an absolute path or a URI, such as s3://aws_default@bucket/talon_cdp, but is {where!r}.\n"
-            "Any other path depends on where a worker was started, and there the next one would not find the\n"
-            "ledger."
+            f"{name} must be an absolute path or a URI, such as s3://aws_default@bucket/talon_cdp, "
+            f"but is {where!r}.\n"
+            "Any other path depends on where a worker was started: the next one would not find the ledger."
         )
     return where

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 class SyncAudienceMembersOperator(MembershipOperator):
     """Add customer profiles to one audience and remove others from it, or make it equal to a list.
 
-    The lists may have any length and come from XCom (``other_task.output``) or from a template; they travel in
-    requests of at most 1000 changes, many in flight. For more than some hundred thousand members read them from SQL
-    with ``SqlToTalonAudienceOperator``, which streams. A profile that does not exist in Talon.One is created; it shows
-    up in an Application after its first session or profile update there.
+    The lists may have any length and come from XCom (``other_task.output``) or from a template; they travel
+    in requests of at most 1000 changes, many in flight. For more than some hundred thousand members read them
+    from SQL with ``SqlToTalonAudienceOperator``, which streams. A profile that does not exist in Talon.One is
+    created; it shows up in an Application after its first session or profile update there.
 
     Args:
         audience_id: The audience.
         add: Integration IDs of the profiles to add: strings of 1 to 1000 characters, integers or UUIDs.
         remove: Integration IDs of the profiles to remove. A profile in both lists is an error.
-        members: Instead of both, with ``mode="mirror"``: all members that the audience should have. Only members that
-            an earlier mirror added are removed.
+        members: Instead of both, with ``mode="mirror"``: all members that the audience should have. Only
+            members that an earlier mirror added are removed.
         mode: ``mirror`` with ``members``, else None.
         kwargs: As in ``MembershipOperator``, whose other arguments are those of a mirror.
 

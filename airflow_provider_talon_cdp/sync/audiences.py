@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -80,18 +81,29 @@ class Audiences:
         """
         self.known = {**ledger.facts.audiences, **self.known}
         wanted = sorted(counts.audiences if after else counts.known.keys() | counts.audiences)
-        asked = [each for each in wanted if self._asks(each, witnesses, after=after)]
+        # What Talon.One did not know may have to be created again.
+        doubtful = ledger.suspected & self.names.keys()
+        asked = [each for each in wanted if each in doubtful or self._asks(each, witnesses, after=after)]
         if not asked:
             return ()
         lost: list[str] = []
 
         async def ask_all() -> None:
             places = asyncio.Semaphore(_AT_ONCE)
+            # Several audiences may have one witness, which must not be in two requests at once.
+            locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
             async with sender() as opened:
 
                 async def ask(audience: str) -> None:
+                    name = self.names.get(audience)
+                    if name is None:
+                        witness = witnesses[audience]
+                        async with locks[witness], places:
+                            await self._add_witness(audience, witness, ledger, opened)
+                        return
                     async with places:
-                        if await self._has_lost(audience, ledger, counts, witnesses, opened):
+                        has_members = after or bool(counts.known[audience])
+                        if await self._has_lost(audience, name, ledger, opened, has_members=has_members):
                             lost.append(audience)
 
                 try:
@@ -120,13 +132,8 @@ class Audiences:
         return not after and audience in witnesses
 
     async def _has_lost(
-        self, audience: str, ledger: Ledger, counts: Counts, witnesses: Mapping[str, str], sender: Any
+        self, audience: str, name: str, ledger: Ledger, sender: Any, *, has_members: bool
     ) -> bool:
-        name = self.names.get(audience)
-        if name is None:
-            await self._add_witness(audience, witnesses[audience], ledger, sender)
-            return False
-        has_members = bool(counts.known[audience])
         if audience in self.known or has_members:
             try:
                 answer = await sender.update_audience(audience, name)

@@ -21,7 +21,7 @@ class Guard:
             rejected are always an error.
         max_removal_fraction: Of the known members of any one audience, 0 to 1.
         min_removals: With fewer removals from one audience the fraction says nothing: one of four members is a quarter.
-        max_removals: In all; None for any number.
+        max_removals: Of known members, in all; None for any number.
         max_additions: In all; None for any number.
 
     Raises:
@@ -72,24 +72,23 @@ class Guard:
                 raise GuardError(self._nothing.format(known=counts.known.total()))
             if self.on_empty == "skip":
                 return "skip"
-        for audience, planned in sorted(counts.removals.items()):
+        # What Talon.One never acknowledged is nothing to protect.
+        acknowledged = counts.removals - counts.unacknowledged_removals
+        for audience, removals in sorted(acknowledged.items()):
             known = counts.known[audience]
-            # What Talon.One never acknowledged is nothing to protect.
-            removals = planned - counts.unacknowledged_removals[audience]
-            if removals < self.min_removals or not known:
-                continue
-            if removals / known > self.max_removal_fraction:
+            if known and removals >= self.min_removals and removals / known > self.max_removal_fraction:
                 loss = self._loss.format(audience=audience, removals=removals, known=known)
                 raise GuardError(
                     f"{loss} ({removals / known:.1%}). Nothing was sent.\n"
                     f"max_removal_fraction is {self.max_removal_fraction:.1%}.\n"
                     f"If that is right, pass max_removal_fraction={_rounded_up(removals / known)}."
                 )
-        for name, change in (("max_removals", counts.removals), ("max_additions", counts.additions)):
+        for name, change in (("max_removals", acknowledged), ("max_additions", counts.additions)):
             limit = getattr(self, name)
             if limit is not None and change.total() > limit:
+                what = f"{change.total():,} {name.removeprefix('max_')}"
                 raise GuardError(
-                    f"The plan has {change.total():,} {name.removeprefix('max_')}, and {name} is {limit:,}. Nothing was sent.\n"
+                    f"The plan has {what}, and {name} is {limit:,}. Nothing was sent.\n"
                     f"If that is right, pass {name}={change.total()}."
                 )
         return "send"

@@ -16,13 +16,22 @@ from airflow_provider_talon_cdp.changes.change import Change, Chunk, Record, Rej
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import EVERYTHING, Scope, diff, in_order
 from airflow_provider_talon_cdp.changes.spool import sorted_members
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import MAX_CHANGES
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.loop import syncing
-from airflow_provider_talon_cdp.sync.push import Flight, Limits, Push, fail_if_rejected, now
+from airflow_provider_talon_cdp.sync.push import (
+    Flight,
+    Limits,
+    Push,
+    fail_if_rejected,
+    judge_suspicious,
+    now,
+    watched,
+)
 from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
@@ -149,6 +158,10 @@ class MemberPlan:
         wanted = in_order(records, counts, on_rejected)
         return diff(known, wanted, counts, uncertain=uncertain, scope=self._scope, witnesses=self.witnesses)
 
+    def kept(self, changes: Iterable[Chunk]) -> Iterable[Chunk]:
+        """Keep what a ledger has no place for: nothing."""
+        return changes
+
     def chunks(self, share: Share) -> Iterator[Chunk]:
         """Return the chunks of the plan in force."""
         return share.batches()
@@ -176,7 +189,9 @@ def send_members(
     began = time.monotonic()
     report = Report()
     journal = ExplicitJournal(outside)
-    chunks = _noted(_batches(records, report, journal, in_flight=limits.in_flight), outside)
+    suspicious = SuspiciousIds()
+    looked_at = watched(records, suspicious, stops=limits.suspicious_ids == "fail")
+    chunks = _noted(_batches(looked_at, report, journal, in_flight=limits.in_flight), outside)
     try:
         Push(Members(lets_audiences_go=False), journal, report, limits).run(chunks, sender)
     except BaseException:
@@ -185,6 +200,8 @@ def send_members(
     finally:
         report.seconds = time.monotonic() - began
         report.dead_letters = journal.dead_letters
+        report.suspicious = suspicious.counts
+    judge_suspicious(suspicious, limits.suspicious_ids)
     log.info("Done:\n%s", report)
     fail_if_rejected(report, limits.max_rejected)
     return report
@@ -284,7 +301,7 @@ def _batches(
                 full = count // MAX_CHANGES * MAX_CHANGES
                 for start in range(0, full, MAX_CHANGES):
                     yield _full(joined[start : start + MAX_CHANGES], recent)
-                held, count = [joined[full:]], count - full
+                held, count = [joined[full:]] if full < count else [], count - full
         if count:
             yield _full(Chunk.joined(held), recent)
     finally:

@@ -6,26 +6,35 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-from airflow_provider_talon_cdp.changes.change import REMOVING, Chunk, Rejection
+from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
 from airflow_provider_talon_cdp.changes.spool import Spool
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import MAX_CHANGES
-from airflow_provider_talon_cdp.exceptions import GuardError, LedgerError, OlderRunError
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, Outcome, RunFacts
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
-from airflow_provider_talon_cdp.sync.loop import refuse_stopped, syncing
+from airflow_provider_talon_cdp.sync.loop import syncing
 from airflow_provider_talon_cdp.sync.members import MemberPlan, Members
 from airflow_provider_talon_cdp.sync.profiles import CHANGED, ProfilePlan, Profiles
-from airflow_provider_talon_cdp.sync.push import Limits, Push, fail_if_rejected, now
+from airflow_provider_talon_cdp.sync.push import (
+    Limits,
+    Push,
+    fail_if_rejected,
+    judge_suspicious,
+    now,
+    watched,
+)
 from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
@@ -66,12 +75,16 @@ class Plan:
         counts: Of its changes, and of the records that were read.
         letters: About records that cannot be sent.
         comparison: What knows how to send it.
+        refused_before: Members of which Talon.One refused a change in the run before.
+        suspicious: Of the IDs that were read.
     """
 
     result: Any
     counts: Counts
     letters: Spool
     comparison: MemberPlan | ProfilePlan
+    suspicious: SuspiciousIds
+    refused_before: frozenset[Member] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +138,10 @@ class Mirror:
                 return report
             self._check_key()
             self._tell_of_others(owner)
+            refused: set[Member] = set()
             if cursor and 0 < self.ledger.version == cursor.get() and not self.ledger.suspected:
-                self._finish(report)
-            self._sync(report, cursor)
+                refused = self._finish(report, cursor)
+            self._sync(report, cursor, refused)
             if cursor:
                 cursor.set(0)
             self._complete(report, began)
@@ -143,7 +157,8 @@ class Mirror:
             owner: Who runs this; those that push have the same owner.
 
         Returns:
-            The counts of the plan. When nothing is to be sent, ``unsent`` is 0 and no plan was put in force.
+            The counts of the plan. When nothing is to be sent, ``unsent`` is 0 or there is a verdict, and no plan was
+            put in force.
 
         Raises:
             GuardError: The plan is beyond the limits; nothing was recorded.
@@ -160,6 +175,7 @@ class Mirror:
             plan = self._prepare(report)
             if plan and plan.counts.changes:
                 self._enforce(plan, handed_over=True)
+                report += plan.counts
                 report.unsent = plan.counts.changes
             self._complete(report, began)
         return report
@@ -176,6 +192,7 @@ class Mirror:
         plan = self._plan(
             lambda planner: sum(map(len, planner(self.ledger.known(), self.ledger.uncertain())))
         )
+        judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
@@ -246,52 +263,78 @@ class Mirror:
                 "A new ledger begins beside another one of the same audience:\n%s", "\n".join(neighbours)
             )
 
-    def _finish(self, report: Report) -> None:
-        """Send what an earlier try left of its plan, without reading the source."""
+    def _finish(self, report: Report, cursor: Cursor) -> set[Member]:
+        """Send what an earlier try left of its plan, without reading the source; return what was refused."""
         counts = Counts()
-        draft = self.ledger.draft(lambda *_: _counted(self.ledger.unacknowledged(), counts))
+        before = self._refused_before()
+
+        def left(*_: Iterable[Chunk]) -> Iterator[Chunk]:
+            for chunk in self.ledger.refused():
+                self.ledger.carry(chunk)
+            return _counted(self.ledger.unacknowledged(), counts)
+
+        draft = self.ledger.draft(left)
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
         if not counts.changes:
             self.ledger.discard(draft)
-            return
-        self.ledger.enforce(draft, facts=self.facts)
+            return set()
+        # What is known of the audiences is compared with Talon.One afterwards.
+        facts = replace(self.facts, audiences=self.ledger.facts.audiences)
+        self.ledger.enforce(draft, facts=facts, names=self.ledger.names)
+        cursor.set(self.ledger.version)
         share = self.ledger.share()
         report.resumed += counts.changes
-        self._push(share, share.batches(), report, Counts())
+        limits = replace(self.limits, refused_before=before)
+        refused = self._push(share, share.batches(), report, Counts(), limits)
+        report.plan_anew()
         log.info("That plan is finished. Now the source is planned anew.")
+        return refused
 
-    def _sync(self, report: Report, cursor: Cursor | None) -> None:
-        """Plan the source as it is now, and send what the guard lets pass."""
+    def _sync(self, report: Report, cursor: Cursor | None, refused: set[Member]) -> None:
+        """Plan the source as it is now, and send what the guard lets pass.
+
+        Args:
+            report: Of the run.
+            cursor: Told of the plan that is sent.
+            refused: What was refused in this run already, and is not sent again.
+        """
         for _ in range(_ROUNDS):
-            plan = self._prepare(report)
+            plan = self._prepare(report, refused)
             if plan is None or not plan.counts.changes:
                 return
             self._enforce(plan)
             if cursor:
                 cursor.set(self.ledger.version)
             share = self.ledger.share()
-            self._push(share, plan.comparison.chunks(share), report, plan.counts)
+            limits = replace(self.limits, refused_before=plan.refused_before, counted=frozenset(refused))
+            refused |= self._push(share, plan.comparison.chunks(share), report, plan.counts, limits)
             lost = self._lost(plan, report, after=True)
             if not lost:
                 report += plan.counts
                 return
             # What this round sent belongs to audiences that were made anew meanwhile.
             report.resumed += plan.counts.changes
+            report.plan_anew()
         raise LedgerError(
             "An audience was deleted and made again while this run was sending to it, several times.\n"
             "What Talon.One acknowledged is recorded. Find out who deletes the audience, and run again."
         )
 
-    def _prepare(self, report: Report) -> Plan | None:
+    def _prepare(self, report: Report, refused: Collection[Member] = ()) -> Plan | None:
         """Plan, ask the guard, and create or check the audiences; return a plan that may be sent.
 
         Returns:
             The plan, whose counts are not in the report yet where it has changes; None where the guard skips it.
         """
         for _ in range(_ROUNDS):
-            plan = self._plan(self.ledger.draft, resumed=bool(report.resumed))
+            plan = self._plan(self.ledger.draft, refused)
+            report.suspicious = plan.suspicious.counts
             try:
+                judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
                 passed = self.guard.check(plan.counts) == "send"
+            except InvalidInputError:
+                self.ledger.discard(plan.result)
+                raise
             except GuardError as error:
                 self.ledger.discard(plan.result)
                 if report.sent:
@@ -304,7 +347,11 @@ class Mirror:
                 self.ledger.discard(plan.result)
                 self._bury(plan.letters)
                 report += plan.counts
-                log.warning("The source has no rows, and on_empty is 'skip': its plan was not sent.")
+                report.unsent += plan.counts.changes
+                report.verdict = (
+                    "skipped: The source has no rows, and on_empty is 'skip': its plan was not sent."
+                )
+                log.warning("%s", report.verdict)
                 return None
             if lost := self._lost(plan, report):
                 log.warning(
@@ -324,22 +371,27 @@ class Mirror:
             "Nothing of the last plan was sent. Find out who deletes the audience, and run again."
         )
 
-    def _plan(self, consume: Callable[[Planner], Any], *, resumed: bool = False) -> Plan:
+    def _plan(self, consume: Callable[[Planner], Any], refused: Collection[Member] = ()) -> Plan:
         """Compare the source with the ledger, without sending anything.
 
         Args:
             consume: Called with the planner; called again where the source is not sorted, and must start anew then.
-            resumed: Whether this run has finished the plan of an earlier try, so that what was refused then is not sent again.
+            refused: What was refused, and counted, in this run.
         """
-        refused = self._refused_before() if resumed or self.retry_rejected == "never" else frozenset()
-        # A dry run writes nothing.
-        carry = self.ledger.carry if consume == self.ledger.draft else lambda _: None
-        leave_out = partial(_left_out, refused=refused, resumed=resumed, carry=carry)
+        before = self._refused_before()
+        leave_out = partial(
+            _left_out,
+            refused=refused,
+            before=before if self.retry_rejected == "never" else frozenset(),
+            # A dry run writes nothing.
+            carry=self.ledger.carry if consume == self.ledger.draft else lambda _: None,
+        )
         try:
             plan = self._plan_once(consume, lambda records: records, leave_out)
         except OutOfOrderError:
             log.info("The source is not sorted by bytes: it is read again and sorted on this worker's disk.")
             plan = self._plan_once(consume, self.kind.sort, leave_out)
+        plan = replace(plan, refused_before=before)
         log.info("Plan: %s\nLedger: %s", self.kind.describe(plan.counts), self.ledger.place)
         return plan
 
@@ -352,6 +404,7 @@ class Mirror:
         counts = Counts()
         letters = Spool()
         comparison = self.kind.compare(self.ledger)
+        suspicious = SuspiciousIds()
 
         def keep(rejection: Rejection) -> None:
             if rejection.profile_id:
@@ -362,11 +415,11 @@ class Mirror:
             records = stack.enter_context(_closed_at_the_end(self.source()))
 
             def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
-                arranged = stack.enter_context(_closed_at_the_end(arrange(_while_not_stopped(records))))
+                arranged = stack.enter_context(_closed_at_the_end(arrange(watched(records, suspicious))))
                 changes = comparison.changes(arranged, known, uncertain, counts, keep)
-                return leave_out(changes, counts)
+                return comparison.kept(leave_out(changes, counts))
 
-            return Plan(consume(planner), counts, letters, comparison)
+            return Plan(consume(planner), counts, letters, comparison, suspicious)
 
     def _enforce(self, plan: Plan, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
@@ -394,11 +447,13 @@ class Mirror:
                 break
         return frozenset(refused)
 
-    def _push(self, share: Share, chunks: Iterator[Chunk], report: Report, counts: Counts) -> None:
-        """Send the plan in force, and say how far it came where that ends early."""
-        limits = replace(self.limits, refused_before=self._refused_before())
+    def _push(
+        self, share: Share, chunks: Iterator[Chunk], report: Report, counts: Counts, limits: Limits
+    ) -> set[Member]:
+        """Send the plan in force, return what was refused, and say how far it came where that ends early."""
+        push = Push(self.kind, share, report, limits)
         try:
-            Push(self.kind, share, report, limits).run(_generator(chunks), self.sender)
+            push.run(_generator(chunks), self.sender)
         except BaseException:
             so_far = Report()
             so_far += report
@@ -407,6 +462,7 @@ class Mirror:
                 "Stopped early:\n%s\nA retry may send a part again, which changes nothing twice.", so_far
             )
             raise
+        return push.refused
 
     def _bury(self, letters: Spool) -> None:
         """Write the dead letters of records that cannot be sent."""
@@ -513,41 +569,34 @@ def _left_out(
     changes: Iterable[Chunk],
     counts: Counts,
     *,
-    refused: frozenset[Member],
-    resumed: bool,
+    refused: Collection[Member],
+    before: Collection[Member],
     carry: Callable[[Chunk], None],
 ) -> Iterator[Chunk]:
-    """Leave out additions that Talon.One refused before.
+    """Leave out additions that Talon.One refused before, but for uncertain ones, which a ledger must not forget.
 
     Args:
         changes: Of a plan.
         counts: Of the plan.
-        refused: What to leave out.
-        resumed: Whether it was refused, and counted, in this run.
+        refused: What was refused, and counted, in this run.
+        before: What was refused in earlier runs and is not to be sent again.
         carry: Called with what is left out, so that later runs know of it.
     """
     for chunk in changes:
-        members = zip(chunk.ids, chunk.each_key, strict=False) if refused else ()
-        bad = [at for at, member in enumerate(members) if member in refused]
-        bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=False) if verb not in REMOVING]
+        members = zip(chunk.ids, chunk.each_key, strict=False) if refused or before else ()
+        bad = [at for at, member in enumerate(members) if member in refused or member in before]
+        bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=False) if verb == "add"]
         if not bad:
             yield chunk
             continue
-        carry(chunk.at(bad))
-        for key, part in chunk.at(bad).by_key():
-            counts.additions[key] -= len(part)
-        if resumed:
-            counts.duplicate += len(bad)
-        else:
-            counts.rejected[_REFUSED_BEFORE] += len(bad)
+        left_out = chunk.at(bad)
+        carry(left_out)
+        counts.additions -= Counter({key: len(part) for key, part in left_out.by_key()})
+        counted = sum(member in refused for member in zip(left_out.ids, left_out.each_key, strict=False))
+        counts.duplicate += counted
+        counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - counted})
         if rest := chunk.without(bad):
             yield rest
-
-
-def _while_not_stopped(records: Iterable[Any]) -> Iterator[Any]:
-    for record in records:
-        refuse_stopped()
-        yield record
 
 
 def _generator(chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:

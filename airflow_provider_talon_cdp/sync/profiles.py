@@ -185,7 +185,7 @@ class ProfilePlan:
         counts: Counts,
         on_rejected: Callable[[Rejection], None],
     ) -> Iterator[Chunk]:
-        """Return a change for each profile that must be sent, with its new fingerprint, in the order of profile IDs.
+        """Return a change for each profile that must be sent, with its new fingerprint and its attributes, by profile.
 
         Args:
             records: The source, sorted.
@@ -198,9 +198,17 @@ class ProfilePlan:
             InvalidInputError: At the end, when profiles have several rows and that is an error.
         """
         wanted = one_each(records, counts, on_duplicate=self._kind.on_duplicate, on_rejected=on_rejected)
-        changes = self._compared(known, wanted, counts)
-        while some := list(islice(changes, _PLANNED)):
-            yield Chunk.of(some)
+        compared = self._compared(known, wanted, counts)
+        while some := list(islice(compared, _PLANNED)):
+            chunk = Chunk.of(change for change, _ in some)
+            yield Chunk(chunk.ids, chunk.keys, chunk.verbs, [body for _, body in some])
+
+    def kept(self, changes: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Keep the attributes of what is planned, for which a ledger has no place."""
+        for chunk in changes:
+            for body in chunk.bodies or ():
+                self._bodies.write(body or b"")
+            yield Chunk(chunk.ids, chunk.keys, chunk.verbs)
 
     def chunks(self, share: Share) -> Iterator[Chunk]:
         """Return the chunks of the plan in force, with the attributes, which were written in the same order."""
@@ -211,19 +219,18 @@ class ProfilePlan:
 
     def _compared(
         self, known: Iterable[Chunk], wanted: Iterable[Profile], counts: Counts
-    ) -> Iterator[Change]:
+    ) -> Iterator[tuple[Change, bytes]]:
         lines = _members(known)
         line = next(lines, None)
         partial = self._kind.partial
 
-        def missing(before: str | None) -> Iterator[Change]:
+        def missing(before: str | None) -> Iterator[tuple[Change, bytes]]:
             nonlocal line
             while line is not None and (before is None or line[0] < before):
                 counts.known[PROFILES] += 1
                 if self._kind.clears:
                     counts.removals[PROFILES] += 1
-                    self._bodies.write(_nulls(self.names.of(mask_of(line[1]))))
-                    yield Change(*line, "remove")
+                    yield Change(*line, "remove"), _nulls(self.names.of(mask_of(line[1])))
                 line = next(lines, None)
 
         for profile in wanted:
@@ -236,14 +243,16 @@ class ProfilePlan:
             # A profile with a fault stays as it is.
             if profile.fault:
                 continue
+            counts.wanted += 1
             digest = digest_of(profile.profile_id, profile.attributes)
             if not profile.attributes or (not self._kind.sends_all and holds(old, digest, partial=partial)):
                 counts.unchanged += 1
                 continue
             mask = self.names.mask(profile.names) | (mask_of(old) if old else 0)
             counts.additions[PROFILES] += 1
-            self._bodies.write(profile.attributes)
-            yield Change(profile.profile_id, fingerprint(digest, mask, partial=partial), "add")
+            counts.repeated[PROFILES] += bool(old)
+            line_now = fingerprint(digest, mask, partial=partial)
+            yield Change(profile.profile_id, line_now, "add"), profile.attributes
         yield from missing(None)
 
 

@@ -25,19 +25,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from math import ceil
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk
+from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk, Profile
 from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.changes.diff import Member
 from airflow_provider_talon_cdp.changes.spool import Spool
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.exceptions import (
+    InvalidInputError,
     LedgerError,
     NotFoundError,
     RejectedError,
     RejectedRecordsError,
     RequestError,
 )
-from airflow_provider_talon_cdp.sync.loop import CallInReader, run_apart
+from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_apart
 from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ _SECONDS_BETWEEN_PROGRESS_LINES = 5.0
 _MOST_ON_DISK = 2**30
 # While nothing is acknowledged, so often a line says why.
 _SECONDS_BETWEEN_WAITING_LINES = 30.0
+SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 UNDEFINED = "is not defined"
 """Part of the reason why a profile with an unknown attribute was refused."""
 
@@ -173,11 +177,10 @@ class Flight:
             error: The answer.
             reason: To count by; it holds no ID and no value.
         """
-        if reason not in self.push.rejected:
-            log.warning("A record was refused, and others may follow:\n%s", error)
         self.settled += 1
-        self.push.rejected[reason] += 1
         self.refusals.append(Refusal(position, error))
+        (change,) = self.chunk.at([position]).changes()
+        self.push.refuse(change, error, reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,14 +190,18 @@ class Limits:
     Args:
         in_flight: Requests in flight at the most.
         max_rejected: Rejections tolerated: so many are no reason to give up early. None for any number.
+        suspicious_ids: What to do where profile IDs are valid and look wrong: ``warn``, ``fail`` or ``ignore``.
         refused_before: Changes that Talon.One refused in an earlier run, each as profile ID and key.
+        counted: Changes that were refused in this run already: another refusal is a duplicate, without another letter.
         reads_ahead: Whether the chunks are read as fast as they come, so that a cursor is not held open for as long as they
             are sent; what is read ahead waits on disk.
     """
 
     in_flight: int = 64
     max_rejected: int | None = 0
-    refused_before: frozenset[tuple[str, str]] = frozenset()
+    suspicious_ids: SuspiciousIdsRule = "warn"
+    refused_before: frozenset[Member] = frozenset()
+    counted: frozenset[Member] = frozenset()
     reads_ahead: bool = False
 
 
@@ -209,12 +216,15 @@ class Push:
 
     Attributes:
         rejected: Changes that Talon.One refused in this push, by reason.
+        refused: Their members; each cost a request or more, so there are never too many.
         sent: Changes that Talon.One acknowledged in this push.
     """
 
     def __init__(self, kind: Kind, journal: Journal, counts: Counts, limits: Limits) -> None:
         self.limits = limits
         self.rejected: Counter[str] = Counter()
+        self.refused: set[Member] = set()
+        self._counted_again = 0
         self.sent = 0
         self._kind = kind
         self._journal = journal
@@ -245,8 +255,20 @@ class Push:
             raise
         finally:
             self._counts.rejected.update(self.rejected)
-            self._counts.unsent += self._journal.changes - self.sent - self.rejected.total()
+            self._counts.duplicate += self._counted_again
+            settled = self.sent + self.rejected.total() + self._counted_again
+            self._counts.unsent += self._journal.changes - settled
             self._journal.end()
+
+    def refuse(self, change: Change, error: RejectedError, reason: str) -> None:
+        """Count a change that Talon.One refused."""
+        self.refused.add(change[:2])
+        if change[:2] in self.limits.counted:
+            self._counted_again += 1
+            return
+        if reason not in self.rejected:
+            log.warning("A record was refused, and others may follow:\n%s", error)
+        self.rejected[reason] += 1
 
     def acknowledged(self, part: Chunk) -> None:
         """Count changes that Talon.One took."""
@@ -331,8 +353,9 @@ class Push:
             raise
         if flight.refusals:
             changes = list(flight.chunk.changes())
-            for position, answer in flight.refusals:
-                self._journal.reject(self._letter(changes[position], answer))
+            for position, refusal in flight.refusals:
+                if changes[position][:2] not in self.limits.counted:
+                    self._journal.reject(self._letter(changes[position], refusal))
         self._journal.landed(
             flight.number,
             [position for position, _ in flight.refusals],
@@ -499,3 +522,46 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
 def now() -> str:
     """Return the time as dead letters have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def watched(
+    records: Iterable[Any], suspicious: SuspiciousIds, *, stops: bool = False
+) -> Generator[Any, None, None]:
+    """Yield records, and look at their IDs.
+
+    Args:
+        records: Closed with this generator where it is one.
+        suspicious: What was found.
+        stops: Whether an ID that looks wrong is an error here and now.
+    """
+    try:
+        for record in records:
+            refuse_stopped()
+            if isinstance(record, Chunk):
+                suspicious.add(record.ids)
+            elif isinstance(record, Profile):
+                suspicious.add([record.profile_id])
+            if stops:
+                judge_suspicious(suspicious, "fail")
+            yield record
+    finally:
+        if isinstance(records, Generator):
+            records.close()
+
+
+def judge_suspicious(suspicious: SuspiciousIds, rule: SuspiciousIdsRule) -> None:
+    """Say how many IDs look wrong.
+
+    Raises:
+        InvalidInputError: They do, and the rule is ``fail``.
+    """
+    if rule == "ignore" or not (texts := "\n".join(suspicious.texts)):
+        return
+    if rule == "fail":
+        raise InvalidInputError(
+            f"{texts}\nFix the query. If these IDs are right, pass suspicious_ids='warn' or 'ignore'."
+        )
+    log.warning(
+        "%s\nThey are sent as they are: profiles that Talon.One does not know by these IDs are new ones.",
+        texts,
+    )

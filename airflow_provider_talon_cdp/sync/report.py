@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_talon_cdp.changes.counts import Counts
@@ -22,6 +22,7 @@ class Report(Counts):
         dead_letters: Folder of the rejected records, or None.
         ledger: Folder of the ledger of a mirror, or None.
         ledger_version: Version of the ledger after a mirror, or None.
+        suspicious: Profile IDs that are valid and look wrong, by kind; see ``suspicious``.
         verdict: What the guard says to a dry run, or why a run did nothing; else None.
     """
 
@@ -29,6 +30,7 @@ class Report(Counts):
     dead_letters: str | None = None
     ledger: str | None = None
     ledger_version: int | None = None
+    suspicious: Mapping[str, int] = field(default_factory=dict)
     verdict: str | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -51,6 +53,7 @@ class Report(Counts):
             "dead_letters": self.dead_letters,
             "ledger": self.ledger,
             "ledger_version": self.ledger_version,
+            "suspicious": dict(self.suspicious),
             "verdict": self.verdict,
         }
 
@@ -62,14 +65,22 @@ class Report(Counts):
             given[name] = Counter({"": given[name]} if given[name] else {})
         return cls(**given | {"rejected": Counter(given["rejected"])})
 
+    def plan_anew(self) -> None:
+        """Count the members from the next plan on, whose ``known`` has what was sent so far."""
+        self.known = Counter(self.removed)
+        self.known.subtract(self.added)
+
     def by_audience(self) -> dict[str, dict[str, int]]:
         """Return what changed in each audience, and how many members it has now as far as the ledger knows."""
         changed = sorted(self.known.keys() | self.added.keys() | self.removed.keys())
+        # What is sent without need changes no number; where not all was acknowledged, that is taken to come last.
         return {
             audience: {
                 "added": self.added[audience],
                 "removed": self.removed[audience],
-                "members": self.known[audience] + self.added[audience] - self.removed[audience],
+                "members": self.known[audience]
+                + max(0, self.added[audience] - self.repeated[audience])
+                - max(0, self.removed[audience] - self.unacknowledged_removals[audience]),
             }
             for audience in changed
         }

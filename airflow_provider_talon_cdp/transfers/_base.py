@@ -16,7 +16,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
 from airflow_provider_talon_cdp.operators._base import LedgerOperator
 
 if TYPE_CHECKING:
-    from airflow.providers.common.sql.hooks.sql import DbApiHook
+    from airflow_provider_talon_cdp.transfers._rows import SqlSource
 
 
 class SqlOperator(LedgerOperator):
@@ -53,9 +53,9 @@ class SqlOperator(LedgerOperator):
         check_literals(check_sql, sql=sql)
         check_literals(as_mapping, hook_params=hook_params)
 
-    def sql_hook(self) -> DbApiHook:
+    def sql_hook(self) -> SqlSource:
         """Return the hook of the SQL connection; check first what templates were rendered to."""
-        from airflow_provider_talon_cdp.transfers.rows import sql_hook  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import sql_hook  # noqa: PLC0415
 
         check_sql("sql", self.sql)
         for name in self.names:
@@ -65,4 +65,4 @@ class SqlOperator(LedgerOperator):
 
     def lineage_inputs(self) -> Sequence[Any]:
         """Return the tables that the query reads."""
-        return assets.sql_inputs(self.sql_hook(), self.sql_conn_id, self.sql)
+        return assets.sql_inputs(lambda: self.sql_hook().hook(), self.sql_conn_id, self.sql)

@@ -51,14 +51,16 @@ def talon_audience_sync(
 ) -> TaskGroup:
     """Keep an audience, or many, equal to a query, with several tasks that send at once.
 
-    The group has three tasks. ``plan`` reads the query, compares, asks the guard and writes the plan under the state URI, which
-    all workers must reach. ``push`` is mapped: each instance sends a share of the plan, at its share of the connection's rate,
-    and notes on its own what was acknowledged; one that fails or is cleared sends what is left of its share. ``commit``
-    fails unless all is in, and returns the report of the whole sync. Where nothing is to be sent, ``push`` is skipped.
+    The group has three tasks. ``plan`` reads the query, compares, asks the guard and writes the plan under
+    the state URI, which all workers must reach. ``push`` is mapped: each instance sends a share of the plan,
+    at its share of the connection's rate, and notes on its own what was acknowledged; one that fails or is
+    cleared sends what is left of its share. ``commit`` fails unless all is in, and returns the report of the
+    whole sync. Where nothing is to be sent, ``push`` is skipped.
 
     Args:
         group_id: The group's ID.
-        workers: Instances of ``push`` at the most, all at once. A plan has one for each 100,000 changes, up to so many.
+        workers: Instances of ``push`` at the most, all at once. A plan has one for each 100,000 changes, up
+            to so many.
         pool: Pool of ``push``; with fewer slots than ``workers`` the rate is not used up.
         default_args: For all tasks of the group, such as ``retries``.
         max_rejected: How many records may be refused before ``commit`` fails. None for any number.
@@ -67,8 +69,8 @@ def talon_audience_sync(
         mirror: Other arguments of ``SqlToTalonAudienceOperator``, but for ``task_id`` and ``mode``.
 
     Returns:
-        The group. The XCom of its task ``commit`` is a report like that of ``SqlToTalonAudienceOperator``; its ``requests``,
-        ``retries`` and ``throttled`` are those of the last try of each task.
+        The group. The XCom of its task ``commit`` is a report like that of ``SqlToTalonAudienceOperator``;
+        its ``requests``, ``retries`` and ``throttled`` are those of the last try of each task.
     """
     _refuse_own(mirror, "mode")
     limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
@@ -88,9 +90,10 @@ def talon_profiles_sync(
 ) -> TaskGroup:
     """Keep attributes of customer profiles equal to a query, with several tasks that send at once.
 
-    As in ``talon_audience_sync``. The plan has no values in it, so each instance of ``push`` reads the query again, and sorts
-    its rows on the worker's disk. A profile whose row is no longer what was planned is not sent: it is counted under
-    ``rejected``, has a dead letter, does not count towards ``max_rejected``, and the next run sends it.
+    As in ``talon_audience_sync``. The plan has no values in it, so each instance of ``push`` reads the query
+    again, and sorts its rows on the worker's disk. A profile whose row is no longer what was planned is not
+    sent: it is counted under ``rejected``, has a dead letter, does not count towards ``max_rejected``, and
+    the next run sends it.
 
     Args:
         group_id: The group's ID.
@@ -176,10 +179,10 @@ class PushShareOperator(SendingOperator):
 
     Args:
         share: One of what the planning task returned.
-        profiles: Of attributes, the arguments of ``SqlToTalonProfilesOperator``: the query is read again, as a plan holds no
-            values.
-        kwargs: As in ``SendingOperator``. ``max_rejected`` says how many refused records are no reason to give up;
-            ``CommitPlanOperator`` judges them all.
+        profiles: Of attributes, the arguments of ``SqlToTalonProfilesOperator``: the query is read again, as
+            a plan holds no values.
+        kwargs: As in ``SendingOperator``. ``max_rejected`` says how many refused records are no reason to
+            give up; ``CommitPlanOperator`` judges them all.
 
     Returns:
         The counts of this try, in which ``resumed = sent + rejected``.

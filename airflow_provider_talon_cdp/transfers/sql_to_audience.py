@@ -21,11 +21,10 @@ from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_
 from airflow_provider_talon_cdp.transfers._base import SqlOperator
 
 if TYPE_CHECKING:
-    from airflow.providers.common.sql.hooks.sql import DbApiHook
-
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.sync.mirror import Mirror
+    from airflow_provider_talon_cdp.transfers._rows import SqlSource
 
 Mode = Literal["mirror", "add", "remove"]
 
@@ -33,36 +32,40 @@ Mode = Literal["mirror", "add", "remove"]
 class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
     """Keep an audience equal to a query, or add the customer profiles that it returns, or remove them.
 
-    Rows are streamed: memory stays flat however many there are. Changes travel in requests of at most 1000, many in
-    flight, at the connection's rate. A profile that does not exist in Talon.One is created; it shows up in an
-    Application after its first session or profile update there.
+    Rows are streamed: memory stays flat however many there are. Changes travel in requests of at most 1000,
+    many in flight, at the connection's rate. A profile that does not exist in Talon.One is created; it shows
+    up in an Application after its first session or profile update there.
 
-    A mirror sends only what changed since the last acknowledged run, which a ledger under ``state_uri`` remembers. It
-    removes no member that it did not add itself, refuses to remove more than the guard allows, and after a crash the
-    next try sends what is left; a try that ends green has made the audience equal to the query as that try read it.
+    A mirror sends only what changed since the last acknowledged run, which a ledger under ``state_uri``
+    remembers. It removes no member that it did not add itself, refuses to remove more than the guard allows,
+    and after a crash the next try sends what is left; a try that ends green has made the audience equal to
+    the query as that try read it.
 
     Args:
         sql: One SELECT, or the path of a ``.sql`` template.
         sql_conn_id: Airflow connection of any SQL database.
         mode: ``mirror``, ``add`` or ``remove``.
-        audience_column: Instead of ``audience_id``: the column that holds each row's audience ID. A null or an empty text there
-            stops a mirror before it sends anything; ``add`` and ``remove`` count the row as rejected.
-        profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or UUIDs.
-        audiences: Mirror with ``audience_column``: the audiences that it manages. Without it, those that the query has
-            or had in an earlier run; one that disappears from the query loses its members, if the guard allows it.
-        audience_name_column: Mirror with ``audience_column``: the column that holds the name under which a missing
-            audience is created.
-        ledger: Mirror with ``audience_column``: name of the ledger. Default: the DAG's and the task's ID; a mapped task must
-            name one for each of its instances.
+        audience_column: Instead of ``audience_id``: the column that holds each row's audience ID. A null or
+            an empty text there stops a mirror before it sends anything; ``add`` and ``remove`` count the row
+            as rejected.
+        profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or
+            UUIDs.
+        audiences: Mirror with ``audience_column``: the audiences that it manages. Without it, those that the
+            query has or had in an earlier run; one that disappears from the query loses its members, if the
+            guard allows it.
+        audience_name_column: Mirror with ``audience_column``: the column that holds the name under which a
+            missing audience is created.
+        ledger: Mirror with ``audience_column``: name of the ledger. Default: the DAG's and the task's ID; a
+            mapped task must name one for each of its instances.
         parameters: Bind parameters of the query, in the driver's style.
         hook_params: Arguments of the SQL connection's hook.
         kwargs: As in ``MembershipOperator``; its arguments for a mirror among them.
 
     Returns:
-        The counts of the sync, in which ``read + removals + resumed = unchanged + sent + duplicate + rejected + unsent``:
-        ``rejected`` by reason, ``unsent`` 0, ``resumed`` what an earlier try had left of its plan. And ``requests``,
-        ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a dry run, the
-        guard's ``verdict``; no member IDs.
+        The counts of the sync, in which ``read + removals + resumed = unchanged + sent + duplicate + rejected
+        + unsent``: ``rejected`` by reason, ``unsent`` 0, ``resumed`` what an earlier try had left of its
+        plan. And ``requests``, ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder),
+        ``ledger_version`` and, of a dry run, the guard's ``verdict``; no member IDs.
     """
 
     template_fields: Sequence[str] = (
@@ -135,13 +138,13 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                 managed = self._audience_ids("audiences", self.audiences)
         return self.audience_mirror(context, hook, source, ledger_name=ledger, managed=managed, names=created)
 
-    def _records(self, source: DbApiHook, verb: str, names: dict[str, str]) -> Generator[Record, None, None]:
+    def _records(self, source: SqlSource, verb: str, names: dict[str, str]) -> Generator[Record, None, None]:
         """Read the query; keep the names of its audiences on the way."""
         from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
             read_members,
             read_memberships,
         )
-        from airflow_provider_talon_cdp.transfers.rows import stream_rows  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import stream_rows  # noqa: PLC0415
 
         id_type = self.audience_id_type
         columns = [

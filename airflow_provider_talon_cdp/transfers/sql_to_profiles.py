@@ -37,28 +37,32 @@ class ProfilesOperator(LedgerOperator):
     """Base of the operators that keep attributes of customer profiles equal to rows.
 
     Args:
-        profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or UUIDs.
-        attributes: Attribute name by column, or a list of columns that are attributes under their own names. Default: all
-            other columns, or none where there is an ``attributes_column``.
+        profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or
+            UUIDs.
+        attributes: Attribute name by column, or a list of columns that are attributes under their own names.
+            Default: all other columns, or none where there is an ``attributes_column``.
         attributes_column: A column that holds a JSON object of attributes: more of them, or all.
-        types: Talon.One's type by attribute name: ``string``, ``number``, ``boolean``, ``time``, ``location``,
-            ``(list string)``, ``(list number)``, ``(list time)`` or ``(list location)``. Values are converted where that
-            loses nothing; a row with another value is rejected. Without a type, the value's own decides.
+        types: Talon.One's type by attribute name: ``string``, ``number``, ``boolean``, ``time``,
+            ``location``, ``(list string)``, ``(list number)``, ``(list time)`` or ``(list location)``. Values
+            are converted where that loses nothing; a row with another value is rejected. Without a type, the
+            value's own decides.
         nulls: ``skip`` leaves them out; ``delete`` deletes the attribute.
-        on_missing: When a profile is in the ledger and not in the source: ``ignore`` it, or ``clear`` the attributes that
-            were ever sent for it, as far as the guard allows.
-        on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one in which ``order_by_column``
-            is greatest; null is the smallest, and of equal ones each run takes the same.
+        on_missing: When a profile is in the ledger and not in the source: ``ignore`` it, or ``clear`` the
+            attributes that were ever sent for it, as far as the guard allows.
+        on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one in which
+            ``order_by_column`` is greatest; null is the smallest, and of equal ones each run takes the same.
         order_by_column: The column that decides; it is an attribute only where ``attributes`` names it.
-        skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of refusing.
+        skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of
+            refusing.
         run_rule_engine: Run Talon.One's rules for each profile, which takes longer.
-        give_up_after: Stop when so many profiles, and more than ``max_rejected``, were all refused for one reason and none was
-            accepted; None for never.
-        ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each of its
-            instances.
-        kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction`` and ``max_removals`` (profiles that are
-            cleared), ``max_additions`` (profiles that are sent), ``send``, ``dry_run``, ``state_uri``, ``keep_versions``,
-            ``max_rejected``, ``in_flight``, ``on_busy``, ``busy_timeout``, ``talon_cdp_conn_id``.
+        give_up_after: Stop when so many profiles, and more than ``max_rejected``, were all refused for one
+            reason and none was accepted; None for never.
+        ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each
+            of its instances.
+        kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction`` and ``max_removals``
+            (profiles that are cleared), ``max_additions`` (profiles that are sent), ``send``, ``dry_run``,
+            ``state_uri``, ``keep_versions``, ``max_rejected``, ``in_flight``, ``on_busy``, ``busy_timeout``,
+            ``talon_cdp_conn_id``.
     """
 
     template_fields: Sequence[str] = (
@@ -189,13 +193,15 @@ class ProfilesOperator(LedgerOperator):
 class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
     """Keep attributes of customer profiles equal to a query.
 
-    Talon.One has no bulk call for attributes: one profile is one request, a million are four to five hours at 60 a second.
-    So only what changed since the last acknowledged run is sent, which a ledger under ``state_uri`` knows by fingerprints;
-    it holds profile IDs and no values. Rows are streamed, memory stays flat, and after a crash the next try reads the
-    query again and sends what is left. A profile that does not exist in Talon.One is created.
+    Talon.One has no bulk call for attributes: one profile is one request, a million are four to five hours at
+    60 a second. So only what changed since the last acknowledged run is sent, which a ledger under
+    ``state_uri`` knows by fingerprints; it holds profile IDs and no values. Rows are streamed, memory stays
+    flat, and after a crash the next try reads the query again and sends what is left. A profile that does not
+    exist in Talon.One is created.
 
-    Attributes must be defined in the Campaign Manager. Null leaves an attribute as it is, or deletes it; a row without
-    any value sends nothing. An attribute that is no longer named in the query stays as it is, too.
+    Attributes must be defined in the Campaign Manager. Null leaves an attribute as it is, or deletes it; a
+    row without any value sends nothing. An attribute that is no longer named in the query stays as it is,
+    too.
 
     Args:
         sql: One SELECT with one row for each profile, or the path of a ``.sql`` template.
@@ -205,9 +211,10 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
         kwargs: As in ``ProfilesOperator``.
 
     Returns:
-        The counts of the sync, in which ``read + removals = unchanged + sent + duplicate + rejected + unsent``: ``rejected`` by
-        reason, ``removals`` profiles to clear, ``unsent`` 0. And ``requests``, ``retries``, ``throttled``, ``seconds``,
-        ``dead_letters`` (their folder), ``ledger_version`` and, of a dry run, the guard's ``verdict``; no profile IDs.
+        The counts of the sync, in which ``read + removals = unchanged + sent + duplicate + rejected +
+        unsent``: ``rejected`` by reason, ``removals`` profiles to clear, ``unsent`` 0. And ``requests``,
+        ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a
+        dry run, the guard's ``verdict``; no profile IDs.
     """
 
     template_fields: Sequence[str] = (*SqlOperator.template_fields, *ProfilesOperator.template_fields)
@@ -220,7 +227,7 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
 
     def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
         """Return what reads the query."""
-        from airflow_provider_talon_cdp.transfers.profile_rows import (  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import (  # noqa: PLC0415
             ProfileColumns,
             read_profiles,
         )
@@ -240,7 +247,7 @@ def _refuse_audiences(given: Mapping[str, Any]) -> None:
     asked = [name for name in _OF_AUDIENCES if name in given]
     if asked:
         raise InvalidInputError(
-            f"{asked[0]}: attributes and audiences do not go in one call, because Talon.One would run its rules for each "
-            "profile then, which takes longer. Use SqlToTalonAudienceOperator in a task of its own: it puts a thousand "
+            f"{asked[0]}: not with attributes, as Talon.One would run its rules for each profile then.\n"
+            "That takes longer. Use SqlToTalonAudienceOperator in a task of its own: it puts a thousand\n"
             "members into a request."
         )

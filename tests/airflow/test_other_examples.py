@@ -64,7 +64,7 @@ def test_the_profile_gets_the_customers_figures_and_one_of_two_audiences(run, ta
         "recency_days": (date(1998, 6, 30) - date.fromisoformat(last)).days,
         "purchases": len(theirs),
         "total_spent": sum(Decimal(each["dollars"]) for each in theirs),
-        "last_purchase": f"{last}T00:00:00+00:00",
+        "last_purchase": f"{last}T00:00:00Z",
     }
     assert profile["audiences"] == [audience]
 

@@ -62,7 +62,7 @@ def attributes(month: str) -> dict[str, dict[str, object]]:
             "recency": "this quarter" if idle <= 2 else "this year" if idle <= 11 else "over a year ago",
             "purchases": len(purchases),
             "total_spent": sum(Decimal(each["dollars"]) for each in purchases),
-            "last_purchase": f"{last}T00:00:00+00:00",
+            "last_purchase": f"{last}T00:00:00Z",
         }
     return found
 

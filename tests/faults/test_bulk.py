@@ -232,9 +232,10 @@ def test_a_storm_of_faults_loses_nothing(sync, talon):
 
 def test_a_profile_is_never_in_two_requests_at_once(connect, talon):
     """The emulator answers 409 where that happens, and takes a while for each request, so that it would."""
-    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.changes import Change  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.run import run_sync  # noqa: PLC0415
+
+    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook  # noqa: PLC0415
 
     with Emulator(service_time=0.03) as emulator:
         connect(emulator=emulator)

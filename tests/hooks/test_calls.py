@@ -139,7 +139,7 @@ def test_naive_times_are_sent_in_the_zone_of_the_connection(connect, talon):
 
 def test_the_calls_have_their_effect(connect, talon):
     hook = connect()
-    vip = hook.create_audience("vip", "VIP").id
+    vip = str(hook.create_audience("vip", "VIP").id)
     hook.create_audience("new", "New")
     hook.update_customer_profiles_audiences([("anna", ["vip", "new"], []), ("bert", ["vip"], [])])
     hook.update_customer_profile_audiences("anna", remove_audiences=["new"])
@@ -201,17 +201,17 @@ def test_what_the_api_would_refuse_is_refused_before_it_is_sent(connect, talon):
 
 
 def test_the_bulk_sender_sends_external_and_internal_ids(connect, talon):
-    from airflow_provider_talon_cdp.sync.changes import Batch, Change, Ids  # noqa: PLC0415
+    from airflow_provider_talon_cdp.changes.change import Change, Chunk  # noqa: PLC0415
 
     hook = connect()
-    vip = hook.create_audience("vip", "VIP").id
+    vip = str(hook.create_audience("vip", "VIP").id)
 
     async def send():
         async with hook.members_sender() as sender:
-            await sender(Batch(Ids(["anna", "bert"], "vip", "add")))
+            await sender(Chunk(["anna", "bert"], "vip"))
             assert (sender.requests, sender.retries, sender.throttled) == (1, 0, 0)
         async with hook.members_sender(audience_id_type="internal", in_flight=1) as sender:
-            await sender(Batch([Change("anna", vip, "remove"), Change("carl", vip, "add")]))
+            await sender(Chunk.of([Change("anna", vip, "remove"), Change("carl", vip, "add")]))
 
     asyncio.run(send())
     assert talon.members("vip") == {"bert", "carl"}

@@ -25,7 +25,7 @@ import pytest
 import requests
 from packaging.version import Version
 
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, audience_ledger_name
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 200_000
@@ -244,12 +244,10 @@ def wait_until(ready, seconds=60):
 @pytest.fixture
 def ledger_of(folder, emulator):
     def read(audience):
-        return FilesLedger(
-            folder / "state",
-            deployment_host=DEPLOYMENT_HOST,
-            base_url=emulator.url,
-            name=ledger_name(audience),
+        identity = LedgerIdentity(
+            deployment_host=DEPLOYMENT_HOST, base_url=emulator.url, name=audience_ledger_name(audience)
         )
+        return Ledger(folder / "state", identity)
 
     return read
 
@@ -280,7 +278,7 @@ def finish(worker, emulator, warehouse, ledger_of):
         assert end["state"] == "success", worker.said()[-3000:]
         ledger = ledger_of(audience)
         ledger.load()
-        known = {member for member, _ in ledger.known()}
+        known = {profile_id for chunk in ledger.known() for profile_id in chunk.ids}
         assert known == warehouse.ids, differences(known, warehouse.ids)
         assert not list(ledger.uncertain())
         members = emulator.members(audience)
@@ -435,15 +433,16 @@ def test_kills_while_attributes_are_sent(generator, folder, worker, emulator, wa
     held = {each: attributes for each, attributes in emulator.attributes().items() if attributes}
     unlike = {each for each in held.keys() | wanted.keys() if held.get(each) != wanted.get(each)}
     assert not unlike, f"{len(unlike):,} profiles differ"
-    ledger = FilesLedger(
-        folder / "state",
-        deployment_host=DEPLOYMENT_HOST,
-        base_url=emulator.url,
-        name="profiles:kills",
-        one_per_profile=True,
+    identity = LedgerIdentity(
+        deployment_host=DEPLOYMENT_HOST, base_url=emulator.url, name="profiles:kills", holds="profiles"
     )
+    ledger = Ledger(folder / "state", identity)
     ledger.load()
-    known = dict(ledger.known())
+    known = {
+        profile: line
+        for chunk in ledger.known()
+        for profile, line in zip(chunk.ids, chunk.each_key, strict=False)
+    }
     assert known.keys() == people.keys(), differences(known.keys(), people.keys())
     assert not [line for line in known.values() if line.startswith("?")]
     killed = ", ".join(f"{each:,}" for each in arrived)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.adopt import adopt_csv
-from airflow_provider_talon_cdp.ledger.ledger import Ledger, Sizes
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts, Sizes
+from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
+from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from tests.ledger.conftest import FACTS, VIP, plan_of, profiles
 from tests.storage import KilledError, Process, Storage
 
@@ -124,6 +129,116 @@ def test_a_death_while_members_are_adopted_leaves_none_or_all(storage, tmp_path)
         assert said_by(storage) == (1, ["a", "b", "c"], []), f"dead at {dies_at}"
         assert "locks" not in " ".join(storage.objects)
     assert set(versions) == {0, 1}
+
+
+def test_facts_are_the_old_or_the_new_ones_at_any_step(storage):
+    first_version(storage)
+    facts = set()
+
+    def remember():
+        ledger = ledger_in(storage)
+        with ledger.held("me"):
+            ledger.remember(RunFacts(data_until="new"))
+
+    for dies_at in deaths(storage, remember):
+        ledger = ledger_in(storage)
+        ledger.load()
+        facts.add(ledger.facts.data_until)
+        assert said_by(storage) == (1, ["a", "b", "c"], []), f"dead at {dies_at}"
+        assert not list(ledger.unacknowledged())
+    assert facts == {"", "new"}
+
+
+def test_whatever_an_explicit_change_sent_before_it_died_is_uncertain(storage):
+    first_version(storage)
+    world = set()
+
+    def remove():
+        world.clear()
+        calls = OutsideChanges(storage.folder(), replace(VIP, name="calls:x"), "calls")
+        for profile in "abx":
+            calls.note(Chunk([profile], "vip", "remove"))
+            storage.process.step()
+            world.add(profile)
+            storage.process.step()
+        calls.end()
+
+    most = 0
+    for dies_at in deaths(storage, remove):
+        _, known, uncertain = said_by(storage)
+        assert known == ["a", "b", "c"]
+        assert world & {"a", "b"} <= set(uncertain), f"dead at {dies_at}"
+        most = max(most, len(world))
+        # The next plan sends it; what a killed task may still send stays uncertain for a day.
+        second_version(storage)
+        _, known, uncertain = said_by(storage)
+        assert known == ["b"]
+        assert uncertain in ([], ["b"])
+    assert most == 3
+
+
+def second_version(storage):
+    ledger = ledger_in(storage)
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("-a", "+b", "-c")), facts=FACTS)
+        share = ledger.share()
+        for batch in range(share.left):
+            share.leaving(batch)
+            share.landed(batch)
+        share.end()
+
+
+def test_whatever_another_ledger_sent_before_it_died_is_known_to_be_uncertain(storage):
+    first_version(storage)
+    world = set()
+
+    def other_mirror():
+        world.clear()
+        ledger = Ledger(storage.folder(), replace(VIP, name="sync:x"), sizes=Sizes(batch=1, ahead=1))
+        with ledger.held("other"):
+            ledger.enforce(ledger.draft(plan_of("-a", "+b", "+x")), facts=FACTS)
+            share = ledger.share()
+            for batch, chunk in enumerate(share.batches()):
+                share.leaving(batch)
+                storage.process.step()
+                world.update(chunk.ids)
+                storage.process.step()
+                share.landed(batch)
+            share.end()
+
+    most = 0
+    for dies_at in deaths(storage, other_mirror):
+        _, known, uncertain = said_by(storage)
+        assert known == ["a", "b", "c"]
+        # It has b too.
+        assert world - {"b"} <= set(uncertain), f"dead at {dies_at}"
+        most = max(most, len(world))
+    assert most == 3
+
+
+def test_a_repair_that_dies_at_any_step_can_be_done_again(storage):
+    first_version(storage)
+    ledger = ledger_in(storage)
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+e", "+f")), facts=FACTS)
+        ledger.share().leaving(0)
+        ledger.share().landed(0)
+        ledger.share().end()
+    (acks,) = [name for name in storage.objects if "00000002-" in name and "acks" in name]
+    storage.objects[acks] = b"damaged"
+
+    def repair():
+        DamagedLedger(storage.folder(), VIP, keep=1, sleep=lambda _: None).repair("me")
+
+    died = 0
+    for _ in deaths(storage, repair):
+        repair()
+        version, known, uncertain = said_by(storage)
+        assert version in (3, 4)
+        assert (known, uncertain) == (["a", "b", "c"], ["e", "f"])
+        died += 1
+    assert died > 20
+    assert said_by(storage) == (3, ["a", "b", "c"], ["e", "f"])
 
 
 def test_storage_that_fails_at_any_step_is_a_ledger_error_and_no_other(storage):

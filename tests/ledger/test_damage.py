@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import stat
+from functools import partial
 
 import pytest
 
@@ -12,7 +15,7 @@ from airflow_provider_talon_cdp.exceptions import LedgerError, TalonCdpError
 from airflow_provider_talon_cdp.ledger import format as format_module
 from airflow_provider_talon_cdp.ledger import storage
 from airflow_provider_talon_cdp.ledger.format import zstd
-from tests.ledger.conftest import members, names, plan_of, spelt
+from tests.ledger.conftest import members, names, plan_of, profiles, spelt
 
 
 @pytest.fixture
@@ -183,6 +186,73 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_draft(open_ledger, commit,
         with pytest.raises(LedgerError, match=r"No space left on device\.\nIts disk or its quota is full"):
             ledger.draft(plan_of("+b"))
     assert names(ledger) == before
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+@pytest.mark.parametrize(
+    "number, cure",
+    [
+        (errno.ENOSPC, "disk or its quota is full"),
+        (errno.EDQUOT, "disk or its quota is full"),
+        (errno.EROFS, "Check the state URI"),
+        (errno.EACCES, "Check the state URI"),
+        (errno.EIO, "Check the state URI"),
+    ],
+)
+@pytest.mark.parametrize("step", ["open", "fsync", "write", "replace"])
+def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_folder(
+    open_ledger, commit, loaded, monkeypatch, number, cure, step
+):
+    commit(open_ledger(), "+a")
+    for fails_at in range(100):
+        steps = itertools.count(-fails_at)
+
+        def fails(really, left=steps):
+            def called(*args, **how):
+                if next(left) >= 0 and not (step == "open" and args[1] == storage.os.O_RDONLY):
+                    raise OSError(number, storage.os.strerror(number), args[0])
+                return really(*args, **how)
+
+            return called
+
+        with monkeypatch.context() as patch:
+            if step == "write":
+                patch.setattr(storage, "open", partial(Unwritable, fails), raising=False)
+            elif step == "replace":
+                patch.setattr(storage.Path, "replace", fails(storage.Path.replace))
+            else:
+                patch.setattr(storage.os, step, fails(getattr(storage.os, step)))
+            try:
+                commit(open_ledger(), "+b", "-c")
+            except LedgerError as error:
+                lines = str(error).split("\n")
+                assert "a file of the ledger: " in lines[0]
+                assert cure in lines[1]
+                assert lines[2].startswith(f"Folder: {open_ledger().folder}")
+                assert all(len(line) <= 110 for line in lines[:-1])
+            else:
+                break
+        assert profiles(loaded().known())[0] == "a"
+    # Without fsync of the folder a file system does what it can.
+    assert fails_at > 4
+
+
+class Unwritable:
+    """A file that cannot be written."""
+
+    def __init__(self, fails, *how):
+        self._file = open(*how)  # noqa: PTH123, SIM115
+        self.write = fails(self._file.write)
+
+    def __enter__(self):
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self._file.__exit__(*error)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)

@@ -162,7 +162,7 @@ def test_damage_anywhere_in_a_large_file_is_noticed_and_no_damaged_line_is_ever_
     path = folder / file.file
     whole = path.read_bytes()
     truth = set(MANY)
-    for position in range(0, len(whole), len(whole) // 97):
+    for position in range(0, len(whole), len(whole) // 29):
         for damaged in (
             whole[:position],
             whole[:position] + bytes([whole[position] ^ 0x20]) + whole[position + 1 :],
@@ -171,9 +171,9 @@ def test_damage_anywhere_in_a_large_file_is_noticed_and_no_damaged_line_is_ever_
         ):
             path.write_bytes(damaged)
             read = set()
+            chunks = read_chunks(folder, file)
             with pytest.raises(DamagedError, match=r"large\.zst is damaged"):
-                for chunk in read_chunks(folder, file):
-                    read.update(chunk.ids)
+                read.update(each for chunk in chunks for each in chunk.ids)
             assert read <= truth
     path.write_bytes(whole + b"x")
     with pytest.raises(DamagedError, match="is damaged"):
@@ -196,7 +196,7 @@ def test_frames_in_another_order_are_damage(large):
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_a_frame_that_would_fill_the_memory_is_damage(state):
     state.mkdir()
-    bomb = zstd.compress(b"x" * (1 << 30) + b"\n", options=format_module._FASTEST)
+    bomb = zstd.compress(b"x" * (1 << 26) + b"\n", options=format_module._FASTEST)
     (state / "bomb.zst").write_bytes(bomb)
     file = File(file="bomb.zst", sha256=hashlib.sha256(bomb).hexdigest(), lines=1, key="vip")
     tracemalloc.start()
@@ -216,7 +216,8 @@ def test_all_but_the_damaged_frames_can_be_saved(large):
         whole[position] ^= 1
     path.write_bytes(whole)
     saved = [each for chunk in saved_chunks(folder, file) for each in chunk.ids]
-    assert saved == sorted(set(saved)) and set(saved) <= set(MANY)
+    assert saved == sorted(set(saved))
+    assert set(saved) <= set(MANY)
     assert 60_000 * 0.7 < len(saved) < 60_000
 
 

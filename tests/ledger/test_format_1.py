@@ -1,4 +1,4 @@
-"""Ledgers that the version before wrote are read, and go on as ledgers of this one; ``data/`` holds files that it wrote."""
+"""Ledgers that the version before wrote go on as ledgers of this one; ``data/`` holds files that it wrote."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from airflow_provider_talon_cdp.ledger.ledger import (
 from tests.ledger.conftest import FACTS, changes, members, names, plan_of, spelt
 
 DATA = Path(__file__).parent / "data" / "format-1"
-MEMBERS = sorted(
-    [f"m{number:02}" for number in range(4, 60)] + ["a\tb\n\\", "n22", "ü", "x1", "x2", "😀"]
-)
+MEMBERS = sorted([f"m{number:02}" for number in range(4, 60)] + ["a\tb\n\\", "n22", "ü", "x1", "x2", "😀"])
 NAMES = [audience_ledger_name("vip"), sync_ledger_name("dag.task"), profiles_ledger_name("dag.task")]
 
 
@@ -61,7 +59,10 @@ def test_an_audience_is_read(copied):
 
 def test_a_sync_of_many_audiences_is_read(copied):
     ledger = loaded(copied(NAMES[1]))
-    assert members(ledger.known()) == [*((each, key) for each in "abc" for key in ("gold", "vip")), ("z", "vip")]
+    assert members(ledger.known()) == [
+        *((each, key) for each in "abc" for key in ("gold", "vip")),
+        ("z", "vip"),
+    ]
     assert ledger.suspected == {"gold"}
     assert members(ledger.uncertain()) == [("a", "gold"), ("b", "gold"), ("c", "gold")]
     assert [change[:3] for change in spelt(ledger.unacknowledged())] == [

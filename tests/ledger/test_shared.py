@@ -58,7 +58,7 @@ def push(opened):
                 if batches is not None and number >= batches:
                     break
                 pushing.leaving(number)
-                sent.append([profile for profile in batch.ids])
+                sent.append(list(batch.ids))
                 bad = (refused or {}).get(number, ())
                 for at in bad:
                     pushing.reject({"profile_id": sent[-1][at]})
@@ -337,7 +337,7 @@ def push_in(storage, plan, part, world, bad=()):
         for number, batch in enumerate(pushing.batches()):
             pushing.leaving(number)
             storage.process.step()
-            sent = [profile for profile in batch.ids]
+            sent = list(batch.ids)
             world.update(set(sent).difference(bad))
             storage.process.step()
             pushing.landed(number, [at for at, profile in enumerate(sent) if profile in bad])
@@ -397,7 +397,7 @@ def test_a_commit_that_is_killed_at_any_step_can_be_done_again():
     )
 )
 def test_after_any_history_of_pushes_the_ledger_tells_the_truth(history):
-    """Parts in any order, killed at any step or not, with any refusals; then each part once more, and the commit."""
+    """Parts in any order, killed at any step or not, with any refusals; then each again, and the commit."""
     storage, world = Storage(), set()
     plan = plan_in(storage)
     for part, dies_at, bad in history:

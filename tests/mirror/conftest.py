@@ -19,7 +19,7 @@ import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_talon_cdp.emulator import Emulator
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, audience_ledger_name
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
@@ -205,6 +205,11 @@ def state(tmp_path):
     return tmp_path / "state"
 
 
+def spelt_out(chunks):
+    """Return each profile ID with its key."""
+    return [pair for chunk in chunks for pair in zip(chunk.ids, chunk.each_key, strict=False)]
+
+
 def task_instance(run_id="run-1", task_id="sync", map_index=-1):
     return SimpleNamespace(dag_id="dag", task_id=task_id, run_id=run_id, map_index=map_index)
 
@@ -250,12 +255,12 @@ def ledger_of(talon, state):
 
     def read(name="vip"):
         connection = talon.connection()
-        ledger = FilesLedger(
-            state,
+        identity = LedgerIdentity(
             deployment_host=connection["extra"]["deployment_host"],
             base_url=connection["host"],
-            name=name if name.startswith("sync:") else ledger_name(name),
+            name=name if name.startswith("sync:") else audience_ledger_name(name),
         )
+        ledger = Ledger(state, identity)
         ledger.load()
         return ledger
 
@@ -316,13 +321,13 @@ def profiles_ledger(talon, state):
 
     def read(name="people", emulator=talon):
         connection = emulator.connection()
-        ledger = FilesLedger(
-            state,
+        identity = LedgerIdentity(
             deployment_host=connection["extra"]["deployment_host"],
             base_url=connection["host"],
             name=f"profiles:{name}",
-            one_per_profile=True,
+            holds="profiles",
         )
+        ledger = Ledger(state, identity)
         ledger.load()
         return ledger
 
@@ -357,7 +362,7 @@ def agrees(talon, ledger_of):
     """Assert that Talon.One and the ledger have exactly these members."""
 
     def check(wanted, audience="vip"):
-        known = [profile_id for profile_id, _ in ledger_of(audience).known()]
+        known = [profile_id for chunk in ledger_of(audience).known() for profile_id in chunk.ids]
         assert known == sorted(wanted), "the ledger differs from the warehouse"
         assert not list(ledger_of(audience).uncertain())
         assert talon.members(audience) == set(wanted), "Talon.One differs from the warehouse"
@@ -367,7 +372,7 @@ def agrees(talon, ledger_of):
 
 @pytest.fixture
 def calls(talon):
-    """Membership requests that the emulator has answered so far."""
+    """Requests about audiences and their members that the emulator has answered so far."""
 
     def count():
         return sum(

@@ -9,11 +9,10 @@ from contextlib import closing
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_talon_cdp.sync.external_sort import externally_sorted
-from airflow_provider_talon_cdp.transfers import rows
-from airflow_provider_talon_cdp.transfers.statements import SORTED_BY_BYTES
+from airflow_provider_talon_cdp.changes.spool import sorted_members
+from airflow_provider_talon_cdp.transfers import _rows
 
-SORTED_HERE = "not sorted by bytes: its rows are read again and sorted on this worker's disk"
+SORTED_HERE = "not sorted by bytes: it is read again and sorted on this worker's disk"
 IDS = [
     "é",
     "e\u0301",
@@ -35,13 +34,13 @@ IDS = [
 @pytest.fixture
 def unknown_dialect(monkeypatch):
     """Treat every database as one whose way to order by bytes we do not know."""
-    monkeypatch.setattr(rows, "SORTED_BY_BYTES", {})
+    monkeypatch.setattr(_rows, "DATABASES", ())
 
 
 @pytest.fixture
 def small_runs(monkeypatch):
     """Have the external sort write many files."""
-    monkeypatch.setattr(externally_sorted, "__kwdefaults__", {"run": 3})
+    monkeypatch.setattr(sorted_members, "__kwdefaults__", {"run": 3})
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +67,8 @@ def test_text_in_the_order_of_an_index_is_not_sorted_again(sqlite, vip, mirror, 
     mirror()
     agrees(IDS)
     with closing(BaseHook.get_connection("warehouse").get_hook().get_conn()) as connection:
-        statement, _ = SORTED_BY_BYTES["sqlite"](
-            connection, "SELECT * FROM customers", ["profile_id"], None, 1
-        )
+        database = _rows.sql_hook("warehouse").database
+        statement = _rows._sorted(database, connection, "SELECT * FROM customers", ["profile_id"], None, 1)
         plan = str(connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall())
     assert "SCAN" in plan
     assert "TEMP B-TREE" not in plan
@@ -142,6 +140,6 @@ def test_a_database_in_the_order_of_a_language_orders_by_bytes_for_us(
     mirror()
     agrees(IDS)
     assert SORTED_HERE not in caplog.text
-    monkeypatch.setattr(rows, "SORTED_BY_BYTES", {})
+    monkeypatch.setattr(_rows, "DATABASES", ())
     assert mirror(sql="SELECT profile_id FROM customers ORDER BY profile_id")["sent"] == 0
     assert SORTED_HERE in caplog.text, "this database does order by its language"

@@ -169,7 +169,7 @@ def test_rows_that_cannot_be_sent_are_counted_by_reason_and_the_others_are_sent(
     warehouse.fill_people("id text, score text", people)
     with pytest.raises(RejectedRecordsError, match="4 of 5 records were rejected") as error:
         send(types={"score": "number"})
-    reason = "Attribute 'score' is declared as number, but its text is no number."
+    reason = "Attribute 'score' is declared as number, but its text is not a number."
     summary = error.value.report.summary()
     assert summary["rejected"] == {"profile ID null": 1, "profile ID empty": 1, reason: 2}
     assert attributes() == {"bo": {"score": Decimal("7.50")}}

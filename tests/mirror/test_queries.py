@@ -108,7 +108,7 @@ def test_two_columns_that_differ_in_case_alone_are_told_apart(warehouse, vip, mi
 
 def test_a_missing_column_names_those_that_are_there(warehouse, vip, mirror, calls):
     warehouse.fill(IDS)
-    with pytest.raises(InvalidInputError, match=r"no column 'customer'.*It has: profile_id"):
+    with pytest.raises(InvalidInputError, match=r"(?s)no column 'customer'.*It has: profile_id"):
         mirror(profile_id_column="customer")
     assert calls() == 0
 

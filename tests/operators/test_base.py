@@ -1,15 +1,17 @@
-"""What the operators that send have in common: retries, waiting, limits from templates, lists as data, links."""
+"""What the operators that send have in common: retries, waiting, limits, lists as data, links."""
 
 from __future__ import annotations
 
 import logging
 import time
 from threading import Event, Thread
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
+import airflow_provider_talon_cdp as package
+from airflow_provider_talon_cdp.decorators import TalonAudienceTask, TalonProfilesTask
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     GuardError,
@@ -17,12 +19,31 @@ from airflow_provider_talon_cdp.exceptions import (
     LedgerBusyError,
     RejectedRecordsError,
     TransientError,
+    UnexpectedAnswerError,
 )
 from airflow_provider_talon_cdp.operators import _base
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileOperator
 from airflow_provider_talon_cdp.sync import loop
+from airflow_provider_talon_cdp.transfers.across_workers import (
+    CommitPlanOperator,
+    PlanAudienceOperator,
+    PlanProfilesOperator,
+    PushShareOperator,
+)
+
+# What ``ends_retries`` puts around a function.
+(WRAPPER,) = (each for each in _base.ends_retries.__code__.co_consts if isinstance(each, CodeType))
+
+
+def codes_of(function):
+    """Code of a function and of those that decorators put around it."""
+    found = []
+    while function is not None:
+        found.append(function.__code__)
+        function = getattr(function, "__wrapped__", None)
+    return found
 
 
 class DataFrame:
@@ -95,12 +116,25 @@ class TestRetries:
             run(members(add=["anna", ""]))
         assert error.value.report.sent == 1
 
-    def test_what_may_pass_is_retried(self, run, connect, monkeypatch):
-        connect(host="http://127.0.0.1:9")
-        monkeypatch.setattr(time, "sleep", lambda _: None)
-        with pytest.raises(TransientError) as error:
-            run(CreateAudienceOperator(task_id="c", audience_id="vip", audience_name="VIP"))
-        assert not isinstance(error.value, AirflowFailException)
+    @pytest.mark.parametrize("kind", [TransientError, UnexpectedAnswerError])
+    def test_what_may_pass_is_retried_and_the_rest_is_not(self, kind):
+        @_base.ends_retries
+        def execute(operator, context):
+            raise kind("what Talon.One said", method="PUT", path="/v1", status=503)
+
+        with pytest.raises(kind) as error:
+            execute(members(add=["anna"]), {})
+        assert isinstance(error.value, AirflowFailException) == (kind is UnexpectedAnswerError)
+
+    def test_every_operator_that_calls_talon_one_ends_its_retries(self):
+        operators = [
+            *(getattr(package, name) for name in package.__all__ if name.endswith("Operator")),
+            *(PushShareOperator, CommitPlanOperator, PlanAudienceOperator, PlanProfilesOperator),
+            *(TalonAudienceTask, TalonProfilesTask),
+        ]
+        assert len(operators) == 14
+        for each in operators:
+            assert WRAPPER in codes_of(each.execute), each
 
     def test_the_text_stands_in_the_log_before_the_traceback(self, run, talon, vip, caplog, capfd):
         run(mirror(["anna", "bert"]))

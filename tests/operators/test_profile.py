@@ -63,7 +63,7 @@ def test_attributes_arrive_with_their_types(run, talon):
         "Int": 2**70,
         "Price": Decimal("19.90"),
         "Flag": True,
-        "At": "2026-01-02T03:04:05+00:00",
+        "At": "2026-01-02T03:04:05Z",
         "Id": str(UUID(int=7)),
         "List": ["a", "b"],
     }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+
+import airflow_provider_talon_cdp
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "airflow_provider_talon_cdp"
@@ -142,3 +145,53 @@ def test_a_warning_from_our_code_fails_a_test(category):
     """The filters in pyproject.toml let Airflow's own warnings pass and must not let ours."""
     with pytest.raises(category):
         warnings.warn_explicit("ours", category, "hook.py", 1, module="airflow_provider_talon_cdp.hooks.hook")
+
+
+PUBLIC = {
+    "CreateAudienceOperator": "operators.audience",
+    "DeleteAudienceOperator": "operators.audience",
+    "SqlToTalonAudienceOperator": "transfers.sql_to_audience",
+    "SqlToTalonProfilesOperator": "transfers.sql_to_profiles",
+    "SyncAudienceMembersOperator": "operators.members",
+    "TalonCdpHook": "hooks.talon_cdp",
+    "UpdateAudienceOperator": "operators.audience",
+    "UpdateProfileAudiencesOperator": "operators.profile",
+    "UpdateProfileOperator": "operators.profile",
+    "talon_audience_sync": "transfers.across_workers",
+    "talon_profiles_sync": "transfers.across_workers",
+}
+OF_A_DAG = sorted({*PUBLIC.values(), "assets", "decorators"} - {"hooks.talon_cdp"})
+
+
+def test_the_package_root_has_all_public_names():
+    assert set(airflow_provider_talon_cdp.__all__) == {*PUBLIC, "__version__"}
+    for name, module in PUBLIC.items():
+        found = getattr(airflow_provider_talon_cdp, name)
+        assert found is getattr(importlib.import_module(f"{PACKAGE.name}.{module}"), name)
+        assert name in dir(airflow_provider_talon_cdp)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = airflow_provider_talon_cdp.Nothing
+
+
+@pytest.mark.parametrize("module", OF_A_DAG)
+def test_a_dag_file_pays_for_the_operator_alone(module):
+    """Neither HTTP clients nor the engine nor SQL hooks come with it, and it is there in a moment."""
+    names = "DAG, task, BaseOperator, BaseOperatorLink, TaskGroup, Param, XComArg, Asset, AssetAlias, XCom"
+    code = (
+        f"import sys, time; from airflow.providers.common.compat.sdk import {names}\n"
+        "before, start = set(sys.modules), time.process_time()\n"
+        f"import {PACKAGE.name}.{module}\n"
+        "print(time.process_time() - start, *set(sys.modules) - before)"
+    )
+    seconds, loaded = [], set()
+    # The best of three: a busy machine is no fault of ours.
+    for _ in range(3):
+        output = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, text=True)
+        first, *modules = output.splitlines()[-1].split()
+        seconds.append(float(first))
+        loaded.update(modules)
+    assert min(seconds) < 0.04
+    roots = {name.split(".")[0] for name in loaded}
+    assert not roots & {"requests", "aiohttp", "sqlparse", "orjson"}
+    ours = {name.split(".")[1] for name in loaded if name.startswith(f"{PACKAGE.name}.")}
+    assert not ours & {"api", "changes", "hooks", "ledger", "ledgers", "sync"}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger
+from airflow_provider_talon_cdp.changes.diff import Scope
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, Sizes
 from airflow_provider_talon_cdp.sync.guard import Guard
-from airflow_provider_talon_cdp.sync.memberships import Memberships
+from airflow_provider_talon_cdp.sync.members import Members
 from airflow_provider_talon_cdp.sync.mirror import Mirror
-from tests.sync.fakes import FakeTalon, Storage, adds, opened
+from airflow_provider_talon_cdp.sync.push import Limits
+from tests.changes.strategies import spelt_out
+from tests.storage import Storage
+from tests.sync.fakes import FakeTalon, adds, opened
 
 OPEN = Guard(on_empty="allow", max_removal_fraction=1.0)
+STRICT = Guard(min_removals=0)
 
 
 class Cursor:
@@ -27,6 +32,8 @@ class Sync:
     """A ledger, a Talon.One, and mirrors between them."""
 
     ahead = 64
+    now = 1_790_000_000.0
+    identity = LedgerIdentity(deployment_host="acme.talon.one", base_url="u", name="sync:x")
 
     def __init__(self):
         self.storage = Storage()
@@ -35,43 +42,47 @@ class Sync:
         self.cursor = Cursor()
 
     def ledger(self):
-        return FilesLedger(
-            self.storage.folder(), deployment_host="acme.talon.one", base_url="u", name="x", ahead=self.ahead
+        # No two runs begin in one second.
+        self.now += 1
+        return Ledger(
+            self.storage.folder(), self.identity, sizes=Sizes(ahead=self.ahead), clock=lambda: self.now
         )
 
-    @property
-    def ledger_version(self):
+    def loaded(self):
         ledger = self.ledger()
         ledger.load()
-        return ledger.version
+        return ledger
 
     @property
     def known(self):
-        ledger = self.ledger()
-        ledger.load()
-        return set(ledger.known())
+        return set(spelt_out(self.loaded().known()))
 
     @property
     def uncertain(self):
-        ledger = self.ledger()
-        ledger.load()
-        return set(ledger.uncertain())
+        return set(spelt_out(self.loaded().uncertain()))
 
-    def mirror(self, *rows, guard=OPEN, managed=None, **options):
+    def mirror(self, *rows, guard=OPEN, managed=None, sends_all=False, **options):
+        """Make a mirror of chunks and rejections."""
+
         def source():
             self.reads += 1
-            return iter([row for each in rows for row in (each if isinstance(each, list) else [each])])
+            return iter(rows)
 
+        limits = {name: options.pop(name) for name in ("in_flight", "max_rejected") if name in options}
         return Mirror(
-            source=source,
-            ledger=self.ledger(),
-            guard=guard,
-            sender=lambda: opened(self.talon),
-            kind=Memberships(managed),
-            **options,
+            **{
+                "source": source,
+                "ledger": self.ledger(),
+                "guard": guard,
+                "sender": lambda: opened(self.talon),
+                "kind": Members(scope=Scope(managed=managed, sends_all=sends_all)),
+                "limits": Limits(**limits),
+            }
+            | options
         )
 
     def run(self, *rows, retry=False, **options):
+        """Run a mirror: of a new task instance, or the next try of the one before."""
         if not retry:
             self.cursor = Cursor()
         report = self.mirror(*rows, **options).run("task", self.cursor)
@@ -87,5 +98,9 @@ def vip(*profiles):
     return {(profile, "vip") for profile in profiles}
 
 
+def names(*span):
+    return [f"{number:06}" for number in range(*span)]
+
+
 def numbers(*span):
-    return adds(*(f"{number:06}" for number in range(*span)))
+    return adds(*names(*span))

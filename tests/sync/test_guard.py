@@ -1,3 +1,5 @@
+"""What may be sent, by the counts of a plan."""
+
 from __future__ import annotations
 
 import re
@@ -7,17 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError
-from airflow_provider_talon_cdp.sync.diff import PlanCounts
-from airflow_provider_talon_cdp.sync.guard import Guard
+from airflow_provider_talon_cdp.sync.guard import Guard, ProfileGuard
 
 
-def counts(*, known=0, removals=0, additions=0, unchanged=None, **more):
-    return PlanCounts(
+def counts(*, known=0, removals=0, additions=0, unacknowledged=0, **more):
+    """Counts of a plan of one audience."""
+    unchanged = known - (removals - unacknowledged)
+    return Counts(
         known=Counter(vip=known),
         removals=Counter(vip=removals) if removals else Counter(),
         additions=Counter(vip=additions) if additions else Counter(),
-        unchanged=known - removals if unchanged is None else unchanged,
+        unacknowledged_removals=Counter(vip=unacknowledged) if unacknowledged else Counter(),
+        unchanged=unchanged,
+        wanted=unchanged + additions,
         **more,
     )
 
@@ -42,7 +48,9 @@ def test_an_empty_source_is_refused_with_the_numbers_and_the_arguments():
 @pytest.mark.parametrize("on_empty", ["fail", "skip", "allow"])
 def test_rows_that_are_all_rejected_are_no_empty_source(on_empty):
     rejected = Counter({"profile ID null": 2, "profile ID empty": 1})
-    with pytest.raises(GuardError, match="3 rows, and none .* 1 x profile ID empty; 2 x profile ID null"):
+    with pytest.raises(
+        GuardError, match="(?s)3 rows, and none .*\n1 x profile ID empty\n2 x profile ID null"
+    ):
         Guard(on_empty=on_empty, max_removal_fraction=1).check(
             counts(known=10, removals=10, read=3, rejected=rejected)
         )
@@ -59,7 +67,7 @@ def test_an_empty_source_may_be_skipped():
 
 def test_skip_is_for_an_empty_source_alone():
     with pytest.raises(GuardError, match="max_removal_fraction"):
-        Guard(on_empty="skip").check(counts(known=10, removals=9))
+        Guard(on_empty="skip", min_removals=0).check(counts(known=10, removals=9))
 
 
 def test_the_allowed_emptying_is_still_under_the_removal_limits():
@@ -79,19 +87,20 @@ def test_the_share_of_removals_has_a_limit(removals, sent):
     with pytest.raises(
         GuardError,
         match=re.escape(
-            "Audience 'vip' would lose 201 of 1,000 members (20.1%), and max_removal_fraction is 20.0%. Nothing was "
-            "sent. If that is right, pass max_removal_fraction=0.21."
+            "Audience 'vip' would lose 201 of 1,000 members (20.1%). Nothing was sent.\n"
+            "max_removal_fraction is 20.0%.\nIf that is right, pass max_removal_fraction=0.21."
         ),
     ):
         Guard().check(plan)
 
 
 def test_each_audience_is_judged_on_its_own():
-    plan = PlanCounts(
+    plan = Counts(
         known=Counter(big=100_000, small=10),
         removals=Counter(small=10),
         additions=Counter(big=1),
         unchanged=100_000,
+        wanted=100_001,
     )
     with pytest.raises(GuardError, match="'small' would lose 10 of 10"):
         Guard().check(plan)
@@ -103,7 +112,7 @@ def test_counts_have_limits_that_are_inclusive(name, other):
     assert Guard(**{f"max_{name}": 1234}).check(plan) == "send"
     with pytest.raises(
         GuardError,
-        match=rf"The plan has 1,234 {name}, and max_{name} is 1,233\. Nothing was sent\. .* max_{name}=1234\.",
+        match=rf"The plan has 1,234 {name}, and max_{name} is 1,233\. Nothing was sent\.\n.* max_{name}=1234",
     ):
         Guard(**{f"max_{name}": 1233}).check(plan)
     with pytest.raises(GuardError, match=f"max_{name} is 0"):
@@ -112,19 +121,53 @@ def test_counts_have_limits_that_are_inclusive(name, other):
 
 
 def test_no_removal_fits_a_share_of_0():
-    assert Guard(max_removal_fraction=0).check(counts(known=10, additions=1)) == "send"
+    strict = Guard(max_removal_fraction=0, min_removals=0)
+    assert strict.check(counts(known=10, additions=1)) == "send"
     with pytest.raises(GuardError, match=r"max_removal_fraction=0\.11"):
-        Guard(max_removal_fraction=0).check(counts(known=10, removals=1))
+        strict.check(counts(known=10, removals=1))
+
+
+@pytest.mark.parametrize("removals, sent", [(9, True), (10, False)])
+def test_a_share_says_nothing_about_few_removals(removals, sent):
+    plan = counts(known=11, removals=removals)
+    if sent:
+        assert Guard().check(plan) == "send"
+    else:
+        with pytest.raises(GuardError, match="would lose 10 of 11 members"):
+            Guard().check(plan)
+    with pytest.raises(GuardError, match=f"would lose {removals} of 11 members"):
+        Guard(min_removals=removals).check(plan)
+    assert Guard(min_removals=removals + 1).check(plan) == "send"
+
+
+def test_the_floor_is_for_the_share_only():
+    with pytest.raises(GuardError, match="max_removals is 1"):
+        Guard(max_removals=1, min_removals=100).check(counts(known=100, removals=2))
+    with pytest.raises(GuardError, match="no rows"):
+        Guard(min_removals=100).check(counts(known=2, removals=2))
+
+
+def test_what_was_never_acknowledged_is_nothing_to_protect():
+    # As after a first run with a wrong key: it may have added some, and nothing says that it did.
+    plan = counts(removals=64_000, unacknowledged=64_000, additions=1)
+    assert Guard().check(plan) == "send"
+    plan = counts(known=1000, removals=64_200, unacknowledged=64_000)
+    assert Guard().check(plan) == "send"
+    with pytest.raises(GuardError, match="would lose 201 of 1,000 members"):
+        Guard().check(counts(known=1000, removals=64_201, unacknowledged=64_000))
+    with pytest.raises(GuardError, match="The plan has 200 removals, and max_removals is 199"):
+        Guard(max_removals=199).check(plan)
+    assert Guard(max_removals=200).check(plan) == "send"
 
 
 @given(st.integers(1, 10**7), st.floats(0, 1), st.floats(0, 1))
 def test_the_argument_that_is_named_allows_the_plan(known, share, limit):
     plan = counts(known=known, removals=max(1, int(known * share)), additions=1)
     try:
-        Guard(max_removal_fraction=limit).check(plan)
+        Guard(max_removal_fraction=limit, min_removals=0).check(plan)
     except GuardError as refused:
         named = float(re.search(r"pass max_removal_fraction=([\d.]+)\.$", str(refused))[1])
-        assert Guard(max_removal_fraction=named).check(plan) == "send"
+        assert Guard(max_removal_fraction=named, min_removals=0).check(plan) == "send"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +186,8 @@ def test_the_argument_that_is_named_allows_the_plan(known, share, limit):
         {"max_removals": 1.5},
         {"max_removals": True},
         {"max_additions": "7"},
+        {"min_removals": None},
+        {"min_removals": -1},
         {"max_additions": -1},
     ],
 )
@@ -150,3 +195,13 @@ def test_a_limit_that_makes_no_sense_is_refused_by_name(arguments):
     ((name, value),) = arguments.items()
     with pytest.raises(InvalidInputError, match=rf"^{name} must be .* but is {re.escape(repr(value))}\."):
         Guard(**arguments)
+
+
+def test_the_limits_of_attributes_speak_of_profiles():
+    with pytest.raises(GuardError, match="no rows, and the ledger has 50 profiles"):
+        ProfileGuard().check(counts(known=50, removals=50))
+    with pytest.raises(
+        GuardError, match=r"^20 of 50 profiles would lose their attributes \(40.0%\)\. Nothing"
+    ):
+        ProfileGuard().check(counts(known=50, removals=20))
+    assert ProfileGuard(min_removals=21).check(counts(known=50, removals=20)) == "send"

@@ -1,195 +1,193 @@
-"""Signals during a push: what their handlers raise comes out, and the push ends in order."""
+"""The event loop beside the calling thread, how a push is stopped, and what the garbage collector is told."""
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
-import itertools
-import os
-import random
-import signal
-import sys
+import gc
 import threading
 import time
 import traceback
-from asyncio import Event
-from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import AuthenticationError
+from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.exceptions import AuthenticationError, StoppedError
 from airflow_provider_talon_cdp.sync import loop
-from airflow_provider_talon_cdp.sync.changes import Batch, Change
-from airflow_provider_talon_cdp.sync.delivery import halving
-from airflow_provider_talon_cdp.sync.loop import run_apart
-from airflow_provider_talon_cdp.sync.report import Tally
-from airflow_provider_talon_cdp.sync.run import send_all
+from airflow_provider_talon_cdp.sync.loop import refuse_stopped, run_apart, stop_pushes, syncing
 from tests.sync.fakes import FakeTalon, error
-
-# Whatever goes wrong, the alarm rings again and the test ends.
-_AGAIN = 5.0
+from tests.sync.pushing import Endless, NotedJournal, Plain, push, send
 
 
-class OverdueError(Exception):
-    """As Airflow's execution_timeout, it is raised by a signal's handler."""
+def test_the_result_comes_back_from_the_other_thread():
+    threads = []
 
+    async def work(reader):
+        threads.append(threading.get_ident())
+        return await reader(threading.get_ident)
 
-@contextmanager
-def alarm(seconds, rung, *, again=_AGAIN):
-    """Raise from a signal's handler after a while, once; where Python drops it, in a finalizer, once more."""
-    unraisable = sys.unraisablehook
-
-    def ring_again(dropped):
-        if dropped.exc_type is not OverdueError:
-            return unraisable(dropped)
-        rung.pop()
-        return signal.setitimer(signal.ITIMER_REAL, 0.001, again)
-
-    def ring(*_):
-        rung.append(time.monotonic())
-        if len(rung) > 1:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        raise OverdueError
-
-    before = signal.signal(signal.SIGALRM, ring)
-    sys.unraisablehook = ring_again
-    try:
-        signal.setitimer(signal.ITIMER_REAL, seconds, again)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        sys.unraisablehook = unraisable
-
-
-def forever():
-    for number in itertools.count():
-        yield Batch([Change(str(number), "vip", "add")])
-
-
-def send(stream, talon, tally, **options):
-    opened, closed = [], []
-
-    @asynccontextmanager
-    async def opening():
-        opened.append(tally.sent)
-        try:
-            yield talon
-        finally:
-            closed.append(tally.sent)
-
-    try:
-        send_all(
-            stream,
-            opening(),
-            halving,
-            tally,
-            in_flight=8,
-            progress=lambda: "",
-            report=lambda: None,
-            **options,
-        )
-    finally:
-        # A signal may come before anything was opened.
-        assert closed == [tally.sent] * len(opened)
-        assert tally.launched == tally.sent + tally.rejected.total() + tally.unsent
-
-
-@pytest.mark.own_process
-def test_what_a_signal_raises_ends_a_push_wherever_it_lands():
-    moments = random.Random(0)
-    for _ in range(100):
-        tally, rung = Tally(), []
-        with pytest.raises(OverdueError), alarm(moments.uniform(0.001, 0.03), rung):
-            send(forever(), FakeTalon(), tally)
-        assert time.monotonic() - rung[0] < 2
-        assert len(rung) == 1
-
-
-@pytest.mark.own_process
-def test_an_interrupt_ends_the_flights_that_are_under_way():
-    class Silent(FakeTalon):
-        ended = 0
-
-        async def __call__(self, batch):
-            self.requests += 1
-            if self.requests == 8:
-                os.kill(os.getpid(), signal.SIGINT)
-            try:
-                await Event().wait()
-            finally:
-                self.ended += 1
-
-    talon, tally = Silent(), Tally()
-    with pytest.raises(KeyboardInterrupt), alarm(_AGAIN, []):
-        send(forever(), talon, tally)
-    assert (talon.ended, tally.unsent, tally.requests) == (8, 8, 8)
-
-
-@pytest.mark.own_process
-@pytest.mark.parametrize("patience, again", [(0.1, 0), (60.0, 0.1)])
-def test_what_does_not_end_is_left_behind_after_a_while_or_at_a_second_signal(
-    monkeypatch, caplog, patience, again
-):
-    monkeypatch.setattr(loop, "_SECONDS_TO_END", patience)
-    stuck = threading.Event()
-
-    async def hang():
-        stuck.wait(30)
-
-    began = time.monotonic()
-    try:
-        with pytest.raises(OverdueError), alarm(0.1, [], again=again):
-            run_apart(lambda _: hang())
-        assert time.monotonic() - began < 10
-    finally:
-        stuck.set()
-    assert ("left behind" in caplog.text) == (not again)
+    assert run_apart(work) == threading.get_ident()
+    assert threads != [threading.get_ident()]
 
 
 def test_an_error_comes_out_as_it_is():
     failure = error(AuthenticationError)
     with pytest.raises(AuthenticationError) as raised:
-        send(forever(), FakeTalon(errors={5: failure}), Tally())
+        send(FakeTalon(errors={5: failure}))
     assert raised.value is failure
     assert "deliver" in [frame.name for frame in traceback.extract_tb(failure.__traceback__)]
 
 
-def test_callbacks_find_the_context_of_the_caller():
+def test_the_journal_finds_the_context_of_the_caller():
     task = contextvars.ContextVar("task", default=None)
     task.set("push")
     found = set()
-    send(
-        (batch for batch in itertools.islice(forever(), 20)),
-        FakeTalon(),
-        Tally(),
-        on_leaving=lambda _: found.add(task.get()),
-        on_landed=lambda _: found.add(task.get()),
-    )
+
+    class Asking(NotedJournal):
+        def leaving(self, number):
+            found.add(task.get())
+            super().leaving(number)
+
+        def landed(self, *args):
+            found.add(task.get())
+            super().landed(*args)
+
+    push(Asking([Chunk([str(number)], "vip") for number in range(20)]), FakeTalon(), Plain())
     assert found == {"push"}
 
 
 def test_the_source_is_read_and_closed_where_the_push_was_called():
     threads = []
 
-    def stream():
-        threads.append(threading.get_ident())
-        try:
-            yield from forever()
-        finally:
+    class Watched(Endless):
+        def stream(self):
             threads.append(threading.get_ident())
+            try:
+                yield from super().stream()
+            finally:
+                threads.append(threading.get_ident())
 
     with pytest.raises(AuthenticationError):
-        send(stream(), FakeTalon(errors={5: error(AuthenticationError)}), Tally())
+        send(FakeTalon(errors={5: error(AuthenticationError)}), journal=Watched())
     assert threads == [threading.get_ident()] * 2
 
 
-@pytest.mark.own_process
-def test_what_a_signal_raises_in_a_slow_source_comes_out():
-    def stream():
-        yield Batch([Change("a", "vip", "add")])
-        time.sleep(_AGAIN)
+# Stopping
 
-    talon, tally, rung = FakeTalon(), Tally(), []
-    with pytest.raises(OverdueError), alarm(0.2, rung):
-        send(stream(), talon, tally)
-    assert time.monotonic() - rung[0] < 2
+
+@pytest.fixture(autouse=True)
+def _not_stopped():
+    yield
+    loop._stopped.clear()
+
+
+class Stopping(FakeTalon):
+    """Somebody marks the task failed while its n-th request is under way."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+        self.stopped_at = self.last = 0.0
+
+    async def __call__(self, chunk):
+        self.last = time.monotonic()
+        if self.requests == self.number:
+            stop_pushes()
+            self.stopped_at = time.monotonic()
+        await super().__call__(chunk)
+
+
+def test_a_push_that_is_told_to_stop_sends_nothing_more_and_ends_in_order():
+    talon, counts, journal = Stopping(50), Counts(), Endless()
+    talon.pause = 0.01
+    with syncing(), pytest.raises(StoppedError, match="told to stop. What Talon.One acknowledged is"):
+        send(talon, counts, journal)
+    assert talon.last - talon.stopped_at < 1
+    assert counts.sent == len(talon.members) >= 40
+    assert len(journal.outcomes) == counts.sent
+
+
+def test_nothing_begins_once_a_stop_is_told_and_the_next_sync_forgets_it():
+    stop_pushes()
+    talon = FakeTalon()
+    with pytest.raises(StoppedError):
+        push(NotedJournal([Chunk(["a"], "vip")]), talon, Plain())
+    assert not talon.requests
+    with syncing():
+        refuse_stopped()
+        assert push(NotedJournal([Chunk(["a"], "vip")]), talon, Plain()).sent == 1
+
+
+def test_a_stop_ends_a_wait_for_an_answer():
+    class Silent(FakeTalon):
+        async def __call__(self, chunk):
+            stop_pushes()
+            await asyncio.sleep(30)
+
+    began = time.monotonic()
+    with syncing(), pytest.raises(StoppedError):
+        push(NotedJournal([Chunk(["a"], "vip")]), Silent(), Plain())
+    assert time.monotonic() - began < 2
+
+
+# The garbage collector: what is in memory when a sync begins is left out of collections until it ends.
+
+
+@pytest.fixture
+def _thawed():
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_thawed")
+def test_what_was_there_before_is_looked_through_again_after_the_end():
+    @syncing()
+    def failing():
+        frozen.append(gc.get_freeze_count())
+        raise KeyError
+
+    frozen, threshold = [], gc.get_threshold()
+    with pytest.raises(KeyError):
+        failing()
+    assert frozen[0] > 1000
+    assert gc.get_freeze_count() == 0
+    assert gc.get_threshold() == threshold
+
+
+@pytest.mark.usefixtures("_thawed")
+def test_what_others_froze_stays_frozen():
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with syncing():
+        """Nothing."""
+    assert gc.get_freeze_count() > frozen * 0.9
+
+
+def test_garbage_that_a_sync_makes_is_collected_meanwhile():
+    class Cycle:
+        def __init__(self):
+            self.own = self
+            made.append(id(self))
+
+        def __del__(self):
+            collected.append(id(self))
+
+    made, collected = [], []
+    with syncing():
+        Cycle()
+        gc.collect()
+        assert collected == made
+
+
+@pytest.mark.parametrize("own, meanwhile", [(700, 20_000), (50_000, 50_000), (0, 0)])
+def test_young_objects_are_looked_through_less_often_unless_that_is_turned_off(own, meanwhile):
+    before = gc.get_threshold()
+    gc.set_threshold(own, 7, 8)
+    try:
+        with syncing():
+            assert gc.get_threshold() == (meanwhile, 7, 8)
+        assert gc.get_threshold() == (own, 7, 8)
+    finally:
+        gc.set_threshold(*before)

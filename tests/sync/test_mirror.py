@@ -7,26 +7,31 @@ import re
 
 import pytest
 
+from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     GuardError,
     InvalidInputError,
+    LedgerBusyError,
+    OlderRunError,
     RejectedRecordsError,
+    StoppedError,
     TransientError,
 )
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.ledger.ledger import RunFacts
+from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
-from airflow_provider_talon_cdp.sync.memberships import Memberships
-from airflow_provider_talon_cdp.sync.mirror import Mirror
-from tests.sync.fakes import adds, error, opened
-from tests.sync.syncing import OPEN, numbers, vip
+from airflow_provider_talon_cdp.sync.loop import stop_pushes
+from tests.sync.fakes import FakeTalon, adds, error
+from tests.sync.syncing import STRICT, numbers, vip
 
 
 def test_a_mirror_adds_what_is_new_and_removes_what_is_gone(sync):
     first = sync.run(adds("a", "b", "c"))
-    assert (first.read, first.sent, first.removals, first.ledger_version) == (3, 3, 0, 1)
+    assert (first.read, first.added, first.removed, first.ledger_version) == (3, {"vip": 3}, {}, 1)
     second = sync.run(adds("b", "c", "d"))
-    assert (second.read, second.unchanged, second.sent, second.removals) == (3, 2, 2, 1)
+    assert (second.read, second.unchanged, second.added, second.removed) == (3, 2, {"vip": 1}, {"vip": 1})
+    assert second.by_audience() == {"vip": {"added": 1, "removed": 1, "members": 3}}
     assert sync.talon.members == sync.known == vip("b", "c", "d")
 
 
@@ -40,7 +45,7 @@ def test_the_same_source_again_sends_nothing(sync):
 def test_members_that_somebody_else_added_stay(sync):
     sync.talon.members = vip("theirs")
     sync.run(adds("a"))
-    sync.run([])
+    sync.run()
     assert sync.talon.members == vip("theirs")
 
 
@@ -50,7 +55,7 @@ def test_a_source_in_another_order_is_read_again_and_sorted_and_the_log_says_so(
     assert sync.reads == 2
     assert "is not sorted by bytes" in caplog.text
     assert (report.read, report.duplicate, report.sent) == (5, 1, 3)
-    assert dict(report.rejected) == {"profile ID null": 1}
+    assert report.rejected == {"profile ID null": 1}
     assert sync.talon.members == vip("a", "b", "c")
 
 
@@ -62,22 +67,22 @@ def test_a_reading_of_the_source_is_closed_before_anything_else_happens(sync, re
         assert not cursors, "another cursor is open"
         cursors.append("open")
         try:
-            yield from numbers(20_000)
+            yield numbers(20_000)
             if reads == "not sorted":
-                yield from numbers(20_000)
+                yield numbers(20_000)
         finally:
             cursors.pop()
 
-    def create(audience):
-        assert not cursors
+    class Watching(FakeTalon):
+        async def _travel(self):
+            assert not cursors
+            await super()._travel()
 
-    mirror = Mirror(
+    sync.talon = Watching()
+    mirror = sync.mirror(
         source=source,
-        ledger=sync.ledger(),
-        guard=OPEN,
-        sender=lambda: opened(sync.talon),
-        create=create,
-        kind=Memberships(["gold"] if reads == "refused" else None),
+        managed=["gold"] if reads == "refused" else None,
+        audiences=Audiences(names={"vip": "VIP"}),
     )
     if reads == "refused":
         with pytest.raises(InvalidInputError) as refusal:
@@ -85,36 +90,33 @@ def test_a_reading_of_the_source_is_closed_before_anything_else_happens(sync, re
         assert not cursors, refusal
     else:
         assert mirror.run("task").sent == 20_000
+        assert sync.talon.calls == [("create", "vip", "VIP")]
 
 
 def test_a_member_of_many_audiences_travels_in_one_entry(sync):
-    rows = [Change("a", audience, "add") for audience in ("x", "y", "z")]
-    assert sync.run(rows).requests == 1
-    sync.run(rows[:1])
+    assert sync.run(Chunk(["a", "a", "a"], ["x", "y", "z"])).requests == 1
+    sync.run(Chunk(["a"], "x"))
     assert sync.talon.members == {("a", "x")}
 
 
 def test_only_managed_audiences_change(sync):
-    sync.run([Change("a", "gold", "add"), Change("a", "vip", "add")])
+    sync.run(Chunk(["a", "a"], ["gold", "vip"]))
     sync.run(adds("b"), managed=["vip"])
     assert sync.talon.members == sync.known == {("a", "gold"), ("b", "vip")}
     with pytest.raises(InvalidInputError, match="'gold', which is not in audiences"):
-        sync.run([Change("b", "gold", "add")], managed=["vip"])
+        sync.run(adds("b", audience="gold"), managed=["vip"])
 
 
 def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
     sync.talon.errors = {0: error(TransientError)}
     with pytest.raises(TransientError):
-        sync.run([Change("a", "gold", "add"), Change("a", "vip", "add")])
+        sync.run(Chunk(["a", "a"], ["gold", "vip"]))
     # The request may have arrived all the same.
     sync.talon.members = {("a", "gold"), ("a", "vip")}
-    before, requests, prepared = dict(sync.storage.objects), sync.talon.requests, []
-    with pytest.raises(
-        InvalidInputError, match=r"'gold', which is not in audiences now\. Let one run end with it"
-    ):
-        sync.run(adds("b"), managed=["vip"], create=prepared.append)
+    before, requests = dict(sync.storage.objects), sync.talon.requests
+    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nLet one run end"):
+        sync.run(adds("b"), managed=["vip"], audiences=Audiences(names={"vip": "VIP"}))
     assert sync.talon.requests == requests
-    assert not prepared
     assert sync.storage.objects == before
     assert sync.uncertain == {("a", "gold"), ("a", "vip")}
     sync.run(adds("b"), managed=["vip", "gold"])
@@ -124,35 +126,66 @@ def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
     assert sync.talon.members == vip("c")
 
 
+def test_all_of_the_source_can_be_sent_again(sync):
+    sync.run(adds("a", "b", "c"))
+    sync.talon.members = set()
+    report = sync.run(adds("b", "c", "d"), sends_all=True)
+    assert (report.unchanged, report.added, report.removed) == (0, {"vip": 3}, {"vip": 1})
+    assert sync.talon.members == sync.known == vip("b", "c", "d")
+    assert report.by_audience()["vip"]["members"] == 3
+
+
+def test_the_log_has_the_plan_and_the_report_in_short_lines(sync, caplog):
+    caplog.set_level(logging.INFO)
+    sync.run(numbers(1000))
+    sync.run(numbers(10, 1020))
+    plan = "Plan: 20 to add, 10 to remove, 990 unchanged; the ledger has 1,000 members\nLedger: memory:/"
+    assert plan in caplog.text
+    assert "Done:\n1,010 read + 10 to remove + 0 resumed\n= 990 unchanged + 30 sent" in caplog.text
+
+
 # The guard
 
 
 def test_the_guard_speaks_before_the_first_request_and_leaves_everything_as_it_was(sync):
     sync.run(adds("a", "b", "c"))
     before, requests = dict(sync.storage.objects), sync.talon.requests
-    prepared = []
-    for rows in ([], adds("a"), [Rejection("profile ID longer", "x")]):
+    for rows in ([], [adds("a")], [Rejection("profile ID longer", "x")]):
         with pytest.raises(GuardError, match=r"Nothing was sent"):
-            sync.run(rows, guard=Guard(), create=prepared.append)
+            sync.run(*rows, guard=STRICT, audiences=Audiences(names={"vip": "VIP"}))
     assert sync.storage.objects == before
     assert sync.talon.requests == requests
-    assert not prepared
 
 
 def test_an_empty_source_that_is_skipped_changes_nothing(sync, caplog):
     sync.run(adds("a", "b"))
     before = dict(sync.storage.objects)
-    report = sync.run([], guard=Guard(on_empty="skip"))
-    assert (report.read, report.sent, report.removals, report.unsent) == (0, 0, 2, 2)
+    report = sync.mirror(guard=Guard(on_empty="skip")).run("task")
+    assert (report.read, report.sent, report.removals.total(), report.unsent) == (0, 0, 2, 2)
+    assert report.balances
     assert sync.storage.objects == before
     assert "on_empty is 'skip': its plan was not sent" in caplog.text
 
 
 def test_an_empty_source_that_is_allowed_empties_the_audience(sync):
     sync.run(adds("a", "b"))
-    report = sync.run([])
-    assert (report.removals, report.sent) == (2, 2)
+    report = sync.run()
+    assert (report.removals, report.removed) == ({"vip": 2}, {"vip": 2})
     assert sync.talon.members == sync.known == set()
+
+
+def test_a_first_run_with_a_wrong_key_does_not_stand_in_the_way_of_a_right_query(sync):
+    """Nothing of it arrived, and the guard protects what was acknowledged only."""
+    sync.talon.errors = {number: error(AuthenticationError, 401) for number in range(64)}
+    with pytest.raises(AuthenticationError):
+        sync.run(numbers(64_000), guard=Guard())
+    sync.talon.errors = {}
+    report = sync.run(numbers(100_000, 100_500), guard=Guard())
+    assert sync.talon.members == sync.known
+    assert len(sync.known) == 500
+    # The requests beside the refused one may have arrived.
+    assert report.added == {"vip": 500}
+    assert report.by_audience()["vip"]["members"] == 500
 
 
 # Dry run
@@ -164,7 +197,7 @@ def test_a_dry_run_sends_and_records_nothing_and_tells_all(sync, caplog):
     before, requests = dict(sync.storage.objects), sync.talon.requests
     report = sync.mirror(numbers(100, 4600)).dry_run(10)
     assert report.balances
-    assert (report.read, report.unchanged, report.removals, report.unsent) == (4500, 2900, 100, 1700)
+    assert (report.read, report.unchanged, report.removals, report.unsent) == (4500, 2900, {"vip": 100}, 1700)
     assert (report.requests, report.sent, report.verdict, report.ledger_version) == (2, 0, "would be sent", 1)
     assert "It takes 2 requests: 0.2 s at 10 a second." in caplog.text
     assert sync.storage.objects == before
@@ -184,81 +217,20 @@ def test_a_dry_run_tells_the_guards_verdict(sync, guard, verdict):
 
 def test_a_dry_run_of_a_new_ledger_writes_no_file(sync):
     report = sync.mirror(adds("b", "a"), Rejection("x", "y")).dry_run(60)
-    assert (report.unsent, report.rejected_total, report.ledger_version) == (2, 1, 0)
+    assert (report.unsent, report.rejected.total(), report.ledger_version) == (2, 1, 0)
     assert not sync.storage.objects
 
 
 def test_a_dry_run_does_not_wait_for_another_run(sync):
-    with sync.ledger().locked("other"):
+    with sync.ledger().held("other"):
         assert sync.mirror(adds("a")).dry_run(60).unsent == 1
 
 
-# Creating audiences
-
-
-def test_audiences_that_change_are_prepared_after_the_guard_and_before_the_first_request(sync):
-    prepared = []
-    sync.run(adds("a"), create=lambda each: prepared.append((each, sync.talon.requests)))
-    assert prepared == [("vip", 0)]
-    sync.run(adds("a"), create=prepared.append)
-    assert len(prepared) == 1
-
-
-def test_an_audience_that_had_to_be_created_gets_all_members_again(sync):
-    sync.run([*adds("a", "b", "c"), Change("z", "gold", "add")])
-    sync.talon.members = {("z", "gold")}
-    rows = [*adds("b", "c", "d"), Change("z", "gold", "add")]
-    report = sync.run(rows, create=lambda audience: audience == "vip")
-    assert (report.unchanged, report.sent, report.removals) == (1, 4, 1)
-    assert sync.talon.members == sync.known == {*vip("b", "c", "d"), ("z", "gold")}
-
-
-def test_a_new_audience_is_no_loss(sync):
-    assert sync.run(adds("a"), create=lambda audience: audience == "vip").sent == 1
-    assert sync.reads == 1
-
-
-def test_a_loss_is_not_forgotten_when_the_guard_refuses_to_make_it_good(sync):
-    sync.run(adds("a", "b", "c"))
-    sync.talon.members = set()
-    limited = Guard(max_additions=1)
-    with pytest.raises(GuardError, match="max_additions=4"):
-        sync.run(adds("a", "b", "c", "d"), guard=limited, create=lambda audience: audience == "vip")
-    # The audience exists now, so nothing is created and nothing tells of the loss again.
-    sync.run(adds("a", "b", "c", "d"))
-    assert sync.talon.members == vip("a", "b", "c", "d")
-
-
-def test_a_loss_is_not_forgotten_when_the_creation_ends_in_an_error(sync):
-    sync.run(adds("a", "b"))
-    sync.talon.members = set()
-
-    def reset_after_the_effect(_):
-        raise error(TransientError)
-
-    with pytest.raises(TransientError):
-        sync.run(adds("a", "b", "c"), create=reset_after_the_effect)
-    sync.run(adds("a", "b", "c"))
-    assert sync.talon.members == vip("a", "b", "c")
-
-
-def test_a_creation_that_was_refused_for_sure_makes_no_member_doubtful(sync):
-    sync.run(adds("a", "b"))
-
-    def refused(_):
-        raise error(AuthenticationError)
-
-    with pytest.raises(AuthenticationError):
-        sync.run(adds("a", "b", "c"), create=refused)
-    assert sync.run(adds("a", "b", "c")).sent == 1
-
-
-def test_an_audience_that_exists_makes_no_member_doubtful_though_the_push_fails(sync):
-    sync.run(adds("a", "b"))
-    sync.talon.errors = {sync.talon.requests: error(TransientError)}
-    with pytest.raises(TransientError):
-        sync.run(adds("a", "b", "c"), create=lambda _: False)
-    assert sync.run(adds("a", "b", "c"), create=lambda _: False).sent == 1
+def test_another_run_is_an_error(sync):
+    other = sync.ledger()
+    with other.held("other"), pytest.raises(LedgerBusyError):
+        sync.run(adds("a"))
+    assert not sync.talon.requests
 
 
 # Rejections
@@ -270,7 +242,7 @@ def test_refused_members_are_dead_letters_and_the_rest_is_recorded(sync):
         sync.run(adds("a", "b", "c"))
     report = failure.value.report
     assert report.balances
-    assert (report.sent, report.rejected_total, report.ledger_version) == (2, 1, 1)
+    assert (report.sent, report.rejected.total(), report.ledger_version) == (2, 1, 1)
     assert report.dead_letters in str(failure.value)
     assert sync.known == sync.talon.members == vip("a", "c")
     (letter,) = sync.letters()
@@ -287,17 +259,71 @@ def test_refused_members_are_dead_letters_and_the_rest_is_recorded(sync):
 
 def test_a_refused_member_is_tried_again_by_the_next_run(sync):
     sync.talon.bad = {"b"}
-    assert sync.run(adds("a", "b"), max_rejected=1).rejected_total == 1
+    assert sync.run(adds("a", "b"), max_rejected=1).rejected.total() == 1
     sync.talon.bad = set()
     assert sync.run(adds("a", "b")).sent == 1
     assert sync.known == sync.talon.members == vip("a", "b")
+
+
+BAD = {f"{number:06}" for number in range(0, 5000, 100)}
+
+
+def test_members_that_were_refused_before_travel_one_by_one_beside_full_requests(sync):
+    sync.talon.bad = BAD
+    assert sync.run(numbers(5000), max_rejected=None).rejected.total() == 50
+    before = sync.talon.requests
+    # A day later all are sent again, with new ones between them.
+    report = sync.run(numbers(9000), max_rejected=None)
+    assert report.rejected == {"refused by Talon.One (400)": 50}
+    assert sync.talon.requests - before <= 50 + 10
+    assert len(sync.known) == 8950
+
+
+def test_members_that_were_refused_before_are_left_out_where_that_is_asked_for(sync):
+    sync.talon.bad = BAD
+    sync.run(numbers(5000), max_rejected=None)
+    for _ in range(2):
+        # What is left out is not forgotten by the run that leaves it out.
+        before = sync.talon.requests
+        report = sync.run(numbers(5000), max_rejected=None, retry_rejected="never")
+        assert report.rejected == {
+            "refused in an earlier run and not sent again, as retry_rejected is 'never'": 50
+        }
+        assert sync.talon.requests == before
+    report = sync.run(numbers(6000), max_rejected=None, retry_rejected="never")
+    assert (report.added, report.rejected.total()) == ({"vip": 1000}, 50)
+    report = sync.run(numbers(7000), max_rejected=None, retry_rejected="never")
+    assert (report.added, report.rejected.total()) == ({"vip": 1000}, 50)
+    # One that left the source is forgotten, and tried again when it comes back.
+    sync.run(numbers(1, 8000), max_rejected=None, retry_rejected="never")
+    sync.talon.bad = set()
+    report = sync.run(numbers(8000), max_rejected=None, retry_rejected="never")
+    assert report.added == {"vip": 1}
+    assert sync.run(numbers(8000)).added == {"vip": 49}
+
+
+def test_a_dry_run_leaves_them_out_too(sync):
+    sync.talon.bad = {"b"}
+    sync.run(adds("a", "b"), max_rejected=None)
+    before = dict(sync.storage.objects)
+    report = sync.mirror(adds("a", "b", "c"), retry_rejected="never").dry_run(60)
+    assert report.balances
+    assert (report.unsent, report.rejected.total()) == (1, 1)
+    assert sync.storage.objects == before
+
+
+def test_a_source_of_members_that_were_all_refused_before_is_not_an_empty_one(sync):
+    sync.talon.bad = {"a", "b"}
+    sync.run(adds("a", "b"), max_rejected=None)
+    report = sync.run(adds("a", "b"), max_rejected=None, retry_rejected="never", guard=Guard())
+    assert report.rejected.total() == 2
 
 
 def test_records_that_cannot_be_members_are_dead_letters_where_they_have_an_id(sync):
     report = sync.run(
         adds("a"), Rejection("profile ID null"), Rejection("too long", "x" * 9), max_rejected=None
     )
-    assert dict(report.rejected) == {"profile ID null": 1, "too long": 1}
+    assert report.rejected == {"profile ID null": 1, "too long": 1}
     (letter,) = sync.letters()
     assert (letter["profile_id"], letter["reason"]) == ("x" * 9, "too long")
     assert report.dead_letters
@@ -311,23 +337,148 @@ def test_a_run_without_changes_still_buries_and_counts(sync):
     assert len(sync.letters()) == 1
 
 
+def test_letters_of_a_source_that_is_read_twice_are_written_once(sync):
+    sync.run(adds("b"), Rejection("too long", "x"), adds("a"), max_rejected=None)
+    assert sync.reads == 2
+    assert [letter["profile_id"] for letter in sync.letters()] == ["x"]
+
+
 def test_no_member_is_named_in_the_log(sync, caplog):
     caplog.set_level(logging.DEBUG)
     sync.talon.bad = {"secret-b"}
     sync.run(adds("secret-a", "secret-b"), Rejection("too long", "secret-c"), max_rejected=None)
-    sync.run(adds("secret-d", "secret-c"))
+    sync.run(adds("secret-c", "secret-d"))
+    assert caplog.text
     assert "secret" not in caplog.text
+
+
+# Ends before the end
 
 
 def test_a_source_that_fails_leaves_the_ledger_as_it_was(sync):
     sync.run(adds("a"))
 
     def rows():
-        yield from adds("b")
+        yield adds("b")
         raise OSError("the database went away")
 
-    mirror = Mirror(source=rows, ledger=sync.ledger(), guard=OPEN, sender=lambda: opened(sync.talon))
     with pytest.raises(OSError, match="went away"):
-        mirror.run("task")
+        sync.mirror(source=rows).run("task")
     assert sync.known == vip("a")
     assert sync.run(adds("a", "b")).sent == 1
+
+
+def test_a_run_that_is_told_to_stop_while_it_reads_plans_nothing(sync):
+    def rows():
+        yield adds("a")
+        stop_pushes()
+        yield adds("b")
+
+    with pytest.raises(StoppedError):
+        sync.mirror(source=rows).run("task")
+    assert not sync.talon.requests
+    assert sync.loaded().version == 0
+    # The next run forgets it, and the lock was given back.
+    assert sync.run(adds("a", "b")).sent == 2
+
+
+def test_a_run_that_stops_early_says_how_far_it_came(sync, caplog):
+    sync.talon.errors = {1: error(TransientError)}
+    with pytest.raises(TransientError):
+        sync.run(numbers(5000), Rejection("null"), in_flight=1)
+    assert "Stopped early:\n5,001 read + 0 to remove" in caplog.text
+    assert "= 0 unchanged + 1,000 sent + 0 duplicate + 1 rejected + 4,000 unsent" in caplog.text
+    assert "A retry may send a part again, which changes nothing twice." in caplog.text
+
+
+# Older data after newer data
+
+
+def until(day):
+    return RunFacts(data_until=f"2026-01-{day:02}T00:00:00+00:00")
+
+
+def test_older_data_after_newer_data_is_an_error_unless_it_is_asked_for(sync, caplog):
+    sync.run(adds("a", "b"), facts=until(3))
+    before, requests = dict(sync.storage.objects), sync.talon.requests
+    with pytest.raises(OlderRunError, match="until 2026-01-03.*until 2026-01-02") as failure:
+        sync.run(adds("a"), facts=until(2))
+    assert "on_older_run='allow'" in str(failure.value)
+    report = sync.run(adds("a"), facts=until(2), on_older_run="skip")
+    assert report.verdict.startswith("skipped: The ledger holds data until 2026-01-03")
+    assert "It would undo what the newer run did" in caplog.text
+    assert (report.read, report.ledger_version) == (0, 1)
+    with pytest.raises(OlderRunError):
+        sync.mirror(adds("a"), facts=until(2)).hand_over("task")
+    assert sync.talon.requests == requests
+    assert {name: data for name, data in sync.storage.objects.items() if "/locks/" not in name} == before
+    assert sync.run(adds("a"), facts=until(2), on_older_run="allow").removed == {"vip": 1}
+    # From now on it holds the older data.
+    assert sync.run(adds("a"), facts=until(2)).unchanged == 1
+
+
+@pytest.mark.parametrize("facts", [until(3), until(4), RunFacts()])
+def test_the_same_data_newer_data_and_data_of_no_time_are_synced(sync, facts):
+    sync.run(adds("a"), facts=until(3))
+    assert sync.run(adds("b"), facts=facts).sent == 2
+
+
+def test_a_run_without_changes_remembers_its_time_too(sync):
+    sync.run(adds("a"), facts=until(1))
+    assert sync.run(adds("a"), facts=until(5)).ledger_version == 1
+    with pytest.raises(OlderRunError):
+        sync.run(adds("b"), facts=until(4))
+
+
+# Another API key
+
+
+def keyed(fingerprint, platform="live"):
+    return RunFacts(key_fingerprint=fingerprint, platform_name=platform)
+
+
+@pytest.mark.parametrize("other", [keyed("2"), keyed("1", "sandbox")])
+def test_another_key_is_a_warning_and_the_audiences_are_checked(sync, caplog, other):
+    audiences = {"audiences": Audiences(verify="none")}
+    sync.run(adds("a"), facts=keyed("1"), **audiences)
+    assert sync.run(adds("a"), facts=keyed("1"), **audiences).requests == 0
+    assert "API key" not in caplog.text
+    audiences = {"audiences": Audiences(verify="none")}
+    assert sync.run(adds("a"), facts=other, **audiences).requests == 1
+    assert "The API key or the platform name on the connection has changed since the last run." in caplog.text
+    assert "set Environment on the connection" in caplog.text
+    caplog.clear()
+    # It is the usual one now.
+    audiences = {"audiences": Audiences(verify="none")}
+    assert sync.run(adds("a"), facts=other, **audiences).requests == 0
+    assert "API key" not in caplog.text
+
+
+def test_a_run_that_knows_no_key_compares_none(sync, caplog):
+    sync.run(adds("a"))
+    sync.run(adds("a"), facts=keyed("1"))
+    sync.run(adds("a"))
+    assert "API key" not in caplog.text
+
+
+# Plans that other processes push
+
+
+def test_a_plan_that_is_handed_over_is_unsent_and_in_force(sync):
+    sync.run(numbers(100))
+    report = sync.mirror(numbers(50, 300)).hand_over("task")
+    assert report.balances
+    assert (report.unsent, report.additions, report.removals) == (250, {"vip": 200}, {"vip": 50})
+    assert (report.ledger_version, report.sent) == (2, 0)
+    assert sync.loaded().parts == 1
+    assert len(sync.known) == 100
+
+
+def test_a_plan_of_nothing_is_not_handed_over(sync):
+    sync.run(adds("a"))
+    report = sync.mirror(adds("a")).hand_over("task")
+    assert (report.unsent, report.ledger_version, report.unchanged) == (0, 1, 1)
+    skipped = sync.mirror(guard=Guard(on_empty="skip")).hand_over("task")
+    assert skipped.verdict.startswith("skipped: The source has no rows")
+    assert skipped.balances
+    assert sync.loaded().version == 1

@@ -13,6 +13,13 @@ import random
 from dataclasses import dataclass, field, replace
 
 import pytest
+from airflow_provider_talon_cdp.ledgers import files
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger
+from airflow_provider_talon_cdp.ledgers.shared import commit, pushing_parts
+from airflow_provider_talon_cdp.sync.changes import Change, Rejection
+from airflow_provider_talon_cdp.sync.memberships import Memberships
+from airflow_provider_talon_cdp.sync.push_plan import push_share, whole
+from airflow_provider_talon_cdp.sync.run import fail_if_rejected
 from hypothesis import HealthCheck, Phase, currently_in_test_context, example, given, note, settings
 from hypothesis import strategies as st
 
@@ -25,17 +32,10 @@ from airflow_provider_talon_cdp.exceptions import (
     TransientError,
     UnexpectedAnswerError,
 )
-from airflow_provider_talon_cdp.ledgers import files
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger
-from airflow_provider_talon_cdp.ledgers.shared import commit, pushing_parts
 from airflow_provider_talon_cdp.sync import mirror as mirror_module
 from airflow_provider_talon_cdp.sync import push_plan
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
 from airflow_provider_talon_cdp.sync.guard import Guard
-from airflow_provider_talon_cdp.sync.memberships import Memberships
 from airflow_provider_talon_cdp.sync.mirror import Mirror
-from airflow_provider_talon_cdp.sync.push_plan import push_share, whole
-from airflow_provider_talon_cdp.sync.run import fail_if_rejected
 from tests.sync.fakes import KilledError, Process, Sender, Storage, World, opened
 
 LIMIT = 3

@@ -13,6 +13,15 @@ import random
 from dataclasses import dataclass, field, replace
 
 import pytest
+from airflow_provider_talon_cdp.ledgers import files
+from airflow_provider_talon_cdp.ledgers.files import FilesLedger
+from airflow_provider_talon_cdp.ledgers.shared import commit, pushing_parts
+from airflow_provider_talon_cdp.sync.attributes import Attributes
+from airflow_provider_talon_cdp.sync.changes import Rejection
+from airflow_provider_talon_cdp.sync.fingerprints import Names, digest_of, holds, mask_of
+from airflow_provider_talon_cdp.sync.profile_push import CHANGED
+from airflow_provider_talon_cdp.sync.push_plan import push_share, whole
+from airflow_provider_talon_cdp.sync.run import fail_if_rejected
 from hypothesis import HealthCheck, Phase, currently_in_test_context, example, given, note, settings
 from hypothesis import strategies as st
 
@@ -24,19 +33,10 @@ from airflow_provider_talon_cdp.exceptions import (
     TransientError,
     UnexpectedAnswerError,
 )
-from airflow_provider_talon_cdp.ledgers import files
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger
-from airflow_provider_talon_cdp.ledgers.shared import commit, pushing_parts
 from airflow_provider_talon_cdp.sync import profile_push, push_plan
-from airflow_provider_talon_cdp.sync.attributes import Attributes
-from airflow_provider_talon_cdp.sync.changes import Rejection
-from airflow_provider_talon_cdp.sync.fingerprints import Names, digest_of, holds, mask_of
 from airflow_provider_talon_cdp.sync.guard import ProfileGuard
 from airflow_provider_talon_cdp.sync.mirror import Mirror
-from airflow_provider_talon_cdp.sync.profile_push import CHANGED
 from airflow_provider_talon_cdp.sync.profiles import Profile
-from airflow_provider_talon_cdp.sync.push_plan import push_share, whole
-from airflow_provider_talon_cdp.sync.run import fail_if_rejected
 from tests.sync.fakes import KilledError, Process, ProfileSender, ProfileWorld, Storage, opened
 
 BATCH = 3

@@ -1,7 +1,10 @@
-"""Profiles of a source: sorted, each once."""
+"""Attributes of profiles: one row each, which of them a plan sends, how they travel, what a refusal says."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -9,10 +12,40 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Rejection
-from airflow_provider_talon_cdp.sync.diff import OutOfOrderError, PlanCounts
-from airflow_provider_talon_cdp.sync.profiles import Profile, one_each, sorted_on_disk
+from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile, Rejection
+from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.changes.diff import OutOfOrderError
+from airflow_provider_talon_cdp.changes.fingerprint import Names, digest_of, doubted, fingerprint
+from airflow_provider_talon_cdp.changes.spool import sorted_profiles
+from airflow_provider_talon_cdp.exceptions import (
+    Blame,
+    FatalError,
+    InvalidInputError,
+    LedgerError,
+    NotFoundError,
+    RejectedError,
+    TransientError,
+)
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, RunFacts, Sizes
+from airflow_provider_talon_cdp.sync.guard import ProfileGuard
+from airflow_provider_talon_cdp.sync.mirror import Mirror
+from airflow_provider_talon_cdp.sync.profiles import (
+    BATCH,
+    CHANGED,
+    PROFILES,
+    ProfilePlan,
+    Profiles,
+    _within,
+    one_each,
+    reason_of,
+)
+from airflow_provider_talon_cdp.sync.push import Limits
+from tests.changes.strategies import IDS
+from tests.storage import Storage
+from tests.sync.fakes import error, opened
+from tests.sync.pushing import NotedJournal, push
+
+# One row each
 
 
 def profile(profile_id, body="1", order=None, fault=None):
@@ -20,7 +53,7 @@ def profile(profile_id, body="1", order=None, fault=None):
 
 
 def each(records, **arguments):
-    counts, rejected = PlanCounts(), []
+    counts, rejected = Counts(), []
     found = list(one_each(records, counts, on_rejected=rejected.append, **arguments))
     return found, counts, rejected
 
@@ -33,11 +66,10 @@ def test_distinct_profiles_pass():
 
 def test_several_rows_of_one_profile_are_an_error_with_numbers_and_no_ids():
     rows = [profile(each) for each in ("anna", "anna", "anna", "bo", "cem", "cem")]
-    with pytest.raises(
-        InvalidInputError, match=r"^2 profile\(s\) have more than one row \(5 rows\)"
-    ) as error:
+    text = r"^2 profile\(s\) have more than one row \(5 rows\)"
+    with pytest.raises(InvalidInputError, match=text) as failure:
         each(rows)
-    assert "anna" not in str(error.value)
+    assert "anna" not in str(failure.value)
 
 
 def test_an_equal_row_is_one_too_many_as_well():
@@ -80,7 +112,7 @@ def test_rows_that_cannot_be_sent_are_counted_and_keep_their_place():
     found, counts, rejected = each([Rejection("profile ID null"), profile("a"), faulty])
     assert found == [profile("a"), faulty]
     assert counts.read == 3
-    assert dict(counts.rejected) == {"profile ID null": 1, "Attribute 'a' is bytes": 1}
+    assert counts.rejected == {"profile ID null": 1, "Attribute 'a' is bytes": 1}
     assert rejected == [Rejection("profile ID null"), Rejection("Attribute 'a' is bytes", "b")]
 
 
@@ -90,15 +122,12 @@ def test_an_earlier_row_with_a_fault_gives_way():
     assert (found, counts.duplicate, rejected) == ([rows[1]], 1, [])
 
 
-def test_a_source_that_is_not_sorted_is_told():
+@pytest.mark.parametrize("first, second", [("b", "a"), ("a", "B")])
+def test_a_source_that_is_not_sorted_by_code_points_is_told(first, second):
     with pytest.raises(OutOfOrderError):
-        each([profile("b"), profile("a")])
-    # By code points, not as people sort.
-    with pytest.raises(OutOfOrderError):
-        each([profile("a"), profile("B")])
+        each([profile(first), profile(second)])
 
 
-IDS = st.text(st.sampled_from("aAá\n\0\t\\😀\uffff"), min_size=1, max_size=2)
 ORDERS = st.none() | st.integers(0, 3)
 ROWS = st.lists(
     st.builds(profile, IDS, st.integers(0, 3), ORDERS) | st.builds(profile, IDS, fault=st.just("bad")),
@@ -106,10 +135,10 @@ ROWS = st.lists(
 )
 
 
-@given(rows=ROWS, run=st.integers(1, 2000))
-def test_sorting_on_disk_and_taking_the_last_is_what_a_dictionary_does(rows, run):
+@given(rows=ROWS)
+def test_sorting_on_disk_and_taking_the_last_is_what_a_dictionary_does(rows):
     records = [*rows, Rejection("profile ID null")]
-    found, counts, rejected = each(sorted_on_disk(records, run=run), on_duplicate="last")
+    found, counts, rejected = each(sorted_profiles(records), on_duplicate="last")
     wanted = {}
     for row in sorted(
         rows, key=lambda row: (row.order is not None, row.order or 0, row.attributes, row.fault or "")
@@ -121,8 +150,467 @@ def test_sorting_on_disk_and_taking_the_last_is_what_a_dictionary_does(rows, run
     assert len(rejected) == 1 + sum(row.fault is not None for row in wanted.values())
 
 
-def test_runs_on_disk_are_closed_when_the_reader_stops(recwarn):
-    stream = sorted_on_disk(iter([profile(str(number)) for number in range(9)]), run=1)
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    assert not recwarn.list
+# Which of them a plan sends
+
+
+def wanted(profile_id, **attributes):
+    body = json.dumps(attributes, sort_keys=True).encode() if attributes else b""
+    return Profile(profile_id, body, tuple(attributes))
+
+
+def known_as(profile, names, *, partial=False):
+    digest = digest_of(profile.profile_id, profile.attributes)
+    return profile.profile_id, fingerprint(digest, names.mask(profile.names), partial=partial)
+
+
+class Batches:
+    """The share of a plan, in memory."""
+
+    def __init__(self, chunks):
+        self.chunks = chunks
+
+    def batches(self):
+        return iter(self.chunks)
+
+
+class Plan:
+    """One comparison with what a ledger knows, and all that came of it."""
+
+    def __init__(self, known, source, names=None, **how):
+        self.counts, self.names = Counts(), names or Names()
+        plan = ProfilePlan(Profiles(**how), self.names)
+        known = [Chunk([each], key) for each, key in known]
+        chunks = list(plan.kept(plan.changes(source, known, (), self.counts, lambda _: None)))
+        assert all(chunk.bodies is None for chunk in chunks)
+        self.changes = [change for chunk in chunks for change in chunk.changes()]
+        self.bodies = [json.loads(each) for chunk in plan.chunks(Batches(chunks)) for each in chunk.bodies]
+
+    @property
+    def sends(self):
+        return {change.profile_id: body for change, body in zip(self.changes, self.bodies, strict=True)}
+
+    def ledger(self, known):
+        """The ledger after all is acknowledged."""
+        lines = dict(known)
+        for profile_id, line, action, _ in self.changes:
+            if action == "add":
+                lines[profile_id] = line
+            else:
+                del lines[profile_id]
+        return sorted(lines.items())
+
+
+def test_new_and_changed_profiles_are_sent_and_others_are_not():
+    names = Names()
+    known = [known_as(wanted(each, tier="gold"), names) for each in ("a", "b", "d")]
+    source = [wanted("a", tier="gold"), wanted("b", tier="silver"), wanted("c", tier="gold")]
+    plan = Plan(known, source, names)
+    assert plan.sends == {"b": {"tier": "silver"}, "c": {"tier": "gold"}}
+    assert plan.counts == Counts(
+        read=3,
+        wanted=3,
+        unchanged=1,
+        known=Counter({PROFILES: 3}),
+        additions=Counter({PROFILES: 2}),
+        repeated=Counter({PROFILES: 1}),
+    )
+    assert Plan(plan.ledger(known), source, names).changes == []
+
+
+def test_everything_is_sent_where_that_is_asked_for():
+    names = Names()
+    known = [known_as(wanted("a", tier="gold"), names)]
+    assert Plan(known, [wanted("a", tier="gold")], names, sends_all=True).sends == {"a": {"tier": "gold"}}
+
+
+def test_a_row_without_a_value_sends_nothing_and_leaves_the_ledger_as_it_is():
+    names = Names()
+    known = [known_as(wanted("a", tier="gold"), names)]
+    plan = Plan(known, [wanted("a"), wanted("b")], names, clears=True, sends_all=True)
+    assert (plan.changes, plan.counts.unchanged) == ([], 2)
+
+
+def test_a_profile_that_left_the_source_loses_the_attributes_that_were_ever_sent_for_it_and_no_other():
+    names = Names()
+    first = [wanted("a", tier="gold"), wanted("b", score=1)]
+    known = Plan([], first, names).ledger([])
+    known = Plan(known, [wanted("a", tier="gold", score=3), wanted("b", score=1)], names).ledger(known)
+    # A value that became null is left out, which leaves it in Talon.One.
+    second = Plan(known, [wanted("a", tier="silver"), wanted("b", score=1)], names)
+    known = second.ledger(known)
+    left = Plan(known, [], names, clears=True)
+    assert left.sends == {"a": {"tier": None, "score": None}, "b": {"score": None}}
+    assert [change.action for change in left.changes] == ["remove", "remove"]
+    assert left.ledger(known) == []
+    assert Plan(known, [], names).changes == []
+
+
+def test_a_profile_with_a_fault_stays_as_it_is():
+    names = Names()
+    known = [known_as(wanted("a", tier="gold"), names)]
+    plan = Plan(known, [Profile("a", fault="bad"), Profile("b", fault="bad")], names, clears=True)
+    assert (plan.changes, plan.counts.unchanged, plan.counts.known.total()) == ([], 0, 1)
+    assert plan.counts.wanted == 0
+
+
+def test_a_doubtful_profile_is_sent_again_and_cleared_with_all_that_may_have_been_set():
+    names = Names()
+    profile_id, line = known_as(wanted("a", tier="gold"), names)
+    known = [(profile_id, doubted(line))]
+    assert Plan(known, [wanted("a", tier="gold")], names).sends == {"a": {"tier": "gold"}}
+    assert Plan(known, [], names, clears=True).sends == {"a": {"tier": None}}
+    assert Plan(known, [], names).changes == []
+
+
+def test_what_was_accepted_with_unknown_attributes_ignored_is_sent_again_when_they_are_not():
+    names = Names()
+    source = [wanted("a", tier="gold")]
+    strict, lax = ([known_as(source[0], names, partial=partial)] for partial in (False, True))
+    assert not Plan(strict, source, names, partial=True).changes
+    assert not Plan(lax, source, names, partial=True).changes
+    assert not Plan(strict, source, names).changes
+    assert Plan(lax, source, names).sends == {"a": {"tier": "gold"}}
+
+
+def test_a_new_column_touches_the_profiles_that_have_a_value_in_it():
+    names = Names()
+    known = Plan([], [wanted("a", tier="gold"), wanted("b", tier="gold")], names).ledger([])
+    plan = Plan(known, [wanted("a", tier="gold", score=1), wanted("b", tier="gold")], names)
+    assert plan.sends == {"a": {"tier": "gold", "score": 1}}
+
+
+ATTRIBUTES = st.dictionaries(st.sampled_from(["tier", "score", "a/b", "ü"]), st.integers(0, 2), max_size=3)
+SOURCES = st.dictionaries(st.sampled_from("abcde"), ATTRIBUTES, max_size=5)
+
+
+@given(st.lists(st.tuples(SOURCES, st.booleans()), min_size=1, max_size=5))
+def test_talon_one_follows_the_source_through_any_plans(runs):
+    names, known, talon, ours = Names(), [], {}, {}
+    for source, clears in runs:
+        plan = Plan(known, [wanted(each, **source[each]) for each in sorted(source)], names, clears=clears)
+        for profile_id, body in plan.sends.items():
+            there = talon.setdefault(profile_id, {"by_hand": 1})
+            there.update(body)
+            talon[profile_id] = {name: value for name, value in there.items() if value is not None}
+        known = plan.ledger(known)
+        if clears:
+            ours = {each: value for each, value in ours.items() if each in source}
+        for each, attributes in source.items():
+            if attributes:
+                ours[each] = ours.get(each, {}) | attributes
+        there = {each: {k: v for k, v in value.items() if k != "by_hand"} for each, value in talon.items()}
+        assert {each: value for each, value in there.items() if value} == ours
+        assert all(value["by_hand"] == 1 for value in talon.values())
+        assert [each for each, _ in known] == sorted(ours)
+
+
+# On their way
+
+
+class Talon:
+    """Takes profiles; some wait until others have arrived or are under way, and some are refused."""
+
+    retries = throttled = 0
+    waiting = may_leave = None
+
+    def __init__(self, answers=None, first_waits_for=0, waits_for_company=0):
+        self.arrived = {}
+        self.answers = answers or {}
+        self.first_waits_for = first_waits_for
+        self.enough = asyncio.Event()
+        self.requests = self.under_way = self.most_under_way = 0
+        self.waits_for_company = waits_for_company
+        self.company = asyncio.Event()
+
+    async def __call__(self, profile_id, attributes):
+        self.requests += 1
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(0)
+            if self.under_way == self.waits_for_company:
+                self.company.set()
+            if self.waits_for_company:
+                await asyncio.wait_for(self.company.wait(), 10)
+            if profile_id == "000" and self.first_waits_for:
+                await self.enough.wait()
+            if profile_id in self.answers:
+                raise self.answers[profile_id]
+            self.arrived[profile_id] = attributes
+            if len(self.arrived) == self.first_waits_for:
+                self.enough.set()
+        finally:
+            self.under_way -= 1
+
+
+def flights(number):
+    for start in range(0, number, BATCH):
+        ids = range(start, min(start + BATCH, number))
+        yield Chunk([f"{each:03}" for each in ids], "x", bodies=[f"{each}".encode() for each in ids])
+
+
+def run(talon, number, *, in_flight=4, give_up_after=50, max_rejected=0):
+    journal = NotedJournal(flights(number))
+    kind = Profiles(give_up_after=give_up_after)
+    return push(journal, talon, kind, in_flight=in_flight, max_rejected=max_rejected), journal
+
+
+def refused(kind=RejectedError, status=400):
+    return error(kind, status)
+
+
+def test_each_profile_gets_its_own_attributes_and_flights_are_acknowledged_whole():
+    talon = Talon()
+    counts, journal = run(talon, 2 * BATCH + 5)
+    assert talon.arrived == {f"{each:03}": f"{each}".encode() for each in range(2 * BATCH + 5)}
+    # The key of a change is a fingerprint, which nothing is counted by.
+    assert counts.added == {PROFILES: 2 * BATCH + 5}
+    assert journal.outcomes == {0: ([], []), 1: ([], []), 2: ([], [])}
+
+
+def test_as_many_requests_as_flights_are_under_way():
+    talon = Talon(waits_for_company=4)
+    run(talon, 10 * BATCH, in_flight=4)
+    assert talon.most_under_way == 4
+
+
+def test_one_that_takes_long_holds_nobody_up():
+    talon = Talon(first_waits_for=30 * BATCH)
+    counts, journal = run(talon, 31 * BATCH, in_flight=2)
+    assert counts.sent == 31 * BATCH
+    assert list(journal.outcomes)[-1] == 0
+
+
+def test_refused_profiles_are_told_by_their_place_and_the_others_land():
+    talon = Talon({"001": refused(), f"{BATCH + 3:03}": refused()})
+    counts, journal = run(talon, 2 * BATCH)
+    assert journal.outcomes == {0: ([1], []), 1: ([3], [])}
+    assert counts.rejected == {"refused by Talon.One (400)": 2}
+    assert [each["reason"] for each in journal.letters] == ["refused by Talon.One (400)"] * 2
+
+
+def test_a_path_that_is_not_there_stops_everything():
+    talon, counts = Talon({"000": refused(NotFoundError, 404)}), Counts()
+    journal = NotedJournal(flights(3 * BATCH))
+    with pytest.raises(FatalError, match="no profile can be sent; check Base URL"):
+        push(journal, talon, Profiles(), counts=counts, in_flight=1)
+    assert not talon.arrived
+    # It surely changed nothing.
+    assert journal.harmless == [0]
+
+
+@pytest.mark.parametrize(
+    "give_up_after, max_rejected, requests", [(7, 0, 7), (1, 0, 1), (7, 6, 7), (7, 20, 21)]
+)
+def test_when_the_first_ones_are_all_refused_for_one_reason_it_stops(give_up_after, max_rejected, requests):
+    talon = Talon({f"{each:03}": refused() for each in range(100)})
+    text = f"The first {requests} profiles were all refused for the same reason"
+    with pytest.raises(FatalError, match=text):
+        run(talon, 100, in_flight=1, give_up_after=give_up_after, max_rejected=max_rejected)
+    assert talon.requests == requests
+
+
+ALL = {f"{each:03}": refused() for each in range(100)}
+TWO = {f"{each:03}": refused(status=400 + each % 2 * 22) for each in range(100)}
+
+
+@pytest.mark.parametrize(
+    "answers, how",
+    [
+        pytest.param({each: ALL[each] for each in list(ALL)[1:]}, {}, id="one was accepted"),
+        pytest.param(TWO, {}, id="two reasons"),
+        pytest.param(ALL, {"give_up_after": None}, id="not asked for"),
+        pytest.param(ALL, {"max_rejected": 100}, id="tolerated"),
+        pytest.param(ALL, {"max_rejected": None}, id="any number"),
+    ],
+)
+def test_otherwise_it_goes_on(answers, how):
+    counts, _ = run(Talon(answers), 100, in_flight=1, **how)
+    assert counts.rejected.total() == len(answers)
+
+
+def test_changes_without_attributes_are_no_plan():
+    with pytest.raises(ValueError, match="shorter"):
+        push(NotedJournal([Chunk(["a"], "x")]), Talon(), Profiles())
+    plan = ProfilePlan(Profiles(), Names())
+    list(plan.kept(plan.changes([wanted("a", tier=1)], (), (), Counts(), print)))
+    with pytest.raises(RuntimeError):
+        list(plan.chunks(Batches([Chunk(["a", "b"], "x")])))
+
+
+def planned(profile_id, attributes):
+    return Change(profile_id, fingerprint(digest_of(profile_id, attributes), 1, partial=False), "add")
+
+
+def test_only_what_is_as_it_was_planned_is_sent_by_a_process_that_reads_the_source_again():
+    rows = [
+        Profile("e", b'{"tier":1}', ("tier",)),
+        Profile("c", fault="cannot be sent"),
+        Profile("b", b'{"tier":2}', ("tier",)),
+        Profile("a", b'{"tier":1}', ("tier",)),
+    ]
+    changes = [planned(each, b'{"tier":1}') for each in "abcde"]
+    leaver = Change("f", changes[0].key, "remove")
+    chunks = [Chunk.of(each) for each in (changes[:2], changes[2:], [leaver])]
+    talon, journal, kind = Talon(), NotedJournal(chunks), Profiles(give_up_after=1)
+    counts = push(journal, talon, kind, stream=kind.reread(iter(chunks), rows, ["tier"]), in_flight=1)
+    # b has changed, c cannot be sent any more, d is gone.
+    assert talon.arrived == {"a": b'{"tier":1}', "e": b'{"tier":1}', "f": b'{"tier": null}'}
+    assert [(each["profile_id"], each["reason"]) for each in journal.letters] == [
+        (each, CHANGED) for each in "bcd"
+    ]
+    assert (counts.sent, counts.rejected) == (3, {CHANGED: 3})
+    # They were never sent.
+    assert journal.outcomes == {0: ([1], [1]), 1: ([0, 1], [0, 1]), 2: ([], [])}
+
+
+# Whole syncs
+
+
+class ProfileSync:
+    """A ledger of profiles, a Talon.One, and syncs between them."""
+
+    now = 1_790_000_000.0
+
+    def __init__(self, environment=""):
+        self.storage = Storage()
+        self.talon = Talon()
+        self.identity = LedgerIdentity(
+            deployment_host="acme", base_url="u", name="profiles:x", environment=environment, holds="profiles"
+        )
+
+    def run(self, *rows, facts=None, max_rejected=0, guard=None, retry_rejected="always", **how):
+        self.now += 1
+        mirror = Mirror(
+            source=lambda: iter(rows),
+            ledger=Ledger(
+                self.storage.folder(), self.identity, sizes=Sizes(batch=BATCH), clock=lambda: self.now
+            ),
+            guard=guard or ProfileGuard(),
+            sender=lambda: opened(self.talon),
+            kind=Profiles(**how),
+            facts=facts or RunFacts(),
+            limits=Limits(max_rejected=max_rejected),
+            retry_rejected=retry_rejected,
+        )
+        report = mirror.run("task")
+        assert report.balances
+        return report
+
+
+@pytest.fixture
+def profiles():
+    return ProfileSync()
+
+
+def test_a_sync_sends_what_changed_and_clears_what_left(profiles):
+    report = profiles.run(wanted("b", tier=1), wanted("a", tier=1), wanted("c", tier=1))
+    assert report.added == {PROFILES: 3}
+    profiles.talon.arrived.clear()
+    report = profiles.run(wanted("a", tier=2), wanted("b", tier=1), clears=True)
+    assert profiles.talon.arrived == {"a": b'{"tier": 2}', "c": b'{"tier": null}'}
+    assert (report.unchanged, report.added, report.removed) == (1, {PROFILES: 1}, {PROFILES: 1})
+    assert report.by_audience() == {PROFILES: {"added": 1, "removed": 1, "members": 2}}
+    assert profiles.run(wanted("a", tier=2), wanted("b", tier=1), clears=True).requests == 0
+
+
+def test_a_profile_whose_request_may_have_arrived_is_sent_again(profiles):
+    profiles.run(wanted("a", tier=1))
+    profiles.talon.answers = {"a": error(TransientError)}
+    with pytest.raises(TransientError):
+        profiles.run(wanted("a", tier=2))
+    profiles.talon.answers = {}
+    # The source is as it was before, and nobody knows what Talon.One has.
+    assert profiles.run(wanted("a", tier=1)).sent == 1
+
+
+def test_a_refused_profile_is_tried_again_by_the_next_run_with_its_new_attributes(profiles):
+    profiles.talon.answers = {"a": refused()}
+    assert profiles.run(wanted("a", tier=1), wanted("b", tier=1), max_rejected=1).sent == 1
+    profiles.talon.answers = {}
+    profiles.run(wanted("a", tier=2), wanted("b", tier=1))
+    assert profiles.talon.arrived == {"a": b'{"tier": 2}', "b": b'{"tier": 1}'}
+
+
+def test_a_refused_profile_is_left_out_until_it_changes_where_that_is_asked_for(profiles):
+    profiles.talon.answers = {"b": refused(), "d": refused()}
+    rows = [wanted(each, tier=1) for each in "abcd"]
+    profiles.run(*rows, max_rejected=2)
+    profiles.talon.arrived.clear()
+    profiles.talon.answers = {}
+    rows = [
+        wanted("a", tier=2),
+        wanted("b", tier=1),
+        wanted("c", tier=2),
+        wanted("d", tier=2),
+        wanted("e", tier=1),
+    ]
+    report = profiles.run(*rows, max_rejected=1, retry_rejected="never")
+    # Each gets its own attributes.
+    assert profiles.talon.arrived == {row.profile_id: row.attributes for row in rows if row.profile_id != "b"}
+    assert (report.sent, report.rejected.total()) == (4, 1)
+    assert profiles.run(*rows, max_rejected=1, retry_rejected="never").requests == 0
+    assert profiles.run(*rows).sent == 1
+
+
+def test_after_a_change_of_the_key_the_environment_must_be_named(caplog):
+    for environment in ("", "live"):
+        profiles = ProfileSync(environment)
+        profiles.run(wanted("a", tier=1), facts=RunFacts(key_fingerprint="1"))
+        other = RunFacts(key_fingerprint="2")
+        if environment:
+            assert profiles.run(wanted("a", tier=1), facts=other).requests == 0
+            assert "The API key or the platform name on the connection has changed" in caplog.text
+        else:
+            with pytest.raises(LedgerError, match="set Environment on the connection"):
+                profiles.run(wanted("a", tier=1), wanted("b", tier=1), facts=other)
+            assert profiles.talon.requests == 1
+
+
+# What a refusal says
+
+
+def reason(*blames, status=400):
+    return reason_of(RejectedError("no", method="PUT", path="/", status=status, blames=blames))
+
+
+@pytest.mark.parametrize(
+    "blame, says",
+    [
+        (Blame("/attributes/Tier", "Unknown attribute", ""), "attribute 'Tier' is not defined"),
+        (Blame("/attributes/Tier", "Tier is not defined", ""), "attribute 'Tier' is not defined"),
+        (Blame("/attributes/Tier", "Invalid", "attribute does not exist"), "attribute 'Tier' is not defined"),
+        (Blame("/attributes/a~1b~0c", "Unknown attribute", ""), "attribute 'a/b~c' is not defined"),
+        (
+            Blame("/attributes/score", "Invalid  attribute\nvalue", "'secret' is no number"),
+            "attribute 'score' was refused (Invalid attribute value)",
+        ),
+        (Blame("/attributes/scores/0", "", ""), "attribute 'scores' was refused"),
+        (Blame("/runRuleEngine", "Invalid", ""), "refused by Talon.One (400)"),
+        (Blame("/attributes/", "Invalid", ""), "refused by Talon.One (400)"),
+    ],
+)
+def test_the_answers_pointer_becomes_the_attributes_name(blame, says):
+    assert reason(blame) == says
+
+
+def test_an_answer_that_blames_nothing_is_counted_by_its_status():
+    assert reason(status=422) == "refused by Talon.One (422)"
+
+
+def test_several_attributes_are_named_in_order_and_not_too_many():
+    blames = [Blame(f"/attributes/{name}", "Unknown attribute", "") for name in "dbacb"]
+    assert reason(*blames[:3]) == (
+        "attribute 'a' is not defined; attribute 'b' is not defined; attribute 'd' is not defined"
+    )
+    assert reason(*blames).endswith("attribute 'c' is not defined and 1 more")
+
+
+def test_however_many_reasons_there_are_their_counts_stay_small():
+    reasons = Counter()
+    for number in range(1000):
+        reasons[_within(reasons, f"reason {number % 200}")] += 1
+    assert len(reasons) == 51
+    assert reasons.total() == 1000
+    assert reasons["reason 0"] == 5
+    assert reasons["other reasons"] == 1000 - 50 * 5

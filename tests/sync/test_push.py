@@ -1,247 +1,377 @@
-"""The sender, against a stand-in for Talon.One that keeps members and notices overlaps."""
+"""The one door to sending, with the simplest kind of changes and a journal that checks what it is told."""
 
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
+import itertools
+import logging
+import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_talon_cdp.changes.change import Change, Chunk
+from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
+    LedgerError,
     NotFoundError,
-    RejectedError,
     TransientError,
+    UnexpectedAnswerError,
 )
-from airflow_provider_talon_cdp.sync.batches import Intake, batches
-from airflow_provider_talon_cdp.sync.changes import Change, Rejection
-from airflow_provider_talon_cdp.sync.delivery import halving
-from airflow_provider_talon_cdp.sync.loop import run_apart
-from airflow_provider_talon_cdp.sync.push import push
-from airflow_provider_talon_cdp.sync.report import Tally
+from airflow_provider_talon_cdp.sync import push as module
 from tests.sync.fakes import FakeTalon, adds, error
+from tests.sync.pushing import NotedJournal, Plain, push
 
 
-def _push(records, intake, talon, tally, *, in_flight=64, max_rejected=0, lets_audiences_go=False, **options):
-    stream = batches(records, intake, in_flight=in_flight)
-    deliver = halving(talon, max_rejected, lets_audiences_go=lets_audiences_go)
-    return push(stream, deliver, tally, in_flight=in_flight, **options)
+def singles(number, audience="vip"):
+    return [adds(str(each), audience=audience) for each in range(number)]
 
 
-def run(records, talon, **options):
-    """Send records; what became of them."""
-    intake, tally = Intake(), Tally()
-    counts = SimpleNamespace(intake=intake, tally=tally)
-    try:
-        run_apart(lambda reader: _push(records, intake, talon, tally, reader=reader, **options))
-    finally:
-        rejected = intake.rejected + tally.rejected
-        unsent = tally.unsent + intake.batched - tally.launched + intake.held
-        vars(counts).update({"read": intake.read, "sent": tally.sent, "duplicate": intake.duplicate})
-        vars(counts).update({"rejected": rejected, "unsent": unsent})
-        assert tally.launched == tally.sent + tally.rejected.total() + tally.unsent
-        assert intake.read == tally.sent + intake.duplicate + rejected.total() + unsent
-    return counts
+def run(chunks, talon=None, **options):
+    journal = NotedJournal(chunks)
+    return push(journal, talon or FakeTalon(), Plain(), **options), journal
 
 
-def test_everything_arrives_in_batches_of_1000():
+def test_everything_arrives_and_every_chunk_has_an_outcome():
     talon = FakeTalon()
-    tally = run(adds(*map(str, range(2500))), talon)
-    assert len(talon.members) == 2500
-    assert sorted(talon.sizes) == [500, 1000, 1000]
-    assert (tally.read, tally.sent, tally.unsent) == (2500, 2500, 0)
+    changes = [Change("a", "vip", "remove"), Change("b", "gold", "add", uncertain=True)]
+    talon.members = {("a", "vip")}
+    counts, journal = run([*singles(300), Chunk.of(changes)], talon)
+    assert len(talon.members) == 301
+    assert (counts.added, counts.removed) == ({"vip": 300, "gold": 1}, {"vip": 1})
+    assert (counts.requests, counts.unsent) == (301, 0)
+    assert journal.outcomes == {number: ([], []) for number in range(301)}
+
+
+def test_nothing_to_send_sends_nothing():
+    counts, journal = run([])
+    assert counts == Counts()
+    assert not journal.left
 
 
 def test_requests_in_flight_are_bounded():
     talon = FakeTalon()
-    talon.pause = 0.02
-    run(adds(*map(str, range(20_000))), talon, in_flight=3)
+    talon.pause = 0.002
+    run(singles(60), talon, in_flight=3)
     assert talon.most_in_flight == 3
 
 
-def test_rejections_are_counted_and_not_sent():
-    tally = run([Rejection("null"), *adds("a"), Rejection("null"), Rejection("empty")], FakeTalon())
-    assert tally.rejected == {"null": 2, "empty": 1}
-    assert tally.sent == 1
+def test_nothing_leaves_before_it_is_noted_and_what_was_refused_is_in_the_letters():
+    class Late(NotedJournal):
+        def leaving(self, number):
+            assert talon.requests <= number
+            super().leaving(number)
+
+    talon = FakeTalon(bad={"3", "8"})
+    journal = Late(singles(10))
+    counts = push(journal, talon, Plain())
+    assert counts.rejected == {"refused (400)": 2}
+    assert {number: at for number, (at, _) in journal.outcomes.items() if at} == {3: [0], 8: [0]}
+    assert {number: at for number, (_, at) in journal.outcomes.items() if at} == {}
+    letters = sorted(journal.letters, key=lambda letter: letter["profile_id"])
+    assert [letter.pop("time")[:2] for letter in letters] == ["20", "20"]
+    assert letters == [
+        {"profile_id": each, "key": "vip", "reason": "bad", "status": 400, "request_uuid": "uuid-1"}
+        for each in "38"
+    ]
 
 
-def test_equal_changes_fold_and_opposite_or_other_ones_do_not():
-    changes = [*adds("a", "a"), Change("a", "gold", "add"), Change("b", "vip", "remove"), *adds("a")]
+def test_the_first_refusal_of_a_reason_is_in_the_log(caplog):
+    run(singles(10), FakeTalon(bad={"3", "8"}))
+    assert caplog.text.count("A record was refused, and others may follow:\nbad") == 1
+
+
+# No profile in two requests
+
+
+def test_chunks_of_one_profile_wait_for_each_other():
     talon = FakeTalon()
-    tally = run(changes, talon)
-    assert (tally.sent, tally.duplicate) == (3, 2)
-    assert talon.members == {("a", "vip"), ("a", "gold")}
+    counts, _ = run([adds("a", audience=str(number)) for number in range(20)], talon, in_flight=8)
+    assert talon.most_in_flight == 1
+    assert counts.sent == 20
 
 
-def test_a_profile_waits_for_a_flight_that_is_retried_for_long():
-    """The repeat comes when so many batches have passed that it is not remembered any more."""
+def test_a_chunk_that_is_disjoint_from_recent_ones_is_compared_with_old_flights_only():
+    """A flight that is retried for long is met though so many chunks have passed."""
 
     class Stuck(FakeTalon):
-        async def __call__(self, batch):
-            if batch.changes[0].profile_id == "0" and self.requests == 0:
-                self.in_flight.update(each.profile_id for each in batch.entries())
+        async def __call__(self, chunk):
+            if chunk.ids == ["0"] and not self.requests:
+                self.in_flight.update(chunk.ids)
                 self.requests += 1
                 while self.requests < 12:  # noqa: ASYNC110 - the others count them
                     await asyncio.sleep(0.001)
-                await asyncio.sleep(0.05)
-                self.in_flight.subtract(each.profile_id for each in batch.entries())
-            await super().__call__(batch)
+                await asyncio.sleep(0.02)
+                self.in_flight.subtract(chunk.ids)
+            await super().__call__(chunk)
 
-    profiles = [*map(str, range(12_000)), "0"]
-    talon = Stuck()
-    counts = run([*adds(*profiles)], talon, in_flight=2)
-    assert (counts.sent, counts.duplicate) == (12_001, 0)
-
-
-def test_nothing_to_send_sends_nothing():
-    talon = FakeTalon()
-    assert run([], talon).read == 0
-    assert talon.requests == 0
+    chunks = [Chunk([str(each)], "vip", disjoint_from_recent=True) for each in range(12)]
+    chunks.append(Chunk(["0"], "gold", disjoint_from_recent=True))
+    counts, _ = run(chunks, Stuck(), in_flight=2)
+    assert counts.sent == 13
 
 
-def test_the_bad_ones_are_found_and_the_rest_lands():
-    profiles = [str(number) for number in range(3000)]
-    talon = FakeTalon(bad={"7", "1500", "1501"})
-    tally = run(adds(*profiles), talon)
-    assert talon.members == {(each, "vip") for each in profiles} - {(each, "vip") for each in talon.bad}
-    assert tally.rejected == {"refused by Talon.One (400)": 3}
-    assert tally.sent == 2997
-    assert talon.requests < 70
+# Ends before the end
 
 
-def test_when_everything_is_refused_the_run_stops_early():
-    profiles = [str(number) for number in range(3000)]
-    talon = FakeTalon(bad=profiles)
-    with pytest.raises(RejectedError, match="first 100 records were all refused"):
-        run(adds(*profiles), talon, in_flight=1)
-    assert talon.requests < 250
+@pytest.mark.parametrize(
+    "failure", [AuthenticationError, TransientError, UnexpectedAnswerError, NotFoundError, OSError]
+)
+def test_what_no_other_request_would_survive_stops_them_all(failure):
+    raised = failure("away") if failure is OSError else error(failure)
+    talon, read, counts = FakeTalon(errors={3: raised}), [], Counts()
+    journal = NotedJournal(singles(500))
 
+    def stream():
+        for chunk in journal.chunks:
+            read.append(chunk)
+            yield chunk
 
-def test_it_does_not_stop_before_more_are_refused_than_is_put_up_with():
-    profiles = [str(number) for number in range(400)]
-    assert run(adds(*profiles), FakeTalon(bad=profiles), max_rejected=400).rejected.total() == 400
-    with pytest.raises(RejectedError, match="first 400 records were all refused"):
-        run(adds(*profiles), FakeTalon(bad=profiles), max_rejected=399)
-
-
-@pytest.mark.parametrize("in_flight", [1, 64])
-@pytest.mark.parametrize("bad", [range(60), range(99), range(940, 1000), range(1500, 1560)])
-def test_many_bad_ones_in_a_row_do_not_stop_a_run_of_good_ones(bad, in_flight):
-    """They may be those that sort first, of one broken import."""
-    profiles = [f"{number:04}" for number in range(2500)]
-    talon = FakeTalon(bad={profiles[each] for each in bad})
-    landings = []
-    tally = run(adds(*profiles), talon, in_flight=in_flight, on_landed=landings.append)
-    assert talon.members == {(each, "vip") for each in profiles if each not in talon.bad}
-    assert tally.rejected.total() == len(bad)
-    refused = [
-        1000 * landing.number + refusal.position for landing in landings for refusal in landing.refusals
-    ]
-    assert sorted(refused) == list(bad)
-
-
-@pytest.mark.parametrize("lets_audiences_go", [False, True])
-def test_an_unknown_audience_among_others_is_named(lets_audiences_go):
-    talon = FakeTalon(missing=["gold"])
-    changes = [*adds("a"), Change("b", "gold", "add"), Change("c", "gold", "remove"), *adds("d")]
-    with pytest.raises(NotFoundError, match=r"Audience in the request: gold\. If .*audience_name") as failure:
-        run(changes, talon, lets_audiences_go=lets_audiences_go)
-    assert failure.value.audiences == ["gold"]
-    assert talon.requests <= 3
-
-
-def test_nobody_need_be_removed_from_an_audience_that_is_gone():
-    talon = FakeTalon(missing=["gold"], bad={"e"})
-    landings = []
-    changes = [*adds("a"), *(Change(each, "gold", "remove") for each in "bc"), *adds("d", "e", "f")]
-    tally = run(changes, talon, lets_audiences_go=True, on_landed=landings.append)
-    assert talon.members == {("a", "vip"), ("d", "vip"), ("f", "vip")}
-    assert (tally.sent, tally.rejected.total()) == (5, 1)
-    assert [refusal.position for landing in landings for refusal in landing.refusals] == [4]
-
-
-def test_a_question_that_is_refused_has_found_the_path():
-    talon = FakeTalon(missing=["gold"], errors={1: error(RejectedError, 400)})
-    tally = run([Change("a", "gold", "remove")], talon, lets_audiences_go=True)
-    assert (tally.sent, tally.rejected.total(), talon.requests) == (1, 0, 2)
-
-
-def test_an_audience_is_not_taken_as_gone_where_nobody_answers():
-    talon = FakeTalon(missing=["gold"], errors={1: error(TransientError)})
-    with pytest.raises(TransientError):
-        run([Change("a", "gold", "remove")], talon, lets_audiences_go=True)
-    assert talon.requests == 2
-
-
-def test_of_a_plain_removal_an_unknown_audience_is_an_error():
-    with pytest.raises(NotFoundError, match="gold"):
-        run([Change("a", "gold", "remove")], FakeTalon(missing=["gold"]))
-
-
-@pytest.mark.parametrize("kind", [AuthenticationError, TransientError])
-def test_a_fatal_answer_stops_the_others(kind):
-    talon = FakeTalon(errors={3: error(kind)})
-    read = []
-    records = (Change(str(number), "vip", "add") for number in range(500_000) if not read.append(number))
-    with pytest.raises(kind):
-        run(records, talon, in_flight=4)
+    with pytest.raises(failure):
+        push(journal, talon, Plain(), stream=stream(), counts=counts, in_flight=4)
     assert talon.requests <= 12
-    assert len(read) < 60_000
+    assert len(read) < 30
+    assert counts.unsent == 500 - counts.sent > 400
 
 
-def test_a_source_that_fails_midway_stops_the_run_and_the_counts_balance():
-    def records():
-        yield from adds(*map(str, range(1500)))
+def repeated(failure):
+    """An earlier attempt of the call got no clear answer."""
+    failure.repeated = True
+    return failure
+
+
+def not_sent(failure):
+    failure.sent = False
+    return failure
+
+
+@pytest.mark.parametrize(
+    "failure, is_sure",
+    [
+        (error(AuthenticationError, 401), True),
+        (error(NotFoundError, 404), True),
+        (not_sent(error(TransientError)), True),
+        (error(TransientError, 429), True),
+        (error(TransientError, 503), False),
+        (error(TransientError), False),
+        (error(UnexpectedAnswerError, 200), False),
+        (repeated(error(AuthenticationError, 401)), False),
+        (OSError("away"), False),
+    ],
+    ids=str,
+)
+def test_a_request_that_surely_changed_nothing_is_noted_as_such(failure, is_sure):
+    journal = NotedJournal([adds("a"), adds("b")])
+    with pytest.raises(type(failure)):
+        push(journal, FakeTalon(errors={1: failure}), Plain(), in_flight=1)
+    assert journal.outcomes == {0: ([], [])}
+    assert journal.harmless == ([1] if is_sure else [])
+
+
+def test_a_chunk_of_which_a_part_landed_has_changed_something():
+    class Halves(Plain):
+        async def deliver(self, flight, sender):
+            for at in range(len(flight.chunk)):
+                await sender(flight.chunk[at : at + 1])
+                flight.sent(flight.chunk[at : at + 1])
+
+    journal, counts = NotedJournal([adds("a", "b", "c")]), Counts()
+    with pytest.raises(AuthenticationError):
+        push(journal, FakeTalon(errors={1: error(AuthenticationError, 401)}), Halves(), counts=counts)
+    assert not journal.harmless
+    assert not journal.outcomes
+    assert (counts.sent, counts.unsent) == (1, 2)
+
+
+def test_an_audience_that_is_not_there_is_suspected():
+    journal = NotedJournal([adds("a"), adds("b", audience="gold")])
+    with pytest.raises(NotFoundError):
+        push(journal, FakeTalon(missing=["gold"]), Plain())
+    assert journal.suspected == ["gold"]
+
+
+def test_a_source_that_fails_midway_stops_the_push_and_the_counts_balance():
+    def stream():
+        yield from journal.chunks[:150]
         raise OSError("the database went away")
 
+    journal, counts = NotedJournal(singles(200)), Counts()
     with pytest.raises(OSError, match="went away"):
-        run(records(), FakeTalon())
+        push(journal, FakeTalon(), Plain(), stream=stream(), counts=counts)
+    assert counts.unsent >= 50
 
 
-def test_progress_is_told_after_each_acknowledgement():
-    told = []
-    run(adds(*map(str, range(2500))), FakeTalon(), on_progress=lambda: told.append(1))
-    assert len(told) == 3
+def test_a_process_that_lost_its_lock_sends_nothing_more_and_leaves_behind_what_was_in_flight():
+    class Slow(FakeTalon):
+        async def __call__(self, chunk):
+            if self.requests == 6:
+                journal.lost = True
+            await super().__call__(chunk)
+            if journal.lost:
+                # The answer is late.
+                await asyncio.sleep(30)
+
+    talon, counts = Slow(), Counts()
+    journal = NotedJournal(singles(100))
+    with pytest.raises(LedgerError, match="Another run took over"):
+        push(journal, talon, Plain(), counts=counts, in_flight=4)
+    assert talon.requests <= 7
+    sent = [each for chunk in journal.behind for each in chunk.ids]
+    settled = set(journal.outcomes)
+    assert sorted(map(int, sent)) == [each for each in journal.left if each not in settled]
+    assert counts.unsent == 100 - counts.sent
 
 
-@settings(max_examples=150, deadline=None)
+def test_every_attempt_asks_first_whether_the_lock_is_still_there():
+    class Retrying(FakeTalon):
+        """Asks before each attempt of a request, as the client does."""
+
+        async def __call__(self, chunk):
+            for attempt in itertools.count():
+                self.may_leave()
+                journal.lost = attempt == 2
+                self.retries += 1
+                await asyncio.sleep(0)
+
+    journal = NotedJournal(singles(3))
+    talon = Retrying()
+    with pytest.raises(LedgerError, match="Another run took over"):
+        push(journal, talon, Plain(), in_flight=1)
+    assert talon.retries == 3
+    assert [chunk.ids for chunk in journal.behind] == [["0"]]
+
+
+# Notes while it runs
+
+
+def test_what_landed_is_made_durable_every_few_seconds(monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_FLUSHES", 0.02)
+    talon = FakeTalon()
+    talon.pause = 0.005
+    _, journal = run(singles(60), talon, in_flight=1)
+    assert 3 <= journal.flushes < 30
+
+
+def test_a_long_push_tells_its_progress(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_PROGRESS_LINES", 0.02)
+    caplog.set_level(logging.INFO)
+    talon = FakeTalon()
+    talon.pause = 0.002
+    run(singles(60), talon, in_flight=1)
+    assert re.search(r"\d+ of 60 sent, \d+ a second, \d+ s left", caplog.text)
+
+
+@pytest.mark.parametrize("waiting, told", [("throttled (429)", "throttled"), (None, "no answer yet")])
+def test_while_nothing_moves_the_log_says_why(monkeypatch, caplog, waiting, told):
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_PROGRESS_LINES", 0.01)
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_WAITING_LINES", 0.05)
+    talon = FakeTalon()
+    talon.waiting = waiting
+    talon.pause = 0.2
+    talon.delays.randrange = lambda _: 1
+    run(singles(1), talon)
+    assert 1 <= caplog.text.count(f"Nothing was acknowledged for 0 s: {told}") <= 4
+
+
+# Reading ahead
+
+
+@pytest.mark.parametrize("reads_ahead", [False, True])
+def test_a_source_that_is_read_ahead_is_not_held_open_by_the_sending(reads_ahead):
+    """A database may end a transaction that is read slowly."""
+    talon, ends = FakeTalon(), []
+    talon.pause = 0.001
+
+    def stream():
+        for chunk in journal.chunks:
+            yield Chunk(chunk.ids, chunk.keys, chunk.verbs, disjoint_from_recent=True)
+        ends.append(talon.requests)
+
+    chunks = [*singles(400), Chunk(["a", "b"], ["x", "y"], ["add", "remove?"])]
+    journal = NotedJournal(chunks)
+    counts = push(journal, talon, Plain(), stream=stream(), in_flight=2, reads_ahead=reads_ahead)
+    assert counts.sent == 402
+    assert len(talon.members) == 401
+    assert (ends[0] < 200) == reads_ahead
+
+
+@pytest.mark.parametrize("failing", ["the source", "Talon.One"])
+def test_what_fails_while_reading_ahead_fails_in_its_place(failing):
+    def stream():
+        try:
+            yield from journal.chunks
+            raise OSError("the database went away")
+        finally:
+            closed.append(True)
+
+    journal, closed = NotedJournal(singles(300)), []
+    talon = FakeTalon(errors={5: error(AuthenticationError)} if failing == "Talon.One" else {})
+    with pytest.raises((OSError, AuthenticationError)) as failure:
+        push(journal, talon, Plain(), stream=stream(), in_flight=2, reads_ahead=True)
+    assert isinstance(failure.value, OSError) == (failing == "the source")
+    # What was read before the source failed has been sent.
+    assert failing == "Talon.One" or len(talon.members) >= 298
+    assert closed == [True]
+
+
+def test_reading_ahead_pauses_while_much_waits_on_disk(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_ON_DISK", 1000)
+    sizes, write = [], Spool.write
+
+    def watched(spool, piece):
+        write(spool, piece)
+        sizes.append(len(spool))
+
+    monkeypatch.setattr(Spool, "write", watched)
+    counts, _ = run(singles(500), in_flight=2, reads_ahead=True)
+    assert counts.sent == 500
+    assert max(sizes) < 1200
+
+
+# Whatever happens
+
+
 @given(
-    records=st.lists(
-        st.one_of(
-            st.builds(Change, st.integers(0, 30).map(str), st.sampled_from("xyz"), st.just("add")),
-            st.builds(Rejection, st.sampled_from(["null", "empty"])),
+    chunks=st.lists(
+        st.lists(
+            st.builds(
+                Change, st.integers(0, 9).map(str), st.sampled_from("xy"), st.sampled_from(["add", "remove"])
+            ),
+            min_size=1,
+            max_size=4,
+            unique_by=lambda change: change[:2],
         ),
-        max_size=60,
+        max_size=20,
     ),
-    repeat=st.integers(1, 80),
-    bad=st.sets(st.integers(0, 30).map(str), max_size=3),
-    in_flight=st.integers(1, 8),
+    bad=st.sets(st.integers(0, 9).map(str), max_size=2),
+    in_flight=st.integers(1, 5),
     seed=st.integers(0, 1000),
-    fatal_at=st.none() | st.integers(0, 20),
+    fatal_at=st.none() | st.integers(0, 12),
+    reads_ahead=st.booleans(),
 )
 def test_whatever_happens_the_counts_balance_and_no_profile_overlaps(
-    records, repeat, bad, in_flight, seed, fatal_at
+    chunks, bad, in_flight, seed, fatal_at, reads_ahead
 ):
-    talon = FakeTalon(
-        bad=bad, seed=seed, errors={} if fatal_at is None else {fatal_at: error(AuthenticationError)}
-    )
-    stream = [
-        Change(f"{record.profile_id}/{turn % 3}", *record[1:]) if isinstance(record, Change) else record
-        for turn in range(repeat)
-        for record in records
-    ]
-    talon.bad = {f"{each}/0" for each in bad}
-    wanted = {
-        (c.profile_id, c.audience_id)
-        for c in stream
-        if isinstance(c, Change) and c.profile_id not in talon.bad
-    }
+    chunks = [Chunk.of(each) for each in chunks]
+    talon = FakeTalon(bad=bad, seed=seed)
+    if fatal_at is not None:
+        talon.errors = {fatal_at: error(AuthenticationError, 401)}
+    journal, counts = NotedJournal(chunks), Counts()
     try:
-        tally = run(stream, talon, in_flight=in_flight)
-    except (AuthenticationError, RejectedError):
-        assert talon.members <= wanted
+        push(journal, talon, Plain(), counts=counts, in_flight=in_flight, reads_ahead=reads_ahead)
+    except AuthenticationError:
+        assert counts.unsent
     else:
-        assert talon.members == wanted
-        assert tally.unsent == 0
+        assert counts.unsent == 0
+        assert len(journal.outcomes) == len(chunks)
+    expected = set()
+    for number, chunk in enumerate(chunks):
+        refused, _ = journal.outcomes.get(number, ([], []))
+        if number in journal.outcomes and not refused:
+            # Changes of one profile arrive in the order in which they came.
+            expected = {m for m in expected if m not in {change[:2] for change in chunk.changes()}}
+            expected |= {change[:2] for change in chunk.changes() if change.action == "add"}
+    assert talon.members == expected

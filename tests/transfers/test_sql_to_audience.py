@@ -15,6 +15,7 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
 
 
 def transfer(sql="SELECT profile_id FROM customers", **arguments):
@@ -381,3 +382,23 @@ def test_an_empty_postgres_result_sends_nothing(run, talon, vip, postgres):
     assert run(transfer("SELECT 'x' AS profile_id WHERE false"))["read"] == 0
     with pytest.raises(InvalidInputError, match="no column"):
         run(transfer("SELECT 'x' AS y WHERE false"))
+
+
+def test_openlineage_is_told_which_tables_a_query_reads(postgres):
+    pytest.importorskip("airflow.providers.openlineage")
+    sql = "SELECT c.profile_id FROM customers c JOIN crm.orders o ON o.customer = c.profile_id"
+    for operator in (
+        transfer(sql),
+        SqlToTalonProfilesOperator(task_id="t", sql=sql, sql_conn_id="warehouse"),
+    ):
+        found = operator.get_openlineage_facets_on_start()
+        assert {each.name for each in found.inputs} == {"postgres.crm.orders", "postgres.public.customers"}
+        assert found.outputs == []
+
+
+def test_arguments_of_the_hook_reach_it(run, talon, vip, postgres):
+    """A PostgresHook takes the database that it reads as an argument."""
+    params = {"database": "{{ params.database }}"}
+    operator = transfer("SELECT current_database() AS profile_id", hook_params=params)
+    run(operator, params={"database": "template1"})
+    assert talon.members("vip") == {"template1"}

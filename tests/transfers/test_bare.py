@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_talon_cdp.transfers.statements import bare
+from airflow_provider_talon_cdp.transfers._rows import bare
 
 LITERALS = ", ".join(f"'m{each}'" for each in range(50_000))
 MANY = f"SELECT id FROM t WHERE id IN ({LITERALS})"

@@ -1,0 +1,89 @@
+"""Profile IDs that are valid and look wrong: padded, a null as text, or a number that was a float. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from operator import ne
+
+_NULLS = frozenset(
+    {"None", "none", "NONE", "nan", "NaN", "NAN", "null", "Null", "NULL", "<NA>", "NaT", "N/A"}
+)
+_LONGEST_NULL = max(map(len, _NULLS))
+_WHITE_SPACE = " \t\n\r\v\f\0"
+# Stands between the IDs that are searched at once.
+_SEPARATOR = "\x1e"
+_INVISIBLE = re.compile(
+    "[\0-\b\x0e-\x1b\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+)
+_SCIENTIFIC = re.compile(r"[+-]?\d(\.\d+)?[eE]\+\d+", re.ASCII)
+_POINT_ZERO = re.compile(r"[+-]?\d+\.0", re.ASCII)
+# "123.0" is suspicious where such IDs are the rule: a few may be versions.
+_MOST = 0.9
+
+_TEXTS = {
+    "white_space_at_ends": "have white space at their ends. Use TRIM in SQL",
+    "white_space_inside": "have white space inside",
+    "invisible": "have an invisible character, such as a zero-width space. Remove it in SQL",
+    "null_text": "are the text of a null, such as 'None' or 'nan'. Leave those rows out",
+    "point_zero": "end with '.0': integers that went through a float. Cast to BIGINT first, then to text",
+    "scientific": "are in scientific notation, such as 1.5E+10. Cast to BIGINT first, then to text",
+}
+
+
+class SuspiciousIds:
+    """Counts profile IDs that look wrong. Costs next to nothing while there are none."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._ids = 0
+
+    def add(self, ids: Sequence[str], *, shortest: int = 0) -> None:
+        """Look at valid IDs.
+
+        Args:
+            ids: As they will be sent.
+            shortest: The least length of them, where it is known: long ones are not compared with the texts
+                of null.
+        """
+        if not ids:
+            return
+        self._ids += len(ids)
+        text = _SEPARATOR.join(ids)
+        # Single characters are found at memory speed, which no regular expression comes near.
+        if any(map(text.__contains__, _WHITE_SPACE)) or not text.isascii() or "\x7f" in text:
+            self._count_characters(ids, text)
+        if shortest <= _LONGEST_NULL and not _NULLS.isdisjoint(ids):
+            self._counts["null_text"] += sum(each in _NULLS for each in ids)
+        if any(each.endswith(".0") for each in (ids[0], ids[len(ids) // 2], ids[-1])):
+            self._counts["point_zero"] += sum(map(bool, map(_POINT_ZERO.fullmatch, ids)))
+        if "+" in text:
+            self._counts["scientific"] += sum(map(bool, map(_SCIENTIFIC.fullmatch, ids)))
+
+    def _count_characters(self, ids: Sequence[str], text: str) -> None:
+        stripped = list(map(str.strip, ids))
+        self._counts["white_space_at_ends"] += sum(map(ne, ids, stripped))
+        self._counts["white_space_inside"] += sum(len(each.split(None, 1)) > 1 for each in stripped)
+        if _INVISIBLE.search(text):
+            self._counts["invisible"] += sum(map(bool, map(_INVISIBLE.search, ids)))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of IDs by kind, without the kinds that were not found.
+
+        The kinds: ``white_space_at_ends``, ``white_space_inside``, ``invisible``, ``null_text``,
+        ``scientific``, and ``point_zero`` where nearly all IDs are of it.
+        """
+        return {
+            kind: count
+            for kind in _TEXTS
+            if (count := self._counts[kind]) and (kind != "point_zero" or count >= _MOST * self._ids)
+        }
+
+    @property
+    def texts(self) -> list[str]:
+        """A sentence for each kind that was found; it quotes no ID."""
+        return [
+            f"{count:,} of {self._ids:,} profile IDs {_TEXTS[kind]}." for kind, count in self.counts.items()
+        ]

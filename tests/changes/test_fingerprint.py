@@ -1,0 +1,61 @@
+"""What a ledger remembers of a profile's attributes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_talon_cdp.changes import fingerprint as module
+from airflow_provider_talon_cdp.changes.fingerprint import (
+    Names,
+    digest_of,
+    doubted,
+    fingerprint,
+    holds,
+    mask_of,
+)
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+NAMES = ["tier", "score", "a/b", "ü"]
+
+
+def test_equal_attributes_of_two_profiles_do_not_look_alike_in_the_ledger():
+    assert digest_of("a", b"{}") != digest_of("b", b"{}")
+    assert digest_of("a", b"b") != digest_of("ab", b"")
+
+
+def test_names_get_the_next_numbers_in_order():
+    names = Names(["a"])
+    assert [names.mask(each) for each in (["a"], ["c", "b"], ["b"], [])] == [1, 6, 4, 0]
+    assert list(names) == ["a", "c", "b"]
+    assert names.of(5) == ["a", "b"]
+
+
+def test_too_many_names_are_taken_for_data(monkeypatch):
+    monkeypatch.setattr(module, "MAX_NAMES", 2)
+    with pytest.raises(InvalidInputError, match="more than 2 attribute names"):
+        Names(["a"]).mask(["a", "b", "c"])
+
+
+@given(st.lists(st.sampled_from(NAMES), unique=True), st.booleans(), st.booleans())
+def test_a_fingerprint_says_what_was_put_into_it(chosen, partial, doubt):
+    names = Names(NAMES)
+    digest = digest_of("a", b"{}")
+    text = fingerprint(digest, names.mask(chosen), partial=partial)
+    text = doubted(text) if doubt else text
+    assert set(names.of(mask_of(text))) == set(chosen)
+    assert holds(text, digest, partial=True) == (not doubt)
+    assert holds(text, digest, partial=False) == (not doubt and not partial)
+    assert not holds(text, digest_of("b", b"{}"), partial=True)
+    assert list(Names(names)) == NAMES
+
+
+def test_a_doubt_is_noted_once():
+    assert doubted(doubted("x.1")) == doubted("x.1") != "x.1"
+
+
+@pytest.mark.parametrize("text", ["", "abc", "abc.", "abc.xyz"])
+def test_what_is_not_a_fingerprint_has_no_names(text):
+    with pytest.raises(ValueError):
+        mask_of(text)

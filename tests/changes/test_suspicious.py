@@ -1,0 +1,55 @@
+"""IDs that are valid and look wrong are counted by kind."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
+
+CLEAN = ["anna", "b@example.com", "joe+tag@example.com", "123e45", "v1.0", "Zoë", "王", str(uuid.UUID(int=5))]
+
+
+def seen(*blocks, **arguments):
+    found = SuspiciousIds()
+    for block in blocks:
+        found.add(block, **arguments)
+    return found
+
+
+def test_ordinary_ids_are_not_counted():
+    assert seen(CLEAN, [], CLEAN).counts == {}
+    assert seen(CLEAN).texts == []
+
+
+@pytest.mark.parametrize(
+    "kind, ids",
+    [
+        ("white_space_at_ends", [" a", "a ", "a\n", "\u00a0a", "a\u3000", "\x0ba"]),
+        ("white_space_inside", ["a b", "a\tb", "a\u2003b"]),
+        ("invisible", ["a\u200b", "\ufeffa", "a\0b", "a\xadb", "\x7fa", "\u202ea"]),
+        ("null_text", ["None", "nan", "NaN", "NULL", "null", "<NA>"]),
+        ("scientific", ["1E+10", "1.5e+7", "-2.25E+12"]),
+    ],
+)
+def test_each_kind_is_counted_among_others(kind, ids):
+    found = seen([*CLEAN, *ids], CLEAN)
+    assert found.counts == {kind: len(ids)}
+    (text,) = found.texts
+    assert text.startswith(f"{len(ids)} of {2 * len(CLEAN) + len(ids)} profile IDs ")
+
+
+def test_one_id_may_be_of_several_kinds():
+    assert seen([" a b\u200b"]).counts == {"white_space_at_ends": 1, "white_space_inside": 1, "invisible": 1}
+
+
+def test_point_zero_counts_where_nearly_all_ids_end_so():
+    numbers = [f"{each}.0" for each in range(1000)]
+    assert seen(numbers, ["anna"]).counts == {"point_zero": 1000}
+    assert seen(numbers, [f"customer-{each}" for each in range(1000)]).counts == {}
+
+
+def test_nulls_are_not_looked_for_among_long_ids():
+    assert seen(["customer-1", "customer-2"], shortest=10).counts == {}
+    assert seen(["null", "customer-2"], shortest=4).counts == {"null_text": 1}

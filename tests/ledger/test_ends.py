@@ -1,0 +1,279 @@
+"""What a push knows at its end: what landed, had no effect, is unclear, or is left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_talon_cdp.changes.change import Change, Chunk
+from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ledger.ledger import RunFacts
+from airflow_provider_talon_cdp.ledger.lock import LOCK_LASTS
+from airflow_provider_talon_cdp.ledger.outside import UNTIL_LOST
+from tests.ledger.conftest import FACTS, changes, members, plan_of, planned, profiles, spelt
+
+TEN = [f"+{number}" for number in range(10)]
+
+
+@pytest.fixture
+def pushing(open_ledger):
+    """Put a plan of ten in force, in batches of 2; its share."""
+
+    def enforced(*texts, **options):
+        ledger = open_ledger(batch=2, part=6, ahead=3, **options)
+        ledger.lock.take("me")
+        ledger.load()
+        ledger.enforce(ledger.draft(plan_of(*(texts or TEN))), facts=FACTS)
+        return ledger.share()
+
+    return enforced
+
+
+def test_what_was_noted_ahead_and_never_left_is_taken_back_by_an_orderly_end(pushing, loaded):
+    share = pushing()
+    share.leaving(0)
+    assert profiles(loaded().uncertain()) == ["0", "1", "2", "3", "4", "5"]
+    share.landed(0)
+    share.end()
+    assert profiles(loaded().known()) == ["0", "1"]
+    assert not profiles(loaded().uncertain())
+    assert profiles(loaded().unacknowledged()) == [text[1:] for text in TEN[2:]]
+
+
+def test_what_surely_had_no_effect_is_not_uncertain(pushing, loaded):
+    share = pushing()
+    for batch in range(4):
+        share.leaving(batch)
+    share.landed(1, [0])
+    share.without_effect(0)
+    share.without_effect(3)
+    share.end()
+    assert profiles(loaded().known()) == ["3"]
+    assert profiles(loaded().uncertain()) == ["4", "5"], "batch 2 left and has no answer"
+    # It may leave again, after a first attempt that had no effect.
+    assert [change.uncertain for change in spelt(loaded().unacknowledged())] == [False] * 2 + [True] * 2 + [
+        False
+    ] * 4
+
+
+def test_a_batch_that_leaves_again_after_an_attempt_without_effect_is_uncertain_again(pushing, loaded):
+    share = pushing()
+    share.leaving(0)
+    share.without_effect(0)
+    share.leaving(0)
+    share.end()
+    assert profiles(loaded().uncertain()) == ["0", "1"]
+
+
+def test_a_doubt_of_an_earlier_run_outlives_an_attempt_without_effect(pushing, loaded):
+    share = pushing("+a?", "+b")
+    share.leaving(0)
+    share.without_effect(0)
+    share.end()
+    assert profiles(loaded().uncertain()) == ["a"]
+
+
+def test_a_killed_try_stays_uncertain_whatever_its_retry_knows_of_its_own_requests(
+    open_ledger, loaded, pushing
+):
+    killed = pushing()
+    killed.leaving(0)
+    retry = open_ledger(batch=2)
+    retry.lock.take("me")
+    retry.load()
+    share = retry.share()
+    share.leaving(0)
+    share.without_effect(0)
+    share.end()
+    assert profiles(loaded().uncertain()) == ["0", "1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("landed", [True, False])
+def test_fingerprints_of_an_orderly_end_have_a_doubt_only_where_it_is_unclear(open_ledger, loaded, landed):
+    plan = [Change(each, "1.1", "add") for each in "abcd"]
+    ledger = open_ledger(holds="profiles", batch=1)
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+        share = ledger.share()
+        for batch in range(3):
+            share.leaving(batch)
+        share.without_effect(0)
+        if landed:
+            share.landed(1)
+        share.end()
+    known = [("b", "1.1" if landed else "?1.1"), ("c", "?1.1")]
+    assert members(loaded(holds="profiles").known()) == known
+
+
+def test_a_refused_removal_ends_the_doubt_about_a_fingerprint_that_never_arrived(open_ledger, loaded):
+    def run(*plan, refused, skipped=()):
+        ledger = open_ledger(holds="profiles")
+        with ledger.held("me"):
+            ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+            ledger.share().leaving(0)
+            if refused is not None:
+                ledger.share().landed(0, refused, skipped)
+            ledger.share().end()
+        return members(loaded(holds="profiles").known())
+
+    both = [("a", "?1.1"), ("b", "?1.1")]
+    assert run(Change("a", "1.1", "add"), Change("b", "1.1", "add"), refused=None) == both
+    plan = Change("a", "?1.1", "remove"), Change("b", "?1.1", "remove")
+    assert run(*plan, refused=[0, 1], skipped=[1]) == both[1:], "b was never sent"
+    assert run(plan[1], refused=[0]) == []
+
+
+# Refused changes
+
+
+def test_refused_changes_are_known_until_a_plan_has_them(open_ledger, loaded):
+    def run(*texts, refused=(), skipped=(), carries=()):
+        ledger = open_ledger(batch=10)
+        with ledger.held("me"):
+            before = spelt(ledger.refused())
+
+            def planner(known, uncertain):
+                if carries:
+                    ledger.carry(Chunk.of(changes(*carries)))
+                return plan_of(*texts)(known, uncertain)
+
+            ledger.enforce(ledger.draft(planner), facts=FACTS)
+            share = ledger.share()
+            share.leaving(0)
+            share.landed(0, refused, skipped)
+            share.end()
+            assert spelt(ledger.refused()) == spelt(loaded().refused())
+        return before
+
+    assert run("+a", "+b", "+c", "-d", refused=[0, 1, 3], skipped=[1]) == []
+    assert run("+e", "+g", refused=[1], carries=["+a", "-d"]) == changes("+a", "-d")
+    # One was tried again, one not.
+    assert run("+d", "+h", carries=["+a", "+g"]) == changes("+a", "-d", "+g")
+    assert run("+a", "+i", refused=[0], carries=["+g"]) == changes("+a", "+g")
+    assert run("+j") == changes("+a", "+g")
+    assert run("+k") == []
+
+
+def test_only_a_planner_carries(open_ledger):
+    with pytest.raises(RuntimeError, match="Only a planner"):
+        open_ledger().carry(Chunk(["a"], "vip"))
+
+
+# Facts
+
+
+def test_facts_are_remembered_with_a_plan_and_without(open_ledger, loaded, commit):
+    facts = RunFacts(
+        data_until="2026-11-28T00:00:00+00:00",
+        key_fingerprint="f",
+        platform_name="Apache Airflow",
+        audiences={"vip": {"id": 7, "created": "2026-01-01"}},
+    )
+    ledger = open_ledger()
+    with ledger.held("me"):
+        ledger.remember(facts)
+        assert loaded().version == 0
+        ledger.enforce(ledger.draft(plan_of("+a")), facts=facts)
+        ledger.share().leaving(0)
+        ledger.share().landed(0)
+        ledger.share().end()
+    assert loaded().facts == facts
+    later = RunFacts(data_until="2026-11-29T00:00:00+00:00")
+    other = open_ledger()
+    with other.held("another"):
+        other.remember(later)
+        other.remember(later)
+    ledger = loaded()
+    assert (ledger.facts, ledger.version, ledger.plan, ledger.owner) == (later, 1, other.plan, "me")
+    assert profiles(ledger.known()) == ["a"]
+    commit(open_ledger(), "+b")
+    assert profiles(loaded().known()) == ["a", "b"]
+
+
+def test_facts_of_a_later_version_of_this_package_are_passed_over(open_ledger, loaded, commit):
+    commit(open_ledger(), "+a")
+    ledger = open_ledger()
+    with ledger.held("me"):
+        ledger.remember(FACTS)
+        ledger.manifest.facts["unheard of"] = 1
+        ledger.manifest.write(ledger.folder, ledger.identity.parts)
+    assert loaded().facts == FACTS
+
+
+# A run that lost its lock
+
+
+def test_what_was_in_flight_or_landed_after_a_takeover_is_sent_again_by_the_next_plan(
+    pushing, open_ledger, clock
+):
+    share = pushing()
+    for batch in range(4):
+        share.leaving(batch)
+    share.landed(0)
+    clock.now += 1
+    share.flush()
+    clock.now += 1
+    retry = open_ledger()
+    with retry.held("me"):
+        # It has another plan: what is in flight contradicts it.
+        retry.enforce(retry.draft(plan_of(*(f"-{number}" for number in range(10)))), facts=FACTS)
+        for batch in range(retry.share().left):
+            retry.share().leaving(batch)
+            retry.share().landed(batch)
+        retry.share().end()
+        # It does not know yet: the last confirmation was a second ago.
+        share.landed(1)
+        clock.now += 100
+        with pytest.raises(LedgerError, match="took over"):
+            share.refuse_lost()
+        share.leave_behind([Chunk(["4", "5"], "vip"), Chunk(["6", "7"], "vip")])
+        with pytest.raises(LedgerError, match="took over"):
+            share.end()
+    for seconds in (0, UNTIL_LOST):
+        clock.now += seconds
+        following = open_ledger()
+        with following.held("next"):
+            # Those that landed before are known to the one that took over.
+            assert profiles(following.uncertain()) == ["2", "3", "4", "5", "6", "7"]
+            following.enforce(following.draft(plan_of()), facts=FACTS)
+    following = open_ledger()
+    with following.held("next"):
+        assert not profiles(following.uncertain())
+
+
+def test_what_a_sync_of_profiles_had_in_flight_becomes_a_doubt(open_ledger, loaded, clock):
+    def run(*plan):
+        ledger = open_ledger(holds="profiles")
+        with ledger.held("me"):
+            ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+            for batch in range(ledger.share().left):
+                ledger.share().leaving(batch)
+                ledger.share().landed(batch)
+            clock.now += 1
+            ledger.share().end()
+        return ledger
+
+    ledger = run(Change("a", "1.1", "add"), Change("b", "1.1", "add"))
+    ledger.share().leave_behind([Chunk(["b", "c"], ["0.1", "?0.1"]), Chunk(["c"], "0.2")])
+    doubts = [("a", "1.1"), ("b", "?0.1"), ("c", "?0.2")]
+    for _ in range(3):
+        # Whether the notes are still there or not.
+        assert members(loaded(holds="profiles").known()) == doubts
+        run()
+        clock.now += UNTIL_LOST + LOCK_LASTS
+    run(Change("b", "1.1", "add"), Change("c", "?0.2", "remove"))
+    assert members(loaded(holds="profiles").known()) == [("a", "1.1"), ("b", "1.1")]
+
+
+# An older state that was put back
+
+
+def test_a_state_that_is_older_than_what_was_committed_is_refused(open_ledger, loaded, commit):
+    for text in ("+a", "+b"):
+        commit(open_ledger(), text)
+    ledger = loaded()
+    for version in (0, 1, 2):
+        ledger.refuse_older_than(version)
+    with pytest.raises(
+        LedgerError, match=r"has version 2, but .* version 3\.\n.*Nothing was sent\.\n.*send=\"all\""
+    ):
+        ledger.refuse_older_than(3)

@@ -1,0 +1,99 @@
+"""Dead letters are personal data: they go with the versions that are not kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_talon_cdp.__main__ import main
+from airflow_provider_talon_cdp.ledger.storage import names_in
+from tests.ledger.conftest import FACTS, plan_of
+
+
+@pytest.fixture
+def run(open_ledger, clock):
+    """Run once, a minute after the run before; the name of the folder of its dead letters."""
+
+    def once(*texts, letter=True, **options):
+        clock.now += 60
+        ledger = open_ledger(**options)
+        with ledger.held("me"):
+            draft = ledger.draft(plan_of(*texts))
+            if letter:
+                ledger.reject({"profile_id": f"p{clock.now:.0f}"})
+            if texts:
+                ledger.enforce(draft, facts=FACTS)
+                share = ledger.share()
+                for batch in range(share.left):
+                    share.leaving(batch)
+                    share.landed(batch)
+                share.end()
+            else:
+                ledger.discard(draft)
+            ledger.flush()
+        return ledger.dead_letters and ledger.dead_letters.rpartition("/")[2]
+
+    return once
+
+
+def folders(loaded):
+    return names_in(loaded().folder / "dead-letters")
+
+
+def test_those_of_versions_that_are_not_kept_are_deleted(run, loaded):
+    names = [run(f"+{number}", keep=2) for number in range(4)]
+    assert folders(loaded) == names[2:]
+    for number in range(4, 6):
+        run(f"+{number}", letter=False, keep=2)
+    assert folders(loaded) == []
+
+
+def test_runs_that_sent_nothing_leave_no_more_than_the_last_ones(run, loaded):
+    run("+a")
+    names = [run() for _ in range(6)]
+    assert folders(loaded) == names[-3:]
+
+
+def test_those_of_kept_versions_stay(run, loaded):
+    names = [run("+a"), run("+b", letter=False), run("+c")]
+    assert folders(loaded) == [names[0], names[2]]
+
+
+def test_the_command_prints_them_by_path_and_by_name(run, loaded, capsys, state):
+    run("+a")
+    run()
+    place = ["--state-uri", str(state), "--deployment-host", "acme.talon.one", "--audience-id", "vip"]
+    for which in ([loaded().place], place):
+        assert main(["ledger", "letters", *which]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == ['{"profile_id": "p1790000060"}', '{"profile_id": "p1790000120"}']
+
+
+@pytest.mark.parametrize("command", ["show", "letters", "repair"])
+def test_a_folder_without_a_ledger_is_one_clear_error(command, tmp_path, capsys):
+    assert main(["ledger", command, str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"There is no ledger in this folder.\nFolder: {tmp_path}\n"
+
+
+def test_a_ledger_that_was_copied_elsewhere_is_not_taken_for_the_one_that_it_was(
+    run, loaded, capsys, tmp_path
+):
+    run("+a")
+    here = loaded()
+    for name in names_in(here.folder):
+        if name.startswith("manifest"):
+            (tmp_path / name).write_bytes((here.folder / name).read_bytes())
+    assert main(["ledger", "show", str(tmp_path)]) == 1
+    assert "belongs elsewhere" in capsys.readouterr().err
+
+
+def test_the_command_needs_a_place(capsys):
+    assert main(["ledger", "show", "--audience-id", "vip"]) == 1
+    assert "Give the folder of the ledger, or --state-uri and --deployment-host." in capsys.readouterr().err
+
+
+def test_the_command_finds_the_ledger_of_an_environment(open_ledger, commit, capsys, state):
+    commit(open_ledger(environment="live"), "+a")
+    place = ["--state-uri", str(state), "--deployment-host", "acme.talon.one", "--audience-id", "vip"]
+    assert main(["ledger", "show", *place]) == 1
+    assert main(["ledger", "show", *place, "--environment", " live "]) == 0
+    assert "version 1, 1 members" in capsys.readouterr().out

@@ -1,0 +1,258 @@
+"""What happens to a lock that is damaged, not renewed, slept through, or waited for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import LedgerBusyError, LedgerError
+from airflow_provider_talon_cdp.ledger import lock as lock_module
+from airflow_provider_talon_cdp.ledger import storage
+from airflow_provider_talon_cdp.ledger.lock import LEASE, LOCK_LASTS, LOCK_RENEWED
+from airflow_provider_talon_cdp.ledger.storage import names_in, write_bytes
+from tests.ledger.conftest import FACTS, plan_of, profiles
+
+
+def files_of(ledger):
+    locks = ledger.folder / "locks"
+    return {
+        "claim": locks / f"all-{ledger.run}.json",
+        "heartbeat": locks / f"all-{ledger.run}.heartbeat.json",
+    }
+
+
+# Damage
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\x00", b'{"content": {}, "sha256": "x"}'])
+@pytest.mark.parametrize("which", [["claim"], ["heartbeat"], ["claim", "heartbeat"]])
+def test_damaged_lock_files_of_a_dead_run_are_taken_over(open_ledger, clock, commit, which, damage):
+    dead = open_ledger()
+    dead.lock.take("dead")
+    for name in which:
+        write_bytes(files_of(dead)[name], damage)
+    clock.now += LOCK_LASTS + 1
+    commit(open_ledger(), "+a", owner="other")
+    assert not names_in(dead.folder / "locks")
+
+
+def test_a_run_with_a_damaged_claim_is_alive_as_long_as_its_heartbeat_says_so(open_ledger, clock):
+    alive = open_ledger()
+    alive.lock.take("alive")
+    write_bytes(files_of(alive)["claim"], b"")
+    with pytest.raises(LedgerBusyError, match="in use"):
+        open_ledger().lock.take("other")
+    assert alive.lock.is_ours()
+
+
+def test_a_run_whose_claim_is_damaged_goes_on_and_gives_the_lock_back(open_ledger):
+    ledger = open_ledger()
+    with ledger.held("me"):
+        write_bytes(files_of(ledger)["claim"], b"torn")
+        ledger.enforce(ledger.draft(plan_of("+a")), facts=FACTS)
+        ledger.share().flush()
+    assert not names_in(ledger.folder / "locks")
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_locks_of_the_version_before_are_respected_and_cleaned_up(open_ledger, clock, commit):
+    locks = open_ledger().folder / "locks"
+    claim = {"owner": "old", "host": "h", "pid": 1, "time": clock.now}
+    storage.write_json(locks / "all-0123456789ab.json", claim)
+    storage.write_json(locks / "all-0123456789ab.beat.json", {"time": clock.now, "turn": 7, "rests": False})
+    with pytest.raises(LedgerBusyError, match="in use by old"):
+        commit(open_ledger(), "+a")
+    clock.now += LOCK_LASTS
+    commit(open_ledger(), "+a")
+    commit(open_ledger(), "+b")
+    assert not names_in(locks)
+
+
+# A thread that cannot renew
+
+
+def renew_once(lock):
+    turns = iter([False, True])
+    lock.renew(SimpleNamespace(wait=lambda _: next(turns)))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("odd"), MemoryError()])
+def test_the_thread_survives_any_error_and_the_lock_is_lost_after_the_lease(
+    open_ledger, clock, monkeypatch, error, caplog
+):
+    ledger = open_ledger()
+    ledger.lock.take("me")
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock_module, "write_json", fail)
+        with caplog.at_level(logging.WARNING):
+            renew_once(ledger.lock)
+        assert "could not be renewed" in caplog.text
+    clock.now += LOCK_RENEWED
+    ledger.lock.refuse_lost()
+    renew_once(ledger.lock)
+    assert ledger.lock.confirmed == clock.now
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_run_goes_on_while_the_storage_is_away_for_less_than_the_lease(open_ledger, clock, monkeypatch):
+    ledger = open_ledger()
+    ledger.lock.take("me")
+
+    def fail(*_):
+        raise LedgerError("The storage is away.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock_module, "read_json", fail)
+        clock.now += LEASE - 1
+        ledger.lock.refuse_lost()
+        clock.now += 1
+        with pytest.raises(LedgerError, match="Another run took over the ledger, or may have"):
+            ledger.lock.refuse_lost()
+    # Whoever stopped does not begin again.
+    with pytest.raises(LedgerError, match="took over"):
+        ledger.lock.refuse_lost()
+    assert LEASE + 2 * LOCK_RENEWED < LOCK_LASTS
+
+
+# A process that slept
+
+
+@pytest.mark.parametrize("slept", [40, 180, 10_000])
+def test_a_process_that_slept_while_its_retry_took_over_sends_nothing_more(open_ledger, clock, slept):
+    ledger, retry = open_ledger(), open_ledger()
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+a", "+b")), facts=FACTS)
+        share = ledger.share()
+        share.leaving(0)
+        clock.now += slept
+        retry.lock.take("me")
+        with pytest.raises(LedgerError, match="took over"):
+            share.refuse_lost()
+        with pytest.raises(LedgerError, match="took over"):
+            share.leaving(0)
+    assert retry.lock.is_ours()
+
+
+@pytest.mark.parametrize("slept", [40, 180, 10_000])
+def test_a_process_that_slept_while_nobody_took_over_goes_on_and_counts_as_alive_again(
+    open_ledger, clock, slept
+):
+    ledger = open_ledger()
+    ledger.lock.take("me")
+    clock.now += slept
+    ledger.lock.refuse_lost()
+    with pytest.raises(LedgerBusyError, match=r"heard of 0 s ago"):
+        open_ledger().lock.take("other")
+
+
+def test_a_fresh_confirmation_needs_no_look_at_the_storage(open_ledger, clock, monkeypatch):
+    ledger = open_ledger()
+    ledger.lock.take("me")
+
+    def fail(*_):
+        raise AssertionError("it looked")
+
+    monkeypatch.setattr(lock_module, "read_json", fail)
+    for _ in range(3):
+        clock.now += LOCK_RENEWED - 0.1
+        ledger.lock.refuse_lost()
+
+
+def test_time_is_measured_by_a_clock_that_goes_on_in_suspension(tmp_path):
+    lock = lock_module.Lock(tmp_path, "0123456789ab")
+    assert lock.now is lock_module.since_boot
+    before = lock.now()
+    threading.Event().wait(0.01)
+    assert 0.005 < lock.now() - before < 10
+
+
+# Waiting for another run
+
+
+def test_a_run_waits_until_the_other_ends_and_says_for_whom(open_ledger, clock, caplog):
+    first = open_ledger()
+    first.lock.take("dag/task/scheduled")
+
+    def sleep(seconds):
+        clock.sleep(seconds)
+        if clock.now >= began + 65:
+            first.lock.give_back()
+        else:
+            first.lock._renew()
+
+    began = clock.now
+    second = open_ledger(sleep=sleep)
+    with caplog.at_level(logging.INFO), second.held("dag/task/manual", wait=600):
+        assert 65 <= clock.now - began < 75
+    told = [record.getMessage() for record in caplog.records if "Waiting for another run" in record.message]
+    assert len(told) == 3, "every 30 seconds"
+    assert all("in use by dag/task/scheduled" in each for each in told)
+
+
+def test_waiting_has_an_end(open_ledger, clock):
+    first = open_ledger()
+    first.lock.take("first")
+
+    def sleep(seconds):
+        clock.sleep(seconds)
+        first.lock._renew()
+
+    began = clock.now
+    with (
+        pytest.raises(LedgerBusyError, match="in use by first"),
+        open_ledger(sleep=sleep).held("second", wait=60),
+    ):
+        pass
+    assert 60 <= clock.now - began < 70
+    assert len(names_in(first.folder / "locks")) == 2
+
+
+def test_a_dead_run_is_waited_for_no_longer_than_its_lock_lasts(open_ledger, clock):
+    open_ledger().lock.take("dead")
+    began = clock.now
+    with open_ledger(sleep=clock.sleep).held("second", wait=600):
+        assert LOCK_LASTS <= clock.now - began < LOCK_LASTS + 10
+
+
+def test_eleven_runs_that_wait_all_get_their_turn(open_ledger, loaded):
+    """As catch-up runs do, each a thread here."""
+    failed = []
+
+    def run(number):
+        try:
+            ledger = open_ledger(sleep=lambda _: threading.Event().wait(0.001))
+            with ledger.held(f"run {number}", wait=1):
+                ledger.enforce(ledger.draft(plan_of(f"+{number:02}")), facts=FACTS)
+                share = ledger.share()
+                share.leaving(0)
+                share.landed(0)
+                share.end()
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(11)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failed
+    assert profiles(loaded().known()) == [f"{number:02}" for number in range(11)]
+    assert loaded().version == 11
+
+
+def test_a_lock_that_cannot_be_given_back_does_not_hide_why_the_run_ended(open_ledger, monkeypatch, caplog):
+    def fail(*_):
+        raise LedgerError("No space left.")
+
+    ledger = open_ledger()
+    with pytest.raises(RuntimeError, match="the cause"), ledger.held("me"):  # noqa: PT012
+        monkeypatch.setattr(lock_module, "remove", fail)
+        raise RuntimeError("the cause")
+    assert "The ledger's lock stays for 120 s" in caplog.text

@@ -1,0 +1,234 @@
+"""Changes of an audience that were made outside its ledger."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_talon_cdp.changes.change import Change, Chunk
+from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name
+from airflow_provider_talon_cdp.ledger.outside import NOTES, UNTIL_KILLED, UNTIL_LOST, OutsideChanges
+from airflow_provider_talon_cdp.ledger.storage import names_in
+from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles
+
+
+@pytest.fixture
+def outside(state, clock):
+    """The journal of a task that adds and removes explicitly."""
+
+    def opened(owner="dag/explicit/run", **parts):
+        identity = identified(name=calls_ledger_name("dag.explicit"), **parts)
+        return OutsideChanges(state, identity, owner, clock=clock)
+
+    return opened
+
+
+def push(ledger, plan, owner="me"):
+    """Put a plan in force and send it; what was uncertain before."""
+    with ledger.held(owner):
+        uncertain = members(ledger.uncertain())
+        ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+        share = ledger.share()
+        for batch in range(share.left):
+            share.leaving(batch)
+            share.landed(batch)
+        share.end()
+    return uncertain
+
+
+def adds(*ids, key="vip"):
+    return [Change(each, key, "add") for each in ids]
+
+
+def test_an_explicit_change_is_uncertain_for_the_next_plan_of_the_audience_and_certain_then(
+    open_ledger, outside, loaded
+):
+    push(open_ledger(), adds("a", "b"))
+    calls = outside()
+    calls.note(Chunk(["b", "x", "a"], "vip", "remove"))
+    # x was not a member.
+    assert profiles(loaded().uncertain()) == ["a", "b"]
+    assert loaded().other_writers == ["dag/explicit/run"]
+    calls.end()
+    assert profiles(loaded().known()) == ["a", "b"]
+    assert push(open_ledger(), adds("a", "b")) == [("a", "vip"), ("b", "vip")]
+    assert push(open_ledger(), []) == []
+    assert loaded().other_writers == []
+    assert not names_in(loaded().folder / NOTES)
+
+
+def test_while_the_changes_may_still_arrive_they_stay_uncertain_whoever_plans(open_ledger, outside, clock):
+    push(open_ledger(), adds("a"))
+    calls = outside()
+    calls.note(Chunk(["x"], "vip"))
+    for _ in range(2):
+        assert push(open_ledger(), []) == [("x", "vip")]
+    calls.note(Chunk(["y"], "vip"))
+    calls.end(in_flight=True)
+    assert push(open_ledger(), []) == [("x", "vip"), ("y", "vip")]
+    clock.now += UNTIL_LOST
+    assert push(open_ledger(), []) == [("x", "vip"), ("y", "vip")]
+    assert push(open_ledger(), []) == []
+
+
+def test_notes_of_a_killed_task_end_after_a_day(open_ledger, outside, clock):
+    push(open_ledger(), adds("a"))
+    outside().note(Chunk(["a"], "vip", "remove"))
+    assert push(open_ledger(), []) == [("a", "vip")]
+    clock.now += UNTIL_KILLED
+    assert push(open_ledger(), []) == [("a", "vip")]
+    assert push(open_ledger(), []) == []
+
+
+def test_a_draft_that_never_came_into_force_spends_no_note(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a"))
+    calls = outside()
+    calls.note(Chunk(["a"], "vip", "remove"))
+    calls.end()
+    ledger = open_ledger()
+    with ledger.held("me"):
+        ledger.discard(ledger.draft(plan_of("+a")))
+    assert profiles(loaded().uncertain()) == ["a"]
+
+
+def test_ledgers_of_many_audiences_are_told_of_their_own_only(open_ledger, outside, loaded):
+    plan = sorted([*adds("a", "b", key="vip"), *adds("a", key="gold")])
+    push(open_ledger(name="sync:x"), plan)
+    push(open_ledger(), adds("a"))
+    push(open_ledger(name="audience:silver"), adds("a", key="silver"))
+    calls = outside()
+    calls.note(Chunk(["a", "c", "d"], ["gold", "vip", "bronze"]))
+    calls.end()
+    assert members(loaded(name="sync:x").uncertain()) == [("c", "vip")]
+    assert members(loaded().uncertain()) == [("c", "vip")]
+    assert not members(loaded(name="audience:silver").uncertain())
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"environment": "live"},
+        {"base_url": "https://elsewhere.talon.one"},
+        {"deployment_host": "other.talon.one"},
+    ],
+)
+def test_other_environments_and_deployments_are_not_told(open_ledger, outside, loaded, elsewhere):
+    push(open_ledger(), adds("a"))
+    outside(**elsewhere).note(Chunk(["a"], "vip"))
+    assert not members(loaded().uncertain())
+
+
+def test_without_a_ledger_nothing_is_written(outside, state):
+    calls = outside()
+    calls.note(Chunk(["a"], "vip"))
+    calls.end()
+    assert not state.exists() or not list(state.iterdir())
+    assert calls.dead_letters is None
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_an_unregistered_ledger_of_one_audience_is_told_too(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a"))
+    registry = loaded().folder.parent / "registry"
+    for name in names_in(registry):
+        (registry / name).unlink()
+    outside().note(Chunk(["a"], "vip", "remove"))
+    assert profiles(loaded().uncertain()) == ["a"]
+
+
+def test_many_changes_in_any_order_are_merged(open_ledger, outside, loaded):
+    push(open_ledger(), adds("z"))
+    calls = outside()
+    ids = [f"{number * 7919 % 5000:04}" for number in range(5000)]
+    for start in range(0, 5000, 100):
+        calls.note(Chunk(ids[start : start + 200], "vip"))
+    uncertain = loaded().uncertain()
+    assert profiles(uncertain) == sorted(ids)
+
+
+def test_dead_letters_of_explicit_changes_stay_for_some_runs(outside, clock, state):
+    places = []
+    for number in range(5):
+        calls = outside()
+        calls.reject({"profile_id": str(number)})
+        calls.end()
+        places.append(calls.dead_letters.rpartition("/")[2])
+        clock.now += 60
+    folder = identified(name=calls_ledger_name("dag.explicit")).folder(state)
+    assert names_in(folder / "dead-letters") == places[2:]
+
+
+# Two mirrors of one audience
+
+
+def test_a_mirror_tells_the_other_ledgers_of_its_audience(open_ledger, loaded):
+    push(open_ledger(), adds("a", "b"), owner="team_a/mirror/1")
+    other = open_ledger(name="sync:x")
+    with other.held("team_b/mirror/1"):
+        plan = sorted([*adds("b", "c"), *adds("z", key="gold")])
+        other.enforce(other.draft(planned(plan)), facts=FACTS)
+        assert other.other_writers == ["team_a/mirror/1"]
+        first = loaded()
+        assert members(first.uncertain()) == [("c", "vip")], "both have b"
+        assert first.other_writers == ["team_b/mirror/1"]
+        assert push(open_ledger(), [], owner="team_a/mirror/2") == [("c", "vip")]
+    # While the other one was at work, a plan could not settle it.
+    assert push(open_ledger(), [], owner="team_a/mirror/3") == [("c", "vip")]
+    assert push(open_ledger(), [], owner="team_a/mirror/4") == []
+
+
+def test_two_mirrors_of_one_truth_come_to_rest(open_ledger):
+    for _ in range(2):
+        for name in ("audience:vip", "sync:x"):
+            push(open_ledger(name=name), adds("a", "b"))
+    for name in ("audience:vip", "sync:x"):
+        assert push(open_ledger(name=name), []) == []
+
+
+def test_a_plan_that_others_push_tells_until_it_is_committed(open_ledger, clock):
+    push(open_ledger(), adds("a"))
+    other = open_ledger(name="sync:x")
+    with other.held("planner"):
+        other.enforce(other.draft(planned(adds("b"))), facts=FACTS, handed_over=True)
+    pusher = open_ledger(name="sync:x")
+    with pusher.pushing("planner", other.plan, [0]) as share:
+        share.leaving(0)
+        share.landed(0)
+        share.end()
+    for _ in range(2):
+        assert push(open_ledger(), []) == [("b", "vip")]
+    assert open_ledger(name="sync:x").commit("planner", other.plan).acknowledged == 1
+    assert push(open_ledger(), []) == [("b", "vip")]
+    assert push(open_ledger(), []) == []
+
+
+def test_a_new_ledger_says_which_others_there_are_of_the_audience(open_ledger, loaded):
+    assert loaded().neighbours() == []
+    push(open_ledger(), adds("a"))
+    push(open_ledger(name="sync:x", environment="sandbox"), adds("a"))
+    assert loaded(name="audience:gold").neighbours() == []
+    in_other = loaded(environment="live").neighbours()
+    assert [each.partition(": ")[0] for each in in_other] == [
+        "environment is '' there and 'live' here",
+        "name is 'sync:x' there and 'audience:vip' here; environment is 'sandbox' there and 'live' here",
+    ]
+    (base,) = [
+        each
+        for each in loaded(base_url="https://b.example").neighbours()
+        if "base_url" in each and "sync" not in each
+    ]
+    assert base == (
+        "base_url is 'https://integration.talon.one' there and 'https://b.example' here: " + loaded().place
+    )
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_damaged_note_is_one_clear_error(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a"))
+    outside().note(Chunk([f"{number:05}" for number in range(3000)], "vip"))
+    (note,) = (loaded().folder / NOTES).glob("*.zst")
+    data = note.read_bytes()
+    for damaged in (b"", data[:100], data[:100] + b"x" + data[101:], data + data):
+        note.write_bytes(damaged)
+        with pytest.raises(LedgerError, match=r"\.zst is damaged"):
+            members(loaded().uncertain())

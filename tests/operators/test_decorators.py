@@ -1,0 +1,188 @@
+"""Functions whose results are sent to Talon.One."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, RejectedRecordsError
+from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch, tmp_path):
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(tmp_path / "ledgers"))
+
+
+@pytest.fixture
+def send(connect):
+    """Make a task of a function, as a DAG does, and execute it."""
+
+    def send(decorator, function, *arguments, context=None, **how):
+        with DAG("d", schedule=None, start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) as dag:
+            operator = decorator(**how)(function)(*arguments).operator
+        context = context or {}
+        operator.render_template_fields(context, jinja_env=dag.get_template_env())
+        return operator.execute(context)
+
+    return send
+
+
+@pytest.fixture
+def audience(send):
+    def keep(function, *arguments, **how):
+        return send(
+            task.talon_audience,
+            function,
+            *arguments,
+            **({"audience_id": "vip", "audience_name": "VIP"} | how),
+        )
+
+    return keep
+
+
+@pytest.fixture
+def profiles(send):
+    def keep(function, *arguments, **how):
+        return send(task.talon_profiles, function, *arguments, **how)
+
+    return keep
+
+
+class TestAudience:
+    @pytest.mark.parametrize("kind", [list, set, iter, tuple])
+    def test_an_audience_is_made_equal_to_what_a_function_returns(self, audience, talon, kind):
+        def first():
+            return kind(["carl", "anna", "bert"])
+
+        assert audience(first)["sent"] == 3
+        assert talon.members("vip") == {"anna", "bert", "carl"}
+
+        def second():
+            return ["anna", "carl"]
+
+        report = audience(second, max_removal_fraction=0.5)
+        assert (report["unchanged"], report["removals"]) == (2, 1)
+        assert talon.members("vip") == {"anna", "carl"}
+
+    def test_a_function_that_yields_is_called_once_whatever_its_order(self, audience, talon):
+        calls = []
+
+        def many() -> Iterator[str]:
+            calls.append(1)
+            for number in range(12_000, 0, -1):
+                yield f"c{number}"
+
+        assert audience(many)["sent"] == 12_000
+        assert len(calls) == 1
+        assert len(talon.members("vip")) == 12_000
+
+    def test_the_guard_speaks_as_for_any_mirror(self, audience, talon):
+        def everybody():
+            return ["anna", "bert"]
+
+        def nobody():
+            return iter(())
+
+        audience(everybody)
+        with pytest.raises(GuardError, match="no rows"):
+            audience(nobody)
+        assert talon.members("vip") == {"anna", "bert"}
+
+    def test_members_may_be_added_and_removed(self, audience, talon, run):
+        run(CreateAudienceOperator(task_id="c", audience_id="vip", audience_name="VIP"))
+
+        def who(*ids):
+            yield from ids
+
+        audience(who, "anna", "bert", mode="add", audience_name=None)
+        audience(who, "bert", mode="remove", audience_name=None)
+        assert talon.members("vip") == {"anna"}
+
+    def test_a_function_gets_arguments_and_the_context(self, audience, talon):
+        def who(prefix, run_id=None):
+            return [f"{prefix}-{run_id}"]
+
+        audience(who, "{{ run_id }}", context={"run_id": "r1"})
+        assert talon.members("vip") == {"r1-r1"}
+
+    def test_a_bad_id_is_rejected_and_the_others_are_sent(self, audience, talon):
+        def who():
+            yield from ["anna", "", "bert"]
+
+        with pytest.raises(RejectedRecordsError, match="1 of 3"):
+            audience(who)
+        assert talon.members("vip") == {"anna", "bert"}
+
+    @pytest.mark.parametrize("result", [None, 5, {"anna": 1}, "anna"])
+    def test_a_result_that_is_no_list_is_refused(self, audience, talon, result):
+        def who():
+            return result
+
+        with pytest.raises(InvalidInputError, match="The function's result must be a list"):
+            audience(who)
+        assert talon.members("vip") == frozenset() if talon.audiences() else True
+
+    @pytest.mark.parametrize(
+        "wrong", [{"mode": "replace"}, {"audience_id": 5}, {"mode": "add", "send": "all"}]
+    )
+    def test_arguments_are_checked_when_the_dag_is_parsed(self, audience, wrong):
+        def who():
+            return ["anna"]
+
+        with pytest.raises(InvalidInputError):
+            audience(who, **wrong)
+
+
+class TestProfiles:
+    def test_rows_become_attributes_and_only_changed_ones_are_sent(self, profiles, talon):
+        def rows():
+            yield {"profile_id": "bert", "Tier": "gold", "Points": 5}
+            yield {"profile_id": "anna", "Tier": "silver", "Points": None}
+
+        assert profiles(rows)["sent"] == 2
+        assert talon.profile("bert")["attributes"] == {"Tier": "gold", "Points": 5}
+        assert talon.profile("anna")["attributes"] == {"Tier": "silver"}
+        report = profiles(rows)
+        assert (report["read"], report["unchanged"], report["requests"]) == (2, 2, 0)
+
+    def test_columns_and_types_are_named_as_for_sql(self, profiles, talon):
+        def rows():
+            return [
+                {"id": "anna", "at": 1, "tier": "old", "points": "5", "extra": "x", "more": '{"Level": 3}'},
+                {"id": "anna", "at": 2, "tier": "new", "points": "7", "extra": "x", "more": None},
+            ]
+
+        profiles(
+            rows,
+            profile_id_column="id",
+            attributes={"tier": "Tier", "points": "Points"},
+            attributes_column="more",
+            types={"Points": "number"},
+            on_duplicate="last",
+            order_by_column="at",
+        )
+        assert talon.profile("anna")["attributes"] == {"Tier": "new", "Points": 7}
+
+    def test_a_row_that_cannot_be_sent_is_rejected_and_the_others_are_sent(self, profiles, talon):
+        def rows():
+            yield {"profile_id": "", "Tier": "gold"}
+            yield {"profile_id": "anna", "Tier": object()}
+            yield {"profile_id": "bert", "Tier": "gold"}
+
+        with pytest.raises(RejectedRecordsError, match="2 of 3"):
+            profiles(rows)
+        assert talon.profiles() == {"bert"}
+
+    @pytest.mark.parametrize("row", ["anna", ("anna", 1), {"id": "anna"}])
+    def test_a_row_without_an_id_stops_before_anything_is_sent(self, profiles, talon, row):
+        def rows():
+            yield {"profile_id": "bert", "Tier": "gold"}
+            yield row
+
+        with pytest.raises(InvalidInputError, match="must be a mapping with the key 'profile_id'"):
+            profiles(rows)
+        assert talon.requests() == []

@@ -1,0 +1,78 @@
+"""URIs of assets, and what OpenLineage is told of them."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from airflow.providers.common.compat.sdk import Asset
+
+from airflow_provider_talon_cdp import assets
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.operators._base import CampaignManagerLink
+from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
+
+HOST = "acme.europe-west1.talon.one"
+ODD_IDS = ["vip", "a/b", "a?b#c", "100%", "internal:7", " ", "\U0001f600", "ü" * 1000, "x" * 1000, ".."]
+
+
+@pytest.mark.parametrize("audience_id", [*ODD_IDS, 7], ids=lambda each: str(each)[:12])
+def test_airflow_takes_the_uri_of_any_audience_as_it_is(audience_id):
+    uri = assets.audience_uri(HOST.upper(), audience_id)
+    asset = assets.audience_asset(HOST, audience_id)
+    assert asset.uri == uri
+    assert urlsplit(uri).netloc == HOST
+
+
+def test_no_two_audiences_share_a_uri():
+    uris = {assets.audience_uri(HOST, each) for each in [*ODD_IDS, 7, "7", "x" * 1000 + "y"]}
+    assert len(uris) == len(ODD_IDS) + 3
+
+
+def test_airflow_spells_a_uri_as_the_operators_do():
+    """Only an asset that is spelt alike triggers a DAG."""
+    for given in (f"talon-cdp://{HOST.upper()}/audiences/a b/", f"TALON-CDP://{HOST}/audiences/a%20b"):
+        assert Asset(uri=given).uri == assets.audience_uri(HOST, "a b")
+    assert Asset(uri=f"talon-cdp://{HOST}/audiences/internal:7").uri == assets.audience_uri(HOST, 7)
+
+
+@pytest.mark.parametrize("uri", ["audiences", "audiences/a/b", "campaigns/a", ""])
+def test_another_path_is_refused(uri):
+    with pytest.raises(ValueError, match="talon-cdp URI is"):
+        assets.sanitize_uri(urlsplit(f"talon-cdp://{HOST}/{uri}"))
+
+
+def test_the_factory_makes_either_kind():
+    assert assets.create_asset(deployment_host=HOST, audience_id="vip") == assets.audience_asset(HOST, "vip")
+    assert assets.create_asset(deployment_host=HOST, sync="d.t").uri == assets.profiles_asset(HOST, "d.t").uri
+    with pytest.raises(InvalidInputError, match="either audience_id"):
+        assets.create_asset(deployment_host=HOST)
+
+
+class TestOpenLineage:
+    @pytest.fixture(autouse=True)
+    def provider(self):
+        pytest.importorskip("airflow.providers.openlineage")
+
+    def test_an_asset_is_a_dataset(self):
+        dataset = assets.to_openlineage(assets.audience_asset(HOST, "a b"), None)
+        assert (dataset.namespace, dataset.name) == (f"talon-cdp://{HOST}", "audiences/a b")
+
+    def test_a_database_that_does_not_answer_costs_the_inputs_alone(self, monkeypatch):
+        connection = {"conn_type": "postgres", "host": "127.0.0.1", "port": 9}
+        monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(connection))
+        operator = SqlToTalonProfilesOperator(
+            task_id="t", sql="SELECT 1", sql_conn_id="warehouse", ledger="l"
+        )
+        operator.links[CampaignManagerLink.key] = f"https://{HOST}"
+        found = operator.get_openlineage_facets_on_complete(None)
+        assert found.inputs == []
+        assert [each.name for each in found.outputs] == ["profiles/l"]
+
+    def test_rows_are_told_of_one_output_alone(self):
+        one = assets.lineage((), [assets.audience_uri(HOST, "a/b")], 5)
+        assert one.outputs[0].outputFacets["outputStatistics"].rowCount == 5
+        assert one.outputs[0].name == unquote("audiences/a%2Fb")
+        many = assets.lineage((), [assets.audience_uri(HOST, each) for each in "ab"], 5)
+        assert [each.outputFacets for each in many.outputs] == [{}, {}]
