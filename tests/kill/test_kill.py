@@ -27,6 +27,9 @@ from packaging.version import Version
 
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, audience_ledger_name
 
+# The first test waits until Airflow has made its database, and several wait for many tries of a task.
+pytestmark = pytest.mark.timeout(235)
+
 ROOT = Path(__file__).parents[2]
 MEMBERS = 200_000
 SEED = int(os.environ.get("TALON_CDP_TEST_SEED", "20261123"))
