@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger import format as format_module
-from airflow_provider_talon_cdp.ledger.format import (  # type: ignore[attr-defined]
+from airflow_provider_talon_cdp.ledger.format import (
     File,
     chunk_of,
     lines_of,
