@@ -27,12 +27,13 @@ _CACHE = 16 * 1024
 _ROWS = 1000
 _MOST_NAMES = 1000
 
-# A separator that sorts before any text behind an ID; a NUL in an ID is written so that it sorts behind the separator.
+# A separator that sorts before any text behind an ID; a NUL in an ID is written so that it sorts behind the
+# separator.
 _SEPARATOR = "\0\0"
 
 
 class Spool:
-    """Pieces of bytes in the order in which they were written: a queue, or a list to be read from the start."""
+    """Pieces of bytes in the order of writing: a queue, or a list to be read from the start."""
 
     def __init__(self) -> None:
         with _disk():
@@ -150,7 +151,7 @@ def _sorted(chunks: list[Chunk]) -> _Block:
 
 
 def _merged(runs: Iterable[Iterable[_Block] | _Block]) -> Iterator[_Block]:
-    """Merge sorted runs, block by block: what is not greater than the last member of any block is sorted together."""
+    """Merge sorted runs: what is not greater than the last member of any block is sorted together."""
     streams = [iter([run] if isinstance(run, tuple) else run) for run in runs]
     blocks = [next(stream, None) for stream in streams]
     while left := [block for block in blocks if block is not None]:
@@ -245,7 +246,9 @@ def _disk() -> Iterator[None]:
     except (OSError, sqlite3.Error) as error:
         raise SpoolError(
             f"This worker's temporary disk cannot be used: {error}.\n"
-            "Rows that do not fit in memory are kept there, for example to sort them. Nothing is left behind.\n"
-            "Make room, set TMPDIR to a folder on a larger disk, or have the database return the rows in order of the ID.\n"
+            "Rows that do not fit in memory are kept there, for example to sort them. Nothing is "
+            "left behind.\n"
+            "Make room, set TMPDIR to a folder on a larger disk, or have the database return the "
+            "rows in order of the ID.\n"
             f"Folder: {tempfile.gettempdir()}"
         ) from error

@@ -1,4 +1,5 @@
-"""Databricks' driver at the boundary of its connection and cursor, over DuckDB: SQL of Databricks in, Arrow out."""
+"""Databricks' driver at the boundary of its connection and cursor, over DuckDB: SQL of Databricks in, Arrow
+out."""
 
 from __future__ import annotations
 
