@@ -72,8 +72,8 @@ def get_provider_info() -> dict[str, Any]:
                         "description": (
                             "Folder of the ledgers, in which mirrors remember what Talon.One acknowledged: "
                             "an absolute path or a URI of any object storage that Airflow knows. Default: "
-                            "talon_cdp in AIRFLOW_HOME, which only works where all tries of a task run on one "
-                            "machine; it is refused with Celery, Kubernetes and Edge executors."
+                            "talon_cdp in AIRFLOW_HOME, which only works where all tries of a task run on "
+                            "one machine; it is refused with Celery, Kubernetes and Edge executors."
                         ),
                         "version_added": "0.1.0",
                         "type": "string",

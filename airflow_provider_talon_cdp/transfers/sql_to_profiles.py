@@ -185,7 +185,8 @@ class ProfilesOperator(LedgerOperator):
             )
         if self.on_missing != "clear" and self.given("max_removal_fraction", "min_removals", "max_removals"):
             raise InvalidInputError(
-                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' only: nothing else is removed.\n"
+                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' "
+                "only: nothing else is removed.\n"
                 "Take them out."
             )
 
@@ -247,7 +248,7 @@ def _refuse_audiences(given: Mapping[str, Any]) -> None:
     asked = [name for name in _OF_AUDIENCES if name in given]
     if asked:
         raise InvalidInputError(
-            f"{asked[0]}: attributes and audiences do not go in one call, because Talon.One would run its rules\n"
-            "for each profile then, which takes longer. Use SqlToTalonAudienceOperator in a task of its own:\n"
-            "it puts a thousand members into a request."
+            f"{asked[0]}: not with attributes, as Talon.One would run its rules for each profile then.\n"
+            "That takes longer. Use SqlToTalonAudienceOperator in a task of its own: it puts a thousand\n"
+            "members into a request."
         )

@@ -82,7 +82,7 @@ def test_update_customer_profile(hook, requests_mock):
             "audiencesChanges": {"adds": [1, 2], "deletes": [3]},
         },
     )
-    assert b"19.90" in requests_mock.last_request.body
+    assert b'"Points":19.9,' in requests_mock.last_request.body
 
 
 def test_update_customer_profile_leaves_out_what_was_not_given(hook, requests_mock):
@@ -134,7 +134,7 @@ def test_naive_times_are_sent_in_the_zone_of_the_connection(connect, talon):
     connect({"timezone": "Europe/Berlin"}).update_customer_profile(
         "anna", attributes={"At": datetime(2026, 7, 1)}
     )
-    assert talon.profile("anna")["attributes"] == {"At": "2026-07-01T00:00:00+02:00"}
+    assert talon.profile("anna")["attributes"] == {"At": "2026-06-30T22:00:00Z"}
 
 
 def test_the_calls_have_their_effect(connect, talon):
@@ -201,17 +201,17 @@ def test_what_the_api_would_refuse_is_refused_before_it_is_sent(connect, talon):
 
 
 def test_the_bulk_sender_sends_external_and_internal_ids(connect, talon):
-    from airflow_provider_talon_cdp.sync.changes import Batch, Change, Ids  # noqa: PLC0415
+    from airflow_provider_talon_cdp.changes.change import Change, Chunk  # noqa: PLC0415
 
     hook = connect()
-    vip = hook.create_audience("vip", "VIP").id
+    vip = str(hook.create_audience("vip", "VIP").id)
 
     async def send():
         async with hook.members_sender() as sender:
-            await sender(Batch(Ids(["anna", "bert"], "vip", "add")))
+            await sender(Chunk(["anna", "bert"], "vip"))
             assert (sender.requests, sender.retries, sender.throttled) == (1, 0, 0)
         async with hook.members_sender(audience_id_type="internal", in_flight=1) as sender:
-            await sender(Batch([Change("anna", vip, "remove"), Change("carl", vip, "add")]))
+            await sender(Chunk.of([Change("anna", vip, "remove"), Change("carl", vip, "add")]))
 
     asyncio.run(send())
     assert talon.members("vip") == {"bert", "carl"}

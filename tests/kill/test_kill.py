@@ -1,9 +1,9 @@
-"""The process of a real task gets SIGKILL in the middle of a mirror of 200,000 members, or of sending attributes of 6,000
-profiles, and Airflow retries it.
+"""The process of a real task gets SIGKILL in the middle of a mirror of 200,000 members, or of sending
+attributes of 6,000 profiles, and Airflow retries it.
 
-The task runs as an executor's worker runs it (``worker.py``): Airflow forks a process for each try, and learns from its
-exit that it was killed. The next try has the same DAG, task, run and map index, as the scheduler would have it.
-How many changes were sent twice stands at the end of pytest's output.
+The task runs as an executor's worker runs it (``worker.py``): Airflow forks a process for each try, and
+learns from its exit that it was killed. The next try has the same DAG, task, run and map index, as the
+scheduler would have it. How many changes were sent twice stands at the end of pytest's output.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from pathlib import Path
 
 import pytest
 import requests
-from airflow_provider_talon_cdp.ledgers.files import FilesLedger, ledger_name
 from packaging.version import Version
+
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, audience_ledger_name
+
+# The first test waits until Airflow has made its database, and several wait for many tries of a task.
+pytestmark = pytest.mark.timeout(235)
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 200_000
@@ -243,12 +247,10 @@ def wait_until(ready, seconds=60):
 @pytest.fixture
 def ledger_of(folder, emulator):
     def read(audience):
-        return FilesLedger(
-            folder / "state",
-            deployment_host=DEPLOYMENT_HOST,
-            base_url=emulator.url,
-            name=ledger_name(audience),
+        identity = LedgerIdentity(
+            deployment_host=DEPLOYMENT_HOST, base_url=emulator.url, name=audience_ledger_name(audience)
         )
+        return Ledger(folder / "state", identity)
 
     return read
 
@@ -279,7 +281,7 @@ def finish(worker, emulator, warehouse, ledger_of):
         assert end["state"] == "success", worker.said()[-3000:]
         ledger = ledger_of(audience)
         ledger.load()
-        known = {member for member, _ in ledger.known()}
+        known = {profile_id for chunk in ledger.known() for profile_id in chunk.ids}
         assert known == warehouse.ids, differences(known, warehouse.ids)
         assert not list(ledger.uncertain())
         members = emulator.members(audience)
@@ -434,15 +436,16 @@ def test_kills_while_attributes_are_sent(generator, folder, worker, emulator, wa
     held = {each: attributes for each, attributes in emulator.attributes().items() if attributes}
     unlike = {each for each in held.keys() | wanted.keys() if held.get(each) != wanted.get(each)}
     assert not unlike, f"{len(unlike):,} profiles differ"
-    ledger = FilesLedger(
-        folder / "state",
-        deployment_host=DEPLOYMENT_HOST,
-        base_url=emulator.url,
-        name="profiles:kills",
-        one_per_profile=True,
+    identity = LedgerIdentity(
+        deployment_host=DEPLOYMENT_HOST, base_url=emulator.url, name="profiles:kills", holds="profiles"
     )
+    ledger = Ledger(folder / "state", identity)
     ledger.load()
-    known = dict(ledger.known())
+    known = {
+        profile: line
+        for chunk in ledger.known()
+        for profile, line in zip(chunk.ids, chunk.each_key, strict=False)
+    }
     assert known.keys() == people.keys(), differences(known.keys(), people.keys())
     assert not [line for line in known.values() if line.startswith("?")]
     killed = ", ".join(f"{each:,}" for each in arrived)

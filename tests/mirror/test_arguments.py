@@ -27,7 +27,15 @@ WRONG = [
     ({"audience_name": "x" * 1001}, "audience_name"),
     ({"audience_id": ""}, "audience_id"),
     ({"audience_id": 7}, "audience_id is the integer 7"),
-    ({"audience_id": 7, "audience_id_type": "internal"}, "mode='mirror' takes external audience IDs"),
+    (
+        {"audience_id": 7, "audience_id_type": "internal", "audience_name": "VIP"},
+        "audience_name is for external audience IDs",
+    ),
+    ({"verify": "always"}, "verify must be one of 'identity', 'exists', 'none', but is 'always'"),
+    ({"min_removals": -1}, "min_removals must be an integer >= 0"),
+    ({"on_older_run": "ask"}, "on_older_run must be one of 'fail', 'skip', 'allow'"),
+    ({"retry_rejected": "sometimes"}, "retry_rejected must be one of 'always', 'never'"),
+    ({"on_busy": "skip"}, "on_busy must be one of 'wait', 'fail'"),
     ({"audience_id_type": "outer"}, "audience_id_type must be one of 'external', 'internal'"),
     ({"dry_run": "yes"}, "dry_run must be True or False"),
     ({"keep_versions": 0}, "keep_versions must be an integer >= 1"),
@@ -105,11 +113,16 @@ MIRROR_ONLY = {
     "audience_name": "VIP",
     "on_empty": "allow",
     "max_removal_fraction": 0.5,
+    "min_removals": 5,
     "max_removals": 5,
     "max_additions": 5,
+    "send": "all",
     "dry_run": True,
-    "state_uri": "/tmp/x",
-    "keep_versions": 5,
+    "on_older_run": "allow",
+    "retry_rejected": "never",
+    "verify": "none",
+    "on_busy": "fail",
+    "busy_timeout": 5,
     "initial_members": "a.csv",
 }
 
@@ -120,6 +133,13 @@ def test_arguments_of_a_mirror_alone_are_refused_elsewhere(name, mode):
     argument = {name: MIRROR_ONLY[name]}
     with pytest.raises(InvalidInputError, match=f"{name}: for mode='mirror' only"):
         list_of_adds(**argument) if mode == "list" else sql(mode=mode, **argument)
+
+
+@pytest.mark.parametrize("mode", ["add", "remove", "list"])
+def test_dead_letters_have_a_place_in_every_mode(mode):
+    given = {"state_uri": "/tmp/x", "keep_versions": 5}
+    operator = list_of_adds(**given) if mode == "list" else sql(mode=mode, **given)
+    assert (operator.state_uri, operator.keep_versions) == ("/tmp/x", 5)
 
 
 @pytest.mark.parametrize(

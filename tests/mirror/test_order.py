@@ -8,11 +8,11 @@ from contextlib import closing
 
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
-from airflow_provider_talon_cdp.sync.external_sort import externally_sorted
 
+from airflow_provider_talon_cdp.changes.spool import sorted_members
 from airflow_provider_talon_cdp.transfers import _rows
 
-SORTED_HERE = "not sorted by bytes: its rows are read again and sorted on this worker's disk"
+SORTED_HERE = "not sorted by bytes: it is read again and sorted on this worker's disk"
 IDS = [
     "é",
     "e\u0301",
@@ -40,7 +40,7 @@ def unknown_dialect(monkeypatch):
 @pytest.fixture
 def small_runs(monkeypatch):
     """Have the external sort write many files."""
-    monkeypatch.setattr(externally_sorted, "__kwdefaults__", {"run": 3})
+    monkeypatch.setattr(sorted_members, "__kwdefaults__", {"run": 3})
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,8 @@ def test_a_database_that_we_cannot_tell_is_read_as_it_comes(
 
 
 def test_text_in_the_order_of_an_index_is_not_sorted_again(sqlite, vip, mirror, agrees, caplog):
-    """Seen in the query plan: a cast would keep SQLite from the index, and double the time of a large reading."""
+    """Seen in the query plan: a cast would keep SQLite from the index, and double the time of a large
+    reading."""
     sqlite.run("CREATE TABLE customers (profile_id text PRIMARY KEY) WITHOUT ROWID")
     sqlite.insert("customers", [(each,) for each in IDS])
     mirror()

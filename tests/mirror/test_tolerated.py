@@ -1,4 +1,5 @@
-"""Refused records that ``max_rejected`` puts up with are planned by each run, and stop none: not even where nothing else is sent."""
+"""Refused records that ``max_rejected`` puts up with are planned by each run, and stop none: not even where
+nothing else is sent."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def test_what_is_refused_every_day_by_tasks_that_push(sqlite, vip, connect, stat
     sql = "SELECT id, score FROM people" if group is profiles_group else "SELECT id AS profile_id FROM people"
     with DAG("d", schedule=None):
         made = group("g", sql=sql, sql_conn_id=CONN_ID, state_uri=str(state), max_rejected=120)
-    context = {"ti": SimpleNamespace(**vars(task_instance()), xcom_push=lambda *_: None)}
+    context = {"ti": SimpleNamespace(**vars(task_instance()), xcom_push=lambda *_, **__: None)}
     (share,) = made.children["g.plan"].execute(context)
     summary = made.children["g.push"].unmap({"share": share}).execute(context)
     assert summary["rejected"] == {"refused by Talon.One (400)": 120}

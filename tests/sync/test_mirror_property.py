@@ -1,8 +1,8 @@
 """Any history of faults and kills, then one clean run: Talon.One, ledger and warehouse agree.
 
-A history is a list of runs with what changes in the world before each of them. A run can end well, stop at an error, or
-die before any step that somebody else can see: each write and deletion of a file, each request, each creation of an audience,
-each move of the cursor, before and after its effect.
+A history is a list of runs with what changes in the world before each of them. A run can end well, stop at an
+error, or die before any step that somebody else can see: each write and deletion of a file, each request,
+each creation of an audience, each move of the cursor, before and after its effect.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Run:
         in_flight: Requests in flight.
         ahead: Batches noted ahead of their departure.
         flushes: Whether each landing is made durable at once.
-        pushers: How many processes push the plan that one makes and another one commits; 0 for one process that does all.
+        pushers: How many processes push the plan that one makes and another one commits; 0 for one process
+            that does all.
         repushes: Whether Airflow retries a pusher that was killed; else the run is over.
         layers: Whether the ledger keeps plans on top of its members, however many changes they have.
         seed: Of delays and order.
@@ -351,7 +352,8 @@ class History:
         assert not forgotten, f"the ledger has forgotten {forgotten}"
 
     def check_step(self, run):
-        """After any run that ended, a retry or not: Talon.One is as the warehouse, but for what is bad or gone."""
+        """After any run that ended, a retry or not: Talon.One is as the warehouse, but for what is bad or
+        gone."""
         left_out = self.refused if run.retry_rejected == "never" else set()
 
         def good(members):
@@ -456,7 +458,8 @@ def test_a_kill_before_any_step_is_made_good(script, then):
         if not history.process.dead:
             break
         dies_at += 1
-        # Others see no difference between a death at a read and one at the step after it; one variant tries both.
+        # Others see no difference between a death at a read and one at the step after it; one variant tries
+        # both.
         if history.process.died_reading and then != "a retry":
             continue
         deletes = ["vip"] if then.endswith("audience") else []

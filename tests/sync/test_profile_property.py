@@ -1,7 +1,7 @@
 """Any history of faults and kills, then one clean run: attributes in Talon.One, ledger and warehouse agree.
 
-As ``test_mirror_property``, for attributes of profiles. A run is one of any task that keeps the same ledger: with or without
-clearing, leaving nulls out or sending them, sending all or what changed.
+As ``test_mirror_property``, for attributes of profiles. A run is one of any task that keeps the same ledger:
+with or without clearing, leaving nulls out or sending them, sending all or what changed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Run:
         in_flight: Flights at once.
         ahead: Batches noted ahead of their departure.
         flushes: Whether each landing is made durable at once.
-        pushers: How many processes push the plan that one makes and another one commits; 0 for one process that does all.
+        pushers: How many processes push the plan that one makes and another one commits; 0 for one process
+            that does all.
         repushes: Whether Airflow retries a pusher that was killed; else the run is over.
         changes_under_way: Profiles that change in the warehouse between the plan and the push.
         layers: Whether the ledger keeps plans on top of its members, however many changes they have.
@@ -336,7 +337,8 @@ class History:
             assert not [profile for profile in gone if self.world.ours(profile)]
 
     def check_agreement(self):
-        """After a clean run that sends nulls and clears: Talon.One has of ours what the warehouse has, and no more."""
+        """After a clean run that sends nulls and clears: Talon.One has of ours what the warehouse has, and no
+        more."""
         have = {profile: ours for profile in self.world.profiles if (ours := self.world.ours(profile))}
         want = {
             profile: values
@@ -417,7 +419,8 @@ def test_a_kill_before_any_step_is_made_good(script, then):
         if not history.process.dead:
             break
         dies_at += 1
-        # Others see no difference between a death at a read and one at the step after it; one variant tries both.
+        # Others see no difference between a death at a read and one at the step after it; one variant tries
+        # both.
         if history.process.died_reading and then != "a retry":
             continue
         try:

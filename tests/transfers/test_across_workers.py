@@ -1,4 +1,5 @@
-"""The tasks of the TaskGroups one by one, so that each can be tried again where Airflow would, or a person clears it."""
+"""The tasks of the TaskGroups one by one, so that each can be tried again where Airflow would, or a person
+clears it."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from airflow_provider_talon_cdp.sync.profile_push import CHANGED
 
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, RejectedRecordsError
+from airflow_provider_talon_cdp.sync.profiles import CHANGED
 from airflow_provider_talon_cdp.transfers.across_workers import (
     CommitPlanOperator,
     PlanProfilesOperator,

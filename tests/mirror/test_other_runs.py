@@ -1,0 +1,327 @@
+"""What a mirror does about other runs, other tasks, other keys, and what people do by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_provider_talon_cdp.emulator import Emulator
+from airflow_provider_talon_cdp.exceptions import (
+    LedgerBusyError,
+    LedgerError,
+    NotFoundError,
+    OlderRunError,
+    RejectedRecordsError,
+)
+from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
+from tests.mirror.conftest import task_instance
+
+MANY = [f"customer-{each:03}" for each in range(100)]
+
+
+def until(day, run_id=None):
+    """Return the context of a scheduled run with data until a day of November."""
+    end = datetime(2026, 11, day, tzinfo=UTC)
+    return {
+        "ti": task_instance(run_id or f"scheduled-{day}"),
+        "data_interval_start": end,
+        "data_interval_end": end,
+        "dag_run": SimpleNamespace(run_type="scheduled"),
+    }
+
+
+@pytest.fixture
+def newer(sqlite, vip, mirror):
+    """A mirror that had data until the 20th; the warehouse has an older day's now."""
+    sqlite.fill(MANY)
+    mirror(context=until(20))
+    sqlite.fill(MANY[5:])
+    return vip
+
+
+def test_a_run_with_older_data_fails_and_changes_nothing(newer, mirror, agrees, calls):
+    before = calls()
+    with pytest.raises(OlderRunError, match=r"(?s)data until 2026-11-20.*on_older_run='allow'"):
+        mirror(context=until(10))
+    assert calls() == before
+    agrees(MANY)
+
+
+def test_a_run_with_older_data_can_be_skipped(newer, mirror, agrees, calls):
+    before = calls()
+    summary = mirror(context=until(10), on_older_run="skip")
+    assert summary["verdict"].startswith("skipped: The ledger holds data until 2026-11-20")
+    assert (summary["read"], summary["sent"], summary["ledger_version"]) == (0, 0, 1)
+    assert calls() == before
+    agrees(MANY)
+
+
+def test_a_run_with_older_data_goes_ahead_where_that_is_allowed(newer, mirror, agrees):
+    assert mirror(context=until(10), on_older_run="allow")["removed"] == 5
+    agrees(MANY[5:])
+
+
+def test_the_same_data_again_is_not_older(newer, mirror, agrees):
+    """A cleared run, or a retry."""
+    mirror(context=until(20, "again"))
+    agrees(MANY[5:])
+
+
+def test_a_newer_run_without_changes_counts_too(sqlite, vip, mirror):
+    sqlite.fill(MANY)
+    for day in (10, 20):
+        mirror(context=until(day))
+    with pytest.raises(OlderRunError, match="2026-11-20"):
+        mirror(context=until(15))
+
+
+@pytest.mark.parametrize("run_type", ["manual", "asset_triggered"])
+def test_a_run_that_somebody_starts_has_the_data_of_now(newer, mirror, agrees, run_type):
+    mirror(context=until(10) | {"dag_run": SimpleNamespace(run_type=run_type)})
+    agrees(MANY[5:])
+
+
+def test_an_overlapping_run_waits_for_the_ledger(sqlite, vip, mirror, agrees, ledger_of, monkeypatch, said):
+    sqlite.fill(MANY)
+    mirror()
+    sqlite.fill([*MANY, "new"])
+    other = ledger_of().lock
+    other.take("dag/sync/run-0/-1")
+    # It ends as soon as somebody waits.
+    monkeypatch.setattr(
+        "airflow_provider_talon_cdp.operators._base.time.sleep", lambda _: other.give_back(), raising=True
+    )
+    mirror()
+    assert "Waiting for the ledger" in said()
+    agrees([*MANY, "new"])
+
+
+def test_an_overlapping_run_gives_up_after_its_time(sqlite, vip, mirror, ledger_of, calls):
+    sqlite.fill(MANY)
+    mirror()
+    ledger_of().lock.take("dag/sync/run-0/-1")
+    before = calls()
+    with pytest.raises(LedgerBusyError, match="in use by dag/sync/run-0/-1"):
+        mirror(busy_timeout=0)
+    assert calls() == before
+
+
+def test_two_tasks_of_one_audience_are_told_of_each_other(sqlite, vip, mirror, said):
+    sqlite.fill(MANY)
+    mirror()
+    assert "Another task" not in said()
+    mirror(context={"ti": task_instance(task_id="other")})
+    assert "Another task changed the same audiences" in said()
+    assert "dag.sync" in said()
+
+
+def test_two_ledgers_of_one_audience_are_told_of_each_other(sqlite, vip, mirror, mirror_many, said):
+    """As when an audience has a task of its own and is in a sync of many."""
+    sqlite.fill(MANY)
+    mirror()
+    sqlite.fill_pairs([(each, "vip") for each in MANY])
+    mirror_many(ledger="nightly", context={"ti": task_instance(task_id="other")})
+    assert "Another task" not in said()
+    mirror()
+    assert "Another task changed the same audiences" in said()
+    assert "dag.other" in said()
+
+
+def test_what_another_ledger_removed_is_added_again(sqlite, vip, mirror, mirror_many, agrees):
+    sqlite.fill(MANY)
+    mirror()
+    sqlite.fill_pairs([(each, "vip") for each in MANY])
+    mirror_many(ledger="nightly")
+    sqlite.fill_pairs([(each, "vip") for each in MANY[3:]])
+    mirror_many(ledger="nightly")
+    assert vip.members("vip") == set(MANY[3:])
+    mirror()
+    agrees(MANY)
+
+
+@pytest.mark.parametrize("by", ["list", "query"])
+def test_explicit_removals_of_mirrored_members_are_undone_by_the_mirror(
+    sqlite, vip, mirror, context, state, agrees, by
+):
+    sqlite.fill(MANY)
+    mirror()
+    if by == "list":
+        SyncAudienceMembersOperator(
+            task_id="drop", audience_id="vip", remove=MANY[:2], state_uri=str(state)
+        ).execute(context)
+    else:
+        mirror(mode="remove", task_id="drop", sql="SELECT profile_id FROM customers LIMIT 2")
+    assert len(vip.members("vip")) == len(MANY) - 2
+    assert mirror()["sent"] == 2
+    agrees(MANY)
+
+
+def test_explicit_additions_that_the_query_has_not_are_removed_by_the_mirror(
+    sqlite, vip, mirror, context, state, agrees
+):
+    sqlite.fill(MANY)
+    mirror()
+    add = SyncAudienceMembersOperator(task_id="more", audience_id="vip", add=["guest"], state_uri=str(state))
+    add.execute(context)
+    assert "guest" in vip.members("vip")
+    mirror()
+    agrees(MANY)
+
+
+def test_an_audience_that_was_deleted_by_hand_is_made_again_under_its_name(sqlite, talon, mirror, agrees):
+    """Though the query has not changed."""
+    sqlite.fill(MANY)
+    mirror(audience_name="VIP")
+    talon.delete_audience("vip")
+    assert mirror(audience_name="VIP")["sent"] == len(MANY)
+    agrees(MANY)
+
+
+def test_an_audience_that_was_made_again_by_hand_is_filled_again(sqlite, talon, mirror, agrees):
+    sqlite.fill(MANY)
+    mirror(audience_name="VIP")
+    talon.delete_audience("vip")
+    talon.create_audience("vip", "Made by hand")
+    assert mirror(audience_name="VIP")["sent"] == len(MANY)
+    agrees(MANY)
+    assert talon.audiences()["vip"]["name"] == "VIP"
+
+
+def test_an_audience_without_a_name_that_was_deleted_by_hand_fails_the_run(sqlite, vip, mirror, agrees):
+    sqlite.fill(MANY)
+    mirror()
+    vip.delete_audience("vip")
+    with pytest.raises(
+        NotFoundError, match=r"(?s)Audience 'vip' of this mirror does not exist.*audience_name"
+    ):
+        mirror()
+    vip.create_audience("vip", "Made by hand")
+    assert mirror()["sent"] == len(MANY)
+    agrees(MANY)
+
+
+def test_nobody_is_asked_where_that_is_said(sqlite, talon, mirror, calls):
+    sqlite.fill(MANY)
+    mirror(audience_name="VIP")
+    before = calls()
+    mirror(audience_name="VIP", verify="none")
+    assert calls() == before
+
+
+def test_a_new_ledger_of_an_audience_that_exists_is_told_of(sqlite, talon, mirror, state, said):
+    sqlite.fill(MANY)
+    mirror(audience_name="VIP")
+    assert "The ledger is new" not in said()
+    shutil.rmtree(state)
+    sqlite.fill(MANY[5:])
+    assert mirror(audience_name="VIP")["removals"] == 0
+    assert "The ledger is new, and audience 'vip' exists already" in said()
+    assert str(state) in said()
+
+
+@pytest.fixture
+def environments(connect, talon):
+    """Two environments of one deployment, and which one's key is on the connection."""
+    with Emulator(
+        environments={"sandbox": "sandbox-key-0000000001", "live": "live-key-000000000002"}
+    ) as emulator:
+
+        def use(name, environment=""):
+            connection = emulator.connection(name)
+            connection["extra"] = {**connection["extra"], "environment": environment}
+            connect(SimpleNamespace(connection=lambda: connection))
+
+        yield emulator, use
+
+
+@pytest.mark.parametrize("verify", ["identity", "none"])
+def test_a_key_of_another_environment_finds_its_audience_and_fills_it(
+    sqlite, environments, mirror, said, verify
+):
+    """What one environment acknowledged says nothing about the other, though the ledger is the same."""
+    emulator, use = environments
+    sqlite.fill(MANY)
+    for name in ("sandbox", "live"):
+        use(name)
+        assert mirror(audience_name="VIP", verify=verify)["sent"] == len(MANY)
+        assert emulator.members("vip", name) == set(MANY)
+    assert "The API key or the platform name on the connection has changed" in said()
+    assert "-key-000" not in said()
+
+
+def test_environments_that_are_named_have_ledgers_of_their_own(sqlite, environments, mirror, said):
+    emulator, use = environments
+    for name, wanted in (("sandbox", MANY), ("live", MANY[5:]), ("sandbox", MANY), ("live", MANY[5:])):
+        use(name, environment=name)
+        sqlite.fill(wanted)
+        mirror(audience_name="VIP")
+        assert emulator.members("vip", name) == set(wanted)
+    assert "has changed since the last run" not in said()
+    assert "A new ledger begins beside another one" in said()
+
+
+def test_attributes_wait_until_the_environment_of_a_new_key_is_named(sqlite, environments, send, attributes):
+    """Talon.One tells of no profile what it has, so nothing but the user can say where the key belongs."""
+    emulator, use = environments
+    sqlite.fill_people("id, tier", [("anna", "gold")])
+    use("sandbox")
+    send()
+    use("live")
+    for _ in range(2):
+        with pytest.raises(LedgerError, match=r"(?s)API key .* has changed.*set Environment"):
+            send()
+    assert emulator.profiles("live") == frozenset()
+    use("live", environment="live")
+    assert send()["sent"] == 1
+    assert emulator.profile("anna", "live")["attributes"] == {"tier": "gold"}
+    assert send()["sent"] == 0
+
+
+def test_attributes_that_are_all_sent_need_no_name_of_the_environment(sqlite, environments, send):
+    """So says the error; the key of the next run is known then."""
+    emulator, use = environments
+    sqlite.fill_people("id, tier", [("anna", "gold")])
+    use("sandbox")
+    send()
+    use("live")
+    assert send(send="all")["sent"] == 1
+    assert emulator.profile("anna", "live")["attributes"] == {"tier": "gold"}
+    assert send()["sent"] == 0
+
+
+def test_dead_letters_of_versions_that_are_not_kept_are_deleted(sqlite, vip, mirror, state):
+    for number in range(5):
+        sqlite.fill([f"customer-{number}", "x" * 1001])
+        with pytest.raises(RejectedRecordsError):
+            mirror(keep_versions=2, max_removal_fraction=1)
+    assert len(list(state.glob("*/*/dead-letters/*"))) == 2
+
+
+def test_dead_letters_of_explicit_changes_are_deleted_too(vip, context, state):
+    for _ in range(5):
+        add = SyncAudienceMembersOperator(
+            task_id="more",
+            audience_id="vip",
+            add=["x" * 1001, "anna"],
+            state_uri=str(state),
+            keep_versions=2,
+            max_rejected=1,
+        )
+        assert add.execute(context)["dead_letters"]
+    assert len(list(state.glob("*/*/dead-letters/*"))) == 2
+
+
+def test_a_refused_member_is_named_in_the_dead_letters_of_an_explicit_add(vip, context, state):
+    vip.reject_profiles(["anna"])
+    add = SyncAudienceMembersOperator(
+        task_id="more", audience_id="vip", add=["anna", "bert"], state_uri=str(state), max_rejected=1
+    )
+    add.execute(context)
+    (file,) = state.glob("*/*/dead-letters/*/*.ndjson")
+    letter = json.loads(file.read_text())
+    assert (letter["profile_id"], letter["audience_id"], letter["action"]) == ("anna", "vip", "add")
+    assert vip.members("vip") == {"bert"}
