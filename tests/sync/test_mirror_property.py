@@ -273,6 +273,8 @@ class History:
             except (GuardError, RequestError, KilledError) as error:
                 ending = type(error).__name__
             self.storage.process = Process()
+            if not process.dead:
+                self.world.lost -= sender.identified
             self.check(report)
             if report:
                 self.check_step(run)
@@ -435,7 +437,7 @@ SCRIPTS = {
     "bad member": ([Run(flips=FIVE)], Run(flips=[A, B, C], bad=[C[0]])),
     "spread over processes": (
         [Run(flips=FIVE)],
-        Run(flips=[B, C, *[(n, 0) for n in range(5, 9)]], pushers=2),
+        Run(flips=[B, C, *[(n, 0) for n in range(5, 11)]], pushers=2),
     ),
     "pushed again": ([], Run(flips=[(n, 0) for n in range(8)], pushers=2, repushes=True)),
     "deleted audience": ([Run(flips=FIVE)], Run(flips=[B, C], deletes=["vip"])),

@@ -78,6 +78,7 @@ class Sender:
         self.may_leave = lambda: None
         self.in_flight = Counter()
         self.refused = set()
+        self.identified = set()
         self.missed = False
 
     async def __call__(self, chunk):
@@ -107,7 +108,7 @@ class Sender:
         missed = self.missed
         await self.travel([], apply, None)
         self.missed = missed
-        self.world.lost.discard(audience)
+        self.identified.add(audience)
         return SimpleNamespace(id=self.world.ids[audience], created="")
 
     async def travel(self, profiles, apply, alone):
@@ -137,6 +138,7 @@ class Sender:
             fault = self.faults.get(number)
             if isinstance(fault, str):
                 self.world.delete(fault)
+                self.identified.discard(fault)
                 fault = None
             if fault and not fault[1]:
                 raise error(fault[0])
