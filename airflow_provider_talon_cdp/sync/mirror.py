@@ -243,7 +243,8 @@ class Mirror:
             "If the new key is of another environment (sandbox or live), this ledger says nothing about it:\n"
             "set Environment on the connection, so that each environment has a ledger of its own."
         )
-        if self.audiences is None and not self.ledger.identity.environment:
+        is_partial = isinstance(self.kind, Profiles) and not self.kind.sends_all
+        if is_partial and not self.ledger.identity.environment:
             raise LedgerError(
                 f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has."
                 " If the environment is the same, set Environment to its name, or send all once with "
