@@ -6,9 +6,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from airflow_provider_talon_cdp.sync.profile_push import CHANGED
 
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, RejectedRecordsError
+from airflow_provider_talon_cdp.sync.profiles import CHANGED
 from airflow_provider_talon_cdp.transfers.across_workers import (
     CommitPlanOperator,
     PlanProfilesOperator,
