@@ -21,7 +21,9 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN = .venv/bin
 # The tests of a file share what is costly to start, so a file stays in one process. Files run in their own order: by
 # default xdist starts those with few tests last, and the slowest files have few tests.
-PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadscope-reorder
+# A process that ends, as one does whose test hangs, is not replaced: xdist would give the same test to its successors, or
+# wait for ever.
+PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Every property with all its examples, and the same ones in every run: a failure is found again by running it again.
 ALL_EXAMPLES = --hypothesis-profile ci
 # The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
@@ -87,7 +89,8 @@ ui: .venv/.ready
 	@$(BIN)/python demo/ui.py
 
 docs: .venv-docs/.ready
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@mkdir -p build
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict >build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
 	@echo "build/docs/index.html"
 
 docs-serve: .venv-docs/.ready

@@ -230,7 +230,7 @@ class RejectedRecordsError(TalonCdpError):
 
 
 class SpoolError(TalonCdpError):
-    """The worker's temporary disk is full or cannot be used; another worker, or this one later, may do better."""
+    """The worker's temporary disk is full or cannot be used. Another try, maybe elsewhere, may succeed."""
 
     retryable = True
 

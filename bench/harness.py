@@ -122,7 +122,7 @@ class Bench:
         return number // 100 if self.quick else number
 
     def warehouse(self, size: int, turn: int = 0, *, attributes: bool = False) -> Path:
-        """Return a SQLite file of so many customers, in the order of their IDs; 2 % differ from turn to turn."""
+        """Return a SQLite file of so many customers, in the order of their IDs; 2 % differ each time."""
         path = self.folder / f"customers-{size}-{turn}{'-attributes' * attributes}.db"
         if not path.exists():
             columns = ", tier TEXT, points INTEGER, spend REAL, city TEXT" if attributes else ""

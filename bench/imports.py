@@ -13,7 +13,10 @@ from multiprocessing.connection import Connection
 
 
 def import_all(run: Callable[[], object]) -> None:
-    """Import what a run imports, which a process of its own finds out: what a run here left free would hide growth."""
+    """Import what a run imports.
+
+    A process of its own finds that out: memory that a run here left free would hide growth.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_tell_imports, args=(run, sender))

@@ -65,7 +65,7 @@ def talon_connection(job: Job) -> None:
 
 
 def measured(contender: Callable[[Job], None], job: Job, warm_up: Job) -> dict[str, float]:
-    """Run a contender in this process, first on little, and say what it took; its memory is all of both runs."""
+    """Run a contender in this process, first on few rows; return what it took, its memory over both runs."""
     memory = _memory("VmRSS")
     # What is compiled and cached at the first use takes time that is not measured.
     contender(warm_up)

@@ -1,8 +1,9 @@
 """A stand-in for Talon.One that keeps who is a member of the audience ``vip``, in 9 bytes for each change.
 
-Usage: ``python bench/keeper.py --rate N --service-time S``; prints its URL. It answers 409 when a profile is in two requests at
-once, and 429 over its rate. ``GET /`` answers its counts as JSON; ``GET /NUMBER`` the changes of a bucket, 0 to 255, in the
-order in which they came: eight bytes of the ID's hash, and 1 or 0 for an addition or a removal.
+Usage: ``python bench/keeper.py --rate N --service-time S``; prints its URL. It answers 409 when a profile is
+in two requests at once, and 429 over its rate. ``GET /`` answers its counts as JSON; ``GET /NUMBER`` the
+changes of a bucket, 0 to 255, in the order in which they came: eight bytes of the ID's hash, and 1 or 0 for
+an addition or a removal.
 """
 
 from __future__ import annotations

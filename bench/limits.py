@@ -1,6 +1,7 @@
 """At the API's rate limit: how much of it is used, and how often a request is refused.
 
-The stub lets 60 requests a second pass, ten at once after a pause, and answers within 50 ms; its 429s have no ``Retry-After``.
+The stub lets 60 requests a second pass, ten at once after a pause, and answers within 50 ms; its 429s have no
+``Retry-After``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SET_SO, SET_TOO_HIGH = "ours, set to 60 a second", "ours, set to 200 a second"
 
 
 def backing_off(job: Job) -> None:
-    """A ``requests.Session`` in each of 16 threads; urllib3 waits after a 429, longer each time, and tries again."""
+    """A ``requests.Session`` in each of 16 threads; urllib3 waits after a 429, and retries."""
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3 import Retry

@@ -194,15 +194,17 @@ def run(bench: Bench) -> Section:
 
 
 WHY_NOT_FASTER = (
-    "the interpreter is busy from the first row to the last. By py-spy, SQLite's cursor has it for 36 % of the time, our checks of "
-    "IDs and the search for repetitions, which the others do without, for 28 %, aiohttp for 17 %, and writing bodies for 7 %."
+    "the interpreter is busy from the first row to the last. By py-spy, SQLite's cursor has it for 36 % of "
+    "the time, our checks of IDs and the search for repetitions, which the others do without, for 28 %, "
+    "aiohttp for 17 %, and writing bodies for 7 %."
 )
 
 WHY_NOT_LESS_CPU = (
-    "by perf, taking and releasing locks, which SQLite and the interpreter do several times a row, has a fifth to a quarter of our "
-    "CPU time on a Xeon, as a process with a second thread needs atomic operations for it, and that of the other has one thread. "
-    "Without a thread that reads, a slow warehouse would stop the requests in flight. In five runs on two machines, our share was "
-    "1/10.2 to 1/14.7 of the SDK's, and 0.51 to 0.79 of aiohttp's."
+    "by perf, taking and releasing locks, which SQLite and the interpreter do several times a row, has a "
+    "fifth to a quarter of our CPU time on a Xeon, as a process with a second thread needs atomic "
+    "operations for it, and that of the other has one thread. Without a thread that reads, a slow warehouse "
+    "would stop the requests in flight. In five runs on two machines, our share was 1/10.2 to 1/14.7 of the "
+    "SDK's, and 0.51 to 0.79 of aiohttp's."
 )
 
 

@@ -1,9 +1,10 @@
 """A mirror: what it saves, what planning it costs, and how its memory grows.
 
-2 % churn: of the customers, 2 % have left since the mirror before, and as many have joined. The ledger is the one that the
-mirror before left. The plan lasts from the query to the first request: read, compared, guarded and written down. Whether memory
-grows with the rows is told by runs with two requests in flight: how many of 64 ever are in memory at once is a matter of how
-fast they are answered, and the smallest mirror of 2 % churn has four in all.
+2 % churn: of the customers, 2 % have left since the mirror before, and as many have joined. The ledger is the
+one that the mirror before left. The plan lasts from the query to the first request: read, compared, guarded
+and written down. Whether memory grows with the rows is told by runs with two requests in flight: how many of
+64 ever are in memory at once is a matter of how fast they are answered, and the smallest mirror of 2 % churn
+has four in all.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ RATE = 60.0
 FETCH = 5000
 WHY_MORE_MEMORY = {
     "add": (
-        "glibc's and Python's allocators were asked throughout: the heap of the thread that sends has taken its last step by the "
-        "first eighth of 10,000,000 rows, and from there to the end the peak stays the same to 0.03 MB. How far the steps go depends on "
-        "how requests overlap: two runs of one size differ by up to 0.3 MB."
+        "glibc's and Python's allocators were asked throughout: the heap of the thread that sends has taken "
+        "its last step by the first eighth of 10,000,000 rows, and from there to the end the peak stays the "
+        "same to 0.03 MB. How far the steps go depends on how requests overlap: two runs of one size differ "
+        "by up to 0.3 MB."
     ),
     "mirror, 2 % churn": (
-        "by glibc's and Python's allocators, asked throughout: 0.1 MB are what is known of a hundred parts of a plan instead of one, "
-        "1 kB each, and 0.1 MB are one step by which the heap of the thread that sends grows, between the fourth request and the "
-        "hundredth: four do not fill it. The rest is what runs of one size differ by."
+        "by glibc's and Python's allocators, asked throughout: 0.1 MB are what is known of a hundred parts "
+        "of a plan instead of one, 1 kB each, and 0.1 MB are one step by which the heap of the thread that "
+        "sends grows, between the fourth request and the hundredth: four do not fill it. The rest is what "
+        "runs of one size differ by."
     ),
 }
 
@@ -83,8 +86,8 @@ def run(bench: Bench) -> Section:
         f"At {RATE:g} requests a second:\n\n{results_table(_flat(saved))}",
         f"As fast as it goes:\n\n{results_table(_flat(free))}",
         (
-            f"The plan of the last took {plan:.2f} s; coreutils' comm, on the two sorted lists of IDs, {comm:.2f} s; and SQLite's "
-            f"cursor, which reads the query and does no more, {cursor:.2f} s."
+            f"The plan of the last took {plan:.2f} s; coreutils' comm, on the two sorted lists of IDs, "
+            f"{comm:.2f} s; and SQLite's cursor, which reads the query and does no more, {cursor:.2f} s."
         ),
     ]
     return Section("The mirror", "\n\n".join(parts), [*_targets(free), _target_plan(plan, comm, cursor)])
@@ -186,7 +189,7 @@ def _target_plan(plan: float, comm: float, cursor: float) -> Target:
         "<= 4 x comm; requests = changes / 1000 rounded up",
         f"{plan / comm:.1f} x; so many",
         plan <= 4 * comm,
-        f"the bare cursor alone takes {cursor / comm:.1f} x comm. By py-spy, the cursor has half of the plan's time; a sixth goes to "
-        "comparing blocks of IDs, a sixth to unpacking the ledger and cutting it into IDs, the rest to checking the IDs of the "
-        "query and their order.",
+        f"the bare cursor alone takes {cursor / comm:.1f} x comm. By py-spy, the cursor has half of the "
+        "plan's time; a sixth goes to comparing blocks of IDs, a sixth to unpacking the ledger and cutting "
+        "it into IDs, the rest to checking the IDs of the query and their order.",
     )

@@ -1,6 +1,7 @@
-"""Follow one member through a mirror, from its row to the request and into the ledger: how much code must be understood?
+"""Follow one member through a mirror, from its row to the request and into the ledger.
 
-Prints the functions and modules of the package that the interpreter enters, and how often it goes from one module to another.
+Prints the functions and modules of the package that the interpreter enters, and how often it goes from one
+module to another.
 """
 
 from __future__ import annotations
@@ -79,14 +80,15 @@ def main() -> None:
                 sys.setprofile(trace)
             operator.execute({})
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
             assert talon.members("vip") == {"anna"}
     modules = Counter(module for module, _ in trace.functions)
     if "--list" in sys.argv:
         for module, name in sorted(trace.functions):
             print(f"{module.removeprefix(f'{PACKAGE}.')}: {name}")
     print(
-        f"{len(trace.functions)} functions in {len(modules)} modules, {trace.crossings} times from one module to another"
+        f"{len(trace.functions)} functions in {len(modules)} modules, {trace.crossings} times from "
+        "one module to another"
     )
 
 

@@ -1,4 +1,4 @@
-"""A whole Airflow for ``scale.py``: its PostgreSQL, its warehouse, a keeper in Talon.One's place, and the tasks that run."""
+"""An Airflow for ``scale.py``: PostgreSQL, a warehouse, a keeper in Talon.One's place, and its tasks."""
 
 from __future__ import annotations
 
@@ -62,12 +62,15 @@ class Place:
 
     def state(self, run_id: str) -> tuple[str, float]:
         """How a DAG run stands, and the seconds that it has taken."""
-        statement = "SELECT state, extract(epoch FROM coalesce(end_date, now()) - start_date) FROM dag_run WHERE run_id = %s"
+        statement = (
+            "SELECT state, extract(epoch FROM coalesce(end_date, now()) - start_date) "
+            "FROM dag_run WHERE run_id = %s"
+        )
         ((state, seconds),) = self.sql("airflow", statement, run_id)
         return state, float(seconds or 0)
 
     def task_processes(self, run_id: str) -> list[int]:
-        """Processes of the run's tasks; those that send come first, where tasks only plan or commit beside them."""
+        """Processes of the run's tasks; those that send come first, before those that plan or commit."""
         statement = (
             "SELECT pid FROM task_instance WHERE run_id = %s AND state = 'running' AND pid IS NOT NULL "
             "ORDER BY task_id LIKE '%%push%%' DESC, map_index"

@@ -1,8 +1,8 @@
-"""Setting four attributes of each customer profile, one request for each: us, as users run us, beside the alternatives.
+"""Setting four attributes of each customer profile, one request a profile: us beside the alternatives.
 
-All of them read the same SQLite table. Ours sends every profile, as none was acknowledged before, and keeps a fingerprint of
-each; the next run, in which 2 % of the rows have changed, sends those. The slow ones get fewer rows; what counts is rows a second
-and CPU seconds.
+All of them read the same SQLite table. Ours sends every profile, as none was acknowledged before, and keeps a
+fingerprint of each; the next run, in which 2 % of the rows have changed, sends those. The slow ones get fewer
+rows; what counts is rows a second and CPU seconds.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from harness import Result
 RESULTS = Path(__file__).resolve().parent / "results.md"
 _HEAD = """# What was measured
 
-Made by `make bench` and `make bench-scale`: each section on the machine and the day that it names. Times are medians of
-three, measured in turn within one run, but for the ten million for real, which ran once; only ratios within a section mean
-anything on another machine.
+Made by `make bench` and `make bench-scale`: each section on the machine and the day that it names. Times are
+medians of three, measured in turn within one run, but for the ten million for real, which ran once; only
+ratios within a section mean anything on another machine.
 """
 
 
@@ -117,8 +117,8 @@ def machine() -> str:
         kilobytes = re.search(r"MemTotal: *(\d+)", Path("/proc/meminfo").read_text())
         memory = f", {int(kilobytes[1]) / 2**20:.0f} GiB" if kilobytes else ""
     return (
-        f"{len(os.sched_getaffinity(0))} cores of {cpu}{memory}, {platform.system()}; Python {platform.python_version()}, "
-        f"Airflow {version('apache-airflow')}; {datetime.now(UTC):%d %B %Y}."
+        f"{len(os.sched_getaffinity(0))} cores of {cpu}{memory}, {platform.system()}; Python "
+        f"{platform.python_version()}, Airflow {version('apache-airflow')}; {datetime.now(UTC):%d %B %Y}."
     )
 
 

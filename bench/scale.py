@@ -1,10 +1,12 @@
 """``make bench-scale``: ten million members through a real Airflow, with a task killed on the way.
 
-PostgreSQL is the metadata database and the warehouse, the LocalExecutor runs the tasks, and a keeper on loopback stands in for
-Talon.One. First a sync of everything, in which a sending task gets SIGKILL when three tenths have been sent; then a mirror of 2 %
-churn. After each, all members that the keeper has are compared with the warehouse.
+PostgreSQL is the metadata database and the warehouse, the LocalExecutor runs the tasks, and a keeper on
+loopback stands in for Talon.One. First a sync of everything, in which a sending task gets SIGKILL when three
+tenths have been sent; then a mirror of 2 % churn. After each, all members that the keeper has are compared
+with the warehouse.
 
-Usage: ``python bench/scale.py [--members N] [--rate N] [--group]``; fewer members are to try it, and write no results.
+Usage: ``python bench/scale.py [--members N] [--rate N] [--group]``; fewer members are to try it, and write no
+results.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """A stand-in for Talon.One that does nothing but answer, so that what is measured is the client.
 
-Usage: ``python bench/stub.py [--service-time S] [--rate N [--burst N] [--retry-after S]]`` serves, and prints its URL;
-``python bench/stub.py --capacity URL [--seconds N]`` says what the stub at that URL sustains when a raw client does nothing but send.
+Usage: ``python bench/stub.py [--service-time S] [--rate N [--burst N] [--retry-after S]]`` serves, and prints
+its URL; ``python bench/stub.py --capacity URL [--seconds N]`` says what the stub at that URL sustains when a
+raw client does nothing but send.
 
-It reads heads, skips bodies, and answers 201 to a POST, 204 to a multi-profile call, 200 and a small integration state to
-any other PUT, or 429 when its token bucket is empty. ``GET /`` answers, as JSON, its requests, how many of them it
-answered 429, its CPU seconds, and when the first one since the last such question came, by the machine's clock.
+It reads heads, skips bodies, and answers 201 to a POST, 204 to a multi-profile call, 200 and a small
+integration state to any other PUT, or 429 when its token bucket is empty. ``GET /`` answers, as JSON, its
+requests, how many of them it answered 429, its CPU seconds, and when the first one since the last such
+question came, by the machine's clock.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ import sys
 import time
 from urllib.parse import urlsplit
 
-_AUDIENCE = b'{"id":1,"created":"2026-01-01T00:00:00Z","accountId":1,"name":"VIP","integration":"x","integrationId":"vip"}'
+_AUDIENCE = (
+    b'{"id":1,"created":"2026-01-01T00:00:00Z","accountId":1,'
+    b'"name":"VIP","integration":"x","integrationId":"vip"}'
+)
 _STATE = b'{"effects":[],"createdCoupons":[],"createdReferrals":[]}'
 _TOO_MANY = (
     b'{"StatusCode":429,"Error":"Too Many Requests","RequestUUID":"00000000-0000-4000-8000-000000000000"}'

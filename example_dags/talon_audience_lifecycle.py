@@ -26,8 +26,8 @@ with DAG(
     doc_md="""
 ### One audience from its creation to its end
 
-Creates an audience, adds members that another task found, lets some join and others leave in one go, renames the audience
-and deletes it. Members that Talon.One does not know yet become customer profiles there.
+Creates an audience, adds members that another task found, lets some join and others leave in one go, renames
+the audience and deletes it. Members that Talon.One does not know yet become customer profiles there.
 
 Connection: `talon_cdp_default`.
 """,

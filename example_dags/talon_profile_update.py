@@ -29,12 +29,12 @@ with DAG(
     doc_md="""
 ### One customer profile
 
-Reads one customer's recency, frequency and monetary value from the warehouse, sets them as attributes of the profile, and
-moves the profile to the audience of big or of small spenders. One step after the other, because Talon.One refuses two
-requests on one profile at the same time.
+Reads one customer's recency, frequency and monetary value from the warehouse, sets them as attributes of the
+profile, and moves the profile to the audience of big or of small spenders. One step after the other, because
+Talon.One refuses two requests on one profile at the same time.
 
-The attributes `recency_days`, `purchases` and `total_spent` (numbers) and `last_purchase` (time) must exist in Talon.One's
-Campaign Manager. The table comes from the DAG `talon_warehouse_to_audiences`: run that first.
+The attributes `recency_days`, `purchases` and `total_spent` (numbers) and `last_purchase` (time) must exist
+in Talon.One's Campaign Manager. The table comes from the DAG `talon_warehouse_to_audiences`: run that first.
 
 Connections: `talon_cdp_default` and `warehouse`.
 """,

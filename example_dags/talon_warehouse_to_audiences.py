@@ -43,14 +43,17 @@ with DAG(
 ### Segments from the warehouse to Talon.One
 
 1. Loads the purchases of 2,357 customers into the warehouse, as your own pipeline would.
-2. Sorts the customers into champions, at risk and lapsed, as of the end of `month` (a parameter; the data covers 1997-01
+2. Sorts the customers into champions, at risk and lapsed, as of the end of `month` (a parameter; the data
+covers 1997-01
    to 1998-06). What happened later does not count.
-3. Makes the three audiences in Talon.One equal to the segments: creates those that do not exist, adds who came, removes
-   who left, and sends nothing for the others. When the query is empty, or when an audience would lose more than half of
-   its members, it refuses before anything is sent.
-4. Sends each customer's recency, number of purchases, money spent and last purchase as attributes of the profile, where
-   they have changed. `recency` (string), `purchases` and `total_spent` (numbers) and `last_purchase` (time) must exist in
-   Talon.One's Campaign Manager.
+3. Makes the three audiences in Talon.One equal to the segments: creates those that do not exist, adds who
+came, removes
+   who left, and sends nothing for the others. When the query is empty, or when an audience would lose more
+   than half of its members, it refuses before anything is sent.
+4. Sends each customer's recency, number of purchases, money spent and last purchase as attributes of the
+profile, where
+   they have changed. `recency` (string), `purchases` and `total_spent` (numbers) and `last_purchase` (time)
+   must exist in Talon.One's Campaign Manager.
 
 A month may run again: there is nothing to send then. Set `dry_run` to see a plan without sending it.
 

@@ -19,11 +19,13 @@ from tests.processes import pytest_pyfunc_call  # noqa: F401 - a hook
 
 # For the fast loop: few examples, and others in each run. A failure is kept and tried first the next time.
 settings.register_profile("dev", max_examples=25, deadline=None, print_blob=True)
-# For what must pass: all examples, and the same ones in every run, so that a failure anywhere is found again here.
+# For what must pass: all examples, and the same ones in every run, so that a failure anywhere is found again
+# here.
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, print_blob=True)
 settings.load_profile("dev")
 
-# What make test-fast leaves out besides tests that are marked themselves: by folder, by file, by what a test uses.
+# What make test-fast leaves out besides tests that are marked themselves: by folder, by file, by what a test
+# uses.
 SLOW_FOLDERS = {"airflow", "bench", "browser", "faults", "kill", "warehouses"}
 SLOW_FILES = ("*_property.py", "test_*memory*.py", "test_fuzz.py", "test_openapi.py", "test_installation.py")
 SLOW_PARTS = ("[S3", "-S3")
@@ -42,8 +44,8 @@ os.environ |= {
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 
-# Its first import adds a filter for modules whose names begin with "airflow", as ours do: in the test that came to it
-# first, our warnings would be text, not errors. Here the filter ends with this file's loading.
+# Its first import adds a filter for modules whose names begin with "airflow", as ours do: in the test that
+# came to it first, our warnings would be text, not errors. Here the filter ends with this file's loading.
 import airflow.configuration  # noqa: E402, F401
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath  # noqa: E402
 
@@ -63,7 +65,8 @@ def _emulator():
 
 @pytest.fixture
 def talon(_emulator, monkeypatch, tmp_path):
-    """An empty local Talon.One, the Airflow connection ``talon_cdp_default`` that leads to it, and no ledgers."""
+    """An empty local Talon.One, the Airflow connection ``talon_cdp_default`` that leads to it, and no
+    ledgers."""
     monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(tmp_path / "ledgers"))
     _emulator.reset()
     monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(_emulator.connection()))
@@ -79,7 +82,8 @@ def own_talon():
 
 @pytest.fixture
 def connect(talon, monkeypatch):
-    """Set the Airflow connection: the emulator's, with other fields, and fast, as rates are not the matter here."""
+    """Set the Airflow connection: the emulator's, with other fields, and fast, as rates are not the matter
+    here."""
 
     def connect(extra=None, emulator=talon, **fields):
         connection = emulator.connection() | fields

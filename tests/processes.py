@@ -1,8 +1,8 @@
 """Tests that run in a Python process of their own: those whose signal handlers raise.
 
-Such an exception lands wherever the interpreter is. In a test process that may be inside coverage's tracer or pytest's
-own code, whose locks then stay held, and the process hangs. The process that is started here has neither a tracer nor
-xdist, nor a conftest.
+Such an exception lands wherever the interpreter is. In a test process that may be inside coverage's tracer or
+pytest's own code, whose locks then stay held, and the process hangs. The process that is started here has
+neither a tracer nor xdist, nor a conftest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The inner limit names the test and shows where it hangs; the outer one is for a process that does not even do that.
+# The inner limit names the test and shows where it hangs; the outer one is for a process that does not even
+# do that.
 SECONDS = 60
 SECONDS_TO_KILL = 90
 

@@ -34,10 +34,11 @@ class Change(NamedTuple):
 
     Args:
         profile_id: Integration ID of the profile.
-        key: ID of the audience that the profile joins or leaves; in a sync of attributes the fingerprint of what is sent.
+        key: ID of the audience that the profile joins or leaves; in a sync of attributes the fingerprint of
+            what is sent.
         action: ``add`` or ``remove``.
-        uncertain: Whether an earlier request may have made this change without an acknowledgement, so that the profile's
-            state is not known until this change is acknowledged.
+        uncertain: Whether an earlier request may have made this change without an acknowledgement, so that
+            the profile's state is not known until this change is acknowledged.
     """
 
     profile_id: str
@@ -66,10 +67,10 @@ class Chunk:
         ids: Integration IDs of the profiles.
         keys: The key of each change (see ``Change``), or the one key of all.
         verbs: The verb of each change, or the one verb of all.
-        bodies: In a sync of attributes, the JSON object that is sent for each profile; None for a profile whose source
-            has other attributes now than were planned. A ledger never holds these.
-        disjoint_from_recent: Whether no chunk shortly before this one touches one of its profiles, so that nobody needs
-            to look.
+        bodies: In a sync of attributes, the JSON object that is sent for each profile; None for a profile
+            whose source has other attributes now than were planned. A ledger never holds these.
+        disjoint_from_recent: Whether no chunk shortly before this one touches one of its profiles, so that
+            nobody needs to look.
     """
 
     ids: list[str]
@@ -194,7 +195,8 @@ class Profile(NamedTuple):
         profile_id: Integration ID of the profile.
         attributes: JSON object of what is to be sent, always spelt the same; empty when there is nothing.
         names: Names of the attributes in it.
-        order: Which of two rows of one profile is the last: the one where this is greater. None is the smallest.
+        order: Which of two rows of one profile is the last: the one where this is greater. None is the
+            smallest.
         fault: Why the row cannot be sent, instead of attributes; it holds no value.
     """
 
@@ -206,7 +208,7 @@ class Profile(NamedTuple):
 
 
 def read_profile_id(value: Any) -> str | Rejection:
-    """Read a profile ID as a source gives it: a string, or an integer, integral Decimal or UUID whose text it is.
+    """Read a profile ID as a source gives it: text, or an integer, integral Decimal or UUID in text.
 
     Returns:
         Its text, or why this record has none: a null, empty or over-long ID.

@@ -14,15 +14,17 @@ class Counts:
     Args:
         read: Records taken from the source.
         duplicate: Records equal to another one of the source.
-        rejected: Records that cannot be sent, or that Talon.One refused, by reason. No reason holds an ID or a value.
+        rejected: Records that cannot be sent, or that Talon.One refused, by reason. No reason holds an ID or
+            a value.
         unchanged: Records that the ledger has already.
         known: What the ledger has, by audience.
         wanted: Distinct valid records of the source.
         additions: What the source has and is to be sent, by audience.
         repeated: Additions of what the ledger has too, by audience: it is uncertain, or all is sent.
-        removals: What the ledger has and the source has not, by audience; to be sent, but not read from the source.
-        unacknowledged_removals: Removals of what Talon.One never acknowledged, by audience: an earlier request may have added
-            it. The guard does not count them.
+        removals: What the ledger has and the source has not, by audience; to be sent, but not read from the
+            source.
+        unacknowledged_removals: Removals of what Talon.One never acknowledged, by audience: an earlier
+            request may have added it. The guard does not count them.
         resumed: Changes that an earlier try had left of its plan; they were sent first.
         added: Additions that Talon.One acknowledged, by audience.
         removed: Removals that Talon.One acknowledged, by audience.

@@ -1,8 +1,9 @@
 """What to add and what to remove, from two sorted streams of chunks. Pure, in constant memory.
 
-Changes are ordered by the code points of profile ID and then key, which is also the order of their UTF-8 bytes. A database
-orders so under ``COLLATE "C"`` (Postgres) or ``BINARY`` (SQLite), but seldom by default. Streams are compared in stretches
-of thousands of changes, which costs a tenth of what comparing them one by one costs.
+Changes are ordered by the code points of profile ID and then key, which is also the order of their UTF-8
+bytes. A database orders so under ``COLLATE "C"`` (Postgres) or ``BINARY`` (SQLite), but seldom by default.
+Streams are compared in stretches of thousands of changes, which costs a tenth of what comparing them one by
+one costs.
 """
 
 from __future__ import annotations
@@ -125,8 +126,8 @@ def diff(
         known: Members in the ledger, sorted.
         wanted: Members in the source, sorted.
         counts: Kept up while this runs.
-        uncertain: Memberships that may have changed without an acknowledgement, sorted. Each is sent again, as an add or
-            as a remove: both change nothing where nothing needs changing.
+        uncertain: Memberships that may have changed without an acknowledgement, sorted. Each is sent again,
+            as an add or as a remove: both change nothing where nothing needs changing.
         scope: What may change.
         witnesses: Filled with one unchanged member of each audience that has one: the profile ID by audience.
 
@@ -183,8 +184,8 @@ def fold(
     Args:
         snapshot: Sorted.
         changes: Sorted.
-        one_per_profile: Whether a change replaces whatever the snapshot has of its profile, which stands at most once in
-            the snapshot and once in the changes then.
+        one_per_profile: Whether a change replaces whatever the snapshot has of its profile, which stands at
+            most once in the snapshot and once in the changes then.
     """
     old, new = _Reader(snapshot), _Reader(changes)
     for key, bound in _stretches([old, new], alike=not one_per_profile):
@@ -263,7 +264,8 @@ def _stretches(readers: Sequence[_Reader], *, alike: bool = True) -> Iterator[tu
         alike: Whether bare profile IDs do where all are of one audience.
 
     Yields:
-        The key of all members, or None where they are pairs; and the greatest member that all readers have got to.
+        The key of all members, or None where they are pairs; and the greatest member that all readers have
+        got to.
     """
     while left := [reader for reader in readers if reader.fill()]:
         keys = {reader.key for reader in left}
@@ -318,7 +320,8 @@ def _refuse_others(new: list[Any], doubt: list[Any], audience: str | None, manag
         )
     for each in _audiences(doubt, audience) - set(managed):
         raise InvalidInputError(
-            f"An earlier run was stopped while it changed the audience {each!r}, which is not in audiences now.\n"
+            f"An earlier run was stopped while it changed the audience {each!r}, which is not in "
+            "audiences now.\n"
             "Let one run end with it before you take it out."
         )
 

@@ -1,8 +1,9 @@
-"""What a ledger remembers of a profile's attributes: a fingerprint of their values, and which names were ever sent. Pure.
+"""A ledger's memory of a profile's attributes: a fingerprint of the values, and the names ever sent. Pure.
 
-In a ledger's line it is text: the digest; ``~`` where Talon.One was told to ignore unknown attributes, so that it may
-not have taken all of them; and after a full stop the names, as a hexadecimal number whose bits count into the
-ledger's list of names. A question mark in front says that this was sent and may not have arrived.
+In a ledger's line it is text: the digest; ``~`` where Talon.One was told to ignore unknown attributes, so
+that it may not have taken all of them; and after a full stop the names, as a hexadecimal number whose bits
+count into the ledger's list of names. A question mark in front says that this was sent and may not have
+arrived.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Names:
             if name not in self._bits:
                 if len(self._bits) == MAX_NAMES:
                     raise InvalidInputError(
-                        f"There are more than {MAX_NAMES:,} attribute names in the query or the ledger. The keys of "
+                        f"There are more than {MAX_NAMES:,} attribute names in the query or the "
+                        "ledger. The keys of "
                         "attributes_column must be names of attributes, and not data."
                     )
                 self._bits[name] = 1 << len(self._bits)

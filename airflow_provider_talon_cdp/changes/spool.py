@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from typing import IO
@@ -27,12 +27,13 @@ _CACHE = 16 * 1024
 _ROWS = 1000
 _MOST_NAMES = 1000
 
-# A separator that sorts before any text behind an ID; a NUL in an ID is written so that it sorts behind the separator.
+# A separator that sorts before any text behind an ID; a NUL in an ID is written so that it sorts behind the
+# separator.
 _SEPARATOR = "\0\0"
 
 
 class Spool:
-    """Pieces of bytes in the order in which they were written: a queue, or a list to be read from the start."""
+    """Pieces of bytes in the order of writing: a queue, or a list to be read from the start."""
 
     def __init__(self) -> None:
         with _disk():
@@ -76,7 +77,7 @@ class Spool:
         self._closing()
 
 
-def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Iterator[Record]:
+def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Generator[Record, None, None]:
     """Yield members in the order of ``diff``, with ``run`` of them in memory and the rest on disk.
 
     Rejections, which have no place in the order, pass through while the source is read.
@@ -150,7 +151,7 @@ def _sorted(chunks: list[Chunk]) -> _Block:
 
 
 def _merged(runs: Iterable[Iterable[_Block] | _Block]) -> Iterator[_Block]:
-    """Merge sorted runs, block by block: what is not greater than the last member of any block is sorted together."""
+    """Merge sorted runs: what is not greater than the last member of any block is sorted together."""
     streams = [iter([run] if isinstance(run, tuple) else run) for run in runs]
     blocks = [next(stream, None) for stream in streams]
     while left := [block for block in blocks if block is not None]:
@@ -192,7 +193,7 @@ def _written(profile_id: str) -> str:
     return profile_id.replace("\0", "\0\1") if "\0" in profile_id else profile_id
 
 
-def sorted_profiles(records: Iterable[Profile | Rejection]) -> Iterator[Profile | Rejection]:
+def sorted_profiles(records: Iterable[Profile | Rejection]) -> Generator[Profile | Rejection, None, None]:
     """Yield profiles sorted by ID, from a temporary SQLite database.
 
     Rejections, which have no place in the order, pass through while the source is read.
@@ -245,7 +246,9 @@ def _disk() -> Iterator[None]:
     except (OSError, sqlite3.Error) as error:
         raise SpoolError(
             f"This worker's temporary disk cannot be used: {error}.\n"
-            "Rows that do not fit in memory are kept there, for example to sort them. Nothing is left behind.\n"
-            "Make room, set TMPDIR to a folder on a larger disk, or have the database return the rows in order of the ID.\n"
+            "Rows that do not fit in memory are kept there, for example to sort them. Nothing is "
+            "left behind.\n"
+            "Make room, set TMPDIR to a folder on a larger disk, or have the database return the "
+            "rows in order of the ID.\n"
             f"Folder: {tempfile.gettempdir()}"
         ) from error

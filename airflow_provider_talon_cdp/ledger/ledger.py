@@ -103,12 +103,12 @@ _SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
 
 
 def audience_ledger_name(audience_id: str, id_type: AudienceIdType = "external") -> str:
-    """Name the ledger of one audience; the same text as an internal and as an external ID means two audiences."""
+    """Name the ledger of one audience; one text as an internal and as an external ID is two audiences."""
     return f"{'' if id_type == 'external' else 'internal-'}audience:{audience_id}"
 
 
 def sync_ledger_name(name: str, id_type: AudienceIdType = "external") -> str:
-    """Name a ledger of many audiences, as the operator has it, or DAG and task ID with a full stop between."""
+    """Name a ledger of many audiences, as the operator has it: by default DAG.TASK."""
     return f"{'' if id_type == 'external' else 'internal-'}sync:{name}"
 
 

@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-from airflow_provider_talon_cdp.exceptions import LedgerBusyError, LedgerError
+from airflow_provider_talon_cdp.exceptions import LedgerBusyError, LedgerError, LedgerUnavailableError
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
@@ -248,8 +248,8 @@ class Lock:
         self._say()
         self.confirmed = max(began, self.confirmed)
 
-    def _taken_over(self) -> LedgerError:
-        return LedgerError(
+    def _taken_over(self) -> LedgerUnavailableError:
+        return LedgerUnavailableError(
             "Another run took over the ledger, or may have, so this one stops.\n"
             "What it sent and could not record, the next mirror sends again.\n"
             f"Ledger: {self._ledger}"

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 from uuid import uuid4
 
-from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.exceptions import LedgerError, LedgerUnavailableError
 
 Folder: TypeAlias = Any
 """A ``pathlib.Path``, or a ``UPath``-like object such as Airflow's ``ObjectStoragePath``."""
 
 _LOCAL = ("", "file", "local")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What no other try of the task gets past.
+_LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 _PIECE = 1 << 16
 _REPAIR = (
     "Repair the ledger from its kept versions; the command says what is lost:\n"
@@ -216,7 +218,8 @@ def _cannot(doing: str, path: Folder, error: Exception) -> LedgerError:
     )
     why = (isinstance(error, OSError) and error.strerror) or error
     folder = getattr(path, "parent", path)
-    return LedgerError(f"Cannot {doing} {path.name}, a file of the ledger: {why}.\n{cure}\nFolder: {folder}")
+    kind = LedgerError if number in _LASTING else LedgerUnavailableError
+    return kind(f"Cannot {doing} {path.name}, a file of the ledger: {why}.\n{cure}\nFolder: {folder}")
 
 
 def _abandon(file: Any) -> None:

@@ -156,8 +156,8 @@ class SendingOperator(BaseOperator):
         max_rejected: How many records may be refused before the task fails; it fails after everything good
             was sent. None for any number.
         in_flight: Requests in flight at the most.
-        suspicious_ids: When profile IDs are valid and look wrong, such as padded ones or the text ``None``: ``warn`` and send
-            them, ``fail``, or ``ignore`` it.
+        suspicious_ids: When profile IDs are valid and look wrong, such as padded ones or the text ``None``:
+            ``warn`` and send them, ``fail``, or ``ignore`` it.
         on_busy: When another run has the ledger: ``wait`` for it, or ``fail``.
         busy_timeout: Seconds to wait.
         talon_cdp_conn_id: Airflow connection of Talon.One.
@@ -198,8 +198,8 @@ class SendingOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Launch no more requests; what was acknowledged is recorded."""
-        # Airflow 3 calls this where a task is stopped, and kills the process some seconds later. What was never imported
-        # sends nothing.
+        # Airflow 3 calls this where a task is stopped, and kills the process some seconds later. What was
+        # never imported sends nothing.
         if loop := sys.modules.get("airflow_provider_talon_cdp.sync.loop"):
             loop.stop_pushes()
 
@@ -312,13 +312,13 @@ class LedgerOperator(SendingOperator):
         min_removals: With fewer removals from one audience, ``max_removal_fraction`` says nothing.
         max_removals: Removals in all; None for any number.
         max_additions: Additions in all; None for any number.
-        on_older_run: When the ledger holds data of a later data interval than this run's, as in a backfill or a catch-up:
-            ``fail``, ``skip`` (end green, with a warning) or ``allow``. A manual run, and one that an asset triggered, count
-            as now.
-        retry_rejected: ``always`` sends records that Talon.One refused in the run before again, in requests of their own;
-            ``never`` counts them as rejected.
-        send: ``changed``, or ``all`` to send also what is as it was, for example after an audience or profiles were deleted in
-            Talon.One.
+        on_older_run: When the ledger holds data of a later data interval than this run's, as in a backfill or
+            a catch-up: ``fail``, ``skip`` (end green, with a warning) or ``allow``. A manual run, and one
+            that an asset triggered, count as now.
+        retry_rejected: ``always`` sends records that Talon.One refused in the run before again, in requests
+            of their own; ``never`` counts them as rejected.
+        send: ``changed``, or ``all`` to send also what is as it was, for example after an audience or
+            profiles were deleted in Talon.One.
         dry_run: Plan, count and guard, and send and record nothing.
         state_uri: Folder of the ledgers, as an absolute path or URI of any object storage that Airflow knows,
             e.g. ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp] state_uri``,
@@ -503,18 +503,19 @@ class MembershipOperator(LedgerOperator):
     """Base of the operators that add members to audiences and remove them.
 
     Args:
-        audience_id: The one audience: its ID in the CDP (a string), or Talon.One's own number (an integer) with
-            ``audience_id_type="internal"``; None where the source has an audience column.
+        audience_id: The one audience: its ID in the CDP (a string), or Talon.One's own number (an integer)
+            with ``audience_id_type="internal"``; None where the source has an audience column.
         audience_id_type: ``external`` or ``internal``. A mirror by internal IDs has a ledger of its own.
         audience_name: Mirror: create the audience under this name where it does not exist yet.
-        verify: Mirror: whether Talon.One still has the audience that the ledger knows. ``identity`` updates it under its name
-            before and after the push, one request each, and sends all again where it was made anew; a name that was changed
-            by hand is set back. ``exists`` adds a member that is there already, which changes nothing. ``none`` asks nothing.
+        verify: Mirror: whether Talon.One still has the audience that the ledger knows. ``identity`` updates
+            it under its name before and after the push, one request each, and sends all again where it was
+            made anew; a name that was changed by hand is set back. ``exists`` adds a member that is there
+            already, which changes nothing. ``none`` asks nothing.
             Default: ``identity`` where the audience has a name here, else ``exists``.
-        initial_members: Mirror: a CSV file of members that the audience got by other means, such as the Campaign
-            Manager's export; read when the ledger is new, so that the first mirror can remove them.
-        kwargs: As in ``LedgerOperator``; only a mirror takes those that concern the ledger. A mirror counts removals
-            against the known members of any one audience.
+        initial_members: Mirror: a CSV file of members that the audience got by other means, such as the
+            Campaign Manager's export; read when the ledger is new, so that the first mirror can remove them.
+        kwargs: As in ``LedgerOperator``; only a mirror takes those that concern the ledger. A mirror counts
+            removals against the known members of any one audience.
     """
 
     template_fields: Sequence[str] = (
@@ -583,7 +584,8 @@ class MembershipOperator(LedgerOperator):
         if mode == "mirror":
             if self.audience_id_type == "internal" and self.audience_name is not None:
                 raise InvalidInputError(
-                    "audience_name is for external audience IDs: Talon.One creates and renames audiences by those only."
+                    "audience_name is for external audience IDs: Talon.One creates and renames "
+                    "audiences by those only."
                 )
         elif names := ", ".join(self.given(*_MIRROR_ONLY)):
             raise InvalidInputError(f"{names}: for mode='mirror' only. Take it out, or choose that mode.")
@@ -667,7 +669,7 @@ class MembershipOperator(LedgerOperator):
         )
 
     def rehearse(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
-        """Plan, and send and record nothing; where the real run would adopt members first, a ledger to throw away does."""
+        """Plan, and send and record nothing; members to adopt first go into a ledger to throw away."""
         mirror.ledger.load()
         if self.initial_members is None or mirror.ledger.version:
             return super().rehearse(mirror, hook)
@@ -810,7 +812,7 @@ def open_ledger(folder: Any, hook: TalonCdpHook, name: str, *, keep: int = 3, **
 
 
 def data_until(context: Context) -> str:
-    """Return until when the data of this run goes, in ISO 8601: the end of its data interval, or now where it has none."""
+    """Return until when the data of this run goes, in ISO 8601: its data interval's end, or else now."""
     kind = str(getattr(context.get("dag_run"), "run_type", "") or "")
     end: datetime | None = context.get("data_interval_end")
     if end is None or kind.endswith(("manual", "asset_triggered", "dataset_triggered")):

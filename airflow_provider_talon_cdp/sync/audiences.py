@@ -1,8 +1,8 @@
 """Whether the audiences of a mirror exist, and are the ones that its ledger knows.
 
-The CDP API reads nothing back. What it tells is how *Update audience* answers: with the internal ID and the time of creation,
-which differ once an audience was deleted and made again; or with a 404. Adding a member that is known changes nothing, and
-is answered with a 404 where the audience is gone.
+The CDP API reads nothing back. What it tells is how *Update audience* answers: with the internal ID and the
+time of creation, which differ once an audience was deleted and made again; or with a 404. Adding a member
+that is known changes nothing, and is answered with a 404 where the audience is gone.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ class Audiences:
     """Creates audiences and checks them.
 
     Args:
-        names: Name by audience ID, of audiences to create where they do not exist; filled while the source is read. A name
-            that was changed by hand is set back.
-        verify: ``identity``: an update under its name, for audiences that have one here. ``exists``: an add of a known
-            member. ``none``: no request.
+        names: Name by audience ID, of audiences to create where they do not exist; filled while the source is
+            read. A name that was changed by hand is set back.
+        verify: ``identity``: an update under its name, for audiences that have one here. ``exists``: an add
+            of a known member. ``none``: no request.
         state_uri: Where the ledgers are, for a warning.
 
     Attributes:
         known: What Talon.One answered about each audience, for the ledger.
-        key_has_changed: Whether the API key is another one than in the run before, so that each audience is checked.
+        key_has_changed: Whether the API key is another one than in the run before, so that each audience is
+            checked.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -149,8 +150,10 @@ class Audiences:
                 log.warning("Audience %r exists, and may have been created just now. %s", audience, _CONNECT)
             else:
                 log.warning(
-                    "The ledger is new, and audience %r exists already: members that it has now are never removed.\n"
-                    "If an earlier run filled it, its ledger is lost or elsewhere. Is state_uri a folder that all workers share?\n"
+                    "The ledger is new, and audience %r exists already: members that it has now are "
+                    "never removed.\n"
+                    "If an earlier run filled it, its ledger is lost or elsewhere. Is state_uri a "
+                    "folder that all workers share?\n"
                     "state_uri: %s",
                     audience,
                     self.state_uri,
@@ -184,6 +187,7 @@ class Audiences:
             ledger.suspect([audience])
             error.explain(
                 f"Audience {audience!r} of this mirror does not exist any more.\n"
-                "Create it with CreateAudienceOperator, or pass audience_name, so that the mirror does. Then all is sent again."
+                "Create it with CreateAudienceOperator, or pass audience_name, so that the mirror "
+                "does. Then all is sent again."
             )
             raise

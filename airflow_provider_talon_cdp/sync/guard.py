@@ -17,10 +17,11 @@ class Guard:
     """Limits of what one run may change.
 
     Args:
-        on_empty: When the source has no rows at all: ``fail``, ``skip`` (send nothing) or ``allow``. Rows that are all
-            rejected are always an error.
+        on_empty: When the source has no rows at all: ``fail``, ``skip`` (send nothing) or ``allow``. Rows
+            that are all rejected are always an error.
         max_removal_fraction: Of the known members of any one audience, 0 to 1.
-        min_removals: With fewer removals from one audience the fraction says nothing: one of four members is a quarter.
+        min_removals: With fewer removals from one audience the fraction says nothing: one of four members is
+            a quarter.
         max_removals: Of known members, in all; None for any number.
         max_additions: In all; None for any number.
 
@@ -36,7 +37,8 @@ class Guard:
 
     _nothing: ClassVar[str] = (
         "The source has no rows, and the ledger has {known:,} members. Nothing was sent.\n"
-        "If that is right, pass on_empty='allow' to empty the audience, or on_empty='skip' to leave it as it is."
+        "If that is right, pass on_empty='allow' to empty the audience, or on_empty='skip' to leave "
+        "it as it is."
     )
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
 
@@ -65,7 +67,8 @@ class Guard:
             if counts.rejected:
                 reasons = "\n".join(f"{count:,} x {why}" for why, count in sorted(counts.rejected.items()))
                 raise GuardError(
-                    f"The source has {counts.read:,} rows, and none that can be sent. Nothing was sent; fix the query.\n"
+                    f"The source has {counts.read:,} rows, and none that can be sent. Nothing was "
+                    "sent; fix the query.\n"
                     f"{reasons}"
                 )
             if self.on_empty == "fail":

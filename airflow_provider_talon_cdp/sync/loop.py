@@ -27,13 +27,14 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _NEW_OBJECTS = 20_000
 
 CallInReader: TypeAlias = Callable[[Callable[[], Any]], "asyncio.Future[Any]"]
-"""Has a call made in one certain thread, one after another; takes it on an event loop, and returns its result to come."""
+"""Has a call made in one certain thread, one after another; takes it on an event loop, and returns its result
+to come."""
 
 _stopped = threading.Event()
 
 
 def stop_pushes() -> None:
-    """Stop the syncs of this process: nothing more is sent, and what is known is recorded. Safe in a signal's handler."""
+    """Stop the syncs of this process in order; what is known is recorded. Safe in a signal's handler."""
     _stopped.set()
 
 
@@ -41,16 +42,17 @@ def stop_pushes() -> None:
 def syncing() -> Iterator[None]:
     """Run one sync, with few garbage collections, and forget a stop that was meant for an earlier one.
 
-    An Airflow process holds some 200,000 objects for as long as it lives. Each full collection looks through them, and was
-    measured to stop a sync for 0.1 s, which the rate limit does not give back, and to take a sixth of its CPU time. Those
-    of young objects, after each 700, looked at every row of a source, and took 8 %.
+    An Airflow process holds some 200,000 objects for as long as it lives. Each full collection looks through
+    them, and was measured to stop a sync for 0.1 s, which the rate limit does not give back, and to take a
+    sixth of its CPU time. Those of young objects, after each 700, looked at every row of a source, and took 8
+    %.
     """
     _stopped.clear()
     threshold, *older = gc.get_threshold()
     # Whoever froze some before, to share their memory with another process, wants them to stay so.
     frozen_by_others = gc.get_freeze_count()
-    # Freezing would put young objects before old ones, and what is garbage already would be finalized in that order: a
-    # file before the generator that closes it.
+    # Freezing would put young objects before old ones, and what is garbage already would be finalized in that
+    # order: a file before the generator that closes it.
     gc.collect(1)
     gc.freeze()
     # Where it is 0, somebody has turned the collector off.
@@ -151,12 +153,13 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
 
 
 def run_apart(work: Callable[[CallInReader], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a coroutine on an event loop in a thread of its own, wait until it has ended, and return its result.
+    """Run a coroutine on an event loop in a thread of its own, and return its result when it has ended.
 
-    A signal's handler runs in the main thread, and may raise at any place there: Airflow's execution_timeout does. An event
-    loop in that thread would drop what is raised in a callback, or lose a task's wake-up with it and wait for ever. So it
-    is raised here, where nothing else happens than what the coroutine has this thread do; the coroutine is cancelled, and
-    has a while to end in order. A second signal does not wait for that, as if the process were killed.
+    A signal's handler runs in the main thread, and may raise at any place there: Airflow's execution_timeout
+    does. An event loop in that thread would drop what is raised in a callback, or lose a task's wake-up with
+    it and wait for ever. So it is raised here, where nothing else happens than what the coroutine has this
+    thread do; the coroutine is cancelled, and has a while to end in order. A second signal does not wait for
+    that, as if the process were killed.
 
     Args:
         work: Makes the coroutine; called with what makes calls in this thread, for what blocks.

@@ -1,4 +1,4 @@
-"""Members of audiences: how they are compared, put into requests, and sent; and explicit adds and removes as a whole."""
+"""Members of audiences: how they are compared, put into requests and sent; and explicit changes of them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
 
-# When twice this many changes were refused, which is more than is tolerated, and none was accepted, the configuration is
-# wrong and not the data.
+# When twice this many changes were refused, which is more than is tolerated, and none was accepted, the
+# configuration is wrong and not the data.
 _HOPELESS = 50
 # Chunks that are noted together before the first of them is sent.
 _NOTED = 64
@@ -49,7 +49,8 @@ class Members:
 
     Args:
         scope: What may change.
-        lets_audiences_go: Whether the removal of members is done where Talon.One has no such audience any more.
+        lets_audiences_go: Whether the removal of members is done where Talon.One has no such audience any
+            more.
     """
 
     scope: Scope = EVERYTHING
@@ -71,7 +72,8 @@ class Members:
     def describe(self, counts: Counts) -> str:
         """Say what a plan does."""
         return (
-            f"{counts.additions.total():,} to add, {counts.removals.total():,} to remove, {counts.unchanged:,} unchanged;"
+            f"{counts.additions.total():,} to add, {counts.removals.total():,} to remove, "
+            f"{counts.unchanged:,} unchanged;"
             f" the ledger has {counts.known.total():,} members"
         )
 
@@ -82,8 +84,9 @@ class Members:
     async def deliver(self, flight: Flight, sender: Any) -> None:
         """Send a chunk in one request, and halve it when it is refused.
 
-        Talon.One refuses a request whole and does not say which record is bad; halving finds the bad ones, so that the rest
-        lands. Changes that were refused in an earlier run travel one by one, apart from the others.
+        Talon.One refuses a request whole and does not say which record is bad; halving finds the bad ones, so
+        that the rest lands. Changes that were refused in an earlier run travel one by one, apart from the
+        others.
         """
         left = list(_divided(flight))
         while left:
@@ -105,7 +108,8 @@ class Members:
                 error.audiences = [audience]
                 error.explain(
                     f"Audience in the request: {audience}.\n"
-                    "If it is missing, create it with CreateAudienceOperator, or let a mirror do it with audience_name."
+                    "If it is missing, create it with CreateAudienceOperator, or let a mirror do it "
+                    "with audience_name."
                 )
                 raise
             except RejectedError as error:
@@ -274,7 +278,7 @@ def _noted(chunks: Generator[Chunk, None, None], outside: OutsideChanges) -> Gen
 def _batches(
     records: Iterable[Record], counts: Counts, journal: ExplicitJournal, *, in_flight: int
 ) -> Generator[Chunk, None, None]:
-    """Yield chunks that fill a request, and count the records on the way; equal changes that come soon fold."""
+    """Yield chunks that fill a request, and count the records; equal changes that come soon fold."""
     # One chunk more: what is fresh may be held for a while before it travels.
     recent = _Recent((in_flight + 1) * MAX_CHANGES)
     held: list[Chunk] = []
@@ -289,7 +293,8 @@ def _batches(
                     journal.reject(letter)
                 continue
             for piece in _pieces(record):
-                # By the piece, as the rest of a long list is not accounted for where the push stops before it.
+                # By the piece, as the rest of a long list is not accounted for where the push stops before
+                # it.
                 counts.read += len(piece)
                 fresh = recent.fresh(piece)
                 counts.duplicate += len(piece) - len(fresh)
@@ -323,7 +328,7 @@ def _pieces(chunk: Chunk) -> Iterator[Chunk]:
 
 
 class _Recent:
-    """The last changes, for folding. All of a stream would not fit in memory, and a change that is sent twice does no harm.
+    """The last changes, for folding: all of a stream would not fit in memory, and a repetition does no harm.
 
     Args:
         size: How many are remembered at the least.
@@ -333,8 +338,8 @@ class _Recent:
         self._remembered = size
         self._history: deque[Chunk] = deque()
         self._size = 0
-        # Tables are often read in the order of their keys. While IDs rise, none of them can be a repetition, and
-        # comparing neighbours costs a quarter of what a set does.
+        # Tables are often read in the order of their keys. While IDs rise, none of them can be a repetition,
+        # and comparing neighbours costs a quarter of what a set does.
         self._highest = ""
         self._seen: dict[tuple[Any, Any], set[str]] | None = None
 
@@ -375,7 +380,7 @@ class _Recent:
 
     @property
     def is_of_one_kind(self) -> bool:
-        """Whether they all have one audience and one action, so that none of them shares its profile with another."""
+        """Whether all have one audience and one action, so that no two of them share a profile."""
         return self._seen is None or len(self._seen) == 1
 
 

@@ -121,13 +121,15 @@ class Mirror:
 
         Args:
             owner: Who runs this; a retry has the owner of the try before it.
-            cursor: Tells a retry that the plan in force is the one that the try before it was sending. The guard has
-                passed that plan, so what is left of it is sent at once; then all is planned anew, as without a cursor.
+            cursor: Tells a retry that the plan in force is the one that the try before it was sending. The
+                guard has passed that plan, so what is left of it is sent at once; then all is planned anew,
+                as without a cursor.
 
         Raises:
             GuardError: The plan is beyond the limits; nothing of it was sent or recorded.
             OlderRunError: The ledger holds newer data; nothing was sent or recorded.
-            LedgerError: The ledger is in use, damaged, or cannot be written; nothing was sent, or the push stopped.
+            LedgerError: The ledger is in use, damaged, or cannot be written; nothing was sent, or the push
+                stopped.
             RejectedRecordsError: Everything good was sent and recorded, but too much was rejected.
             RequestError: The push stopped early; what was acknowledged is recorded.
         """
@@ -151,14 +153,14 @@ class Mirror:
 
     @syncing()
     def hand_over(self, owner: str) -> Report:
-        """Plan, guard and record, for other processes to push; in the report, what they have to send is unsent.
+        """Plan, guard and record, for other processes to push; what they have to send is reported as unsent.
 
         Args:
             owner: Who runs this; those that push have the same owner.
 
         Returns:
-            The counts of the plan. When nothing is to be sent, ``unsent`` is 0 or there is a verdict, and no plan was
-            put in force.
+            The counts of the plan. When nothing is to be sent, ``unsent`` is 0 or there is a verdict, and no
+            plan was put in force.
 
         Raises:
             GuardError: The plan is beyond the limits; nothing was recorded.
@@ -221,7 +223,8 @@ class Mirror:
         )
         if self.on_older_run == "fail":
             raise OlderRunError(
-                f"{text}\nIf that is what you want, as in a backfill, pass on_older_run='allow'; 'skip' ends such runs green."
+                f"{text}\nIf that is what you want, as in a backfill, pass on_older_run='allow'; "
+                "'skip' ends such runs green."
             )
         log.warning("%s", text)
         report.verdict = f"skipped: {text}"
@@ -244,7 +247,8 @@ class Mirror:
         if is_partial and not self.ledger.identity.environment:
             raise LedgerError(
                 f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has."
-                " If the environment is the same, set Environment to its name, or send all once with send='all'."
+                " If the environment is the same, set Environment to its name, or send all once with "
+                "send='all'."
             )
         log.warning("%s", text)
         if self.audiences is not None:
@@ -255,7 +259,8 @@ class Mirror:
         writers = {_task_of(each) for each in (self.ledger.owner, *self.ledger.other_writers)}
         if others := sorted(writers - {_task_of(owner), ""}):
             log.warning(
-                "Another task changed the same audiences since this one did, and each undoes what the other does: %s.\n"
+                "Another task changed the same audiences since this one did, and each undoes what "
+                "the other does: %s.\n"
                 "Its changes are checked against this query now. Let one task keep an audience.",
                 ", ".join(others),
             )
@@ -325,7 +330,8 @@ class Mirror:
         """Plan, ask the guard, and create or check the audiences; return a plan that may be sent.
 
         Returns:
-            The plan, whose counts are not in the report yet where it has changes; None where the guard skips it.
+            The plan, whose counts are not in the report yet where it has changes; None where the guard skips
+            it.
         """
         for _ in range(_ROUNDS):
             plan = self._plan(self.ledger.draft, refused)
@@ -340,7 +346,8 @@ class Mirror:
                 self.ledger.discard(plan.result)
                 if report.sent:
                     raise GuardError(
-                        f"{error}\nThat is about the plan of the source as it is now: {report.sent:,} changes that an earlier"
+                        f"{error}\nThat is about the plan of the source as it is now: {report.sent:,} "
+                        "changes that an earlier"
                         " try had left of its plan were sent before."
                     ) from error
                 raise
@@ -356,7 +363,8 @@ class Mirror:
                 return None
             if lost := self._lost(plan, report):
                 log.warning(
-                    "Talon.One has lost the members of %d audience(s) that the ledger has; all are sent again.",
+                    "Talon.One has lost the members of %d audience(s) that the ledger has; all are "
+                    "sent again.",
                     len(lost),
                 )
                 self.ledger.discard(plan.result)
@@ -376,7 +384,8 @@ class Mirror:
         """Compare the source with the ledger, without sending anything.
 
         Args:
-            consume: Called with the planner; called again where the source is not sorted, and must start anew then.
+            consume: Called with the planner; called again where the source is not sorted, and must start anew
+                then.
             refused: What was refused, and counted, in this run.
         """
         before = self._refused_before()
@@ -574,7 +583,7 @@ def _left_out(
     before: Collection[Member],
     carry: Callable[[Chunk], None],
 ) -> Iterator[Chunk]:
-    """Leave out additions that Talon.One refused before, but for uncertain ones, which a ledger must not forget.
+    """Leave out additions that were refused before, but for uncertain ones, which a ledger must not forget.
 
     Args:
         changes: Of a plan.

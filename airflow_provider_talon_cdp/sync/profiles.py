@@ -1,4 +1,4 @@
-"""Attributes of profiles: one row for each profile, how rows are compared with a ledger, and how profiles are sent.
+"""Attributes of profiles: one row for each, how rows are compared with a ledger, how profiles are sent.
 
 Talon.One takes the attributes of one profile in a request.
 """
@@ -61,9 +61,10 @@ class Profiles:
         sends_all: Send the profiles that are as they were too.
         clears: Take the attributes that were ever sent from profiles that the source does not have.
         partial: Whether Talon.One is told to ignore unknown attributes.
-        on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one whose order is greatest.
-        give_up_after: When so many profiles were all refused for one reason and none was accepted, the configuration is
-            wrong and not the data; None for never.
+        on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one whose order is
+            greatest.
+        give_up_after: When so many profiles were all refused for one reason and none was accepted, the
+            configuration is wrong and not the data; None for never.
     """
 
     sends_all: bool = False
@@ -132,7 +133,8 @@ class Profiles:
         chunk = flight.chunk
         for position, (profile_id, body) in enumerate(zip(chunk.ids, chunk.bodies or (), strict=True)):
             if body is None:
-                # The ledger must not say that Talon.One has what was planned, nor can it learn of anything else now.
+                # The ledger must not say that Talon.One has what was planned, nor can it learn of anything
+                # else now.
                 flight.refused(position, RejectedError(CHANGED, method="PUT", path=""), CHANGED)
                 continue
             try:
@@ -158,7 +160,8 @@ class Profiles:
                 FatalError,
                 f"The first {limit:,} profiles were all refused for the same reason: {reason}.\n"
                 "So this is not about single profiles. The other profiles were not sent.\n"
-                "Fix the attributes in the Campaign Manager or in the query, or pass skip_unknown_attributes=True.",
+                "Fix the attributes in the Campaign Manager or in the query, or pass "
+                "skip_unknown_attributes=True.",
             ) from error
 
 
@@ -185,7 +188,7 @@ class ProfilePlan:
         counts: Counts,
         on_rejected: Callable[[Rejection], None],
     ) -> Iterator[Chunk]:
-        """Return a change for each profile that must be sent, with its new fingerprint and its attributes, by profile.
+        """Return a change for each profile to send, with its new fingerprint and attributes, sorted.
 
         Args:
             records: The source, sorted.
@@ -211,7 +214,7 @@ class ProfilePlan:
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs)
 
     def chunks(self, share: Share) -> Iterator[Chunk]:
-        """Return the chunks of the plan in force, with the attributes, which were written in the same order."""
+        """Return the chunks of the plan in force with their attributes, which were written in that order."""
         bodies = iter(self._bodies)
         for chunk in share.batches():
             some = [next(bodies) for _ in chunk.ids]
@@ -268,7 +271,8 @@ def one_each(
     Args:
         records: Sorted by profile ID, but for rejections.
         counts: Kept up while this runs.
-        on_duplicate: When a profile has several rows: ``error``, or ``last`` to keep the one whose order is greatest.
+        on_duplicate: When a profile has several rows: ``error``, or ``last`` to keep the one whose order is
+            greatest.
         on_rejected: Called for each record that cannot be sent.
 
     Raises:
@@ -308,9 +312,11 @@ def one_each(
         yield checked(current)
     if ambiguous and on_duplicate == "error":
         raise InvalidInputError(
-            f"{ambiguous:,} profile(s) have more than one row ({ambiguous + counts.duplicate:,} rows), and nothing says which"
+            f"{ambiguous:,} profile(s) have more than one row ({ambiguous + counts.duplicate:,} "
+            "rows), and nothing says which"
             " one holds. Nothing was sent.\n"
-            "Make the query return one row for each profile, or pass on_duplicate='last' with order_by_column."
+            "Make the query return one row for each profile, or pass on_duplicate='last' with "
+            "order_by_column."
         )
 
 
@@ -321,8 +327,8 @@ def reason_of(error: RejectedError) -> str:
         error: Talon.One's answer.
 
     Returns:
-        Names of attributes and what is wrong with them, where the answer tells; else the status. Without an answer, what
-        the error says.
+        Names of attributes and what is wrong with them, where the answer tells; else the status. Without an
+        answer, what the error says.
     """
     if error.status is None:
         return str(error)

@@ -1,4 +1,4 @@
-"""Sends chunks with many of them in flight, accounts for every change, and notes in a journal what became of it.
+"""Sends chunks, many in flight, accounts for every change, and notes in a journal what became of it.
 
 A profile is never in two requests at once, which Talon.One would refuse.
 """
@@ -45,8 +45,8 @@ from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
 
-# Crossing from the reading thread to the event loop costs once a list, and not once a chunk. A list is read while the one
-# before it is sent, so this is the share of those in flight that is read ahead.
+# Crossing from the reading thread to the event loop costs once a list, and not once a chunk. A list is read
+# while the one before it is sent, so this is the share of those in flight that is read ahead.
 _READ_AHEAD = 1 / 8
 _SECONDS_BETWEEN_FLUSHES = 2.0
 _SECONDS_BETWEEN_PROGRESS_LINES = 5.0
@@ -60,7 +60,7 @@ UNDEFINED = "is not defined"
 
 
 class Journal(Protocol):
-    """Where a push notes what becomes of its chunks: a share of a ledger's plan, or what explicit changes leave behind."""
+    """Where a push notes what becomes of its chunks: a share of a plan, or the notes of explicit changes."""
 
     @property
     def changes(self) -> int:
@@ -190,11 +190,13 @@ class Limits:
     Args:
         in_flight: Requests in flight at the most.
         max_rejected: Rejections tolerated: so many are no reason to give up early. None for any number.
-        suspicious_ids: What to do where profile IDs are valid and look wrong: ``warn``, ``fail`` or ``ignore``.
+        suspicious_ids: What to do where profile IDs are valid and look wrong: ``warn``, ``fail`` or
+            ``ignore``.
         refused_before: Changes that Talon.One refused in an earlier run, each as profile ID and key.
-        counted: Changes that were refused in this run already: another refusal is a duplicate, without another letter.
-        reads_ahead: Whether the chunks are read as fast as they come, so that a cursor is not held open for as long as they
-            are sent; what is read ahead waits on disk.
+        counted: Changes that were refused in this run already: another refusal is a duplicate, without
+            another letter.
+        reads_ahead: Whether the chunks are read as fast as they come, so that a cursor is not held open for
+            as long as they are sent; what is read ahead waits on disk.
     """
 
     in_flight: int = 64
@@ -244,7 +246,8 @@ class Push:
             sender: Opens the sender.
 
         Raises:
-            RequestError: The push stopped early; what was acknowledged is noted, and the rest is counted as unsent.
+            RequestError: The push stopped early; what was acknowledged is noted, and the rest is counted as
+                unsent.
             LedgerError: Another run took over.
         """
         try:
@@ -331,7 +334,8 @@ class Push:
             await self._one_ends()
 
     def _meets_a_flight(self, chunk: Chunk, number: int) -> bool:
-        # In the order of their numbers: a flight that has been retried for long may be much older than the others.
+        # In the order of their numbers: a flight that has been retried for long may be much older than the
+        # others.
         for flight in self._flights.values():
             if chunk.disjoint_from_recent and flight.number >= number - self.limits.in_flight:
                 return False
@@ -423,7 +427,7 @@ class Push:
     async def _read(
         self, reader: CallInReader, chunks: Generator[Chunk, None, None]
     ) -> AsyncGenerator[Chunk, None]:
-        """Iterate in the reader's one thread, a list ahead; a SQLite connection must stay in the thread that made it."""
+        """Iterate in the reader's one thread, a list ahead: a SQLite connection must stay in its thread."""
         ahead_by = ceil(self.limits.in_flight * _READ_AHEAD)
         backlog = _Backlog(chunks, ahead_by) if self.limits.reads_ahead else None
         take = backlog.take if backlog else lambda: list(islice(chunks, ahead_by))
@@ -437,8 +441,8 @@ class Push:
         finally:
             if filling:
                 filling.cancel()
-            # Queued behind the read that is under way, so that the cursor closes in its own thread. Both may fail, too; the
-            # first error is the one to tell.
+            # Queued behind the read that is under way, so that the cursor closes in its own thread. Both may
+            # fail, too; the first error is the one to tell.
             for last in (ahead, reader(chunks.close)):
                 last.add_done_callback(lambda done: done.cancelled() or done.exception())
 

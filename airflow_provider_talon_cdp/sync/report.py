@@ -71,9 +71,10 @@ class Report(Counts):
         self.known.subtract(self.added)
 
     def by_audience(self) -> dict[str, dict[str, int]]:
-        """Return what changed in each audience, and how many members it has now as far as the ledger knows."""
+        """Return what changed in each audience, and how many members the ledger knows of it now."""
         changed = sorted(self.known.keys() | self.added.keys() | self.removed.keys())
-        # What is sent without need changes no number; where not all was acknowledged, that is taken to come last.
+        # What is sent without need changes no number; where not all was acknowledged, that is taken to come
+        # last.
         return {
             audience: {
                 "added": self.added[audience],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -194,10 +194,11 @@ def _tolerate_times_of_psycopg2(connection: Any) -> None:
 
 
 def _tolerate_times_of_psycopg(connection: Any) -> None:
-    psycopg = import_module("psycopg")
+    psycopg: Any = import_module("psycopg")
+    base: Any = psycopg.adapt.Loader
 
     def tolerant(own: Any) -> Any:
-        class Tolerant(psycopg.adapt.Loader):  # type: ignore[misc, name-defined]
+        class Tolerant(base):  # type: ignore[misc]
             def __init__(self, oid: int, context: Any = None) -> None:
                 super().__init__(oid, context)
                 self._own = own(oid, context)
@@ -219,6 +220,8 @@ def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     """Read with DECLARE and FETCH: redshift_connector's own cursor keeps all rows."""
     cursor = connection.cursor()
     cleanup.callback(quietly, cursor.close)
+    # It ends the cursor on the server, whose name the next statement needs.
+    cleanup.callback(quietly, connection.rollback)
     try:
         _execute(cursor, f"DECLARE {_CURSOR} CURSOR FOR\n{statement}", parameters)
     except Exception as error:  # noqa: BLE001 - of any driver
@@ -256,13 +259,19 @@ def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitS
 
 def _duckdb_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     cursor = connection.cursor()
-    cleanup.callback(quietly, cursor.close)
-    _execute(cursor, statement, parameters)
-    as_json = [place for place, each in enumerate(cursor.description or ()) if str(each[1]) == "JSON"]
-    names = _names_of(cursor)
     if not find_spec("pyarrow"):
-        return Result(names, _blocks(cursor.fetchmany(FETCH), partial(cursor.fetchmany, FETCH)), as_json)
-    return Result(names, _peeked(iter(cursor.fetch_record_batch(FETCH))), as_json)
+        result = _from_cursor(cursor, statement, parameters, cleanup)
+        return result._replace(json_columns=_json_columns(each[1] for each in cursor.description or ()))
+    cleanup.callback(quietly, cursor.close)
+    # A relation, not a result: of that, DuckDB would copy the rows once more.
+    found = cursor.sql(statement, params=parameters)
+    # Its name from DuckDB 2 on, and before.
+    read = getattr(found, "to_arrow_reader", None) or found.fetch_record_batch
+    return Result(found.columns, _peeked(iter(read(FETCH))), _json_columns(found.types))
+
+
+def _json_columns(types: Iterable[Any]) -> list[int]:
+    return [place for place, each in enumerate(types) if str(each) == "JSON"]
 
 
 # Snowflake's VARIANT, OBJECT and ARRAY.
@@ -316,7 +325,9 @@ def _bigquery_connection(hook: Any) -> Any:
     settings = {**hook.api_resource_configs, "labels": {**hook.labels}}
     configuration = bigquery.QueryJobConfig.from_api_repr(settings)
     configuration.use_legacy_sql = bool(hook.use_legacy_sql)
-    configuration.priority = hook.priority
+    if hook.priority != "INTERACTIVE":
+        # A query with a priority takes two more requests.
+        configuration.priority = hook.priority
     client.default_query_job_config = configuration
     return import_module("google.cloud.bigquery.dbapi").connect(client)
 
@@ -326,17 +337,27 @@ def _bigquery_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     cleanup.callback(quietly, cursor.close)
     # This driver reads %% as % also where there are no parameters.
     _execute(cursor, statement if parameters else statement.replace("%", "%%"), parameters or None)
-    as_json = [place for place, each in enumerate(cursor.description or ()) if each[1] == "JSON"]
+    as_json = _json_columns(each[1] for each in cursor.description or ())
     found = getattr(cursor, "_query_rows", None)
     if found is None or not find_spec("pyarrow"):
         return Result(
             _names_of(cursor), _blocks(cursor.fetchmany(FETCH), partial(cursor.fetchmany, FETCH)), as_json
         )
-    # One stream, or the order would be lost.
+
+    def batches(storage: Any) -> Iterator[Any]:
+        # One stream, or the order would be lost.
+        streams = found.to_arrow_iterable(bqstorage_client=storage, max_stream_count=1)
+        return _peeked(part for batch in streams for part in _slices(batch))
+
     storage = connection._bqstorage_client  # noqa: SLF001 - its own cursor uses it so
-    streams = found.to_arrow_iterable(bqstorage_client=storage, max_stream_count=1)
-    batches = (part for batch in streams for part in _slices(batch))
-    return Result(_names_of(cursor), _peeked(batches), as_json)
+    try:
+        return Result(_names_of(cursor), batches(storage), as_json)
+    except Exception as error:
+        if storage is None:
+            raise
+        # Reading with it is a permission of its own.
+        log.warning("BigQuery's Storage API did not answer (%s). Rows come over REST.", type(error).__name__)
+        return Result(_names_of(cursor), batches(None), as_json)
 
 
 def _slices(batch: Any) -> Iterator[Any]:
@@ -407,7 +428,6 @@ DATABASES = (
         hook=f"{_AMAZON}.redshift_sql.RedshiftSQLHook",
         read=_redshift_rows,
         sort_key=_key(_REDSHIFT_KEY),
-        doubles_percent=True,
     ),
     # The statement itself, as SQLite renames columns of a subquery.
     Database(connection_types=["sqlite"], read=_rows, sort_key=_sqlite_key, peek="{}"),
@@ -447,9 +467,7 @@ DATABASES = (
         read=_rows,
         sort_key=_key("CAST({} AS VARCHAR)"),
     ),
-    Database(
-        connection_types=["duckdb"], read=_duckdb_rows, sort_key=_key("CAST({} AS VARCHAR) COLLATE BINARY")
-    ),
+    Database(connection_types=["duckdb"], read=_duckdb_rows, sort_key=_key("encode(CAST({} AS VARCHAR))")),
     Database(connection_types=["trino", "presto"], read=_rows, sort_key=_key("CAST({} AS VARCHAR)")),
     Database(connection_types=["clickhouse"], read=_clickhouse_rows, sort_key=_key("toString({})")),
     Database(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
 from itertools import chain
@@ -254,20 +255,28 @@ def _arrow_values(column: Any) -> list[Any]:
     """Return a column of Arrow as a list of Python's own values."""
     arrow = import_module("pyarrow")
     kind = column.type
-    if arrow.types.is_timestamp(kind) and kind.unit == "ns":
-        # Python's times end at microseconds.
-        column = column.cast(arrow.timestamp("us", kind.tz), safe=False)
+    make: Callable[[Any], Any] | None = None
+    if arrow.types.is_timestamp(kind):
+        # Arrow's own way takes six times as long. Python's times end at microseconds.
+        column = column.cast(arrow.timestamp("us", kind.tz), safe=False).cast(arrow.int64())
+        make = partial(_moment, datetime(1970, 1, 1, tzinfo=UTC if kind.tz else None))
+    elif arrow.types.is_map(kind):
+        make = dict
     try:
-        values = column.to_pylist()
+        values: list[Any] = column.to_pylist()
+        return [None if each is None else make(each) for each in values] if make else values
     except (ValueError, OverflowError):
-        values = [_arrow_value(each) for each in column]
-    # A map comes as pairs.
-    return [each and dict(each) for each in values] if arrow.types.is_map(kind) else values
+        return [_arrow_value(each, make) for each in column]
 
 
-def _arrow_value(scalar: Any) -> Any:
+def _moment(start: datetime, microseconds: int) -> datetime:
+    return start + timedelta(microseconds=microseconds)
+
+
+def _arrow_value(scalar: Any, make: Callable[[Any], Any] | None) -> Any:
     try:
-        return scalar.as_py()
+        value = scalar.as_py()
+        return value if value is None or make is None else make(value)
     except (ValueError, OverflowError):
         return unreadable_time()
 

@@ -185,7 +185,8 @@ class ProfilesOperator(LedgerOperator):
             )
         if self.on_missing != "clear" and self.given("max_removal_fraction", "min_removals", "max_removals"):
             raise InvalidInputError(
-                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' only: nothing else is removed.\n"
+                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' "
+                "only: nothing else is removed.\n"
                 "Take them out."
             )
 

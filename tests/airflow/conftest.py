@@ -101,7 +101,8 @@ def run(examples):
 
 @pytest.fixture(scope="session")
 def left_behind():
-    """A function that gives what a DAG run left in Airflow's database: XComs and rendered templates, as JSON."""
+    """A function that gives what a DAG run left in Airflow's database: XComs and rendered templates, as
+    JSON."""
 
     def read(dag_run: Any) -> tuple[list[str], list[str]]:
         with closing(sqlite3.connect(Path(os.environ["AIRFLOW_HOME"]) / "airflow.db")) as database:

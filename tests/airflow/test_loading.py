@@ -43,7 +43,7 @@ def test_the_data_has_every_purchase_to_the_cent():
     "operator, message",
     [
         (
-            'SqlToTalonAudienceOperator(task_id="t", sql="SELECT 1", sql_conn_id="w", mode="x", audience_id="a")',
+            'SqlToTalonAudienceOperator(task_id="t", sql="SELECT 1", sql_conn_id="w", mode="x", audience_id="a")',  # noqa: E501
             "mode must be one of",
         ),
         (

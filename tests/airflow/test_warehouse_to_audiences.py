@@ -1,5 +1,5 @@
-"""The DAG from a warehouse to Talon.One, run whole, against segments and attributes that plain Python computes from the
-file."""
+"""The DAG from a warehouse to Talon.One, run whole, against segments and attributes that plain Python
+computes from the file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ AUDIENCES = ("cdnow-champions", "cdnow-at-risk", "cdnow-lapsed")
 
 pytestmark = [
     pytest.mark.usefixtures("warehouse"),
-    # Airflow 2.11 reads the whole context for a map_index_template, and warns of the parts that it deprecates.
+    # Airflow 2.11 reads the whole context for a map_index_template, and warns of the parts that it
+    # deprecates.
     pytest.mark.filterwarnings("ignore:Accessing '.*' from the template is deprecated:DeprecationWarning"),
 ]
 

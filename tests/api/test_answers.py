@@ -427,7 +427,7 @@ def test_what_is_wrong_with_the_servers_certificate_is_said(code, says, cure):
 )
 def test_a_missing_answer_is_told_in_plain_words(cause, words):
     error = connection_error(MEMBERS, TLS_URL, cause, sent=True)
-    assert error.reason == f"no answer ({words})"
+    assert error.reason == f"no answer ({words})"  # type: ignore[attr-defined]
     assert f"no answer ({words}).\nTalon.One was called at {TLS_URL}." in str(error)
 
 

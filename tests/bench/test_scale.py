@@ -1,4 +1,5 @@
-"""``bench/scale.py`` on fewer members: a scheduler, an executor, PostgreSQL, and a task that is killed on the way."""
+"""``bench/scale.py`` on fewer members: a scheduler, an executor, PostgreSQL, and a task that is killed on the
+way."""
 
 from __future__ import annotations
 

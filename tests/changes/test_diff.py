@@ -232,7 +232,7 @@ def test_equal_records_of_a_source_fold_wherever_its_chunks_end(rows, cuts):
 )
 def test_an_order_other_than_that_of_bytes_is_noticed(first, second, shape):
     assert first[0].encode() >= second[0].encode()
-    chunks = [Chunk.of([Change(*each, "add")]) for each in (first, second)]
+    chunks = [Chunk.of([Change(*each, "add")]) for each in (first, second)]  # type: ignore[call-arg]
     with pytest.raises(OutOfOrderError):
         list(in_order([Chunk.joined(chunks)] if shape == "one chunk" else chunks, Counts(), print))
 

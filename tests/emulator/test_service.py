@@ -333,7 +333,7 @@ def test_a_key_reaches_the_audiences_and_profiles_of_its_environment(caller):
         live.profile("bert", attributes={"tier": "gold"})
         assert emulator.members("vip") == emulator.members("vip", environment="sandbox") == {"anna"}
         assert emulator.members("vip", environment="live") == set()
-        assert (emulator.profiles("live"), emulator.profile("anna", environment="live")) == ({"bert"}, None)
+        assert (emulator.profiles("live"), emulator.profile("anna", environment="live")) == ({"bert"}, None)  # type: ignore[comparison-overlap]
         assert [each["environment"] for each in emulator.requests()] == ["sandbox", "live", "sandbox", "live"]
         refused(caller(emulator).create("x"), 401)
         assert emulator.requests()[-1]["environment"] is None

@@ -138,8 +138,8 @@ def test_a_401_in_the_middle_stops_at_once_with_counts_that_balance(sync, talon,
     assert len(requests) <= 5 + 4
     told = counts(logged())
     assert told["sent"] <= 5000 == len(talon.members("vip"))
-    # What is in flight, the batch that waits, two lists of eight that the reading thread is ahead, and the 64 batches that
-    # ledgers are told of at once.
+    # What is in flight, the batch that waits, two lists of eight that the reading thread is ahead, and the 64
+    # batches that ledgers are told of at once.
     assert told["read"] <= 5000 + (4 + 1 + 2 * 8 + 64) * 1000
     assert told["unsent"] > 0
 

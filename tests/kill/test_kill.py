@@ -1,9 +1,9 @@
-"""The process of a real task gets SIGKILL in the middle of a mirror of 200,000 members, or of sending attributes of 6,000
-profiles, and Airflow retries it.
+"""The process of a real task gets SIGKILL in the middle of a mirror of 200,000 members, or of sending
+attributes of 6,000 profiles, and Airflow retries it.
 
-The task runs as an executor's worker runs it (``worker.py``): Airflow forks a process for each try, and learns from its
-exit that it was killed. The next try has the same DAG, task, run and map index, as the scheduler would have it.
-How many changes were sent twice stands at the end of pytest's output.
+The task runs as an executor's worker runs it (``worker.py``): Airflow forks a process for each try, and
+learns from its exit that it was killed. The next try has the same DAG, task, run and map index, as the
+scheduler would have it. How many changes were sent twice stands at the end of pytest's output.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """An Airflow worker that a test can watch: it runs tries of a task, each in a process of its own, one by one.
 
-It does what an executor's worker does. Airflow 3: the supervisor forks the task's process and serves it the Execution
-API, here in this process, over the metadata database. Airflow 2: the local task job forks it. Only the scheduler is
-left out: what it does about a task whose process is gone, and before the next try, is done here; a line on stdin
-starts a try.
+It does what an executor's worker does. Airflow 3: the supervisor forks the task's process and serves it the
+Execution API, here in this process, over the metadata database. Airflow 2: the local task job forks it. Only
+the scheduler is left out: what it does about a task whose process is gone, and before the next try, is done
+here; a line on stdin starts a try.
 
-Lines on stdin: ``{"run_id": ..., "task_id": ..., "conf": {...}}``. Lines on stdout: ``{"ready": true}``, then for each try ``{"pid": ...}``
-and ``{"state": ..., "try_number": ...}``. Everything that Airflow logs goes to the file that is the only argument.
+Lines on stdin: ``{"run_id": ..., "task_id": ..., "conf": {...}}``. Lines on stdout: ``{"ready": true}``, then
+for each try ``{"pid": ...}`` and ``{"state": ..., "try_number": ...}``. Everything that Airflow logs goes to
+the file that is the only argument.
 """
 
 from __future__ import annotations

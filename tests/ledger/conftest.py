@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from uuid import uuid4
 
 import pytest
@@ -9,10 +10,25 @@ import pytest
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, RunFacts, Sizes
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 VIP = LedgerIdentity(
     deployment_host="acme.talon.one", base_url="https://integration.talon.one", name="audience:vip"
 )
 FACTS = RunFacts()
+
+
+def compressed(text):
+    """Make one frame of a ledger's file."""
+    return zstd.compress(text, options={zstd.CompressionParameter.checksum_flag: 1})
+
+
+def uncompressed(data):
+    """Read the frames of a ledger's file."""
+    return zstd.decompress(data).decode()
 
 
 @pytest.fixture(params=["disk", "S3"])

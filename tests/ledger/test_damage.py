@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import stat
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +16,7 @@ from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError, TalonCdpError
 from airflow_provider_talon_cdp.ledger import format as format_module
 from airflow_provider_talon_cdp.ledger import storage
-from airflow_provider_talon_cdp.ledger.format import zstd
-from tests.ledger.conftest import members, names, plan_of, profiles, spelt
+from tests.ledger.conftest import compressed, members, names, plan_of, profiles, spelt
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_lines_that_are_none_in_a_file_with_a_fitting_checksum_are_damage(worn):
             b"\xff\xfe\n",
             b"\n",
         ):
-            path.write_bytes(zstd.compress(text, options=format_module._FASTEST))
+            path.write_bytes(compressed(text))
             with pytest.raises(LedgerError, match="is damaged"):
                 read()
         path.write_bytes(whole)
@@ -153,7 +154,7 @@ def test_dead_letters_are_lines_of_json_in_the_folder_that_is_named(open_ledger)
         ledger.reject({"profile_id": "z"})
         ledger.share().flush()
         ledger.share().flush()
-    folder = ledger.folder / "dead-letters" / ledger.dead_letters.rpartition("/")[2]
+    folder = ledger.folder / "dead-letters" / str(ledger.dead_letters).rpartition("/")[2]
     assert str(folder) == ledger.dead_letters
     texts = {path.name: path.read_bytes().decode() for path in folder.iterdir()}
     assert sorted(texts) == ["00000.ndjson", "00001.ndjson"]
@@ -209,8 +210,8 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
 
         def fails(really, left=steps):
             def called(*args, **how):
-                if next(left) >= 0 and not (step == "open" and args[1] == storage.os.O_RDONLY):
-                    raise OSError(number, storage.os.strerror(number), args[0])
+                if next(left) >= 0 and not (step == "open" and args[1] == os.O_RDONLY):
+                    raise OSError(number, os.strerror(number), args[0])
                 return really(*args, **how)
 
             return called
@@ -219,19 +220,21 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
             if step == "write":
                 patch.setattr(storage, "open", partial(Unwritable, fails), raising=False)
             elif step == "replace":
-                patch.setattr(storage.Path, "replace", fails(storage.Path.replace))
+                patch.setattr(Path, "replace", fails(Path.replace))
             else:
-                patch.setattr(storage.os, step, fails(getattr(storage.os, step)))
+                patch.setattr(os, step, fails(getattr(os, step)))
             try:
                 commit(open_ledger(), "+b", "-c")
             except LedgerError as error:
-                lines = str(error).split("\n")
-                assert "a file of the ledger: " in lines[0]
-                assert cure in lines[1]
-                assert lines[2].startswith(f"Folder: {open_ledger().folder}")
-                assert all(len(line) <= 110 for line in lines[:-1])
+                raised = error
             else:
                 break
+        assert raised.retryable == (number not in (errno.EROFS, errno.EACCES))
+        lines = str(raised).split("\n")
+        assert "a file of the ledger: " in lines[0]
+        assert cure in lines[1]
+        assert lines[2].startswith(f"Folder: {open_ledger().folder}")
+        assert all(len(line) <= 110 for line in lines[:-1])
         assert profiles(loaded().known())[0] == "a"
     # Without fsync of the folder a file system does what it can.
     assert fails_at > 4

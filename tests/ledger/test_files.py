@@ -13,7 +13,6 @@ from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledger import format as format_module
 from airflow_provider_talon_cdp.ledger import storage
-from airflow_provider_talon_cdp.ledger.format import zstd
 from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name
 from tests.ledger.conftest import (
     FACTS,
@@ -25,6 +24,7 @@ from tests.ledger.conftest import (
     planned,
     profiles,
     spelt,
+    uncompressed,
 )
 
 
@@ -224,7 +224,7 @@ def test_the_lines_are_the_documented_ones(open_ledger, commit):
 
     def text(name):
         (path,) = [each for each in ledger.folder.rglob("*.zst") if re.search(name, str(each))]
-        return zstd.decompress(path.read_bytes()).decode()
+        return uncompressed(path.read_bytes())
 
     assert text("1-.*/plan") == "a\\tb\\n\\\\\tvip\nz\tvip\nü\tvip\n"
     assert text("2-.*/members") == "a\\tb\\n\\\\\tvip\nz\tvip\nü\tvip\n"

@@ -24,10 +24,9 @@ from airflow_provider_talon_cdp.ledger.format import (
     read_chunks,
     saved_chunks,
     writing_lines,
-    zstd,
 )
 from airflow_provider_talon_cdp.ledger.storage import DamagedError
-from tests.ledger.conftest import spelt
+from tests.ledger.conftest import compressed, spelt
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)
 IDS |= st.text("\\\t\n\r\0\u2028\x85 aA?", min_size=1, max_size=4)
@@ -196,7 +195,7 @@ def test_frames_in_another_order_are_damage(large):
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_a_frame_that_would_fill_the_memory_is_damage(state):
     state.mkdir()
-    bomb = zstd.compress(b"x" * (1 << 26) + b"\n", options=format_module._FASTEST)
+    bomb = compressed(b"x" * (1 << 26) + b"\n")
     (state / "bomb.zst").write_bytes(bomb)
     file = File(file="bomb.zst", sha256=hashlib.sha256(bomb).hexdigest(), lines=1, key="vip")
     tracemalloc.start()

@@ -126,7 +126,8 @@ def postgres(postgres_server, monkeypatch):
 
 @pytest.fixture(scope="session")
 def installed_postgres_server():
-    """The PostgreSQL server that the machine has, or None: Debian's knows languages, that of the wheel does not."""
+    """The PostgreSQL server that the machine has, or None: Debian's knows languages, that of the wheel does
+    not."""
     found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
     if found is None:
         yield None
@@ -178,7 +179,8 @@ def sqlite(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sqlite_utf16(tmp_path, monkeypatch):
-    """An empty SQLite database that keeps its text in UTF-16, so that BINARY is not the order of UTF-8 bytes."""
+    """An empty SQLite database that keeps its text in UTF-16, so that BINARY is not the order of UTF-8
+    bytes."""
     path = tmp_path / "utf16.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA encoding = 'UTF-16le'")
@@ -222,7 +224,8 @@ def context():
 
 @pytest.fixture
 def mirror(talon, state, context):
-    """Run a mirror of the table ``customers`` into the audience ``vip``, or what the arguments say; its summary."""
+    """Run a mirror of the table ``customers`` into the audience ``vip``, or what the arguments say; its
+    summary."""
 
     def run(context=context, **arguments):
         one = "audience_column" not in arguments and "audience_id" not in arguments
@@ -295,7 +298,8 @@ def declared(connect):
 
 @pytest.fixture
 def send(connect, state, context):
-    """Send the profiles of the table ``people``, whose ID is ``id``, or of what the arguments say; the summary."""
+    """Send the profiles of the table ``people``, whose ID is ``id``, or of what the arguments say; the
+    summary."""
 
     def run(context=context, **arguments):
         defaults = {

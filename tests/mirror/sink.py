@@ -1,11 +1,12 @@
-"""A server that reads a request, answers as Talon.One does when all is well, and keeps nothing: cheaper than the emulator."""
+"""A server that reads a request, answers as Talon.One does when all is well, and keeps nothing: cheaper than
+the emulator."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 
-CREATED = b'{"id": 1, "created": "2026-01-01T00:00:00Z", "accountId": 1, "name": "VIP", "integration": "x", "integrationId": "vip"}'
+CREATED = b'{"id": 1, "created": "2026-01-01T00:00:00Z", "accountId": 1, "name": "VIP", "integration": "x", "integrationId": "vip"}'  # noqa: E501
 STATE = b'{"effects": [], "createdCoupons": [], "createdReferrals": []}'
 JSON = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
 

@@ -125,7 +125,8 @@ def test_audiences_are_a_list_of_external_ids(sqlite, talon, mirror_many, calls,
 def test_a_null_audience_is_refused_before_the_first_request(
     warehouse, talon, mirror_many, calls, state, rejected, audience
 ):
-    """It is a join that found nothing; counted as a rejection, it would take the members out of their audiences."""
+    """It is a join that found nothing; counted as a rejection, it would take the members out of their
+    audiences."""
     many = [(f"customer-{each:05}", "vip") for each in range(20_000)]
     warehouse.fill_pairs([*many, ("customer-lost", audience)])
     with pytest.raises(

@@ -108,7 +108,8 @@ def test_a_warehouse_that_changed_before_the_retry(failed, mirror, with_store, a
 
 
 def test_a_query_that_was_mended_before_the_retry(failed, mirror, with_store, agrees, said):
-    """Whoever finds the wrong plan stops the task, mends the query and clears the task: same run, new plan."""
+    """Whoever finds the wrong plan stops the task, mends the query and clears the task: same run, new
+    plan."""
     summary = mirror(
         sql="SELECT profile_id FROM customers WHERE profile_id LIKE 'customer-000%'",
         context=with_store,

@@ -8,7 +8,8 @@ import uuid
 import pytest
 
 CASE_AND_ACCENTS = [
-    "a", "A", "b", "B", "Z", "z", "ß", "ss", "SS", "I", "i", "İ", "\u0131", "\u00e9", "e\u0301", "\u00c9", "\u00c5", "\u212b",
+    "a", "A", "b", "B", "Z", "z", "ß", "ss", "SS", "I", "i", "İ", "\u0131",
+    "\u00e9", "e\u0301", "\u00c9", "\u00c5", "\u212b",
 ]  # fmt: skip
 # UTF-16 puts the first three of them before U+E000, UTF-8 and code points put them last.
 BEYOND_THE_BMP = [

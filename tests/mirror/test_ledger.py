@@ -183,7 +183,8 @@ def test_a_damaged_file_is_a_clear_error_and_never_an_empty_audience(
 def test_a_damaged_manifest_is_replaced_by_the_one_before_and_nothing_is_forgotten(
     full, mirror, state, agrees, how, said
 ):
-    """What was sent since the manifest before is in doubt, so a member that was added then is removed again."""
+    """What was sent since the manifest before is in doubt, so a member that was added then is removed
+    again."""
     full.fill([*TEN, "eleventh"])
     mirror()
     path = files(state, "manifest-*.json")[-1]

@@ -85,7 +85,8 @@ def measure(sink, tmp_path_factory):
 
 
 ATTRIBUTES = (
-    "SELECT profile_id, substr(profile_id, 10, 4) AS tier, length(profile_id) AS score, 0.5 AS rate, 'a text of some length' "
+    "SELECT profile_id, substr(profile_id, 10, 4) AS tier, length(profile_id) AS score, 0.5 AS rate, "
+    "'a text of some length' "
     "AS note FROM customers"
 )
 
@@ -124,7 +125,8 @@ def test_ten_times_the_rejections_take_no_more_memory(measure, sql, kind):
 
 
 def test_ten_times_the_dead_letters_take_no_more_memory(measure):
-    """Of IDs that are too long, which make 300 MB; SQLite, which sorts them in this process, needs more for more."""
+    """Of IDs that are too long, which make 300 MB; SQLite, which sorts them in this process, needs more for
+    more."""
     sql = "SELECT profile_id || printf('%0980d', 1) AS profile_id FROM customers UNION ALL SELECT 'anna'"
     small, large = (measure(rows, sql, "mirror of rejected records") for rows in (30_000, 300_000))
     assert sum(large["rejected"].values()) == 300_000

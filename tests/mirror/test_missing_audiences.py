@@ -78,7 +78,8 @@ def test_a_null_name_is_refused_before_the_first_request(sqlite, talon, mirror_m
     ids=["throttled", "unavailable", "answer lost"],
 )
 def test_a_create_that_is_tried_again_loses_no_removal(sqlite, talon, mirror, agrees, said, fault):
-    """The 409 that follows a lost answer may be that of an audience which this call has created, but need not be."""
+    """The 409 that follows a lost answer may be that of an audience which this call has created, but need not
+    be."""
     ids = [f"customer-{each:03}" for each in range(100)]
     sqlite.fill(ids)
     mirror(audience_name="VIP")

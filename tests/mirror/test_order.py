@@ -61,7 +61,8 @@ def test_a_database_that_we_cannot_tell_is_read_as_it_comes(
 
 
 def test_text_in_the_order_of_an_index_is_not_sorted_again(sqlite, vip, mirror, agrees, caplog):
-    """Seen in the query plan: a cast would keep SQLite from the index, and double the time of a large reading."""
+    """Seen in the query plan: a cast would keep SQLite from the index, and double the time of a large
+    reading."""
     sqlite.run("CREATE TABLE customers (profile_id text PRIMARY KEY) WITHOUT ROWID")
     sqlite.insert("customers", [(each,) for each in IDS])
     mirror()

@@ -1,4 +1,5 @@
-"""Every type of value from a real PostgreSQL, by either driver, read back from an emulator with declared attributes."""
+"""Every type of value from a real PostgreSQL, by either driver, read back from an emulator with declared
+attributes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedRecordsError,
     TransientError,
 )
-from airflow_provider_talon_cdp.ledger.format import zstd
+from airflow_provider_talon_cdp.ledger.format import zstd  # type: ignore[attr-defined]
 from tests.mirror.conftest import spelt_out, task_instance
 
 ODD_IDS = [

@@ -1,4 +1,5 @@
-"""Refused records that ``max_rejected`` puts up with are planned by each run, and stop none: not even where nothing else is sent."""
+"""Refused records that ``max_rejected`` puts up with are planned by each run, and stop none: not even where
+nothing else is sent."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class TestRetries:
             run(members(add=["anna"]))
         assert isinstance(error.value, AirflowFailException)
         assert type(error.value.__cause__) is kind
-        assert (error.value.status, str(error.value)) == (status, str(error.value.__cause__))
+        assert (error.value.status, str(error.value)) == (status, str(error.value.__cause__))  # type: ignore[attr-defined]
 
     def test_so_does_a_single_call(self, run, talon):
         talon.fail_next("status", status=401)

@@ -168,7 +168,8 @@ def test_any_collection_will_do(run, talon, vip, kind):
     ids=["iter", "map", "generator"],
 )
 def test_an_iterator_is_sent_or_refused_but_never_lost(run, talon, vip, make):
-    """``map(str, ids)`` is a natural thing to write; a green task that sent nothing would be a silent loss."""
+    """``map(str, ids)`` is a natural thing to write; a green task that sent nothing would be a silent
+    loss."""
     try:
         run(members(add=make(["anna", "bert"])))
     except InvalidInputError:
@@ -255,7 +256,8 @@ def test_a_missing_audience_is_named(run, talon):
 def test_the_multi_profile_path_works_when_it_is_the_deployments_and_fails_when_not(
     run, connect, id_type, there, chosen
 ):
-    """Above all the singular is never green on a deployment that knows the plural: no membership changes there."""
+    """Above all the singular is never green on a deployment that knows the plural: no membership changes
+    there."""
     with Emulator(multi_profile_path=there) as emulator:
         connect({"multi_profile_path": chosen}, emulator=emulator)
         vip = run(CreateAudienceOperator(task_id="c", audience_id="vip", audience_name="VIP"))["internal_id"]

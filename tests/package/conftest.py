@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory):
-    """A folder with a wheel and an sdist; hatchling is called in place, as there is nothing else to install."""
+    """A folder with a wheel and an sdist; hatchling is called in place, as there is nothing else to
+    install."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "--directory", folder]
     build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
 """The rules of the house: one noun, one file. Read from the source, so that a new file falls under them too.
 
-They are explained in CONTRIBUTING.md. The emulator is a program of its own beside the package, and has its own house.
+They are explained in CONTRIBUTING.md. The emulator is a program of its own beside the package, and has its
+own house.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def all_members(node, by_name):
 
 
 def test_a_protocol_has_two_implementations():
-    """A class implements what it has all the names of; functions may implement a protocol that is only called."""
+    """A class implements what it has all the names of; functions may implement a protocol that is only
+    called."""
     every = classes(OURS)
     by_name = {node.name: node for _, node in every}
     lonely = []
@@ -161,7 +163,8 @@ def imported_modules(tree):
 
 
 def test_a_small_file_has_three_importers():
-    """What few need stands with those who need it. A start file has no importer by nature, nor has an empty one."""
+    """What few need stands with those who need it. A start file has no importer by nature, nor has an empty
+    one."""
     importers = Counter()
     for path, tree in TREES.items():
         importers.update({each for each in imported_modules(tree) if each != name_of(path)})
@@ -176,7 +179,8 @@ def test_a_small_file_has_three_importers():
 
 
 def defaults(node):
-    """The arguments of a function that have a number or a text as default; a name refers to the place of the value."""
+    """The arguments of a function that have a number or a text as default; a name refers to the place of the
+    value."""
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     pairs = zip(positional[len(positional) - len(arguments.defaults) :], arguments.defaults, strict=True)
@@ -189,7 +193,8 @@ def defaults(node):
 
 
 def test_a_default_stands_once():
-    """The same argument with the same literal default in two places: a constant, or an argument without default."""
+    """The same argument with the same literal default in two places: a constant, or an argument without
+    default."""
     found = defaultdict(list)
     for path, tree in OURS.items():
         for node in ast.walk(tree):

@@ -136,7 +136,8 @@ def test_the_package_root_imports_in_no_time():
 
 @pytest.mark.parametrize("part", sorted(set(ALLOWED) - WITH_AIRFLOW))
 def test_it_imports_without_airflow(part):
-    """DAG authors' unit tests, and any other Python program, can use these parts in a fraction of a second."""
+    """DAG authors' unit tests, and any other Python program, can use these parts in a fraction of a
+    second."""
     assert "airflow" not in {name.split(".")[0] for name in loaded_by(modules_of(part))}
 
 

@@ -97,7 +97,7 @@ def test_an_audience_that_an_earlier_attempt_may_have_created_is_no_such_warning
             try:
                 return await super().create_audience(audience, name)
             except Exception as failure:
-                failure.repeated = True
+                failure.repeated = True  # type: ignore[attr-defined]
                 raise
 
     members, ids = sync.talon.members, sync.talon.ids
@@ -185,7 +185,7 @@ def test_an_audience_that_was_made_again_during_the_push_gets_all_members_again(
     class Deleting(FakeTalon):
         async def __call__(self, chunk):
             await super().__call__(chunk)
-            if self.requests in self.moments:
+            if self.requests in self.moments:  # type: ignore[attr-defined]
                 self.delete("vip")
                 self.make("vip")
 

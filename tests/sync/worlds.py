@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from collections import Counter
+from types import SimpleNamespace
 
-from airflow_provider_talon_cdp.exceptions import (
-    AuthenticationError,
-    NotFoundError,
-    RejectedError,
-    TransientError,
-)
+from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError, RejectedError
 from tests.sync.fakes import error
 
 
@@ -22,15 +19,20 @@ class World:
     Args:
         audiences: Those that exist.
         limit: Changes that one request may hold.
+
+    Attributes:
+        lost: Audiences that were deleted since a run last learned which ones they are.
     """
 
     def __init__(self, audiences, limit):
+        self._next_id = itertools.count(1)
         self.audiences = {each: set() for each in audiences}
+        self.ids = {each: next(self._next_id) for each in audiences}
         self.limit = limit
         self.bad = set()
         self.by_hand = set()
         self.may_be_ours = set()
-        self.recreated = set()
+        self.lost = set()
 
     @property
     def members(self):
@@ -42,8 +44,13 @@ class World:
             self.by_hand.add((profile, audience))
 
     def delete(self, audience):
-        self.audiences.pop(audience, None)
+        if self.audiences.pop(audience, None) is not None:
+            self.lost.add(audience)
         self.by_hand = {member for member in self.by_hand if member[1] != audience}
+
+    def make(self, audience):
+        self.audiences[audience] = set()
+        self.ids[audience] = next(self._next_id)
 
 
 class Sender:
@@ -53,9 +60,13 @@ class Sender:
         world: Where members are.
         process: Who sends.
         allowed: Says whether the guard has passed.
-        faults: What happens at the n-th request: ``(error, after_effect)``, or a deleted audience.
+        faults: What happens at the n-th request: ``(error, after_effect)``, or the name of an audience that
+            somebody deletes.
         seed: Of the delays, and of what becomes of requests in flight when the process goes away.
     """
+
+    retries = throttled = 0
+    waiting = None
 
     def __init__(self, world, process, allowed, faults, seed):
         self.world = world
@@ -64,21 +75,41 @@ class Sender:
         self.faults = faults
         self.chance = random.Random(seed)
         self.requests = 0
-        self.retries = 0
-        self.throttled = 0
+        self.may_leave = lambda: None
         self.in_flight = Counter()
         self.refused = set()
+        self.identified = set()
         self.missed = False
 
-    async def __call__(self, batch):
-        entries = batch.entries
-        size = sum(len(entry.adds) + len(entry.removes) for entry in entries)
-        # After a 404, none at all are a question: is the audience gone, or the path wrong?
-        assert (0 if self.missed else 1) <= size <= self.world.limit, f"{size} changes in one request"
-        alone = (
-            next((profile, *added, *removed) for profile, added, removed in entries) if size == 1 else None
+    async def __call__(self, chunk):
+        # After a 404, no change at all is a question: is the audience gone, or the path wrong?
+        assert (0 if self.missed else 1) <= len(chunk) <= self.world.limit, f"{len(chunk)} in one request"
+        alone = next(chunk.changes())[:2] if len(chunk) == 1 else None
+        await self.travel(chunk.ids, lambda: self._apply(chunk), alone)
+
+    async def create_audience(self, audience, _):
+        def apply():
+            if audience in self.world.audiences:
+                taken = error(AudienceExistsError, 409)
+                taken.repeated = self.chance.random() < 0.5
+                return taken
+            self.world.make(audience)
+            self.process.step()
+            return None
+
+        return await self._ask(audience, apply)
+
+    async def update_audience(self, audience, _):
+        return await self._ask(
+            audience, lambda: None if audience in self.world.audiences else error(NotFoundError, 404)
         )
-        await self.travel([entry.profile_id for entry in entries], lambda: self._apply(entries), alone)
+
+    async def _ask(self, audience, apply):
+        missed = self.missed
+        await self.travel([], apply, None)
+        self.missed = missed
+        self.identified.add(audience)
+        return SimpleNamespace(id=self.world.ids[audience], created="")
 
     async def travel(self, profiles, apply, alone):
         """Take a request to the world and its answer back, unless something is in the way.
@@ -89,9 +120,10 @@ class Sender:
             alone: What is noted as refused when it is; None where more than one change is in the request.
         """
         self.process.step()
+        self.may_leave()
         assert self.allowed(), "a request left before the guard had passed"
         number, self.requests = self.requests, self.requests + 1
-        self.in_flight.update(profiles)
+        self.in_flight.update(set(profiles))
         assert max(self.in_flight.values(), default=1) <= 1, "a profile is in two requests in flight"
         try:
             try:
@@ -106,6 +138,7 @@ class Sender:
             fault = self.faults.get(number)
             if isinstance(fault, str):
                 self.world.delete(fault)
+                self.identified.discard(fault)
                 fault = None
             if fault and not fault[1]:
                 raise error(fault[0])
@@ -113,22 +146,23 @@ class Sender:
             if fault:
                 raise error(fault[0])
             if refusal:
-                self.missed = self.missed or isinstance(refusal, NotFoundError)
-                if alone:
+                if isinstance(refusal, NotFoundError):
+                    self.missed = True
+                elif alone:
                     self.refused.add(alone)
                 raise refusal
             self.process.step()
         finally:
-            self.in_flight.subtract(profiles)
+            self.in_flight.subtract(set(profiles))
 
-    def _apply(self, entries):
+    def _apply(self, chunk):
         """Change all memberships or none; return why none."""
-        audiences = {each for entry in entries for each in (*entry.adds, *entry.removes)}
-        if not audiences <= self.world.audiences.keys():
+        keys = {chunk.keys} if isinstance(chunk.keys, str) else set(chunk.keys)
+        if len(chunk) and not keys <= self.world.audiences.keys():
             return error(NotFoundError, 404)
-        if not self.world.bad.isdisjoint(entry.profile_id for entry in entries):
+        if not self.world.bad.isdisjoint(chunk.ids):
             return error(RejectedError, 400)
-        for profile, added, removed in entries:
+        for profile, added, removed in chunk.entries():
             for each in added:
                 self.world.audiences[each].add(profile)
             for each in removed:
@@ -139,28 +173,6 @@ class Sender:
                 self.world.audiences[each].discard(profile)
                 self.world.by_hand.discard(member)
         return None
-
-    def create(self, audience, trouble):
-        """Create an audience where it does not exist; say whether it did not, or may not have.
-
-        Args:
-            audience: Its ID.
-            trouble: ``lost before`` or ``lost after`` its effect, ``refused``, or ``repeated`` by the client.
-        """
-        self.process.step()
-        assert self.allowed(), "an audience was created before the guard had passed"
-        if trouble == "lost before":
-            raise error(TransientError)
-        if trouble == "refused":
-            raise error(AuthenticationError)
-        exists = audience in self.world.audiences
-        if not exists:
-            self.world.audiences[audience] = set()
-            self.world.recreated.add(audience)
-            self.process.step()
-        if trouble == "lost after":
-            raise error(TransientError)
-        return not exists or trouble == "repeated"
 
 
 class ProfileWorld:

@@ -63,7 +63,8 @@ DRIVERS = ["psycopg2", "psycopg3"]
 
 @pytest.fixture(params=DRIVERS)
 def postgres(request, postgres_folder, monkeypatch):
-    """A PostgreSQL database as the Airflow connection ``warehouse``, by either driver that Airflow may choose."""
+    """A PostgreSQL database as the Airflow connection ``warehouse``, by either driver that Airflow may
+    choose."""
     if request.param == "psycopg3" and not postgres_hooks.USE_PSYCOPG3:
         pytest.skip("Airflow's Postgres provider uses psycopg 3 with SQLAlchemy 2 alone")
     monkeypatch.setattr(postgres_hooks, "USE_PSYCOPG3", request.param == "psycopg3")

@@ -1,4 +1,5 @@
-"""The tasks of the TaskGroups one by one, so that each can be tried again where Airflow would, or a person clears it."""
+"""The tasks of the TaskGroups one by one, so that each can be tried again where Airflow would, or a person
+clears it."""
 
 from __future__ import annotations
 

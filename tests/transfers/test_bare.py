@@ -1,4 +1,5 @@
-"""What is taken off the end of a statement; that the rest still means the same is tested against databases."""
+"""What is taken off the end of a statement; that the rest still means the same is tested against
+databases."""
 
 from __future__ import annotations
 
@@ -27,3 +28,7 @@ TAIL = " ; -- all; of them\n/* ; */\n;"
 def test_semicolons_and_comments_go_from_the_end_alone(sql):
     assert bare(sql + TAIL) == sql
     assert bare(sql) == sql
+
+
+def test_a_byte_order_mark_goes_from_the_front():
+    assert bare("\ufeffSELECT '\ufeff' AS id;") == "SELECT '\ufeff' AS id"

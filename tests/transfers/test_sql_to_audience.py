@@ -194,7 +194,7 @@ def test_parameters_are_bound(run, talon, vip, customers, parameters):
         "/* all */ SELECT profile_id FROM customers",
         "WITH c AS (SELECT * FROM customers) SELECT profile_id FROM c",
         "SELECT profile_id FROM customers WHERE profile_id LIKE 'a%'",
-        "SELECT profile_id FROM customers WHERE profile_id <> ':x' AND profile_id <> '%s' AND profile_id <> '?'",
+        "SELECT profile_id FROM customers WHERE profile_id <> ':x' AND profile_id <> '%s' AND profile_id <> '?'",  # noqa: E501
         "SELECT profile_id FROM customers UNION SELECT profile_id FROM customers",
         "VALUES ('anna')",
     ],

@@ -1,8 +1,8 @@
 """The public names as a type checker sees them: mypy reads this file and nothing runs it.
 
-A signature that a DAG's author may type is used here. Where one must be refused, a comment ignores the error, and mypy
-tells when there is no error any more. A change that makes mypy fail here breaks somebody's DAG: say so in the
-changelog.
+A signature that a DAG's author may type is used here. Where one must be refused, a comment ignores the error,
+and mypy tells when there is no error any more. A change that makes mypy fail here breaks somebody's DAG: say
+so in the changelog.
 """
 
 from __future__ import annotations

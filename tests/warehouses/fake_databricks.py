@@ -1,0 +1,57 @@
+"""Databricks' driver at the boundary of its connection and cursor, over DuckDB: SQL of Databricks in, Arrow
+out."""
+
+from __future__ import annotations
+
+import re
+
+import duckdb
+import sqlglot
+
+
+class Connection:
+    """What ``databricks.sql.connect`` returns; once closed it is of no use, as the driver's own."""
+
+    def __init__(self, *_, **__):
+        self._database = duckdb.connect()
+        self._database.execute("SET TimeZone = 'UTC'")
+        self.open = True
+
+    def cursor(self):
+        if not self.open:
+            raise RuntimeError("Cannot create cursor from closed connection")
+        return Cursor(self._database.cursor())
+
+    def close(self):
+        self.open = False
+        self._database.close()
+
+
+class Cursor:
+    def __init__(self, cursor):
+        self._cursor = cursor
+        self.description = None
+
+    def execute(self, operation, parameters=None):
+        for name, value in (parameters or {}).items():
+            operation = re.sub(f":{name}\\b", f"'{value}'", operation)
+        translated = sqlglot.transpile(operation, read="databricks", write="duckdb")[0]
+        result = self._cursor.sql(translated)
+        self.description = [
+            (name, str(kind).lower()) for name, kind in zip(result.columns, result.types, strict=True)
+        ]
+        self._schema = result.limit(0).to_arrow_table().schema
+        self._reader = result.to_arrow_reader(1000)
+        return self
+
+    def fetchmany_arrow(self, size):
+        import pyarrow  # noqa: PLC0415 - the driver brings it
+
+        batches, count = [], 0
+        while count < size and (batch := next(self._reader, None)) is not None:
+            batches.append(batch)
+            count += batch.num_rows
+        return pyarrow.Table.from_batches(batches, self._schema)
+
+    def close(self):
+        self._cursor.close()

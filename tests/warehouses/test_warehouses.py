@@ -1,0 +1,174 @@
+"""What holds for every database: rows, their order, values, an early end, errors, and flat memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from airflow_provider_talon_cdp.api.values import AttributesEncoder
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.transfers._rows import ProfileColumns, read_profiles, sql_hook, stream_rows
+
+pytestmark = [
+    # What the server that stands in for Snowflake does by itself, and Airflow's provider for Databricks.
+    pytest.mark.filterwarnings("ignore:Arrow output on a DB-API result:UserWarning"),
+    pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated"),
+]
+
+ROOT = Path(__file__).parents[2]
+IDS = ["é", "e", "a", "A", "a b", "a  ", "a", "B", "9", "10", "\uffff", "\U0001f600", "ß", "_", "{}", "a%s"]
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def rows_of(source, sql, columns=("profile_id",), parameters=None, **how):
+    with closing(stream_rows(source, sql, columns, parameters, **how)) as blocks:
+        return list(chain.from_iterable(blocks))
+
+
+def test_ids_come_sorted_by_their_bytes(warehouse, caplog):
+    found = rows_of(warehouse.source, warehouse.of_ids(IDS), order_by=1)
+    assert [row[0] for row in found] == sorted(IDS, key=str.encode)
+    assert "did not sort" not in caplog.text
+
+
+def test_ids_of_many_audiences_come_sorted_by_both(warehouse):
+    sql = " UNION ALL ".join(
+        f"SELECT '{audience}' AS audience_id, 1 AS other, '{profile}' AS profile_id"
+        for audience in ("b", "B", "a")
+        for profile in ("y", "X", "y")
+    )
+    found = rows_of(warehouse.source, sql, ["profile_id", "audience_id"], order_by=2)
+    assert found == sorted((profile, audience) for profile in ("X", "y", "y") for audience in ("B", "a", "b"))
+
+
+def test_a_query_that_it_cannot_sort_is_read_as_it_is_written(warehouse):
+    """Two columns of one name cannot stand in a subquery of any database."""
+    sql = "SELECT 'b' AS profile_id, 1 AS x, 2 AS x UNION ALL SELECT 'a', 3, 4"
+    assert sorted(rows_of(warehouse.source, sql, order_by=1)) == [("a",), ("b",)]
+
+
+def test_parameters_and_a_percent_sign(warehouse):
+    every = warehouse.of_ids(["a%", "b", "c%"])
+    escaped = every.replace("%", warehouse.percent)
+    sql = f"SELECT profile_id FROM ({escaped}) AS t WHERE profile_id <> {warehouse.parameter}"
+    parameters = {"x": "b"} if "x" in warehouse.parameter else ("b",)
+    assert rows_of(warehouse.source, sql, parameters=parameters, order_by=1) == [("a%",), ("c%",)]
+    assert rows_of(warehouse.source, f"{every} ; -- all") == [("a%",), ("b",), ("c%",)]
+
+
+def test_every_value_arrives_as_the_json_of_its_kind(warehouse):
+    columns = ", ".join(f"{sql} AS v{number:02}" for number, (sql, _) in enumerate(warehouse.values))
+    wanted = {f"v{number:02}": text for number, (_, text) in enumerate(warehouse.values)}
+    encode = AttributesEncoder(zone=BERLIN, skip_nulls=False)
+    found = {}
+    for name in wanted:
+        sql = f"SELECT 'anna' AS profile_id, {columns}"
+        chosen = ProfileColumns(profile_id="profile_id", attributes={name: name})
+        with closing(read_profiles(warehouse.source, sql, chosen, encode)) as profiles:
+            (profile,) = profiles
+        found[name] = profile.fault or profile.attributes.decode().partition(":")[2].removesuffix("}")
+    assert found == wanted
+
+
+def test_an_early_end_does_not_read_the_rest(warehouse):
+    started = time.monotonic()
+    with closing(stream_rows(warehouse.source, warehouse.many.format(200_000), ["profile_id"])) as blocks:
+        assert len(next(blocks)) > 100
+    assert time.monotonic() - started < 60
+    assert rows_of(warehouse.source, warehouse.of_ids(["a"])) == [("a",)]
+
+
+def test_an_error_in_mid_read_is_the_databases_own(warehouse):
+    with pytest.raises(Exception) as error:
+        rows_of(warehouse.source, warehouse.broken)
+    assert not isinstance(error.value, InvalidInputError | AttributeError | TypeError)
+    assert "Unread result" not in str(error.value)
+
+
+def test_a_table_that_is_not_there_is_the_databases_own_error(warehouse):
+    with pytest.raises(Exception, match="(?i)no_such_table"):
+        rows_of(warehouse.source, "SELECT profile_id FROM no_such_table", order_by=1)
+
+
+def test_an_error_of_closing_hides_no_other(warehouse, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)
+    source = sql_hook("warehouse", warehouse.hook_params)
+    connect = source.database.connect
+
+    with closing(connect(source.hook())) as plain:
+        module = type(plain).__module__
+
+    class Stubborn:
+        # Drivers are told apart by it.
+        __module__ = module
+
+        def __init__(self, connection):
+            self._connection = connection
+
+        def __getattr__(self, name):
+            return getattr(self._connection, name)
+
+        def close(self):
+            self._connection.close()
+            raise RuntimeError("secret")
+
+    object.__setattr__(source.database, "connect", lambda hook: Stubborn(connect(hook)))
+    try:
+        with pytest.raises(Exception, match="(?i)no_such_table"):
+            rows_of(source, "SELECT profile_id FROM no_such_table")
+    finally:
+        object.__setattr__(source.database, "connect", connect)
+    assert "Closing the warehouse's cursor or connection failed: RuntimeError" in caplog.text
+    assert "secret" not in caplog.text
+
+
+GROWTH = textwrap.dedent(
+    """
+    import json, resource, sys, warnings
+    warnings.simplefilter("ignore")
+    try:
+        from snowflake.connector import connection as snowflake
+        snowflake.DEFAULT_CONFIGURATION["protocol"] = ("http", str)
+    except ImportError:
+        pass
+    from airflow_provider_talon_cdp.transfers._rows import sql_hook, stream_rows
+    many, hook_params, order_by = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+    peaks = []
+    for rows in (100_000, 1_000_000):
+        source = sql_hook("warehouse", hook_params)
+        count = sum(map(len, stream_rows(source, many.format(rows), ["profile_id"], order_by=order_by)))
+        assert count == rows, count
+        assert source.sorts
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print("GROWTH", peaks[1] - peaks[0])
+    """
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order_by", [0, 1])
+def test_memory_does_not_grow_with_the_rows(warehouse, order_by, request):
+    """In a process of its own, between a hundred thousand rows and a million."""
+    arguments = [warehouse.many, json.dumps(warehouse.hook_params), str(order_by)]
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, *arguments],
+        env=os.environ | warehouse.environment() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Drivers of columns hold a few batches of them, and DuckDB as much as it may.
+    assert float(done.stdout.rsplit("GROWTH", 1)[1]) < 64
