@@ -10,7 +10,6 @@ import ast
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from itertools import chain
 from pathlib import Path
 
 import pytest

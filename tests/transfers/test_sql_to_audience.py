@@ -126,7 +126,7 @@ def test_a_row_with_a_bad_audience_is_counted_and_the_others_are_sent(run, talon
 def test_a_type_that_no_id_has_fails_and_is_named(run, talon, vip, customers, bad):
     """1e20 has no one spelling, and bytes no text: the query is wrong, and not a row of it."""
     customers(bad)
-    with pytest.raises(InvalidInputError, match=f"{type(bad).__name__}.*Cast"):
+    with pytest.raises(InvalidInputError, match=f"(?s){type(bad).__name__}.*Cast"):
         run(transfer())
     assert talon.members("vip") == frozenset()
 
@@ -141,9 +141,9 @@ def test_a_missing_column_fails_and_the_columns_are_listed(run, talon, vip, cust
     customers("anna")
     with pytest.raises(InvalidInputError, match="(?s)no column 'customer'.*profile_id, audience_id"):
         run(transfer("SELECT * FROM customers", profile_id_column="customer"))
-    with pytest.raises(InvalidInputError, match="(?s)no column 'segment'"):
+    with pytest.raises(InvalidInputError, match="no column 'segment'"):
         run(transfer("SELECT * FROM customers", audience_column="segment"))
-    with pytest.raises(InvalidInputError, match="(?s)no column 'profile_id'"):
+    with pytest.raises(InvalidInputError, match="no column 'profile_id'"):
         run(transfer("SELECT profile_id AS x FROM customers WHERE 0"))
 
 
@@ -247,7 +247,9 @@ def test_a_query_that_fails_midway_fails_the_task_with_counts(run, talon, vip, s
     with pytest.raises(Exception, match="integer overflow"):
         run(transfer("SELECT abs(profile_id) AS profile_id FROM customers"))
     counts = re.search(
-        r"([\d,]+) read = ([\d,]+) sent \+ (\d+) dup\w+ \+ (\d+) rej\w+ \+ ([\d,]+) unsent", caplog.text
+        r"([\d,]+) read \+ 0 to remove \+ 0 resumed\n= 0 unchanged \+ ([\d,]+) sent \+ (\d+) duplicate"
+        r" \+ (\d+) rejected \+ ([\d,]+) unsent",
+        caplog.text,
     )
     read, *parts = (int(each.replace(",", "")) for each in counts.groups())
     assert read == sum(parts)
@@ -332,7 +334,7 @@ def test_uuids_are_ids_by_their_text(run, talon, vip, postgres):
 @pytest.mark.parametrize("kind", ["numeric", "float8", "bytea", "boolean", "timestamp"])
 def test_postgres_types_that_no_id_has_fail(run, talon, vip, postgres, kind):
     value = {"bytea": "'x'", "boolean": "true", "timestamp": "now()"}.get(kind, "1.5")
-    with pytest.raises(InvalidInputError, match="Cast it to "):
+    with pytest.raises(InvalidInputError, match="Cast it to (BIGINT and then to )?text"):
         run(transfer(f"SELECT {value}::{kind} AS profile_id"))
 
 
@@ -368,7 +370,7 @@ def test_the_cursor_that_a_postgres_connection_asks_for_works(run, talon, vip, p
     postgres(cursor=cursor)
     run(transfer("SELECT 'wrong' AS x, 'anna' AS profile_id, 'vip' AS audience", audience_column="audience"))
     assert talon.members("vip") == {"anna"}
-    with pytest.raises(InvalidInputError, match="(?s)no column 'nothing'"):
+    with pytest.raises(InvalidInputError, match="no column 'nothing'"):
         run(transfer("SELECT 'anna' AS profile_id", profile_id_column="nothing"))
 
 
@@ -380,7 +382,7 @@ def test_a_postgres_query_that_fails_midway_tells_its_own_error(run, talon, vip,
 
 def test_an_empty_postgres_result_sends_nothing(run, talon, vip, postgres):
     assert run(transfer("SELECT 'x' AS profile_id WHERE false"))["read"] == 0
-    with pytest.raises(InvalidInputError, match="(?s)no column"):
+    with pytest.raises(InvalidInputError, match="no column"):
         run(transfer("SELECT 'x' AS y WHERE false"))
 
 
