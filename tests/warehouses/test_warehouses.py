@@ -181,11 +181,17 @@ GROWTH = textwrap.dedent(
     """
     import json, resource, sys, warnings
     warnings.simplefilter("ignore")
-    try:
+    from contextlib import suppress
+    with suppress(ImportError):
         from snowflake.connector import connection as snowflake
         snowflake.DEFAULT_CONFIGURATION["protocol"] = ("http", str)
-    except ImportError:
-        pass
+    with suppress(ImportError):
+        from google.cloud.bigquery import Client
+        Client._ensure_bqstorage_client = lambda *_, **__: None
+    with suppress(ImportError):
+        from databricks import sql
+        from tests.warehouses.fake_databricks import Connection
+        sql.connect = Connection
     from airflow_provider_talon_cdp.transfers._rows import sql_hook, stream_rows
     many, hook_params, order_by = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
     peaks = []
