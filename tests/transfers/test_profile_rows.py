@@ -7,8 +7,9 @@ from contextlib import closing
 import pytest
 
 from airflow_provider_talon_cdp.api.values import AttributesEncoder
-from airflow_provider_talon_cdp.changes.change import Profile, Rejection
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.sync.changes import Rejection
+from airflow_provider_talon_cdp.sync.profiles import Profile
 from airflow_provider_talon_cdp.transfers._rows import ProfileColumns, read_profiles, sql_hook
 
 
@@ -28,8 +29,8 @@ def bodies(sql, **arguments):
 def customers(sqlite):
     sqlite(
         "CREATE TABLE people (id TEXT, tier TEXT, score INT, at INT, extra TEXT);"
-        "INSERT INTO people VALUES ('bo', 'gold', 7, 2, NULL), ('anna', NULL, 5, 1, '{\"vip\": true, "
-        '"spent": 19.990}\')'
+        "INSERT INTO people VALUES ('bo', 'gold', 7, 2, NULL), "
+        "('anna', NULL, 5, 1, '{\"vip\": true, \"spent\": 19.990}')"
     )
 
 
