@@ -71,7 +71,12 @@ class Report(Counts):
         self.known.subtract(self.added)
 
     def by_audience(self) -> dict[str, dict[str, int]]:
-        """Return what changed in each audience, and how many members the ledger knows of it now."""
+        """Return what changed in each audience, and how many members it has now as far as the ledger knows.
+
+        Empty where the changes were not counted by audience.
+        """
+        if "" in self.added or "" in self.removed:
+            return {}
         changed = sorted(self.known.keys() | self.added.keys() | self.removed.keys())
         # What is sent without need changes no number; where not all was acknowledged, that is taken to come
         # last.

@@ -93,10 +93,10 @@ def opened(monkeypatch):
 
 def test_the_sort_has_few_files_open_however_many_runs_there_are(opened, monkeypatch):
     monkeypatch.setattr(spool, "_MOST_RUNS", 10)
-    ids = [f"{number:04}" for number in range(1000)]
+    ids = [f"{number:04}" for number in range(300)]
     found = sorted_members((Chunk([each], "x") for each in reversed(ids)), run=1)
     assert [each for chunk in found for each in chunk.ids] == ids
-    assert len(opened.files) > 1000
+    assert len(opened.files) > 300
     assert opened.most <= 11
 
 

@@ -103,6 +103,20 @@ class FakeTalon:
         self.missing.add(audience)
 
 
+class StuckTalon(FakeTalon):
+    """Has the first request, with the profile 0, wait until many others have come."""
+
+    async def __call__(self, chunk):
+        if chunk.ids[0] == "0" and not self.requests:
+            self.in_flight.update(chunk.ids)
+            self.requests += 1
+            while self.requests < 12:  # noqa: ASYNC110 - the others count them
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.02)
+            self.in_flight.subtract(chunk.ids)
+        await super().__call__(chunk)
+
+
 _NEXT_ID = itertools.count(100)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections import Counter
@@ -27,7 +26,7 @@ from airflow_provider_talon_cdp.sync import members as module
 from airflow_provider_talon_cdp.sync.members import ExplicitJournal, Members, send_members
 from airflow_provider_talon_cdp.sync.push import Limits
 from tests.changes.strategies import spelt_out
-from tests.sync.fakes import FakeTalon, adds, error, opened
+from tests.sync.fakes import FakeTalon, StuckTalon, adds, error, opened
 from tests.sync.pushing import NotedJournal, push
 from tests.sync.syncing import Sync, vip
 
@@ -349,18 +348,7 @@ def test_a_source_that_fails_midway_is_closed_and_the_rest_is_counted(sync, outs
 def test_a_profile_waits_for_a_flight_that_is_retried_for_long(sync, send):
     """The repeat comes when so many batches have passed that it is not remembered any more."""
 
-    class Stuck(FakeTalon):
-        async def __call__(self, chunk):
-            if chunk.ids[0] == "0" and self.requests == 0:
-                self.in_flight.update(chunk.ids)
-                self.requests += 1
-                while self.requests < 12:  # noqa: ASYNC110 - the others count them
-                    await asyncio.sleep(0.001)
-                await asyncio.sleep(0.05)
-                self.in_flight.subtract(chunk.ids)
-            await super().__call__(chunk)
-
-    sync.talon = Stuck()
+    sync.talon = StuckTalon()
     report = send(adds(*map(str, range(12_000)), "0"), in_flight=2)
     assert (report.sent, report.duplicate) == (12_001, 0)
 

@@ -13,6 +13,7 @@ from airflow_provider_talon_cdp.exceptions import (
     GuardError,
     InvalidInputError,
     LedgerBusyError,
+    LedgerError,
     OlderRunError,
     RejectedRecordsError,
     StoppedError,
@@ -22,7 +23,10 @@ from airflow_provider_talon_cdp.ledger.ledger import RunFacts
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.loop import stop_pushes
-from tests.sync.fakes import FakeTalon, adds, error
+from airflow_provider_talon_cdp.sync.members import Members
+from airflow_provider_talon_cdp.sync.mirror import REFUSED_IN_EARLIER_TRY, combined_report, push_share
+from airflow_provider_talon_cdp.sync.push import Limits
+from tests.sync.fakes import FakeTalon, adds, error, opened
 from tests.sync.syncing import STRICT, numbers, vip
 
 
@@ -482,3 +486,39 @@ def test_a_plan_of_nothing_is_not_handed_over(sync):
     assert skipped.verdict.startswith("skipped: The source has no rows")
     assert skipped.balances
     assert sync.loaded().version == 1
+
+
+def test_the_reports_of_the_processes_that_push_a_plan_become_one(sync):
+    sync.run(numbers(100))
+    sync.talon.bad = {"000200"}
+    planned = sync.mirror(numbers(50, 300), Rejection("profile ID null")).hand_over("task")
+    plan = sync.loaded().plan
+    with sync.ledger().pushing("task", plan, [0]) as share:
+        limits = Limits(max_rejected=None)
+        pushed = push_share(share, share.batches(), Members(), lambda: opened(sync.talon), limits)
+    assert (pushed.resumed, pushed.sent, pushed.rejected.total()) == (250, 249, 1)
+    assert pushed.balances
+    outcome = sync.ledger().commit("task", plan)
+    report = combined_report(planned, outcome, [pushed.summary()], 1.5)
+    assert report.balances
+    assert (report.read, report.added.total(), report.removed.total(), report.unsent) == (251, 199, 50, 0)
+    assert report.rejected == {"profile ID null": 1, "refused by Talon.One (400)": 1}
+    assert (report.requests, report.seconds) == (pushed.requests, 1.5)
+    assert report.by_audience() == {}
+    assert [letter["profile_id"] for letter in sync.letters()] == ["000200"]
+    # A try that was killed told nobody what was refused in it.
+    report = combined_report(planned, outcome, [], 1.5)
+    assert report.balances
+    assert report.rejected == {"profile ID null": 1, REFUSED_IN_EARLIER_TRY: 1}
+
+
+def test_a_share_that_stops_early_says_how_far_it_came(sync, caplog):
+    caplog.set_level(logging.INFO)
+    sync.mirror(numbers(5000)).hand_over("task")
+    sync.talon.errors = {1: error(TransientError)}
+    with sync.ledger().pushing("task", sync.loaded().plan, [0]) as share, pytest.raises(TransientError):
+        push_share(share, share.batches(), Members(), lambda: opened(sync.talon), Limits(in_flight=1))
+    assert "0 read + 0 to remove + 5,000 resumed\n= 0 unchanged + 1,000 sent" in caplog.text
+    assert "+ 4,000 unsent" in caplog.text
+    with pytest.raises(LedgerError, match="parts of the plan are not in"):
+        sync.ledger().commit("task", sync.loaded().plan)

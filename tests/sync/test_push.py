@@ -22,7 +22,7 @@ from airflow_provider_talon_cdp.exceptions import (
     UnexpectedAnswerError,
 )
 from airflow_provider_talon_cdp.sync import push as module
-from tests.sync.fakes import FakeTalon, adds, error
+from tests.sync.fakes import FakeTalon, StuckTalon, adds, error
 from tests.sync.pushing import NotedJournal, Plain, push
 
 
@@ -97,20 +97,9 @@ def test_chunks_of_one_profile_wait_for_each_other():
 def test_a_chunk_that_is_disjoint_from_recent_ones_is_compared_with_old_flights_only():
     """A flight that is retried for long is met though so many chunks have passed."""
 
-    class Stuck(FakeTalon):
-        async def __call__(self, chunk):
-            if chunk.ids == ["0"] and not self.requests:
-                self.in_flight.update(chunk.ids)
-                self.requests += 1
-                while self.requests < 12:  # noqa: ASYNC110 - the others count them
-                    await asyncio.sleep(0.001)
-                await asyncio.sleep(0.02)
-                self.in_flight.subtract(chunk.ids)
-            await super().__call__(chunk)
-
     chunks = [Chunk([str(each)], "vip", disjoint_from_recent=True) for each in range(12)]
     chunks.append(Chunk(["0"], "gold", disjoint_from_recent=True))
-    counts, _ = run(chunks, Stuck(), in_flight=2)
+    counts, _ = run(chunks, StuckTalon(), in_flight=2)
     assert counts.sent == 13
 
 

@@ -127,6 +127,13 @@ def test_one_audience_needs_no_line_and_of_many_the_first_ones_have_one():
     assert "... and 11 more audiences" in lines
 
 
+def test_changes_that_were_not_counted_by_audience_are_not_told_by_audience():
+    again = Report.of(report().summary())
+    again.known.update(report().known)
+    assert again.by_audience() == {}
+    assert "audience" not in str(again)
+
+
 def test_stages_add_to_a_report():
     whole = Report(seconds=1.0)
     whole += Counts(read=2, added=Counter(vip=2), requests=1)
