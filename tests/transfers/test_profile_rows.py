@@ -7,9 +7,8 @@ from contextlib import closing
 import pytest
 
 from airflow_provider_talon_cdp.api.values import AttributesEncoder
+from airflow_provider_talon_cdp.changes.change import Profile, Rejection
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.sync.changes import Rejection
-from airflow_provider_talon_cdp.sync.profiles import Profile
 from airflow_provider_talon_cdp.transfers._rows import ProfileColumns, read_profiles, sql_hook
 
 
