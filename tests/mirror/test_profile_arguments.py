@@ -76,7 +76,7 @@ def test_audiences_in_the_same_call_are_refused_with_the_reason(name):
         ({"profile_id_column": "None"}, "profile_id_column is the text 'None'"),
         ({"profile_id_column": "nobody"}, "no column 'nobody'"),
         ({"ledger": ""}, "ledger must be a string of 1 to 1000"),
-        ({"sql_conn_id": "talon_cdp_default"}, "is no SQL hook"),
+        ({"sql_conn_id": "talon_cdp_default"}, "is not a SQL hook"),
     ],
 )
 def test_what_turns_out_later_is_refused_before_anything_is_sent(sqlite, send, talon, arguments, says):
@@ -96,6 +96,6 @@ def test_a_template_of_send_is_checked_when_it_is_rendered(sqlite, talon):
 def test_templates_may_render_to_json(sqlite, send, attributes):
     sqlite.fill_people("id, tier, score", [("anna", "gold", "7.50")])
     send(attributes='{"score": "Score"}', types='{"Score": "number"}')
-    assert str(attributes()["anna"]["Score"]) == "7.50"
+    assert str(attributes()["anna"]["Score"]) == "7.5"
     send(attributes='["tier"]', ledger="other")
     assert attributes()["anna"]["tier"] == "gold"
