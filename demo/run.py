@@ -208,7 +208,7 @@ def _facts(attributes: Mapping[str, Any]) -> tuple[object, ...]:
     return (
         attributes.get("purchases"),
         cents,
-        str(attributes.get("last_purchase")).removesuffix("T00:00:00+00:00"),
+        str(attributes.get("last_purchase")).removesuffix("T00:00:00Z"),
     )
 
 
