@@ -152,7 +152,8 @@ def _run_month(number: int, home: Path, talon: Talon, env: dict[str, str]) -> in
     differing = sum(_facts(attributes.get(each, {})) != facts for each, facts in customers.items())
     if differing:
         raise DemoError(f"{differing} of {len(customers)} profiles differ from the warehouse.")
-    return total - sent.get("update_audience", 0)
+    questions: int = sent.get("update_audience", 0)
+    return total - questions
 
 
 def _show_guard(home: Path, talon: Talon, env: dict[str, str]) -> None:
