@@ -236,10 +236,10 @@ class SpoolError(TalonCdpError):
 
 
 class StoppedError(TalonCdpError):
-    """The task was told to stop, for example as somebody marked it failed."""
+    """The task was told to stop, as somebody marked it failed. Another try sends the rest."""
 
     retryable = True
 
 
 class OlderRunError(TalonCdpError):
-    """This run has older data than the ledger holds; nothing was sent."""
+    """This run has older data than the ledger holds; nothing was sent. Another try has the same data."""

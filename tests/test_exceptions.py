@@ -15,7 +15,10 @@ ERRORS = {
 
 def test_only_what_may_pass_is_worth_another_try():
     assert {name for name, each in ERRORS.items() if each.retryable} == {
+        "LedgerBusyError",
         "LedgerUnavailableError",
+        "SpoolError",
+        "StoppedError",
         "TransientError",
     }
 

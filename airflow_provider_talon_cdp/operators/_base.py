@@ -5,7 +5,6 @@ A DAG file imports this module, so the hook and the engine are imported where a 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import sys
@@ -682,6 +681,8 @@ class MembershipOperator(LedgerOperator):
         """Plan and send; go on with what an earlier try of this task has left."""
         self.adopt_initial_members(context, mirror)
         store = context.get("task_state_store")
+        from airflow_provider_talon_cdp.sync.mirror import TaskCursor  # noqa: PLC0415
+
         cursor = None if store is None else TaskCursor(store, self._plan_input(mirror))
         return mirror.run(self.run_owner(context), cursor)
 
@@ -734,36 +735,6 @@ class MembershipOperator(LedgerOperator):
 
     def _check_audience_id(self, name: str, value: object) -> str | int:
         return audience_id_of(name, value, self.audience_id_type)
-
-
-class TaskCursor:
-    """The version of the plan that this task is sending, in Airflow's task state store (3.3 and later).
-
-    A try whose input differs does not see it: whoever fixes a wrong query and clears the task wants no more
-    of the old plan.
-
-    Args:
-        store: ``context["task_state_store"]``.
-        told: What the plan depends on, apart from the data: anything with a ``repr`` that says it all.
-    """
-
-    _KEY = "talon_cdp_plan"
-
-    def __init__(self, store: Any, told: object) -> None:
-        self._store = store
-        self._fingerprint = hashlib.sha256(repr(told).encode(errors="backslashreplace")).hexdigest()
-
-    def get(self) -> int:
-        """Return the version, or 0."""
-        kept = self._store.get(self._KEY)
-        return int(kept["version"]) if kept and kept["fingerprint"] == self._fingerprint else 0
-
-    def set(self, version: int) -> None:
-        """Keep the version; 0 forgets it, so that a task which is cleared after its success starts anew."""
-        if version:
-            self._store.set(self._KEY, {"version": version, "fingerprint": self._fingerprint})
-        else:
-            self._store.delete(self._KEY)
 
 
 def open_hook(talon_cdp_conn_id: str) -> TalonCdpHook:

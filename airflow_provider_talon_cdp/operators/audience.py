@@ -60,6 +60,9 @@ class CreateAudienceOperator(BaseOperator):
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Create the audience, or do what ``if_exists`` says."""
+        return self._create()
+
+    def _create(self) -> dict[str, Any]:
         check_rendered("audience_id", self.audience_id)
         check_rendered("audience_name", self.audience_name)
         hook = open_hook(self.talon_cdp_conn_id)

@@ -87,6 +87,9 @@ class UpdateProfileOperator(BaseOperator):
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the update."""
+        return self._send()
+
+    def _send(self) -> dict[str, Any]:
         added = _internal_ids("add_audiences", self.add_audiences)
         removed = _internal_ids("remove_audiences", self.remove_audiences)
         attributes = as_mapping("attributes", self.attributes)
@@ -154,6 +157,9 @@ class UpdateProfileAudiencesOperator(BaseOperator):
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the update."""
+        return self._send()
+
+    def _send(self) -> dict[str, Any]:
         added = _external_ids("add_audiences", self.add_audiences)
         removed = _external_ids("remove_audiences", self.remove_audiences)
         check_rendered("customer_profile_id", self.customer_profile_id)

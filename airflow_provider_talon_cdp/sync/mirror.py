@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -11,7 +12,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
@@ -54,20 +55,38 @@ _REFUSED_BEFORE = "refused in an earlier run and not sent again, as retry_reject
 REFUSED_IN_EARLIER_TRY = "refused in an earlier try of a task that pushed"
 
 
-class Cursor(Protocol):
-    """The version of the plan that a task is sending; it outlives a try of the task."""
+class TaskCursor:
+    """The version of the plan that a task is sending, in Airflow's task state store, for the next try.
+
+    A try whose input differs does not see it: whoever fixes a wrong query and clears the task wants no more
+    of the old plan.
+
+    Args:
+        store: ``context["task_state_store"]`` of Airflow 3.3 and later.
+        told: What the plan depends on, apart from the data: anything with a ``repr`` that says it all.
+    """
+
+    _KEY = "talon_cdp_plan"
+
+    def __init__(self, store: Any, told: object) -> None:
+        self._store = store
+        self._fingerprint = hashlib.sha256(repr(told).encode(errors="backslashreplace")).hexdigest()
 
     def get(self) -> int:
-        """Return it, or 0."""
-        ...
+        """Return the version, or 0."""
+        kept = self._store.get(self._KEY)
+        return int(kept["version"]) if kept and kept["fingerprint"] == self._fingerprint else 0
 
     def set(self, version: int) -> None:
-        """Keep it; 0 forgets it."""
-        ...
+        """Keep the version; 0 forgets it, so that a task which is cleared after its success starts anew."""
+        if version:
+            self._store.set(self._KEY, {"version": version, "fingerprint": self._fingerprint})
+        else:
+            self._store.delete(self._KEY)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Planned:
     """All changes that make Talon.One equal to the source as it is now.
 
     Args:
@@ -116,7 +135,7 @@ class Mirror:
     limits: Limits = field(default_factory=Limits)
 
     @syncing()
-    def run(self, owner: str, cursor: Cursor | None = None) -> Report:
+    def run(self, owner: str, cursor: TaskCursor | None = None) -> Report:
         """Plan, guard, push and record.
 
         Args:
@@ -243,7 +262,8 @@ class Mirror:
             "If the new key is of another environment (sandbox or live), this ledger says nothing about it:\n"
             "set Environment on the connection, so that each environment has a ledger of its own."
         )
-        if self.audiences is None and not self.ledger.identity.environment:
+        is_partial = isinstance(self.kind, Profiles) and not self.kind.sends_all
+        if is_partial and not self.ledger.identity.environment:
             raise LedgerError(
                 f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has."
                 " If the environment is the same, set Environment to its name, or send all once with "
@@ -268,7 +288,7 @@ class Mirror:
                 "A new ledger begins beside another one of the same audience:\n%s", "\n".join(neighbours)
             )
 
-    def _finish(self, report: Report, cursor: Cursor) -> set[Member]:
+    def _finish(self, report: Report, cursor: TaskCursor) -> set[Member]:
         """Send what an earlier try left of its plan, without reading the source; return what was refused."""
         counts = Counts()
         before = self._refused_before()
@@ -295,7 +315,7 @@ class Mirror:
         log.info("That plan is finished. Now the source is planned anew.")
         return refused
 
-    def _sync(self, report: Report, cursor: Cursor | None, refused: set[Member]) -> None:
+    def _sync(self, report: Report, cursor: TaskCursor | None, refused: set[Member]) -> None:
         """Plan the source as it is now, and send what the guard lets pass.
 
         Args:
@@ -325,7 +345,7 @@ class Mirror:
             "What Talon.One acknowledged is recorded. Find out who deletes the audience, and run again."
         )
 
-    def _prepare(self, report: Report, refused: Collection[Member] = ()) -> Plan | None:
+    def _prepare(self, report: Report, refused: Collection[Member] = ()) -> Planned | None:
         """Plan, ask the guard, and create or check the audiences; return a plan that may be sent.
 
         Returns:
@@ -379,7 +399,7 @@ class Mirror:
             "Nothing of the last plan was sent. Find out who deletes the audience, and run again."
         )
 
-    def _plan(self, consume: Callable[[Planner], Any], refused: Collection[Member] = ()) -> Plan:
+    def _plan(self, consume: Callable[[Planner], Any], refused: Collection[Member] = ()) -> Planned:
         """Compare the source with the ledger, without sending anything.
 
         Args:
@@ -409,7 +429,7 @@ class Mirror:
         consume: Callable[[Planner], Any],
         arrange: Callable[[Iterable[Any]], Iterable[Any]],
         leave_out: Callable[[Iterable[Chunk], Counts], Iterable[Chunk]],
-    ) -> Plan:
+    ) -> Planned:
         counts = Counts()
         letters = Spool()
         comparison = self.kind.compare(self.ledger)
@@ -428,16 +448,16 @@ class Mirror:
                 changes = comparison.changes(arranged, known, uncertain, counts, keep)
                 return comparison.kept(leave_out(changes, counts))
 
-            return Plan(consume(planner), counts, letters, comparison, suspicious)
+            return Planned(consume(planner), counts, letters, comparison, suspicious)
 
-    def _enforce(self, plan: Plan, *, handed_over: bool = False) -> None:
+    def _enforce(self, plan: Planned, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
         self.ledger.enforce(plan.result, facts=self._facts(), names=names, handed_over=handed_over)
 
     def _facts(self) -> RunFacts:
         return self.facts if self.audiences is None else replace(self.facts, audiences=self.audiences.known)
 
-    def _lost(self, plan: Plan, report: Report, *, after: bool = False) -> Collection[str]:
+    def _lost(self, plan: Planned, report: Report, *, after: bool = False) -> Collection[str]:
         """Return the audiences that Talon.One has lost the members of, as far as anybody can tell."""
         if self.audiences is None:
             return ()

@@ -209,7 +209,7 @@ def test_a_file_that_is_gone_is_no_empty_audience(full, mirror, vip, state, call
 
 
 def test_a_newer_format_asks_for_a_newer_provider(full, mirror, state, calls):
-    path = files(state, "manifest-*.json")[0]
+    path = files(state, "manifest-*.json")[-1]
     storage.write_json(path, storage.read_json(path) | {"format": 3})
     before = calls()
     with pytest.raises(LedgerError, match=r"(?s)format 3.*Upgrade"):

@@ -102,7 +102,7 @@ class TestRetries:
     def test_so_do_the_guard_wrong_arguments_and_rejected_records(self, run, talon, vip):
         run(mirror(["anna", "bert"]))
         for operator, kind in [
-            (mirror(["carl"]), GuardError),
+            (mirror(["carl"], min_removals=0), GuardError),
             (members(add="{{ 5 }}"), InvalidInputError),
             (members(add=["anna", ""]), RejectedRecordsError),
         ]:
@@ -139,7 +139,7 @@ class TestRetries:
     def test_the_text_stands_in_the_log_before_the_traceback(self, run, talon, vip, caplog, capfd):
         run(mirror(["anna", "bert"]))
         with pytest.raises(GuardError) as error:
-            run(mirror(["carl"]))
+            run(mirror(["carl"], min_removals=0))
         assert str(error.value).splitlines()[0] in caplog.text + capfd.readouterr().out
 
 
@@ -154,7 +154,7 @@ class TestBusyLedger:
         free, taken = Event(), Event()
 
         def hold():
-            with ledger.locked("another run"):
+            with ledger.held("another run"):
                 taken.set()
                 free.wait(30)
 

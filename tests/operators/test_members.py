@@ -246,7 +246,7 @@ def test_a_bad_rendered_internal_audience_fails_before_anything_is_sent(run, tal
 
 
 def test_a_missing_audience_is_named(run, talon):
-    with pytest.raises(NotFoundError, match="Audience in the request: vip.*CreateAudienceOperator"):
+    with pytest.raises(NotFoundError, match="(?s)Audience in the request: vip.*CreateAudienceOperator"):
         run(members(add=["anna"]))
 
 

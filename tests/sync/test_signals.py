@@ -31,9 +31,8 @@ class OverdueError(Exception):
 
 
 @contextmanager
-def alarm(seconds, *, again=_AGAIN):
+def alarm(seconds, rung, *, again=_AGAIN):
     """Raise from a signal's handler after a while, once; where Python drops it, in a finalizer, once more."""
-    rung = []
     unraisable = sys.unraisablehook
 
     def ring_again(dropped):
@@ -52,7 +51,7 @@ def alarm(seconds, *, again=_AGAIN):
     sys.unraisablehook = ring_again
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, again)
-        yield rung
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -62,7 +61,8 @@ def alarm(seconds, *, again=_AGAIN):
 def test_what_a_signal_raises_ends_a_push_wherever_it_lands():
     moments = random.Random(0)
     for _ in range(100):
-        with alarm(moments.uniform(0.001, 0.03)) as rung, pytest.raises(OverdueError):
+        rung = []
+        with pytest.raises(OverdueError), alarm(moments.uniform(0.001, 0.03), rung):
             send(FakeTalon())
         assert time.monotonic() - rung[0] < 2
         assert len(rung) == 1
@@ -82,7 +82,7 @@ def test_an_interrupt_ends_the_flights_that_are_under_way():
                 self.ended += 1
 
     talon, counts = Silent(), Counts()
-    with alarm(_AGAIN), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), alarm(_AGAIN, []):
         send(talon, counts)
     assert (talon.ended, counts.requests, counts.sent) == (8, 8, 0)
 
@@ -99,7 +99,7 @@ def test_what_does_not_end_is_left_behind_after_a_while_or_at_a_second_signal(
 
     began = time.monotonic()
     try:
-        with alarm(0.1, again=again), pytest.raises(OverdueError):
+        with pytest.raises(OverdueError), alarm(0.1, [], again=again):
             run_apart(lambda _: hang())
         assert time.monotonic() - began < 10
     finally:
@@ -118,6 +118,7 @@ def test_what_a_signal_raises_in_a_slow_source_comes_out():
             finally:
                 self.closed += 1
 
-    with alarm(0.2) as rung, pytest.raises(OverdueError):
+    rung = []
+    with pytest.raises(OverdueError), alarm(0.2, rung):
         send(FakeTalon(), journal=Slow())
     assert time.monotonic() - rung[0] < 2

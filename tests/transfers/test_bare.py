@@ -28,3 +28,7 @@ TAIL = " ; -- all; of them\n/* ; */\n;"
 def test_semicolons_and_comments_go_from_the_end_alone(sql):
     assert bare(sql + TAIL) == sql
     assert bare(sql) == sql
+
+
+def test_a_byte_order_mark_goes_from_the_front():
+    assert bare("\ufeffSELECT '\ufeff' AS id;") == "SELECT '\ufeff' AS id"

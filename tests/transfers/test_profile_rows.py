@@ -158,3 +158,31 @@ def test_json_of_postgres_that_python_cannot_read_is_the_fault_of_its_row_alone(
     one, other = profiles(sql, attributes_column="extra", attributes={"y": "y"})
     assert "nested too deep" in one.fault
     assert "Attribute 'y' holds JSON that is not valid, or nested too deep" in other.fault
+
+
+TIMES = ["timestamp 'infinity'", "timestamptz '-infinity'", "date 'infinity'", "timestamp '0044-03-15 BC'"]
+TIMES += ["ARRAY[timestamp 'infinity']", "date '294276-01-01'"]
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_a_time_of_postgres_that_python_has_not_is_the_fault_of_its_row_alone(postgres, time):
+    kind = "timestamp[]" if "ARRAY" in time else time.split()[0]
+    sql = f"SELECT 'a' AS id, {time} AS at, 1 AS x UNION ALL SELECT 'b', NULL::{kind}, 2"
+    one, other = profiles(sql)
+    assert "Attribute 'at' holds a time that Python has not" in one.fault
+    assert other.attributes == b'{"x":2}'
+    if "ARRAY" not in time:
+        ordered, _ = profiles(sql, order_by="at")
+        assert "order_by_column holds a time that Python has not" in ordered.fault
+
+
+def test_ids_that_do_not_survive_in_a_path_are_rejections(sqlite):
+    sqlite(
+        "CREATE TABLE people (id, tier TEXT); INSERT INTO people VALUES ('.', 'x'), ('..', 'x'), ('...', 'x')"
+    )
+    found = profiles("SELECT * FROM people")
+    assert [each for each in found if isinstance(each, Rejection)] == [
+        Rejection("profile ID '.' or '..', which does not survive in the path of a URL", profile_id)
+        for profile_id in (".", "..")
+    ]
+    assert [each.profile_id for each in found if isinstance(each, Profile)] == ["..."]

@@ -107,7 +107,7 @@ def test_integers_and_text_are_ids_by_their_text(run, talon, vip, customers):
 )
 def test_a_row_with_a_bad_id_is_counted_and_the_others_are_sent(run, talon, vip, customers, bad, reason):
     customers("anna", bad, "bert", bad)
-    with pytest.raises(RejectedRecordsError, match=f"2 of 4.*max_rejected is 0.*{reason}"):
+    with pytest.raises(RejectedRecordsError, match=f"(?s)2 of 4.*max_rejected is 0.*{reason}"):
         run(transfer())
     assert talon.members("vip") == {"anna", "bert"}
     result = run(transfer(max_rejected=2))
@@ -117,7 +117,7 @@ def test_a_row_with_a_bad_id_is_counted_and_the_others_are_sent(run, talon, vip,
 @pytest.mark.parametrize("bad, reason", [(None, "null"), ("", "empty"), ("x" * 1001, "longer than 1000")])
 def test_a_row_with_a_bad_audience_is_counted_and_the_others_are_sent(run, talon, vip, sqlite, bad, reason):
     sqlite("INSERT INTO customers VALUES (?, ?)", [("anna", "vip"), ("bert", bad), ("carl", "vip")])
-    with pytest.raises(RejectedRecordsError, match=f"1 of 3.*audience ID {reason}"):
+    with pytest.raises(RejectedRecordsError, match=f"(?s)1 of 3.*audience ID {reason}"):
         run(transfer("SELECT * FROM customers", audience_column="audience_id"))
     assert talon.members("vip") == {"anna", "carl"}
 
@@ -126,7 +126,7 @@ def test_a_row_with_a_bad_audience_is_counted_and_the_others_are_sent(run, talon
 def test_a_type_that_no_id_has_fails_and_is_named(run, talon, vip, customers, bad):
     """1e20 has no one spelling, and bytes no text: the query is wrong, and not a row of it."""
     customers(bad)
-    with pytest.raises(InvalidInputError, match=f"{type(bad).__name__}.*Cast"):
+    with pytest.raises(InvalidInputError, match=f"(?s){type(bad).__name__}.*Cast"):
         run(transfer())
     assert talon.members("vip") == frozenset()
 
@@ -139,7 +139,7 @@ def test_an_external_audience_column_of_integers_fails_with_the_cure(run, talon,
 
 def test_a_missing_column_fails_and_the_columns_are_listed(run, talon, vip, customers):
     customers("anna")
-    with pytest.raises(InvalidInputError, match="no column 'customer'.*profile_id, audience_id"):
+    with pytest.raises(InvalidInputError, match="(?s)no column 'customer'.*profile_id, audience_id"):
         run(transfer("SELECT * FROM customers", profile_id_column="customer"))
     with pytest.raises(InvalidInputError, match="no column 'segment'"):
         run(transfer("SELECT * FROM customers", audience_column="segment"))
@@ -247,7 +247,9 @@ def test_a_query_that_fails_midway_fails_the_task_with_counts(run, talon, vip, s
     with pytest.raises(Exception, match="integer overflow"):
         run(transfer("SELECT abs(profile_id) AS profile_id FROM customers"))
     counts = re.search(
-        r"([\d,]+) read = ([\d,]+) sent \+ (\d+) dup\w+ \+ (\d+) rej\w+ \+ ([\d,]+) unsent", caplog.text
+        r"([\d,]+) read \+ 0 to remove \+ 0 resumed\n= 0 unchanged \+ ([\d,]+) sent \+ (\d+) duplicate"
+        r" \+ (\d+) rejected \+ ([\d,]+) unsent",
+        caplog.text,
     )
     read, *parts = (int(each.replace(",", "")) for each in counts.groups())
     assert read == sum(parts)
@@ -269,7 +271,7 @@ def test_a_missing_audience_fails_the_task(run, talon, customers):
 
 def test_a_connection_that_is_no_database_is_named(run, talon, vip, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_WEB", json.dumps({"conn_type": "http", "host": "example.com"}))
-    with pytest.raises(InvalidInputError, match="'web'.*HttpHook.*no SQL hook"):
+    with pytest.raises(InvalidInputError, match="'web'.*HttpHook.*not a SQL hook"):
         run(transfer(sql_conn_id="web"))
 
 
@@ -332,7 +334,7 @@ def test_uuids_are_ids_by_their_text(run, talon, vip, postgres):
 @pytest.mark.parametrize("kind", ["numeric", "float8", "bytea", "boolean", "timestamp"])
 def test_postgres_types_that_no_id_has_fail(run, talon, vip, postgres, kind):
     value = {"bytea": "'x'", "boolean": "true", "timestamp": "now()"}.get(kind, "1.5")
-    with pytest.raises(InvalidInputError, match="Cast it to text"):
+    with pytest.raises(InvalidInputError, match="Cast it to (BIGINT and then to )?text"):
         run(transfer(f"SELECT {value}::{kind} AS profile_id"))
 
 
