@@ -344,20 +344,22 @@ def _bigquery_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
             _names_of(cursor), _blocks(cursor.fetchmany(FETCH), partial(cursor.fetchmany, FETCH)), as_json
         )
 
-    def batches(storage: Any) -> Iterator[Any]:
-        # One stream, or the order would be lost.
-        streams = found.to_arrow_iterable(bqstorage_client=storage, max_stream_count=1)
-        return _peeked(part for batch in streams for part in _slices(batch))
-
     storage = connection._bqstorage_client  # noqa: SLF001 - its own cursor uses it so
     try:
-        return Result(_names_of(cursor), batches(storage), as_json)
+        return Result(_names_of(cursor), _bigquery_batches(found, storage), as_json)
     except Exception as error:
-        if storage is None:
+        job = None if storage is None else cursor.query_job
+        if job is None:
             raise
-        # Reading with it is a permission of its own.
+        # Reading with it is a permission of its own. The job's result is there: the query does not run again.
         log.warning("BigQuery's Storage API did not answer (%s). Rows come over REST.", type(error).__name__)
-        return Result(_names_of(cursor), batches(None), as_json)
+        return Result(_names_of(cursor), _bigquery_batches(job.result(), None), as_json)
+
+
+def _bigquery_batches(found: Any, storage: Any) -> Iterator[Any]:
+    # One stream, or the order would be lost.
+    streams = found.to_arrow_iterable(bqstorage_client=storage, max_stream_count=1)
+    return _peeked(part for batch in streams for part in _slices(batch))
 
 
 def _slices(batch: Any) -> Iterator[Any]:
@@ -368,7 +370,9 @@ def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: 
     """Read block by block: the cursors of both drivers would wait for all rows."""
     client = getattr(connection, "_client", None)
     if client is not None and hasattr(client, "query_row_block_stream"):
-        stream = cleanup.enter_context(client.query_row_block_stream(statement, parameters))
+        opened = ExitStack()
+        cleanup.callback(quietly, opened.close)
+        stream = opened.enter_context(client.query_row_block_stream(statement, parameters))
         return Result(stream.source.column_names, iter(stream))
     cursor = connection.cursor()
     if hasattr(cursor, "set_stream_results"):

@@ -272,8 +272,7 @@ def test_what_a_reader_could_not_read_is_said_with_the_attributes_name():
 
 
 def test_a_body_that_is_kept_holds_no_buffer():
-    """In a process of its own, as the peak counts: the encoder's buffers would be a kilobyte and more for
-    each body."""
+    """In a process of its own, as the peak counts: a buffer would be a kilobyte and more for each body."""
     code = (
         "import resource; from airflow_provider_talon_cdp.api.values import AttributesEncoder as E; e = E()\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"

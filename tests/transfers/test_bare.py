@@ -1,5 +1,4 @@
-"""What is taken off the end of a statement; that the rest still means the same is tested against
-databases."""
+"""What is taken off a statement; that the rest still means the same is tested against databases."""
 
 from __future__ import annotations
 

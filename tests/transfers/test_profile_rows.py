@@ -28,8 +28,8 @@ def bodies(sql, **arguments):
 def customers(sqlite):
     sqlite(
         "CREATE TABLE people (id TEXT, tier TEXT, score INT, at INT, extra TEXT);"
-        "INSERT INTO people VALUES ('bo', 'gold', 7, 2, NULL), ('anna', NULL, 5, 1, '{\"vip\": true, "
-        '"spent": 19.990}\')'
+        "INSERT INTO people VALUES ('bo', 'gold', 7, 2, NULL), "
+        "('anna', NULL, 5, 1, '{\"vip\": true, \"spent\": 19.990}')"
     )
 
 

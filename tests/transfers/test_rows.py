@@ -132,7 +132,8 @@ def open_cursors(postgres_hook):
 
 def test_a_postgres_query_runs_in_a_cursor_on_the_server(postgres):
     """Seen from inside the query: a cursor of the session is open while its rows are read."""
-    sql = "SELECT n AS profile_id, (SELECT string_agg(name, ',') FROM pg_cursors) AS cursors FROM generate_series(1, 9) n"  # noqa: E501
+    cursors = "(SELECT string_agg(name, ',') FROM pg_cursors) AS cursors"
+    sql = f"SELECT n AS profile_id, {cursors} FROM generate_series(1, 9) n"
     rows = rows_of(source(), sql, ["profile_id", "cursors"])
     assert [row[0] for row in rows] == list(range(1, 10))
     assert all("talon" in row[1] for row in rows)

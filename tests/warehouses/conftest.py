@@ -110,7 +110,8 @@ def _mysql(port, **extra):
             "extra": {"charset": "utf8mb4"} | extra,
         },
         many="SELECT concat('customer-', lpad(seq * 7919 % {0}, 19, '0')) AS profile_id FROM seq_1_to_{0}",
-        broken="SELECT seq AS profile_id, (SELECT 1 UNION SELECT seq FROM seq_1_to_2 WHERE t.seq > 60000) AS x "  # noqa: E501
+        broken="SELECT seq AS profile_id, "
+        "(SELECT 1 UNION SELECT seq FROM seq_1_to_2 WHERE t.seq > 60000) AS x "
         "FROM seq_1_to_90000 AS t",
         values=[
             ("19.990", "19.99"),
@@ -148,7 +149,8 @@ def duckdb(tmp_path):
             "host": str(tmp_path / "warehouse.duckdb"),
             "extra": {"memory_limit": "64MB", "threads": 1, "temp_directory": str(tmp_path / "spilled")},
         },
-        many="SELECT 'customer-' || lpad((i * 7919 % {0})::VARCHAR, 19, '0') AS profile_id FROM range({0}) AS r(i)",  # noqa: E501
+        many="SELECT 'customer-' || lpad((i * 7919 % {0})::VARCHAR, 19, '0') AS profile_id "
+        "FROM range({0}) AS r(i)",
         broken="SELECT CASE WHEN i > 60000 THEN error('boom') ELSE i::VARCHAR END AS profile_id "
         "FROM range(90000) AS r(i)",
         parameter="?",
@@ -295,7 +297,8 @@ def bigquery(bigquery_server, monkeypatch):
         connection={"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}},
         many="SELECT 'customer-' || lpad(CAST(MOD(i * 7919, {0}) AS STRING), 19, '0') AS profile_id "
         "FROM UNNEST(GENERATE_ARRAY(1, {0})) AS i",
-        broken="SELECT CAST(IF(i > 60000, 'x', '1') AS INT64) AS profile_id FROM UNNEST(GENERATE_ARRAY(1, 90000)) AS i",  # noqa: E501
+        broken="SELECT CAST(IF(i > 60000, 'x', '1') AS INT64) AS profile_id "
+        "FROM UNNEST(GENERATE_ARRAY(1, 90000)) AS i",
         parameter="%(x)s",
         values=[
             ("CAST(19.990 AS NUMERIC)", "19.99"),

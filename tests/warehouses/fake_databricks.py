@@ -1,5 +1,4 @@
-"""Databricks' driver at the boundary of its connection and cursor, over DuckDB: SQL of Databricks in, Arrow
-out."""
+"""Databricks' driver at the boundary of its connection and cursor, over DuckDB: its SQL in, Arrow out."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ class Connection:
 
     def __init__(self, *_, **__):
         self._database = duckdb.connect()
-        self._database.execute("SET TimeZone = 'UTC'")
+        self._database.execute("SET TimeZone = 'UTC'; SET memory_limit = '64MB'; SET threads = 1")
         self.open = True
 
     def cursor(self):

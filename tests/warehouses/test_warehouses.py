@@ -133,15 +133,65 @@ def test_an_error_of_closing_hides_no_other(warehouse, monkeypatch, caplog):
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize("conn_type", ["google_cloud_platform", "gcpbigquery"])
+def test_bigquery_rows_come_over_rest_where_its_storage_api_refuses(bigquery, monkeypatch, caplog, conn_type):
+    from google.api_core.exceptions import PermissionDenied  # noqa: PLC0415 - it may not be installed
+    from google.cloud.bigquery import Client  # noqa: PLC0415 - as above
+
+    class Refusing:
+        transport = None
+
+        def create_read_session(self, *_, **__):
+            raise PermissionDenied("bigquery.readsessions.create")
+
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(bigquery.connection | {"conn_type": conn_type}))
+    monkeypatch.setattr(Client, "_ensure_bqstorage_client", lambda *_, **__: Refusing())
+    assert len(rows_of(sql_hook("warehouse"), bigquery.many.format(30_000), order_by=1)) == 30_000
+    assert "BigQuery's Storage API did not answer (PermissionDenied). Rows come over REST" in caplog.text
+
+
+def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
+    np, pd = pytest.importorskip("numpy"), pytest.importorskip("pandas")
+    row = {
+        "a": np.int64(7),
+        "b": np.float64(1.0),
+        "c": np.bool_(1),
+        "d": np.array([1, 2]),
+        "e": pd.Timestamp("2026-06-30 12:00:00.123456789+02:00"),
+        "f": np.datetime64("2026-06-30T12:00:00.123456789"),
+        "g": [np.int8(1), pd.NA],
+        "h": np.str_("x"),
+        "i": pd.NA,
+    }
+    body, names = AttributesEncoder(zone=BERLIN, types={"a": "string"})(row)
+    assert json.loads(body) == {
+        "a": "7",
+        "b": 1,
+        "c": True,
+        "d": [1, 2],
+        "e": "2026-06-30T10:00:00.123456Z",
+        "f": "2026-06-30T10:00:00.123456Z",
+        "g": [1, None],
+        "h": "x",
+    }
+    assert "i" not in names
+
+
 GROWTH = textwrap.dedent(
     """
     import json, resource, sys, warnings
     warnings.simplefilter("ignore")
-    try:
+    from contextlib import suppress
+    with suppress(ImportError):
         from snowflake.connector import connection as snowflake
         snowflake.DEFAULT_CONFIGURATION["protocol"] = ("http", str)
-    except ImportError:
-        pass
+    with suppress(ImportError):
+        from google.cloud.bigquery import Client
+        Client._ensure_bqstorage_client = lambda *_, **__: None
+    with suppress(ImportError):
+        from databricks import sql
+        from tests.warehouses.fake_databricks import Connection
+        sql.connect = Connection
     from airflow_provider_talon_cdp.transfers._rows import sql_hook, stream_rows
     many, hook_params, order_by = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
     peaks = []
