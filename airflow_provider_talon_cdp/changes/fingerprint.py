@@ -3,7 +3,7 @@
 In a ledger's line it is text: the digest; ``~`` where Talon.One was told to ignore unknown attributes, so
 that it may not have taken all of them; and after a full stop the names, as a hexadecimal number whose bits
 count into the ledger's list of names. A question mark in front says that this was sent and may not have
-arrived.
+arrived; a plus at the end that Talon.One had acknowledged attributes of the profile before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_NAMES = 1000
 """Attribute names of one ledger. A JSON column with data in its keys would have more."""
 
 _DIGEST = 16
-_DOUBT, _PARTIAL, _NAMES = "?", "~", "."
+_DOUBT, _PARTIAL, _NAMES, _HAD = "?", "~", ".", "+"
 
 
 def digest_of(profile_id: str, attributes: bytes) -> str:
@@ -50,6 +50,16 @@ def doubted(text: str) -> str:
     return text if text.startswith(_DOUBT) else _DOUBT + text
 
 
+def had(text: str) -> bool:
+    """Whether Talon.One acknowledged attributes of the profile, these or earlier ones."""
+    return not text.startswith(_DOUBT) or text.endswith(_HAD)
+
+
+def following(text: str, old: str) -> str:
+    """Write a fingerprint that takes the place of an old one, or of none where that is empty."""
+    return text + _HAD if old and had(old) and not text.endswith(_HAD) else text
+
+
 def holds(text: str, digest: str, *, partial: bool) -> bool:
     """Whether a fingerprint says that Talon.One has these attributes.
 
@@ -67,7 +77,7 @@ def mask_of(text: str) -> int:
     Raises:
         ValueError: It is none.
     """
-    return int(text[text.index(_NAMES) + 1 :], 16)
+    return int(text[text.index(_NAMES) + 1 :].removesuffix(_HAD), 16)
 
 
 class Names:

@@ -45,7 +45,7 @@ from uuid import uuid4
 from airflow_provider_talon_cdp.changes.change import REMOVING, Chunk, Record, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, in_order
-from airflow_provider_talon_cdp.changes.fingerprint import doubted
+from airflow_provider_talon_cdp.changes.fingerprint import doubted, had
 from airflow_provider_talon_cdp.changes.spool import sorted_members
 from airflow_provider_talon_cdp.contract import MAX_CHANGES, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
@@ -1095,4 +1095,4 @@ def _made_of_profiles(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:
 def _forgets(chunk: Chunk, at: int, number: int, acks: Acks) -> bool:
     (change,) = chunk.at([at]).changes()
     is_asked = at not in acks.skipped.get(number, ())
-    return is_asked and change.action == "remove" and change.key == doubted(change.key)
+    return is_asked and change.action == "remove" and not had(change.key)

@@ -15,7 +15,14 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
-from airflow_provider_talon_cdp.changes.fingerprint import Names, digest_of, fingerprint, holds, mask_of
+from airflow_provider_talon_cdp.changes.fingerprint import (
+    Names,
+    digest_of,
+    fingerprint,
+    following,
+    holds,
+    mask_of,
+)
 from airflow_provider_talon_cdp.changes.spool import Spool, sorted_profiles
 from airflow_provider_talon_cdp.exceptions import (
     Blame,
@@ -233,7 +240,9 @@ class ProfilePlan:
                 counts.known[PROFILES] += 1
                 if self._kind.clears:
                     counts.removals[PROFILES] += 1
-                    yield Change(*line, "remove"), _nulls(self.names.of(mask_of(line[1])))
+                    profile_id, old = line
+                    nulls = _nulls(self.names.of(mask_of(old)))
+                    yield Change(profile_id, following(old, old), "remove"), nulls
                 line = next(lines, None)
 
         for profile in wanted:
@@ -254,7 +263,7 @@ class ProfilePlan:
             mask = self.names.mask(profile.names) | (mask_of(old) if old else 0)
             counts.additions[PROFILES] += 1
             counts.repeated[PROFILES] += bool(old)
-            line_now = fingerprint(digest, mask, partial=partial)
+            line_now = following(fingerprint(digest, mask, partial=partial), old)
             yield Change(profile.profile_id, line_now, "add"), profile.attributes
         yield from missing(None)
 

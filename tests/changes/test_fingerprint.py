@@ -12,6 +12,8 @@ from airflow_provider_talon_cdp.changes.fingerprint import (
     digest_of,
     doubted,
     fingerprint,
+    following,
+    had,
     holds,
     mask_of,
 )
@@ -53,6 +55,22 @@ def test_a_fingerprint_says_what_was_put_into_it(chosen, partial, doubt):
 
 def test_a_doubt_is_noted_once():
     assert doubted(doubted("x.1")) == doubted("x.1") != "x.1"
+
+
+def test_whether_anything_was_acknowledged_outlives_doubts():
+    first, second = (fingerprint(each, 3, partial=False) for each in ("one", "two"))
+    assert had(first)
+    assert not had(doubted(first))
+    never = following(second, doubted(first))
+    assert (never, had(doubted(never))) == (second, False)
+    once = following(second, first)
+    assert had(doubted(once))
+    assert had(doubted(following(first, doubted(once))))
+    # It says the same otherwise.
+    assert mask_of(doubted(once)) == 3
+    assert holds(once, "two", partial=False)
+    assert following(once, once) == once
+    assert following(first, "") == first
 
 
 @pytest.mark.parametrize("text", ["", "abc", "abc.", "abc.xyz"])

@@ -272,6 +272,11 @@ class History:
                 report, ending = error.report, "rejected"
             except (GuardError, RequestError, KilledError) as error:
                 ending = type(error).__name__
+            except LedgerError as error:
+                # Several deletions in one run.
+                if "deleted and made again" not in str(error):
+                    raise
+                ending = type(error).__name__
             self.storage.process = Process()
             if not process.dead:
                 self.world.lost -= sender.identified

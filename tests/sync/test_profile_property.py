@@ -406,6 +406,19 @@ A_REMOVAL_THAT_WAS_LOST = [
 ]
 
 
+# The clearing is refused of what was acknowledged once and is doubtful now, or may have been cleared.
+A_CLEARING_OF_A_DOUBT_IS_REFUSED = [
+    Run(values=[A]),
+    Run(values=[(0, 0, 2)], faults={0: (TransientError, False)}),
+    Run(leaves=[0], clears=True, bad=[0]),
+]
+A_CLEARING_THAT_MAY_HAVE_ARRIVED_IS_REFUSED = [
+    Run(values=[A]),
+    Run(leaves=[0], clears=True, faults={0: (TransientError, False)}),
+    Run(leaves=[0], clears=True, bad=[0]),
+]
+
+
 @pytest.mark.parametrize("then", ["a new run", "a retry"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_kill_before_any_step_is_made_good(script, then):
@@ -454,5 +467,7 @@ PHASES = set(Phase) - ({Phase.shrink} if "CI" in os.environ else set())
 @given(runs=st.lists(RUNS, min_size=1, max_size=6))
 @example(runs=A_DOUBT_OUTLIVES_AN_ABSENCE)
 @example(runs=A_REMOVAL_THAT_WAS_LOST)
+@example(runs=A_CLEARING_OF_A_DOUBT_IS_REFUSED)
+@example(runs=A_CLEARING_THAT_MAY_HAVE_ARRIVED_IS_REFUSED)
 def test_after_any_history_one_clean_run_brings_all_into_step(runs):
     finish(History(), runs)

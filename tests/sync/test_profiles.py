@@ -553,18 +553,19 @@ def test_a_refused_profile_is_left_out_until_it_changes_where_that_is_asked_for(
     assert profiles.run(*rows).sent == 1
 
 
-def test_after_a_change_of_the_key_the_environment_must_be_named(caplog):
-    for environment in ("", "live"):
-        profiles = ProfileSync(environment)
-        profiles.run(wanted("a", tier=1), facts=RunFacts(key_fingerprint="1"))
-        other = RunFacts(key_fingerprint="2")
-        if environment:
-            assert profiles.run(wanted("a", tier=1), facts=other).requests == 0
-            assert "The API key or the platform name on the connection has changed" in caplog.text
-        else:
-            with pytest.raises(LedgerError, match="set Environment on the connection"):
-                profiles.run(wanted("a", tier=1), wanted("b", tier=1), facts=other)
-            assert profiles.talon.requests == 1
+@pytest.mark.parametrize("environment, sends_all", [("", False), ("live", False), ("", True)])
+def test_after_a_change_of_the_key_the_environment_is_named_or_all_is_sent(caplog, environment, sends_all):
+    profiles = ProfileSync(environment)
+    profiles.run(wanted("a", tier=1), facts=RunFacts(key_fingerprint="1"))
+    other = RunFacts(key_fingerprint="2")
+    if environment or sends_all:
+        report = profiles.run(wanted("a", tier=1), facts=other, sends_all=sends_all)
+        assert report.requests == sends_all
+        assert "The API key or the platform name on the connection has changed" in caplog.text
+    else:
+        with pytest.raises(LedgerError, match="set Environment on the connection"):
+            profiles.run(wanted("a", tier=1), wanted("b", tier=1), facts=other)
+        assert profiles.talon.requests == 1
 
 
 # What a refusal says
