@@ -118,7 +118,8 @@ def _contenders(bench: Bench, size: int, rate: float = NO_LIMIT) -> list[Contend
             label=label,
             function=function,
             size=size,
-            requests=math.ceil(sent / BATCH),
+            # A mirror that knows the audience asks first whether it is still there.
+            requests=math.ceil(sent / BATCH) + (start_from is not None),
             rate=rate,
             turn=1,
             start_from=start_from,
@@ -186,7 +187,7 @@ def _target_plan(plan: float, comm: float, cursor: float) -> Target:
     # That the mirror takes no request too many, each measurement has made sure of.
     return Target(
         "mirror of 10,000,000, 2 % churn: plan and guard",
-        "<= 4 x comm; requests = changes / 1000 rounded up",
+        "<= 4 x comm; requests = changes / 1000 rounded up, and one for the audience",
         f"{plan / comm:.1f} x; so many",
         plan <= 4 * comm,
         f"the bare cursor alone takes {cursor / comm:.1f} x comm. By py-spy, the cursor has half of the "

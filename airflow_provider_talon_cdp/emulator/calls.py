@@ -125,7 +125,7 @@ def check_headers(
         keys: the key of each environment; ``None`` accepts any that is not empty and has no space.
         deployment_host: the only host that is accepted; ``None`` accepts any bare host name. The
             reference asks for a bare host; that another deployment's host is a 400 as well is this
-            emulator's choice.
+            emulator's choice, as is a platform name in printable ASCII.
 
     Returns:
         The environment of the key.
@@ -141,8 +141,11 @@ def check_headers(
     ]
     if not environments:
         raise RefusedError(401, TEXTS[401])
-    if not headers.get("customer-data-platform-name", "").strip():
+    platform = headers.get("customer-data-platform-name", "").strip()
+    if not platform:
         raise RefusedError(400, "No customer data platform name specified")
+    if not (platform.isascii() and platform.isprintable()):
+        raise RefusedError(400, "Invalid customer data platform name: printable ASCII is expected")
     host = headers.get("destination-hostname", "").strip()
     if not host:
         raise RefusedError(400, "No Deployment URL specified")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,10 +16,12 @@ from airflow_provider_talon_cdp.ledger.storage import (
 )
 
 LETTERS = "dead-letters"
+# Characters that wait in memory before they are written.
+_MOST_WAITING = 2**20
 
 
 class DeadLetters:
-    """The dead letters of one run.
+    """The dead letters of one run; several threads may add some.
 
     Args:
         ledger: The ledger's folder.
@@ -32,7 +35,9 @@ class DeadLetters:
         self._folder = ledger / LETTERS / name
         self._prefix = prefix
         self._keep = keep
+        self._lock = threading.Lock()
         self._waiting: list[str] = []
+        self._size = 0
         self._files = 0
 
     @property
@@ -42,19 +47,26 @@ class DeadLetters:
 
     def add(self, letter: Mapping[str, Any]) -> None:
         """Note a dead letter; ``flush`` makes it durable."""
-        self._waiting.append(json.dumps(letter, ensure_ascii=False) + "\n")
+        line = json.dumps(letter, ensure_ascii=False) + "\n"
+        with self._lock:
+            self._waiting.append(line)
+            self._size += len(line)
+            if self._size >= _MOST_WAITING:
+                self._write()
 
     def flush(self) -> None:
         """Write what was noted."""
-        letters, self._waiting = self._waiting, []
-        if letters:
-            write_bytes(
-                self._folder / f"{self._prefix}{self._files:05}.ndjson",
-                "".join(letters).encode(errors="backslashreplace"),
-            )
-            self._files += 1
-            if self._files == 1:
-                prune_letters(self._ledger, self._keep)
+        with self._lock:
+            if self._waiting:
+                self._write()
+
+    def _write(self) -> None:
+        lines, self._waiting, self._size = self._waiting, [], 0
+        name = f"{self._prefix}{self._files:05}.ndjson"
+        write_bytes(self._folder / name, "".join(lines).encode(errors="backslashreplace"))
+        self._files += 1
+        if self._files == 1:
+            prune_letters(self._ledger, self._keep)
 
 
 def prune_letters(ledger: Folder, keep: int, oldest: str = "") -> None:
