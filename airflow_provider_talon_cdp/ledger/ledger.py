@@ -97,6 +97,7 @@ _PLANS = 8
 # Parts that an error text names.
 _NAMED = 10
 _READABLE = 60
+_VERSION = re.compile(r"\d{8}-")
 _ACKS = re.compile(r"acks-(\d+)-[0-9a-f]+\.json")
 _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
 _SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
@@ -279,7 +280,8 @@ class Ledger:
         sleep: Waits for so many seconds.
 
     Raises:
-        LedgerError: From any method, when files cannot be read or written, are damaged or of a newer format.
+        LedgerError: From any method, when files cannot be read or written, are damaged, of a newer format, or
+            older than ``at_least`` says.
     """
 
     def __init__(
@@ -298,6 +300,8 @@ class Ledger:
         self.manifest = Manifest()
         self.run = uuid4().hex[:12]
         self.lock = Lock(self.folder, self.run, clock, sleep)
+        self.at_least = 0
+        """The version that this task last wrote, as far as Airflow knows it: an older one is refused."""
         self.suspected: frozenset[str] = frozenset()
         """Audiences that Talon.One may have lost since the plan in force."""
         self.other_writers: list[str] = []
@@ -400,6 +404,14 @@ class Ledger:
                 "The ledger in this folder belongs to another deployment, environment or audience.\n"
                 f"Ledger: {self.folder}"
             )
+        if found.newest < self.at_least and not self._had(self.at_least):
+            raise LedgerError(
+                f"The ledger has version {found.newest}, but this task last wrote version {self.at_least}.\n"
+                "An older state was put back, or the ledger was deleted. Nothing was sent.\n"
+                'If it is meant: run the task once with send="all". Members that were added since and that\n'
+                "the query does not have now are unknown to the ledger and stay in the audience.\n"
+                f"Ledger: {self.folder}"
+            )
         self.manifest, self._newest = found.manifest, found.newest
         if found.damaged:
             log.warning(
@@ -414,23 +426,10 @@ class Ledger:
         self.other_writers = sorted(filter(None, set(self._notes.writers.values())))
         self._acks = self._share = None
 
-    def refuse_older_than(self, version: int) -> None:
-        """Check that no older state was put back.
-
-        Args:
-            version: What this task last committed.
-
-        Raises:
-            LedgerError: The ledger on disk is older.
-        """
-        if self._newest < version:
-            raise LedgerError(
-                f"The ledger has version {self._newest}, but this task's last run wrote version {version}.\n"
-                "An older state was put back, or the state URI is another one. Nothing was sent.\n"
-                'If it is meant: run the task once with send="all". Members that were added since and that\n'
-                "the query does not have now are unknown to the ledger and stay in the audience.\n"
-                f"Ledger: {self.folder}"
-            )
+    def _had(self, version: int) -> bool:
+        """Whether files of a version, or of a later one, are there, so that only its manifest was lost."""
+        numbers = [int(name.split("-")[0]) for name in names_in(self.folder) if _VERSION.match(name)]
+        return any(number >= version for number in numbers)
 
     def neighbours(self) -> list[str]:
         """Say which other ledgers of the same audience there are, and what tells them from this one."""

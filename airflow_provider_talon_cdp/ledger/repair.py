@@ -63,8 +63,8 @@ class DamagedLedger(Ledger):
         if not manifests:
             raise LedgerError(
                 "No version of the ledger can be read, so there is nothing to rebuild it from.\n"
-                "Put a backup back, or delete the folder: the next mirror then adds all members of its\n"
-                f"query and removes none.\nFolder: {self.folder}"
+                'Put a backup back, or delete the folder, and run the task once with send="all": it then\n'
+                f"adds all members of its query and removes none.\nFolder: {self.folder}"
             )
         said = [f"{name} is damaged: what was sent since is sent again." for name, _ in damaged]
         self.manifest = newest = manifests[-1]

@@ -9,7 +9,8 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial, wraps
@@ -77,6 +78,8 @@ Op = TypeVar("Op", bound=BaseOperator)
 _ELSEWHERE = ("Celery", "Kubernetes", "Edge", "Ecs", "Batch", "Lambda")
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
+# Key of the XCom that says which version of the ledger a run wrote.
+_VERSION_WRITTEN = "talon_cdp_ledger"
 _MIRROR_ONLY = (
     *("audience_name", "initial_members", "on_empty", "max_removal_fraction", "min_removals", "max_removals"),
     *(
@@ -384,7 +387,29 @@ class LedgerOperator(SendingOperator):
         mirror = self.mirror(context, hook)
         if as_bool("dry_run", self.is_dry_run):
             return self.conclude(context, hook, lambda: self.rehearse(mirror, hook))
-        return self.conclude(context, hook, lambda: self.send_plan(context, mirror))
+        with self.remembering_version(context, mirror.ledger):
+            return self.conclude(context, hook, lambda: self.send_plan(context, mirror))
+
+    @contextmanager
+    def remembering_version(self, context: Context, ledger: Ledger) -> Iterator[None]:
+        """Refuse a ledger that is older than this task last wrote it, and keep what it writes in an XCom."""
+        instance: Any = context.get("ti")
+        if not hasattr(instance, "xcom_pull"):
+            yield
+            return
+        written = instance.xcom_pull(
+            task_ids=instance.task_id,
+            map_indexes=instance.map_index,
+            key=_VERSION_WRITTEN,
+            include_prior_dates=True,
+        )
+        if isinstance(written, dict) and written["ledger"] == ledger.place and not self.sends_all():
+            ledger.at_least = written["version"]
+        try:
+            yield
+        finally:
+            if ledger.version:
+                instance.xcom_push(_VERSION_WRITTEN, {"ledger": ledger.place, "version": ledger.version})
 
     def rehearse(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
         """Plan, and send and record nothing."""

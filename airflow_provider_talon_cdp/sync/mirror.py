@@ -154,6 +154,8 @@ class Mirror:
         """
         began = time.monotonic()
         report = Report()
+        if cursor:
+            self.ledger.at_least = max(self.ledger.at_least, cursor.get())
         with self.ledger.held(owner):
             if self._is_skipped(report):
                 return report

@@ -135,7 +135,8 @@ class _PlanOperator(LedgerOperator):
         if as_bool("dry_run", self.is_dry_run):
             report = self.conclude(context, hook, lambda: self.rehearse(mirror, hook))
         else:
-            report = self.conclude(context, hook, lambda: self.hand_over(context, mirror))
+            with self.remembering_version(context, mirror.ledger):
+                report = self.conclude(context, hook, lambda: self.hand_over(context, mirror))
         # Of a dry run everything is unsent, and nothing is in force.
         is_planned = report["unsent"] and report["verdict"] is None
         plan = self._plan(mirror.ledger, self.run_owner(context)) if is_planned else None

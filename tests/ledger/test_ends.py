@@ -267,13 +267,24 @@ def test_what_a_sync_of_profiles_had_in_flight_becomes_a_doubt(open_ledger, load
 # An older state that was put back
 
 
-def test_a_state_that_is_older_than_what_was_committed_is_refused(open_ledger, loaded, commit):
+def test_a_state_that_is_older_than_what_was_committed_is_refused(open_ledger, commit):
     for text in ("+a", "+b"):
         commit(open_ledger(), text)
-    ledger = loaded()
-    for version in (0, 1, 2):
-        ledger.refuse_older_than(version)
+    ledger = open_ledger()
+    for ledger.at_least in (0, 1, 2):
+        ledger.load()
+    ledger.at_least = 3
     with pytest.raises(
         LedgerError, match=r"has version 2, but .* version 3\.\n.*Nothing was sent\.\n.*send=\"all\""
     ):
-        ledger.refuse_older_than(3)
+        ledger.load()
+
+
+def test_a_version_whose_manifest_alone_was_lost_is_not_an_older_state(open_ledger, commit):
+    for text in ("+a", "+b"):
+        commit(open_ledger(), text)
+    ledger = open_ledger()
+    max(ledger.folder.glob("manifest-*")).unlink()
+    ledger.at_least = 2
+    ledger.load()
+    assert ledger.version == 1

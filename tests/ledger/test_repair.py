@@ -92,7 +92,8 @@ def test_a_torn_or_lost_manifest_falls_back_to_the_one_before_and_all_that_was_s
     sent = {f"y{number:04}" for number in range(2000)}
     assert set(profiles(ledger.known())) == known - sent
     assert set(profiles(ledger.uncertain())) == sent
-    ledger.refuse_older_than(4 if damage is not None else 3)
+    ledger.at_least = 4
+    ledger.load()
     seen = []
     following = open_ledger()
     with following.held("me"):

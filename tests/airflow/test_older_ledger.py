@@ -1,0 +1,123 @@
+"""An older state of a ledger that was put back: Airflow knows which version the run before wrote."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
+
+AUDIENCE = "example-everybody"
+
+
+@pytest.fixture
+def ledgers(tmp_path):
+    """The folder of all ledgers, with what saves it and puts it back."""
+
+    class Ledgers:
+        def save(self):
+            shutil.copytree(tmp_path / "ledgers", tmp_path / "saved")
+
+        def put_back(self):
+            self.delete()
+            shutil.copytree(tmp_path / "saved", tmp_path / "ledgers")
+
+        def delete(self):
+            shutil.rmtree(tmp_path / "ledgers")
+
+    return Ledgers()
+
+
+def fill(warehouse, end):
+    with closing(sqlite3.connect(warehouse)) as connection, connection:
+        connection.execute("DROP TABLE IF EXISTS customers")
+        connection.execute("CREATE TABLE customers (profile_id text PRIMARY KEY, points int)")
+        connection.executemany(
+            "INSERT INTO customers VALUES (?, 1)", [(f"c{each:02}",) for each in range(end)]
+        )
+
+
+def test_the_next_run_is_red_and_sends_nothing(run, talon, warehouse, ledgers):
+    fill(warehouse, 10)
+    assert run("talon_across_workers").state == "success"
+    ledgers.save()
+    fill(warehouse, 12)
+    assert run("talon_across_workers").state == "success"
+    ledgers.put_back()
+    sent = talon.requests()
+    dag_run = run("talon_across_workers")
+    assert dag_run.state == "failed"
+    states = {each.task_id: each.state for each in dag_run.get_task_instances()}
+    assert states["everybody.plan"] == "failed"
+    assert talon.requests() == sent
+
+
+class TaskInstance:
+    """What the operator needs of Airflow's, with the XComs of all runs of one task."""
+
+    dag_id, task_id, run_id, map_index = "dag", "sync", "run", -1
+
+    def __init__(self, xcoms):
+        self.xcoms = xcoms
+
+    def xcom_push(self, key, value):
+        self.xcoms[key] = value
+
+    def xcom_pull(self, *, task_ids, map_indexes, key, include_prior_dates):
+        assert (task_ids, map_indexes, include_prior_dates) == ("sync", -1, True)
+        return self.xcoms.get(key)
+
+
+@pytest.fixture
+def sync(talon):
+    xcoms = {}
+
+    def sync(members, **how):
+        operator = SyncAudienceMembersOperator(
+            task_id="sync", audience_id=AUDIENCE, mode="mirror", members=members, audience_name="All", **how
+        )
+        return operator.execute({"ti": TaskInstance(xcoms)})
+
+    return sync
+
+
+def test_one_run_with_send_all_says_that_it_is_meant(sync, talon, ledgers):
+    sync(["anna", "bo"])
+    ledgers.save()
+    sync(["anna", "cem"], max_removal_fraction=1)
+    ledgers.put_back()
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="has version 1, but this task last wrote version 2"):
+            sync(["anna", "dan"])
+    assert sync(["anna", "dan"], send="all", max_removal_fraction=1)["sent"] == 3
+    assert sync(["anna", "dan"])["unchanged"] == 2
+    # Of cem nobody knows any more.
+    assert talon.members(AUDIENCE) == {"anna", "cem", "dan"}
+
+
+def test_a_deleted_ledger_is_older_too(sync, ledgers):
+    sync(["anna"])
+    ledgers.delete()
+    with pytest.raises(LedgerError, match="has version 0, .*\n.* the ledger was deleted"):
+        sync(["anna"])
+
+
+def test_another_ledger_is_not_compared(sync, talon, tmp_path):
+    sync(["anna"])
+    sync(["anna", "bo"])
+    assert sync(["anna", "bo"], state_uri=str(tmp_path / "elsewhere"))["sent"] == 2
+
+
+def test_a_run_that_the_guard_stops_changes_nothing_of_it(sync, ledgers):
+    sync([f"c{each:02}" for each in range(50)])
+    ledgers.save()
+    sync([f"c{each:02}" for each in range(51)])
+    with pytest.raises(Exception, match="would lose"):
+        sync(["c01"])
+    ledgers.put_back()
+    with pytest.raises(LedgerError, match="older state"):
+        sync(["c01"])
