@@ -73,8 +73,9 @@ from airflow_provider_talon_cdp.ledger.outside import (
     Registry,
     find_notes,
     read_notes,
+    write_suspects,
 )
-from airflow_provider_talon_cdp.ledger.share import Share, write_suspects
+from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,

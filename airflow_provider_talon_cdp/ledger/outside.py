@@ -17,18 +17,21 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
-from airflow_provider_talon_cdp.ledger.format import File, LineWriter, read_chunks
+from airflow_provider_talon_cdp.exceptions import NotFoundError, RequestError
+from airflow_provider_talon_cdp.ledger.format import File, LineWriter, find_manifest, read_chunks
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
     names_in,
     read_json,
+    remove,
     write_bytes,
     write_json,
 )
@@ -166,7 +169,7 @@ class Registry:
 
 
 class OutsideChanges:
-    """The journal of changes that no plan has: explicit adds and removes.
+    """The journal of changes that no plan has: explicit adds and removes, and deletions of audiences.
 
     Args:
         state: Folder of all ledgers.
@@ -211,6 +214,42 @@ class OutsideChanges:
                     self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
                 self._writers[name].write(part)
 
+    @contextmanager
+    def telling(self, chunk: Chunk) -> Iterator[None]:
+        """Tell the ledgers of the audiences about changes that are made inside this.
+
+        Raises:
+            LedgerError: It cannot be written; nothing was sent.
+        """
+        self.note(chunk)
+        try:
+            yield
+        except BaseException:
+            self.end(in_flight=True)
+            raise
+        self.end()
+
+    @contextmanager
+    def deleting(self, audience: str) -> Iterator[None]:
+        """Tell the ledgers of an audience that it loses all members where it is deleted inside this.
+
+        Raises:
+            LedgerError: It cannot be written; nothing was sent.
+        """
+        self._look_up({audience})
+        written = []
+        for name in self._ledgers[audience]:
+            folder = self._identity.host_folder(self._state) / name
+            if plan := find_manifest(folder).manifest.plan.folder:
+                written.append(write_suspects(folder, plan, self._writer, [audience]))
+        try:
+            yield
+        except RequestError as error:
+            if not (error.is_unclear or error.repeated or isinstance(error, NotFoundError)):
+                for path in written:
+                    remove(path)
+            raise
+
     def _look_up(self, audiences: set[str]) -> None:
         new = audiences.difference(self._ledgers)
         self._ledgers |= {each: [] for each in new}
@@ -241,6 +280,13 @@ class OutsideChanges:
         self.flush()
         for writer in self._writers.values():
             writer.end(UNTIL_LOST if in_flight else 0.0)
+
+
+def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> Folder:
+    """Note beside a plan that Talon.One may have lost the members of audiences; return the file."""
+    path = folder / plan / f"suspects-{run}.json"
+    write_json(path, sorted(audiences))
+    return path
 
 
 def _digest(audience: str) -> str:

@@ -14,8 +14,8 @@ from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.format import Acks, Plan, Ranges
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters
 from airflow_provider_talon_cdp.ledger.lock import Lock
-from airflow_provider_talon_cdp.ledger.outside import UNTIL_LOST, NoteWriter
-from airflow_provider_talon_cdp.ledger.storage import Folder, write_json
+from airflow_provider_talon_cdp.ledger.outside import UNTIL_LOST, NoteWriter, write_suspects
+from airflow_provider_talon_cdp.ledger.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -213,8 +213,3 @@ class Share:
         number = self._firsts[at] + n - self._starts[at]
         part = bisect_right(self._part_starts, number) - 1
         return part, number - self._part_starts[part]
-
-
-def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> None:
-    """Note beside a plan that Talon.One may have lost the members of audiences."""
-    write_json(folder / plan / f"suspects-{run}.json", sorted(audiences))

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity
+    from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
     from airflow_provider_talon_cdp.sync.guard import Guard
     from airflow_provider_talon_cdp.sync.mirror import Mirror, Source
     from airflow_provider_talon_cdp.sync.push import Limits
@@ -278,10 +279,7 @@ class SendingOperator(BaseOperator):
 
     def run_owner(self, context: Context) -> str:
         """Name the task instance; its retry has the same name."""
-        instance = context.get("ti")
-        if instance is None:
-            return f"{self.task_id}/{uuid4().hex}"
-        return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
+        return _owner(self, context)
 
     def _show(self, context: Context, key: str, link: str) -> None:
         """Keep a link for the UI; Airflow 2's web server finds it in an XCom."""
@@ -375,7 +373,7 @@ class LedgerOperator(SendingOperator):
         check_literals(partial(check_choice, choices=RetryRejected), retry_rejected=retry_rejected)
         check_literals(as_bool, dry_run=dry_run)
         if state_uri:
-            check_literals(_check_state_uri, state_uri=state_uri)
+            check_literals(check_state_uri, state_uri=state_uri)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return what makes Talon.One equal to the source."""
@@ -473,21 +471,11 @@ class LedgerOperator(SendingOperator):
         """Return the folder of the ledgers."""
         return storage("state URI", self.where_state_is())
 
-    def where_state_is(self, *, shared: bool = True) -> str:
-        """Return the URI of the folder of the ledgers.
-
-        Args:
-            shared: Whether the next try, maybe on another worker, must find it again.
-        """
-        configured: str | None = conf.get("talon_cdp", "state_uri", fallback=None)
-        if self.state_uri:
-            return _check_state_uri("state_uri", self.state_uri)
-        if configured:
-            return _check_state_uri("[talon_cdp] state_uri in Airflow's configuration", configured)
-        if shared:
+    def where_state_is(self) -> str:
+        """Return the URI of the folder of the ledgers; the next try, maybe elsewhere, must find it again."""
+        if not _state_uri(self.state_uri):
             self._refuse_lost_disk()
-        home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
-        return f"file://{home}/talon_cdp"
+        return _state_uri_or_default(self.state_uri)
 
     def given(self, *names: str) -> list[str]:
         """Return those of the arguments that were given a value other than their default."""
@@ -624,14 +612,10 @@ class MembershipOperator(LedgerOperator):
             records: The changes.
             reads_ahead: Whether they are read as fast as they come, and wait on disk.
         """
-        from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name  # noqa: PLC0415
-        from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.members import send_members  # noqa: PLC0415
 
         hook, limits = self.hook(), replace(self.limits(), reads_ahead=reads_ahead)
-        folder = storage("state URI", self.where_state_is(shared=False))
-        identity = identity_of(hook, calls_ledger_name(f"{self.dag_id}.{self.task_id}"))
-        outside = OutsideChanges(folder, identity, self.run_owner(context), keep=self.keep_versions)
+        outside = outside_changes(self, context, hook, keep=self.keep_versions)
         report = self.conclude(
             context,
             hook,
@@ -807,6 +791,23 @@ def open_ledger(folder: Any, hook: TalonCdpHook, name: str, *, keep: int = 3, **
     return Ledger(folder, identity, keep=keep, sizes=sizes)
 
 
+def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, *, keep: int = 3) -> OutsideChanges:
+    """Return what tells the ledgers under the operator's ``state_uri`` of changes that no plan has.
+
+    Args:
+        operator: Has ``state_uri``.
+        context: The task's context.
+        hook: The way to Talon.One.
+        keep: Runs whose dead letters are kept.
+    """
+    from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name  # noqa: PLC0415
+    from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
+
+    folder = storage("state URI", _state_uri_or_default(operator.state_uri))
+    identity = identity_of(hook, calls_ledger_name(f"{operator.dag_id}.{operator.task_id}"))
+    return OutsideChanges(folder, identity, _owner(operator, context), keep=keep)
+
+
 def data_until(context: Context) -> str:
     """Return until when the data of this run goes, in ISO 8601: its data interval's end, or else now."""
     kind = str(getattr(context.get("dag_run"), "run_type", "") or "")
@@ -844,6 +845,28 @@ def arguments_of(*operators: type[BaseOperator]) -> dict[str, Any]:
     return {each.name: each.default for signature in signatures for each in signature.parameters.values()}
 
 
+def _owner(operator: BaseOperator, context: Context) -> str:
+    instance = context.get("ti")
+    if instance is None:
+        return f"{operator.task_id}/{uuid4().hex}"
+    return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
+
+
+def _state_uri(given: str | None) -> str | None:
+    """Return the URI of the folder of the ledgers that is set, here or in Airflow's configuration."""
+    configured: str | None = conf.get("talon_cdp", "state_uri", fallback=None)
+    if given:
+        return check_state_uri("state_uri", given)
+    if configured:
+        return check_state_uri("[talon_cdp] state_uri in Airflow's configuration", configured)
+    return None
+
+
+def _state_uri_or_default(given: str | None) -> str:
+    home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
+    return _state_uri(given) or f"file://{home}/talon_cdp"
+
+
 def _check_on_empty(name: str, value: object) -> Any:
     """Refuse what does not say what to do without rows."""
     if value not in ("fail", "skip", "allow"):
@@ -857,7 +880,7 @@ def _check_send(name: str, value: object) -> Any:
     return value
 
 
-def _check_state_uri(name: str, uri: Any) -> str:
+def check_state_uri(name: str, uri: Any) -> str:
     """Refuse a folder that would be another one on the next worker."""
     where = str(check_rendered(name, uri))
     if not where.startswith("/") and "://" not in where:

@@ -11,7 +11,12 @@ from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import check_external_id, check_text
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError
 from airflow_provider_talon_cdp.operators._arguments import check_choice, check_literals, check_rendered
-from airflow_provider_talon_cdp.operators._base import ends_retries, open_hook
+from airflow_provider_talon_cdp.operators._base import (
+    check_state_uri,
+    ends_retries,
+    open_hook,
+    outside_changes,
+)
 
 IfExists = Literal["fail", "skip", "update"]
 IfMissing = Literal["fail", "skip"]
@@ -133,13 +138,15 @@ class DeleteAudienceOperator(BaseOperator):
     Args:
         audience_id: ID of the audience in the CDP.
         if_missing: What to do when there is no such audience: ``fail`` or ``skip``.
+        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of this audience are
+            told, so that their next run sends all members again.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
         ``audience_id`` and ``outcome`` (``deleted`` or ``skipped``).
     """
 
-    template_fields: Sequence[str] = ("audience_id", "talon_cdp_conn_id")
+    template_fields: Sequence[str] = ("audience_id", "state_uri", "talon_cdp_conn_id")
     ui_color = CreateAudienceOperator.ui_color
 
     def __init__(
@@ -147,23 +154,28 @@ class DeleteAudienceOperator(BaseOperator):
         *,
         audience_id: str,
         if_missing: IfMissing = "fail",
+        state_uri: str | None = None,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.audience_id = audience_id
         self.if_missing = if_missing
+        self.state_uri = state_uri
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_choice("if_missing", if_missing, IfMissing)
         check_literals(check_external_id, audience_id=audience_id)
+        if state_uri:
+            check_literals(check_state_uri, state_uri=state_uri)
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Delete the audience."""
         check_rendered("audience_id", self.audience_id)
-        outcome = "deleted"
+        hook, outcome = open_hook(self.talon_cdp_conn_id), "deleted"
         try:
-            open_hook(self.talon_cdp_conn_id).delete_audience(self.audience_id)
+            with outside_changes(self, context, hook).deleting(self.audience_id):
+                hook.delete_audience(self.audience_id)
         except NotFoundError:
             if self.if_missing == "fail":
                 raise

@@ -18,7 +18,12 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_literals,
     check_rendered,
 )
-from airflow_provider_talon_cdp.operators._base import ends_retries, open_hook
+from airflow_provider_talon_cdp.operators._base import (
+    check_state_uri,
+    ends_retries,
+    open_hook,
+    outside_changes,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.api.calls import IntegrationState
@@ -120,6 +125,8 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         add_audiences: External audience IDs (strings) to join.
         remove_audiences: External audience IDs (strings) to leave; both lists hold at most 1000 together.
         on_unclear: What to do when there is no clear answer: as in ``UpdateProfileOperator``.
+        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of these audiences are
+            told, so that their next run checks the membership.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
@@ -130,6 +137,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         "customer_profile_id",
         "add_audiences",
         "remove_audiences",
+        "state_uri",
         "talon_cdp_conn_id",
     )
     ui_color = UpdateProfileOperator.ui_color
@@ -141,6 +149,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         add_audiences: Sequence[str] = (),
         remove_audiences: Sequence[str] = (),
         on_unclear: OnUnclear = "fail",
+        state_uri: str | None = None,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -149,30 +158,37 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         self.add_audiences = add_audiences
         self.remove_audiences = remove_audiences
         self.on_unclear = on_unclear
+        self.state_uri = state_uri
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_choice("on_unclear", on_unclear, OnUnclear)
         check_literals(check_text, customer_profile_id=customer_profile_id)
         check_literals(_external_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
+        if state_uri:
+            check_literals(check_state_uri, state_uri=state_uri)
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the update."""
-        return self._send()
+        return self._send(context)
 
-    def _send(self) -> dict[str, Any]:
+    def _send(self, context: Context) -> dict[str, Any]:
+        from airflow_provider_talon_cdp.changes.change import Chunk  # noqa: PLC0415
+
         added = _external_ids("add_audiences", self.add_audiences)
         removed = _external_ids("remove_audiences", self.remove_audiences)
         check_rendered("customer_profile_id", self.customer_profile_id)
+        profile_id = check_text("customer_profile_id", self.customer_profile_id)
         if not added and not removed:
             raise InvalidInputError(
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
             )
-        state = open_hook(self.talon_cdp_conn_id).update_customer_profile_audiences(
-            self.customer_profile_id,
-            add_audiences=added,
-            remove_audiences=removed,
-            on_unclear=self.on_unclear,
-        )
+        hook = open_hook(self.talon_cdp_conn_id)
+        verbs = ["add"] * len(added) + ["remove"] * len(removed)
+        changes = Chunk([profile_id] * len(verbs), [*added, *removed], verbs)
+        with outside_changes(self, context, hook).telling(changes):
+            state = hook.update_customer_profile_audiences(
+                profile_id, add_audiences=added, remove_audiences=removed, on_unclear=self.on_unclear
+            )
         return _summary(added, removed, state)
 
 

@@ -135,8 +135,7 @@ class _PlanOperator(LedgerOperator):
         if as_bool("dry_run", self.is_dry_run):
             report = self.conclude(context, hook, lambda: self.rehearse(mirror, hook))
         else:
-            with self.remembering_version(context, mirror.ledger):
-                report = self.conclude(context, hook, lambda: self.hand_over(context, mirror))
+            report = self.conclude(context, hook, lambda: self.hand_over(context, mirror))
         # Of a dry run everything is unsent, and nothing is in force.
         is_planned = report["unsent"] and report["verdict"] is None
         plan = self._plan(mirror.ledger, self.run_owner(context)) if is_planned else None
@@ -149,7 +148,8 @@ class _PlanOperator(LedgerOperator):
         """Plan, for other tasks to push."""
         if isinstance(self, MembershipOperator):
             self.adopt_initial_members(context, mirror)
-        return mirror.hand_over(self.run_owner(context))
+        with self.remembering_version(context, mirror.ledger):
+            return mirror.hand_over(self.run_owner(context))
 
     def _plan(self, ledger: Ledger, owner: str) -> dict[str, Any]:
         """Say where the plan is."""

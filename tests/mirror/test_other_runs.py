@@ -11,13 +11,16 @@ import pytest
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
     LedgerBusyError,
     LedgerError,
     NotFoundError,
     OlderRunError,
     RejectedRecordsError,
 )
+from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator, DeleteAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
+from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator
 from tests.mirror.conftest import task_instance
 
 MANY = [f"customer-{each:03}" for each in range(100)]
@@ -170,6 +173,54 @@ def test_explicit_additions_that_the_query_has_not_are_removed_by_the_mirror(
     assert "guest" in vip.members("vip")
     mirror()
     agrees(MANY)
+
+
+def test_a_profile_that_one_call_took_out_is_added_again(sqlite, vip, mirror, context, state, agrees):
+    sqlite.fill(MANY)
+    mirror()
+    leave = UpdateProfileAudiencesOperator(
+        task_id="leave", customer_profile_id=MANY[7], remove_audiences=["vip"], state_uri=str(state)
+    )
+    assert leave.execute(context)["removed"] == 1
+    assert mirror()["sent"] == 1
+    agrees(MANY)
+
+
+def test_a_profile_that_one_call_let_join_is_removed_and_an_audience_of_nobody_matters_not(
+    sqlite, vip, mirror, context, state, agrees
+):
+    sqlite.fill(MANY)
+    vip.create_audience("other", "Other")
+    mirror()
+    UpdateProfileAudiencesOperator(
+        task_id="join", customer_profile_id="guest", add_audiences=["vip", "other"], state_uri=str(state)
+    ).execute(context)
+    assert mirror()["removed"] == 1
+    agrees(MANY)
+    assert vip.members("other") == {"guest"}
+
+
+@pytest.mark.parametrize("name", [None, "VIP"])
+def test_an_audience_that_a_task_deleted_and_one_made_again_is_filled_again(
+    sqlite, vip, mirror, context, state, agrees, name
+):
+    """Without a name, the mirror cannot tell the new audience from the old one by itself."""
+    sqlite.fill(MANY)
+    mirror(audience_name=name)
+    delete = DeleteAudienceOperator(task_id="delete", audience_id="vip", state_uri=str(state))
+    delete.execute(context)
+    CreateAudienceOperator(task_id="create", audience_id="vip", audience_name="VIP").execute(context)
+    assert mirror(audience_name=name)["sent"] == len(MANY)
+    agrees(MANY)
+
+
+def test_a_deletion_that_surely_failed_is_no_reason_to_send_all_again(sqlite, vip, mirror, context, state):
+    sqlite.fill(MANY)
+    mirror()
+    vip.fail_next("status", status=401)
+    with pytest.raises(AuthenticationError):
+        DeleteAudienceOperator(task_id="delete", audience_id="vip", state_uri=str(state)).execute(context)
+    assert mirror()["sent"] == 0
 
 
 def test_an_audience_that_was_deleted_by_hand_is_made_again_under_its_name(sqlite, talon, mirror, agrees):
