@@ -1,4 +1,4 @@
-"""What Talon.One accepts as an ID, a name or a type, and how much fits in one request.
+"""What Talon.One accepts as an ID, a name or a type, how much fits in one request, and shared defaults.
 
 Source: Talon.One's Third-party API reference. Every layer needs these rules, so this module imports
 nothing but the errors.
@@ -22,6 +22,7 @@ _INVISIBLE = "\ufeff\u200b\u2060"
 
 AudienceIdType = Literal["external", "internal"]
 """``external``: the ID in the CDP, a string. ``internal``: the number that Talon.One gave the audience."""
+AUDIENCE_ID_TYPE: AudienceIdType = "external"
 
 AttributeType = Literal[
     "string",
@@ -39,6 +40,13 @@ AttributeType = Literal[
 
 OnUnclear = Literal["fail", "retry"]
 """When a call that runs rules gets no clear answer: ``fail``, or ``retry`` although they may run twice."""
+ON_UNCLEAR: OnUnclear = "fail"
+
+IN_FLIGHT = 64
+"""Requests in flight at the most."""
+
+KEEP_VERSIONS = 3
+"""Versions of a ledger whose files and dead letters are kept."""
 
 
 def fault_of_text(value: object) -> str | None:

@@ -18,9 +18,10 @@ from itertools import chain
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
-from airflow_provider_talon_cdp.api.settings import Spelling
+from airflow_provider_talon_cdp.api.settings import DEFAULT_SPELLING, Spelling
 from airflow_provider_talon_cdp.api.values import encode_json
 from airflow_provider_talon_cdp.contract import (
+    AUDIENCE_ID_TYPE,
     MAX_CHANGES,
     AudienceIdType,
     check_audience_id,
@@ -212,8 +213,8 @@ def update_customer_profile_audiences(
 def update_customer_profiles_audiences(
     entries: Iterable[tuple[str, Sequence[str | int], Sequence[str | int]]],
     *,
-    audience_id_type: AudienceIdType = "external",
-    multi_profile_path: Spelling = "plural",
+    audience_id_type: AudienceIdType = AUDIENCE_ID_TYPE,
+    multi_profile_path: Spelling = DEFAULT_SPELLING,
 ) -> Request[None]:
     """``PUT /cdp[/v2]/customer_profiles/audiences``: many profiles, at most 1000 changes in all together.
 
@@ -237,8 +238,8 @@ def update_customer_profiles_audiences(
 def update_audiences_of_customer_profiles(
     groups: Iterable[tuple[Sequence[str], str | int, Literal["add", "remove"]]],
     *,
-    audience_id_type: AudienceIdType = "external",
-    multi_profile_path: Spelling = "plural",
+    audience_id_type: AudienceIdType = AUDIENCE_ID_TYPE,
+    multi_profile_path: Spelling = DEFAULT_SPELLING,
 ) -> Request[None]:
     """As ``update_customer_profiles_audiences``, for at most 1000 profiles that have one change each.
 

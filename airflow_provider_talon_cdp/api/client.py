@@ -34,7 +34,7 @@ from airflow_provider_talon_cdp.api.answers import MAX_ANSWER, connection_error,
 from airflow_provider_talon_cdp.api.calls import Request, Result
 from airflow_provider_talon_cdp.api.pacing import Attempts, Pacer, RepeatedLines
 from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
-from airflow_provider_talon_cdp.contract import OnUnclear
+from airflow_provider_talon_cdp.contract import IN_FLIGHT, ON_UNCLEAR, OnUnclear
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, RequestError, TransientError
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class TalonCdpClient(_Client):
         self._session = session or requests.Session()
         self._sleep = sleep
 
-    def send(self, request: Request[Result], *, on_unclear: OnUnclear = "fail") -> Result:
+    def send(self, request: Request[Result], *, on_unclear: OnUnclear = ON_UNCLEAR) -> Result:
         """Send a request from ``calls.py`` and return what its answer holds.
 
         Args:
@@ -232,7 +232,7 @@ class AsyncTalonCdpClient(_Client):
         subject = "Talon.One has given" if what.startswith("no answer") else "Talon.One has answered"
         return f"{subject} {what} for {seconds:,.0f} s"
 
-    async def send(self, request: Request[Result], *, on_unclear: OnUnclear = "fail") -> Result:
+    async def send(self, request: Request[Result], *, on_unclear: OnUnclear = ON_UNCLEAR) -> Result:
         """Send a request from ``calls.py`` and return what its answer holds.
 
         Args:
@@ -324,7 +324,7 @@ class AsyncTalonCdpClient(_Client):
 
 @contextlib.asynccontextmanager
 async def open_client(
-    settings: Settings, transport: Transport, *, in_flight: int = 64
+    settings: Settings, transport: Transport, *, in_flight: int = IN_FLIGHT
 ) -> AsyncIterator[AsyncTalonCdpClient]:
     """Open a client with its own aiohttp session, and close both at the end.
 

@@ -9,7 +9,7 @@ from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.calls import Audience
 from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient
 from airflow_provider_talon_cdp.api.settings import Spelling
-from airflow_provider_talon_cdp.contract import AudienceIdType, OnUnclear
+from airflow_provider_talon_cdp.contract import ON_UNCLEAR, AudienceIdType, OnUnclear
 
 
 class _MeteredSender:
@@ -145,7 +145,7 @@ class AttributesSender(_MeteredSender):
 
     def __init__(self, client: AsyncTalonCdpClient, **options: Unpack[AttributesOptions]) -> None:
         super().__init__(client)
-        self._on_unclear: OnUnclear = options.pop("on_unclear", "fail")
+        self._on_unclear: OnUnclear = options.pop("on_unclear", ON_UNCLEAR)
         self._options = options
 
     async def __call__(self, profile_id: str, attributes: bytes, /) -> None:

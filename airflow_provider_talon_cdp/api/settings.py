@@ -28,6 +28,7 @@ NETWORK_EXTRAS = frozenset({"cert", "proxies", "proxy", "trust_env", "verify", "
 """HttpHook's keys of a connection's extra that apply here."""
 
 Spelling = Literal["plural", "singular"]
+DEFAULT_SPELLING: Spelling = "plural"
 
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -62,7 +63,7 @@ class Settings:
     platform_name: str = DEFAULT_PLATFORM_NAME
     base_url: str = DEFAULT_BASE_URL
     requests_per_second: float = DEFAULT_REQUESTS_PER_SECOND
-    multi_profile_path: Spelling = "plural"
+    multi_profile_path: Spelling = DEFAULT_SPELLING
     timezone: str | None = None
     timeout: float = DEFAULT_TIMEOUT
     environment: str = ""

@@ -27,7 +27,14 @@ from airflow_provider_talon_cdp.api.settings import (
     read_settings,
 )
 from airflow_provider_talon_cdp.api.values import AttributesEncoder, attribute_values
-from airflow_provider_talon_cdp.contract import AttributeType, AudienceIdType, OnUnclear
+from airflow_provider_talon_cdp.contract import (
+    AUDIENCE_ID_TYPE,
+    IN_FLIGHT,
+    ON_UNCLEAR,
+    AttributeType,
+    AudienceIdType,
+    OnUnclear,
+)
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 
 S = TypeVar("S")
@@ -162,7 +169,7 @@ class TalonCdpHook(HttpHook):
         customer_profile_id: str,
         *,
         attributes: Mapping[str, Any] | None = None,
-        on_unclear: OnUnclear = "fail",
+        on_unclear: OnUnclear = ON_UNCLEAR,
         **options: Unpack[ProfileOptions],
     ) -> IntegrationState:
         """Set attributes of a profile, and join or leave audiences by internal ID; creates a missing profile.
@@ -188,7 +195,7 @@ class TalonCdpHook(HttpHook):
         *,
         add_audiences: Iterable[str] = (),
         remove_audiences: Iterable[str] = (),
-        on_unclear: OnUnclear = "fail",
+        on_unclear: OnUnclear = ON_UNCLEAR,
     ) -> IntegrationState:
         """Let one profile join and leave up to 1000 audiences by external ID; Talon.One runs its rules.
 
@@ -211,7 +218,7 @@ class TalonCdpHook(HttpHook):
         self,
         entries: Iterable[tuple[str, Sequence[str | int], Sequence[str | int]]],
         *,
-        audience_id_type: AudienceIdType = "external",
+        audience_id_type: AudienceIdType = AUDIENCE_ID_TYPE,
     ) -> None:
         """Let many profiles join and leave audiences in one request of at most 1000 changes.
 
@@ -228,7 +235,11 @@ class TalonCdpHook(HttpHook):
         )
 
     def members_sender(
-        self, *, audience_id_type: AudienceIdType = "external", in_flight: int = 64, senders: int = 1
+        self,
+        *,
+        audience_id_type: AudienceIdType = AUDIENCE_ID_TYPE,
+        in_flight: int = IN_FLIGHT,
+        senders: int = 1,
     ) -> AbstractAsyncContextManager[MembersSender]:
         """Open a paced sender for bulk membership changes.
 
@@ -240,7 +251,7 @@ class TalonCdpHook(HttpHook):
         return self._opened(lambda client: MembersSender(client, audience_id_type), in_flight, senders)
 
     def attributes_sender(
-        self, *, in_flight: int = 64, senders: int = 1, **options: Unpack[AttributesOptions]
+        self, *, in_flight: int = IN_FLIGHT, senders: int = 1, **options: Unpack[AttributesOptions]
     ) -> AbstractAsyncContextManager[AttributesSender]:
         """Open a paced sender for attributes of many profiles.
 

@@ -47,7 +47,7 @@ from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, in_order
 from airflow_provider_talon_cdp.changes.fingerprint import doubted, had
 from airflow_provider_talon_cdp.changes.spool import sorted_members
-from airflow_provider_talon_cdp.contract import MAX_CHANGES, AudienceIdType
+from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, KEEP_VERSIONS, MAX_CHANGES, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledger.format import (
     BLOCK,
@@ -104,12 +104,12 @@ _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
 _SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
 
 
-def audience_ledger_name(audience_id: str, id_type: AudienceIdType = "external") -> str:
+def audience_ledger_name(audience_id: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
     """Name the ledger of one audience; one text as an internal and as an external ID is two audiences."""
     return f"{'' if id_type == 'external' else 'internal-'}audience:{audience_id}"
 
 
-def sync_ledger_name(name: str, id_type: AudienceIdType = "external") -> str:
+def sync_ledger_name(name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
     """Name a ledger of many audiences, as the operator has it: by default DAG.TASK."""
     return f"{'' if id_type == 'external' else 'internal-'}sync:{name}"
 
@@ -290,7 +290,7 @@ class Ledger:
         state: Folder,
         identity: LedgerIdentity,
         *,
-        keep: int = 3,
+        keep: int = KEEP_VERSIONS,
         sizes: Sizes = _SIZES,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,

@@ -30,7 +30,7 @@ class DeadLetters:
         keep: Runs whose dead letters stay when this one has some.
     """
 
-    def __init__(self, ledger: Folder, name: str, *, prefix: str = "", keep: int = 3) -> None:
+    def __init__(self, ledger: Folder, name: str, *, keep: int, prefix: str = "") -> None:
         self._ledger = ledger
         self._folder = ledger / LETTERS / name
         self._prefix = prefix

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.contract import KEEP_VERSIONS
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RequestError
 from airflow_provider_talon_cdp.ledger.format import File, LineWriter, find_manifest, read_chunks
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters
@@ -185,7 +186,7 @@ class OutsideChanges:
         identity: LedgerIdentity,
         owner: str,
         *,
-        keep: int = 3,
+        keep: int = KEEP_VERSIONS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._state = state

@@ -31,7 +31,13 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_talon_cdp import assets
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
-from airflow_provider_talon_cdp.contract import AudienceIdType, check_text
+from airflow_provider_talon_cdp.contract import (
+    AUDIENCE_ID_TYPE,
+    IN_FLIGHT,
+    KEEP_VERSIONS,
+    AudienceIdType,
+    check_text,
+)
 from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     LedgerBusyError,
@@ -71,7 +77,6 @@ RetryRejected = Literal["always", "never"]
 Verify = Literal["identity", "exists", "none"]
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 MAX_REJECTED = 0
-IN_FLIGHT = 64
 T = TypeVar("T")
 Op = TypeVar("Op", bound=BaseOperator)
 
@@ -348,7 +353,7 @@ class LedgerOperator(SendingOperator):
         send: Send | str = "changed",
         dry_run: bool | str = False,
         state_uri: str | None = None,
-        keep_versions: int = 3,
+        keep_versions: int = KEEP_VERSIONS,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -545,7 +550,7 @@ class MembershipOperator(LedgerOperator):
         self,
         *,
         audience_id: str | int | None = None,
-        audience_id_type: AudienceIdType = "external",
+        audience_id_type: AudienceIdType = AUDIENCE_ID_TYPE,
         audience_name: str | None = None,
         verify: Verify | str | None = None,
         initial_members: str | None = None,
@@ -773,7 +778,9 @@ def identity_of(hook: TalonCdpHook, name: str, **how: Any) -> LedgerIdentity:
     )
 
 
-def open_ledger(folder: Any, hook: TalonCdpHook, name: str, *, keep: int = 3, **how: Any) -> Ledger:
+def open_ledger(
+    folder: Any, hook: TalonCdpHook, name: str, *, keep: int = KEEP_VERSIONS, **how: Any
+) -> Ledger:
     """Return a ledger of the deployment, API base and environment that a hook leads to.
 
     Args:
@@ -791,7 +798,9 @@ def open_ledger(folder: Any, hook: TalonCdpHook, name: str, *, keep: int = 3, **
     return Ledger(folder, identity, keep=keep, sizes=sizes)
 
 
-def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, *, keep: int = 3) -> OutsideChanges:
+def outside_changes(
+    operator: Any, context: Context, hook: TalonCdpHook, *, keep: int = KEEP_VERSIONS
+) -> OutsideChanges:
     """Return what tells the ledgers under the operator's ``state_uri`` of changes that no plan has.
 
     Args:

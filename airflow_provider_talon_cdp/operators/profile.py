@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
-from airflow_provider_talon_cdp.contract import OnUnclear, check_text
+from airflow_provider_talon_cdp.contract import ON_UNCLEAR, OnUnclear, check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
@@ -71,7 +71,7 @@ class UpdateProfileOperator(BaseOperator):
         add_audiences: Sequence[int] = (),
         remove_audiences: Sequence[int] = (),
         skip_unknown_attributes: bool = False,
-        on_unclear: OnUnclear = "fail",
+        on_unclear: OnUnclear = ON_UNCLEAR,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -148,7 +148,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         customer_profile_id: str,
         add_audiences: Sequence[str] = (),
         remove_audiences: Sequence[str] = (),
-        on_unclear: OnUnclear = "fail",
+        on_unclear: OnUnclear = ON_UNCLEAR,
         state_uri: str | None = None,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,

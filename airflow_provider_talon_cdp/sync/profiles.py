@@ -272,7 +272,7 @@ def one_each(
     records: Iterable[Profile | Rejection],
     counts: Counts,
     *,
-    on_duplicate: OnDuplicate = "error",
+    on_duplicate: OnDuplicate,
     on_rejected: Callable[[Rejection], None] = lambda _: None,
 ) -> Iterator[Profile]:
     """Yield each profile of a sorted source once, also one with a fault, and count all records.

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.transfers._rows import SqlSource
 
 
+PROFILE_ID_COLUMN = "profile_id"
+
+
 class SqlOperator(LedgerOperator):
     """Base of the operators that read their records with a query.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import Context, TaskGroup
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
+from airflow_provider_talon_cdp.contract import IN_FLIGHT
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_bool,
@@ -17,7 +18,6 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_numbers,
 )
 from airflow_provider_talon_cdp.operators._base import (
-    IN_FLIGHT,
     MAX_REJECTED,
     LedgerOperator,
     MembershipOperator,
@@ -38,10 +38,13 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.sync.report import Report
 
 
+WORKERS = 4
+
+
 def talon_audience_sync(
     group_id: str,
     *,
-    workers: int = 4,
+    workers: int = WORKERS,
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
     max_rejected: int | str | None = MAX_REJECTED,
@@ -80,7 +83,7 @@ def talon_audience_sync(
 def talon_profiles_sync(
     group_id: str,
     *,
-    workers: int = 4,
+    workers: int = WORKERS,
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
     max_rejected: int | str | None = MAX_REJECTED,

@@ -18,7 +18,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_literals,
 )
 from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
-from airflow_provider_talon_cdp.transfers._base import SqlOperator
+from airflow_provider_talon_cdp.transfers._base import PROFILE_ID_COLUMN, SqlOperator
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
@@ -85,7 +85,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         *,
         mode: Mode,
         audience_column: str | None = None,
-        profile_id_column: str = "profile_id",
+        profile_id_column: str = PROFILE_ID_COLUMN,
         audiences: Sequence[str] | None = None,
         audience_name_column: str | None = None,
         ledger: str | None = None,

@@ -18,7 +18,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_literals,
 )
 from airflow_provider_talon_cdp.operators._base import LedgerOperator, ends_retries
-from airflow_provider_talon_cdp.transfers._base import SqlOperator
+from airflow_provider_talon_cdp.transfers._base import PROFILE_ID_COLUMN, SqlOperator
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
@@ -74,7 +74,7 @@ class ProfilesOperator(LedgerOperator):
     def __init__(
         self,
         *,
-        profile_id_column: str = "profile_id",
+        profile_id_column: str = PROFILE_ID_COLUMN,
         attributes: Mapping[str, str] | Sequence[str] | None = None,
         attributes_column: str | None = None,
         types: Mapping[str, str] | None = None,

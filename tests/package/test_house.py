@@ -10,6 +10,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,32 @@ def test_a_small_file_has_three_importers():
         and importers[name_of(path)] < IMPORTERS_OF_A_SMALL_FILE
     }
     assert_none(lonely.items())
+
+
+def defaults(node):
+    """The arguments of a function that have a number or a text as default; a name refers to the place of the
+    value."""
+    arguments = node.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    pairs = zip(positional[len(positional) - len(arguments.defaults) :], arguments.defaults, strict=True)
+    for argument, value in chain(pairs, zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)):
+        if isinstance(value, ast.Constant) and isinstance(value.value, int | float | str):
+            # True, False, 0, 1 and empty texts mean "not asked for" rather than a choice of ours.
+            if isinstance(value.value, bool) or value.value in {0, 1, ""}:
+                continue
+            yield argument.arg, value.value
+
+
+def test_a_default_stands_once():
+    """The same argument with the same literal default in two places: a constant, or an argument without
+    default."""
+    found = defaultdict(list)
+    for path, tree in OURS.items():
+        for node in ast.walk(tree):
+            if isinstance(node, FUNCTIONS):
+                for default in defaults(node):
+                    found[default].append(place(path, node))
+    assert_none(item for item in found.items() if len(item[1]) > 1)
 
 
 def test_an_operators_execute_is_short():

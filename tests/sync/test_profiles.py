@@ -52,9 +52,9 @@ def profile(profile_id, body="1", order=None, fault=None):
     return Profile(profile_id, b"" if fault else f'{{"a":{body}}}'.encode(), ("a",), order, fault)
 
 
-def each(records, **arguments):
+def each(records, on_duplicate="error"):
     counts, rejected = Counts(), []
-    found = list(one_each(records, counts, on_rejected=rejected.append, **arguments))
+    found = list(one_each(records, counts, on_rejected=rejected.append, on_duplicate=on_duplicate))
     return found, counts, rejected
 
 
