@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import Bench
 from report import RESULTS, save
 
-SUBJECTS = ("members", "limits", "profiles", "mirror")
+SUBJECTS = ("members", "limits", "profiles", "mirror", "uuids")
 
 
 def main() -> None:

@@ -16,7 +16,9 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from random import Random
 from typing import Any
+from uuid import UUID
 
 from job import BATCH, NO_LIMIT, Job, measured
 
@@ -38,6 +40,7 @@ class Contender:
         rate: As in ``Job``.
         turn: Of the warehouse.
         attributes: Whether customers have attributes.
+        uuids: Whether their IDs are UUIDs, in a table in no order with three more columns.
         start_from: A folder of an earlier job, of which each measurement gets a copy.
         needs: A module without which it cannot run.
     """
@@ -50,6 +53,7 @@ class Contender:
     rate: float = NO_LIMIT
     turn: int = 0
     attributes: bool = False
+    uuids: bool = False
     start_from: Path | None = None
     needs: str | None = None
 
@@ -121,10 +125,19 @@ class Bench:
         """So many rows, or a hundredth of them in a quick run."""
         return number // 100 if self.quick else number
 
-    def warehouse(self, size: int, turn: int = 0, *, attributes: bool = False) -> Path:
-        """Return a SQLite file of so many customers, in the order of their IDs; 2 % differ each time."""
-        path = self.folder / f"customers-{size}-{turn}{'-attributes' * attributes}.db"
-        if not path.exists():
+    def warehouse(self, size: int, turn: int = 0, *, attributes: bool = False, uuids: bool = False) -> Path:
+        """Return a SQLite file of so many customers; 2 % differ each time.
+
+        They are in the order of their IDs, but for UUIDs.
+        """
+        path = self.folder / f"customers-{size}-{turn}{'-attributes' * attributes}{'-uuids' * uuids}.db"
+        if not path.exists() and uuids:
+            with closing(sqlite3.connect(path)) as database, database:
+                database.execute(
+                    "CREATE TABLE customers (profile_id TEXT, country TEXT, tier TEXT, spend REAL)"
+                )
+                database.executemany("INSERT INTO customers VALUES (?, ?, ?, ?)", _strangers(size, turn))
+        elif not path.exists():
             columns = ", tier TEXT, points INTEGER, spend REAL, city TEXT" if attributes else ""
             with closing(sqlite3.connect(path)) as database, database:
                 database.execute(
@@ -150,7 +163,11 @@ class Bench:
             job, warm_up = (
                 Job(
                     url,
-                    str(self.warehouse(size, contender.turn, attributes=contender.attributes)),
+                    str(
+                        self.warehouse(
+                            size, contender.turn, attributes=contender.attributes, uuids=contender.uuids
+                        )
+                    ),
                     str(folder / name),
                     contender.rate,
                 )
@@ -220,6 +237,16 @@ def stub(*arguments: str) -> Iterator[str]:
             yield process.stdout.readline().strip()
         finally:
             process.terminate()
+
+
+def _strangers(size: int, turn: int) -> Iterator[tuple[Any, ...]]:
+    random = Random(17)
+    countries, tiers = ("DE", "PL", "BR", "JP", "US"), ("bronze", "silver", "gold")
+    for number in range(size):
+        profile_id = UUID(int=random.getrandbits(128), version=4)
+        if turn > 0 and number % CHURN == 0:
+            profile_id = UUID(int=profile_id.int ^ turn)
+        yield str(profile_id), countries[number % 5], tiers[number % 3], number % 100_000 / 100
 
 
 def _customers(size: int, turn: int, *, attributes: bool) -> Iterator[tuple[Any, ...]]:
