@@ -125,14 +125,14 @@ def check_external_id(name: str, value: object) -> str:
 
 
 def check_attribute_type(name: str, kind: object) -> None:
-    """Refuse what is no type of an attribute.
+    """Refuse what is not the type of an attribute.
 
     Args:
         name: The attribute's name, for the error.
         kind: Anything.
 
     Raises:
-        InvalidInputError: It is no ``AttributeType``.
+        InvalidInputError: It is not an ``AttributeType``.
     """
     if kind not in get_args(AttributeType):
         raise InvalidInputError(

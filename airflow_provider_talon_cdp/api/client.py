@@ -382,7 +382,7 @@ class Transport:
         """Read off a session how it would reach a URL; environment variables fill in what it leaves open.
 
         Raises:
-            InvalidInputError: The proxy is no URL that can be used.
+            InvalidInputError: The proxy is not a URL that can be used.
         """
         options = session_options(session, url)
         proxy = select_proxy(url, options["proxies"])

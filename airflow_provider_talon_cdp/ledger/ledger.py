@@ -870,7 +870,7 @@ class Ledger:
         return Share(self.folder, self.manifest.plan, known, self.lock, letters, self._sizes.ahead)
 
     def _progress(self) -> list[tuple[int, int, int, int]]:
-        """Count the changes of each part, and those of them that landed, were refused, and were skipped."""
+        """Count, by part: its changes, and how many landed, were refused, and were skipped."""
         plan = self.manifest.plan
         return [
             (part.lines, *acks.counts(part.lines, plan.batch))

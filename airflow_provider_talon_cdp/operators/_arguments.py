@@ -193,7 +193,7 @@ def as_types(name: str, value: Any) -> dict[str, AttributeType]:
 
 
 def check_sql(name: str, value: object) -> None:
-    """Refuse what is no SQL."""
+    """Refuse what is not SQL."""
     if not isinstance(value, str) or not value.strip().rstrip(";"):
         raise InvalidInputError(
             f"{name} must be one SELECT statement, but is {type(value).__name__} or empty."
