@@ -34,7 +34,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, groupby, islice, repeat
 from operator import itemgetter
@@ -63,7 +62,7 @@ from airflow_provider_talon_cdp.ledger.format import (
     write_plan,
     writing_lines,
 )
-from airflow_provider_talon_cdp.ledger.letters import LETTERS, DeadLetters, prune_letters
+from airflow_provider_talon_cdp.ledger.letters import LETTERS, DeadLetters, letters_name, prune_letters
 from airflow_provider_talon_cdp.ledger.lock import Lock
 from airflow_provider_talon_cdp.ledger.outside import (
     NOTES,
@@ -308,7 +307,7 @@ class Ledger:
         self._sleep = sleep
         self._host = identity.host_folder(state)
         self._registry = Registry(self._host, identity)
-        self._letters_name = f"{datetime.fromtimestamp(clock(), UTC):%Y%m%dT%H%M%SZ}-{self.run}"
+        self._letters_name = letters_name(clock(), self.run)
         self._letters = DeadLetters(self.folder, self._letters_name, keep=keep)
         self._owner = ""
         self._newest = 0
