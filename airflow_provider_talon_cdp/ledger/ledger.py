@@ -44,7 +44,7 @@ from uuid import uuid4
 from airflow_provider_talon_cdp.changes.change import REMOVING, Chunk, Record, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, in_order
-from airflow_provider_talon_cdp.changes.fingerprint import doubted, had
+from airflow_provider_talon_cdp.changes.fingerprint import doubted, following, had
 from airflow_provider_talon_cdp.changes.spool import sorted_members
 from airflow_provider_talon_cdp.contract import MAX_CHANGES, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
@@ -465,7 +465,10 @@ class Ledger:
         plans.append(self._made_of(self.manifest.plan, self.acks))
         if self._holds_profiles and self._has_doubts_of_others:
             plans.append(self._doubts_of_profiles())
-        return Folded(snapshot, plans, one_per_profile=self._holds_profiles)
+        known = Folded(snapshot, plans, one_per_profile=self._holds_profiles)
+        if self._holds_profiles and self.suspected:
+            return Folded(map(_all_doubted, known), [], one_per_profile=True)
+        return known
 
     def uncertain(self) -> Iterator[Chunk]:
         """Memberships that a request may have changed without an acknowledgement, sorted, each once.
@@ -576,7 +579,10 @@ class Ledger:
             self._end_notes(0.0)
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """Note, durably, that Talon.One may have lost audiences; the next plan in force voids it."""
+        """Note, durably, that Talon.One may have lost audiences; the next plan in force voids it.
+
+        In a ledger of profiles any name puts a doubt on all of them.
+        """
         self._note_suspects(self.suspected.union(audiences))
 
     def trust(self, audiences: Iterable[str]) -> None:
@@ -617,7 +623,7 @@ class Ledger:
         is_new = changes * _SHARE > lines or len(draft.since) > _PLANS
         try:
             # Doubts about fingerprints are in no plan's files, so they have to be among the members.
-            if is_new or (self._holds_profiles and self._has_doubts_of_others):
+            if is_new or (self._holds_profiles and (self._has_doubts_of_others or self.suspected)):
                 return self._drafted(replace(draft, since=()), planner, anew=True)
             return self._drafted(draft, planner, anew=False)
         except BaseException:
@@ -1046,6 +1052,12 @@ def _unsure(chunk: Chunk) -> Chunk:
     if isinstance(verbs, str):
         return replace(chunk, verbs=verbs.rstrip("?") + "?")
     return replace(chunk, verbs=one_or_all([verb.rstrip("?") + "?" for verb in verbs]))
+
+
+def _all_doubted(chunk: Chunk) -> Chunk:
+    """Put a doubt on each fingerprint, without forgetting that attributes were acknowledged once."""
+    keys = [chunk.keys] if isinstance(chunk.keys, str) else chunk.keys
+    return replace(chunk, keys=one_or_all([doubted(following(key, key)) for key in keys]))
 
 
 def _uncertain_refusals(chunk: Chunk, number: int, acks: Acks) -> list[int]:

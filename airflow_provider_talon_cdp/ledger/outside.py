@@ -2,7 +2,7 @@
 
 ```
 STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>            which ledgers hold an audience
-STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    who left notes, until when they count
+STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    who left notes, and until when
 STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    changes that they made
 ```
 
