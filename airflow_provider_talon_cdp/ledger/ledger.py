@@ -807,12 +807,13 @@ class Ledger:
             known = {part: self._joined(self.manifest.plan, part, found) for part in parts}
             yield self._share_of(known, letters)
 
-    def commit(self, owner: str, plan: str) -> Outcome:
+    def commit(self, owner: str, plan: str, check: Callable[[], object] = lambda: None) -> Outcome:
         """Check that all parts of a plan are in, say what became of them, and give the ledger back.
 
         Args:
             owner: Who asks.
             plan: Which plan.
+            check: Called when all are in; it may ``suspect`` audiences.
 
         Raises:
             LedgerError: Parts are not in, or the plan is not in force any more or is not enough any more.
@@ -831,6 +832,8 @@ class Ledger:
                     f"{len(left):,} of {len(progress):,} parts of the plan are not in ({numbers}):\n"
                     f"{lines - landed:,} of {lines:,} changes. Push these parts again."
                 )
+            check()
+            self._refuse_suspected()
             # From here on, a file of acknowledgements that goes missing is noticed.
             found = tuple(self._files(self.manifest.plan, _ACKS))
             sealed = replace(self.manifest.plan, acks=found)
@@ -859,7 +862,7 @@ class Ledger:
         """A plan is too little for an audience that has lost its members."""
         if self.suspected:
             raise LedgerError(
-                "While this plan was pushed, Talon.One answered that an audience does not exist.\n"
+                "While this plan was pushed, an audience was deleted or made again in Talon.One.\n"
                 "One that was made anew since has lost its members, and the rest of the plan is too little.\n"
                 "Nothing more was sent. See that the audience exists, and clear the task that plans (plan).\n"
                 f"Ledger: {self.folder}"

@@ -126,6 +126,10 @@ class Audiences:
             raise errors.exceptions[0] from None
         return lost
 
+    def named_again(self, counts: Counts) -> dict[str, str]:
+        """Return the names of the plan's audiences that are to be looked at once more after the push."""
+        return {each: self.names[each] for each in counts.audiences if self._asks(each, {}, after=True)}
+
     def _asks(self, audience: str, witnesses: Mapping[str, str], *, after: bool) -> bool:
         if audience in self.names and not after and audience not in self.known:
             # It may have to be created.
