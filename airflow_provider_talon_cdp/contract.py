@@ -124,6 +124,24 @@ def check_external_id(name: str, value: object) -> str:
     return str(check_audience_id(name, value, "external"))
 
 
+def check_in_path(name: str, identifier: str) -> None:
+    """Refuse an ID that cannot stand in a path: clients and proxies resolve it away, percent-encoded too.
+
+    Args:
+        name: What it is, for the error.
+        identifier: The ID.
+
+    Raises:
+        InvalidInputError: It is ``.`` or ``..``.
+    """
+    if identifier in (".", ".."):
+        raise InvalidInputError(
+            f"{name} is {identifier!r}, which cannot stand in the path of a request:\n"
+            "a proxy on the way may take it for a step in the path and change another record.\n"
+            "Give the record another ID. Members with such an ID can be added and removed in bulk."
+        )
+
+
 def check_attribute_type(name: str, kind: object) -> None:
     """Refuse what is not the type of an attribute.
 

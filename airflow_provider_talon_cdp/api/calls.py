@@ -25,6 +25,7 @@ from airflow_provider_talon_cdp.contract import (
     MAX_CHANGES,
     AudienceIdType,
     check_audience_id,
+    check_in_path,
     check_text,
 )
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -323,13 +324,7 @@ def _check_size(changes: int) -> None:
 
 
 def _segment(name: str, identifier: str) -> str:
-    # Clients and proxies resolve such a segment away, percent-encoded too, and the call becomes another one.
-    if identifier in (".", ".."):
-        raise InvalidInputError(
-            f"{name} is {identifier!r}, which cannot stand in the path of a request:\n"
-            "a proxy on the way may take it for a step in the path and change another record.\n"
-            "Give the record another ID. Members with such an ID can be added and removed in bulk."
-        )
+    check_in_path(name, identifier)
     return quote(identifier, safe="")
 
 

@@ -35,7 +35,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, groupby, islice, repeat
 from operator import itemgetter
@@ -46,7 +45,7 @@ from uuid import uuid4
 from airflow_provider_talon_cdp.changes.change import REMOVING, Chunk, Record, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, in_order
-from airflow_provider_talon_cdp.changes.fingerprint import doubted, had
+from airflow_provider_talon_cdp.changes.fingerprint import doubted, following, had
 from airflow_provider_talon_cdp.changes.spool import sorted_members
 from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, KEEP_VERSIONS, MAX_CHANGES, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
@@ -64,7 +63,7 @@ from airflow_provider_talon_cdp.ledger.format import (
     write_plan,
     writing_lines,
 )
-from airflow_provider_talon_cdp.ledger.letters import LETTERS, DeadLetters, prune_letters
+from airflow_provider_talon_cdp.ledger.letters import LETTERS, DeadLetters, letters_name, prune_letters
 from airflow_provider_talon_cdp.ledger.lock import Lock
 from airflow_provider_talon_cdp.ledger.outside import (
     NOTES,
@@ -316,7 +315,7 @@ class Ledger:
         self._sleep = sleep
         self._host = identity.host_folder(state)
         self._registry = Registry(self._host, identity)
-        self._letters_name = f"{datetime.fromtimestamp(clock(), UTC):%Y%m%dT%H%M%SZ}-{self.run}"
+        self._letters_name = letters_name(clock(), self.run)
         self._letters = DeadLetters(self.folder, self._letters_name, keep=keep)
         self._owner = ""
         self._newest = 0
@@ -469,7 +468,10 @@ class Ledger:
         plans.append(self._made_of(self.manifest.plan, self.acks))
         if self._holds_profiles and self._has_doubts_of_others:
             plans.append(self._doubts_of_profiles())
-        return Folded(snapshot, plans, one_per_profile=self._holds_profiles)
+        known = Folded(snapshot, plans, one_per_profile=self._holds_profiles)
+        if self._holds_profiles and self.suspected:
+            return Folded(map(_all_doubted, known), [], one_per_profile=True)
+        return known
 
     def uncertain(self) -> Iterator[Chunk]:
         """Memberships that a request may have changed without an acknowledgement, sorted, each once.
@@ -580,7 +582,10 @@ class Ledger:
             self._end_notes(0.0)
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """Note, durably, that Talon.One may have lost audiences; the next plan in force voids it."""
+        """Note, durably, that Talon.One may have lost audiences; the next plan in force voids it.
+
+        In a ledger of profiles any name puts a doubt on all of them.
+        """
         self._note_suspects(self.suspected.union(audiences))
 
     def trust(self, audiences: Iterable[str]) -> None:
@@ -621,7 +626,7 @@ class Ledger:
         is_new = changes * _SHARE > lines or len(draft.since) > _PLANS
         try:
             # Doubts about fingerprints are in no plan's files, so they have to be among the members.
-            if is_new or (self._holds_profiles and self._has_doubts_of_others):
+            if is_new or (self._holds_profiles and (self._has_doubts_of_others or self.suspected)):
                 return self._drafted(replace(draft, since=()), planner, anew=True)
             return self._drafted(draft, planner, anew=False)
         except BaseException:
@@ -805,12 +810,13 @@ class Ledger:
             known = {part: self._joined(self.manifest.plan, part, found) for part in parts}
             yield self._share_of(known, letters)
 
-    def commit(self, owner: str, plan: str) -> Outcome:
+    def commit(self, owner: str, plan: str, check: Callable[[], object] = lambda: None) -> Outcome:
         """Check that all parts of a plan are in, say what became of them, and give the ledger back.
 
         Args:
             owner: Who asks.
             plan: Which plan.
+            check: Called when all are in; it may ``suspect`` audiences.
 
         Raises:
             LedgerError: Parts are not in, or the plan is not in force any more or is not enough any more.
@@ -829,6 +835,8 @@ class Ledger:
                     f"{len(left):,} of {len(progress):,} parts of the plan are not in ({numbers}):\n"
                     f"{lines - landed:,} of {lines:,} changes. Push these parts again."
                 )
+            check()
+            self._refuse_suspected()
             # From here on, a file of acknowledgements that goes missing is noticed.
             found = tuple(self._files(self.manifest.plan, _ACKS))
             sealed = replace(self.manifest.plan, acks=found)
@@ -859,7 +867,7 @@ class Ledger:
         """A plan is too little for an audience that has lost its members."""
         if self.suspected:
             raise LedgerError(
-                "While this plan was pushed, Talon.One answered that an audience does not exist.\n"
+                "While this plan was pushed, an audience was deleted or made again in Talon.One.\n"
                 "One that was made anew since has lost its members, and the rest of the plan is too little.\n"
                 "Nothing more was sent. See that the audience exists, and clear the task that plans (plan).\n"
                 f"Ledger: {self.folder}"
@@ -1072,6 +1080,12 @@ def _unsure(chunk: Chunk) -> Chunk:
     if isinstance(verbs, str):
         return replace(chunk, verbs=verbs.rstrip("?") + "?")
     return replace(chunk, verbs=one_or_all([verb.rstrip("?") + "?" for verb in verbs]))
+
+
+def _all_doubted(chunk: Chunk) -> Chunk:
+    """Put a doubt on each fingerprint, without forgetting that attributes were acknowledged once."""
+    keys = [chunk.keys] if isinstance(chunk.keys, str) else chunk.keys
+    return replace(chunk, keys=one_or_all([doubted(following(key, key)) for key in keys]))
 
 
 def _uncertain_refusals(chunk: Chunk, number: int, acks: Acks) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_talon_cdp.ledger.storage import (
@@ -18,6 +19,16 @@ from airflow_provider_talon_cdp.ledger.storage import (
 LETTERS = "dead-letters"
 # Characters that wait in memory before they are written.
 _MOST_WAITING = 2**20
+
+
+def letters_name(time: float, run: str) -> str:
+    """Name the folder of a run's dead letters; names sort by time, also those of one second.
+
+    Args:
+        time: Seconds since the epoch.
+        run: Tells the run from others.
+    """
+    return f"{datetime.fromtimestamp(time, UTC):%Y%m%dT%H%M%S.%fZ}-{run}"
 
 
 class DeadLetters:

@@ -1,8 +1,9 @@
 """Changes of an audience that were made outside its ledger, and who has to know of them.
 
-``` STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>            which ledgers hold an audience
+```
+STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>            which ledgers hold an audience
 STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    who left notes, and until when
-they count STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    changes that they made
+STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    changes that they made
 ```
 
 Scope is a digest of API base and environment. Where a note contradicts what the ledger knows, the member is
@@ -18,7 +19,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -26,7 +26,7 @@ from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.contract import KEEP_VERSIONS
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RequestError
 from airflow_provider_talon_cdp.ledger.format import File, LineWriter, find_manifest, read_chunks
-from airflow_provider_talon_cdp.ledger.letters import DeadLetters
+from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
@@ -146,7 +146,7 @@ class Registry:
     def register(self, audiences: Iterable[str]) -> None:
         """Note that the ledger holds members of audiences."""
         mine = {f"{_digest(each)}-{self._scope}-{self._identity.folder_name}": each for each in audiences}
-        for name in mine.keys() - set(names_in(self._folder)):
+        for name in sorted(mine.keys() - set(names_in(self._folder))):
             write_json(self._folder / name, {"audience": mine[name]})
 
     def ledgers_of(self, audiences: Iterable[str], *, in_scope: bool = True) -> dict[str, set[str]]:
@@ -194,9 +194,8 @@ class OutsideChanges:
         self._owner = owner
         self._clock = clock
         self._writer = uuid4().hex[:12]
-        name = f"{datetime.fromtimestamp(clock(), UTC):%Y%m%dT%H%M%SZ}-{self._writer}"
         self.folder = identity.folder(state)
-        self._letters = DeadLetters(self.folder, name, keep=keep)
+        self._letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
         self._registry = Registry(identity.host_folder(state), identity)
         # By audience, the ledgers that hold members of it.
         self._ledgers: dict[str, list[str]] = {}

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.contract import check_in_path
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError, RequestError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
 from airflow_provider_talon_cdp.sync.loop import run_apart
@@ -78,6 +79,7 @@ class Audiences:
 
         Raises:
             NotFoundError: An audience does not exist, and has no name here under which to create it.
+            InvalidInputError: An audience has a name here and an ID that cannot stand in a path.
             RequestError: Talon.One did not answer.
         """
         self.known = {**ledger.facts.audiences, **self.known}
@@ -87,6 +89,8 @@ class Audiences:
         asked = [each for each in wanted if each in doubtful or self._asks(each, witnesses, after=after)]
         if not asked:
             return ()
+        for audience in self.names.keys() & asked:
+            check_in_path("audience_id", audience)
         lost: list[str] = []
 
         async def ask_all() -> None:
@@ -121,6 +125,10 @@ class Audiences:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return lost
+
+    def named_again(self, counts: Counts) -> dict[str, str]:
+        """Return the names of the plan's audiences that are to be looked at once more after the push."""
+        return {each: self.names[each] for each in counts.audiences if self._asks(each, {}, after=True)}
 
     def _asks(self, audience: str, witnesses: Mapping[str, str], *, after: bool) -> bool:
         if audience in self.names and not after and audience not in self.known:

@@ -27,7 +27,7 @@ from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.loop import syncing
 from airflow_provider_talon_cdp.sync.members import MemberPlan, Members
-from airflow_provider_talon_cdp.sync.profiles import CHANGED, ProfilePlan, Profiles
+from airflow_provider_talon_cdp.sync.profiles import CHANGED, PROFILES, ProfilePlan, Profiles
 from airflow_provider_talon_cdp.sync.push import (
     Limits,
     Push,
@@ -263,13 +263,15 @@ class Mirror:
             "If the new key is of another environment (sandbox or live), this ledger says nothing about it:\n"
             "set Environment on the connection, so that each environment has a ledger of its own."
         )
-        is_partial = isinstance(self.kind, Profiles) and not self.kind.sends_all
-        if is_partial and not self.ledger.identity.environment:
-            raise LedgerError(
-                f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has."
-                " If the environment is the same, set Environment to its name, or send all once with "
-                "send='all'."
-            )
+        if isinstance(self.kind, Profiles) and not self.ledger.identity.environment:
+            if not self.kind.sends_all:
+                raise LedgerError(
+                    f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has."
+                    " If the environment is the same, set Environment to its name, or send all once with "
+                    "send='all'."
+                )
+            # What the other key acknowledged is not known of this one before it is sent.
+            self.ledger.suspect([PROFILES])
         log.warning("%s", text)
         if self.audiences is not None:
             self.audiences.key_has_changed = True

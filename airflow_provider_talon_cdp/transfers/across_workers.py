@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,7 @@ class _PlanOperator(LedgerOperator):
         report = self.conclude_mirror(context, hook, mirror)
         # Of a dry run everything is unsent, and nothing is in force.
         is_planned = report["unsent"] and report["verdict"] is None
-        plan = self._plan(mirror.ledger, self.run_owner(context)) if is_planned else None
+        plan = self._plan(mirror, self.run_owner(context)) if is_planned else None
         uris = self.asset_uris(hook.settings.deployment_host)
         planned = {"report": report, "plan": plan, "began": began, "assets": uris}
         context["ti"].xcom_push("planned", planned)
@@ -151,9 +152,11 @@ class _PlanOperator(LedgerOperator):
         with self.remembering_version(context, mirror.ledger):
             return mirror.hand_over(self.run_owner(context), report)
 
-    def _plan(self, ledger: Ledger, owner: str) -> dict[str, Any]:
-        """Say where the plan is."""
+    def _plan(self, mirror: Mirror, owner: str) -> dict[str, Any]:
+        """Say where the plan is, and which audiences are to be looked at after the push."""
+        ledger, audiences, report = mirror.ledger, mirror.audiences, self.report
         return {
+            "names": audiences.named_again(report) if audiences and report else {},
             "name": ledger.plan,
             "parts": ledger.parts,
             "ledger": ledger.identity.name,
@@ -240,6 +243,8 @@ class PushShareOperator(SendingOperator):
 class CommitPlanOperator(SendingOperator):
     """The task ``commit`` of both groups: looks whether all of a plan is in, and reports.
 
+    It looks whether the plan's audiences are still the same, as a mirror in one task does after its push.
+
     Args:
         planned: The planning task's XCom ``planned``.
         pushed: What the pushing tasks returned.
@@ -273,6 +278,8 @@ class CommitPlanOperator(SendingOperator):
         return uris
 
     def _commit(self, hook: TalonCdpHook, report_file: str | None) -> Report:
+        from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import combined_report  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.profiles import CHANGED  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.push import fail_if_rejected  # noqa: PLC0415
@@ -283,8 +290,15 @@ class CommitPlanOperator(SendingOperator):
         report = Report.of(planned, planned_audiences(storage("report", place)) if place else {})
         report.state = "done" if report.verdict is None else "refused"
         if plan:
-            outcome = _ledger(hook, plan).commit(plan["owner"], plan["name"])
-            pushed = [each for each in self.pushed or () if each]
+            ledger, names, asked = _ledger(hook, plan), plan.get("names", {}), Report()
+            audiences = Audiences(names=names, verify="identity")
+            counts = Counts(additions=Counter(names.keys()))
+            outcome = ledger.commit(
+                plan["owner"],
+                plan["name"],
+                lambda: audiences.check(ledger, counts, {}, hook.members_sender, asked, after=True),
+            )
+            pushed = [*(each for each in self.pushed or () if each), asked.summary()]
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
         report.report_file = report_file
         self.log.info("Done:\n%s", report)

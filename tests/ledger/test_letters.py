@@ -13,8 +13,8 @@ from tests.ledger.conftest import FACTS, plan_of
 def run(open_ledger, clock):
     """Run once, a minute after the run before; the name of the folder of its dead letters."""
 
-    def once(*texts, letter=True, **options):
-        clock.now += 60
+    def once(*texts, letter=True, after=60, **options):
+        clock.now += after
         ledger = open_ledger(**options)
         with ledger.held("me"):
             draft = ledger.draft(plan_of(*texts))
@@ -50,6 +50,12 @@ def test_those_of_versions_that_are_not_kept_are_deleted(run, loaded):
 def test_runs_that_sent_nothing_leave_no_more_than_the_last_ones(run, loaded):
     run("+a")
     names = [run() for _ in range(6)]
+    assert folders(loaded) == names[-3:]
+
+
+def test_of_runs_in_one_second_the_oldest_go(run, loaded):
+    run("+a")
+    names = [run(after=0.01) for _ in range(12)]
     assert folders(loaded) == names[-3:]
 
 

@@ -11,6 +11,7 @@ from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     GuardError,
+    InvalidInputError,
     LedgerError,
     NotFoundError,
     TransientError,
@@ -69,6 +70,21 @@ def test_a_named_audience_is_created_after_the_guard_and_before_the_first_reques
     assert sync.loaded().facts.audiences == {
         "vip": {"id": sync.talon.ids["vip"], "created": f"day {sync.talon.ids['vip']}"}
     }
+
+
+@pytest.mark.parametrize("audience", [".", ".."])
+def test_a_named_audience_whose_id_cannot_stand_in_a_path_is_refused_before_anything_is_sent(sync, audience):
+    for verify in ("identity", "none"):
+        with pytest.raises(InvalidInputError, match="cannot stand in the path"):
+            sync.run(
+                adds("a", audience=audience),
+                adds("a"),
+                audiences=named(verify, **{audience: "Dots", "vip": "VIP"}),
+            )
+    assert sync.talon.requests == 0
+    # Where it has no name here, nothing but bodies holds its ID.
+    sync.run(adds("a", audience=audience), audiences=existing())
+    assert sync.talon.members == {("a", audience)}
 
 
 def test_an_audience_that_the_ledger_knows_is_not_created_again(sync):

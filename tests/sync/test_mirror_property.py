@@ -314,7 +314,7 @@ class History:
                 ledger = self.ledger()
                 ledger.load()
                 if ledger.suspected:
-                    with pytest.raises(LedgerError, match="that an audience does not exist"):
+                    with pytest.raises(LedgerError, match="an audience was deleted or made again"):
                         push(first)
                     raise
                 push(first)

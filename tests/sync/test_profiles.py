@@ -569,6 +569,33 @@ def test_after_a_change_of_the_key_the_environment_is_named_or_all_is_sent(caplo
         assert profiles.talon.requests == 1
 
 
+def test_all_that_is_sent_under_another_key_and_stops_midway_is_sent_by_the_next_run():
+    profiles = ProfileSync()
+    rows = [wanted(f"{number:03}", tier=1) for number in range(500)]
+    profiles.run(*rows, facts=RunFacts(key_fingerprint="1"))
+    other = RunFacts(key_fingerprint="2")
+    profiles.talon.arrived.clear()
+    profiles.talon.answers = {"011": error(TransientError)}
+    with pytest.raises(TransientError):
+        profiles.run(*rows, facts=other, sends_all=True)
+    assert 5 < len(profiles.talon.arrived) < 400
+    profiles.talon.answers = {}
+    report = profiles.run(*rows, facts=other)
+    assert profiles.talon.arrived.keys() == {row.profile_id for row in rows}
+    assert report.unchanged > 5
+    assert profiles.run(*rows, facts=other).requests == 0
+
+
+def test_under_another_key_a_refused_clearing_does_not_forget_what_was_acknowledged():
+    profiles = ProfileSync()
+    profiles.run(wanted("a", tier=1), wanted("b", tier=1), facts=RunFacts(key_fingerprint="1"))
+    profiles.talon.answers = {"a": error(RejectedError, 400)}
+    other = {"facts": RunFacts(key_fingerprint="2"), "clears": True, "max_rejected": None}
+    profiles.run(wanted("b", tier=1), sends_all=True, **other)
+    profiles.talon.answers = {}
+    assert profiles.run(wanted("b", tier=1), **other).removals == {PROFILES: 1}
+
+
 # What a refusal says
 
 

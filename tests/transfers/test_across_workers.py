@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import AuthenticationError, RejectedRecordsError
+from airflow_provider_talon_cdp.exceptions import AuthenticationError, LedgerError, RejectedRecordsError
 from airflow_provider_talon_cdp.sync.profiles import CHANGED
 from airflow_provider_talon_cdp.transfers.across_workers import (
     CommitPlanOperator,
@@ -195,3 +195,37 @@ def test_a_commit_without_the_report_of_its_plan_tells_the_sums(plan):
     summary = commit(planned, results)
     assert summary["added"] == 4
     assert told(summary) == ("done", {})
+
+
+class AudienceGroup:
+    """The tasks of ``talon_audience_sync`` for one audience, which the DAG names."""
+
+    def __init__(self, **how):
+        self.how = {"sql": "SELECT profile_id FROM people", "sql_conn_id": "warehouse", "audience_id": "vip"}
+        self.how |= {"audience_name": "VIP"} | how
+
+    def plan(self):
+        return execute(PlanAudienceOperator(task_id="plan", workers=1, **self.how))
+
+    def push(self, shares):
+        return [execute(PushShareOperator(task_id="push", share=share))[0] for share in shares]
+
+
+@pytest.mark.parametrize("made_again", [True, False])
+def test_an_audience_that_was_deleted_before_the_commit_is_red_and_filled_by_the_next_plan(
+    people, talon, made_again
+):
+    group = AudienceGroup(state_uri=people.how["state_uri"])
+    shares, planned = group.plan()
+    pushed = group.push(shares)
+    talon.delete_audience("vip")
+    if made_again:
+        talon.create_audience("vip", "VIP")
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="an audience was deleted or made again"):
+            commit(planned, pushed)
+    shares, planned = group.plan()
+    report = commit(planned, group.push(shares))
+    assert len(talon.members("vip")) == 40
+    # The audience's name for each of two plans, the batch, and the name once more.
+    assert (report["sent"], report["requests"]) == (40, 4)
