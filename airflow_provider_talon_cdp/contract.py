@@ -20,6 +20,11 @@ _LARGEST_INTERNAL_ID = 2**63 - 1
 # Byte order mark, zero-width space and word joiner, which files and web pages leave at the ends of a text.
 _INVISIBLE = "\ufeff\u200b\u2060"
 
+DOTS = frozenset((".", ".."))
+"""Profile IDs that HTTP clients and proxies resolve in a path before they send it."""
+
+FAULT_OF_DOTS = "profile ID '.' or '..', which does not survive in the path of a URL"
+
 AudienceIdType = Literal["external", "internal"]
 """``external``: the ID in the CDP, a string. ``internal``: the number that Talon.One gave the audience."""
 

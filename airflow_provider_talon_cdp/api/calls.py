@@ -21,6 +21,7 @@ from urllib.parse import quote
 from airflow_provider_talon_cdp.api.settings import Spelling
 from airflow_provider_talon_cdp.api.values import encode_json
 from airflow_provider_talon_cdp.contract import (
+    DOTS,
     MAX_CHANGES,
     AudienceIdType,
     check_audience_id,
@@ -323,7 +324,7 @@ def _check_size(changes: int) -> None:
 
 def _segment(name: str, identifier: str) -> str:
     # Clients and proxies resolve such a segment away, percent-encoded too, and the call becomes another one.
-    if identifier in (".", ".."):
+    if identifier in DOTS:
         raise InvalidInputError(
             f"{name} is {identifier!r}, which cannot stand in the path of a request:\n"
             "a proxy on the way may take it for a step in the path and change another record.\n"

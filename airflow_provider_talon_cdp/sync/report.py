@@ -45,6 +45,7 @@ class Report(Counts):
             "removed": self.removed.total(),
             "duplicate": self.duplicate,
             "rejected": dict(self.rejected),
+            "unclear": self.unclear,
             "unsent": self.unsent,
             "requests": self.requests,
             "retries": self.retries,
@@ -94,11 +95,12 @@ class Report(Counts):
     def lines(self) -> list[str]:
         """Return the report in lines that fit on a screen."""
         unchanged = f"{self.unchanged:,} unchanged + {self.sent:,} sent + {self.duplicate:,} duplicate"
+        unclear = f" + {self.unclear:,} unclear" if self.unclear else ""
         sent = f"sent: {self.added.total():,} added, {self.removed.total():,} removed"
         attempts = f"({self.retries:,} retries, {self.throttled:,} throttled)"
         lines = [
             f"{self.read:,} read + {self.removals.total():,} to remove + {self.resumed:,} resumed",
-            f"= {unchanged} + {self.rejected.total():,} rejected + {self.unsent:,} unsent",
+            f"= {unchanged} + {self.rejected.total():,} rejected{unclear} + {self.unsent:,} unsent",
             f"{sent}; {self.requests:,} requests {attempts} in {self.seconds:.1f} s",
         ]
         lines += [f"rejected: {count:,} x {reason}" for reason, count in sorted(self.rejected.items())]
