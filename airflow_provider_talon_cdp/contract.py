@@ -20,6 +20,11 @@ _LARGEST_INTERNAL_ID = 2**63 - 1
 # Byte order mark, zero-width space and word joiner, which files and web pages leave at the ends of a text.
 _INVISIBLE = "\ufeff\u200b\u2060"
 
+DOTS = frozenset((".", ".."))
+"""Profile IDs that HTTP clients and proxies resolve in a path before they send it."""
+
+FAULT_OF_DOTS = "profile ID '.' or '..', which does not survive in the path of a URL"
+
 AudienceIdType = Literal["external", "internal"]
 """``external``: the ID in the CDP, a string. ``internal``: the number that Talon.One gave the audience."""
 AUDIENCE_ID_TYPE: AudienceIdType = "external"
@@ -134,7 +139,7 @@ def check_in_path(name: str, identifier: str) -> None:
     Raises:
         InvalidInputError: It is ``.`` or ``..``.
     """
-    if identifier in (".", ".."):
+    if identifier in DOTS:
         raise InvalidInputError(
             f"{name} is {identifier!r}, which cannot stand in the path of a request:\n"
             "a proxy on the way may take it for a step in the path and change another record.\n"

@@ -232,12 +232,19 @@ class AsyncTalonCdpClient(_Client):
         subject = "Talon.One has given" if what.startswith("no answer") else "Talon.One has answered"
         return f"{subject} {what} for {seconds:,.0f} s"
 
-    async def send(self, request: Request[Result], *, on_unclear: OnUnclear = ON_UNCLEAR) -> Result:
+    async def send(
+        self,
+        request: Request[Result],
+        *,
+        on_unclear: OnUnclear = ON_UNCLEAR,
+        aloft: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> Result:
         """Send a request from ``calls.py`` and return what its answer holds.
 
         Args:
             request: The call.
             on_unclear: What to do when it runs rules and gets no clear answer.
+            aloft: Makes the block in which an attempt is under way; entered just before it leaves.
 
         Raises:
             RequestError: It failed for good; the class says what to do.
@@ -246,10 +253,11 @@ class AsyncTalonCdpClient(_Client):
         while True:
             left_at = await self._pace()
             self.may_leave()
-            self.requests += 1
-            self.retries += attempts.made > 1
             try:
-                result = await self._send_once(request)
+                with aloft():
+                    self.requests += 1
+                    self.retries += attempts.made > 1
+                    result = await self._send_once(request)
             except RequestError as error:
                 is_throttled = error.status == _TOO_MANY_REQUESTS
                 if is_throttled:

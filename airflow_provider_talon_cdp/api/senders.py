@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypedDict, Unpack
 
 from airflow_provider_talon_cdp.api import calls
@@ -112,16 +113,28 @@ class MembersSender(_MeteredSender):
         return await self.client.send(calls.update_audience(audience_id, audience_name))
 
     async def update_profile_audiences(
-        self, profile_id: str, adds: Sequence[str], removes: Sequence[str]
+        self,
+        profile_id: str,
+        adds: Sequence[str],
+        removes: Sequence[str],
+        *,
+        aloft: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Let one profile join and leave audiences by external ID; Talon.One runs its rules.
+
+        Args:
+            profile_id: Integration ID of the profile.
+            adds: External IDs of audiences to join.
+            removes: External IDs of audiences to leave.
+            aloft: As in ``AsyncTalonCdpClient.send``.
 
         Raises:
             UnclearError: There was no clear answer, so the rules may have run.
             RequestError: The request failed for good.
         """
         await self.client.send(
-            calls.update_customer_profile_audiences(profile_id, add_audiences=adds, remove_audiences=removes)
+            calls.update_customer_profile_audiences(profile_id, add_audiences=adds, remove_audiences=removes),
+            aloft=aloft,
         )
 
 

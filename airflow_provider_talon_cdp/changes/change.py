@@ -23,10 +23,13 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 Action = Literal["add", "remove"]
 Verb: TypeAlias = str
-"""An action, followed by a question mark where an earlier request may have made the change unacknowledged."""
+"""An action. ``!`` follows where the change is sent by a call that runs rules, and ``?`` where an earlier
+request may have made the change unacknowledged.
+"""
 
-REMOVING = frozenset(("remove", "remove?"))
-VERBS = frozenset(("add", "add?")) | REMOVING
+_ENDS = ("", "?", "!", "!?")
+REMOVING = frozenset(f"remove{end}" for end in _ENDS)
+VERBS = REMOVING.union(f"add{end}" for end in _ENDS)
 
 
 class Change(NamedTuple):
@@ -39,12 +42,19 @@ class Change(NamedTuple):
         action: ``add`` or ``remove``.
         uncertain: Whether an earlier request may have made this change without an acknowledgement, so that
             the profile's state is not known until this change is acknowledged.
+        runs_rules: Whether it is sent by a call that runs rules.
     """
 
     profile_id: str
     key: str
     action: Action
     uncertain: bool = False
+    runs_rules: bool = False
+
+    @property
+    def verb(self) -> Verb:
+        """The change without profile and key."""
+        return f"{self.action}{'!' * self.runs_rules}{'?' * self.uncertain}"
 
 
 class Rejection(NamedTuple):
@@ -94,11 +104,10 @@ class Chunk:
     def of(cls, changes: Iterable[Change]) -> Chunk:
         """Gather changes."""
         changes = list(changes)
-        verbs = [f"{change.action}?" if change.uncertain else change.action for change in changes]
         return cls(
             [change.profile_id for change in changes],
             one_or_all([change.key for change in changes]),
-            one_or_all(verbs),
+            one_or_all([change.verb for change in changes]),
         )
 
     @classmethod
@@ -134,10 +143,15 @@ class Chunk:
         verbs = (self.verbs,) if isinstance(self.verbs, str) else self.verbs
         return not REMOVING.isdisjoint(verbs)
 
+    @property
+    def runs_rules(self) -> bool:
+        """Whether a change of it is sent by a call that runs rules."""
+        return "!" in self.verbs if isinstance(self.verbs, str) else any("!" in verb for verb in self.verbs)
+
     def changes(self) -> Iterator[Change]:
         """Spell the changes out."""
         for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
-            yield Change(profile_id, key, "remove" if verb in REMOVING else "add", verb.endswith("?"))
+            yield Change(profile_id, key, "remove" if verb in REMOVING else "add", "?" in verb, "!" in verb)
 
     def without(self, positions: Collection[int]) -> Chunk:
         """Leave the changes at some positions out."""
@@ -172,14 +186,14 @@ class Chunk:
         if len(self.profiles) < len(self):
             return None
         groups: dict[tuple[str, Action], list[str]] = {}
-        for profile_id, key, action, _ in self.changes():
+        for profile_id, key, action, *_ in self.changes():
             groups.setdefault((key, action), []).append(profile_id)
         return [(ids, key, action) for (key, action), ids in groups.items()]
 
     def entries(self) -> list[tuple[str, list[str], list[str]]]:
         """Each profile with the audiences that it joins and those that it leaves."""
         entries: dict[str, tuple[list[str], list[str]]] = {}
-        for profile_id, key, action, _ in self.changes():
+        for profile_id, key, action, *_ in self.changes():
             entries.setdefault(profile_id, ([], []))[action == "remove"].append(key)
         return [(profile_id, *changed) for profile_id, changed in entries.items()]
 

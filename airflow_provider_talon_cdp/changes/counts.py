@@ -28,6 +28,8 @@ class Counts:
         resumed: Changes that an earlier try had left of its plan; they were sent first.
         added: Additions that Talon.One acknowledged, by audience.
         removed: Removals that Talon.One acknowledged, by audience.
+        unclear: Changes that run rules and got no clear answer: they may have been made, and are not sent
+            again.
         unsent: Changes without an acknowledgement; 0 after a sync that ran to its end.
         requests: HTTP requests that left.
         retries: Requests that repeated a failed one.
@@ -47,6 +49,7 @@ class Counts:
     resumed: int = 0
     added: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
+    unclear: int = 0
     unsent: int = 0
     requests: int = 0
     retries: int = 0
@@ -86,5 +89,5 @@ class Counts:
     def balances(self) -> bool:
         """Whether all of them are accounted for, each once."""
         return self.total == (
-            self.unchanged + self.sent + self.duplicate + self.rejected.total() + self.unsent
+            self.unchanged + self.sent + self.duplicate + self.rejected.total() + self.unclear + self.unsent
         )

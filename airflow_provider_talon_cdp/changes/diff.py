@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from itertools import compress, islice
 from operator import itemgetter, le, lt
 from typing import Any, TypeAlias
 
 from airflow_provider_talon_cdp.changes.change import REMOVING, Chunk, Record, Rejection, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.contract import DOTS
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 Member: TypeAlias = tuple[str, str]
@@ -102,10 +103,16 @@ class Scope:
     Args:
         managed: Audiences that may change; None for all. Known members of others stay.
         sends_all: Whether known members are added again.
+        runs_rules: Says of an audience whether its changes are sent by calls that run rules; None for none.
+            What the ledger has already is sent in bulk.
+        withheld: Changes that run rules and got no clear answer: they are not sent again, unless all is sent,
+            in bulk then.
     """
 
     managed: Collection[str] | None = None
     sends_all: bool = False
+    runs_rules: Callable[[str], bool] | None = None
+    withheld: Mapping[Member, str] = field(default_factory=dict)
 
 
 EVERYTHING = Scope()
@@ -127,7 +134,7 @@ def diff(
         wanted: Members in the source, sorted.
         counts: Kept up while this runs.
         uncertain: Memberships that may have changed without an acknowledgement, sorted. Each is sent again,
-            as an add or as a remove: both change nothing where nothing needs changing.
+            as an add or as a remove, unless it is withheld.
         scope: What may change.
         witnesses: Filled with one unchanged member of each audience that has one: the profile ID by audience.
 
@@ -145,6 +152,8 @@ def diff(
         old, new, doubt, *changed = (reader.up_to(bound) for reader in readers)
         counts.wanted += len(new)
         if managed is not None:
+            if scope.withheld and doubt:
+                doubt = _without_others(doubt, audience, managed, scope.withheld)
             _refuse_others(new, doubt, audience, managed)
         if old == new and not doubt and not any(changed) and not scope.sends_all:
             _count(counts.known, old, audience)
@@ -152,18 +161,21 @@ def diff(
             if witnesses is not None:
                 _witness(witnesses, new, audience)
             continue
-        had = set(old)
-        for plan, members in zip(plans, changed, strict=True):
-            if members:
-                had.update(members)
-                had.difference_update(plan.removed)
+        had = _after(old, plans, changed)
         if managed is not None:
             had = _managed(had, audience, managed)
         _count(counts.known, had, audience)
         unsure = frozenset(doubt)
+        withheld = _withheld(unsure, new, audience, scope.withheld) if scope.withheld else frozenset()
+        silent = withheld | had.intersection(new) if scope.runs_rules else withheld
+        if not scope.sends_all:
+            unsure -= withheld
+            had -= withheld
         joining = new if scope.sends_all else [each for each in new if each not in had or each in unsure]
+        if withheld and not scope.sends_all:
+            joining = [each for each in joining if each not in withheld]
         if witnesses is not None and len(joining) < len(new):
-            _witness(witnesses, sorted(set(new).difference(joining)), audience)
+            _witness(witnesses, sorted(set(new).difference(joining, withheld)), audience)
         _count(counts.unacknowledged_removals, (unsure - had).difference(new), audience)
         if scope.sends_all or unsure:
             _count(counts.repeated, had.intersection(joining), audience)
@@ -173,7 +185,9 @@ def diff(
         _count(counts.removals, had, audience)
         counts.unchanged += len(new) - len(joining)
         if joining or had:
-            yield _chunk(sorted([*joining, *had]) if had else joining, audience, had, unsure)
+            sending = sorted([*joining, *had]) if had else joining
+            loud = [] if scope.runs_rules is None else _loud(sending, audience, silent, scope.runs_rules)
+            yield _chunk(sending, audience, had, unsure, loud)
 
 
 def fold(
@@ -284,13 +298,23 @@ def _comparable(chunk: Chunk) -> tuple[list[Any], str | None]:
 
 
 def _chunk(
-    members: list[Any], key: str | None, removed: Collection[Any] = (), unsure: Collection[Any] = ()
+    members: list[Any],
+    key: str | None,
+    removed: Collection[Any] = (),
+    unsure: Collection[Any] = (),
+    loud: Collection[Any] = (),
 ) -> Chunk:
     """Make a chunk of comparable members."""
     verbs: str | list[str] = "add"
-    if removed or unsure:
+    if removed or unsure or loud:
+        loud = frozenset(loud)
         verbs = one_or_all(
-            [("remove" if each in removed else "add") + ("?" if each in unsure else "") for each in members]
+            [
+                ("remove" if each in removed else "add")
+                + ("!" if each in loud else "")
+                + ("?" if each in unsure else "")
+                for each in members
+            ]
         )
     if key is not None:
         return Chunk(members, key, verbs)
@@ -298,9 +322,52 @@ def _chunk(
     return Chunk(ids, one_or_all(keys), verbs)
 
 
+def _after(old: list[Any], plans: Sequence[_Reader], changed: Sequence[list[Any]]) -> set[Any]:
+    """Return the known members of a stretch after some plans."""
+    had = set(old)
+    for plan, members in zip(plans, changed, strict=True):
+        if members:
+            had.update(members)
+            had.difference_update(plan.removed)
+    return had
+
+
+def _withheld(
+    unsure: Iterable[Any], new: Collection[Any], audience: str | None, withheld: Mapping[Member, str]
+) -> frozenset[Any]:
+    """Return members of which what is wanted was sent before, and got no clear answer."""
+    found = {
+        each: action
+        for each in unsure
+        if (action := withheld.get(each if audience is None else (each, audience)))
+    }
+    wanted = found.keys() & set(new) if found else ()
+    return frozenset(each for each, action in found.items() if (action == "add") == (each in wanted))
+
+
+def _without_others(
+    doubt: list[Any], audience: str | None, managed: Collection[str], withheld: Mapping[Member, str]
+) -> list[Any]:
+    """Leave out withheld members of audiences that are not managed."""
+    if audience is None:
+        return [each for each in doubt if each[1] in managed or each not in withheld]
+    return [each for each in doubt if audience in managed or (each, audience) not in withheld]
+
+
+def _loud(
+    changed: list[Any], audience: str | None, silent: Collection[Any], runs_rules: Callable[[str], bool]
+) -> list[Any]:
+    """Return members whose changes are sent by calls that run rules."""
+    loud = [each for each in changed if each not in silent]
+    if audience is None:
+        return [each for each in loud if runs_rules(each[1]) and each[0] not in DOTS]
+    return [each for each in loud if each not in DOTS] if runs_rules(audience) else []
+
+
 def _witness(witnesses: MutableMapping[str, str], members: list[Any], audience: str | None) -> None:
     if audience is not None:
-        witnesses.setdefault(audience, members[0])
+        if members:
+            witnesses.setdefault(audience, members[0])
         return
     for profile_id, key in members:
         witnesses.setdefault(key, profile_id)

@@ -381,6 +381,8 @@ class Acks:
         skipped: Refused positions that were never sent.
         may_have_left: While a push is at work: batches below this number may have left.
         unclear: After its orderly end: batches that left and may have had an effect.
+        withheld: Changes that run rules and got no clear answer, each with a dead letter: they are not sent
+            again.
         doubtful: Batches with refusals that another process may have sent before, with an unknown outcome.
     """
 
@@ -389,6 +391,7 @@ class Acks:
     skipped: dict[int, list[int]] = field(default_factory=dict)
     may_have_left: int = 0
     unclear: Ranges = field(default_factory=Ranges)
+    withheld: Ranges = field(default_factory=Ranges)
     doubtful: frozenset[int] = frozenset()
 
     def land(self, batch: int, refused: Iterable[int], skipped: Iterable[int] = ()) -> None:
@@ -400,19 +403,28 @@ class Acks:
 
     def is_open(self, batch: int) -> bool:
         """Whether a batch may have had an effect that nobody knows of."""
-        return (batch < self.may_have_left or batch in self.unclear) and batch not in self.landed
+        may_have_left = batch < self.may_have_left or batch in self.unclear or batch in self.withheld
+        return may_have_left and batch not in self.landed
 
     @property
     def says_nothing(self) -> bool:
         """Whether no batch may have had an effect."""
-        return not (self.landed or self.may_have_left or self.unclear)
+        return not (self.landed or self.may_have_left or self.unclear or self.withheld)
 
-    def counts(self, lines: int, batch: int) -> tuple[int, int, int]:
-        """Count the landed, refused and skipped changes of a part of so many lines, in batches of so many."""
+    @property
+    def settled(self) -> Ranges:
+        """Batches that are not sent again."""
+        return Ranges([*self.landed.pairs, *self.withheld.pairs]) if self.withheld else self.landed
+
+    def counts(self, lines: int, batch: int) -> tuple[int, int, int, int]:
+        """Count landed, refused, skipped and withheld changes of a part of so many lines.
+
+        Only a plan whose batches are single changes has withheld ones.
+        """
         last, short = divmod(lines, batch)
         landed = len(self.landed) * batch - (batch - short if short and last in self.landed else 0)
         refused, skipped = (sum(map(len, each.values())) for each in (self.refused, self.skipped))
-        return landed, refused, skipped
+        return landed, refused, skipped, len(self.withheld)
 
     def write(self, path: Folder) -> None:
         """Write it whole."""
@@ -422,6 +434,7 @@ class Acks:
             "skipped": {str(batch): positions for batch, positions in self.skipped.items()},
             "may_have_left": self.may_have_left,
             "unclear": self.unclear.pairs,
+            "withheld": self.withheld.pairs,
         }
         write_json(path, content)
 
@@ -439,16 +452,17 @@ class Acks:
             {int(batch): positions for batch, positions in content[name].items()}
             for name in ("refused", "skipped")
         )
-        unclear = Ranges(content.get("unclear", ()))
-        return cls(Ranges(content["landed"]), refused, skipped, content["may_have_left"], unclear)
+        unclear, withheld = (Ranges(content.get(name, ())) for name in ("unclear", "withheld"))
+        return cls(Ranges(content["landed"]), refused, skipped, content["may_have_left"], unclear, withheld)
 
     @classmethod
     def together(cls, files: Sequence[Acks]) -> Acks:
         """Join what several processes know of a part."""
         joined = cls(may_have_left=max((each.may_have_left for each in files), default=0))
         for each in files:
-            for of, into in ((each.landed, joined.landed), (each.unclear, joined.unclear)):
-                for first, last in of.pairs:
+            for name in ("landed", "unclear", "withheld"):
+                into = getattr(joined, name)
+                for first, last in getattr(each, name).pairs:
                     into.add(first, last)
         for batch in {batch for each in files for batch in each.refused}:
             # Sent twice, a change was refused only if it was refused each time.
@@ -476,18 +490,27 @@ class Plan:
         parts: Its files, in order.
         batch: Changes in a batch; the last one of a part may have fewer.
         acks: Files of acknowledgements that must be there.
+        together: Of a plan some of whose changes run rules, how many of the others travel in a request; its
+            batches are single changes. Else 0.
     """
 
     folder: str = ""
     parts: tuple[File, ...] = ()
     batch: int = 1
     acks: tuple[str, ...] = ()
+    together: int = 0
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Plan:
         """Make one of JSON."""
         parts = tuple(File(**part) for part in content["parts"])
-        return cls(folder=content["folder"], parts=parts, batch=content["batch"], acks=tuple(content["acks"]))
+        return cls(
+            folder=content["folder"],
+            parts=parts,
+            batch=content["batch"],
+            acks=tuple(content["acks"]),
+            together=content.get("together", 0),
+        )
 
     @property
     def changes(self) -> int:
@@ -591,6 +614,7 @@ class Manifest:
         plan: The plan that starts from there.
         refused: Changes that Talon.One refused in earlier plans and that this plan does not have; None for
             none.
+        withheld: Changes of earlier plans that run rules and got no clear answer; None for none.
         letters: Name of the folder for dead letters of its plan.
         names: Attribute names to which the fingerprints of profiles refer by number; never fewer than before.
         facts: What the run remembers for later ones.
@@ -608,6 +632,7 @@ class Manifest:
     since: tuple[Plan, ...] = ()
     plan: Plan = field(default_factory=Plan)
     refused: File | None = None
+    withheld: File | None = None
     letters: str = ""
     names: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -636,7 +661,7 @@ class Manifest:
             "version": self.version,
             "manifest": self.file,
             "folders": [plan.folder for plan in self.plans],
-            "files": [each.file for each in (self.members, self.refused) if each],
+            "files": [each.file for each in (self.members, self.refused, self.withheld) if each],
             "letters": self.letters,
         }
         return replace(manifest, history=(before, *self.history)[: keep - 1])
@@ -671,7 +696,7 @@ class Manifest:
                     "letters": "",
                 }
         known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-        for name in ("members", "refused"):
+        for name in ("members", "refused", "withheld"):
             known[name] = File(**content[name]) if content.get(name) else None
         known["since"] = tuple(Plan.of(each) for each in content["since"])
         known["plan"] = Plan.of(content["plan"])
@@ -688,7 +713,7 @@ class Manifest:
         manifests = {self.file, self.before, *(each["manifest"] for each in self.history)}
         kept = {plan.folder for plan in self.plans}
         kept |= {folder for each in self.history for folder in each["folders"]}
-        files = [each.file for each in (self.members, self.refused) if each]
+        files = [each.file for each in (self.members, self.refused, self.withheld) if each]
         files += [file for each in self.history for file in each["files"]]
         split = [file.split("/") for file in files]
         found = names_in(folder)

@@ -8,6 +8,7 @@ STATE_URI/<deployment host>/<name>/
     00000007-RUN/plan-00000.tsv.zst    sorted changes; 100,000 or so a part
     00000007-RUN/acks-00000-RUN.json   what became of that part's batches of 1000 changes
     00000007-RUN/refused.tsv.zst       changes that Talon.One refused before and that this plan does not have
+    00000007-RUN/withheld.tsv.zst      changes that run rules and got no clear answer before this plan
     00000007-RUN/suspects-RUN.json     audiences that Talon.One may have lost
     outside/                           changes that others made; see ``outside``
     dead-letters/<time>-RUN/00000.ndjson
@@ -17,7 +18,8 @@ What Talon.One acknowledged is the members in the file that the manifest names, 
 of the plans that it names, one after another. The next version compares with all of that; when the changes
 have become many, it writes the members anew. Changes that may have left and were not acknowledged when a
 worker was killed are uncertain: the next plan sends each of them again, as ``add?`` or ``remove?``, whatever
-the source says, and they stay uncertain until they are acknowledged.
+the source says, and they stay uncertain until they are acknowledged. But a change that runs rules is
+withheld: it stays uncertain, and is not sent again by itself.
 
 One process may plan and push, inside ``held``. Or one process plans, inside ``held``; others push a part
 each, inside ``pushing``, as often as it takes; and a last one looks whether all is in, with ``commit``.
@@ -35,6 +37,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, groupby, islice, repeat
 from operator import itemgetter
@@ -42,9 +45,9 @@ from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 from uuid import uuid4
 
-from airflow_provider_talon_cdp.changes.change import REMOVING, Chunk, Record, one_or_all
+from airflow_provider_talon_cdp.changes.change import REMOVING, Action, Change, Chunk, Record, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
-from airflow_provider_talon_cdp.changes.diff import Folded, in_order
+from airflow_provider_talon_cdp.changes.diff import Folded, Member, in_order
 from airflow_provider_talon_cdp.changes.fingerprint import doubted, following, had
 from airflow_provider_talon_cdp.changes.spool import sorted_members
 from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, KEEP_VERSIONS, MAX_CHANGES, AudienceIdType
@@ -63,7 +66,13 @@ from airflow_provider_talon_cdp.ledger.format import (
     write_plan,
     writing_lines,
 )
-from airflow_provider_talon_cdp.ledger.letters import LETTERS, DeadLetters, letters_name, prune_letters
+from airflow_provider_talon_cdp.ledger.letters import (
+    LETTERS,
+    UNCLEAR,
+    DeadLetters,
+    letters_name,
+    prune_letters,
+)
 from airflow_provider_talon_cdp.ledger.lock import Lock
 from airflow_provider_talon_cdp.ledger.outside import (
     NOTES,
@@ -95,6 +104,8 @@ Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk
 # The members are written anew when plans on top have more than a share of as many changes, or are many.
 _SHARE = 8
 _PLANS = 8
+# Changes that run rules are noted ahead of their departure in a smaller number.
+_FEWER_AHEAD = 8
 # Parts that an error text names.
 _NAMED = 10
 _READABLE = 60
@@ -187,12 +198,14 @@ class RunFacts:
         key_fingerprint: Tells one API key from another, and nothing else.
         platform_name: As on the connection.
         audiences: What Talon.One answered about audiences, by ID: its internal ID and when it was created.
+        filling: Audiences whose first members are being sent in bulk, where other changes run rules.
     """
 
     data_until: str = ""
     key_fingerprint: str = ""
     platform_name: str = ""
     audiences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    filling: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +242,8 @@ class Draft:
         since: Plans whose acknowledged changes come on top of these members, before this plan.
         parts: The files of the plan, in order.
         refused: The file of refused changes that the plan does not have; None for none.
+        withheld: The file of changes of earlier plans that run rules and got no clear answer; None for none.
+        runs_rules: Whether changes of the plan run rules.
         audiences: Audiences that it has members or changes of.
         spent: Notes that it covers, by name.
     """
@@ -239,6 +254,8 @@ class Draft:
     since: tuple[Plan, ...] = ()
     parts: tuple[File, ...] = ()
     refused: File | None = None
+    withheld: File | None = None
+    runs_rules: bool = False
     audiences: frozenset[str] = frozenset()
     spent: tuple[str, ...] = ()
 
@@ -252,8 +269,10 @@ class Outcome:
         acknowledged: Those that Talon.One took.
         added: Acknowledged changes that add, by audience; profiles count as one audience, ``profiles``.
         removed: Acknowledged changes that remove, by audience.
-        refused: Those that Talon.One refused or was not asked about; with the ones before, they are all.
+        refused: Those that Talon.One refused or was not asked about; with acknowledged and unclear ones,
+            they are all.
         skipped: Refused changes that were never sent.
+        unclear: Changes that run rules and got no clear answer.
         dead_letters: Where those are and the records that the plan left out, or None when there are none.
     """
 
@@ -263,6 +282,7 @@ class Outcome:
     removed: Counter[str]
     refused: int
     skipped: int
+    unclear: int
     dead_letters: str | None
 
 
@@ -492,7 +512,41 @@ class Ledger:
             for member in zip(chunk.ids, chunk.each_key, strict=False)
             if member[1] in self.suspected
         )
-        return _chunks_of_members(heapq.merge(doubts, suspects, self._contradicted()))
+        return _chunks_of_members(
+            heapq.merge(doubts, suspects, self._contradicted(), sorted(self.withheld()))
+        )
+
+    def withheld(self) -> dict[Member, Action]:
+        """Return changes that run rules and got no clear answer, as actions by member.
+
+        Talon.One may have made them or not. They are not sent again, unless all is sent. Each cost a request
+        without an answer, so there are never many.
+        """
+        plan, carried = self.manifest.plan, self.manifest.withheld
+        withheld: dict[Member, Action] = {}
+        for chunk in read_chunks(self.folder, carried) if carried else ():
+            withheld.update((change[:2], change.action) for change in chunk.changes())
+        for chunk in self._made_of(plan, self.acks) if withheld else ():
+            for member in zip(chunk.ids, chunk.each_key, strict=False):
+                withheld.pop(member, None)
+        for part, acks in enumerate(self.acks if plan.together else ()):
+            for _, change in self._unclear_in(part, acks):
+                withheld[change[:2]] = change.action
+        return withheld
+
+    def _unclear_in(self, part: int, acks: Acks) -> Iterator[tuple[int, Change]]:
+        """Yield changes of a part that run rules and may have been made, with their numbers."""
+        if acks.withheld or acks.may_have_left:
+            for number, chunk in enumerate(self._batches(part)):
+                if chunk.runs_rules and acks.is_open(number):
+                    yield number, next(chunk.changes())
+
+    def filled(self) -> frozenset[str]:
+        """Return the audiences that have members here, and have had all of their first ones."""
+        found: set[str] = set()
+        for chunk in self.known():
+            found.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
+        return frozenset(found.difference(self.facts.filling, self.suspected))
 
     def _contradicted(self) -> Iterator[tuple[str, str]]:
         """Yield, sorted, members of which others say another thing than this ledger."""
@@ -513,16 +567,21 @@ class Ledger:
                 yield change[0]
             change = next(changes, None)
 
-    def unacknowledged(self) -> Iterator[Chunk]:
-        """Changes of the plan in force without an outcome, with what is uncertain about them now, sorted."""
+    def unacknowledged(self, *, withheld: bool = True) -> Iterator[Chunk]:
+        """Changes of the plan in force without an outcome, with what is uncertain about them now, sorted.
+
+        Args:
+            withheld: Also those that run rules and got no clear answer.
+        """
         settled = self._settled_refusals()
-        for part, (lines, landed, refused, _) in enumerate(self._progress()):
+        for part, (lines, landed, refused, *_) in enumerate(self._progress()):
             if landed == lines and not refused:
                 continue
             acks = self.acks[part]
             for number, chunk in enumerate(self._batches(part)):
                 if number not in acks.landed:
-                    yield _unsure(chunk) if acks.is_open(number) else chunk
+                    if withheld or number not in acks.withheld:
+                        yield _unsure(chunk) if acks.is_open(number) else chunk
                 elif number in acks.refused:
                     # A refusal says nothing about what an earlier request did.
                     left = _unsure(chunk.at(_uncertain_refusals(chunk, number, acks)))
@@ -644,21 +703,42 @@ class Ledger:
                 name = f"{draft.folder}/members.tsv.zst"
                 file = files.enter_context(writing_lines(self.folder / name))
                 copying = self._noted(_copied(known, file), audiences)
-                parts = self._written(draft, planner(copying, self.uncertain()), audiences)
+                draft = self._written(draft, planner(copying, self.uncertain()), audiences)
                 for _ in copying:
                     """A plan may not have asked for all of them."""
                 file.finish()
                 draft = replace(draft, members=file.as_file(name) if file.lines else None)
             else:
                 known.snapshot = self._noted(known.snapshot, audiences)
-                parts = self._written(draft, planner(known, self.uncertain()), audiences)
+                draft = self._written(draft, planner(known, self.uncertain()), audiences)
             refused = carried.as_file(f"{draft.folder}/refused.tsv.zst")
         self._carrying = None
-        return replace(draft, parts=parts, refused=refused, audiences=frozenset(audiences))
+        withheld = self._keep_withheld(draft)
+        return replace(draft, refused=refused, withheld=withheld, audiences=frozenset(audiences))
 
-    def _written(self, draft: Draft, changes: Iterable[Chunk], audiences: set[str]) -> tuple[File, ...]:
+    def _keep_withheld(self, draft: Draft) -> File | None:
+        """Write what is withheld for the versions after the one in force."""
+        withheld = self.withheld()
+        if not withheld:
+            return None
+        name = f"{draft.folder}/withheld.tsv.zst"
+        with writing_lines(self.folder / name) as file:
+            file.write(Chunk.of(Change(*member, action) for member, action in sorted(withheld.items())))
+            file.finish()
+            return file.as_file(name)
+
+    def _written(self, draft: Draft, changes: Iterable[Chunk], audiences: set[str]) -> Draft:
         part = -(-self._sizes.part // self._sizes.batch) * self._sizes.batch
-        return write_plan(self.folder, draft.folder, self._noted(changes, audiences), part)
+        runs_rules = False
+
+        def looked_at() -> Iterator[Chunk]:
+            nonlocal runs_rules
+            for chunk in self._noted(changes, audiences):
+                runs_rules = runs_rules or chunk.runs_rules
+                yield chunk
+
+        parts = write_plan(self.folder, draft.folder, looked_at(), part)
+        return replace(draft, parts=parts, runs_rules=runs_rules)
 
     def _noted(self, chunks: Iterable[Chunk], audiences: set[str]) -> Iterator[Chunk]:
         """Yield chunks, and note their audiences."""
@@ -689,7 +769,10 @@ class Ledger:
             handed_over: Whether other processes push it, so that the ledger stays in use when this one ends.
         """
         self.lock.confirm()
-        plan = Plan(folder=draft.folder, parts=draft.parts, batch=self._sizes.batch)
+        batch = self._sizes.batch
+        plan = Plan(folder=draft.folder, parts=draft.parts, batch=batch)
+        if draft.runs_rules:
+            plan = replace(plan, batch=1, together=batch)
         acks = [plan.acks_of(part, self.run) for part in range(len(plan.parts))]
         for each in acks:
             Acks().write(self.folder / each)
@@ -700,6 +783,7 @@ class Ledger:
             since=draft.since,
             plan=replace(plan, acks=tuple(acks)),
             refused=draft.refused,
+            withheld=draft.withheld,
             letters=self._letters_name,
             names=tuple(names),
             facts=asdict(facts),
@@ -733,6 +817,40 @@ class Ledger:
         manifest.remove_others(self.folder, self.lock.confirm)
         oldest = min([manifest.letters, *(each["letters"] for each in manifest.history)])
         prune_letters(self.folder, self._keep, oldest)
+
+    def abandon(self) -> int:
+        """Give up changes that run rules and may have been sent by a run that was killed; count them.
+
+        Each gets a dead letter and is withheld from now on.
+        """
+        plan = self.manifest.plan
+        return sum(self._abandon(part, self.acks[part], self._letters) for part in range(len(plan.parts)))
+
+    def _abandon(self, part: int, acks: Acks, letters: DeadLetters) -> int:
+        plan, given_up = self.manifest.plan, Acks()
+        now = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
+        for number, change in self._unclear_in(part, acks) if plan.together else ():
+            if number in acks.withheld:
+                continue
+            given_up.withheld.add(number)
+            letters.add(
+                {
+                    "time": now,
+                    "profile_id": change.profile_id,
+                    "audience_id": change.key,
+                    "action": change.action,
+                    "reason": UNCLEAR,
+                    "status": None,
+                    "request_uuid": None,
+                }
+            )
+        if given_up.withheld:
+            letters.flush()
+            # A file of its own: this run may push the part too, and writes another one then.
+            given_up.write(self.folder / plan.acks_of(part, uuid4().hex[:12]))
+            self.lock.confirm()
+            self._acks = None
+        return len(given_up.withheld)
 
     def share(self) -> Share:
         """Return all parts of the plan in force, for a process that holds the ledger."""
@@ -807,8 +925,15 @@ class Ledger:
             prefix = f"{parts[0]:05}-{self.run}-"
             letters = DeadLetters(self.folder, self.manifest.letters, prefix=prefix, keep=self._keep)
             found = self._files(self.manifest.plan, _ACKS)
-            known = {part: self._joined(self.manifest.plan, part, found) for part in parts}
-            yield self._share_of(known, letters)
+            plan_now = self.manifest.plan
+            known = {part: self._joined(plan_now, part, found) for part in parts}
+            abandoned = sum(self._abandon(part, acks, letters) for part, acks in known.items())
+            if abandoned:
+                found = self._files(plan_now, _ACKS)
+                known = {part: self._joined(plan_now, part, found) for part in parts}
+            share = self._share_of(known, letters)
+            share.abandoned = abandoned
+            yield share
 
     def commit(self, owner: str, plan: str, check: Callable[[], object] = lambda: None) -> Outcome:
         """Check that all parts of a plan are in, say what became of them, and give the ledger back.
@@ -825,15 +950,15 @@ class Ledger:
             self._refuse_other(plan)
             self._refuse_suspected()
             progress = self._progress()
-            lines, landed, refused, skipped = (
-                map(sum, zip(*progress, strict=True)) if progress else (0, 0, 0, 0)
+            lines, landed, refused, skipped, unclear = (
+                map(sum, zip(*progress, strict=True)) if progress else (0,) * 5
             )
-            if left := [part for part, each in enumerate(progress) if each[1] < each[0]]:
+            if left := [part for part, each in enumerate(progress) if each[1] + each[4] < each[0]]:
                 self.lock.handed_over = True
                 numbers = ", ".join(map(str, left[:_NAMED])) + (", ..." if len(left) > _NAMED else "")
                 raise LedgerError(
                     f"{len(left):,} of {len(progress):,} parts of the plan are not in ({numbers}):\n"
-                    f"{lines - landed:,} of {lines:,} changes. Push these parts again."
+                    f"{lines - landed - unclear:,} of {lines:,} changes. Push these parts again."
                 )
             check()
             self._refuse_suspected()
@@ -841,7 +966,8 @@ class Ledger:
             found = tuple(self._files(self.manifest.plan, _ACKS))
             sealed = replace(self.manifest.plan, acks=found)
             before = self.manifest.file
-            self._put_in_force(replace(self.manifest, plan=sealed, before=before))
+            facts = {**self.manifest.facts, "filling": []}
+            self._put_in_force(replace(self.manifest, plan=sealed, facts=facts, before=before))
             self._told = self.manifest.told
             letters = self.folder / LETTERS / self.manifest.letters
             added, removed = self._acknowledged_by_audience(landed - refused)
@@ -852,6 +978,7 @@ class Ledger:
                 removed=removed,
                 refused=refused,
                 skipped=skipped,
+                unclear=unclear,
                 dead_letters=str(letters) if names_in(letters) else None,
             )
 
@@ -880,10 +1007,14 @@ class Ledger:
         return self.identity.holds == "profiles"
 
     def _share_of(self, known: Mapping[int, Acks], letters: DeadLetters) -> Share:
-        return Share(self.folder, self.manifest.plan, known, self.lock, letters, self._sizes.ahead)
+        plan, ahead = self.manifest.plan, self._sizes.ahead
+        if plan.together:
+            # What was noted ahead of a kill and runs rules has to be looked at by a person.
+            ahead = -(-ahead // _FEWER_AHEAD)
+        return Share(self.folder, plan, known, self.lock, letters, ahead)
 
-    def _progress(self) -> list[tuple[int, int, int, int]]:
-        """Count, by part: its changes, and how many landed, were refused, and were skipped."""
+    def _progress(self) -> list[tuple[int, int, int, int, int]]:
+        """Count, by part: its changes, and how many landed, were refused, were skipped, and are withheld."""
         plan = self.manifest.plan
         return [
             (part.lines, *acks.counts(part.lines, plan.batch))

@@ -17,6 +17,12 @@ from airflow_provider_talon_cdp.ledger.storage import (
 )
 
 LETTERS = "dead-letters"
+UNCLEAR = (
+    "A call that runs rules got no clear answer: the rules may have run, or the change may not be made.\n"
+    'It is not sent again. Look at the profile in the Campaign Manager. A run with send="all" makes the\n'
+    "change in bulk, without rules; UpdateProfileAudiencesOperator makes it with rules."
+)
+"""What a dead letter says of such a change."""
 # Characters that wait in memory before they are written.
 _MOST_WAITING = 2**20
 

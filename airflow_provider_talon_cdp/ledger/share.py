@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledger.format import Acks, Plan, Ranges
+from airflow_provider_talon_cdp.ledger.format import Acks, Plan
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters
 from airflow_provider_talon_cdp.ledger.lock import Lock
 from airflow_provider_talon_cdp.ledger.outside import UNTIL_LOST, NoteWriter, write_suspects
@@ -32,6 +33,10 @@ class Share:
         lock: That of the ledger or of the part.
         letters: Where refused records go.
         ahead: Batches that may leave before the next note: of a killed run, their changes are sent again.
+
+    Attributes:
+        abandoned: Changes that run rules and may have been sent by a process that was killed; they are not
+            left.
     """
 
     def __init__(
@@ -52,8 +57,10 @@ class Share:
         self._known = known
         self._acks: dict[int, Acks] = {}
         self._unwritten: set[int] = set()
-        # Batches that left and have no outcome, as numbers in the plan.
-        self._flying: set[int] = set()
+        # Batches that left and have no outcome, as numbers in the plan, with whether they run rules.
+        self._flying: dict[int, bool] = {}
+        # Of a plan that runs rules, the part and the changes of what travels together.
+        self._carried: dict[int, tuple[int, Sequence[int]]] = {}
         # Those that landed since the lock was last confirmed, with the time.
         self._landed: deque[tuple[float, int]] = deque()
         # Ranges of batches that are left, by the number of the first of each in this push and in the plan.
@@ -63,19 +70,24 @@ class Share:
         """How many batches are left."""
         self.changes = 0
         """How many changes these have."""
+        self.abandoned = 0
         self._left_of: Counter[int] = Counter()
         for part in known:
             first, end = self._part_starts[part : part + 2]
-            for gap, stop in known[part].landed.gaps(end - first):
+            for gap, stop in known[part].settled.gaps(end - first):
                 self._starts.append(self.left)
                 self._firsts.append(first + gap)
                 self.left += stop - gap
                 self._left_of[part] += stop - gap
             lines = plan.parts[part].lines
-            self.changes += lines - known[part].counts(lines, plan.batch)[0]
+            landed, *_, withheld = known[part].counts(lines, plan.batch)
+            self.changes += lines - landed - withheld
 
     def batches(self) -> Generator[Chunk, None, None]:
-        """Yield the batches that are left, in order."""
+        """Yield the batches that are left, in order; of a plan that runs rules, what travels together."""
+        if self._plan.together:
+            yield from self._requests()
+            return
         last = ""
         for part, acks in self._known.items():
             for number, chunk in enumerate(self._plan.batches(self._folder, part)):
@@ -84,47 +96,101 @@ class Share:
                     yield replace(chunk, disjoint_from_recent=chunk.ids[0] != last)
                     last = chunk.ids[-1]
 
-    def leaving(self, n: int) -> None:
+    def _requests(self) -> Generator[Chunk, None, None]:
+        """Yield the changes of a profile that run rules, and others as many together as the plan says."""
+        at_most = self._plan.together
+        number = 0
+
+        def request(part: int, some: list[tuple[int, Chunk]]) -> Chunk:
+            nonlocal number
+            numbers, chunks = zip(*some, strict=True)
+            self._carried[number] = part, numbers
+            number += 1
+            return Chunk.joined(chunks)
+
+        for part, acks in self._known.items():
+            settled = acks.settled
+            batches = enumerate(self._plan.batches(self._folder, part))
+            left = (batch for batch in batches if batch[0] not in settled)
+            silent: list[tuple[int, Chunk]] = []
+            for _, of_profile in groupby(left, key=lambda batch: batch[1].ids[0]):
+                loud: list[tuple[int, Chunk]] = []
+                for batch in of_profile:
+                    (loud if batch[1].runs_rules else silent).append(batch)
+                for start in range(0, len(loud), at_most):
+                    yield request(part, loud[start : start + at_most])
+                while len(silent) >= at_most:
+                    yield request(part, silent[:at_most])
+                    del silent[:at_most]
+            if silent:
+                yield request(part, silent)
+
+    def leaving(self, n: int, positions: Iterable[int] | None = None) -> None:
         """Note, durably, that a batch may leave now; some that follow it are noted with it.
+
+        Args:
+            n: Number of the batch.
+            positions: Of what leaves in it, of a plan that runs rules; None for all.
 
         Raises:
             LedgerError: Another run took over, so it must not leave.
         """
         self.refuse_lost()
-        part, number = self._place(n)
+        part, numbers = self._place(n, positions)
         acks = self._acks_of(part)
-        if number >= acks.may_have_left:
+        if numbers[-1] >= acks.may_have_left:
             first, end = self._part_starts[part : part + 2]
-            acks.may_have_left = min(number + self._ahead, end - first)
+            acks.may_have_left = min(numbers[-1] + self._ahead, end - first)
             self._unwritten.add(part)
             self.flush()
-        self._flying.add(self._part_starts[part] + number)
+        # Only what runs rules says which part of it leaves.
+        start = self._part_starts[part]
+        self._flying.update(dict.fromkeys((start + each for each in numbers), positions is not None))
 
-    def landed(self, n: int, refused: Iterable[int] = (), skipped: Iterable[int] = ()) -> None:
+    def landed(
+        self,
+        n: int,
+        refused: Iterable[int] = (),
+        skipped: Iterable[int] = (),
+        unclear: Iterable[int] = (),
+    ) -> None:
         """Note that the outcome of a batch is known; ``flush`` makes it durable.
 
         Args:
             n: Number of the batch.
             refused: Positions in it of changes that Talon.One refused or was not asked about.
             skipped: Refused positions that were never sent.
+            unclear: Positions of changes that run rules and got no clear answer, which have a letter.
 
         Raises:
             LedgerError: Another run took over; the outcome is noted.
         """
-        part, number = self._place(n)
-        self._acks_of(part).land(number, refused, skipped)
+        part, numbers = self._place(n)
+        acks = self._acks_of(part)
+        if self._plan.together:
+            refused, skipped, unclear = set(refused), set(skipped), set(unclear)
+            for at, number in enumerate(numbers):
+                if at in unclear:
+                    acks.withheld.add(number)
+                else:
+                    acks.land(number, [0] if at in refused else (), [0] if at in skipped else ())
+            del self._carried[n]
+        else:
+            acks.land(numbers[0], refused, skipped)
         self._unwritten.add(part)
-        of_plan = self._part_starts[part] + number
-        self._flying.discard(of_plan)
-        self._landed.append((self._lock.now(), of_plan))
+        now, start = self._lock.now(), self._part_starts[part]
+        for number in numbers:
+            self._flying.pop(start + number, None)
+            self._landed.append((now, start + number))
         while self._landed and self._landed[0][0] < self._lock.confirmed:
             self._landed.popleft()
         self.refuse_lost()
 
-    def without_effect(self, n: int) -> None:
-        """Note that a batch did not land and surely changed nothing."""
-        part, number = self._place(n)
-        self._flying.discard(self._part_starts[part] + number)
+    def without_effect(self, n: int, positions: Iterable[int] | None = None) -> None:
+        """Note that a batch, or what is at some positions of it, did not land and surely changed nothing."""
+        part, numbers = self._place(n, positions)
+        for number in numbers:
+            self._flying.pop(self._part_starts[part] + number, None)
 
     def reject(self, letter: Mapping[str, Any]) -> None:
         """Note a dead letter; ``flush`` makes it durable."""
@@ -146,7 +212,7 @@ class Share:
             acks = self._acks[part]
             acks.write(self._folder / self._plan.acks_of(part, self._lock.run))
             self._unwritten.discard(part)
-            if len(acks.landed) == self._left_of[part]:
+            if len(acks.landed) + len(acks.withheld) == self._left_of[part]:
                 # Done with: what was refused may be a lot.
                 del self._acks[part]
         # After the note and not before it: whoever takes over from now on will read it.
@@ -160,7 +226,9 @@ class Share:
         """
         for part, acks in self._acks.items():
             first, end = self._part_starts[part : part + 2]
-            acks.unclear = Ranges((each - first,) * 2 for each in sorted(self._flying) if first <= each < end)
+            for each in sorted(self._flying):
+                if first <= each < end:
+                    (acks.withheld if self._flying[each] else acks.unclear).add(each - first)
             acks.may_have_left = 0
             self._unwritten.add(part)
         self.flush()
@@ -207,9 +275,12 @@ class Share:
     def _acks_of(self, part: int) -> Acks:
         return self._acks.setdefault(part, Acks())
 
-    def _place(self, n: int) -> tuple[int, int]:
-        """Say in which part a batch is, and its number there."""
+    def _place(self, n: int, positions: Iterable[int] | None = None) -> tuple[int, Sequence[int]]:
+        """Say in which part a batch is, and its number there, or those of the changes in a request."""
+        if self._plan.together:
+            part, numbers = self._carried[n]
+            return part, numbers if positions is None else [numbers[each] for each in sorted(positions)]
         at = bisect_right(self._starts, n) - 1
         number = self._firsts[at] + n - self._starts[at]
         part = bisect_right(self._part_starts, number) - 1
-        return part, number - self._part_starts[part]
+        return part, [number - self._part_starts[part]]

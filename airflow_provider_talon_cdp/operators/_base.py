@@ -75,6 +75,7 @@ OnBusy = Literal["wait", "fail"]
 OnOlderRun = Literal["fail", "skip", "allow"]
 RetryRejected = Literal["always", "never"]
 Verify = Literal["identity", "exists", "none"]
+Rules = Literal["none", "changes", "all"]
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 MAX_REJECTED = 0
 T = TypeVar("T")
@@ -95,6 +96,7 @@ _MIRROR_ONLY = (
         "dry_run",
         "on_older_run",
         "retry_rejected",
+        "rules",
         "verify",
         "on_busy",
         "busy_timeout",
@@ -576,6 +578,11 @@ class MembershipOperator(LedgerOperator):
             made anew; a name that was changed by hand is set back. ``exists`` adds a member that is there
             already, which changes nothing. ``none`` asks nothing.
             Default: ``identity`` where the audience has a name here, else ``exists``.
+        rules: Mirror: whether Talon.One runs its rules, as campaigns on *Has joined* or *Has left an
+            audience* need: ``none``, for ``changes``, or for ``all``. Each profile that changes takes a
+            request then, instead of a thousand in one. With ``changes`` the first members of an audience go
+            in bulk, without rules. A change without a clear answer is counted as ``unclear``, has a dead
+            letter, and is not sent again. For external audience IDs.
         initial_members: Mirror: a CSV file of members that the audience got by other means, such as the
             Campaign Manager's export; read when the ledger is new, so that the first mirror can remove them.
         kwargs: As in ``LedgerOperator``; only a mirror takes those that concern the ledger. A mirror counts
@@ -586,6 +593,7 @@ class MembershipOperator(LedgerOperator):
         "audience_id",
         "audience_name",
         "initial_members",
+        "rules",
         "verify",
         *LedgerOperator.template_fields,
     )
@@ -600,6 +608,7 @@ class MembershipOperator(LedgerOperator):
         audience_id_type: AudienceIdType = AUDIENCE_ID_TYPE,
         audience_name: str | None = None,
         verify: Verify | str | None = None,
+        rules: Rules | str = "none",
         initial_members: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -608,11 +617,13 @@ class MembershipOperator(LedgerOperator):
         self.audience_id_type = audience_id_type
         self.audience_name = audience_name
         self.verify = verify
+        self.rules = rules
         self.initial_members = initial_members
         self.audiences_seen: set[str | int] = set()
         check_choice("audience_id_type", audience_id_type, AudienceIdType)
         if verify is not None:
             check_literals(partial(check_choice, choices=Verify), verify=verify)
+        check_literals(self._check_rules, rules=rules)
         if audience_id is not None:
             check_literals(self._check_audience_id, audience_id=audience_id)
         if audience_name is not None:
@@ -722,7 +733,10 @@ class MembershipOperator(LedgerOperator):
             source=source,
             ledger=self.open_ledger(hook, ledger_name),
             sender=lambda: self.members_sender(hook),
-            kind=Members(scope=Scope(managed=managed, sends_all=how.pop("sends_all"))),
+            kind=Members(
+                scope=Scope(managed=managed, sends_all=how.pop("sends_all")),
+                rules=self._check_rules("rules", self.rules),
+            ),
             audiences=Audiences(
                 names={} if names is None else names, verify=verify, state_uri=self.where_state_is()
             ),
@@ -797,6 +811,16 @@ class MembershipOperator(LedgerOperator):
 
     def _check_audience_id(self, name: str, value: object) -> str | int:
         return audience_id_of(name, value, self.audience_id_type)
+
+    def _check_rules(self, name: str, value: object) -> Any:
+        check_choice(name, value, Rules)
+        if value != "none" and self.audience_id_type == "internal":
+            raise InvalidInputError(
+                f"{name}={value!r} needs external audience IDs: the call for one profile's audiences knows "
+                "those only.\n"
+                "Take audience_id_type='internal' out, or leave rules at 'none'."
+            )
+        return value
 
 
 def open_hook(talon_cdp_conn_id: str) -> TalonCdpHook:

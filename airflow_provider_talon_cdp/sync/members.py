@@ -7,18 +7,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from operator import lt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk, Record, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import EVERYTHING, Scope, diff, in_order
 from airflow_provider_talon_cdp.changes.spool import sorted_members
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
-from airflow_provider_talon_cdp.contract import MAX_CHANGES
-from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError
+from airflow_provider_talon_cdp.contract import DOTS, FAULT_OF_DOTS, MAX_CHANGES
+from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError, RequestError, UnclearError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.share import Share
@@ -43,6 +44,9 @@ _HOPELESS = 50
 _NOTED = 64
 
 
+Rules = Literal["none", "changes", "all"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Members:
     """Members of audiences.
@@ -51,10 +55,13 @@ class Members:
         scope: What may change.
         lets_audiences_go: Whether the removal of members is done where Talon.One has no such audience any
             more.
+        rules: Whether Talon.One runs its rules: for ``none``, for ``changes`` after the first fill of an
+            audience, or for ``all``. A plan marks such changes, and each travels in a call for its profile.
     """
 
     scope: Scope = EVERYTHING
     lets_audiences_go: bool = True
+    rules: Rules = "none"
 
     in_request: ClassVar[int] = MAX_CHANGES
     label: ClassVar[None] = None
@@ -65,9 +72,19 @@ class Members:
         """Sort records on this worker's disk."""
         return sorted_members(records)
 
-    def compare(self, _: Ledger, /) -> MemberPlan:
+    def compare(self, ledger: Ledger, /) -> MemberPlan:
         """Begin a plan."""
-        return MemberPlan(self.scope)
+        if self.rules == "none":
+            return MemberPlan(self.scope)
+        filled = ledger.filled()
+        # Of an audience that was made anew, nothing was sent.
+        withheld = {
+            member: action
+            for member, action in ledger.withheld().items()
+            if member[1] not in ledger.suspected
+        }
+        runs_rules = filled.__contains__ if self.rules == "changes" else _always
+        return MemberPlan(replace(self.scope, runs_rules=runs_rules, withheld=withheld))
 
     def describe(self, counts: Counts) -> str:
         """Say what a plan does."""
@@ -86,13 +103,13 @@ class Members:
 
         Talon.One refuses a request whole and does not say which record is bad; halving finds the bad ones, so
         that the rest lands. Changes that were refused in an earlier run travel one by one, apart from the
-        others.
+        others. A chunk that runs rules is of one profile.
         """
         left = list(_divided(flight))
         while left:
             positions, chunk = left.pop()
             try:
-                await sender(chunk)
+                await _send(flight, positions, chunk, sender)
             except NotFoundError as error:
                 apart = list(chunk.by_key())
                 if len(apart) > 1:
@@ -122,8 +139,6 @@ class Members:
                 if _is_hopeless(flight, error):
                     # Before giving up, try the other end of the chunk: perhaps only its beginning is bad.
                     left.reverse()
-            else:
-                flight.sent(chunk)
 
 
 class MemberPlan:
@@ -159,8 +174,15 @@ class MemberPlan:
         Raises:
             OutOfOrderError: The source is not sorted.
         """
+        if self._scope.runs_rules:
+            records = _without_dots(records)
         wanted = in_order(records, counts, on_rejected)
         return diff(known, wanted, counts, uncertain=uncertain, scope=self._scope, witnesses=self.witnesses)
+
+    def filling(self, audiences: Iterable[str]) -> list[str]:
+        """Return the audiences whose first members are sent in bulk, though other changes run rules."""
+        runs_rules = self._scope.runs_rules
+        return [each for each in audiences if not runs_rules(each)] if runs_rules else []
 
     def kept(self, changes: Iterable[Chunk]) -> Iterable[Chunk]:
         """Keep what a ledger has no place for: nothing."""
@@ -169,6 +191,22 @@ class MemberPlan:
     def chunks(self, share: Share) -> Iterator[Chunk]:
         """Return the chunks of the plan in force."""
         return share.batches()
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+def _without_dots(records: Iterable[Record]) -> Iterator[Record]:
+    """Reject profile IDs that cannot be in a path."""
+    for record in records:
+        if isinstance(record, Rejection) or DOTS.isdisjoint(record.ids):
+            yield record
+            continue
+        bad = [at for at, profile_id in enumerate(record.ids) if profile_id in DOTS]
+        yield from (Rejection(FAULT_OF_DOTS, record.ids[at]) for at in bad)
+        if rest := record.without(bad):
+            yield rest
 
 
 @syncing()
@@ -233,15 +271,21 @@ class ExplicitJournal:
         """Folder of the dead letters, or None when there are none."""
         return self._outside.dead_letters
 
-    def leaving(self, number: int) -> None:
+    def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
         """Count it: what it changes was noted before; see ``_noted``."""
         self._in_flight += 1
 
-    def landed(self, number: int, refused: Iterable[int] = (), skipped: Iterable[int] = ()) -> None:
+    def landed(
+        self,
+        number: int,
+        refused: Iterable[int] = (),
+        skipped: Iterable[int] = (),
+        unclear: Iterable[int] = (),
+    ) -> None:
         """Count it."""
         self._in_flight -= 1
 
-    def without_effect(self, number: int) -> None:
+    def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
         """Count it."""
         self._in_flight -= 1
 
@@ -384,6 +428,26 @@ class _Recent:
     def is_of_one_kind(self) -> bool:
         """Whether all have one audience and one action, so that no two of them share a profile."""
         return self._seen is None or len(self._seen) == 1
+
+
+async def _send(flight: Flight, positions: Sequence[int], chunk: Chunk, sender: Any) -> None:
+    """Send a part of a flight in one request."""
+    if not chunk.runs_rules:
+        await sender(chunk)
+        flight.sent(chunk)
+        return
+    ((profile_id, adds, removes),) = chunk.entries()
+    try:
+        await sender.update_profile_audiences(
+            profile_id, adds, removes, aloft=partial(flight.aloft, positions)
+        )
+    except RequestError as error:
+        if error.is_unclear:
+            flight.no_answer(error)
+        if not isinstance(error, UnclearError):
+            raise
+    else:
+        flight.sent(chunk)
 
 
 def _divided(flight: Flight) -> Iterator[tuple[Sequence[int], Chunk]]:

@@ -161,6 +161,7 @@ class Mirror:
                 return report
             self._check_key()
             self._tell_of_others(owner)
+            self._abandon(report)
             refused: set[Member] = set()
             if cursor and 0 < self.ledger.version == cursor.get() and not self.ledger.suspected:
                 refused = self._finish(report, cursor)
@@ -194,6 +195,7 @@ class Mirror:
                 return report
             self._check_key()
             self._tell_of_others(owner)
+            self._abandon(report)
             plan = self._prepare(report)
             if plan and plan.counts.changes:
                 self._enforce(plan, handed_over=True)
@@ -212,16 +214,20 @@ class Mirror:
         """
         report = Report()
         self.ledger.load()
-        plan = self._plan(
-            lambda planner: sum(map(len, planner(self.ledger.known(), self.ledger.uncertain())))
-        )
+        plan = self._plan(lambda planner: _calls(planner(self.ledger.known(), self.ledger.uncertain())))
         judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
         except GuardError as error:
             verdict = f"would be refused: {error}"
-        requests = math.ceil(counts.changes / self.kind.in_request)
+        changes, calls = plan.result
+        requests = calls + math.ceil((counts.changes - changes) / self.kind.in_request)
+        if calls:
+            verdict += (
+                f"; {changes:,} changes run rules, in {calls:,} requests, one for each profile: "
+                f"{calls / requests_per_second:,.1f} s at {requests_per_second:g} a second"
+            )
         log.info("Dry run, nothing was sent or recorded. The plan %s", verdict)
         seconds = requests / requests_per_second
         log.info(
@@ -299,7 +305,7 @@ class Mirror:
         def left(*_: Iterable[Chunk]) -> Iterator[Chunk]:
             for chunk in self.ledger.refused():
                 self.ledger.carry(chunk)
-            return _counted(self.ledger.unacknowledged(), counts)
+            return _counted(self.ledger.unacknowledged(withheld=False), counts)
 
         draft = self.ledger.draft(left)
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
@@ -307,7 +313,8 @@ class Mirror:
             self.ledger.discard(draft)
             return set()
         # What is known of the audiences is compared with Talon.One afterwards.
-        facts = replace(self.facts, audiences=self.ledger.facts.audiences)
+        before_it = self.ledger.facts
+        facts = replace(self.facts, audiences=before_it.audiences, filling=before_it.filling)
         self.ledger.enforce(draft, facts=facts, names=self.ledger.names)
         cursor.set(self.ledger.version)
         share = self.ledger.share()
@@ -338,6 +345,8 @@ class Mirror:
             refused |= self._push(share, plan.comparison.chunks(share), report, plan.counts, limits)
             lost = self._lost(plan, report, after=True)
             if not lost:
+                if self.ledger.facts.filling:
+                    self.ledger.remember(self._facts())
                 report += plan.counts
                 return
             # What this round sent belongs to audiences that were made anew meanwhile.
@@ -458,7 +467,8 @@ class Mirror:
 
     def _enforce(self, plan: Planned, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
-        self.ledger.enforce(plan.result, facts=self._facts(), names=names, handed_over=handed_over)
+        facts = replace(self._facts(), filling=plan.comparison.filling(plan.counts.audiences))
+        self.ledger.enforce(plan.result, facts=facts, names=names, handed_over=handed_over)
 
     def _facts(self) -> RunFacts:
         return self.facts if self.audiences is None else replace(self.facts, audiences=self.audiences.known)
@@ -473,6 +483,17 @@ class Mirror:
         if after:
             self.ledger.remember(self._facts())
         return lost
+
+    def _abandon(self, report: Report) -> None:
+        """Count what runs rules and may have been sent by a run that was killed: it is not sent again."""
+        if abandoned := self.ledger.abandon():
+            log.warning(
+                "An earlier run was killed while %s changes that run rules may have been under way.\n"
+                "They are not sent again, and have dead letters.",
+                f"{abandoned:,}",
+            )
+            report.resumed += abandoned
+            report.unclear += abandoned
 
     def _refused_before(self) -> frozenset[Member]:
         refused: set[Member] = set()
@@ -554,7 +575,8 @@ def push_share(
         LedgerError: Another run took over.
     """
     report = report or Report()
-    report.resumed += share.changes
+    report.resumed += share.changes + share.abandoned
+    report.unclear += share.abandoned
     try:
         Push(kind, share, report, limits).run(_generator(chunks), sender)
         report.state = "done"
@@ -596,7 +618,8 @@ def combined_report(
     is_divided = bool(planned.known or planned.additions)
     report.added.update(outcome.added if is_divided else {"": outcome.added.total()})
     report.removed.update(outcome.removed if is_divided else {"": outcome.removed.total()})
-    report.unsent = outcome.changes - outcome.acknowledged - outcome.refused
+    report.unclear += outcome.unclear
+    report.unsent = outcome.changes - outcome.acknowledged - outcome.refused - outcome.unclear
     return report
 
 
@@ -609,6 +632,19 @@ def _count_unsent(report: Report, counts: Counts) -> None:
 def _task_of(owner: str) -> str:
     """Return DAG and task of an owner, without the run."""
     return ".".join(owner.split("/")[:2]) if owner.count("/") > 1 else owner.partition("/")[0]
+
+
+def _calls(chunks: Iterable[Chunk]) -> tuple[int, int]:
+    """Return how many changes run rules, and how many profiles they are of."""
+    changes = profiles = 0
+    last = None
+    for chunk in chunks:
+        for change in chunk.changes() if chunk.runs_rules else ():
+            if change.runs_rules:
+                changes += 1
+                profiles += change.profile_id != last
+                last = change.profile_id
+    return changes, profiles
 
 
 def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
@@ -639,7 +675,7 @@ def _left_out(
     for chunk in changes:
         members = zip(chunk.ids, chunk.each_key, strict=False) if refused or before else ()
         bad = [at for at, member in enumerate(members) if member in refused or member in before]
-        bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=False) if verb == "add"]
+        bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=False) if verb in ("add", "add!")]
         if not bad:
             yield chunk
             continue

@@ -213,6 +213,10 @@ class ProfilePlan:
             chunk = Chunk.of(change for change, _ in some)
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs, [body for _, body in some])
 
+    def filling(self, _: Iterable[str]) -> list[str]:
+        """Return nothing: attributes have no first fill."""
+        return []
+
     def kept(self, changes: Iterable[Chunk]) -> Iterator[Chunk]:
         """Keep the attributes of what is planned, for which a ledger has no place."""
         for chunk in changes:

@@ -14,13 +14,14 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Callable,
+    Collection,
     Generator,
     Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -38,7 +39,9 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedError,
     RejectedRecordsError,
     RequestError,
+    UnclearError,
 )
+from airflow_provider_talon_cdp.ledger.letters import UNCLEAR
 from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_apart
 from airflow_provider_talon_cdp.sync.report import Report
 
@@ -55,6 +58,8 @@ _MOST_ON_DISK = 2**30
 _SECONDS_BETWEEN_POINTS = 1.0
 # While nothing is acknowledged, so often a line says why.
 _SECONDS_BETWEEN_WAITING_LINES = 30.0
+# So many calls without a clear answer in a row end a push: each of them has to be looked at by a person.
+_MOST_UNCLEAR = 10
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 UNDEFINED = "is not defined"
 """Part of the reason why a profile with an unknown attribute was refused."""
@@ -73,22 +78,29 @@ class Journal(Protocol):
         """Folder of the dead letters of this process, or None when there are none."""
         ...
 
-    def leaving(self, number: int) -> None:
-        """Note, durably, that a chunk may leave now, before it does."""
+    def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
+        """Note, durably, that a chunk, or changes of it that run rules, may leave now, before they do."""
         ...
 
-    def landed(self, number: int, refused: Iterable[int] = (), skipped: Iterable[int] = ()) -> None:
+    def landed(
+        self,
+        number: int,
+        refused: Iterable[int] = (),
+        skipped: Iterable[int] = (),
+        unclear: Iterable[int] = (),
+    ) -> None:
         """Note that the outcome of a chunk is known.
 
         Args:
             number: Of the chunk.
             refused: Positions in it of changes that Talon.One refused or was not asked about.
             skipped: Refused positions that were never sent.
+            unclear: Positions of changes that run rules and got no clear answer: they are not sent again.
         """
         ...
 
-    def without_effect(self, number: int) -> None:
-        """Note that a chunk did not land, and that it surely changed nothing."""
+    def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
+        """Note that a chunk, or changes of it, did not land, and that this surely changed nothing."""
         ...
 
     def reject(self, letter: Mapping[str, Any]) -> None:
@@ -155,7 +167,8 @@ class Flight:
 
     Attributes:
         refusals: The changes that were refused so far.
-        settled: Changes whose outcome is known.
+        unclear: Positions of changes that run rules and got no clear answer.
+        settled: Changes that are counted.
     """
 
     def __init__(self, number: int, chunk: Chunk, push: Push) -> None:
@@ -163,12 +176,41 @@ class Flight:
         self.chunk = chunk
         self.push = push
         self.refusals: list[Refusal] = []
+        self.unclear: list[int] = []
         self.settled = 0
+        # Positions of changes that run rules, in a request without an answer so far.
+        self._aloft: Collection[int] = ()
 
     def sent(self, part: Chunk) -> None:
         """Note that a part of the chunk was acknowledged."""
+        self._aloft = ()
         self.settled += len(part)
         self.push.acknowledged(part)
+
+    @contextmanager
+    def aloft(self, positions: Collection[int]) -> Iterator[None]:
+        """Note, durably, that a request which runs rules leaves now; it is under way in the block."""
+        self.push.leaving(self.number, positions)
+        self._aloft = positions
+        try:
+            yield
+        except RequestError as error:
+            if not error.is_unclear:
+                self._aloft = ()
+                self.push.without_effect(self.number, positions)
+            raise
+
+    def no_answer(self, error: RequestError | None = None) -> None:
+        """Note that changes that run rules got no clear answer: they are not sent again.
+
+        Args:
+            error: The answer; None where the push ends before it came.
+        """
+        positions, self._aloft = self._aloft, ()
+        if positions:
+            self.settled += len(positions)
+            self.unclear += positions
+            self.push.no_answer(list(self.chunk.at(list(positions)).changes()), error)
 
     def refused(self, position: int, error: RejectedError, reason: str) -> None:
         """Note that the change at a position was refused.
@@ -221,6 +263,7 @@ class Push:
         rejected: Changes that Talon.One refused in this push, by reason.
         refused: Their members; each cost a request or more, so there are never too many.
         sent: Changes that Talon.One acknowledged in this push.
+        unclear: Changes that run rules and got no clear answer.
     """
 
     def __init__(self, kind: Kind, journal: Journal, report: Report, limits: Limits) -> None:
@@ -229,6 +272,8 @@ class Push:
         self.refused: set[Member] = set()
         self._counted_again = 0
         self.sent = 0
+        self.unclear = 0
+        self._unclear_in_a_row = 0
         self._kind = kind
         self._journal = journal
         self._report = report
@@ -260,7 +305,8 @@ class Push:
         finally:
             self._report.rejected.update(self.rejected)
             self._report.duplicate += self._counted_again
-            settled = self.sent + self.rejected.total() + self._counted_again
+            self._report.unclear += self.unclear
+            settled = self.sent + self.rejected.total() + self._counted_again + self.unclear
             self._report.unsent += self._journal.changes - settled
             self._journal.end()
 
@@ -274,8 +320,42 @@ class Push:
             log.warning("A record was refused, and others may follow:\n%s", error)
         self.rejected[reason] += 1
 
+    def leaving(self, number: int, positions: Collection[int]) -> None:
+        """Note that changes that run rules leave now."""
+        self._journal.leaving(number, positions)
+
+    def without_effect(self, number: int, positions: Collection[int]) -> None:
+        """Note that a request with changes that run rules surely changed nothing."""
+        self._journal.without_effect(number, positions)
+
+    def no_answer(self, changes: Collection[Change], error: RequestError | None) -> None:
+        """Count changes that run rules and got no clear answer, and write their letters.
+
+        Raises:
+            RequestError: Many in a row got none: the others are better sent later.
+        """
+        what = str(error).partition("\n")[0]
+        if error and not self.unclear:
+            log.warning("%s Others may follow.", what)
+        self.unclear += len(changes)
+        unclear = (
+            error.become(RejectedError, UNCLEAR) if error else RejectedError(UNCLEAR, method="PUT", path="")
+        )
+        for change in changes:
+            self._journal.reject(self._letter(change, unclear))
+        if error:
+            self._unclear_in_a_row += 1
+            if self._unclear_in_a_row >= _MOST_UNCLEAR:
+                raise error.become(
+                    UnclearError,
+                    f"{_MOST_UNCLEAR} calls in a row that run rules got no clear answer; the last one:\n"
+                    f"{what}\n"
+                    "They are not sent again, and have dead letters. The next run sends the rest.",
+                ) from error
+
     def acknowledged(self, part: Chunk) -> None:
         """Count changes that Talon.One took."""
+        self._unclear_in_a_row = 0
         self.sent += len(part)
         label = self._kind.label
         keys: Sequence[str] | str = part.keys if label is None else label
@@ -302,7 +382,8 @@ class Push:
                     number = 0
                     async for chunk in stream:
                         await self._wait_for(chunk, number)
-                        self._journal.leaving(number)
+                        if not chunk.runs_rules:
+                            self._journal.leaving(number)
                         self._launch(Flight(number, chunk, self), sender)
                         number += 1
                     while self._flights:
@@ -325,6 +406,8 @@ class Push:
             raise
         finally:
             await self._end_flights()
+            for flight in self._flights.values():
+                flight.no_answer()
 
     async def _end_flights(self) -> None:
         for task in self._flights:
@@ -356,9 +439,17 @@ class Push:
         try:
             await self._kind.deliver(flight, sender)
         except RequestError as error:
-            if not flight.settled and not error.is_unclear and not error.repeated:
+            if flight.unclear and flight.settled == len(flight.chunk):
+                self._settle(flight)
+            elif not flight.settled and not error.is_unclear and not error.repeated:
                 self._journal.without_effect(flight.number)
             raise
+        self._settle(flight)
+        if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
+            self._journal.flush()
+            self._flushed = time.monotonic()
+
+    def _settle(self, flight: Flight) -> None:
         if flight.refusals:
             changes = list(flight.chunk.changes())
             for position, refusal in flight.refusals:
@@ -369,10 +460,8 @@ class Push:
             [position for position, _ in flight.refusals],
             # What Talon.One answers has a status.
             [position for position, answer in flight.refusals if answer.status is None],
+            flight.unclear,
         )
-        if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
-            self._journal.flush()
-            self._flushed = time.monotonic()
 
     def _letter(self, change: Change, error: RejectedError) -> dict[str, Any]:
         return {
@@ -517,17 +606,23 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
         RejectedRecordsError: They were.
     """
     rejected = sum(count for reason, count in report.rejected.items() if reason not in excused)
-    if max_rejected is None or rejected <= max_rejected:
+    if max_rejected is None or rejected + report.unclear <= max_rejected:
         return
-    cure = "Leave such records out of the source, or raise max_rejected."
-    if any(UNDEFINED in reason for reason in report.rejected):
-        cure = (
-            "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True.\n"
-            + cure
-        )
+    what, cure = [], ""
+    if rejected:
+        what.append(f"{rejected:,} of {report.total:,} records were rejected")
+        cure = "\nLeave such records out of the source, or raise max_rejected."
+        if any(UNDEFINED in reason for reason in report.rejected):
+            cure = (
+                "\nDefine missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True."
+                + cure
+            )
+    if report.unclear:
+        what.append(f"{report.unclear:,} of {report.total:,} changes got no clear answer")
+        cure += "\nRules may have run for the unclear ones, which are not sent again: see the dead letters."
     raise RejectedRecordsError(
-        f"{rejected:,} of {report.total:,} records were rejected, and max_rejected is {max_rejected:,}.\n"
-        f"Everything else was sent.\n{report}\n{cure}",
+        f"{', '.join(what)}, and max_rejected is {max_rejected:,}.\n"
+        f"Everything else was sent.\n{report}{cure}",
         report,
     )
 

@@ -6,7 +6,8 @@
  "finished": time in ISO 8601,
  "state": "done" | "stopped" | "refused" | "planned",                 see Report
  "counts": {"read", "removals", "resumed", "unchanged", "sent", "added", "removed", "duplicate",
-            "rejected": {reason: number}, "unsent", "requests", "retries", "throttled", "seconds"},
+            "rejected": {reason: number}, "unclear", "unsent", "requests", "retries", "throttled",
+            "seconds"},
  "audiences": {ID: {"added", "removed", "members"}},                  of a plan and of a refused one: planned
  "guard": null | {"verdict", "allow"},                                why nothing was sent
  "ledger_version": null | number,
@@ -98,6 +99,7 @@ class Report(Counts):
             "removed": self.removed.total(),
             "duplicate": self.duplicate,
             "rejected": dict(self.rejected),
+            "unclear": self.unclear,
             "unsent": self.unsent,
             "requests": self.requests,
             "retries": self.retries,
@@ -209,11 +211,12 @@ class Report(Counts):
     def lines(self) -> list[str]:
         """Return the report in lines that fit on a screen."""
         unchanged = f"{self.unchanged:,} unchanged + {self.sent:,} sent + {self.duplicate:,} duplicate"
+        unclear = f" + {self.unclear:,} unclear" if self.unclear else ""
         sent = f"sent: {self.added.total():,} added, {self.removed.total():,} removed"
         attempts = f"({self.retries:,} retries, {self.throttled:,} throttled)"
         lines = [
             f"{self.read:,} read + {self.removals.total():,} to remove + {self.resumed:,} resumed",
-            f"= {unchanged} + {self.rejected.total():,} rejected + {self.unsent:,} unsent",
+            f"= {unchanged} + {self.rejected.total():,} rejected{unclear} + {self.unsent:,} unsent",
             f"{sent}; {self.requests:,} requests {attempts} in {self.seconds:.1f} s",
         ]
         lines += [f"rejected: {count:,} x {reason}" for reason, count in sorted(self.rejected.items())]

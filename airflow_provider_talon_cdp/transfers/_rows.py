@@ -21,6 +21,7 @@ from sqlparse.lexer import tokenize
 from sqlparse.tokens import Comment, Whitespace
 
 from airflow_provider_talon_cdp.changes.change import Profile, Rejection, read_profile_id
+from airflow_provider_talon_cdp.contract import DOTS, FAULT_OF_DOTS
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.transfers._databases import (
     ANY,
@@ -44,8 +45,6 @@ Encode: TypeAlias = Callable[[Mapping[str, Any]], tuple[bytes, tuple[str, ...]]]
 
 # Names of what hook_params may choose where a connection leads to several databases.
 _CHOICE = "sql_hook"
-# HTTP clients and proxies resolve them in a path before they send it.
-_DOTS = frozenset({".", ".."})
 
 
 @dataclass
@@ -402,10 +401,8 @@ def read_profiles(
             if isinstance(profile_id, Rejection):
                 yield profile_id
                 continue
-            if profile_id in _DOTS:
-                yield Rejection(
-                    "profile ID '.' or '..', which does not survive in the path of a URL", profile_id
-                )
+            if profile_id in DOTS:
+                yield Rejection(FAULT_OF_DOTS, profile_id)
                 continue
             order = row[1] if ordered else None
             try:

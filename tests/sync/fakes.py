@@ -128,6 +128,7 @@ class Session:
         self._before = {name: getattr(talon, name) for name in ("requests", "retries", "throttled")}
         self.create_audience = getattr(talon, "create_audience", None)
         self.update_audience = getattr(talon, "update_audience", None)
+        self.update_profile_audiences = getattr(talon, "update_profile_audiences", None)
 
     def __getattr__(self, name):
         return getattr(self._talon, name) - self._before[name]

@@ -48,6 +48,7 @@ class NotedJournal:
         self.left = []
         self.outcomes = {}
         self.harmless = []
+        self.unclear = []
         self.letters = []
         self.suspected = []
         self.behind = []
@@ -55,17 +56,18 @@ class NotedJournal:
         self.flushes = 0
         self.lost = False
 
-    def leaving(self, number):
+    def leaving(self, number, positions=None):
         self.refuse_lost()
-        assert number == len(self.left)
+        assert number == len(self.left) or positions is not None
         self.left.append(number)
 
-    def landed(self, number, refused=(), skipped=()):
+    def landed(self, number, refused=(), skipped=(), unclear=()):
         assert number in self.left
         assert number not in self.outcomes
         self.outcomes[number] = list(refused), list(skipped)
+        self.unclear += [(number, position) for position in unclear]
 
-    def without_effect(self, number):
+    def without_effect(self, number, positions=None):
         assert number in self.left
         assert number not in self.outcomes
         self.harmless.append(number)

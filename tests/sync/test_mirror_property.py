@@ -88,6 +88,7 @@ class Run:
         rejections: Records of the warehouse that cannot be members.
         is_sorted: Whether the warehouse sorts by bytes.
         sends_all: Whether members that are known are sent too.
+        rules: Whether Talon.One runs its rules.
         retry_rejected: Whether what was refused in the run before is sent again.
         rehearses: Whether a dry run comes first.
         is_retry: Whether this is another try of the task instance before it, with its cursor.
@@ -111,6 +112,7 @@ class Run:
     rejections: int = 0
     is_sorted: bool = True
     sends_all: bool = False
+    rules: str = "none"
     retry_rejected: str = "always"
     rehearses: bool = False
     is_retry: bool = False
@@ -135,6 +137,7 @@ RUNS = st.builds(
     rejections=st.integers(0, 2),
     is_sorted=st.booleans(),
     sends_all=st.booleans(),
+    rules=st.sampled_from(["none", "changes", "changes", "all"]),
     retry_rejected=st.sampled_from(["always", "always", "never"]),
     rehearses=st.booleans(),
     is_retry=st.booleans(),
@@ -250,7 +253,7 @@ class History:
             ledger=ledger,
             guard=guard,
             sender=lambda: opened(sender),
-            kind=Members(scope=Scope(sends_all=run.sends_all)),
+            kind=Members(scope=Scope(sends_all=run.sends_all), rules=run.rules),
             audiences=Audiences(names=dict.fromkeys(self.audiences, "name"), verify="identity"),
             retry_rejected=run.retry_rejected,
             limits=self.limits,
@@ -359,7 +362,9 @@ class History:
     def check_step(self, run):
         """After any run that ended, a retry or not: Talon.One is as the warehouse, but for what is bad or
         gone."""
-        left_out = self.refused if run.retry_rejected == "never" else set()
+        ledger = self.ledger()
+        ledger.load()
+        left_out = set(ledger.withheld()) | (self.refused if run.retry_rejected == "never" else set())
 
         def good(members):
             there = self.world.audiences
@@ -381,7 +386,7 @@ class History:
             return
         folder = f"{report.dead_letters}/".removeprefix("memory:/")
         letters = b"".join(data for name, data in self.storage.objects.items() if name.startswith(folder))
-        assert letters.count(b"\n") == len(sender.refused)
+        assert letters.count(b"\n") == len(sender.refused) + report.unclear
 
     def check_agreement(self):
         """After a clean run of the warehouse as it is."""
@@ -435,6 +440,14 @@ A_RETRY_AFTER_AN_AUDIENCE_WAS_DELETED_UNDER_WAY = [
     Run(flips=[B], faults={0: "vip"}),
     Run(is_retry=True),
 ]
+A_CALL_THAT_RUNS_RULES_GETS_NO_ANSWER = [
+    Run(flips=[A], rules="changes"),
+    Run(flips=[B, C], rules="changes", faults={1: (TransientError, True), 2: (UnexpectedAnswerError, False)}),
+    Run(rules="changes"),
+    Run(flips=[A, B], rules="changes", faults={1: (TransientError, False)}),
+    Run(rules="changes"),
+    Run(rules="all", sends_all=True),
+]
 SCRIPTS = {
     "first run": ([], Run(flips=FIVE)),
     "additions and removals": ([Run(flips=[A, B])], Run(flips=[B, C, *FIVE[3:]])),
@@ -446,6 +459,14 @@ SCRIPTS = {
     ),
     "pushed again": ([], Run(flips=[(n, 0) for n in range(8)], pushers=2, repushes=True)),
     "deleted audience": ([Run(flips=FIVE)], Run(flips=[B, C], deletes=["vip"])),
+    "rules": (
+        [Run(flips=FIVE)],
+        Run(flips=[B, C, (5, 0), (6, 0)], rules="changes", ahead=8),
+    ),
+    "rules, spread over processes": (
+        [Run(flips=FIVE)],
+        Run(flips=[B, C, *[(n, 0) for n in range(5, 10)]], rules="changes", pushers=2),
+    ),
     "unsorted with rejections": ([Run(flips=FIVE)], Run(flips=[B, C], is_sorted=False, rejections=1)),
 }
 
@@ -469,7 +490,7 @@ def test_a_kill_before_any_step_is_made_good(script, then):
             continue
         deletes = ["vip"] if then.endswith("audience") else []
         try:
-            finish(history, [Run(is_retry=then != "a new run", deletes=deletes)])
+            finish(history, [Run(is_retry=then != "a new run", deletes=deletes, rules=run.rules)])
         except AssertionError as failure:
             failure.add_note(f"killed before step {dies_at - 1}")
             raise
@@ -499,6 +520,7 @@ PHASES = set(Phase) - ({Phase.shrink} if "CI" in os.environ else set())
 @given(audiences=st.integers(1, 4), runs=st.lists(RUNS, min_size=1, max_size=6))
 @example(audiences=1, runs=AN_UNCERTAIN_MEMBER_IS_REFUSED)
 @example(audiences=1, runs=AN_UNCERTAIN_REMOVAL_IS_REFUSED_AS_AN_ADD)
+@example(audiences=1, runs=A_CALL_THAT_RUNS_RULES_GETS_NO_ANSWER)
 @example(audiences=1, runs=A_RETRY_AFTER_AN_AUDIENCE_WAS_DELETED_UNDER_WAY)
 def test_after_any_history_one_clean_run_brings_all_into_step(audiences, runs):
     replay(audiences, runs)

@@ -193,7 +193,7 @@ class Plan:
     def ledger(self, known):
         """The ledger after all is acknowledged."""
         lines = dict(known)
-        for profile_id, line, action, _ in self.changes:
+        for profile_id, line, action, *_ in self.changes:
             if action == "add":
                 lines[profile_id] = line
             else:

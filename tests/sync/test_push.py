@@ -327,7 +327,11 @@ def test_reading_ahead_pauses_while_much_waits_on_disk(monkeypatch):
     chunks=st.lists(
         st.lists(
             st.builds(
-                Change, st.integers(0, 9).map(str), st.sampled_from("xy"), st.sampled_from(["add", "remove"])
+                Change,
+                st.integers(0, 9).map(str),
+                st.sampled_from("xy"),
+                st.sampled_from(["add", "remove"]),
+                runs_rules=st.just(False),
             ),
             min_size=1,
             max_size=4,

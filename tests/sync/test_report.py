@@ -48,6 +48,7 @@ def test_the_summary_is_small_json_with_totals():
         "removed": 510,
         "duplicate": 2,
         "rejected": {"profile ID null": 5, "refused by Talon.One (400)": 10},
+        "unclear": 0,
         "unsent": 0,
         "requests": 12,
         "retries": 2,

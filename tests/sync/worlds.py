@@ -9,7 +9,15 @@ import random
 from collections import Counter
 from types import SimpleNamespace
 
-from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError, RejectedError
+from airflow_provider_talon_cdp.changes.change import Change, Chunk
+from airflow_provider_talon_cdp.exceptions import (
+    AudienceExistsError,
+    AuthenticationError,
+    NotFoundError,
+    RejectedError,
+    TransientError,
+    UnclearError,
+)
 from tests.sync.fakes import error
 
 
@@ -22,6 +30,7 @@ class World:
 
     Attributes:
         lost: Audiences that were deleted since a run last learned which ones they are.
+        called: By member, the last action that a call which runs rules may have made.
     """
 
     def __init__(self, audiences, limit):
@@ -33,6 +42,7 @@ class World:
         self.by_hand = set()
         self.may_be_ours = set()
         self.lost = set()
+        self.called = {}
 
     @property
     def members(self):
@@ -47,6 +57,7 @@ class World:
         if self.audiences.pop(audience, None) is not None:
             self.lost.add(audience)
         self.by_hand = {member for member in self.by_hand if member[1] != audience}
+        self.called = {member: each for member, each in self.called.items() if member[1] != audience}
 
     def make(self, audience):
         self.audiences[audience] = set()
@@ -86,6 +97,30 @@ class Sender:
         assert (0 if self.missed else 1) <= len(chunk) <= self.world.limit, f"{len(chunk)} in one request"
         alone = next(chunk.changes())[:2] if len(chunk) == 1 else None
         await self.travel(chunk.ids, lambda: self._apply(chunk), alone)
+
+    async def update_profile_audiences(self, profile, adds, removes, *, aloft):
+        """Make changes of one profile, once: no action is repeated before its opposite."""
+        chunk = Chunk.of(
+            [Change(profile, each, "add", runs_rules=True) for each in adds]
+            + [Change(profile, each, "remove", runs_rules=True) for each in removes]
+        )
+        assert 1 <= len(chunk) <= self.world.limit
+        # Whoever took over sees to it that nothing leaves any more.
+        self.may_leave()
+        before = dict(self.world.called)
+        alone = next(chunk.changes())[:2] if len(chunk) == 1 else None
+        with aloft():
+            for change in chunk.changes():
+                member = change[:2]
+                assert self.world.called.get(member) != change.action, "a call that runs rules is repeated"
+                self.world.called[member] = change.action
+            try:
+                await self.travel([profile], lambda: self._apply(chunk), alone)
+            except TransientError as failure:
+                raise failure.become(UnclearError, "no clear answer") from failure
+            except (RejectedError, AuthenticationError):
+                self.world.called = before
+                raise
 
     async def create_audience(self, audience, _):
         def apply():
@@ -162,6 +197,9 @@ class Sender:
             return error(NotFoundError, 404)
         if not self.world.bad.isdisjoint(chunk.ids):
             return error(RejectedError, 400)
+        if not chunk.runs_rules:
+            for member in zip(chunk.ids, chunk.each_key, strict=False):
+                self.world.called.pop(member, None)
         for profile, added, removed in chunk.entries():
             for each in added:
                 self.world.audiences[each].add(profile)

@@ -1,0 +1,267 @@
+"""Mirrors whose changes run rules: one request for each profile, once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_talon_cdp.exceptions import (
+    InvalidInputError,
+    NotFoundError,
+    RejectedRecordsError,
+    UnclearError,
+)
+from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
+from tests.mirror.conftest import task_instance
+
+SINGLE = "update_profile_audiences"
+BULK = "update_profiles_external"
+
+
+def next_run(number):
+    return {"ti": task_instance(f"run-{number}")}
+
+
+@pytest.fixture
+def runs(talon):
+    """Return how often rules ran, by profile that has any."""
+
+    def count():
+        return {each: talon.rule_runs(each) for each in sorted(talon.profiles()) if talon.rule_runs(each)}
+
+    return count
+
+
+@pytest.fixture
+def singles(talon):
+    """Count the requests for one profile's audiences so far."""
+
+    def count():
+        return talon.state()["requests"]["by_operation"].get(SINGLE, 0)
+
+    return count
+
+
+def letters(summary):
+    folder = Path(summary["dead_letters"])
+    return [json.loads(line) for file in sorted(folder.iterdir()) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def filled(vip, mirror_list, connect):
+    """The audience with the members a, b and c, which were sent in bulk."""
+    summary = mirror_list(["a", "b", "c"], rules="changes")
+    assert summary["added"] == 3
+    return vip
+
+
+def test_the_first_members_go_in_bulk_and_run_no_rules(filled, runs, singles, agrees):
+    assert runs() == {}
+    assert singles() == 0
+    agrees(["a", "b", "c"])
+
+
+def test_each_change_after_the_first_fill_runs_rules_once(filled, mirror_list, runs, agrees):
+    summary = mirror_list(["b", "c", "d", "e"], rules="changes", max_removal_fraction=1, verify="none")
+    assert (summary["added"], summary["removed"], summary["requests"]) == (2, 1, 3)
+    assert runs() == {"a": 1, "d": 1, "e": 1}
+    agrees(["b", "c", "d", "e"])
+    summary = mirror_list(["b", "c", "d", "e"], rules="changes", verify="none")
+    assert (summary["unchanged"], summary["requests"]) == (4, 0)
+
+
+def test_without_rules_nothing_runs_them(filled, mirror_list, runs):
+    mirror_list(["a", "b", "c", "d"])
+    assert runs() == {}
+
+
+def test_with_rules_for_all_the_first_members_run_them_too(vip, mirror_list, runs, agrees):
+    mirror_list(["a", "b"], rules="all")
+    assert runs() == {"a": 1, "b": 1}
+    agrees(["a", "b"])
+
+
+@pytest.mark.parametrize("fault", ["reset_after", "cut"])
+def test_an_unclear_change_is_counted_and_is_not_sent_again(
+    filled, mirror_list, runs, ledger_of, fault, singles
+):
+    filled.fail_next(fault, times=1, only="d")
+    with pytest.raises(
+        RejectedRecordsError, match="1 of 5 changes got no clear answer, and max_rejected is 0"
+    ) as error:
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes")
+    summary = error.value.report.summary()
+    assert (summary["added"], summary["unclear"], summary["unsent"]) == (1, 1, 0)
+    assert error.value.report.balances
+    (letter,) = letters(summary)
+    assert (letter["profile_id"], letter["audience_id"], letter["action"]) == ("d", "vip", "add")
+    assert "the rules may have run" in letter["reason"]
+    assert list(ledger_of().withheld()) == [("d", "vip")]
+    before = singles()
+    for number in (2, 3):
+        summary = mirror_list(["a", "b", "c", "d", "e"], context=next_run(number), rules="changes")
+        assert (summary["unchanged"], summary["sent"], summary["unclear"]) == (5, 0, 0)
+    assert singles() == before
+    assert runs() == {"d": 1, "e": 1}
+    # Known is what was acknowledged, so this is not.
+    assert ("d", "vip") not in {(each, "vip") for chunk in ledger_of().known() for each in chunk.ids}
+
+
+def test_the_opposite_of_an_unclear_change_is_a_new_change(filled, mirror_list, runs, agrees):
+    filled.fail_next("reset_before", times=1, only="d")
+    with pytest.raises(RejectedRecordsError):
+        mirror_list(["a", "b", "c", "d"], rules="changes")
+    summary = mirror_list(["a", "b", "c"], context=next_run(2), rules="changes")
+    assert (summary["removed"], summary["unclear"]) == (1, 0)
+    agrees(["a", "b", "c"])
+    assert mirror_list(["a", "b", "c", "d"], context=next_run(3), rules="changes")["added"] == 1
+    assert runs() == {"d": 2}
+    agrees(["a", "b", "c", "d"])
+
+
+@pytest.mark.parametrize("fault", ["reset_before", "reset_after"])
+@pytest.mark.parametrize(("unclear", "wanted"), [("d", ["a", "b", "c", "d"]), ("c", ["a", "b"])])
+def test_a_run_that_sends_all_makes_unclear_changes_in_bulk(
+    filled, mirror_list, runs, agrees, fault, unclear, wanted
+):
+    """Of a join and of a leave, whether the call arrived or not: no rules run again."""
+    filled.fail_next(fault, times=1, only=unclear)
+    with pytest.raises(RejectedRecordsError):
+        mirror_list(wanted, rules="changes", max_removal_fraction=1)
+    before = runs()
+    summary = mirror_list(wanted, context=next_run(2), rules="changes", send="all", max_removal_fraction=1)
+    assert summary["unclear"] == 0
+    agrees(wanted)
+    assert runs() == before
+    assert before == ({unclear: 1} if fault == "reset_after" else {})
+
+
+def test_an_unclear_removal_stays_known_and_is_not_sent_again(filled, mirror_list, runs, ledger_of):
+    filled.fail_next("reset_before", times=1, only="c")
+    with pytest.raises(RejectedRecordsError):
+        mirror_list(["a", "b"], rules="changes", max_removal_fraction=1)
+    summary = mirror_list(["a", "b"], context=next_run(2), rules="changes", max_removal_fraction=1)
+    assert (summary["removals"], summary["sent"], summary["unchanged"]) == (0, 0, 2)
+    assert runs() == {}
+    assert ledger_of().withheld() == {("c", "vip"): "remove"}
+
+
+def test_unclear_changes_below_the_tolerance_leave_the_run_green(filled, mirror_list):
+    filled.fail_next("reset_after", times=1, only="d")
+    summary = mirror_list(["a", "b", "c", "d", "e"], rules="changes", max_rejected=1)
+    assert (summary["unclear"], summary["added"]) == (1, 1)
+
+
+def test_many_unclear_answers_in_a_row_stop_the_push(filled, mirror_list, runs, singles):
+    """Of an outage, few changes are left for a person to look at."""
+    new = [f"new-{each:03}" for each in range(200)]
+    filled.fail_next("status", status=503, times=None, only=SINGLE)
+    with pytest.raises(UnclearError, match="10 calls in a row that run rules got no clear answer") as error:
+        mirror_list(["a", "b", "c", *new], rules="changes", in_flight=4)
+    assert 'on_unclear="retry"' not in str(error.value)
+    filled.clear_faults()
+    assert 10 <= singles() <= 14
+    before = singles()
+    summary = mirror_list(["a", "b", "c", *new], context=next_run(2), rules="changes")
+    assert summary["added"] + before == 200
+    assert set(runs().values()) == {1}
+
+
+@pytest.mark.parametrize("fault", [{"status": 429}, {"status": 429, "retry_after": 0}, {"status": 409}])
+def test_what_surely_had_no_effect_is_sent_again(filled, mirror_list, runs, agrees, fault):
+    filled.fail_next("status", times=2, only="d", **fault)
+    summary = mirror_list(["a", "b", "c", "d"], rules="changes")
+    assert (summary["added"], summary["retries"], summary["unclear"]) == (1, 2, 0)
+    assert runs() == {"d": 1}
+    agrees(["a", "b", "c", "d"])
+
+
+def test_a_refused_profile_is_a_rejected_record(filled, mirror_list, runs):
+    filled.reject_profiles(["d"])
+    with pytest.raises(RejectedRecordsError, match="1 of 5 records were rejected") as error:
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes")
+    summary = error.value.report.summary()
+    assert (summary["rejected"], summary["added"]) == ({"refused by Talon.One (400)": 1}, 1)
+    (letter,) = letters(summary)
+    assert (letter["profile_id"], letter["audience_id"], letter["status"]) == ("d", "vip", 400)
+    assert runs() == {"e": 1}
+    filled.clear_faults()
+    filled.reject_profiles([])
+    mirror_list(["a", "b", "c", "d", "e"], context=next_run(2), rules="changes")
+    assert runs() == {"d": 1, "e": 1}
+
+
+@pytest.mark.parametrize("dots", [".", ".."])
+def test_an_id_that_does_not_survive_in_a_path_is_rejected(filled, mirror_list, agrees, runs, dots):
+    with pytest.raises(RejectedRecordsError) as error:
+        mirror_list(["a", "b", "c", "d", dots], rules="changes")
+    summary = error.value.report.summary()
+    reason = "profile ID '.' or '..', which does not survive in the path of a URL"
+    assert summary["rejected"] == {reason: 1}
+    (letter,) = letters(summary)
+    assert (letter["profile_id"], letter["reason"]) == (dots, reason)
+    agrees(["a", "b", "c", "d"])
+    assert runs() == {"d": 1}
+
+
+def test_such_an_id_that_is_a_member_leaves_in_bulk(vip, mirror_list, agrees, runs):
+    mirror_list(["a", "..", "b"])
+    mirror_list(["a", "b"], context=next_run(2), rules="changes", max_removal_fraction=1)
+    agrees(["a", "b"])
+    assert runs() == {}
+
+
+def test_a_missing_audience_stops_the_run_as_in_bulk(filled, mirror_list, runs):
+    filled.delete_audience("vip")
+    with pytest.raises(NotFoundError, match="Audience in the request: vip"):
+        mirror_list(["a", "b", "c", "d"], rules="changes", verify="none")
+    # Once it is there again, it is new: all its members are sent in bulk.
+    filled.create_audience("vip", "VIP")
+    mirror_list(["a", "b", "c", "d"], context=next_run(2), rules="changes", verify="none")
+    assert filled.members("vip") == {"a", "b", "c", "d"}
+    assert runs() == {}
+
+
+def test_an_audience_that_was_made_anew_is_filled_in_bulk(talon, mirror_list, runs, agrees):
+    mirror_list(["a", "b"], rules="changes", audience_name="VIP")
+    mirror_list(["a", "b", "c"], context=next_run(2), rules="changes", audience_name="VIP")
+    assert runs() == {"c": 1}
+    talon.delete_audience("vip")
+    mirror_list(["a", "b", "c", "d"], context=next_run(3), rules="changes", audience_name="VIP")
+    assert runs() == {"c": 1}
+    agrees(["a", "b", "c", "d"])
+
+
+def test_a_dry_run_says_what_rules_cost(filled, mirror_list, connect, talon, said):
+    connect(talon, requests_per_second=2)
+    new = ["d", "e", "f", "g", "h", "i"]
+    summary = mirror_list(["a", "b", "c", *new], rules="changes", dry_run=True)
+    assert summary["requests"] == 6
+    assert summary["verdict"] == (
+        "would be sent; 6 changes run rules, in 6 requests, one for each profile: 3.0 s at 2 a second"
+    )
+    assert "It takes 6 requests: 3.0 s at 2 a second" in said()
+    assert mirror_list(["a", "b", "c", *new], dry_run=True)["verdict"] == "would be sent"
+
+
+@pytest.mark.parametrize("rules", ["changes", "all"])
+def test_rules_need_external_ids(rules):
+    with pytest.raises(InvalidInputError, match="needs external audience IDs"):
+        SyncAudienceMembersOperator(
+            task_id="sync", audience_id=7, audience_id_type="internal", members=[], mode="mirror", rules=rules
+        )
+
+
+def test_rules_are_for_mirrors():
+    with pytest.raises(InvalidInputError, match=r"rules: for mode='mirror' only"):
+        SyncAudienceMembersOperator(task_id="sync", audience_id="vip", add=["a"], rules="changes")
+
+
+def test_rules_are_one_of_three_words(vip, mirror_list):
+    with pytest.raises(InvalidInputError, match="rules must be one of 'none', 'changes', 'all'"):
+        SyncAudienceMembersOperator(
+            task_id="sync", audience_id="vip", members=[], mode="mirror", rules="always"
+        )
+    assert "rules" in SyncAudienceMembersOperator.template_fields
