@@ -162,8 +162,7 @@ def emit(
     context: Context,
     task: BaseOperator,
     alias: AssetAlias | None,
-    uris: Iterable[str],
-    extra: Mapping[str, Any],
+    extras: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Have Airflow register an event of each asset when the task succeeds.
 
@@ -171,14 +170,13 @@ def emit(
         context: The task's context.
         task: The task that runs.
         alias: The outlet that ``alias_of`` made.
-        uris: Of the assets.
-        extra: Facts about the sync, for the events.
+        extras: Facts about the sync for the event of each asset, by its URI.
     """
     events = context.get("outlet_events")
     if events is None:
         return
     outlets = {each.uri: each for each in task.outlets if isinstance(each, Asset)}
-    for uri in uris:
+    for uri, extra in extras.items():
         asset = outlets.get(uri)
         if asset is None and alias is not None:
             events[alias].add(Asset(uri=uri), extra=dict(extra))

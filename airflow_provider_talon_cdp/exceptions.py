@@ -197,7 +197,16 @@ class TransientError(RequestError):
 
 
 class GuardError(TalonCdpError):
-    """The plan would change more than the guard allows; nothing was sent. Another try plans the same."""
+    """The plan would change more than the guard allows; nothing was sent. Another try plans the same.
+
+    Args:
+        message: The numbers and what to do.
+        allow: The argument that would allow it, or None.
+    """
+
+    def __init__(self, message: str, allow: str | None = None) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class LedgerError(TalonCdpError):
@@ -243,3 +252,5 @@ class StoppedError(TalonCdpError):
 
 class OlderRunError(TalonCdpError):
     """This run has older data than the ledger holds; nothing was sent. Another try has the same data."""
+
+    allow: ClassVar[str] = "on_older_run='allow'"

@@ -31,6 +31,7 @@ import json
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -248,7 +249,8 @@ class Outcome:
     Args:
         changes: How many it had.
         acknowledged: Those that Talon.One took.
-        added: Acknowledged changes that add.
+        added: Acknowledged changes that add, by audience; profiles count as one audience, ``profiles``.
+        removed: Acknowledged changes that remove, by audience.
         refused: Those that Talon.One refused or was not asked about; with the ones before, they are all.
         skipped: Refused changes that were never sent.
         dead_letters: Where those are and the records that the plan left out, or None when there are none.
@@ -256,7 +258,8 @@ class Outcome:
 
     changes: int
     acknowledged: int
-    added: int
+    added: Counter[str]
+    removed: Counter[str]
     refused: int
     skipped: int
     dead_letters: str | None
@@ -833,10 +836,12 @@ class Ledger:
             self._put_in_force(replace(self.manifest, plan=sealed, before=before))
             self._told = self.manifest.told
             letters = self.folder / LETTERS / self.manifest.letters
+            added, removed = self._acknowledged_by_audience(landed - refused)
             return Outcome(
                 changes=lines,
                 acknowledged=landed - refused,
-                added=sum(map(_additions, self._made_of(self.manifest.plan, self.acks))),
+                added=added,
+                removed=removed,
                 refused=refused,
                 skipped=skipped,
                 dead_letters=str(letters) if names_in(letters) else None,
@@ -876,6 +881,26 @@ class Ledger:
             (part.lines, *acks.counts(part.lines, plan.batch))
             for part, acks in zip(plan.parts, self.acks, strict=True)
         ]
+
+    def _acknowledged_by_audience(self, acknowledged: int) -> tuple[Counter[str], Counter[str]]:
+        """Count what the plan in force has added to each audience, and what it has removed.
+
+        Args:
+            acknowledged: How many changes Talon.One took.
+        """
+        added: Counter[str] = Counter()
+        removed: Counter[str] = Counter()
+        for chunk in self._made_of(self.manifest.plan, self.acks):
+            if self._holds_profiles:
+                added["profiles"] += _additions(chunk)
+                continue
+            for key, part in chunk.by_key():
+                additions = _additions(part)
+                added[key] += additions
+                removed[key] += len(part) - additions
+        if self._holds_profiles:
+            removed["profiles"] = acknowledged - added["profiles"]
+        return +added, +removed
 
     @property
     def _has_moved(self) -> bool:

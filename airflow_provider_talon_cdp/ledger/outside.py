@@ -191,7 +191,8 @@ class OutsideChanges:
         self._clock = clock
         self._writer = uuid4().hex[:12]
         name = f"{datetime.fromtimestamp(clock(), UTC):%Y%m%dT%H%M%SZ}-{self._writer}"
-        self._letters = DeadLetters(identity.folder(state), name, keep=keep)
+        self.folder = identity.folder(state)
+        self._letters = DeadLetters(self.folder, name, keep=keep)
         self._registry = Registry(identity.host_folder(state), identity)
         # By audience, the ledgers that hold members of it.
         self._ledgers: dict[str, list[str]] = {}
@@ -220,7 +221,11 @@ class OutsideChanges:
         for each in new:
             # A ledger that an earlier version wrote is not registered until its next plan.
             own = self._identity.of_audience(each)
-            if own.folder_name not in self._ledgers[each] and names_in(own.folder(self._state)):
+            is_known = own.folder_name in self._ledgers[each]
+            # A run that was refused leaves a folder with a report, and no ledger.
+            if not is_known and any(
+                name.startswith("manifest-") for name in names_in(own.folder(self._state))
+            ):
                 self._ledgers[each].append(own.folder_name)
 
     def reject(self, letter: Mapping[str, Any]) -> None:

@@ -148,6 +148,10 @@ class DeadLettersLink(_TalonLink):
     key = "talon_cdp_dead_letters"
 
 
+REPORT_KEY = "talon_cdp_report"
+"""XCom of the path of the report's file, also of a task that fails."""
+
+
 class SendingOperator(BaseOperator):
     """Base of the operators that send many changes.
 
@@ -216,27 +220,45 @@ class SendingOperator(BaseOperator):
             suspicious_ids=self.suspicious_ids,
         )
 
-    def conclude(self, context: Context, hook: TalonCdpHook, send: Callable[[], Report]) -> dict[str, Any]:
+    def conclude(
+        self, context: Context, hook: TalonCdpHook, folder: Any, send: Callable[[Report], Report]
+    ) -> dict[str, Any]:
         """Send, show Airflow what came of it, and return the report as a small JSON object.
 
         Args:
             context: The task's context.
             hook: The way to Talon.One.
-            send: Sends all, when the ledger is free.
+            folder: Of the ledger, for the report's file; None where nothing is to be written.
+            send: Sends all, when the ledger is free, and counts in the report that it is given.
         """
+        from airflow_provider_talon_cdp.sync.report import (  # noqa: PLC0415
+            RUN,
+            Report,
+            report_path,
+            write_report,
+        )
+
         host = hook.settings.deployment_host
         self._show(context, CampaignManagerLink.key, f"https://{host}")
+        self.report = report = Report()
+        run = {name: getattr(context.get("ti"), name, None) for name in RUN}
+        path = None if folder is None else report_path(folder, run)
+        if path is not None:
+            # Before anything is sent: a task that was marked failed can tell Airflow nothing more.
+            report.report_file = str(path)
+            self._show(context, REPORT_KEY, str(path))
         try:
-            self.report = self.when_free(send)
+            self.report = self.when_free(lambda: send(report))
         except RejectedRecordsError as error:
             self.report = error.report
             raise
         finally:
-            if self.report is not None and self.report.dead_letters:
+            if self.report.dead_letters:
                 self._show(context, DeadLettersLink.key, self.report.dead_letters)
+            if path is not None:
+                write_report(self.report, path, run)
         if self.is_published and self.report.verdict is None:
-            extra = self._event_extra(context, self.report)
-            assets.emit(context, self, self._alias, self.asset_uris(host), extra)
+            assets.emit(context, self, self._alias, self._event_extras(context, host, self.report))
         return self.report.summary()
 
     def when_free(self, work: Callable[[], T]) -> T:
@@ -255,8 +277,8 @@ class SendingOperator(BaseOperator):
                     self.log.info("Waiting for the ledger, for %.0f s at the most.\n%s", limit - now, error)
             time.sleep(min(_SECONDS_BETWEEN_LOOKS, limit - now))
 
-    def asset_uris(self, deployment_host: str) -> Sequence[str]:
-        """Return the assets that a green run changes."""
+    def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
+        """Return the assets that a green run changes: by URI, what the report counts their changes by."""
         raise NotImplementedError
 
     def lineage_inputs(self) -> Sequence[Any]:
@@ -270,7 +292,7 @@ class SendingOperator(BaseOperator):
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return what was read and what was changed, also of a failed task, for OpenLineage."""
         host = self.links.get(CampaignManagerLink.key, "").removeprefix("https://")
-        uris = self.asset_uris(host) if host else ()
+        uris = list(self.asset_uris(host)) if host else ()
         return assets.lineage(self.lineage_inputs(), uris, self.report.sent if self.report else None)
 
     def run_owner(self, context: Context) -> str:
@@ -286,19 +308,21 @@ class SendingOperator(BaseOperator):
         if push := getattr(context.get("ti"), "xcom_push", None):
             push(key=key, value=link)
 
-    def _event_extra(self, context: Context, report: Report) -> dict[str, Any]:
+    def _event_extras(self, context: Context, host: str, report: Report) -> dict[str, dict[str, Any]]:
+        """Return by URI what the events of assets tell: the numbers of that audience, and of the run."""
         instance, run = context.get("ti"), context.get("dag_run")
-        members = report.unchanged + report.added.total()
         extra = {
-            "added": report.added.total(),
-            "removed": report.removed.total(),
-            "members": None if report.ledger_version is None else members,
             "rejected": report.rejected.total(),
             "ledger_version": report.ledger_version,
             "run": getattr(instance, "run_id", None),
         }
         partition = getattr(run, "partition_key", None)
-        return extra if partition is None else extra | {"partition_key": partition}
+        if partition is not None:
+            extra["partition_key"] = partition
+        by_audience = report.by_audience()
+        unchanged = {"added": 0, "removed": 0, "members": None if report.ledger_version is None else 0}
+        uris = self.asset_uris(host)
+        return {uri: by_audience.get(key, unchanged) | extra for uri, key in uris.items()}
 
 
 class LedgerOperator(SendingOperator):
@@ -381,18 +405,22 @@ class LedgerOperator(SendingOperator):
     def run_mirror(self, context: Context) -> dict[str, Any]:
         """Make Talon.One equal to the source, or say what that would take; return the report."""
         hook = self.hook()
-        mirror = self.mirror(context, hook)
+        return self.conclude_mirror(context, hook, self.mirror(context, hook))
+
+    def conclude_mirror(self, context: Context, hook: TalonCdpHook, mirror: Mirror) -> dict[str, Any]:
+        """Do the same with a mirror that is made already."""
         if as_bool("dry_run", self.is_dry_run):
-            return self.conclude(context, hook, lambda: self.rehearse(mirror, hook))
-        return self.conclude(context, hook, lambda: self.send_plan(context, mirror))
+            return self.conclude(context, hook, None, lambda _: self.rehearse(mirror, hook))
+        folder = mirror.ledger.folder
+        return self.conclude(context, hook, folder, lambda report: self.send_plan(context, mirror, report))
 
     def rehearse(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
         """Plan, and send and record nothing."""
         return mirror.dry_run(hook.settings.requests_per_second)
 
-    def send_plan(self, context: Context, mirror: Mirror) -> Report:
+    def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan and send."""
-        return mirror.run(self.run_owner(context))
+        return mirror.run(self.run_owner(context), report=report)
 
     def guard(self) -> Guard:
         """Return the guard that the arguments make."""
@@ -610,7 +638,8 @@ class MembershipOperator(LedgerOperator):
         report = self.conclude(
             context,
             hook,
-            lambda: send_members(records, lambda: self.members_sender(hook), outside, limits),
+            outside.folder,
+            lambda told: send_members(records, lambda: self.members_sender(hook), outside, limits, told),
         )
         if not report["read"]:
             self.log.warning("The source has no rows, so nothing was sent.")
@@ -677,14 +706,14 @@ class MembershipOperator(LedgerOperator):
             self._adopt(ledger, "dry run")
             return super().rehearse(replace(mirror, ledger=ledger), hook)
 
-    def send_plan(self, context: Context, mirror: Mirror) -> Report:
+    def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan and send; go on with what an earlier try of this task has left."""
         self.adopt_initial_members(context, mirror)
         store = context.get("task_state_store")
         from airflow_provider_talon_cdp.sync.mirror import TaskCursor  # noqa: PLC0415
 
         cursor = None if store is None else TaskCursor(store, self._plan_input(mirror))
-        return mirror.run(self.run_owner(context), cursor)
+        return mirror.run(self.run_owner(context), cursor, report)
 
     def adopt_initial_members(self, context: Context, mirror: Mirror) -> None:
         """Check whose the ledger is, and fill a new one with the members that the audience has already."""
@@ -698,12 +727,12 @@ class MembershipOperator(LedgerOperator):
         else:
             self._adopt(ledger, self.run_owner(context))
 
-    def asset_uris(self, deployment_host: str) -> Sequence[str]:
+    def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
         """Return the audiences: the one that was given, or those that the source has."""
         seen = {self.audience_id} if self.audience_id is not None else self.audiences_seen
         if self.audience_id_type == "internal":
             seen = {audience_id_of("audience_id", each, "internal") for each in seen}
-        return sorted(assets.audience_uri(deployment_host, each) for each in seen)
+        return dict(sorted((assets.audience_uri(deployment_host, each), str(each)) for each in seen))
 
     def _refuse_siblings(self, context: Context, ledger: Ledger) -> None:
         """Refuse a ledger that another instance of this mapped task has synced in this DAG run."""

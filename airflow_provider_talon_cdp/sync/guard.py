@@ -72,7 +72,7 @@ class Guard:
                     f"{reasons}"
                 )
             if self.on_empty == "fail":
-                raise GuardError(self._nothing.format(known=counts.known.total()))
+                raise GuardError(self._nothing.format(known=counts.known.total()), "on_empty='allow'")
             if self.on_empty == "skip":
                 return "skip"
         # What Talon.One never acknowledged is nothing to protect.
@@ -81,18 +81,22 @@ class Guard:
             known = counts.known[audience]
             if known and removals >= self.min_removals and removals / known > self.max_removal_fraction:
                 loss = self._loss.format(audience=audience, removals=removals, known=known)
+                allow = f"max_removal_fraction={_rounded_up(removals / known)}"
                 raise GuardError(
                     f"{loss} ({removals / known:.1%}). Nothing was sent.\n"
                     f"max_removal_fraction is {self.max_removal_fraction:.1%}.\n"
-                    f"If that is right, pass max_removal_fraction={_rounded_up(removals / known)}."
+                    f"If that is right, pass {allow}.",
+                    allow,
                 )
         for name, change in (("max_removals", acknowledged), ("max_additions", counts.additions)):
             limit = getattr(self, name)
             if limit is not None and change.total() > limit:
                 what = f"{change.total():,} {name.removeprefix('max_')}"
+                allow = f"{name}={change.total()}"
                 raise GuardError(
                     f"The plan has {what}, and {name} is {limit:,}. Nothing was sent.\n"
-                    f"If that is right, pass {name}={change.total()}."
+                    f"If that is right, pass {allow}.",
+                    allow,
                 )
         return "send"
 

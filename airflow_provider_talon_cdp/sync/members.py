@@ -177,6 +177,7 @@ def send_members(
     sender: Callable[[], AbstractAsyncContextManager[Any]],
     outside: OutsideChanges,
     limits: Limits,
+    report: Report | None = None,
 ) -> Report:
     """Send explicit adds and removes as they come, log how it goes, and return the report.
 
@@ -185,24 +186,25 @@ def send_members(
         sender: Opens the sender.
         outside: Tells the ledgers of the same audiences, and keeps the dead letters.
         limits: How to behave.
+        report: Where to count, for whoever needs the counts of a run that fails.
 
     Raises:
         RejectedRecordsError: Everything good was sent, but more records than ``max_rejected`` were rejected.
         RequestError: The run stopped early; the log says how far it came.
     """
-    began = time.monotonic()
-    report = Report()
+    report = report or Report()
     journal = ExplicitJournal(outside)
     suspicious = SuspiciousIds()
     looked_at = watched(records, suspicious, stops=limits.suspicious_ids == "fail")
     chunks = _noted(_batches(looked_at, report, journal, in_flight=limits.in_flight), outside)
     try:
         Push(Members(lets_audiences_go=False), journal, report, limits).run(chunks, sender)
+        report.state = "done"
     except BaseException:
         log.warning("Stopped early:\n%s\nA retry may send a part again, which changes nothing twice.", report)
         raise
     finally:
-        report.seconds = time.monotonic() - began
+        report.seconds = time.monotonic() - report.began
         report.dead_letters = journal.dead_letters
         report.suspicious = suspicious.counts
     judge_suspicious(suspicious, limits.suspicious_ids)

@@ -135,7 +135,7 @@ class Mirror:
     limits: Limits = field(default_factory=Limits)
 
     @syncing()
-    def run(self, owner: str, cursor: TaskCursor | None = None) -> Report:
+    def run(self, owner: str, cursor: TaskCursor | None = None, report: Report | None = None) -> Report:
         """Plan, guard, push and record.
 
         Args:
@@ -143,6 +143,7 @@ class Mirror:
             cursor: Tells a retry that the plan in force is the one that the try before it was sending. The
                 guard has passed that plan, so what is left of it is sent at once; then all is planned anew,
                 as without a cursor.
+            report: Where to count, for whoever needs the counts of a run that fails.
 
         Raises:
             GuardError: The plan is beyond the limits; nothing of it was sent or recorded.
@@ -152,9 +153,8 @@ class Mirror:
             RejectedRecordsError: Everything good was sent and recorded, but too much was rejected.
             RequestError: The push stopped early; what was acknowledged is recorded.
         """
-        began = time.monotonic()
-        report = Report()
-        with self.ledger.held(owner):
+        report = report or Report()
+        with self.ledger.held(owner), self._reported(report):
             if self._is_skipped(report):
                 return report
             self._check_key()
@@ -165,17 +165,17 @@ class Mirror:
             self._sync(report, cursor, refused)
             if cursor:
                 cursor.set(0)
-            self._complete(report, began)
         log.info("Done:\n%s", report)
         fail_if_rejected(report, self.limits.max_rejected)
         return report
 
     @syncing()
-    def hand_over(self, owner: str) -> Report:
+    def hand_over(self, owner: str, report: Report | None = None) -> Report:
         """Plan, guard and record, for other processes to push; what they have to send is reported as unsent.
 
         Args:
             owner: Who runs this; those that push have the same owner.
+            report: Where to count, for whoever needs the counts of a run that fails.
 
         Returns:
             The counts of the plan. When nothing is to be sent, ``unsent`` is 0 or there is a verdict, and no
@@ -186,9 +186,8 @@ class Mirror:
             OlderRunError: The ledger holds newer data; nothing was recorded.
             LedgerError: The ledger is in use, damaged, or cannot be written.
         """
-        began = time.monotonic()
-        report = Report()
-        with self.ledger.held(owner):
+        report = report or Report()
+        with self.ledger.held(owner), self._reported(report):
             if self._is_skipped(report):
                 return report
             self._check_key()
@@ -198,7 +197,8 @@ class Mirror:
                 self._enforce(plan, handed_over=True)
                 report += plan.counts
                 report.unsent = plan.counts.changes
-            self._complete(report, began)
+        if report.unsent:
+            report.state = "planned"
         return report
 
     @syncing()
@@ -208,7 +208,7 @@ class Mirror:
         Args:
             requests_per_second: For the estimate of the time that the plan would take.
         """
-        began = time.monotonic()
+        report = Report()
         self.ledger.load()
         plan = self._plan(
             lambda planner: sum(map(len, planner(self.ledger.known(), self.ledger.uncertain())))
@@ -225,9 +225,9 @@ class Mirror:
         log.info(
             "It takes %s requests: %.1f s at %g a second.", f"{requests:,}", seconds, requests_per_second
         )
-        report = Report(requests=requests, unsent=counts.changes, verdict=verdict)
         report += counts
-        report.seconds = time.monotonic() - began
+        report.requests, report.unsent, report.verdict = requests, counts.changes, verdict
+        report.seconds = time.monotonic() - report.began
         report.ledger_version = self.ledger.version
         return report
 
@@ -247,7 +247,6 @@ class Mirror:
             )
         log.warning("%s", text)
         report.verdict = f"skipped: {text}"
-        report.ledger_version = self.ledger.version
         return True
 
     def _check_key(self) -> None:
@@ -358,29 +357,32 @@ class Mirror:
             try:
                 judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
                 passed = self.guard.check(plan.counts) == "send"
-            except InvalidInputError:
+            except (InvalidInputError, GuardError) as error:
                 self.ledger.discard(plan.result)
-                raise
-            except GuardError as error:
-                self.ledger.discard(plan.result)
-                if report.sent:
+                _count_unsent(report, plan.counts)
+                if report.sent and isinstance(error, GuardError):
                     raise GuardError(
                         f"{error}\nThat is about the plan of the source as it is now: {report.sent:,} "
                         "changes that an earlier"
-                        " try had left of its plan were sent before."
+                        " try had left of its plan were sent before.",
+                        error.allow,
                     ) from error
                 raise
             if not passed:
                 self.ledger.discard(plan.result)
                 self._bury(plan.letters)
-                report += plan.counts
-                report.unsent += plan.counts.changes
+                _count_unsent(report, plan.counts)
                 report.verdict = (
                     "skipped: The source has no rows, and on_empty is 'skip': its plan was not sent."
                 )
                 log.warning("%s", report.verdict)
                 return None
-            if lost := self._lost(plan, report):
+            try:
+                lost = self._lost(plan, report)
+            except BaseException:
+                _count_unsent(report, plan.counts)
+                raise
+            if lost:
                 log.warning(
                     "Talon.One has lost the members of %d audience(s) that the ledger has; all are "
                     "sent again.",
@@ -484,11 +486,10 @@ class Mirror:
         try:
             push.run(_generator(chunks), self.sender)
         except BaseException:
-            so_far = Report()
-            so_far += report
-            so_far += counts
+            report += counts
+            report.seconds = time.monotonic() - report.began
             log.warning(
-                "Stopped early:\n%s\nA retry may send a part again, which changes nothing twice.", so_far
+                "Stopped early:\n%s\nA retry may send a part again, which changes nothing twice.", report
             )
             raise
         return push.refused
@@ -502,11 +503,20 @@ class Mirror:
         self.ledger.flush()
         letters.close()
 
-    def _complete(self, report: Report, began: float) -> None:
-        report.seconds = time.monotonic() - began
-        report.dead_letters = self.ledger.dead_letters
-        report.ledger = self.ledger.place
-        report.ledger_version = self.ledger.version
+    @contextmanager
+    def _reported(self, report: Report) -> Iterator[None]:
+        """Have a report say how the run ended, also where it fails."""
+        try:
+            yield
+            report.state = "done" if report.verdict is None else "refused"
+        except (GuardError, OlderRunError) as error:
+            report.state, report.verdict, report.allow = "refused", str(error), error.allow
+            raise
+        finally:
+            report.seconds = time.monotonic() - report.began
+            report.dead_letters = self.ledger.dead_letters
+            report.ledger = self.ledger.place
+            report.ledger_version = self.ledger.version
 
 
 Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk]]
@@ -520,6 +530,7 @@ def push_share(
     kind: Members | Profiles,
     sender: Callable[[], AbstractAsyncContextManager[Any]],
     limits: Limits,
+    report: Report | None = None,
 ) -> Report:
     """Send what is left of some parts of a plan.
 
@@ -529,6 +540,7 @@ def push_share(
         kind: Members or attributes.
         sender: Opens the sender.
         limits: How to behave.
+        report: Where to count, for whoever needs the counts of a push that fails.
 
     Returns:
         The counts, where ``resumed`` is what was left.
@@ -537,12 +549,13 @@ def push_share(
         RequestError: The push stopped early; what was acknowledged is noted.
         LedgerError: Another run took over.
     """
-    began = time.monotonic()
-    report = Report(resumed=share.changes)
+    report = report or Report()
+    report.resumed += share.changes
     try:
         Push(kind, share, report, limits).run(_generator(chunks), sender)
+        report.state = "done"
     finally:
-        report.seconds = time.monotonic() - began
+        report.seconds = time.monotonic() - report.began
         report.dead_letters = share.dead_letters
         log.info("%s", report)
     return report
@@ -554,7 +567,7 @@ def combined_report(
     """Join the report of a plan with what became of it in several processes.
 
     Args:
-        planned: Of ``Mirror.hand_over``.
+        planned: Of ``Mirror.hand_over``. Where it is divided by audience, the result is.
         outcome: What the ledger says.
         pushed: Summaries of ``push_share``, of each task's last try.
         seconds: From the plan to now.
@@ -564,6 +577,7 @@ def combined_report(
         dead_letters=outcome.dead_letters,
         ledger=planned.ledger,
         ledger_version=planned.ledger_version,
+        state="done",
     )
     report += planned
     for each in map(Report.of, pushed):
@@ -575,10 +589,17 @@ def combined_report(
     refused = report.rejected.total() - planned.rejected.total()
     report.rejected[REFUSED_IN_EARLIER_TRY] = outcome.refused - refused
     report.rejected = +report.rejected
-    report.added.update({"": outcome.added})
-    report.removed.update({"": outcome.acknowledged - outcome.added})
+    is_divided = bool(planned.known or planned.additions)
+    report.added.update(outcome.added if is_divided else {"": outcome.added.total()})
+    report.removed.update(outcome.removed if is_divided else {"": outcome.removed.total()})
     report.unsent = outcome.changes - outcome.acknowledged - outcome.refused
     return report
+
+
+def _count_unsent(report: Report, counts: Counts) -> None:
+    """Count a plan that is not sent."""
+    report += counts
+    report.unsent += counts.changes
 
 
 def _task_of(owner: str) -> str:

@@ -28,7 +28,6 @@ from math import ceil
 from typing import Any, Literal, NamedTuple, Protocol
 
 from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk, Profile
-from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Member
 from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
@@ -52,6 +51,8 @@ _SECONDS_BETWEEN_FLUSHES = 2.0
 _SECONDS_BETWEEN_PROGRESS_LINES = 5.0
 # Bytes that wait on disk before reading pauses.
 _MOST_ON_DISK = 2**30
+# So often a point of the curve of a run is kept.
+_SECONDS_BETWEEN_POINTS = 1.0
 # While nothing is acknowledged, so often a line says why.
 _SECONDS_BETWEEN_WAITING_LINES = 30.0
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
@@ -213,7 +214,7 @@ class Push:
     Args:
         kind: Members or attributes.
         journal: Where it is noted what became of them.
-        counts: Kept up while this runs: acknowledged, rejected and unsent changes, and requests.
+        report: Kept up while this runs: acknowledged, rejected and unsent changes, and requests.
         limits: How to behave.
 
     Attributes:
@@ -222,7 +223,7 @@ class Push:
         sent: Changes that Talon.One acknowledged in this push.
     """
 
-    def __init__(self, kind: Kind, journal: Journal, counts: Counts, limits: Limits) -> None:
+    def __init__(self, kind: Kind, journal: Journal, report: Report, limits: Limits) -> None:
         self.limits = limits
         self.rejected: Counter[str] = Counter()
         self.refused: set[Member] = set()
@@ -230,7 +231,7 @@ class Push:
         self.sent = 0
         self._kind = kind
         self._journal = journal
-        self._counts = counts
+        self._report = report
         self._flights: dict[asyncio.Task[None], Flight] = {}
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
@@ -257,10 +258,10 @@ class Push:
             self._journal.suspect(error.audiences)
             raise
         finally:
-            self._counts.rejected.update(self.rejected)
-            self._counts.duplicate += self._counted_again
+            self._report.rejected.update(self.rejected)
+            self._report.duplicate += self._counted_again
             settled = self.sent + self.rejected.total() + self._counted_again
-            self._counts.unsent += self._journal.changes - settled
+            self._report.unsent += self._journal.changes - settled
             self._journal.end()
 
     def refuse(self, change: Change, error: RejectedError, reason: str) -> None:
@@ -279,11 +280,11 @@ class Push:
         label = self._kind.label
         keys: Sequence[str] | str = part.keys if label is None else label
         if isinstance(keys, str) and isinstance(part.verbs, str):
-            of = self._counts.removed if part.verbs in REMOVING else self._counts.added
+            of = self._report.removed if part.verbs in REMOVING else self._report.added
             of[keys] += len(part)
             return
         for change in part.changes():
-            of = self._counts.removed if change.action == "remove" else self._counts.added
+            of = self._report.removed if change.action == "remove" else self._report.added
             of[label or change.key] += 1
 
     async def _send_all(
@@ -295,6 +296,7 @@ class Push:
         async with opening() as sender:
             sender.may_leave = self._journal.refuse_lost
             telling = asyncio.create_task(self._tell_progress(sender))
+            noting = asyncio.create_task(self._note_throughput(sender))
             try:
                 async with self._flying(), aclosing(self._read(reader, chunks)) as stream:
                     number = 0
@@ -307,8 +309,10 @@ class Push:
                         await self._one_ends()
             finally:
                 telling.cancel()
+                noting.cancel()
                 for name in ("requests", "retries", "throttled"):
-                    setattr(self._counts, name, getattr(self._counts, name) + getattr(sender, name))
+                    setattr(self._report, name, getattr(self._report, name) + getattr(sender, name))
+                self._report.note_throughput(0)
 
     @asynccontextmanager
     async def _flying(self) -> AsyncIterator[None]:
@@ -400,6 +404,11 @@ class Push:
     def _raise_failure(self) -> None:
         if self._failure:
             raise self._failure
+
+    async def _note_throughput(self, sender: Any) -> None:
+        while True:
+            self._report.note_throughput(sender.throttled)
+            await asyncio.sleep(_SECONDS_BETWEEN_POINTS)
 
     async def _tell_progress(self, sender: Any) -> None:
         """Log how it goes, and, while nothing moves, why."""

@@ -11,7 +11,6 @@ from airflow.providers.common.compat.sdk import Context, TaskGroup
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
-    as_bool,
     as_positive,
     as_tolerance,
     check_numbers,
@@ -132,10 +131,7 @@ class _PlanOperator(LedgerOperator):
         """Plan, and return the shares; the XCom ``planned`` is for ``CommitPlanOperator``."""
         began, hook = time.time(), self.hook()
         mirror = self.mirror(context, hook)
-        if as_bool("dry_run", self.is_dry_run):
-            report = self.conclude(context, hook, lambda: self.rehearse(mirror, hook))
-        else:
-            report = self.conclude(context, hook, lambda: self.hand_over(context, mirror))
+        report = self.conclude_mirror(context, hook, mirror)
         # Of a dry run everything is unsent, and nothing is in force.
         is_planned = report["unsent"] and report["verdict"] is None
         plan = self._plan(mirror.ledger, self.run_owner(context)) if is_planned else None
@@ -144,11 +140,11 @@ class _PlanOperator(LedgerOperator):
         context["ti"].xcom_push("planned", planned)
         return _shares(plan, self.workers) if plan else []
 
-    def hand_over(self, context: Context, mirror: Mirror) -> Report:
+    def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan, for other tasks to push."""
         if isinstance(self, MembershipOperator):
             self.adopt_initial_members(context, mirror)
-        return mirror.hand_over(self.run_owner(context))
+        return mirror.hand_over(self.run_owner(context), report)
 
     def _plan(self, ledger: Ledger, owner: str) -> dict[str, Any]:
         """Say where the plan is."""
@@ -204,13 +200,14 @@ class PushShareOperator(SendingOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Send."""
         hook = self.hook()
-        return self.conclude(context, hook, lambda: self._push(hook))
+        folder = _ledger(hook, self.share["plan"]).folder
+        return self.conclude(context, hook, folder, lambda report: self._push(hook, report))
 
-    def asset_uris(self, deployment_host: str) -> Sequence[str]:
+    def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
         """Return no assets: the task ``commit`` has them."""
-        return ()
+        return {}
 
-    def _push(self, hook: TalonCdpHook) -> Report:
+    def _push(self, hook: TalonCdpHook, report: Report) -> Report:
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import push_share  # noqa: PLC0415
 
@@ -226,12 +223,13 @@ class PushShareOperator(SendingOperator):
                     Members(),
                     lambda: hook.members_sender(**how, senders=senders),
                     limits,
+                    report,
                 )
             given = {"in_flight": self.in_flight, "max_rejected": self.max_rejected, **self.profiles}
             profiles = SqlToTalonProfilesOperator(task_id=self.task_id, **given)
             kind = profiles.kind()
             chunks = kind.reread(share.batches(), profiles.source(hook)(), ledger.names)
-            return push_share(share, chunks, kind, lambda: profiles.sender(hook, senders), limits)
+            return push_share(share, chunks, kind, lambda: profiles.sender(hook, senders), limits, report)
 
 
 class CommitPlanOperator(SendingOperator):
@@ -259,24 +257,31 @@ class CommitPlanOperator(SendingOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Look, and report."""
         hook = self.hook()
-        return self.conclude(context, hook, lambda: self._commit(hook))
+        # Of a dry run, there is none.
+        place = self.planned["report"]["ledger"]
+        folder = storage("ledger", place) if place else None
+        return self.conclude(context, hook, folder, lambda report: self._commit(hook, report.report_file))
 
-    def asset_uris(self, deployment_host: str) -> Sequence[str]:
+    def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
         """Return what the planning task found."""
-        uris: Sequence[str] = self.planned["assets"]
+        uris: Mapping[str, str] = self.planned["assets"]
         return uris
 
-    def _commit(self, hook: TalonCdpHook) -> Report:
+    def _commit(self, hook: TalonCdpHook, report_file: str | None) -> Report:
         from airflow_provider_talon_cdp.sync.mirror import combined_report  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.profiles import CHANGED  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.push import fail_if_rejected  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.report import Report  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.report import Report, planned_audiences  # noqa: PLC0415
 
-        report = Report.of(self.planned["report"])
-        if plan := self.planned["plan"]:
+        planned, plan = self.planned["report"], self.planned["plan"]
+        place = planned["report_file"]
+        report = Report.of(planned, planned_audiences(storage("report", place)) if place else {})
+        report.state = "done" if report.verdict is None else "refused"
+        if plan:
             outcome = _ledger(hook, plan).commit(plan["owner"], plan["name"])
             pushed = [each for each in self.pushed or () if each]
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
+        report.report_file = report_file
         self.log.info("Done:\n%s", report)
         # Of a dry run, nothing was sent that could have failed in part.
         if report.verdict is None:

@@ -161,9 +161,9 @@ class ProfilesOperator(LedgerOperator):
         """Return what makes JSON of a profile's attributes."""
         return hook.attributes_encoder(as_types("types", self.types), skip_nulls=self.nulls == "skip")
 
-    def asset_uris(self, deployment_host: str) -> Sequence[str]:
+    def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
         """Return the profiles of this sync."""
-        return [assets.profiles_uri(deployment_host, self._sync)]
+        return {assets.profiles_uri(deployment_host, self._sync): "profiles"}
 
     @property
     def _sync(self) -> str:

@@ -332,7 +332,11 @@ class TestLinks:
         url = "https://demo.europe-west1.talon.one"
         assert campaign_manager.get_link(operator, ti_key=None) == url
         assert letters.get_link(operator, ti_key=None) == error.value.report.dead_letters
-        assert kept == {campaign_manager.key: url, letters.key: error.value.report.dead_letters}
+        assert kept == {
+            campaign_manager.key: url,
+            letters.key: error.value.report.dead_letters,
+            _base.REPORT_KEY: error.value.report.report_file,
+        }
 
     def test_there_is_none_before_the_task_has_run(self):
         operator = members(add=["anna"])

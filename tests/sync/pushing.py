@@ -6,9 +6,9 @@ import itertools
 from collections import Counter
 
 from airflow_provider_talon_cdp.changes.change import Chunk
-from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.exceptions import LedgerError, NotFoundError, RejectedError
 from airflow_provider_talon_cdp.sync.push import Limits, Push
+from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import opened
 
 
@@ -101,7 +101,7 @@ def push(journal, talon, kind, *, stream=None, counts=None, **limits):
         counts: Where to count; for tests that end in an error.
         limits: As in ``Limits``.
     """
-    counts = Counts() if counts is None else counts
+    counts = Report() if counts is None else counts
     chunks = (chunk for chunk in journal.chunks) if stream is None else stream
     try:
         Push(kind, journal, counts, Limits(**limits)).run(chunks, lambda: opened(talon))

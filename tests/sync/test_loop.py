@@ -12,10 +12,10 @@ import traceback
 import pytest
 
 from airflow_provider_talon_cdp.changes.change import Chunk
-from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, StoppedError
 from airflow_provider_talon_cdp.sync import loop
 from airflow_provider_talon_cdp.sync.loop import refuse_stopped, run_apart, stop_pushes, syncing
+from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import FakeTalon, error
 from tests.sync.pushing import Endless, NotedJournal, Plain, push, send
 
@@ -99,7 +99,7 @@ class Stopping(FakeTalon):
 
 
 def test_a_push_that_is_told_to_stop_sends_nothing_more_and_ends_in_order():
-    talon, counts, journal = Stopping(50), Counts(), Endless()
+    talon, counts, journal = Stopping(50), Report(), Endless()
     talon.pause = 0.01
     with syncing(), pytest.raises(StoppedError, match="told to stop. What Talon.One acknowledged is"):
         send(talon, counts, journal)

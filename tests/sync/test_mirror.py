@@ -26,6 +26,7 @@ from airflow_provider_talon_cdp.sync.loop import stop_pushes
 from airflow_provider_talon_cdp.sync.members import Members
 from airflow_provider_talon_cdp.sync.mirror import REFUSED_IN_EARLIER_TRY, combined_report, push_share
 from airflow_provider_talon_cdp.sync.push import Limits
+from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import FakeTalon, adds, error, opened
 from tests.sync.syncing import STRICT, numbers, vip
 
@@ -504,7 +505,10 @@ def test_the_reports_of_the_processes_that_push_a_plan_become_one(sync):
     assert (report.read, report.added.total(), report.removed.total(), report.unsent) == (251, 199, 50, 0)
     assert report.rejected == {"profile ID null": 1, "refused by Talon.One (400)": 1}
     assert (report.requests, report.seconds) == (pushed.requests, 1.5)
-    assert report.by_audience() == {}
+    assert report.by_audience() == {"vip": {"added": 199, "removed": 50, "members": 249}}
+    # A plan whose report is lost says no more than the sums.
+    undivided = combined_report(Report.of(planned.summary()), outcome, [], 1.5)
+    assert (undivided.added.total(), undivided.removed.total(), undivided.by_audience()) == (199, 50, {})
     assert [letter["profile_id"] for letter in sync.letters()] == ["000200"]
     # A try that was killed told nobody what was refused in it.
     report = combined_report(planned, outcome, [], 1.5)

@@ -40,6 +40,7 @@ from airflow_provider_talon_cdp.sync.profiles import (
     reason_of,
 )
 from airflow_provider_talon_cdp.sync.push import Limits
+from airflow_provider_talon_cdp.sync.report import Report
 from tests.changes.strategies import IDS
 from tests.storage import Storage
 from tests.sync.fakes import error, opened
@@ -390,7 +391,7 @@ def test_refused_profiles_are_told_by_their_place_and_the_others_land():
 
 
 def test_a_path_that_is_not_there_stops_everything():
-    talon, counts = Talon({"000": refused(NotFoundError, 404)}), Counts()
+    talon, counts = Talon({"000": refused(NotFoundError, 404)}), Report()
     journal = NotedJournal(flights(3 * BATCH))
     with pytest.raises(FatalError, match="no profile can be sent; check Base URL"):
         push(journal, talon, Profiles(), counts=counts, in_flight=1)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
-from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
@@ -22,6 +21,7 @@ from airflow_provider_talon_cdp.exceptions import (
     UnexpectedAnswerError,
 )
 from airflow_provider_talon_cdp.sync import push as module
+from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import FakeTalon, StuckTalon, adds, error
 from tests.sync.pushing import NotedJournal, Plain, push
 
@@ -48,7 +48,7 @@ def test_everything_arrives_and_every_chunk_has_an_outcome():
 
 def test_nothing_to_send_sends_nothing():
     counts, journal = run([])
-    assert counts == Counts()
+    assert counts == Report()
     assert not journal.left
 
 
@@ -111,7 +111,7 @@ def test_a_chunk_that_is_disjoint_from_recent_ones_is_compared_with_old_flights_
 )
 def test_what_no_other_request_would_survive_stops_them_all(failure):
     raised = failure("away") if failure is OSError else error(failure)
-    talon, read, counts = FakeTalon(errors={3: raised}), [], Counts()
+    talon, read, counts = FakeTalon(errors={3: raised}), [], Report()
     journal = NotedJournal(singles(500))
 
     def stream():
@@ -167,7 +167,7 @@ def test_a_chunk_of_which_a_part_landed_has_changed_something():
                 await sender(flight.chunk[at : at + 1])
                 flight.sent(flight.chunk[at : at + 1])
 
-    journal, counts = NotedJournal([adds("a", "b", "c")]), Counts()
+    journal, counts = NotedJournal([adds("a", "b", "c")]), Report()
     with pytest.raises(AuthenticationError):
         push(journal, FakeTalon(errors={1: error(AuthenticationError, 401)}), Halves(), counts=counts)
     assert not journal.harmless
@@ -187,7 +187,7 @@ def test_a_source_that_fails_midway_stops_the_push_and_the_counts_balance():
         yield from journal.chunks[:150]
         raise OSError("the database went away")
 
-    journal, counts = NotedJournal(singles(200)), Counts()
+    journal, counts = NotedJournal(singles(200)), Report()
     with pytest.raises(OSError, match="went away"):
         push(journal, FakeTalon(), Plain(), stream=stream(), counts=counts)
     assert counts.unsent >= 50
@@ -203,7 +203,7 @@ def test_a_process_that_lost_its_lock_sends_nothing_more_and_leaves_behind_what_
                 # The answer is late.
                 await asyncio.sleep(30)
 
-    talon, counts = Slow(), Counts()
+    talon, counts = Slow(), Report()
     journal = NotedJournal(singles(100))
     with pytest.raises(LedgerError, match="Another run took over"):
         push(journal, talon, Plain(), counts=counts, in_flight=4)
@@ -348,7 +348,7 @@ def test_whatever_happens_the_counts_balance_and_no_profile_overlaps(
     talon = FakeTalon(bad=bad, seed=seed)
     if fatal_at is not None:
         talon.errors = {fatal_at: error(AuthenticationError, 401)}
-    journal, counts = NotedJournal(chunks), Counts()
+    journal, counts = NotedJournal(chunks), Report()
     try:
         push(journal, talon, Plain(), counts=counts, in_flight=in_flight, reads_ahead=reads_ahead)
     except AuthenticationError:

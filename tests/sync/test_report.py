@@ -58,6 +58,7 @@ def test_the_summary_is_small_json_with_totals():
         "ledger_version": 7,
         "suspicious": {"null_text": 3},
         "verdict": None,
+        "report_file": None,
     }
     assert report().balances
 
@@ -114,7 +115,7 @@ def test_what_was_sent_without_need_changes_no_number_of_members():
 
 
 def test_a_plan_that_follows_another_knows_what_that_one_sent():
-    whole = Report(added=Counter(vip=5), removed=Counter(vip=1, gold=1))
+    whole = Report(added=Counter(vip=5), removed=Counter(vip=1, gold=1), ledger_version=2)
     whole.plan_anew()
     whole += Counts(known=Counter(vip=14, gold=9), added=Counter(vip=1), removed=Counter(vip=2))
     assert {name: each["members"] for name, each in whole.by_audience().items()} == {"gold": 9, "vip": 13}

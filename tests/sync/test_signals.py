@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import pytest
 
 from airflow_provider_talon_cdp.changes.change import Chunk
-from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.sync import loop
 from airflow_provider_talon_cdp.sync.loop import run_apart
+from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import FakeTalon
 from tests.sync.pushing import Endless, send
 
@@ -81,7 +81,7 @@ def test_an_interrupt_ends_the_flights_that_are_under_way():
             finally:
                 self.ended += 1
 
-    talon, counts = Silent(), Counts()
+    talon, counts = Silent(), Report()
     with pytest.raises(KeyboardInterrupt), alarm(_AGAIN, []):
         send(talon, counts)
     assert (talon.ended, counts.requests, counts.sent) == (8, 8, 0)
