@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,6 +70,7 @@ class ReportedCounts(_Strict):
     """What became of the records."""
 
     read: Count
+    removals: Count
     unchanged: Count
     duplicate: Count
     added: Count
@@ -110,6 +111,19 @@ class ReportFile(_Strict):
     ledger_version: int | None
     dead_letters: str | None
     throughput: list[tuple[float, int, int]]
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether its audiences say what would change."""
+        return self.state in {"planned", "refused"}
+
+    @property
+    def verdict(self) -> list[str]:
+        """The guard's words, without the argument, which is shown for itself."""
+        if self.guard is None:
+            return []
+        allow = self.guard.allow
+        return [line for line in self.guard.verdict.split("\n") if not allow or allow not in line]
 
 
 class NoReportError(Exception):
@@ -194,31 +208,30 @@ def _parsed(file: Folder) -> ReportFile | None:
         return None
 
 
-def funnel(counts: ReportedCounts) -> dict[str, Any]:
+def funnel(report: ReportFile) -> dict[str, Any]:
     """Return the bars of what became of the records: all of them, and below what was to change."""
-    rejected = sum(counts.rejected.values())
-    changes = [
-        ("added", counts.added),
-        ("removed", counts.removed),
-        ("rejected", rejected),
-        ("unsent", counts.unsent),
-    ]
-    to_change = sum(count for _, count in changes)
-    records = [("unchanged", counts.unchanged), ("duplicate", counts.duplicate), ("to change", to_change)]
-    first, second = _segments(records), _segments(changes)
+    counts = report.counts
+    changes = {"added": counts.added, "removed": counts.removed, "rejected": sum(counts.rejected.values())}
+    to_add = sum(each.added for each in report.audiences.values())
+    if report.is_plan and to_add <= counts.unsent:
+        changes |= {"to add": to_add, "to remove": counts.unsent - to_add}
+    else:
+        changes |= {"unsent": counts.unsent}
+    to_change = sum(changes.values())
+    records = {"unchanged": counts.unchanged, "duplicate": counts.duplicate, "to change": to_change}
+    first = _segments(records)
     return {
         "records": first,
-        "changes": second,
+        "changes": _segments(changes),
         # From the part of the first bar that is to change, to the whole second one.
-        "from": first[-1] if first and to_change else None,
-        "total": sum(count for _, count in records),
+        "from": first[-1] if to_change else None,
     }
 
 
-def _segments(parts: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+def _segments(parts: Mapping[str, int]) -> list[dict[str, Any]]:
     """Divide a bar; what is there is seen."""
-    total = sum(count for _, count in parts)
-    shown = [(name, count, max(6.0, WIDTH * count / total)) for name, count in parts if count]
+    total = sum(parts.values())
+    shown = [(name, count, max(6.0, WIDTH * count / total)) for name, count in parts.items() if count]
     scale = WIDTH / (sum(width for _, _, width in shown) or 1)
     segments, at = [], 0.0
     for name, count, width in shown:
@@ -233,20 +246,20 @@ def throughput(points: Sequence[tuple[float, int, int]]) -> dict[str, Any] | Non
     """Return the bars of changes acknowledged a second, and where Talon.One answered 429.
 
     Args:
-        points: Seconds since the start, changes acknowledged and answers 429 until then.
+        points: Seconds since the start of the run, changes acknowledged and answers 429 until then.
     """
+    # What comes before the first point that has nothing yet was spent on the plan.
+    began, points = (points[0][0], points[1:]) if points and not points[0][1] else (0.0, points)
     bars, marks = [], []
-    for before, (end, acknowledged, throttled) in zip([(0.0, 0, 0), *points], points, strict=False):
-        start, rate = before[0], max(0, acknowledged - before[1]) / max(end - before[0], 0.1)
-        bars.append({"start": start, "end": end, "rate": rate})
+    for before, (end, acknowledged, throttled) in zip([(began, 0, 0), *points], points, strict=False):
+        rate = max(0, acknowledged - before[1]) / max(end - before[0], 0.1)
+        bars.append({"start": before[0] - began, "end": end - began, "rate": rate})
         if throttled > before[2]:
-            marks.append({"at": (start + end) / 2, "count": throttled - before[2]})
+            marks.append({"at": (before[0] + end) / 2 - began, "count": throttled - before[2]})
     fastest = max((bar["rate"] for bar in bars), default=0)
-    return (
-        {"bars": bars, "marks": marks, "top": _rounded(fastest), "seconds": points[-1][0]}
-        if fastest
-        else None
-    )
+    if not fastest:
+        return None
+    return {"bars": bars, "marks": marks, "top": _rounded(fastest), "seconds": points[-1][0] - began}
 
 
 def sizes(reports: Sequence[ReportFile]) -> list[dict[str, Any]]:
@@ -254,8 +267,7 @@ def sizes(reports: Sequence[ReportFile]) -> list[dict[str, Any]]:
     by_audience: dict[str, list[tuple[int, ReportFile]]] = {}
     for report in reports:
         for audience, change in report.audiences.items():
-            # Of a plan they are what the audience would have.
-            if report.state in {"done", "stopped"} and change.members is not None:
+            if not report.is_plan and change.members is not None:
                 by_audience.setdefault(audience, []).append((change.members, report))
     charts = []
     for audience in sorted(by_audience, key=lambda each: (-by_audience[each][-1][0], each)):
@@ -301,7 +313,7 @@ def render(report: ReportFile, reports: Iterable[ReportFile]) -> str:
     charts = sizes(list(reports))
     return _TEMPLATES.get_template("sync.html").render(
         report=report,
-        funnel=funnel(report.counts),
+        funnel=funnel(report),
         throughput=throughput(report.throughput),
         charts=charts[:CHARTS_SHOWN],
         more_charts=len(charts) - CHARTS_SHOWN,

@@ -134,15 +134,16 @@ class TestNumbers:
 
     def test_a_run_that_the_guard_refused_shows_its_words_and_the_argument(self, leave):
         guard = {
-            "verdict": "Audience 'vip' would lose 41 of 98.\nNothing was sent.",
+            "verdict": "Audience 'vip' would lose 41 of 98.\nNothing was sent.\nIf so, pass max_removals=41.",
             "allow": "max_removals=41",
         }
         counts = {"added": 0, "removed": 0, "sent": 0, "unsent": 110, "rejected": {}}
         text = shown(leave(state="refused", guard=guard, counts=counts, throughput=[]))
-        assert "Refused by the guard" in text
-        assert "Audience &#39;vip&#39; would lose 41 of 98. Nothing was sent." in text
-        assert "max_removals=41" in text
-        assert "110 unsent" in text
+        assert "Refused, nothing sent" in text
+        assert "Audience &#39;vip&#39; would lose 41 of 98. Nothing was sent. The argument" in text
+        assert text.count("max_removals=41") == 1
+        assert "80 to add" in text
+        assert "30 to remove" in text
         assert "What it would change audience to add to remove members then vip 80 30 980" in text
         assert "Changes acknowledged a second" not in text
         assert "Members after the last runs" not in text
@@ -186,7 +187,7 @@ class TestNumbers:
 
     def test_a_bar_is_as_wide_as_its_share_and_never_invisible(self, leave):
         report, _ = page.read(leave(counts={"unchanged": 10**9, "rejected": {}}), "sync")
-        first = page.funnel(report.counts)["records"]
+        first = page.funnel(report)["records"]
         assert [each["name"] for each in first] == ["unchanged", "duplicate", "to change"]
         assert sum(each["width"] for each in first) == pytest.approx(page.WIDTH)
         assert min(each["width"] for each in first) > 5
@@ -197,6 +198,12 @@ class TestNumbers:
         assert [bar["rate"] for bar in chart["bars"]] == [50, 50, 0]
         assert chart["marks"] == [{"at": 2.0, "count": 2}]
         assert chart["seconds"] == 4.0
+
+    def test_throughput_begins_with_the_first_request_and_not_with_the_plan(self):
+        chart = page.throughput([(10.0, 0, 0), (11.0, 30, 0), (12.0, 40, 1)])
+        assert [bar["rate"] for bar in chart["bars"]] == [30, 10]
+        assert chart["marks"] == [{"at": 1.5, "count": 1}]
+        assert chart["seconds"] == 2.0
 
     def test_throughput_of_nothing_is_no_chart(self):
         assert page.throughput([]) is None
