@@ -29,11 +29,11 @@ ALL_EXAMPLES = --hypothesis-profile ci
 # The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
 # properties with few examples. The ledger's tests stay: its storage is Airflow's. A shorter matrix is
 # make test-matrix MATRIX_MARKS="not slow or release": of the slow tests only those of Airflow itself.
-MATRIX_TESTS = $(foreach folder,api bench changes emulator sync typing warehouses,--ignore tests/$(folder))
+MATRIX_TESTS = $(foreach folder,api bench browser changes emulator sync typing warehouses,--ignore tests/$(folder))
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
-.PHONY: help test test-fast test-matrix $(MATRIX) test-warehouses lint demo demo-guard ui docs docs-serve bench \
+.PHONY: help test test-fast test-matrix $(MATRIX) test-warehouses test-browser lint demo demo-guard ui docs docs-serve bench \
 	bench-scale pins dist sbom clean
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo "make test             lint, then all tests on Airflow $(MAIN), with branch coverage"
 	@echo "make test-matrix      tests and demo on Airflow $(MINORS); one of them: make test-2.11"
 	@echo "make test-warehouses  tests with the databases that are not part of make test"
+	@echo "make test-browser     the connection form and the tab in a real browser, on Airflow $(MAIN) and 2.11"
 	@echo "make lint             ruff, mypy and zizmor"
 	@echo "make demo             the provider at work, against a local Talon.One"
 	@echo "make demo-guard       the same, and how an empty warehouse is refused"
@@ -54,14 +55,14 @@ help:
 	@echo "make clean            remove all that make made"
 
 test: lint
-	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) --ignore tests/warehouses --cov --cov-report=
+	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) --ignore tests/browser --ignore tests/warehouses --cov --cov-report=
 	@$(BIN)/coverage report --skip-covered --show-missing --fail-under=90
 	@echo "Of this, api/ and hooks/:"
 	@$(BIN)/coverage report --include='*/api/*,*/hooks/*' --fail-under=95
 
 # A test that takes ten seconds on its own is slow, and marked so.
 test-fast: lint
-	@$(BIN)/$(PYTEST) -m "not slow" --hypothesis-profile dev --timeout 30 --ignore tests/warehouses
+	@$(BIN)/$(PYTEST) -m "not slow" --hypothesis-profile dev --timeout 30 --ignore tests/browser --ignore tests/warehouses
 
 lint: .venv/.ready
 	@$(BIN)/ruff check --quiet --output-format concise
@@ -78,6 +79,10 @@ $(MATRIX): test-%: .venv-%/.ready
 
 test-warehouses: .venv-warehouses/.ready
 	@.venv-warehouses/bin/$(PYTEST) $(ALL_EXAMPLES) tests/warehouses
+
+# One process: each release's Airflow is started once, and two at a time are too many for two cores.
+test-browser: .venv-browser/.ready .venv-2.11/.ready build/chromium
+	@.venv-browser/bin/python -m pytest -q -rs tests/browser
 
 demo: .venv/.ready
 	@$(BIN)/python demo/run.py
@@ -124,6 +129,7 @@ pins: .venv/.ready
 	@$(foreach release,$(RELEASES),$(call airflow,$(release)) | \
 		$(call pin,--extra emulator --group dev,airflow-$(basename $(release))) &&) true
 	@cat constraints/airflow-$(MAIN).txt | $(call pin,--extra emulator --group bench,bench)
+	@cat constraints/airflow-$(MAIN).txt | $(call pin,--extra emulator --group browser,browser)
 	@$(call airflow,$(filter $(MAIN).%,$(RELEASES))) | $(call pin,--extra emulator --group warehouses,warehouses)
 	@for group in docs release; do \
 		$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-emit-index-url \
@@ -151,6 +157,19 @@ endef
 # The alternatives that `make bench` measures us beside, on the main release.
 .venv-bench/.ready: constraints/bench.txt $(SET_UP_WITH)
 	$(call set-up,$(PYTHON))
+
+.venv-browser/.ready: constraints/browser.txt $(SET_UP_WITH)
+	$(call set-up,$(PYTHON))
+
+# Playwright's own Chromium is not a Python package; Debian's is installed where it is missing and root makes this.
+build/chromium:
+	@mkdir -p build
+	@command -v chromium >/dev/null || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "Installing chromium" && \
+			{ apt-get update && DEBIAN_FRONTEND=noninteractive \
+				apt-get install --yes --no-install-recommends chromium; } >build/debian-chromium.log 2>&1 ; } || \
+		echo "Without chromium: tests in a browser are skipped"
+	@! command -v chromium >/dev/null || touch $@
 
 .venv-docs/.ready: constraints/docs.txt $(SET_UP_WITH)
 	$(call set-up,$(PYTHON))

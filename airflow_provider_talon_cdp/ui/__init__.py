@@ -1,0 +1,36 @@
+"""The tab *Talon.One sync* of a task instance, on Airflow 3.1 and later.
+
+Airflow loads this module in each of its processes, by the entry point ``airflow.plugins``. Only the API
+server asks for the app, and only that imports ``page``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowPlugin
+
+_PREFIX = "talon-cdp"
+
+
+class TalonCdpPlugin(AirflowPlugin):
+    """Adds the tab. Airflow 2.11 asks a plugin for none of this."""
+
+    name = "talon_cdp"
+    external_views = [  # noqa: RUF012 - Airflow's own annotation
+        {
+            "name": "Talon.One sync",
+            # Relative to Airflow's base URL, whatever path that has. Airflow 3.1 puts a run's ID in as it is,
+            # so it comes last.
+            "href": f"{_PREFIX}/sync/{{DAG_ID}}/{{TASK_ID}}/{{MAP_INDEX}}/{{RUN_ID}}",
+            "destination": "task_instance",
+            "url_route": "talon-cdp-sync",
+        }
+    ]
+
+    @property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Return the app that serves the tab."""
+        from airflow_provider_talon_cdp.ui.page import app  # noqa: PLC0415
+
+        return [{"app": app(), "url_prefix": f"/{_PREFIX}", "name": "Talon.One sync"}]

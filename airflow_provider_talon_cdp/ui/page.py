@@ -1,0 +1,329 @@
+"""The page of one sync: its numbers, from the report that it left beside its ledger.
+
+A report has counts, reasons and the IDs of audiences, and no profile ID, so the page shows none. The template
+escapes everything and loads nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jinja2
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.models.xcom import XComModel
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from fastapi import Depends, FastAPI
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ledger.storage import Folder, as_folder, is_local, names_in, read_pieces
+
+REPORT_KEY = "talon_cdp_report"
+"""XCom with the place of a task's report."""
+RUNS_SHOWN = 30
+AUDIENCES_SHOWN = 20
+CHARTS_SHOWN = 6
+MAX_BYTES = 2**20
+WIDTH, HEIGHT = 720, 140
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+# STATE_URI/<deployment host>/<name>-<digest of the identity>/reports/<time>-<digest of the run>.json
+_NAME = r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}\.json"
+_PLACE = re.compile(
+    rf"(?P<ledger>(?:/|[a-z][a-z0-9]*://)(?:[^/]+/)*[\w.:-]+/[\w.-]+-[0-9a-f]{{16}})/reports/(?P<name>{_NAME})",
+    re.ASCII,
+)
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class ReportedRun(_Strict):
+    """Which try of which task instance."""
+
+    dag_id: str | None = None
+    run_id: str | None = None
+    task_id: str | None = None
+    map_index: int | None = None
+    try_number: int | None = None
+
+
+class ReportedCounts(_Strict):
+    """What became of the records."""
+
+    read: Count
+    removals: Count
+    unchanged: Count
+    duplicate: Count
+    added: Count
+    removed: Count
+    rejected: dict[str, Count]
+    unsent: Count
+    resumed: Count
+    requests: Count
+    retries: Count
+    throttled: Count
+    seconds: float
+
+
+class ReportedAudience(_Strict):
+    """What changed in one audience."""
+
+    added: Count
+    removed: Count
+    members: int | None
+
+
+class ReportedVerdict(_Strict):
+    """What the guard said, and the argument that would allow the plan."""
+
+    verdict: str
+    allow: str | None = None
+
+
+class ReportFile(_Strict):
+    """A file in a ledger's folder ``reports``."""
+
+    run: ReportedRun
+    finished: Annotated[datetime, Field(strict=False)]
+    state: Literal["done", "stopped", "refused", "planned"]
+    counts: ReportedCounts
+    audiences: dict[str, ReportedAudience]
+    guard: ReportedVerdict | None
+    ledger_version: int | None
+    dead_letters: str | None
+    throughput: list[tuple[float, int, int]]
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether its audiences say what would change."""
+        return self.state in {"planned", "refused"}
+
+    @property
+    def verdict(self) -> list[str]:
+        """The guard's words, without the argument, which is shown for itself."""
+        if self.guard is None:
+            return []
+        allow = self.guard.allow
+        return [line for line in self.guard.verdict.split("\n") if not allow or allow not in line]
+
+
+class NoReportError(Exception):
+    """There is nothing to show; the text says why."""
+
+
+def app() -> FastAPI:
+    """Return the app; who may read the task instance may read its page."""
+    served = FastAPI(title="Talon.One sync", docs_url=None, redoc_url=None, openapi_url=None)
+    allowed = requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)
+
+    @served.get("/sync/{dag_id}/{task_id}/{map_index}/{run_id:path}", dependencies=[Depends(allowed)])
+    def sync(dag_id: str, task_id: str, map_index: str, run_id: str, session: SessionDep) -> HTMLResponse:
+        # The UI leaves the placeholder where a task is not mapped.
+        index = int(map_index) if re.fullmatch(r"\d{1,9}", map_index) else -1
+        query = XComModel.get_many(
+            run_id=run_id, key=REPORT_KEY, dag_ids=dag_id, task_ids=task_id, map_indexes=index, limit=1
+        )
+        found = session.scalars(query).first()
+        place = None if found is None else XComModel.deserialize_value(found)
+        try:
+            return HTMLResponse(render(*read(place, dag_id)), headers=_HEADERS)
+        except NoReportError as error:
+            return HTMLResponse(render_nothing(str(error)), headers=_HEADERS)
+
+    return served
+
+
+def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
+    """Return the report at a place, and those of the DAG's last runs on that ledger, the oldest first.
+
+    Args:
+        place: What the task said.
+        dag_id: Whose reports.
+
+    Raises:
+        NoReportError: There is none, or this is not the place of a report of that DAG.
+    """
+    if place is None:
+        raise NoReportError(
+            "This task instance has left no report.\n"
+            "A task of the Talon.One provider leaves one when it ends, also when it fails."
+        )
+    match = _PLACE.fullmatch(place) if isinstance(place, str) else None
+    if match is None or ".." in match["ledger"].split("/"):
+        raise NoReportError("What this task instance names is not the place of a report.")
+    try:
+        folder = as_folder(ObjectStoragePath(match["ledger"])) / "reports"
+        report = _parsed(folder / match["name"])
+        names = [name for name in names_in(folder) if re.fullmatch(_NAME, name) and name < match["name"]]
+    except (LedgerError, OSError, ValueError, ImportError) as error:
+        raise NoReportError(
+            "The API server cannot read the folder of this task's ledger.\n"
+            "Keep the ledgers where workers and the API server reach them: set [talon_cdp] state_uri\n"
+            f"to an object store, and its connection for both.\nFolder: {match['ledger']}"
+        ) from error
+    if report is None or report.run.dag_id != dag_id:
+        raise NoReportError(
+            "The report of this task instance is not there any more, or is not a report.\n"
+            "A ledger keeps the reports of its last runs."
+        )
+    before = []
+    for name in names[-RUNS_SHOWN:]:
+        earlier = _parsed(folder / name)
+        if earlier and earlier.run.dag_id == dag_id:
+            before.append(earlier)
+    return report, [*before, report]
+
+
+def _parsed(file: Folder) -> ReportFile | None:
+    """Return a report, or None where the file is none."""
+    if is_local(file) and not Path(file).is_file():
+        return None
+    data = b""
+    try:
+        for piece in read_pieces(file):
+            data += piece
+            if len(data) > MAX_BYTES:
+                return None
+        return ReportFile.model_validate_json(data)
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def funnel(report: ReportFile) -> dict[str, Any]:
+    """Return the bars of what became of the records: all of them, and below what was to change."""
+    counts = report.counts
+    changes = {"added": counts.added, "removed": counts.removed, "rejected": sum(counts.rejected.values())}
+    to_add = sum(each.added for each in report.audiences.values())
+    if report.is_plan and to_add <= counts.unsent:
+        changes |= {"to add": to_add, "to remove": counts.unsent - to_add}
+    else:
+        changes |= {"unsent": counts.unsent}
+    to_change = sum(changes.values())
+    records = {"unchanged": counts.unchanged, "duplicate": counts.duplicate, "to change": to_change}
+    first = _segments(records)
+    return {
+        "records": first,
+        "changes": _segments(changes),
+        # From the part of the first bar that is to change, to the whole second one.
+        "from": first[-1] if to_change else None,
+    }
+
+
+def _segments(parts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Divide a bar; what is there is seen."""
+    total = sum(parts.values())
+    shown = [(name, count, max(6.0, WIDTH * count / total)) for name, count in parts.items() if count]
+    scale = WIDTH / (sum(width for _, _, width in shown) or 1)
+    segments, at = [], 0.0
+    for name, count, width in shown:
+        segments.append(
+            {"name": name, "count": count, "share": count / total, "x": at, "width": width * scale}
+        )
+        at += width * scale
+    return segments
+
+
+def throughput(points: Sequence[tuple[float, int, int]]) -> dict[str, Any] | None:
+    """Return the bars of changes acknowledged a second, and where Talon.One answered 429.
+
+    Args:
+        points: Seconds since the start of the run, changes acknowledged and answers 429 until then.
+    """
+    # What comes before the first point that has nothing yet was spent on the plan.
+    began, points = (points[0][0], points[1:]) if points and not points[0][1] else (0.0, points)
+    bars, marks = [], []
+    for before, (end, acknowledged, throttled) in zip([(began, 0, 0), *points], points, strict=False):
+        rate = max(0, acknowledged - before[1]) / max(end - before[0], 0.1)
+        bars.append({"start": before[0] - began, "end": end - began, "rate": rate})
+        if throttled > before[2]:
+            marks.append({"at": (before[0] + end) / 2 - began, "count": throttled - before[2]})
+    fastest = max((bar["rate"] for bar in bars), default=0)
+    if not fastest:
+        return None
+    return {"bars": bars, "marks": marks, "top": _rounded(fastest), "seconds": points[-1][0] - began}
+
+
+def sizes(reports: Sequence[ReportFile]) -> list[dict[str, Any]]:
+    """Return a line for each audience, the largest first: its members after each run that sent something."""
+    by_audience: dict[str, list[tuple[int, ReportFile]]] = {}
+    for report in reports:
+        for audience, change in report.audiences.items():
+            if not report.is_plan and change.members is not None:
+                by_audience.setdefault(audience, []).append((change.members, report))
+    charts = []
+    for audience in sorted(by_audience, key=lambda each: (-by_audience[each][-1][0], each)):
+        runs = by_audience[audience]
+        top, last = _rounded(max(members for members, _ in runs)), max(1, len(runs) - 1)
+        dots = [
+            {
+                "x": WIDTH / 2 * at / last if len(runs) > 1 else WIDTH / 4,
+                "y": HEIGHT / 2 * (1 - members / top),
+                "members": members,
+                "state": report.state,
+                "finished": report.finished,
+            }
+            for at, (members, report) in enumerate(runs)
+        ]
+        charts.append({"audience": audience, "dots": dots, "top": top, "members": runs[-1][0]})
+    return charts
+
+
+def _rounded(value: float) -> int:
+    """Return the next number up with one or two digits that count, for an axis."""
+    step = int("1".ljust(len(str(int(value))) - 1, "0"))
+    return max(1, math.ceil(value / step) * step)
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {"number": "{:,}".format}
+
+
+def render(report: ReportFile, reports: Iterable[ReportFile]) -> str:
+    """Return the page of a report.
+
+    Args:
+        report: What to show.
+        reports: Of the last runs, this one at the end.
+    """
+    charts = sizes(list(reports))
+    return _TEMPLATES.get_template("sync.html").render(
+        report=report,
+        funnel=funnel(report),
+        throughput=throughput(report.throughput),
+        charts=charts[:CHARTS_SHOWN],
+        more_charts=len(charts) - CHARTS_SHOWN,
+        audiences=list(report.audiences.items())[:AUDIENCES_SHOWN],
+        reasons=sorted(report.counts.rejected.items(), key=lambda each: (-each[1], each[0])),
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def render_nothing(why: str) -> str:
+    """Return the page of a task instance without a report."""
+    return _TEMPLATES.get_template("nothing.html").render(lines=why.split("\n"))
