@@ -271,15 +271,22 @@ def read_memberships(rows: Iterable[Sequence[Any]], verb: Verb, id_type: Audienc
     """
     ids: list[str] = []
     keys: list[str] = []
+    # Rows are many, and audiences are few.
+    checked: dict[str, str] = {}
     for row in rows:
-        profile_id = read_profile_id(row[0])
+        profile_id, audience = read_profile_id(row[0]), row[1]
         if isinstance(profile_id, Rejection):
             yield profile_id
-        elif reason := _fault_of_audience(row[1], id_type):
+        elif type(audience) is str and audience in checked:
+            ids.append(profile_id)
+            keys.append(checked[audience])
+        elif reason := _fault_of_audience(audience, id_type):
             yield Rejection(reason, profile_id)
         else:
             ids.append(profile_id)
-            keys.append(str(check_audience_id("audience ID", row[1], id_type)))
+            keys.append(str(check_audience_id("audience ID", audience, id_type)))
+            if type(audience) is str:
+                checked[audience] = keys[-1]
     if ids:
         yield Chunk(ids, one_or_all(keys), verb)
 
