@@ -118,6 +118,9 @@ def ends_retries(execute: Callable[[Op, Context], T]) -> Callable[[Op, Context],
         except TalonCdpError as error:
             # A line of its own before Airflow's traceback, as the UI folds what stands in there.
             self.log.error("%s", error)  # noqa: TRY400
+            self.log.debug("Where it was raised:", exc_info=error)
+            # The UI scrolls to the end of a log, where frames would push the text out of sight.
+            error.with_traceback(None)
             if error.retryable or isinstance(error, AirflowFailException):
                 raise
             raise _failing(error) from error

@@ -608,21 +608,28 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
     rejected = sum(count for reason, count in report.rejected.items() if reason not in excused)
     if max_rejected is None or rejected + report.unclear <= max_rejected:
         return
-    what, cure = [], ""
+    what, cures = [], []
     if rejected:
         what.append(f"{rejected:,} of {report.total:,} records were rejected")
-        cure = "\nLeave such records out of the source, or raise max_rejected."
         if any(UNDEFINED in reason for reason in report.rejected):
-            cure = (
-                "\nDefine missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True."
-                + cure
+            cures.append(
+                "Define missing attributes in the Campaign Manager,\nor pass skip_unknown_attributes=True."
             )
+        cures.append("Leave such records out of the source, or raise max_rejected.")
     if report.unclear:
         what.append(f"{report.unclear:,} of {report.total:,} changes got no clear answer")
-        cure += "\nRules may have run for the unclear ones, which are not sent again: see the dead letters."
+        cures.append(
+            "Rules may have run for the unclear ones, which are not sent again: see the dead letters."
+        )
     raise RejectedRecordsError(
-        f"{', '.join(what)}, and max_rejected is {max_rejected:,}.\n"
-        f"Everything else was sent.\n{report}{cure}",
+        "\n".join(
+            [
+                f"{', '.join(what)}, and max_rejected is {max_rejected:,}.",
+                "Everything else was sent.",
+                *cures,
+                str(report),
+            ]
+        ),
         report,
     )
 

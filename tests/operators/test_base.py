@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from threading import Event, Thread
 from types import CodeType, SimpleNamespace
 
@@ -136,6 +137,23 @@ class TestRetries:
         assert len(operators) == 14
         for each in operators:
             assert WRAPPER in codes_of(each.execute), each
+
+    @pytest.mark.parametrize("kind", [TransientError, UnexpectedAnswerError])
+    def test_a_red_log_has_no_frames_below_the_operator(self, kind):
+        """The UI shows the end of a log first: frames must not push the text out of it."""
+
+        def below():
+            raise kind("what Talon.One said", method="PUT", path="/v1", status=503)
+
+        @_base.ends_retries
+        def execute(operator, context):
+            below()
+
+        with pytest.raises(kind) as error:
+            execute(members(add=["anna"]), {})
+        frames = [each.name for each in traceback.extract_tb(error.value.__traceback__)]
+        assert "below" not in frames
+        assert getattr(error.value.__cause__, "__traceback__", None) is None
 
     def test_the_text_stands_in_the_log_before_the_traceback(self, run, talon, vip, caplog, capfd):
         run(mirror(["anna", "bert"]))
