@@ -599,21 +599,24 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
     rejected = sum(count for reason, count in report.rejected.items() if reason not in excused)
     if max_rejected is None or rejected + report.unclear <= max_rejected:
         return
-    what, cure = [], ""
-    if rejected:
-        what.append(f"{rejected:,} of {report.total:,} records were rejected")
-        cure = "\nLeave such records out of the source, or raise max_rejected."
-        if any(UNDEFINED in reason for reason in report.rejected):
-            cure = (
-                "\nDefine missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True."
-                + cure
-            )
+    cure = "Leave such records out of the source, or raise max_rejected."
+    if any(UNDEFINED in reason for reason in report.rejected):
+        cure = (
+            "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True.\n"
+            + cure
+        )
     if report.unclear:
-        what.append(f"{report.unclear:,} of {report.total:,} changes got no clear answer")
-        cure += "\nRules may have run for the unclear ones, which are not sent again: see the dead letters."
+        raise RejectedRecordsError(
+            f"{report.unclear:,} of {report.total:,} changes got no clear answer, so rules may have run, "
+            f"and {rejected:,} were rejected.\n"
+            f"max_rejected is {max_rejected:,}. Everything else was sent.\n{report}\n"
+            f"Unclear changes are not sent again: look at the profiles in the dead letters."
+            + (f"\n{cure}" if rejected else ""),
+            report,
+        )
     raise RejectedRecordsError(
-        f"{', '.join(what)}, and max_rejected is {max_rejected:,}.\n"
-        f"Everything else was sent.\n{report}{cure}",
+        f"{rejected:,} of {report.total:,} records were rejected, and max_rejected is {max_rejected:,}.\n"
+        f"Everything else was sent.\n{report}\n{cure}",
         report,
     )
 

@@ -93,9 +93,7 @@ def test_an_unclear_change_is_counted_and_is_not_sent_again(
     filled, mirror_list, runs, ledger_of, fault, singles
 ):
     filled.fail_next(fault, times=1, only="d")
-    with pytest.raises(
-        RejectedRecordsError, match="1 of 5 changes got no clear answer, and max_rejected is 0"
-    ) as error:
+    with pytest.raises(RejectedRecordsError, match="1 of 5 changes got no clear answer") as error:
         mirror_list(["a", "b", "c", "d", "e"], rules="changes")
     summary = error.value.report.summary()
     assert (summary["added"], summary["unclear"], summary["unsent"]) == (1, 1, 0)
