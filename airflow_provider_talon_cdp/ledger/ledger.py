@@ -32,6 +32,7 @@ import heapq
 import json
 import logging
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -405,6 +406,11 @@ class Ledger:
         return RunFacts(**{name: value for name, value in self.manifest.facts.items() if name in known})
 
     @property
+    def has_lost_plans(self) -> bool:
+        """Whether plans were found whose manifests are lost; the next version in force deletes them."""
+        return bool(self._lost)
+
+    @property
     def dead_letters(self) -> str | None:
         """Folder of this run's dead letters, or None when there are none."""
         return self._letters.place
@@ -532,7 +538,26 @@ class Ledger:
         for part, acks in enumerate(self.acks if plan.together else ()):
             for _, change in self._unclear_in(part, acks):
                 withheld[change[:2]] = change.action
+        for change, _ in chain.from_iterable(map(self._lost_calls, self._lost)):
+            withheld[change[:2]] = change.action
         return withheld
+
+    def _lost_calls(self, file: File) -> Iterator[tuple[Change, bool]]:
+        """Yield changes of a plan whose manifest is lost that run rules and may have been made.
+
+        Yields:
+            The change, and whether it was acknowledged or has a dead letter.
+        """
+        lines = (change for chunk in read_chunks(self.folder, file) for change in chunk.changes())
+        calls = [(number, change) for number, change in enumerate(lines) if change.runs_rules]
+        folder, _, name = file.file.partition("/")
+        acks = Acks(may_have_left=sys.maxsize)
+        if calls and (part := _PART.fullmatch(name)):
+            with suppress(DamagedError):
+                acks = self._joined(Plan(folder=folder), int(part[1]))
+        for number, change in calls:
+            if number in acks.landed or acks.is_open(number):
+                yield change, number in acks.settled
 
     def _unclear_in(self, part: int, acks: Acks) -> Iterator[tuple[int, Change]]:
         """Yield changes of a part that run rules and may have been made, with their numbers."""
@@ -713,12 +738,11 @@ class Ledger:
                 draft = self._written(draft, planner(known, self.uncertain()), audiences)
             refused = carried.as_file(f"{draft.folder}/refused.tsv.zst")
         self._carrying = None
-        withheld = self._keep_withheld(draft)
+        withheld = self._keep_withheld(draft, self.withheld())
         return replace(draft, refused=refused, withheld=withheld, audiences=frozenset(audiences))
 
-    def _keep_withheld(self, draft: Draft) -> File | None:
+    def _keep_withheld(self, draft: Draft, withheld: Mapping[Member, Action]) -> File | None:
         """Write what is withheld for the versions after the one in force."""
-        withheld = self.withheld()
         if not withheld:
             return None
         name = f"{draft.folder}/withheld.tsv.zst"
@@ -823,27 +847,20 @@ class Ledger:
 
         Each gets a dead letter and is withheld from now on.
         """
-        plan = self.manifest.plan
-        return sum(self._abandon(part, self.acks[part], self._letters) for part in range(len(plan.parts)))
+        calls = chain.from_iterable(map(self._lost_calls, self._lost))
+        lost = [change for change, is_clear in calls if not is_clear]
+        for change in lost:
+            self._letters.add(self._unclear_letter(change))
+        parts = range(self.parts)
+        return len(lost) + sum(self._abandon(part, self.acks[part], self._letters) for part in parts)
 
     def _abandon(self, part: int, acks: Acks, letters: DeadLetters) -> int:
         plan, given_up = self.manifest.plan, Acks()
-        now = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
         for number, change in self._unclear_in(part, acks) if plan.together else ():
             if number in acks.withheld:
                 continue
             given_up.withheld.add(number)
-            letters.add(
-                {
-                    "time": now,
-                    "profile_id": change.profile_id,
-                    "audience_id": change.key,
-                    "action": change.action,
-                    "reason": UNCLEAR,
-                    "status": None,
-                    "request_uuid": None,
-                }
-            )
+            letters.add(self._unclear_letter(change))
         if given_up.withheld:
             letters.flush()
             # A file of its own: this run may push the part too, and writes another one then.
@@ -851,6 +868,17 @@ class Ledger:
             self.lock.confirm()
             self._acks = None
         return len(given_up.withheld)
+
+    def _unclear_letter(self, change: Change) -> dict[str, Any]:
+        return {
+            "time": datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds"),
+            "profile_id": change.profile_id,
+            "audience_id": change.key,
+            "action": change.action,
+            "reason": UNCLEAR,
+            "status": None,
+            "request_uuid": None,
+        }
 
     def share(self) -> Share:
         """Return all parts of the plan in force, for a process that holds the ledger."""
@@ -880,7 +908,14 @@ class Ledger:
             self._begin_anew(members, facts=RunFacts())
         return counts.read - counts.duplicate - counts.rejected.total()
 
-    def _begin_anew(self, members: Iterable[Chunk], *, facts: RunFacts, names: Iterable[str] = ()) -> None:
+    def _begin_anew(
+        self,
+        members: Iterable[Chunk],
+        *,
+        facts: RunFacts,
+        names: Iterable[str] = (),
+        withheld: Mapping[Member, Action] | None = None,
+    ) -> None:
         """Put a version of these members and an empty plan in force."""
         folder = f"{self._newest + 1:08}-{self.run}"
         name = f"{folder}/members.tsv.zst"
@@ -891,6 +926,8 @@ class Ledger:
         draft = Draft(version=self._newest + 1, folder=folder, audiences=frozenset(audiences))
         if file.lines:
             draft = replace(draft, members=file.as_file(name))
+        if withheld:
+            draft = replace(draft, withheld=self._keep_withheld(draft, withheld))
         self.enforce(draft, facts=facts, names=names)
 
     # A plan that several processes push

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 
-from airflow_provider_talon_cdp.changes.change import Chunk
-from airflow_provider_talon_cdp.changes.diff import Folded
+from airflow_provider_talon_cdp.changes.change import Action, Chunk
+from airflow_provider_talon_cdp.changes.diff import Folded, Member
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.format import (
     Acks,
@@ -37,7 +37,8 @@ class DamagedLedger(Ledger):
         """Put a new version in force that is made of all that can be read; return what was lost.
 
         The newest version whose members can be read is where it begins; the plans of later versions are put
-        on top. What a damaged file leaves unknown is uncertain, so that the next plan sends it again.
+        on top. What a damaged file leaves unknown is uncertain, so that the next plan sends it again, but
+        for what runs rules.
 
         Raises:
             LedgerError: No version can be read.
@@ -84,14 +85,19 @@ class DamagedLedger(Ledger):
         ]
         lost = chain.from_iterable(map(self._sent_parts, orphans))
         doubts += [saved_chunks(self.folder, file) for file in lost]
+        withheld: dict[Member, Action] = {}
+        for chunk in saved_chunks(self.folder, newest.withheld) if newest.withheld else ():
+            withheld.update((change[:2], change.action) for change in chunk.changes())
         self._drop_notes(said)
         notes = NoteWriter(self.folder, self.run, "", self._clock)
         for chunk in chain.from_iterable(doubts):
-            notes.write(chunk)
+            if silent := [change for change in chunk.changes() if not change.runs_rules]:
+                notes.write(Chunk.of(silent))
+            withheld.update((change[:2], change.action) for change in chunk.changes() if change.runs_rules)
         if newest.refused:
             said.append("The list of records that Talon.One refused before is dropped: they are tried again.")
         members = Folded(snapshot, layers, one_per_profile=self._holds_profiles)
-        self._begin_anew(members, facts=self.facts, names=newest.names)
+        self._begin_anew(members, facts=self.facts, names=newest.names, withheld=withheld)
         if notes.written:
             notes.end()
         return [*said, f"The ledger has version {self.version} now."]
@@ -136,8 +142,11 @@ class DamagedLedger(Ledger):
     def _open_in(self, plan: Plan, part: int, acks: Acks) -> Iterator[Chunk]:
         if not self._holds_profiles:
             for number, chunk in enumerate(plan.batches(self.folder, part)):
-                if acks.is_open(number) or number in acks.refused:
+                if acks.is_open(number):
                     yield chunk
+                elif number in acks.refused:
+                    # What was refused ran no rules.
+                    yield Chunk.of(change._replace(runs_rules=False) for change in chunk.changes())
 
     def _drop_notes(self, said: list[str]) -> None:
         for file in find_notes(self.folder, self._clock()).files:

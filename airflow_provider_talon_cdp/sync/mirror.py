@@ -404,7 +404,11 @@ class Mirror:
                 continue
             self._bury(plan.letters)
             if not plan.counts.changes:
-                self.ledger.discard(plan.result)
+                if self.ledger.has_lost_plans:
+                    # It keeps what is known of them.
+                    self._enforce(plan)
+                else:
+                    self.ledger.discard(plan.result)
                 self.ledger.remember(self._facts())
                 report += plan.counts
             return plan

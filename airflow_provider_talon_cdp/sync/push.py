@@ -608,28 +608,25 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
     rejected = sum(count for reason, count in report.rejected.items() if reason not in excused)
     if max_rejected is None or rejected + report.unclear <= max_rejected:
         return
-    what, cures = [], []
-    if rejected:
-        what.append(f"{rejected:,} of {report.total:,} records were rejected")
-        if any(UNDEFINED in reason for reason in report.rejected):
-            cures.append(
-                "Define missing attributes in the Campaign Manager,\nor pass skip_unknown_attributes=True."
-            )
-        cures.append("Leave such records out of the source, or raise max_rejected.")
+    cure = "Leave such records out of the source, or raise max_rejected."
+    if any(UNDEFINED in reason for reason in report.rejected):
+        cure = (
+            "Define missing attributes in the Campaign Manager,\nor pass skip_unknown_attributes=True.\n"
+            + cure
+        )
     if report.unclear:
-        what.append(f"{report.unclear:,} of {report.total:,} changes got no clear answer")
-        cures.append(
-            "Rules may have run for the unclear ones, which are not sent again: see the dead letters."
+        raise RejectedRecordsError(
+            f"{report.unclear:,} of {report.total:,} changes got no clear answer, so rules may have run, "
+            f"and {rejected:,} were rejected.\n"
+            f"max_rejected is {max_rejected:,}. Everything else was sent.\n"
+            "Unclear changes are not sent again: look at the profiles in the dead letters.\n"
+            + (f"{cure}\n" if rejected else "")
+            + str(report),
+            report,
         )
     raise RejectedRecordsError(
-        "\n".join(
-            [
-                f"{', '.join(what)}, and max_rejected is {max_rejected:,}.",
-                "Everything else was sent.",
-                *cures,
-                str(report),
-            ]
-        ),
+        f"{rejected:,} of {report.total:,} records were rejected, and max_rejected is {max_rejected:,}.\n"
+        f"Everything else was sent.\n{cure}\n{report}",
         report,
     )
 

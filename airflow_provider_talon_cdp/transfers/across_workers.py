@@ -189,7 +189,7 @@ class PushShareOperator(SendingOperator):
             give up; ``CommitPlanOperator`` judges them all.
 
     Returns:
-        The counts of this try, in which ``resumed = sent + rejected``.
+        The counts of this try, in which ``resumed = sent + rejected + unclear``.
     """
 
     template_fields: Sequence[str] = ("share", "profiles", *SendingOperator.template_fields)

@@ -63,9 +63,10 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
 
     Returns:
         The counts of the sync, in which ``read + removals + resumed = unchanged + sent + duplicate + rejected
-        + unsent``: ``rejected`` by reason, ``unsent`` 0, ``resumed`` what an earlier try had left of its
-        plan. And ``requests``, ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder),
-        ``ledger_version`` and, of a dry run, the guard's ``verdict``; no member IDs.
+        + unclear + unsent``: ``rejected`` by reason, ``unclear`` what ``rules`` may have run for, ``unsent``
+        0, ``resumed`` what an earlier try had left of its plan. And ``requests``, ``retries``, ``throttled``,
+        ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a dry run, the guard's
+        ``verdict``; no member IDs.
     """
 
     template_fields: Sequence[str] = (

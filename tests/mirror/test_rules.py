@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
     InvalidInputError,
     NotFoundError,
     RejectedRecordsError,
     UnclearError,
 )
+from airflow_provider_talon_cdp.ledger.format import Acks
+from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
+from airflow_provider_talon_cdp.transfers.across_workers import PlanAudienceOperator, PushShareOperator
 from tests.mirror.conftest import task_instance
+from tests.transfers.test_across_workers import commit, execute
 
 SINGLE = "update_profile_audiences"
 BULK = "update_profiles_external"
@@ -88,9 +93,7 @@ def test_an_unclear_change_is_counted_and_is_not_sent_again(
     filled, mirror_list, runs, ledger_of, fault, singles
 ):
     filled.fail_next(fault, times=1, only="d")
-    with pytest.raises(
-        RejectedRecordsError, match="1 of 5 changes got no clear answer, and max_rejected is 0"
-    ) as error:
+    with pytest.raises(RejectedRecordsError, match="1 of 5 changes got no clear answer") as error:
         mirror_list(["a", "b", "c", "d", "e"], rules="changes")
     summary = error.value.report.summary()
     assert (summary["added"], summary["unclear"], summary["unsent"]) == (1, 1, 0)
@@ -265,3 +268,254 @@ def test_rules_are_one_of_three_words(vip, mirror_list):
             task_id="sync", audience_id="vip", members=[], mode="mirror", rules="always"
         )
     assert "rules" in SyncAudienceMembersOperator.template_fields
+
+
+@pytest.fixture
+def many(sqlite, talon, mirror_many, connect):
+    """Mirror pairs of profile and audience, by way of the warehouse."""
+    for each in ("gold", "silver", "vip"):
+        talon.create_audience(each, each)
+
+    def run(*pairs, **arguments):
+        sqlite.fill_pairs([tuple(each.split()) for each in pairs])
+        return mirror_many(audience_name_column=None, max_removal_fraction=1, **arguments)
+
+    return run
+
+
+FIRST = ("a gold", "a silver", "b gold")
+
+
+def test_all_audiences_of_a_profile_change_in_one_call(many, talon, runs, singles):
+    many(*FIRST, rules="changes")
+    summary = many("a gold", "b silver", "c gold", "c silver", rules="changes", verify="none")
+    # a left silver, b changed from gold to silver, c joined both.
+    assert (summary["added"], summary["removed"], summary["requests"]) == (3, 2, 3)
+    assert runs() == {"a": 1, "b": 1, "c": 1}
+    assert singles() == 3
+    assert (talon.members("gold"), talon.members("silver")) == ({"a", "c"}, {"b", "c"})
+
+
+def test_a_new_audience_among_others_is_filled_in_bulk(many, talon, runs):
+    many(*FIRST, rules="changes")
+    vip = [f"{each} vip" for each in ("a", "b", "c", "d", "e")]
+    summary = many(*FIRST, "c gold", *vip, rules="changes", verify="none")
+    assert (summary["added"], summary["requests"]) == (6, 2)
+    assert runs() == {"c": 1}
+    assert talon.members("vip") == {"a", "b", "c", "d", "e"}
+    many(*FIRST, "c gold", *vip[1:], rules="changes")
+    assert runs() == {"a": 1, "c": 1}
+
+
+def test_a_first_fill_that_stops_goes_on_in_bulk(many, talon, runs):
+    """Its first members are known then, and the rest of them are no changes for that."""
+    members = [f"{each:04}" for each in range(2500)]
+    pairs = [f"{each} vip" for each in members]
+    talon.fail_next("status", status=401, after=1, only=BULK)
+    with pytest.raises(AuthenticationError):
+        many(*pairs, rules="changes", in_flight=1)
+    assert talon.members("vip") == {*members[:1000]}
+    many(*pairs, "g vip", context=next_run(2), rules="changes")
+    assert talon.members("vip") == {*members, "g"}
+    assert runs() == {}
+    many(*pairs, "g vip", "h vip", context=next_run(3), rules="changes")
+    assert runs() == {"h": 1}
+
+
+def test_of_a_refused_profile_only_the_bad_change_is_rejected(many, talon, runs):
+    """Here both are bad, and each is tried apart: a refused call runs no rules."""
+    many(*FIRST, rules="changes")
+    talon.reject_profiles(["c"])
+    with pytest.raises(RejectedRecordsError) as error:
+        many(*FIRST, "c gold", "c silver", "d gold", rules="changes")
+    summary = error.value.report.summary()
+    assert summary["rejected"] == {"refused by Talon.One (400)": 2}
+    assert {(each["profile_id"], each["audience_id"]) for each in letters(summary)} == {
+        ("c", "gold"),
+        ("c", "silver"),
+    }
+    assert runs() == {"d": 1}
+
+
+def test_nobody_need_leave_an_audience_that_is_gone(many, talon, runs, said):
+    many(*FIRST, "c vip", rules="changes")
+    talon.delete_audience("silver")
+    summary = many("b gold", "c vip", rules="changes", verify="none")
+    assert (summary["removed"], summary["unclear"]) == (2, 0)
+    assert "has no audience 'silver' any more" in said()
+    assert talon.members("gold") == {"b"}
+    assert runs() == {"a": 1}
+
+
+def test_a_change_and_an_unclear_one_of_one_profile_share_their_outcome(many, talon, runs):
+    many(*FIRST, rules="changes")
+    talon.fail_next("reset_after", times=1, only="c")
+    with pytest.raises(RejectedRecordsError) as error:
+        many(*FIRST, "c gold", "c silver", rules="changes")
+    summary = error.value.report.summary()
+    assert (summary["unclear"], len(letters(summary))) == (2, 2)
+    summary = many(*FIRST, "c gold", "c silver", context=next_run(2), rules="changes")
+    assert (summary["unchanged"], summary["sent"]) == (5, 0)
+    assert runs() == {"c": 1}
+
+
+class Group:
+    """The tasks of ``talon_audience_sync``, one by one."""
+
+    def __init__(self, **how):
+        self.how = {
+            "sql": "SELECT * FROM memberships",
+            "sql_conn_id": "warehouse",
+            "audience_column": "audience_id",
+            "rules": "changes",
+            "max_removal_fraction": 1,
+        } | how
+
+    def plan(self):
+        return execute(PlanAudienceOperator(task_id="plan", workers=1, **self.how))
+
+    def push(self, shares):
+        return [execute(PushShareOperator(task_id="push", share=each))[0] for each in shares]
+
+    def sync(self):
+        shares, planned = self.plan()
+        return commit(planned, self.push(shares))
+
+
+@pytest.fixture
+def group(sqlite, talon, connect, state):
+    for each in ("gold", "silver"):
+        talon.create_audience(each, each)
+    sqlite.fill_pairs([tuple(each.split()) for each in FIRST])
+    return Group(state_uri=str(state))
+
+
+def test_tasks_of_a_group_run_rules_once(group, sqlite, talon, runs):
+    assert group.sync()["added"] == 3
+    assert runs() == {}
+    sqlite.fill_pairs([("a", "gold"), ("c", "gold"), ("c", "silver"), ("b", "gold")])
+    summary = group.sync()
+    assert (summary["added"], summary["removed"], summary["unsent"]) == (2, 1, 0)
+    assert runs() == {"a": 1, "c": 1}
+
+
+def test_tasks_of_a_group_report_what_is_unclear_and_send_it_once(group, sqlite, talon, runs):
+    group.sync()
+    sqlite.fill_pairs([tuple(each.split()) for each in (*FIRST, "c gold", "d gold")])
+    talon.fail_next("reset_after", times=1, only="c")
+    shares, planned = group.plan()
+    pushed = group.push(shares)
+    assert (pushed[0]["unclear"], pushed[0]["sent"]) == (1, 1)
+    # A person clears the task.
+    pushed = group.push(shares)
+    assert (pushed[0]["resumed"], pushed[0]["requests"]) == (0, 0)
+    with pytest.raises(RejectedRecordsError, match="1 of 5 changes got no clear answer") as error:
+        commit(planned, pushed)
+    report = error.value.report
+    assert report.balances
+    assert (report.unclear, report.sent, report.unsent) == (1, 1, 0)
+    assert runs() == {"c": 1, "d": 1}
+    assert group.sync()["unchanged"] == 5
+
+
+def test_a_task_of_a_group_that_takes_over_from_a_killed_one_sends_nothing_unclear(
+    group, sqlite, talon, runs, state
+):
+    group.sync()
+    sqlite.fill_pairs([tuple(each.split()) for each in (*FIRST, "c gold", "d gold")])
+    shares, planned = group.plan()
+    note_a_kill(state, may_have_left=1)
+    (pushed,) = group.push(shares)
+    assert (pushed["resumed"], pushed["unclear"], pushed["sent"]) == (2, 1, 1)
+    assert len(letters(pushed)) == 1
+    with pytest.raises(RejectedRecordsError, match="1 of 5 changes got no clear answer"):
+        commit(planned, [pushed])
+    assert runs() == {"d": 1}
+
+
+def note_a_kill(state, *, may_have_left):
+    """Leave the note of a process that was killed with changes of the last plan under way."""
+    (part,) = sorted(state.glob("*/*/*/plan-00000.tsv.zst"))[-1:]
+    Acks(may_have_left=may_have_left).write(part.parent / f"acks-00000-{'f' * 12}.json")
+
+
+def test_a_mirror_that_takes_over_from_a_killed_one_sends_nothing_unclear(
+    filled, mirror_list, runs, state, agrees
+):
+    filled.fail_next("status", status=401, only="d")
+    with pytest.raises(AuthenticationError):
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes", in_flight=1)
+    note_a_kill(state, may_have_left=1)
+    with pytest.raises(RejectedRecordsError, match="1 of 6 changes got no clear answer") as error:
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes")
+    report = error.value.report
+    assert report.balances
+    assert (report.resumed, report.unclear, report.unchanged, report.sent) == (1, 1, 4, 1)
+    (letter,) = letters(report.summary())
+    assert (letter["profile_id"], letter["action"], letter["status"]) == ("d", "add", None)
+    assert runs() == {"e": 1}
+    summary = mirror_list(["a", "b", "c", "d", "e"], context=next_run(2), rules="changes")
+    assert (summary["unchanged"], summary["unclear"]) == (5, 0)
+
+
+def test_an_orderly_stop_leaves_only_what_is_under_way_unclear(filled, mirror_list, runs, ledger_of):
+    """Of many calls in flight, one got a 401, some had no answer yet, and most have not left."""
+    new = [f"new-{each:02}" for each in range(60)]
+    filled.fail_next("slow", seconds=20, times=3, only=SINGLE)
+    filled.fail_next("status", status=401, times=1, only=SINGLE)
+    with pytest.raises(AuthenticationError):
+        mirror_list(["a", "b", "c", *new], rules="changes", in_flight=20)
+    withheld = ledger_of().withheld()
+    assert 3 <= len(withheld) < 20
+    filled.clear_faults()
+    mirror_list(["a", "b", "c", *new], context=next_run(2), rules="changes")
+    assert all(number == 1 for number in runs().values())
+    assert not runs().keys() & {profile for profile, _ in withheld} or max(runs().values()) == 1
+
+
+def lose_the_last_version(state, damage):
+    """Damage the manifests of the last version of the one ledger."""
+    manifests = sorted(state.glob("*/*/manifest-*"))
+    version = [each.name.split("-")[2] for each in manifests]
+    for each in manifests[version.index(version[-1]) :]:
+        damage(each)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")])
+def test_a_lost_manifest_repeats_no_call(filled, mirror_list, runs, state, damage):
+    filled.fail_next("reset_after", times=1, only="e")
+    with pytest.raises(RejectedRecordsError):
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes")
+    lose_the_last_version(state, damage)
+    summary = mirror_list(["a", "b", "c", "d", "e"], context=next_run(2), rules="changes")
+    # The run before has reported the unclear one.
+    assert (summary["unclear"], summary["unchanged"]) == (0, 5)
+    assert runs() == {"d": 1, "e": 1}
+    summary = mirror_list(["a", "b", "c"], context=next_run(3), rules="changes")
+    assert summary["removed"] == 2
+    assert filled.members("vip") == {"a", "b", "c"}
+
+
+def test_of_a_lost_manifest_what_a_killed_run_may_have_sent_is_reported(filled, mirror_list, runs, state):
+    filled.fail_next("status", status=401, only="d")
+    with pytest.raises(AuthenticationError):
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes", in_flight=1)
+    note_a_kill(state, may_have_left=1)
+    lose_the_last_version(state, Path.unlink)
+    with pytest.raises(RejectedRecordsError, match="1 of 6 changes got no clear answer") as error:
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes")
+    assert len(letters(error.value.report.summary())) == 1
+    assert runs() == {"e": 1}
+
+
+def test_a_repaired_ledger_repeats_no_call(filled, mirror_list, runs, state, ledger_of):
+    filled.fail_next("reset_after", times=1, only="d")
+    with pytest.raises(RejectedRecordsError):
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes")
+    ledger = DamagedLedger(state, ledger_of().identity)
+    folder = state.glob(f"*/*/{ledger_of().plan}")
+    for acks in [each for found in folder for each in found.glob("acks-*")]:
+        acks.write_text("{")
+    assert "Nothing is damaged." not in ledger.repair("me")
+    mirror_list(["a", "b", "c", "d", "e"], context=next_run(2), rules="changes")
+    assert runs() == {"d": 1, "e": 1}

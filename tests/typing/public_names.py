@@ -97,6 +97,9 @@ def members(context: Context) -> None:
     listed = SyncAudienceMembersOperator(task_id="add", audience_id="vip", add=["anna"], remove=["bert"])
     assert_type(listed.execute(context), dict[str, Any])
     SyncAudienceMembersOperator(task_id="sync", audience_id="vip", members=["anna"], mode="mirror")
+    SyncAudienceMembersOperator(
+        task_id="sync", audience_id="vip", members=["anna"], mode="mirror", rules="changes"
+    )
     SyncAudienceMembersOperator(task_id="sync", audience_id="vip", members=[], mode="add")  # type: ignore[arg-type]
 
 
