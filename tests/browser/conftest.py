@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 300
 # Of one step in the page; a machine with two cores may be busy.
 STEP = 60_000
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running Airflow."""
+
+    url: str
+    home: Path
+    password: str | None = None
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +52,10 @@ def browser():
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory, browser):
-    """A function that starts ``demo/ui.py`` of an environment, and gives its URL and its login."""
+    """A function that starts ``demo/ui.py`` of an environment."""
     with contextlib.ExitStack() as stack:
 
-        def serve(environment: str) -> tuple[str, str]:
+        def serve(environment: str) -> Served:
             python = ROOT / environment / "bin" / "python"
             if not python.exists():
                 pytest.skip(f"needs {environment}: make {environment}/.ready")
@@ -69,7 +79,7 @@ def _served(python, home):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         password = re.search(r"password: (\S+)\)", log.read_text())
-        yield f"http://127.0.0.1:{ports[0]}", password and password[1]
+        yield Served(f"http://127.0.0.1:{ports[0]}", home, password and password[1])
     finally:
         process.send_signal(signal.SIGINT)
         try:

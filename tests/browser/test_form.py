@@ -15,7 +15,7 @@ KEY = "the-key-of-a-test-0123456789"
 
 @pytest.fixture(scope="module")
 def url(served):
-    return served(".venv-browser")[0]
+    return served(".venv-browser").url
 
 
 def new_form(page, url):
