@@ -79,7 +79,18 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "string",
                         "example": "s3://aws_default@bucket/talon_cdp",
                         "default": None,
-                    }
+                    },
+                    "pool": {
+                        "description": (
+                            "Airflow pool of the tasks that send many changes, where a task names none. "
+                            "Each of them sends at its connection's full rate: a pool of one slot has those "
+                            "that use one API key follow one another. The pool must exist."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "talon_one",
+                        "default": None,
+                    },
                 },
             }
         },

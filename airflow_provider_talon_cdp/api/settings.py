@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -31,6 +32,8 @@ Spelling = Literal["plural", "singular"]
 
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# Characters of a line of an error.
+_WIDTH = 90
 _KEY_SCHEME = re.compile(r"ApiKey-v1[ \t]+", re.IGNORECASE)
 
 
@@ -120,10 +123,8 @@ def read_settings(api_key: str, base_url: str, extra: Mapping[str, Any]) -> Sett
     own = {each.name for each in fields(Settings)} - {"api_key", "base_url"}
     unknown = sorted(set(extra) - own - NETWORK_EXTRAS)
     if unknown:
-        raise InvalidInputError(
-            f"unknown field(s) in the extra: {', '.join(unknown)}.\n"
-            f"Known are {', '.join(sorted(own | NETWORK_EXTRAS))}."
-        )
+        known = fill(f"Known are {', '.join(sorted(own | NETWORK_EXTRAS))}.", _WIDTH)
+        raise InvalidInputError(f"unknown field(s) in the extra: {', '.join(unknown)}.\n{known}")
     given = {name: extra[name] for name in own if extra.get(name) not in (None, "")}
     return Settings(**{"deployment_host": ""} | given | {"api_key": api_key, "base_url": base_url})
 

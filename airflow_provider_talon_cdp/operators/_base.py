@@ -75,6 +75,7 @@ Op = TypeVar("Op", bound=BaseOperator)
 
 # Executors that run tasks on other machines than the one before.
 _ELSEWHERE = ("Celery", "Kubernetes", "Edge", "Ecs", "Batch", "Lambda")
+_DEFAULT_POOL = "default_pool"
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
 _MIRROR_ONLY = (
@@ -106,6 +107,9 @@ def ends_retries(execute: Callable[[Op, Context], T]) -> Callable[[Op, Context],
         except TalonCdpError as error:
             # A line of its own before Airflow's traceback, as the UI folds what stands in there.
             self.log.error("%s", error)  # noqa: TRY400
+            self.log.debug("Where it was raised:", exc_info=error)
+            # The UI scrolls to the end of a log, where frames would push the text out of sight.
+            error.with_traceback(None)
             if error.retryable or isinstance(error, AirflowFailException):
                 raise
             raise _failing(error) from error
@@ -164,6 +168,8 @@ class SendingOperator(BaseOperator):
         on_busy: When another run has the ledger: ``wait`` for it, or ``fail``.
         busy_timeout: Seconds to wait.
         talon_cdp_conn_id: Airflow connection of Talon.One.
+        kwargs: As in Airflow's ``BaseOperator``; the default of ``pool`` is the Airflow setting ``[talon_cdp]
+            pool``.
     """
 
     template_fields: Sequence[str] = ("max_rejected", "in_flight", "talon_cdp_conn_id")
@@ -183,6 +189,9 @@ class SendingOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if "pool" not in kwargs:
+            # What default_args say has come first.
+            self.pool = _pool(self.pool)
         self.max_rejected = max_rejected
         self.in_flight = in_flight
         self.suspicious_ids = suspicious_ids
@@ -198,6 +207,15 @@ class SendingOperator(BaseOperator):
         check_numbers(as_positive, in_flight=in_flight)
         check_choice("on_busy", on_busy, OnBusy)
         check_choice("suspicious_ids", suspicious_ids, SuspiciousIdsRule)
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Map the operator; instances have the configured pool too, where no other one is given."""
+        mapped = super().partial(**kwargs)
+        if "pool" not in kwargs:
+            # Airflow 2 has put its default here, and Airflow 3 has not.
+            mapped.kwargs["pool"] = _pool(mapped.kwargs.get("pool", _DEFAULT_POOL))
+        return mapped
 
     def on_kill(self) -> None:
         """Launch no more requests; what was acknowledged is recorded."""
@@ -257,6 +275,8 @@ class SendingOperator(BaseOperator):
                 self._show(context, DeadLettersLink.key, self.report.dead_letters)
             if path is not None:
                 write_report(self.report, path, run)
+            if text := self.report.throttling:
+                self.log.warning("%s", text)
         if self.is_published and self.report.verdict is None:
             assets.emit(context, self, self._alias, self._event_extras(context, host, self.report))
         return self.report.summary()
@@ -839,6 +859,12 @@ def storage(name: str, uri: str) -> ObjectStoragePath:
             f"The {name} is not a place that Airflow can reach: {error}.\n{uri}"
         ) from error
     return path
+
+
+def _pool(pool: str) -> str:
+    """Return the pool of a task whose author names none: Airflow's configuration may."""
+    configured: str | None = conf.get("talon_cdp", "pool", fallback=None)
+    return configured if configured and pool == _DEFAULT_POOL else pool
 
 
 @cache

@@ -37,8 +37,8 @@ class Guard:
 
     _nothing: ClassVar[str] = (
         "The source has no rows, and the ledger has {known:,} members. Nothing was sent.\n"
-        "If that is right, pass on_empty='allow' to empty the audience, or on_empty='skip' to leave "
-        "it as it is."
+        "If that is right, pass on_empty='allow' to empty the audience,\n"
+        "or on_empty='skip' to leave it as it is."
     )
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
 
@@ -107,7 +107,8 @@ class ProfileGuard(Guard):
 
     _nothing = (
         "The source has no rows, and the ledger has {known:,} profiles. Nothing was sent.\n"
-        "If that is right, pass on_empty='allow', or on_empty='skip' to leave all as it is."
+        "If that is right, pass on_empty='allow',\n"
+        "or on_empty='skip' to leave all as it is."
     )
     _loss = "{removals:,} of {known:,} profiles would lose their attributes"
 

@@ -237,12 +237,12 @@ class Mirror:
         if self.on_older_run == "allow" or not held or not ours or ours >= held:
             return False
         text = (
-            f"The ledger holds data until {held}, and this run has older data, until {ours}.\n"
+            f"The ledger holds data until {held},\nand this run has older data, until {ours}.\n"
             "It would undo what the newer run did. Nothing was sent."
         )
         if self.on_older_run == "fail":
             raise OlderRunError(
-                f"{text}\nIf that is what you want, as in a backfill, pass on_older_run='allow'; "
+                f"{text}\nIf that is what you want, as in a backfill, pass on_older_run='allow';\n"
                 "'skip' ends such runs green."
             )
         log.warning("%s", text)
@@ -362,9 +362,8 @@ class Mirror:
                 _count_unsent(report, plan.counts)
                 if report.sent and isinstance(error, GuardError):
                     raise GuardError(
-                        f"{error}\nThat is about the plan of the source as it is now: {report.sent:,} "
-                        "changes that an earlier"
-                        " try had left of its plan were sent before.",
+                        f"{error}\nThat is about the plan of the source as it is now:\n"
+                        f"{report.sent:,} changes that an earlier try had left of its plan were sent before.",
                         error.allow,
                     ) from error
                 raise

@@ -522,12 +522,12 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
     cure = "Leave such records out of the source, or raise max_rejected."
     if any(UNDEFINED in reason for reason in report.rejected):
         cure = (
-            "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True.\n"
+            "Define missing attributes in the Campaign Manager,\nor pass skip_unknown_attributes=True.\n"
             + cure
         )
     raise RejectedRecordsError(
         f"{rejected:,} of {report.total:,} records were rejected, and max_rejected is {max_rejected:,}.\n"
-        f"Everything else was sent.\n{report}\n{cure}",
+        f"Everything else was sent.\n{cure}\n{report}",
         report,
     )
 

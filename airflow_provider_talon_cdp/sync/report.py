@@ -45,6 +45,8 @@ RUN = ("dag_id", "run_id", "task_id", "map_index", "try_number")
 _NAMED = 20
 # DAG runs whose reports are kept: a mapped task has several in one run.
 _KEPT = 20
+# A larger share of throttled requests is worth a warning.
+_MOST_THROTTLED = 0.02
 # Points of a curve, at the most.
 _POINTS = 200
 # What the names of a DAG run's reports have in common: a digest, after the time and a hyphen.
@@ -146,6 +148,20 @@ class Report(Counts):
             "dead_letters": self.dead_letters,
             "throughput": self.throughput,
         }
+
+    @property
+    def throttling(self) -> str:
+        """What to do where many requests were throttled; else empty."""
+        if self.throttled <= _MOST_THROTTLED * self.requests:
+            return ""
+        share = self.throttled / self.requests
+        return (
+            f"{self.throttled:,} of {self.requests:,} requests were throttled ({share:.0%}): Talon.One takes "
+            "fewer than were sent.\n"
+            "Other tasks may use the same API key at the same time: have them follow one another, with\n"
+            "pool= on these tasks or [talon_cdp] pool in Airflow's configuration.\n"
+            "If there are none, lower Requests per second on the connection."
+        )
 
     def note_throughput(self, throttled: int) -> None:
         """Keep a point of the curve, unless the last one is close.

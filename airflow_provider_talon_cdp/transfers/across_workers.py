@@ -60,7 +60,8 @@ def talon_audience_sync(
         group_id: The group's ID.
         workers: Instances of ``push`` at the most, all at once. A plan has one for each 100,000 changes, up
             to so many.
-        pool: Pool of ``push``; with fewer slots than ``workers`` the rate is not used up.
+        pool: Pool of ``push``, else the Airflow setting ``[talon_cdp] pool``; with fewer slots than
+            ``workers`` the rate is not used up.
         default_args: For all tasks of the group, such as ``retries``.
         max_rejected: How many records may be refused before ``commit`` fails. None for any number.
         in_flight: Requests in flight at the most, of each instance.

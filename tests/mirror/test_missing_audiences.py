@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, NotFoundError
 from tests.mirror.conftest import spelt_out
 from tests.mirror.test_audiences import PAIRS, members_of
@@ -162,3 +163,19 @@ def test_a_missing_audience_does_not_make_members_of_others_doubtful(
     lapsed = sum(audience == "lapsed" for _, audience in PAIRS)
     assert mirror_many()["sent"] <= lapsed + 3
     assert members_of(talon) == {*PAIRS, *more}
+
+
+def test_creates_take_the_connections_rate_are_counted_and_are_not_repeated(sqlite, connect, mirror_many):
+    """A limit is for all requests of a key: to make three hundred audiences at once would be throttled."""
+    names = [f"audience-{number:03}" for number in range(300)]
+    sqlite.fill_pairs([(member, name) for name in names for member in ("anna", "bert")])
+    with Emulator(requests_per_second=150, burst=5) as talon:
+        connect(talon, requests_per_second=100)
+        summary = mirror_many(verify="none")
+        assert (summary["sent"], summary["throttled"], summary["requests"]) == (600, 0, 300 + 1)
+        assert summary["seconds"] > 2.9
+        sqlite.fill_pairs([(member, name) for name in names for member in ("anna", "bert", "carl")])
+        summary = mirror_many(verify="none")
+        assert (summary["sent"], summary["requests"]) == (300, 1)
+        counted = talon.state()["requests"]["by_operation"]
+        assert counted == {"create_audience": 300, "update_profiles_external": 2}

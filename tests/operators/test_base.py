@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from threading import Event, Thread
 from types import CodeType, SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, conf
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, conf
 
 import airflow_provider_talon_cdp as package
 from airflow_provider_talon_cdp.decorators import TalonAudienceTask, TalonProfilesTask
@@ -31,6 +32,7 @@ from airflow_provider_talon_cdp.transfers.across_workers import (
     PlanAudienceOperator,
     PlanProfilesOperator,
     PushShareOperator,
+    talon_audience_sync,
 )
 
 # What ``ends_retries`` puts around a function.
@@ -135,6 +137,23 @@ class TestRetries:
         assert len(operators) == 14
         for each in operators:
             assert WRAPPER in codes_of(each.execute), each
+
+    @pytest.mark.parametrize("kind", [TransientError, UnexpectedAnswerError])
+    def test_a_red_log_has_no_frames_below_the_operator(self, kind):
+        """The UI shows the end of a log first: frames must not push the text out of it."""
+
+        def below():
+            raise kind("what Talon.One said", method="PUT", path="/v1", status=503)
+
+        @_base.ends_retries
+        def execute(operator, context):
+            below()
+
+        with pytest.raises(kind) as error:
+            execute(members(add=["anna"]), {})
+        frames = [each.name for each in traceback.extract_tb(error.value.__traceback__)]
+        assert "below" not in frames
+        assert getattr(error.value.__cause__, "__traceback__", None) is None
 
     def test_the_text_stands_in_the_log_before_the_traceback(self, run, talon, vip, caplog, capfd):
         run(mirror(["anna", "bert"]))
@@ -319,6 +338,55 @@ def test_on_kill_stops_what_is_being_sent(monkeypatch):
     monkeypatch.setattr(loop, "stop_pushes", lambda: calls.append(1), raising=False)
     members(add=["anna"]).on_kill()
     assert calls == [1]
+
+
+class TestPool:
+    """Which pool a task is in."""
+
+    @pytest.fixture
+    def configured(self, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__TALON_CDP__POOL", "talon_one")
+
+    def test_without_a_setting_it_is_airflows(self):
+        assert members(add=["anna"]).pool == "default_pool"
+
+    def test_the_setting_is_the_default(self, configured):
+        assert members(add=["anna"]).pool == "talon_one"
+        with DAG("d", schedule=None, start_date=None):
+            group = talon_audience_sync("g", sql="SELECT 1", sql_conn_id="w", audience_id="vip")
+        assert {name: getattr(task, "pool", None) for name, task in group.children.items()} == {
+            "g.plan": "talon_one",
+            "g.push": "talon_one",
+            "g.commit": "talon_one",
+        }
+
+    def test_the_task_and_default_args_come_first(self, configured):
+        assert members(add=["anna"], pool="mine").pool == "mine"
+        assert members(add=["anna"], pool="default_pool").pool == "default_pool"
+        assert members(add=["anna"], default_args={"pool": "mine"}).pool == "mine"
+        with DAG("d", schedule=None, start_date=None, default_args={"pool": "ours"}):
+            assert members(add=["anna"]).pool == "ours"
+            mapped = SyncAudienceMembersOperator.partial(task_id="m", audience_id="vip").expand(add=[["a"]])
+            assert mapped.pool == "ours"
+
+    def test_so_it_is_with_a_mapped_task(self, configured):
+        with DAG("d", schedule=None, start_date=None):
+            for given, pool in (({}, "talon_one"), ({"pool": "mine"}, "mine")):
+                how = {"task_id": f"m-{pool}", "audience_id": "vip"} | given
+                mapped = SyncAudienceMembersOperator.partial(**how).expand(add=[["a"]])
+                assert mapped.pool == pool
+
+
+class TestThrottling:
+    @pytest.mark.parametrize("times, is_told", [(2, False), (3, True)])
+    def test_a_run_that_was_throttled_often_says_what_to_do(
+        self, run, talon, vip, caplog, capfd, times, is_told
+    ):
+        talon.fail_next("status", status=429, retry_after=0, times=times)
+        run(members(add=[f"p{number}" for number in range(98_000)], in_flight=1))
+        log = caplog.text + capfd.readouterr().out
+        assert (f"{times} of {98 + times} requests were throttled" in log) == is_told
+        assert ("pool= on these tasks or [talon_cdp] pool" in log) == is_told
 
 
 class TestLinks:

@@ -158,10 +158,11 @@ def test_rejections_up_to_a_limit_are_tolerated(max_rejected):
 def test_more_rejections_are_an_error_with_the_report_and_the_cure():
     with pytest.raises(RejectedRecordsError) as failure:
         fail_if_rejected(rejected(null=2), 1)
-    first, *_, last = str(failure.value).split("\n")
+    first, _, cure, *_, last = str(failure.value).split("\n")
     assert first == "2 of 5 records were rejected, and max_rejected is 1."
     assert "5 read + 0 to remove" in str(failure.value)
-    assert last == "Leave such records out of the source, or raise max_rejected."
+    assert cure == "Leave such records out of the source, or raise max_rejected."
+    assert last == "rejected: 2 x null"
     assert failure.value.report.balances
 
 
@@ -177,5 +178,5 @@ def test_a_reason_can_be_excused():
 def test_what_to_do_about_an_attribute_that_is_not_defined(reason, is_told):
     with pytest.raises(RejectedRecordsError) as error:
         fail_if_rejected(rejected(**{reason: 1}), 0)
-    told = "Define missing attributes in the Campaign Manager, or pass skip_unknown_attributes=True."
+    told = "Define missing attributes in the Campaign Manager,\nor pass skip_unknown_attributes=True."
     assert (told in str(error.value)) == is_told

@@ -4,6 +4,7 @@ clears it."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from airflow_provider_talon_cdp.exceptions import AuthenticationError, RejectedR
 from airflow_provider_talon_cdp.sync.profiles import CHANGED
 from airflow_provider_talon_cdp.transfers.across_workers import (
     CommitPlanOperator,
+    PlanAudienceOperator,
     PlanProfilesOperator,
     PushShareOperator,
 )
@@ -113,3 +115,83 @@ def test_a_plan_of_nothing_is_red_where_records_were_rejected(people, sqlite):
     assert shares == []
     with pytest.raises(RejectedRecordsError, match="1 of 41 records"):
         commit(planned, None)
+
+
+# What each audience got
+
+
+def pushed(shares):
+    return [execute(PushShareOperator(task_id="push", share=share))[0] for share in shares]
+
+
+@pytest.fixture
+def plan(sqlite, connect, tmp_path):
+    """Plan a sync of the table ``memberships``, with two members of each of two audiences."""
+    sqlite("CREATE TABLE memberships (profile_id, audience_id, audience_name)")
+    rows = [(f"p{number}", name, name) for number in range(2) for name in ("gold", "vip")]
+    sqlite("INSERT INTO memberships VALUES (?, ?, ?)", rows)
+
+    def run():
+        columns = {"audience_column": "audience_id", "audience_name_column": "audience_name"}
+        how = {"sql": "SELECT * FROM memberships", "sql_conn_id": "warehouse", "min_removals": 3}
+        operator = PlanAudienceOperator(
+            task_id="plan", workers=2, state_uri=str(tmp_path / "state"), **columns, **how
+        )
+        return execute(operator)
+
+    return run
+
+
+def told(summary):
+    content = json.loads(Path(summary["report_file"]).read_text())
+    return content["state"], content["audiences"]
+
+
+def test_the_commit_tells_what_each_audience_got_and_the_plan_what_it_would_get(plan, sqlite):
+    shares, planned = plan()
+    commit(planned, pushed(shares))
+    sqlite("UPDATE memberships SET profile_id = 'p9' WHERE profile_id = 'p1' AND audience_id = 'vip'")
+    shares, planned = plan()
+    would = {
+        "gold": {"added": 0, "removed": 0, "members": 2},
+        "vip": {"added": 1, "removed": 1, "members": 2},
+    }
+    assert told(planned["report"]) == ("planned", would)
+    (push,) = pushed(shares)
+    # Of a part of a plan, only what it changes itself is known.
+    assert told(push) == ("done", {"vip": {"added": 1, "removed": 1, "members": None}})
+    summary = commit(planned, [push])
+    assert told(summary) == ("done", would)
+    assert (summary["added"], summary["removed"]) == (1, 1)
+
+
+def test_a_refused_member_is_in_no_audience_of_the_commit(plan, talon):
+    talon.reject_profiles(["p1"])
+    shares, planned = plan()
+    assert told(planned["report"])[1]["vip"]["members"] == 2
+    with pytest.raises(RejectedRecordsError) as error:
+        commit(
+            planned,
+            [
+                execute(PushShareOperator(task_id="push", share=share, max_rejected=None))[0]
+                for share in shares
+            ],
+        )
+    assert error.value.report.by_audience()["vip"] == {"added": 1, "removed": 0, "members": 1}
+
+
+def test_a_commit_of_nothing_knows_the_members_too(plan):
+    shares, planned = plan()
+    commit(planned, pushed(shares))
+    shares, planned = plan()
+    assert shares == []
+    assert told(commit(planned, None))[1]["vip"] == {"added": 0, "removed": 0, "members": 2}
+
+
+def test_a_commit_without_the_report_of_its_plan_tells_the_sums(plan):
+    shares, planned = plan()
+    results = pushed(shares)
+    Path(planned["report"]["report_file"]).unlink()
+    summary = commit(planned, results)
+    assert summary["added"] == 4
+    assert told(summary) == ("done", {})
