@@ -215,7 +215,11 @@ class TestTheAnswer:
 
     def test_a_rejection_skips_the_rest_of_the_group_and_nothing_else(self):
         from airflow.providers.common.compat.sdk import BaseOperator  # noqa: PLC0415
-        from airflow.sdk.exceptions import DownstreamTasksSkipped  # noqa: PLC0415
+
+        try:
+            from airflow.sdk.exceptions import DownstreamTasksSkipped  # noqa: PLC0415
+        except ImportError:  # Airflow 3.1
+            from airflow.exceptions import DownstreamTasksSkipped  # noqa: PLC0415
 
         with DAG("d", schedule=None, start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) as dag:
             group = talon_audience_sync("g", approval="always", **SOURCE)
