@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -66,9 +67,9 @@ def question_text(question: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {numbers['added']:,} | {numbers['removed']:,} | {then} |")
     if question["more"]:
         lines.append(f"| ... and {question['more']:,} more | | | |")
-    minutes = question["minutes"]
-    takes = f"{minutes:,.0f} minutes" if minutes >= 2 else f"{minutes * 60:,.0f} seconds"  # noqa: PLR2004
-    lines += ["", f"{question['requests']:,} requests, about {takes} at the connection's rate."]
+    minutes = math.ceil(question["minutes"])
+    takes = "less than a minute" if question["minutes"] < 1 else f"about {minutes:,} minutes"
+    lines += ["", f"{question['requests']:,} requests, {takes} at the connection's rate."]
     if question["verdict"]:
         lines += ["", "**The guard would refuse it:**", ""]
         lines += [f"    {line}" for line in question["verdict"].split("\n") if not line.startswith("If that")]

@@ -55,10 +55,8 @@ class Runs:
         return self.wait(run_id, "vip.commit", ENDED)
 
     def members(self):
-        answer = requests.get(
-            f"{self.airflow.talon_url}/emulator/audiences/{self.audience}/members", timeout=60
-        )
-        return answer.json().get("count", len(answer.json().get("members", ())))
+        url = f"{self.airflow.talon_url}/emulator/audiences/{self.audience}/members"
+        return requests.get(url, timeout=60).json().get("total", 0)
 
 
 @pytest.fixture(scope="module")

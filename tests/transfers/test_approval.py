@@ -126,7 +126,7 @@ class TestTheQuestion:
         (detail,) = asked
         assert detail["options"] == ["Approve", "Reject"]
         assert "| vip | 1,500 | 0 | 1,500 |" in detail["body"]
-        assert "2 requests, about 0 seconds" in detail["body"]
+        assert "2 requests, less than a minute" in detail["body"]
         assert "The guard" not in detail["body"]
 
     def test_a_plan_beyond_the_guard_is_asked_about_with_the_guards_words(self, members, asked, talon):
