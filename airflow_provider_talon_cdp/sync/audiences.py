@@ -147,7 +147,7 @@ class Audiences:
         except AudienceExistsError as error:
             answer = await sender.update_audience(audience, name)
             if error.repeated:
-                log.warning("Audience %r exists, and may have been created just now. %s", audience, _CONNECT)
+                log.warning("Audience %r exists, and may have been created just now.\n%s", audience, _CONNECT)
             else:
                 log.warning(
                     "The ledger is new, and audience %r exists already: members that it has now are "
@@ -164,7 +164,7 @@ class Audiences:
                 ledger.suspect([audience])
             raise
         else:
-            log.info("Created audience %r. %s", audience, _CONNECT)
+            log.info("Created audience %r.\n%s", audience, _CONNECT)
         self._learn(audience, answer)
         return has_members
 
