@@ -55,6 +55,8 @@ def main() -> None:
     home = prepare_home((options.home or ROOT / ".demo" / f"ui-{AIRFLOW_VERSION}").resolve(), fresh=False)
     url = f"http://127.0.0.1:{options.port}"
     env = environment(home, **_settings(url, options.port))
+    if options.dags:
+        env["AIRFLOW__CORE__DAGS_FOLDER"] = str(options.dags.resolve())
     with contextlib.ExitStack() as stack:
         talon = stack.enter_context(local_talon(home, options.talon_port))
         say(f"Starting Airflow {AIRFLOW_VERSION}; this takes a minute ...")
@@ -82,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8080, help="of Airflow (%(default)s)")
     parser.add_argument("--talon-port", type=int, default=8765, help="of the local Talon.One (%(default)s)")
+    parser.add_argument("--dags", type=Path, help="folder of DAGs (example_dags)")
     parser.add_argument("--home", type=Path, help="folder to work in (.demo/ui-VERSION)")
     return parser.parse_args()
 

@@ -121,6 +121,8 @@ class Mirror:
         on_older_run: What to do where the ledger holds newer data than this run has.
         retry_rejected: Whether records that Talon.One refused in the run before are sent again.
         limits: How to push.
+        asks: Whether a person decides about a plan that is beyond the guard's limits: it is put in force, and
+            the report has the guard's words.
     """
 
     source: Source
@@ -133,6 +135,7 @@ class Mirror:
     on_older_run: OnOlderRun = "fail"
     retry_rejected: RetryRejected = "always"
     limits: Limits = field(default_factory=Limits)
+    asks: bool = False
 
     @syncing()
     def run(self, owner: str, cursor: TaskCursor | None = None, report: Report | None = None) -> Report:
@@ -357,6 +360,16 @@ class Mirror:
             "What Talon.One acknowledged is recorded. Find out who deletes the audience, and run again."
         )
 
+    def _asked(self, plan: Planned, report: Report) -> bool:
+        """Whether the guard refuses this plan and a person may allow it; the report has the words then."""
+        report.allow = None
+        if self.asks and plan.counts.changes:
+            try:
+                self.guard.check(plan.counts)
+            except GuardError as error:
+                report.verdict, report.allow = error.allow and str(error), error.allow
+        return report.allow is not None
+
     def _prepare(self, report: Report, refused: Collection[Member] = ()) -> Planned | None:
         """Plan, ask the guard, and create or check the audiences; return a plan that may be sent.
 
@@ -369,7 +382,7 @@ class Mirror:
             report.suspicious = plan.suspicious.counts
             try:
                 judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
-                passed = self.guard.check(plan.counts) == "send"
+                passed = self._asked(plan, report) or self.guard.check(plan.counts) == "send"
             except (InvalidInputError, GuardError) as error:
                 self.ledger.discard(plan.result)
                 _count_unsent(report, plan.counts)

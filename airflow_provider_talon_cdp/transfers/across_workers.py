@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.providers.common.compat.sdk import Context, TaskGroup
+from airflow.providers.common.compat.sdk import AirflowException, Context, TaskGroup
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import IN_FLIGHT
@@ -15,6 +16,7 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_positive,
     as_tolerance,
+    check_choice,
     check_numbers,
 )
 from airflow_provider_talon_cdp.operators._base import (
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 
 
 WORKERS = 4
+Approval = Literal["never", "always", "beyond_guard"]
+# Audiences that the question about a plan names.
+_ASKED = 50
 
 
 def talon_audience_sync(
@@ -47,6 +52,7 @@ def talon_audience_sync(
     workers: int = WORKERS,
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
+    approval: Approval = "never",
     max_rejected: int | str | None = MAX_REJECTED,
     in_flight: int | str = IN_FLIGHT,
     talon_cdp_conn_id: str = DEFAULT_CONN_ID,
@@ -54,11 +60,11 @@ def talon_audience_sync(
 ) -> TaskGroup:
     """Keep an audience, or many, equal to a query, with several tasks that send at once.
 
-    The group has three tasks. ``plan`` reads the query, compares, asks the guard and writes the plan under
-    the state URI, which all workers must reach. ``push`` is mapped: each instance sends a share of the plan,
-    at its share of the connection's rate, and notes on its own what was acknowledged; one that fails or is
-    cleared sends what is left of its share. ``commit`` fails unless all is in, and returns the report of the
-    whole sync. Where nothing is to be sent, ``push`` is skipped.
+    The group has three tasks, and with ``approval`` a fourth. ``plan`` reads the query, compares, asks the
+    guard and writes the plan under the state URI, which all workers must reach. ``push`` is mapped: each
+    instance sends a share of the plan, at its share of the connection's rate, and notes on its own what was
+    acknowledged; one that fails or is cleared sends what is left of its share. ``commit`` fails unless all is
+    in, and returns the report of the whole sync. Where nothing is to be sent, ``push`` is skipped.
 
     Args:
         group_id: The group's ID.
@@ -67,6 +73,10 @@ def talon_audience_sync(
         pool: Pool of ``push``, else the Airflow setting ``[talon_cdp] pool``; with fewer slots than
             ``workers`` the rate is not used up.
         default_args: For all tasks of the group, such as ``retries``.
+        approval: Airflow 3.1 and newer: ``always`` has a person approve each plan before it is pushed, in the
+            task ``approve`` between ``plan`` and ``push``; ``beyond_guard`` only a plan that the guard would
+            refuse. ``never`` asks nobody, and such a plan fails. A plan that is rejected, or that is not the
+            newest any more, is not pushed.
         max_rejected: How many records may be refused before ``commit`` fails. None for any number.
         in_flight: Requests in flight at the most, of each instance.
         talon_cdp_conn_id: Airflow connection of Talon.One.
@@ -78,7 +88,8 @@ def talon_audience_sync(
     """
     _refuse_own(mirror, "mode")
     limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
-    return _group(group_id, PlanAudienceOperator, mirror, limits, workers, pool, default_args, None)
+    how: Any = {"pool": pool, "default_args": default_args, "approval": approval}
+    return _group(group_id, PlanAudienceOperator, mirror, limits, workers, None, **how)
 
 
 def talon_profiles_sync(
@@ -87,6 +98,7 @@ def talon_profiles_sync(
     workers: int = WORKERS,
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
+    approval: Approval = "never",
     max_rejected: int | str | None = MAX_REJECTED,
     in_flight: int | str = IN_FLIGHT,
     talon_cdp_conn_id: str = DEFAULT_CONN_ID,
@@ -104,6 +116,7 @@ def talon_profiles_sync(
         workers: As in ``talon_audience_sync``.
         pool: As in ``talon_audience_sync``.
         default_args: As in ``talon_audience_sync``.
+        approval: As in ``talon_audience_sync``.
         max_rejected: As in ``talon_audience_sync``.
         in_flight: As in ``talon_audience_sync``.
         talon_cdp_conn_id: As in ``talon_audience_sync``.
@@ -114,7 +127,8 @@ def talon_profiles_sync(
     """
     _refuse_own(profiles)
     limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
-    return _group(group_id, PlanProfilesOperator, profiles, limits, workers, pool, default_args, profiles)
+    how: Any = {"pool": pool, "default_args": default_args, "approval": approval}
+    return _group(group_id, PlanProfilesOperator, profiles, limits, workers, profiles, **how)
 
 
 class _PlanOperator(LedgerOperator):
@@ -122,26 +136,29 @@ class _PlanOperator(LedgerOperator):
 
     Args:
         workers: Shares of the plan at the most.
+        asks: Whether a person decides about a plan that is beyond the guard's limits.
         kwargs: As in its base.
     """
 
     is_published = False
 
-    def __init__(self, *, workers: int, **kwargs: Any) -> None:
+    def __init__(self, *, workers: int, asks: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.workers = workers
+        self.asks = asks
 
     @ends_retries
     def execute(self, context: Context) -> Any:
         """Plan, and return the shares; the XCom ``planned`` is for ``CommitPlanOperator``."""
         began, hook = time.time(), self.hook()
-        mirror = self.mirror(context, hook)
+        mirror = replace(self.mirror(context, hook), asks=self.asks)
         report = self.conclude_mirror(context, hook, mirror)
-        # Of a dry run everything is unsent, and nothing is in force.
-        is_planned = report["unsent"] and report["verdict"] is None
-        plan = self._plan(mirror, self.run_owner(context)) if is_planned else None
+        told = self.report
+        plan = self._plan(mirror, self.run_owner(context)) if told and told.state == "planned" else None
         uris = self.asset_uris(hook.settings.deployment_host)
         planned = {"report": report, "plan": plan, "began": began, "assets": uris}
+        if told and self.asks:
+            planned["question"] = _question(told, mirror.kind.in_request, hook.settings.requests_per_second)
         context["ti"].xcom_push("planned", planned)
         return _shares(plan, self.workers) if plan else []
 
@@ -320,10 +337,15 @@ def _group(
     how: Mapping[str, Any],
     limits: Mapping[str, Any],
     workers: int,
+    profiles: Mapping[str, Any] | None,
+    *,
     pool: str | None,
     default_args: Mapping[str, Any] | None,
-    profiles: Mapping[str, Any] | None,
+    approval: Approval,
 ) -> TaskGroup:
+    check_choice("approval", approval, Approval)
+    if approval != "never":
+        approver = _approver()
     as_positive("workers", workers)
     check_numbers(as_tolerance, max_rejected=limits["max_rejected"])
     check_numbers(as_positive, in_flight=limits["in_flight"])
@@ -331,7 +353,7 @@ def _group(
     given: Any = dict(default_args or {})
     with TaskGroup(group_id, default_args=given) as group:
         rest = {name: value for name, value in how.items() if name not in common and name != "outlets"}
-        plan = planner(task_id="plan", workers=workers, **common, **rest)
+        plan = planner(task_id="plan", workers=workers, asks=approval != "never", **common, **rest)
         planned: Any = plan.output
         own = arguments_of(SqlOperator, ProfilesOperator, LedgerOperator)
         push: Any = PushShareOperator.partial(
@@ -341,16 +363,46 @@ def _group(
             **common,
             **({} if pool is None else {"pool": pool}),
         )
+        pushed = push.expand(share=planned)
+        if approval != "never":
+            approve = approver(
+                task_id="approve", planned=planned["planned"], asks_always=approval == "always"
+            )
+            approve.set_downstream(pushed)
         CommitPlanOperator(
             task_id="commit",
             planned=planned["planned"],
-            pushed=push.expand(share=planned).output,
+            pushed=pushed.output,
             outlets=how.get("outlets"),
             # Without anything to push, that task is skipped.
             trigger_rule="none_failed",
             **common,
         )
     return group
+
+
+def _question(report: Report, in_request: int, rate: float) -> dict[str, Any]:
+    """Return what a person is to know about a plan."""
+    requests = -(-report.unsent // in_request)
+    return {
+        "audiences": dict(list(report.by_audience().items())[:_ASKED]),
+        "more": max(0, len(report.by_audience()) - _ASKED),
+        "verdict": report.verdict,
+        "requests": requests,
+        "minutes": requests / rate / 60,
+    }
+
+
+def _approver() -> Any:
+    try:
+        from airflow_provider_talon_cdp.transfers._approval import ApprovePlanOperator  # noqa: PLC0415
+    # Before Airflow 3.1 the provider says so with an error of Airflow's own.
+    except (ImportError, AirflowException) as error:
+        raise InvalidInputError(
+            "approval needs Airflow 3.1 or newer, and the package apache-airflow-providers-standard.\n"
+            f"Upgrade, or take approval out: the guard protects without it. ({error})"
+        ) from error
+    return ApprovePlanOperator
 
 
 def _shares(plan: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:

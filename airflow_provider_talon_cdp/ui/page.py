@@ -25,9 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.storage import Folder, as_folder, is_local, names_in, read_pieces
+from airflow_provider_talon_cdp.operators._base import REPORT_KEY
 
-REPORT_KEY = "talon_cdp_report"
-"""XCom with the place of a task's report."""
 RUNS_SHOWN = 30
 AUDIENCES_SHOWN = 20
 CHARTS_SHOWN = 6

@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import time
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,20 @@ sync_api = pytest.importorskip(
 )
 
 ROOT = Path(__file__).parents[2]
+DAGS = Path(__file__).with_name("dags")
 PATIENCE = 300
 # Of one step in the page; a machine with two cores may be busy.
 STEP = 60_000
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running Airflow."""
+
+    url: str
+    talon_url: str
+    home: Path
+    password: str | None = None
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +54,18 @@ def browser():
 
 
 @pytest.fixture(scope="session")
+def airflow_3(served):
+    """The main release."""
+    return served(".venv-browser")
+
+
+@pytest.fixture(scope="session")
 def served(tmp_path_factory, browser):
-    """A function that starts ``demo/ui.py`` of an environment, and gives its URL and its login."""
+    """A function that starts ``demo/ui.py`` of an environment."""
     with contextlib.ExitStack() as stack:
 
-        def serve(environment: str) -> tuple[str, str]:
+        @cache
+        def serve(environment: str) -> Served:
             python = ROOT / environment / "bin" / "python"
             if not python.exists():
                 pytest.skip(f"needs {environment}: make {environment}/.ready")
@@ -57,7 +77,7 @@ def served(tmp_path_factory, browser):
 @contextlib.contextmanager
 def _served(python, home):
     ports = [str(_free_port()) for _ in range(2)]
-    command = [python, str(ROOT / "demo" / "ui.py"), "--home", str(home)]
+    command = [python, str(ROOT / "demo" / "ui.py"), "--home", str(home), "--dags", str(DAGS)]
     command += ["--port", ports[0], "--talon-port", ports[1]]
     log = home.with_suffix(".log")
     with log.open("wb") as output:
@@ -69,7 +89,8 @@ def _served(python, home):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         password = re.search(r"password: (\S+)\)", log.read_text())
-        yield f"http://127.0.0.1:{ports[0]}", password and password[1]
+        url, talon_url = (f"http://127.0.0.1:{port}" for port in ports)
+        yield Served(url, talon_url, home, password and password[1])
     finally:
         process.send_signal(signal.SIGINT)
         try:

@@ -14,8 +14,8 @@ KEY = "the-key-of-a-test-0123456789"
 
 
 @pytest.fixture(scope="module")
-def url(served):
-    return served(".venv-browser")[0]
+def url(airflow_3):
+    return airflow_3.url
 
 
 def new_form(page, url):

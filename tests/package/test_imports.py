@@ -43,7 +43,7 @@ ALLOWED = {
     | {"contract", "exceptions"},
     "decorators": {"transfers", "operators", "hooks", "ledger", "sync", "changes", "exceptions"},
     # Airflow's API server asks for it; nothing else of the package does.
-    "ui": {"exceptions", "ledger"},
+    "ui": {"exceptions", "ledger", "operators"},
     "__main__": {"api", "exceptions", "ledger", "operators"},
     # A second reading of the API contract: what it shared with the client it could not prove wrong.
     "emulator": set(),

@@ -141,4 +141,6 @@ def across_workers() -> None:
     assert_type(audience, TaskGroup)
     people = talon_profiles_sync("people", sql="SELECT 1", sql_conn_id="warehouse", ledger="people")
     assert_type(people, TaskGroup)
+    talon_audience_sync("audience", approval="beyond_guard")
+    talon_audience_sync("audience", approval="sometimes")  # type: ignore[arg-type]
     talon_audience_sync("audience", workers="8")  # type: ignore[arg-type]

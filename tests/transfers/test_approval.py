@@ -1,0 +1,238 @@
+"""Plans that a person approves: what is asked, what an answer does, and what is pushed then."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib
+from types import SimpleNamespace
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError
+from airflow_provider_talon_cdp.transfers.across_workers import (
+    PlanAudienceOperator,
+    PlanProfilesOperator,
+    PushShareOperator,
+    talon_audience_sync,
+    talon_profiles_sync,
+)
+from tests.transfers.test_across_workers import commit, execute
+
+try:
+    hitl = importlib.import_module("airflow.providers.standard.operators.hitl")
+    from airflow_provider_talon_cdp.transfers._approval import ApprovePlanOperator, question_text
+except Exception:  # noqa: BLE001 - Airflow 2.11, whose standard provider has an error of its own
+    hitl = None
+
+needs_people = pytest.mark.skipif(hitl is None, reason="Airflow 3.1 and newer ask people")
+SOURCE = {"sql": "SELECT profile_id FROM customers", "sql_conn_id": "warehouse", "audience_id": "vip"}
+
+
+class Waits(BaseException):
+    """The task waits for a person, as Airflow would have it."""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What people are asked, where Airflow would keep it."""
+    found = []
+
+    def keep(**detail):
+        found.append(detail)
+        raise Waits
+
+    monkeypatch.setattr(hitl, "upsert_hitl_detail", keep)
+    return found
+
+
+@pytest.fixture
+def members(sqlite, vip, tmp_path):
+    """A function that sets the wanted members and plans; what the planning task has for the others."""
+
+    def plan(count, *, asks=True, **how):
+        sqlite("DELETE FROM customers")
+        if count:
+            sqlite("INSERT INTO customers VALUES (?, 'vip')", [(f"p{number:03}",) for number in range(count)])
+        state = str(tmp_path / "state")
+        return execute(
+            PlanAudienceOperator(task_id="plan", workers=2, asks=asks, state_uri=state, **SOURCE | how)
+        )
+
+    return plan
+
+
+def approve(planned, *, always=False):
+    """Run the task up to its question."""
+    operator = ApprovePlanOperator(task_id="approve", planned=planned, asks_always=always)
+    return operator.execute({"task_instance": SimpleNamespace(id=1)})
+
+
+def push(shares):
+    return [execute(PushShareOperator(task_id="push", share=share, in_flight=1))[0] for share in shares]
+
+
+def synced(shares, planned):
+    return commit(planned, push(shares))
+
+
+def test_a_word_that_is_none_is_refused():
+    with pytest.raises(InvalidInputError, match="approval must be one of"), DAG("d", schedule=None):
+        talon_audience_sync("g", approval="sometimes", **SOURCE)
+
+
+@pytest.mark.skipif(hitl is not None, reason="Airflow 2.11 asks nobody")
+@pytest.mark.parametrize("group", [talon_audience_sync, talon_profiles_sync])
+def test_airflow_2_says_that_it_cannot_ask(group):
+    source = {name: value for name, value in SOURCE.items() if name != "audience_id"}
+    with (
+        pytest.raises(InvalidInputError, match=r"approval needs Airflow 3\.1 or newer"),
+        DAG("d", schedule=None),
+    ):
+        group("g", approval="always", **source)
+
+
+@needs_people
+class TestTheGroup:
+    @pytest.mark.parametrize("group", [talon_audience_sync, talon_profiles_sync])
+    @pytest.mark.parametrize("approval", ["always", "beyond_guard"])
+    def test_the_question_stands_between_plan_and_push(self, group, approval):
+        source = SOURCE if group is talon_audience_sync else {**SOURCE, "ledger": "people"}
+        source = {
+            name: value
+            for name, value in source.items()
+            if group is talon_audience_sync or name != "audience_id"
+        }
+        with DAG("d", schedule=None, start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) as dag:
+            group("g", approval=approval, **source)
+        assert dag.get_task("g.approve").upstream_task_ids == {"g.plan"}
+        assert dag.get_task("g.push").upstream_task_ids == {"g.plan", "g.approve"}
+        assert dag.get_task("g.approve").asks_always is (approval == "always")
+        assert dag.get_task("g.plan").asks
+
+    def test_without_approval_there_is_no_question(self):
+        with DAG("d", schedule=None, start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) as dag:
+            talon_audience_sync("g", **SOURCE)
+        assert "g.approve" not in dag.task_ids
+        assert not dag.get_task("g.plan").asks
+
+
+@needs_people
+class TestTheQuestion:
+    def test_it_has_the_counts_by_audience_the_requests_and_the_time(self, members, asked):
+        _, planned = members(1500)
+        with pytest.raises(Waits):
+            approve(planned, always=True)
+        (detail,) = asked
+        assert detail["options"] == ["Approve", "Reject"]
+        assert "| vip | 1,500 | 0 | 1,500 |" in detail["body"]
+        assert "2 requests, less than a minute" in detail["body"]
+        assert "The guard" not in detail["body"]
+
+    def test_a_plan_beyond_the_guard_is_asked_about_with_the_guards_words(self, members, asked, talon):
+        synced(*members(100))
+        before = len(talon.requests())
+        _, planned = members(40)
+        with pytest.raises(Waits):
+            approve(planned)
+        body = asked[0]["body"]
+        assert "| vip | 0 | 60 | 40 |" in body
+        assert "**The guard would refuse it:**" in body
+        assert "Audience 'vip' would lose 60 of 100 members (60.0%)" in body
+        # One question whether the audience is there; none of the plan.
+        assert len(talon.requests()) - before <= 1
+        assert len(talon.members("vip")) == 100
+
+    def test_with_a_content_guard_nobody_is_asked(self, members, asked):
+        shares, planned = members(100)
+        assert approve(planned) is None
+        assert asked == []
+        assert synced(shares, planned)["sent"] == 100
+
+    def test_where_nothing_is_to_be_sent_nobody_is_asked(self, members, asked):
+        synced(*members(100))
+        shares, planned = members(100)
+        assert shares == []
+        assert approve(planned, always=True) is None
+        assert asked == []
+
+    def test_attributes_are_asked_about_too(self, sqlite, connect, asked, tmp_path):
+        sqlite("CREATE TABLE people (profile_id, tier)")
+        sqlite("INSERT INTO people VALUES (?, 'gold')", [(f"p{number:02}",) for number in range(40)])
+        how = {"sql": "SELECT * FROM people", "sql_conn_id": "warehouse", "ledger": "people"}
+        plan = PlanProfilesOperator(
+            task_id="plan", workers=1, asks=True, max_additions=10, state_uri=str(tmp_path / "state"), **how
+        )
+        _, planned = execute(plan)
+        with pytest.raises(Waits):
+            approve(planned)
+        assert "| profiles | 40 | 0 | 40 |" in asked[0]["body"]
+        assert "40 requests" in asked[0]["body"]
+        assert "max_additions is 10" in asked[0]["body"]
+
+    def test_an_audiences_id_is_no_markdown(self):
+        question = {"audiences": {"a|b<c>`d`": {"added": 1, "removed": 0, "members": None}}, "more": 3}
+        text = question_text(question | {"verdict": None, "requests": 600, "minutes": 10.0})
+        assert "| a&#124;b&#60;c&#62;&#96;d&#96; | 1 | 0 |  |" in text
+        assert "and 3 more" in text
+        assert "about 10 minutes" in text
+
+
+@needs_people
+class TestTheAnswer:
+    def test_what_was_approved_is_pushed_whatever_the_guard_said(self, members, talon):
+        synced(*members(100))
+        shares, planned = members(40)
+        assert synced(shares, planned)["removed"] == 60
+        assert len(talon.members("vip")) == 40
+
+    def test_a_plan_that_is_not_the_newest_any_more_is_refused(self, members, talon):
+        synced(*members(100))
+        old, _ = members(40)
+        members(50)
+        with pytest.raises(LedgerError, match="is not in force any more: another run has planned since"):
+            push(old)
+        assert len(talon.members("vip")) == 100
+
+    def test_after_a_rejection_the_next_run_finds_all_as_it_was(self, members, talon):
+        synced(*members(100))
+        members(40)
+        # Nobody pushes. The next plan compares with what Talon.One acknowledged.
+        shares, planned = members(95)
+        report = synced(shares, planned)
+        assert (report["unchanged"], report["removed"], report["added"]) == (95, 5, 0)
+        assert len(talon.members("vip")) == 95
+
+    def test_rows_of_which_none_can_be_sent_are_an_error_that_nobody_can_approve(self, members, sqlite):
+        synced(*members(100))
+        with pytest.raises(GuardError, match="none that can be sent"):
+            members(0, sql="SELECT NULL AS profile_id")
+
+    def test_without_approval_the_guard_refuses(self, members):
+        synced(*members(100))
+        with pytest.raises(GuardError, match="would lose 60 of 100"):
+            members(40, asks=False)
+
+    def test_a_rejection_skips_the_rest_of_the_group_and_nothing_else(self):
+        from airflow.providers.common.compat.sdk import BaseOperator  # noqa: PLC0415
+
+        try:
+            from airflow.sdk.exceptions import DownstreamTasksSkipped  # noqa: PLC0415
+        except ImportError:  # Airflow 3.1
+            from airflow.exceptions import DownstreamTasksSkipped  # noqa: PLC0415
+
+        with DAG("d", schedule=None, start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) as dag:
+            group = talon_audience_sync("g", approval="always", **SOURCE)
+            group >> BaseOperator(task_id="after", trigger_rule="all_done")
+        task = dag.get_task("g.approve")
+        said = {"chosen_options": ["Reject"], "params_input": {}, "responded_by_user": None}
+        event = said | {"responded_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}
+        pushed = {}
+        instance = SimpleNamespace(map_index=-1, xcom_push=lambda key, value: pushed.update({key: value}))
+        with pytest.raises(DownstreamTasksSkipped) as skipped:
+            task.execute_complete({"task": task, "ti": instance}, event)
+        assert set(skipped.value.tasks) == {"g.push", "g.commit"}
+        answer = task.execute_complete(
+            {"task": task, "ti": instance}, event | {"chosen_options": ["Approve"]}
+        )
+        assert answer["chosen_options"] == ["Approve"]
