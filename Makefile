@@ -83,7 +83,8 @@ $(MATRIX): test-%: .venv-%/.ready
 
 # The short form of these is part of make test.
 test-faults: .venv/.ready
-	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) --faults-long --faults-steps $(STEPS) --faults-seed $(SEED) tests/faults
+	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) -o timeout=7200 -o faulthandler_timeout=7260 \
+		--faults-long --faults-steps $(STEPS) --faults-seed $(SEED) tests/faults
 
 test-warehouses: .venv-warehouses/.ready
 	@.venv-warehouses/bin/$(PYTEST) $(ALL_EXAMPLES) tests/warehouses

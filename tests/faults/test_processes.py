@@ -22,8 +22,6 @@ from tests.faults.mirror_process import ids, ledger_of
 from tests.faults.s3_proxy import FaultyProxy
 from tests.processes import ROOT
 
-pytestmark = pytest.mark.timeout(1200)
-
 
 @pytest.fixture
 def is_long(request):
