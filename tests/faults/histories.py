@@ -552,10 +552,10 @@ def _action(chance, depth):
             if chance.random() < 0.1:
                 fault = environment, chance.choice(AUDIENCES), chance.random() < 0.7
             faults[chance.randrange(2 if kind == "rules" else 12)] = fault
-        if chance.random() < 0.2:
+        if chance.random() < 0.35:
             # An outage.
             first, fault = chance.randrange(8), chance.choice(list(FAULTS))
-            faults |= dict.fromkeys(range(first, first + 30), fault)
+            faults |= dict.fromkeys(range(first, first + 60), fault)
     dies_at, naps = None, {}
     match chance.random():
         case end if end < 0.2:
