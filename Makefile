@@ -33,13 +33,18 @@ MATRIX_TESTS = $(foreach folder,api bench browser changes emulator sync typing w
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
-.PHONY: help test test-fast test-matrix $(MATRIX) test-warehouses test-browser lint demo demo-guard ui docs docs-serve bench \
+# make test-faults: so many steps of histories, from the history of this seed on.
+STEPS = 1000000
+SEED = 0
+
+.PHONY: help test test-fast test-matrix $(MATRIX) test-faults test-warehouses test-browser lint demo demo-guard ui docs docs-serve bench \
 	bench-scale pins dist sbom clean
 
 help:
 	@echo "make test-fast        lint, then the tests that take no second or two: for every change"
 	@echo "make test             lint, then all tests on Airflow $(MAIN), with branch coverage"
 	@echo "make test-matrix      tests and demo on Airflow $(MINORS); one of them: make test-2.11"
+	@echo "make test-faults      many histories of faults, kills and sleepers, in half an hour; more: STEPS=5000000 SEED=7"
 	@echo "make test-warehouses  tests with the databases that are not part of make test"
 	@echo "make test-browser     the connection form and the tab in a real browser, on Airflow $(MAIN) and 2.11"
 	@echo "make lint             ruff, mypy and zizmor"
@@ -76,6 +81,11 @@ $(MATRIX): test-%: .venv-%/.ready
 	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests and demo"
 	@.venv-$*/bin/$(PYTEST) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") $(MATRIX_TESTS)
 	@.venv-$*/bin/python demo/run.py
+
+# The short form of these is part of make test.
+test-faults: .venv/.ready
+	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) -o timeout=7200 -o faulthandler_timeout=7260 \
+		--faults-long --faults-steps $(STEPS) --faults-seed $(SEED) tests/faults
 
 test-warehouses: .venv-warehouses/.ready
 	@.venv-warehouses/bin/$(PYTEST) $(ALL_EXAMPLES) tests/warehouses

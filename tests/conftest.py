@@ -143,6 +143,15 @@ def s3(bucket):
     served.stop()
 
 
+def pytest_addoption(parser):
+    faults = parser.getgroup("faults", "tests/faults")
+    faults.addoption("--faults-seed", default=0, type=int, help="seed of the first history")
+    faults.addoption(
+        "--faults-steps", default=100_000, type=int, help="steps of histories; 1 for one history"
+    )
+    faults.addoption("--faults-long", action="store_true", help="more kills, and sleeps of full length")
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]

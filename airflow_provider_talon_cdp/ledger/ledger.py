@@ -658,12 +658,22 @@ class Ledger:
             self._owner = owner
             self._told = ()
             try:
-                yield
+                with self._taken_over():
+                    yield
             except BaseException:
                 with suppress(LedgerError):
                     self._end_notes(UNTIL_LOST)
                 raise
             self._end_notes(0.0)
+
+    @contextmanager
+    def _taken_over(self) -> Iterator[None]:
+        """Tell damage from a run that was taken over, whose files the other run has deleted."""
+        try:
+            yield
+        except DamagedError:
+            self.lock.confirm()
+            raise
 
     def suspect(self, audiences: Iterable[str]) -> None:
         """Note, durably, that Talon.One may have lost audiences; the next plan in force voids it.
@@ -970,7 +980,8 @@ class Ledger:
                 known = {part: self._joined(plan_now, part, found) for part in parts}
             share = self._share_of(known, letters)
             share.abandoned = abandoned
-            yield share
+            with self._taken_over():
+                yield share
 
     def commit(self, owner: str, plan: str, check: Callable[[], object] = lambda: None) -> Outcome:
         """Check that all parts of a plan are in, say what became of them, and give the ledger back.

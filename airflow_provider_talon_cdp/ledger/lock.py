@@ -228,15 +228,17 @@ class Lock:
         Raises:
             LedgerError: It has, or nothing was heard from the storage for `LEASE` seconds.
         """
-        silent = self.now() - self.confirmed
-        if silent >= _FRESH and not self._lost.is_set():
+        if self.now() - self.confirmed >= _FRESH and not self._lost.is_set():
+            cause = None
             try:
                 # This process slept, or the storage is slow.
                 self._renew()
             except LedgerError as error:
-                if silent >= LEASE:
-                    self._lost.set()
-                    raise self._taken_over() from error
+                cause = error
+            # It may have slept just now, too, between the look at its claim and here.
+            if self.now() - self.confirmed >= LEASE:
+                self._lost.set()
+                raise self._taken_over() from cause
         if self._lost.is_set():
             raise self._taken_over()
 

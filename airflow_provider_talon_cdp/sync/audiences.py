@@ -98,6 +98,7 @@ class Audiences:
             # Several audiences may have one witness, which must not be in two requests at once.
             locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
             async with sender() as opened:
+                opened.may_leave = ledger.lock.refuse_lost
 
                 async def ask(audience: str) -> None:
                     name = self.names.get(audience)

@@ -116,7 +116,11 @@ class Journal(Protocol):
         ...
 
     def end(self) -> None:
-        """Make all notes durable, and take back what was noted ahead and never left."""
+        """Make all notes durable, and take back what was noted ahead and never left.
+
+        Raises:
+            LedgerError: Another process may have taken this one's work over.
+        """
         ...
 
     def refuse_lost(self) -> None:
@@ -308,7 +312,16 @@ class Push:
             self._report.unclear += self.unclear
             settled = self.sent + self.rejected.total() + self._counted_again + self.unclear
             self._report.unsent += self._journal.changes - settled
+            self._end_journal()
+
+    def _end_journal(self) -> None:
+        try:
             self._journal.end()
+        except LedgerError:
+            # A push that has sent all may learn only now that another run took over.
+            with suppress(LedgerError):
+                self._journal.leave_behind([flight.chunk for flight in self._flights.values()])
+            raise
 
     def refuse(self, change: Change, error: RejectedError, reason: str) -> None:
         """Count a change that Talon.One refused."""
@@ -399,11 +412,6 @@ class Push:
     async def _flying(self) -> AsyncIterator[None]:
         try:
             yield
-        except LedgerError:
-            await self._end_flights()
-            with suppress(LedgerError):
-                self._journal.leave_behind([flight.chunk for flight in self._flights.values()])
-            raise
         finally:
             await self._end_flights()
             for flight in self._flights.values():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import LedgerBusyError, LedgerError
+from airflow_provider_talon_cdp.exceptions import LedgerBusyError, LedgerError, LedgerUnavailableError
 from airflow_provider_talon_cdp.ledger import lock as lock_module
 from airflow_provider_talon_cdp.ledger import storage
 from airflow_provider_talon_cdp.ledger.lock import LEASE, LOCK_LASTS, LOCK_RENEWED
@@ -138,6 +138,39 @@ def test_a_process_that_slept_while_its_retry_took_over_sends_nothing_more(open_
         with pytest.raises(LedgerError, match="took over"):
             share.leaving(0)
     assert retry.lock.is_ours()
+
+
+def test_a_process_that_slept_between_a_look_at_its_claim_and_its_heartbeat_sends_nothing_more(
+    open_ledger, clock, monkeypatch
+):
+    ledger, retry = open_ledger(), open_ledger()
+    ledger.lock.take("me")
+    clock.now += LEASE
+
+    def write(path, content):
+        monkeypatch.undo()
+        clock.now += LEASE
+        retry.lock.take("me")
+        storage.write_json(path, content)
+
+    monkeypatch.setattr(lock_module, "write_json", write)
+    with pytest.raises(LedgerError, match="took over"):
+        ledger.lock.refuse_lost()
+    assert retry.lock.is_ours()
+
+
+def test_files_that_the_run_which_took_over_has_deleted_are_not_damage(open_ledger, commit):
+    ledger = open_ledger()
+    commit(ledger, "+a", "+b")
+
+    def read_late():
+        with ledger.held("me"):
+            for member in "cdef":
+                commit(open_ledger(keep=1), f"+{member}")
+            list(ledger.known())
+
+    with pytest.raises(LedgerUnavailableError, match="took over"):
+        read_late()
 
 
 @pytest.mark.parametrize("slept", [40, 180, 10_000])

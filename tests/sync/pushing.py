@@ -51,7 +51,7 @@ class NotedJournal:
         self.unclear = []
         self.letters = []
         self.suspected = []
-        self.behind = []
+        self.behind = None
         self.ends = 0
         self.flushes = 0
         self.lost = False
@@ -83,13 +83,15 @@ class NotedJournal:
 
     def end(self):
         self.ends += 1
+        self.refuse_lost()
 
     def refuse_lost(self):
         if self.lost:
             raise LedgerError("Another run took over.")
 
     def leave_behind(self, chunks):
-        self.behind += chunks
+        assert self.behind is None
+        self.behind = list(chunks)
 
 
 def push(journal, talon, kind, *, stream=None, counts=None, **limits):

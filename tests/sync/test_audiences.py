@@ -124,6 +124,21 @@ def test_an_audience_that_an_earlier_attempt_may_have_created_is_no_such_warning
     assert "ledger is new" not in caplog.text
 
 
+@pytest.mark.parametrize("audiences", [named(), existing()])
+def test_a_process_that_slept_while_its_retry_took_over_asks_about_no_audience(sync, audiences):
+    sync.run(adds("a"), audiences=named())
+    requests = sync.talon.requests
+
+    def rows():
+        sync.now += 200
+        sync.ledger().lock.take("task")
+        return iter([adds("a")])
+
+    with pytest.raises(LedgerError, match="took over"):
+        sync.run(source=rows, audiences=audiences)
+    assert sync.talon.requests == requests
+
+
 def test_many_audiences_are_created_some_at_once_and_only_those_that_change(sync):
     most = {"now": 0, "most": 0}
 

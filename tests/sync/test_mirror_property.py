@@ -39,31 +39,9 @@ from airflow_provider_talon_cdp.sync.push import Limits, fail_if_rejected
 from tests.changes.strategies import spelt_out
 from tests.storage import KilledError, Process, Storage
 from tests.sync.fakes import opened
-from tests.sync.worlds import Sender, World
+from tests.sync.worlds import AUDIENCES, PROFILES, Sender, World
 
 LIMIT = 3
-PROFILES = [
-    *(
-        "a",
-        "A",
-        "á",
-        "a ",
-        " a",
-        "a\n",
-        "a\r",
-        "a\t",
-        "a\\",
-        "\\t",
-        "a\0",
-        "\u2028",
-        "\x85",
-        "ﬀ",
-        "😀",
-        "\uffff",
-    ),
-    *("10", "9", "1e1", "audiences", "../..", '"', "x" * 40, "Ω", "z"),
-]
-AUDIENCES = ["vip", "VIP", "a\tb\n", "😀"]
 IDENTITY = LedgerIdentity(
     deployment_host="acme.talon.one", base_url="https://integration.talon.one", name="sync:all"
 )

@@ -214,6 +214,30 @@ def test_a_process_that_lost_its_lock_sends_nothing_more_and_leaves_behind_what_
     assert counts.unsent == 100 - counts.sent
 
 
+def test_a_push_that_learns_at_its_end_that_it_lost_its_lock_leaves_behind_what_landed():
+    class TakenOver(NotedJournal):
+        def end(self):
+            self.lost = True
+            super().end()
+
+    journal = TakenOver(singles(5))
+    with pytest.raises(LedgerError, match="Another run took over"):
+        push(journal, FakeTalon(), Plain())
+    assert journal.behind == []
+
+
+def test_a_push_that_an_error_ends_after_it_lost_its_lock_leaves_behind_what_was_in_flight():
+    class Lost(FakeTalon):
+        async def __call__(self, chunk):
+            journal.lost = True
+            raise error(TransientError)
+
+    journal = NotedJournal(singles(5))
+    with pytest.raises(LedgerError, match="Another run took over"):
+        push(journal, Lost(), Plain(), in_flight=1)
+    assert [chunk.ids for chunk in journal.behind] == [["0"]]
+
+
 def test_every_attempt_asks_first_whether_the_lock_is_still_there():
     class Retrying(FakeTalon):
         """Asks before each attempt of a request, as the client does."""

@@ -20,6 +20,29 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 from tests.sync.fakes import error
 
+PROFILES = [
+    *(
+        "a",
+        "A",
+        "á",
+        "a ",
+        " a",
+        "a\n",
+        "a\r",
+        "a\t",
+        "a\\",
+        "\\t",
+        "a\0",
+        "\u2028",
+        "\x85",
+        "ﬀ",
+        "😀",
+        "\uffff",
+    ),
+    *("10", "9", "1e1", "audiences", "../..", '"', "x" * 40, "Ω", "z"),
+]
+AUDIENCES = ["vip", "VIP", "a\tb\n", "😀"]
+
 
 class World:
     """Talon.One's audiences over many runs, with faults, deletions and members made by hand.

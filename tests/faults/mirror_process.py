@@ -1,0 +1,102 @@
+"""A process that mirrors an audience, to be stopped and killed: the engine and the bulk client alone.
+
+Its argument is a JSON object: ``talon`` (URL), ``host``, ``key``, ``state`` (folder of the ledgers), ``s3``
+(URL of an S3 API, or null), ``owner``, ``members`` (numbers for ``range``), ``lasts`` (seconds after which a
+silent run counts as dead; null for the real ones). It says ``ready``, waits for a line, and says ``green`` or
+the name of an error at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from upath import UPath
+
+from airflow_provider_talon_cdp.api.client import Transport, open_client
+from airflow_provider_talon_cdp.api.senders import MembersSender
+from airflow_provider_talon_cdp.api.settings import Settings
+from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.exceptions import TalonCdpError
+from airflow_provider_talon_cdp.ledger import lock
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, Sizes, audience_ledger_name
+from airflow_provider_talon_cdp.sync.audiences import Audiences
+from airflow_provider_talon_cdp.sync.guard import Guard
+from airflow_provider_talon_cdp.sync.members import Members
+from airflow_provider_talon_cdp.sync.mirror import Mirror
+from airflow_provider_talon_cdp.sync.push import Limits
+
+BATCH = 50
+RATE = 100
+
+
+def ids(span):
+    return [f"customer-{each:06}" for each in range(*span)]
+
+
+def ledger_of(told):
+    options = {"endpoint_url": told["s3"], "key": "a", "secret": "b"} if told["s3"] else {}
+    identity = LedgerIdentity(
+        deployment_host=told["host"], base_url=told["talon"], name=audience_ledger_name("vip")
+    )
+    sizes = Sizes(batch=BATCH, part=10 * BATCH, ahead=8)
+    return Ledger(UPath(told["state"], **options), identity, sizes=sizes)
+
+
+def mirror_of(told):
+    settings = Settings(
+        api_key=told["key"], deployment_host=told["host"], base_url=told["talon"], requests_per_second=RATE
+    )
+
+    def sender():
+        return _Opened(open_client(settings, Transport(), in_flight=8))
+
+    return Mirror(
+        source=lambda: iter([Chunk(ids(told["members"]), "vip")]),
+        ledger=ledger_of(told),
+        guard=Guard(on_empty="allow", max_removal_fraction=1.0),
+        sender=sender,
+        kind=Members(),
+        audiences=Audiences(names={"vip": "VIP"}, verify="identity"),
+        limits=Limits(in_flight=8),
+    )
+
+
+class _Opened:
+    def __init__(self, opening):
+        self.opening = opening
+
+    async def __aenter__(self):
+        return MembersSender(await self.opening.__aenter__(), "external")
+
+    async def __aexit__(self, *error):
+        return await self.opening.__aexit__(*error)
+
+
+def say(word):
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+def main():
+    told = json.loads(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    if told["lasts"]:
+        lock.LOCK_LASTS = told["lasts"]
+        lock.LEASE, lock._FRESH, lock.LOCK_RENEWED = (told["lasts"] / each for each in (2, 8, 24))
+    mirror = mirror_of(told)
+    say("ready")
+    sys.stdin.readline()
+    try:
+        report = mirror.run(told["owner"])
+    except TalonCdpError as error:
+        logging.getLogger(__name__).exception("red")
+        say(type(error).__name__)
+    else:
+        assert report.balances
+        say("green")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Real processes that are stopped, overtaken and killed, on a local disk and over an S3 API with faults.
+
+The short form has fewer kills and locks that last for seconds; ``--faults-long`` has all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from upath import UPath
+
+from airflow_provider_talon_cdp.emulator import Emulator
+from tests.faults.mirror_process import ids, ledger_of
+from tests.faults.s3_proxy import FaultyProxy
+from tests.processes import ROOT
+
+
+@pytest.fixture
+def is_long(request):
+    return request.config.getoption("--faults-long")
+
+
+@pytest.fixture
+def chance(request):
+    return random.Random(f"{request.config.getoption('--faults-seed')} {request.node.name}")
+
+
+@pytest.fixture
+def talon():
+    with Emulator(service_time=0.1) as emulator:
+        yield emulator
+
+
+class Mirrors:
+    """Starts processes, and ends those that are left."""
+
+    def __init__(self, talon, state, folder):
+        connection = talon.connection()
+        self.talon = talon
+        self.told = {
+            "talon": talon.url,
+            "key": connection["password"],
+            "host": connection["extra"]["deployment_host"],
+            "s3": None,
+            "state": state,
+            "lasts": 6.0,
+        }
+        self.log = folder / "log"
+        self.running = []
+
+    def ready(self, owner, *members):
+        """Start a process, which waits for ``go``."""
+        told = self.told | {"owner": owner, "members": members}
+        with self.log.open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.mirror_process", json.dumps(told)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.running.append(process)
+        assert process.stdout.readline() == "ready\n", self.said()
+        return process
+
+    @staticmethod
+    def go(process):
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+    def start(self, owner, *members):
+        process = self.ready(owner, *members)
+        self.go(process)
+        return process
+
+    def finish(self, owner, *members, process=None):
+        """Run a mirror to its end, and compare Talon.One and the ledger with what it was given."""
+        process = process or self.ready(owner, *members)
+        self.go(process)
+        assert self.end(process) == "green", self.said()
+        assert self.there() == set(ids(members))
+        ledger = ledger_of(self.told)
+        ledger.load()
+        assert {each for chunk in ledger.known() for each in chunk.ids} == set(ids(members))
+
+    def end(self, process):
+        """Wait for a process's last word."""
+        out, _ = process.communicate(timeout=300)
+        self.running.remove(process)
+        return out.strip()
+
+    def kill(self, process):
+        """Kill a process, and return its last word, if it had one."""
+        process.kill()
+        return self.end(process)
+
+    def there(self):
+        return set(self.talon.members("vip"))
+
+    def requests(self):
+        return self.talon.state()["requests"]["total"]
+
+    def wait_for(self, number):
+        """Wait until so many requests have arrived since the start."""
+        limit = time.monotonic() + 120
+        while self.requests() < number:
+            assert time.monotonic() < limit, self.said()
+            time.sleep(0.01)
+
+    def said(self):
+        return self.log.read_text()[-4000:]
+
+    def close(self):
+        for process in self.running:
+            process.kill()
+            process.communicate(timeout=60)
+
+
+@pytest.fixture
+def mirrors(talon, tmp_path):
+    mirrors = Mirrors(talon, str(tmp_path / "state"), tmp_path)
+    yield mirrors
+    mirrors.close()
+
+
+@pytest.mark.parametrize("retries", [True, False], ids=["by its retry", "by another run"])
+def test_a_process_that_is_stopped_while_another_one_finishes_sends_nothing_more(mirrors, is_long, retries):
+    if is_long:
+        mirrors.told["lasts"] = None
+    stopped = mirrors.start("first", 0, 4000)
+    mirrors.wait_for(20)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    if not retries:
+        # Until the lock of a run that is silent counts no more.
+        time.sleep(180 if is_long else mirrors.told["lasts"] + 1)
+    mirrors.finish("first" if retries else "second", 1000, 5000, 2)
+    if is_long and retries:
+        time.sleep(180)
+    before = mirrors.requests()
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert mirrors.end(stopped) == "LedgerUnavailableError", mirrors.said()
+    assert mirrors.requests() == before
+    assert mirrors.there() == set(ids((1000, 5000, 2)))
+    mirrors.finish("third", 1000, 5000, 3)
+
+
+def test_a_process_in_back_off_whose_batch_was_overtaken_sends_nothing_more(mirrors, talon):
+    mirrors.told["lasts"] = None
+    talon.fail_next("status", status=503, retry_after=15, after=10)
+    waiting, retry = (mirrors.ready("first", *members) for members in ((0, 3000), (2000, 4000)))
+    mirrors.go(waiting)
+    # The creation of the audience, and all batches; one of them was answered with 503.
+    mirrors.wait_for(61)
+    mirrors.finish("first", 2000, 4000, process=retry)
+    before = mirrors.requests()
+    assert mirrors.end(waiting) == "LedgerUnavailableError", mirrors.said()
+    assert mirrors.requests() == before
+    assert mirrors.there() == set(ids((2000, 4000)))
+    mirrors.finish("third", 2000, 4000, 3)
+
+
+def kill_again_and_again(mirrors, chance, kills, seconds):
+    """Kill a mirror at random moments; now and then the warehouse changes, or a run comes to its end."""
+    span, killed = (0, 3000), 0
+    for number in range(10 * kills):
+        if chance.random() < 0.3:
+            first = chance.randrange(3000)
+            span = first, first + chance.randrange(1000, 4000), chance.choice((1, 2))
+        # Another owner has to wait until the lock of one that was killed counts no more.
+        owner = f"run-{number // 8}"
+        process = mirrors.start(owner, *span)
+        time.sleep(chance.uniform(0, seconds))
+        if mirrors.kill(process) == "":
+            killed += 1
+        else:
+            # It had ended; there has to be something to do for the next one.
+            span = span[0] + 500, span[1] + 900
+        if killed == kills:
+            break
+    assert killed == kills
+    mirrors.finish(owner, 500, 4500, 2)
+
+
+def test_kills_at_random_moments_lose_nothing(mirrors, chance, is_long):
+    kill_again_and_again(mirrors, chance, 50 if is_long else 5, seconds=1.2)
+
+
+@pytest.fixture
+def faulty_s3(chance):
+    server = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    served.start()
+    url = "http://{}:{}".format(*served.get_host_and_port())
+    UPath("s3://ledgers", endpoint_url=url, key="a", secret="b").fs.mkdir("ledgers")
+    with FaultyProxy(url, chance.random()) as proxy:
+        yield proxy
+    served.stop()
+
+
+def test_kills_over_an_s3_api_with_errors_delays_and_cut_answers_lose_nothing(
+    mirrors, faulty_s3, chance, is_long
+):
+    # Its retries of what fails take longer than a local disk.
+    mirrors.told |= {"s3": faulty_s3.url, "state": "s3://ledgers/state", "lasts": 20.0}
+    kill_again_and_again(mirrors, chance, 50 if is_long else 3, seconds=4)
+    assert faulty_s3.met > 10
