@@ -268,7 +268,7 @@ def planned_audiences(path: Folder) -> Mapping[str, Mapping[str, int]]:
     """Read what a plan would change in each audience from the file of its report; empty where it is lost."""
     try:
         audiences: Mapping[str, Mapping[str, int]] = json.loads(b"".join(read_pieces(path)))["audiences"]
-    except (FileNotFoundError, LedgerError, ValueError, LookupError) as error:
+    except (FileNotFoundError, LedgerError, ValueError, LookupError, TypeError) as error:
         log.warning(
             "The numbers of single audiences are lost, as the plan's report cannot be read.\n%s", error
         )

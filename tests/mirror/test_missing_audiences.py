@@ -31,7 +31,7 @@ def test_an_audience_is_created_once(sqlite, talon, mirror, agrees, said):
         sqlite.fill(wanted)
         mirror(audience_name="VIP", max_removals=0)
         agrees(wanted)
-    assert "Created audience 'vip'. Connect it to your Applications" in said()
+    assert "Created audience 'vip'.\nConnect it to your Applications" in said()
     assert [each["status"] for each in talon.requests() if each["method"] == "POST"] == [201]
 
 

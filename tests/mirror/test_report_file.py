@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +199,28 @@ def test_attributes_count_as_one_audience(sqlite, send, instance, told):
     sqlite.fill_people("id, tier", [(each, "gold") for each in TEN])
     send(context={"ti": instance})
     assert told()["audiences"] == {"profiles": {"added": 10, "removed": 0, "members": 10}}
+
+
+def test_the_event_of_each_audience_has_its_own_numbers(mirror_many, sqlite, instance, talon):
+    class Events(defaultdict):
+        """What Airflow gives to a task: events by outlet."""
+
+        def __init__(self):
+            super().__init__(lambda: SimpleNamespace(add=self.add, extra={}))
+            self.told = {}
+
+        def add(self, asset, extra):
+            self.told[asset.uri.rpartition("/")[2]] = extra
+
+    events = Events()
+    sqlite.fill_pairs([*PAIRS, ("customer-x", "vip")])
+    mirror_many(context={"ti": instance, "outlet_events": events})
+    told = events.told or {asset.uri.rpartition("/")[2]: each.extra for asset, each in events.items()}
+    assert {name: (each["added"], each["members"]) for name, each in told.items()} == {
+        "gold": (10, 10),
+        "vip": (11, 11),
+    }
+    assert told["vip"]["run"] == "run-1"
 
 
 def test_a_dry_run_writes_no_file(mirror_pairs, instance, state):

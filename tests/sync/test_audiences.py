@@ -66,7 +66,7 @@ def test_a_named_audience_is_created_after_the_guard_and_before_the_first_reques
     report = sync.run(adds("a"), audiences=named())
     assert sync.talon.calls == [("create", "vip", "VIP"), ("update", "vip", "VIP")]
     assert report.requests == 3
-    assert "Created audience 'vip'. Connect it to your Applications" in caplog.text
+    assert "Created audience 'vip'.\nConnect it to your Applications" in caplog.text
     assert sync.loaded().facts.audiences == {
         "vip": {"id": sync.talon.ids["vip"], "created": f"day {sync.talon.ids['vip']}"}
     }

@@ -188,10 +188,14 @@ def test_a_commit_of_nothing_knows_the_members_too(plan):
     assert told(commit(planned, None))[1]["vip"] == {"added": 0, "removed": 0, "members": 2}
 
 
-def test_a_commit_without_the_report_of_its_plan_tells_the_sums(plan):
+@pytest.mark.parametrize("damage", [None, b"", b"{", b"[]", b"{}", b"\xff"])
+def test_a_commit_without_the_report_of_its_plan_tells_the_sums(plan, damage):
     shares, planned = plan()
     results = pushed(shares)
-    Path(planned["report"]["report_file"]).unlink()
+    file = Path(planned["report"]["report_file"])
+    file.unlink()
+    if damage is not None:
+        file.write_bytes(damage)
     summary = commit(planned, results)
     assert summary["added"] == 4
     assert told(summary) == ("done", {})
