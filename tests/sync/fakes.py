@@ -9,7 +9,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
-from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError, RejectedError
 
 
@@ -65,6 +65,13 @@ class FakeTalon:
         finally:
             self.in_flight.subtract(profiles)
             self.concurrent -= 1
+
+    async def update_profile_audiences(self, profile, adds, removes, *, aloft):
+        """Change the audiences of one profile, and run rules."""
+        self.calls.append((profile, tuple(adds), tuple(removes)))
+        with aloft():
+            changes = [Change(profile, each, "add") for each in adds]
+            await self(Chunk.of([*changes, *(Change(profile, each, "remove") for each in removes)]))
 
     async def create_audience(self, audience, name):
         """Create an audience where there is none."""

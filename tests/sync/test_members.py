@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections import Counter
@@ -19,6 +20,8 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedError,
     RejectedRecordsError,
     TransientError,
+    UnclearError,
+    UnexpectedAnswerError,
 )
 from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
@@ -43,6 +46,73 @@ def deliver(chunks, talon, counts=None, *, lets_audiences_go=True, **limits):
 
 def batched(profiles):
     return [adds(*profiles[start : start + 1000]) for start in range(0, len(profiles), 1000)]
+
+
+# Calls that run rules
+
+
+LOUD = [
+    Chunk(["a", "a"], ["gold", "vip"], ["add!", "remove!"]),
+    Chunk(["b"], "vip", "add!"),
+    Chunk(["c", "d"], "vip"),
+]
+
+
+def test_changes_of_a_profile_that_run_rules_are_one_call():
+    talon = FakeTalon()
+    counts, journal = deliver(LOUD, talon)
+    assert talon.calls == [("a", ("gold",), ("vip",)), ("b", ("vip",), ())]
+    assert (counts.added, counts.removed, talon.requests) == ({"gold": 1, "vip": 3}, {"vip": 1}, 3)
+    assert sorted(journal.outcomes) == [0, 1, 2]
+
+
+def test_a_call_that_runs_rules_is_unclear_without_an_answer_and_the_others_go_on():
+    talon = FakeTalon(errors={0: error(UnclearError, 502)})
+    counts, journal = deliver(LOUD, talon, in_flight=1)
+    assert (counts.unclear, counts.sent, talon.requests) == (2, 3, 3)
+    assert journal.unclear == [(0, 0), (0, 1)]
+    assert {(each["audience_id"], each["action"], each["status"]) for each in journal.letters} == {
+        ("gold", "add", 502),
+        ("vip", "remove", 502),
+    }
+
+
+def test_a_refused_call_that_runs_rules_had_no_effect_and_is_halved():
+    counts, journal = deliver(LOUD, talon := FakeTalon(bad={"a"}), in_flight=1)
+    assert (counts.rejected.total(), counts.sent, talon.requests) == (2, 3, 5)
+    # The three calls for the one profile.
+    assert journal.harmless == [0, 0, 0]
+    assert journal.outcomes[0] == ([0, 1], [])
+
+
+def test_an_answer_from_elsewhere_to_a_call_that_runs_rules_ends_the_push_and_is_unclear():
+    talon = FakeTalon(errors={0: error(UnexpectedAnswerError, 200)})
+    counts = Counts()
+    with pytest.raises(UnexpectedAnswerError):
+        deliver(LOUD, talon, counts, in_flight=1)
+    assert (counts.unclear, counts.unsent) == (2, 3)
+
+
+def test_calls_that_have_not_left_when_a_push_ends_are_unsent_and_those_under_way_unclear():
+    class Waiting(FakeTalon):
+        """Has one call under way, one waiting to leave, and one refused for its key."""
+
+        async def update_profile_audiences(self, profile, adds, removes, *, aloft):
+            if profile == "waits":
+                await asyncio.sleep(60)
+            with aloft():
+                self.requests += 1
+                if profile == "under way":
+                    await asyncio.sleep(60)
+                raise error(AuthenticationError, 401)
+
+    counts = Counts()
+    journal = NotedJournal([Chunk([each], "vip", "add!") for each in ("under way", "waits", "z")])
+    with pytest.raises(AuthenticationError):
+        push(journal, Waiting(), Members(), counts=counts)
+    assert (counts.unclear, counts.unsent) == (1, 2)
+    assert (journal.called, journal.harmless) == ([0, 2], [2, 2])
+    assert [each["profile_id"] for each in journal.letters] == ["under way"]
 
 
 # Halving
