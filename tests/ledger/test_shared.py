@@ -291,7 +291,8 @@ def test_a_plan_with_a_suspected_audience_is_neither_pushed_nor_committed_but_pl
         pushing.suspect(["vip"])
     for again in (lambda: push(plan, 1), lambda: opened().commit("me", plan)):
         with pytest.raises(
-            LedgerError, match=r"an audience does not exist(.*\n)*.*clear the task that plans \(plan\)"
+            LedgerError,
+            match=r"an audience was deleted or made again(.*\n)*.*clear the task that plans \(plan\)",
         ):
             again()
     new = planned(*TWELVE)
