@@ -8,14 +8,13 @@ import sys
 # An object store whose client asks Airflow for its connection, as that of S3 does.
 SCRIPT = """
 import runpy
-from airflow.providers.common.compat.sdk import BaseHook
-from airflow_provider_talon_cdp.operators import _base
+from airflow.providers.common.compat import sdk
 
-def storage(name, uri):
-    print("reached", BaseHook.get_connection("store").host)
+def storage(uri):
+    print("reached", sdk.BaseHook.get_connection("store").host)
     raise SystemExit
 
-_base.storage = storage
+sdk.ObjectStoragePath = storage
 runpy.run_module("airflow_provider_talon_cdp", run_name="__main__")
 """
 

@@ -110,11 +110,11 @@ def test_talon_one_holds_the_attributes_of_every_customer(may):
     assert may.talon.state()["requests"]["by_operation"]["update_profile"] == len(attributes("1998-05"))
 
 
-def test_missing_audiences_are_created_with_their_names_and_others_keep_theirs(may):
+def test_missing_audiences_are_created_with_their_names_and_others_get_theirs(may):
     assert {audience: facts["name"] for audience, facts in may.talon.audiences().items()} == {
         "cdnow-champions": "CDNOW: champions",
         "cdnow-at-risk": "CDNOW: at risk",
-        "cdnow-lapsed": "An old name",
+        "cdnow-lapsed": "CDNOW: lapsed",
     }
 
 
