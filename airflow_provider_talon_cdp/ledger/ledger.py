@@ -9,6 +9,7 @@ STATE_URI/<deployment host>/<name>/
     00000007-RUN/acks-00000-RUN.json   what became of that part's batches of 1000 changes
     00000007-RUN/refused.tsv.zst       changes that Talon.One refused before and that this plan does not have
     00000007-RUN/withheld.tsv.zst      changes that run rules and got no clear answer before this plan
+    00000007-RUN/again.tsv.zst         changes of this plan that Talon.One refused before, for its pushers
     00000007-RUN/suspects-RUN.json     audiences that Talon.One may have lost
     outside/                           changes that others made; see ``outside``
     dead-letters/<time>-RUN/00000.ndjson
@@ -110,6 +111,7 @@ _FEWER_AHEAD = 8
 # Parts that an error text names.
 _NAMED = 10
 _READABLE = 60
+_AGAIN = "again.tsv.zst"
 _VERSION = re.compile(r"\d{8}-")
 _ACKS = re.compile(r"acks-(\d+)-[0-9a-f]+\.json")
 _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
@@ -781,6 +783,24 @@ class Ledger:
                 audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
             yield chunk
 
+    def note_refused_before(self, draft: Draft, members: Iterable[Member]) -> None:
+        """Write which changes of a draft Talon.One refused before, for the processes that push it."""
+        if changes := [Change(*member, "add") for member in sorted(members)]:
+            with writing_lines(self.folder / draft.folder / _AGAIN) as file:
+                file.write(Chunk.of(changes))
+
+    def _refused_before(self) -> frozenset[Member]:
+        place = self.folder / self.plan
+        if _AGAIN not in names_in(place):
+            return frozenset()
+        try:
+            chunks = list(read_chunks(place, File(file=_AGAIN, sha256="", lines=0, key="")))
+        except DamagedError as error:
+            # It only saves requests.
+            log.warning("Changes that were refused before are sent with the others.\n%s", error)
+            return frozenset()
+        return frozenset(change[:2] for chunk in chunks for change in chunk.changes())
+
     def carry(self, chunk: Chunk) -> None:
         """Keep refused changes that the plan leaves out for ``refused``: for planners, in order."""
         if not self._carrying:
@@ -980,6 +1000,7 @@ class Ledger:
                 known = {part: self._joined(plan_now, part, found) for part in parts}
             share = self._share_of(known, letters)
             share.abandoned = abandoned
+            share.refused_before = self._refused_before()
             with self._taken_over():
                 yield share
 

@@ -37,6 +37,7 @@ class Share:
     Attributes:
         abandoned: Changes that run rules and may have been sent by a process that was killed; they are not
             left.
+        refused_before: Members of which Talon.One refused a change in the run before.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Share:
         self.changes = 0
         """How many changes these have."""
         self.abandoned = 0
+        self.refused_before: frozenset[tuple[str, str]] = frozenset()
         self._left_of: Counter[int] = Counter()
         for part in known:
             first, end = self._part_starts[part : part + 2]

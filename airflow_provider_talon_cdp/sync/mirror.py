@@ -484,6 +484,8 @@ class Mirror:
     def _enforce(self, plan: Planned, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
         facts = replace(self._facts(), filling=plan.comparison.filling(plan.counts.audiences))
+        if handed_over:
+            self.ledger.note_refused_before(plan.result, plan.refused_before)
         self.ledger.enforce(plan.result, facts=facts, names=names, handed_over=handed_over)
 
     def _facts(self) -> RunFacts:
@@ -594,6 +596,7 @@ def push_share(
     report.resumed += share.changes + share.abandoned
     report.unclear += share.abandoned
     try:
+        limits = replace(limits, refused_before=share.refused_before)
         Push(kind, share, report, limits).run(_generator(chunks), sender)
         report.state = "done"
     finally:

@@ -233,3 +233,34 @@ def test_an_audience_that_was_deleted_before_the_commit_is_red_and_filled_by_the
     assert len(talon.members("vip")) == 40
     # The audience's name for each of two plans, the batch, and the name once more.
     assert (report["sent"], report["requests"]) == (40, 4)
+
+
+def test_members_that_were_refused_before_travel_alone_and_hold_up_nobody(people, sqlite, talon, caplog):
+    group = AudienceGroup(state_uri=people.how["state_uri"])
+    talon.reject_profiles(["p05", "p20"])
+    shares, planned = group.plan()
+    pushed = group.push(shares)
+    with pytest.raises(RejectedRecordsError, match="2 of 40 records"):
+        commit(planned, pushed)
+    sqlite("INSERT INTO people VALUES (?, 'gold')", [(f"q{number:02}",) for number in range(30)])
+    shares, planned = group.plan()
+    (pushed,) = group.push(shares)
+    assert (pushed["sent"], pushed["rejected"], pushed["requests"]) == (
+        30,
+        {"refused by Talon.One (400)": 2},
+        3,
+    )
+
+
+def test_without_the_file_of_refused_members_they_are_found_again(people, talon, caplog):
+    group = AudienceGroup(state_uri=people.how["state_uri"])
+    talon.reject_profiles(["p05"])
+    shares, planned = group.plan()
+    with pytest.raises(RejectedRecordsError):
+        commit(planned, group.push(shares))
+    shares, _ = group.plan()
+    (file,) = Path(people.how["state_uri"]).rglob("again.tsv.zst")
+    file.write_bytes(b"damaged")
+    (pushed,) = group.push(shares)
+    assert pushed["rejected"] == {"refused by Talon.One (400)": 1}
+    assert "are sent with the others" in caplog.text
