@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 Approval = Literal["never", "always", "beyond_guard"]
+APPROVAL: Approval = "never"
 # Audiences that the question about a plan names.
 _ASKED = 50
 
@@ -52,7 +53,7 @@ def talon_audience_sync(
     workers: int = WORKERS,
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
-    approval: Approval = "never",
+    approval: Approval = APPROVAL,
     max_rejected: int | str | None = MAX_REJECTED,
     in_flight: int | str = IN_FLIGHT,
     talon_cdp_conn_id: str = DEFAULT_CONN_ID,
@@ -98,7 +99,7 @@ def talon_profiles_sync(
     workers: int = WORKERS,
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
-    approval: Approval = "never",
+    approval: Approval = APPROVAL,
     max_rejected: int | str | None = MAX_REJECTED,
     in_flight: int | str = IN_FLIGHT,
     talon_cdp_conn_id: str = DEFAULT_CONN_ID,
