@@ -187,9 +187,9 @@ class LedgerIdentity:
         """Return the folder of all ledgers of the deployment."""
         return as_folder(state) / self.deployment_host
 
-    def of_audience(self, audience_id: str) -> LedgerIdentity:
+    def of_audience(self, audience_id: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> LedgerIdentity:
         """Return the identity of one audience's own ledger in the same place."""
-        return replace(self, name=audience_ledger_name(audience_id), holds="members")
+        return replace(self, name=audience_ledger_name(audience_id, id_type), holds="members")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -841,7 +841,7 @@ class Ledger:
             letters=self._letters_name,
             names=tuple(names),
             facts=asdict(facts),
-            told=self._tell_others(draft),
+            told=self._tell_others(draft, facts),
         )
         self._put_in_force(self.manifest.followed_by(manifest, self._keep))
         for name in draft.spent:
@@ -1211,11 +1211,12 @@ class Ledger:
         first = (next(group) for _, group in groupby(changes, key=itemgetter(0)))
         return _chunks_of_members((profile_id, doubted(key)) for profile_id, key in first)
 
-    def _tell_others(self, draft: Draft) -> tuple[str, ...]:
+    def _tell_others(self, draft: Draft, facts: RunFacts) -> tuple[str, ...]:
         """Note the changes of a draft in other ledgers that hold its audiences; return their folders."""
         if self._holds_profiles:
             return ()
-        self._registry.register(draft.audiences)
+        answers = facts.audiences.items()
+        self._registry.register(draft.audiences, {each: answer["id"] for each, answer in answers})
         told = {}
         for name, audiences in self._registry.ledgers_of(draft.audiences).items():
             other = self._host / name

@@ -19,11 +19,12 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
-from airflow_provider_talon_cdp.contract import KEEP_VERSIONS
+from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, KEEP_VERSIONS, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RequestError
 from airflow_provider_talon_cdp.ledger.format import File, LineWriter, find_manifest, read_chunks
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name
@@ -143,11 +144,27 @@ class Registry:
         scope = [identity.base_url, identity.environment]
         self._scope = hashlib.sha256("\0".join(scope).encode()).hexdigest()[:_SCOPE]
 
-    def register(self, audiences: Iterable[str]) -> None:
-        """Note that the ledger holds members of audiences."""
-        mine = {f"{_digest(each)}-{self._scope}-{self._identity.folder_name}": each for each in audiences}
+    def register(self, audiences: Iterable[str], internal_ids: Mapping[str, int]) -> None:
+        """Note that the ledger holds members of audiences.
+
+        Args:
+            audiences: Their IDs, as in the ledger.
+            internal_ids: The internal ID of some, by the external one.
+        """
+        mine = {self._name(_digest(each)): each for each in audiences}
+        mine |= {self._name(_internal(number)): each for each, number in internal_ids.items()}
         for name in sorted(mine.keys() - set(names_in(self._folder))):
             write_json(self._folder / name, {"audience": mine[name]})
+
+    def _name(self, digest: str) -> str:
+        return f"{digest}-{self._scope}-{self._identity.folder_name}"
+
+    def by_internal_id(self, number: str) -> list[tuple[str, str]]:
+        """Find ledgers in scope that hold an audience by its external ID: their folders, and that ID."""
+        start = f"{_internal(number)}-{self._scope}-"
+        names = [name for name in names_in(self._folder) if name.startswith(start)]
+        found = [(name.removeprefix(start), read_json(self._folder / name)) for name in names]
+        return [(ledger, content["audience"]) for ledger, content in found if content]
 
     def ledgers_of(self, audiences: Iterable[str], *, in_scope: bool = True) -> dict[str, set[str]]:
         """Find other ledgers of audiences.
@@ -176,6 +193,7 @@ class OutsideChanges:
         state: Folder of all ledgers.
         identity: Its ``name`` says where the dead letters go; see ``calls_ledger_name``.
         owner: For whom this runs.
+        id_type: Whether the keys of changes are external or internal audience IDs.
         keep: Runs whose dead letters are kept.
         clock: Seconds since the epoch.
     """
@@ -186,19 +204,21 @@ class OutsideChanges:
         identity: LedgerIdentity,
         owner: str,
         *,
+        id_type: AudienceIdType = AUDIENCE_ID_TYPE,
         keep: int = KEEP_VERSIONS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._state = state
         self._identity = identity
         self._owner = owner
+        self._id_type = id_type
         self._clock = clock
         self._writer = uuid4().hex[:12]
         self.folder = identity.folder(state)
         self._letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
         self._registry = Registry(identity.host_folder(state), identity)
-        # By audience, the ledgers that hold members of it.
-        self._ledgers: dict[str, list[str]] = {}
+        # By audience, the ledgers that hold members of it, and its ID there.
+        self._ledgers: dict[str, list[tuple[str, str]]] = {}
         self._writers: dict[str, NoteWriter] = {}
 
     def note(self, chunk: Chunk) -> None:
@@ -209,11 +229,11 @@ class OutsideChanges:
         """
         self._look_up({chunk.keys} if isinstance(chunk.keys, str) else set(chunk.keys))
         for key, part in chunk.by_key():
-            for name in self._ledgers[key]:
+            for name, audience in self._ledgers[key]:
                 if name not in self._writers:
                     ledger = self._identity.host_folder(self._state) / name
                     self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
-                self._writers[name].write(part)
+                self._writers[name].write(replace(part, keys=audience))
 
     @contextmanager
     def telling(self, chunk: Chunk) -> Iterator[None]:
@@ -239,7 +259,7 @@ class OutsideChanges:
         """
         self._look_up({audience})
         written = []
-        for name in self._ledgers[audience]:
+        for name, _ in self._ledgers[audience]:
             folder = self._identity.host_folder(self._state) / name
             if plan := find_manifest(folder).manifest.plan.folder:
                 written.append(write_suspects(folder, plan, self._writer, [audience]))
@@ -256,16 +276,18 @@ class OutsideChanges:
         self._ledgers |= {each: [] for each in new}
         for name, held in self._registry.ledgers_of(new).items():
             for each in held:
-                self._ledgers[each].append(name)
+                self._ledgers[each].append((name, each))
         for each in new:
+            if self._id_type == "internal":
+                self._ledgers[each] += self._registry.by_internal_id(each)
             # A ledger that an earlier version wrote is not registered until its next plan.
-            own = self._identity.of_audience(each)
-            is_known = own.folder_name in self._ledgers[each]
+            own = self._identity.of_audience(each, self._id_type)
+            is_known = (own.folder_name, each) in self._ledgers[each]
             # A run that was refused leaves a folder with a report, and no ledger.
             if not is_known and any(
                 name.startswith("manifest-") for name in names_in(own.folder(self._state))
             ):
-                self._ledgers[each].append(own.folder_name)
+                self._ledgers[each].append((own.folder_name, each))
 
     def reject(self, letter: Mapping[str, Any]) -> None:
         """Note a dead letter; ``flush`` makes it durable."""
@@ -292,6 +314,11 @@ def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]
     path = folder / plan / f"suspects-{run}.json"
     write_json(path, sorted(audiences))
     return path
+
+
+def _internal(number: object) -> str:
+    """Digest an internal ID, such that no external one has the same."""
+    return hashlib.sha256(f"internal\0{number}".encode()).hexdigest()[:_DIGEST]
 
 
 def _digest(audience: str) -> str:

@@ -681,7 +681,7 @@ class MembershipOperator(LedgerOperator):
         from airflow_provider_talon_cdp.sync.members import send_members  # noqa: PLC0415
 
         hook, limits = self.hook(), replace(self.limits(), reads_ahead=reads_ahead)
-        outside = outside_changes(self, context, hook, keep=self.keep_versions)
+        outside = outside_changes(self, context, hook, id_type=self.audience_id_type, keep=self.keep_versions)
         report = self.conclude(
             context,
             hook,
@@ -873,23 +873,21 @@ def open_ledger(
     return Ledger(folder, identity, keep=keep, sizes=sizes)
 
 
-def outside_changes(
-    operator: Any, context: Context, hook: TalonCdpHook, *, keep: int = KEEP_VERSIONS
-) -> OutsideChanges:
+def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **how: Any) -> OutsideChanges:
     """Return what tells the ledgers under the operator's ``state_uri`` of changes that no plan has.
 
     Args:
         operator: Has ``state_uri``.
         context: The task's context.
         hook: The way to Talon.One.
-        keep: Runs whose dead letters are kept.
+        how: ``id_type`` and ``keep``, as in ``OutsideChanges``.
     """
     from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name  # noqa: PLC0415
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
 
     folder = storage("state URI", _state_uri_or_default(operator.state_uri))
     identity = identity_of(hook, calls_ledger_name(f"{operator.dag_id}.{operator.task_id}"))
-    return OutsideChanges(folder, identity, _owner(operator, context), keep=keep)
+    return OutsideChanges(folder, identity, _owner(operator, context), **how)
 
 
 def data_until(context: Context) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
@@ -27,6 +28,7 @@ from airflow_provider_talon_cdp.operators._base import (
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.api.calls import IntegrationState
+    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
 
 class UpdateProfileOperator(BaseOperator):
@@ -46,6 +48,8 @@ class UpdateProfileOperator(BaseOperator):
             refusing.
         on_unclear: What to do when the call runs rules and gets no clear answer: ``fail``, or ``retry``
             although the rules may run twice and give a coupon or points twice.
+        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of these audiences are
+            told, so that their next run checks the membership.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
@@ -58,6 +62,7 @@ class UpdateProfileOperator(BaseOperator):
         "attributes",
         "add_audiences",
         "remove_audiences",
+        "state_uri",
         "talon_cdp_conn_id",
     )
     ui_color = "#d5ecff"
@@ -72,6 +77,7 @@ class UpdateProfileOperator(BaseOperator):
         remove_audiences: Sequence[int] = (),
         skip_unknown_attributes: bool = False,
         on_unclear: OnUnclear = ON_UNCLEAR,
+        state_uri: str | None = None,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -83,18 +89,21 @@ class UpdateProfileOperator(BaseOperator):
         self.remove_audiences = remove_audiences
         self.skip_unknown_attributes = skip_unknown_attributes
         self.on_unclear = on_unclear
+        self.state_uri = state_uri
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_literals(check_text, customer_profile_id=customer_profile_id)
         check_choice("on_unclear", on_unclear, OnUnclear)
         check_literals(as_mapping, attributes=attributes)
         check_literals(_internal_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
+        if state_uri:
+            check_literals(check_state_uri, state_uri=state_uri)
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the update."""
-        return self._send()
+        return self._send(context)
 
-    def _send(self) -> dict[str, Any]:
+    def _send(self, context: Context) -> dict[str, Any]:
         added = _internal_ids("add_audiences", self.add_audiences)
         removed = _internal_ids("remove_audiences", self.remove_audiences)
         attributes = as_mapping("attributes", self.attributes)
@@ -103,15 +112,18 @@ class UpdateProfileOperator(BaseOperator):
             raise InvalidInputError(
                 "There is nothing to do: no attributes, no audiences and no run_rule_engine."
             )
-        state = open_hook(self.talon_cdp_conn_id).update_customer_profile(
-            self.customer_profile_id,
-            attributes=attributes,
-            run_rule_engine=self.run_rule_engine,
-            add_audiences=added,
-            remove_audiences=removed,
-            skip_unknown_attributes=self.skip_unknown_attributes,
-            on_unclear=self.on_unclear,
-        )
+        profile_id = check_text("customer_profile_id", self.customer_profile_id)
+        hook = open_hook(self.talon_cdp_conn_id)
+        with _telling(self, context, hook, profile_id, added, removed):
+            state = hook.update_customer_profile(
+                profile_id,
+                attributes=attributes,
+                run_rule_engine=self.run_rule_engine,
+                add_audiences=added,
+                remove_audiences=removed,
+                skip_unknown_attributes=self.skip_unknown_attributes,
+                on_unclear=self.on_unclear,
+            )
         return _summary(added, removed, state) | {"attributes": len(attributes or ())}
 
 
@@ -172,8 +184,6 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         return self._send(context)
 
     def _send(self, context: Context) -> dict[str, Any]:
-        from airflow_provider_talon_cdp.changes.change import Chunk  # noqa: PLC0415
-
         added = _external_ids("add_audiences", self.add_audiences)
         removed = _external_ids("remove_audiences", self.remove_audiences)
         check_rendered("customer_profile_id", self.customer_profile_id)
@@ -183,13 +193,31 @@ class UpdateProfileAudiencesOperator(BaseOperator):
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
             )
         hook = open_hook(self.talon_cdp_conn_id)
-        verbs = ["add"] * len(added) + ["remove"] * len(removed)
-        changes = Chunk([profile_id] * len(verbs), [*added, *removed], verbs)
-        with outside_changes(self, context, hook).telling(changes):
+        with _telling(self, context, hook, profile_id, added, removed):
             state = hook.update_customer_profile_audiences(
                 profile_id, add_audiences=added, remove_audiences=removed, on_unclear=self.on_unclear
             )
         return _summary(added, removed, state)
+
+
+def _telling(
+    operator: UpdateProfileOperator | UpdateProfileAudiencesOperator,
+    context: Context,
+    hook: TalonCdpHook,
+    profile_id: str,
+    added: Sequence[int | str],
+    removed: Sequence[int | str],
+) -> AbstractContextManager[None]:
+    """Tell the ledgers of the audiences about what is done inside this."""
+    from airflow_provider_talon_cdp.changes.change import Chunk  # noqa: PLC0415
+
+    audiences = [str(each) for each in (*added, *removed)]
+    if not audiences:
+        return nullcontext()
+    verbs = ["add"] * len(added) + ["remove"] * len(removed)
+    id_type = "internal" if isinstance(operator, UpdateProfileOperator) else "external"
+    outside = outside_changes(operator, context, hook, id_type=id_type)
+    return outside.telling(Chunk([profile_id] * len(verbs), audiences, verbs))
 
 
 def _internal_ids(name: str, value: Any) -> list[int]:

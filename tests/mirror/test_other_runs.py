@@ -20,7 +20,7 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator, DeleteAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
-from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator
+from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator, UpdateProfileOperator
 from tests.mirror.conftest import task_instance
 
 MANY = [f"customer-{each:03}" for each in range(100)]
@@ -198,6 +198,35 @@ def test_a_profile_that_one_call_let_join_is_removed_and_an_audience_of_nobody_m
     assert mirror()["removed"] == 1
     agrees(MANY)
     assert vip.members("other") == {"guest"}
+
+
+def test_a_profile_that_a_call_by_internal_id_took_out_is_added_again(
+    sqlite, vip, mirror, context, state, agrees
+):
+    """The mirror knows the internal ID, as it has a name for the audience."""
+    sqlite.fill(MANY)
+    mirror(audience_name="VIP")
+    internal = vip.audiences()["vip"]["id"]
+    UpdateProfileOperator(
+        task_id="leave", customer_profile_id=MANY[7], remove_audiences=[internal], state_uri=str(state)
+    ).execute(context)
+    SyncAudienceMembersOperator(
+        task_id="more",
+        audience_id=internal,
+        audience_id_type="internal",
+        remove=[MANY[8]],
+        state_uri=str(state),
+    ).execute(context)
+    assert mirror(audience_name="VIP")["sent"] == 2
+    agrees(MANY)
+
+
+def test_attributes_of_one_profile_tell_no_ledger(sqlite, vip, mirror, context, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    UpdateProfileOperator(
+        task_id="update", customer_profile_id="anna", attributes={"a": 1}, state_uri=str(elsewhere)
+    ).execute(context)
+    assert not elsewhere.exists()
 
 
 @pytest.mark.parametrize("name", [None, "VIP"])
