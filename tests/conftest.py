@@ -138,7 +138,8 @@ def s3(bucket):
     served.start()
     host, port = served.get_host_and_port()
     path = bucket("storage", f"http://{host}:{port}")
-    path.fs.mkdir("ledgers")
+    # Another test of this process may have made it: moto has one memory for all of its servers.
+    path.fs.mkdirs("ledgers", exist_ok=True)
     yield path
     served.stop()
 

@@ -1039,7 +1039,7 @@ class Ledger:
             self._put_in_force(replace(self.manifest, plan=sealed, facts=facts, before=before))
             self._told = self.manifest.told
             letters = self.folder / LETTERS / self.manifest.letters
-            added, removed = self._acknowledged_by_audience(landed - refused)
+            added, removed = self._acknowledged_by_audience()
             return Outcome(
                 changes=lines,
                 acknowledged=landed - refused,
@@ -1090,24 +1090,16 @@ class Ledger:
             for part, acks in zip(plan.parts, self.acks, strict=True)
         ]
 
-    def _acknowledged_by_audience(self, acknowledged: int) -> tuple[Counter[str], Counter[str]]:
-        """Count what the plan in force has added to each audience, and what it has removed.
-
-        Args:
-            acknowledged: How many changes Talon.One took.
-        """
+    def _acknowledged_by_audience(self) -> tuple[Counter[str], Counter[str]]:
+        """Count what Talon.One took of the plan in force: additions and removals by audience."""
         added: Counter[str] = Counter()
         removed: Counter[str] = Counter()
-        for chunk in self._made_of(self.manifest.plan, self.acks):
-            if self._holds_profiles:
-                added["profiles"] += _additions(chunk)
-                continue
-            for key, part in chunk.by_key():
-                additions = _additions(part)
-                added[key] += additions
-                removed[key] += len(part) - additions
-        if self._holds_profiles:
-            removed["profiles"] = acknowledged - added["profiles"]
+        for part, acks in enumerate(self.acks):
+            for chunk in _acknowledged(self._batches(part), acks):
+                for key, piece in [("profiles", chunk)] if self._holds_profiles else chunk.by_key():
+                    additions = _additions(piece)
+                    added[key] += additions
+                    removed[key] += len(piece) - additions
         return +added, +removed
 
     @property

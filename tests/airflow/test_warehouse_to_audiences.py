@@ -125,7 +125,8 @@ def test_members_travel_a_thousand_in_a_request(may):
 def test_what_a_run_leaves_in_airflow_is_small_and_holds_neither_member_nor_key(may):
     counts = [json.loads(each) for each in may.xcoms if "sent" in each]
     assert sorted(each["sent"] for each in counts) == [1876, len(attributes("1998-05"))]
-    assert all(len(each) < 500 for each in may.xcoms)
+    # A report with its three paths is the longest.
+    assert max(map(len, may.xcoms)) < 1000
     assert len(may.templates) == 5
     key = may.talon.connection()["password"]
     everybody = set().union(*segments("1998-05").values())

@@ -70,6 +70,7 @@ def test_every_subject_runs_in_its_quick_form_and_writes_no_results():
         "## The rate limit",
         "## Profiles: set attributes",
         "## The mirror",
+        "## UUIDs",
     ]
     # A measurement fails unless the stub got as many requests as the work takes.
     assert done.stdout.count("\n| requests.Session, loop ") == 2

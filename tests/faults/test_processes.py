@@ -201,7 +201,7 @@ def faulty_s3(chance):
     served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     served.start()
     url = "http://{}:{}".format(*served.get_host_and_port())
-    UPath("s3://ledgers", endpoint_url=url, key="a", secret="b").fs.mkdir("ledgers")
+    UPath("s3://ledgers", endpoint_url=url, key="a", secret="b").fs.mkdirs("ledgers", exist_ok=True)
     with FaultyProxy(url, chance.random()) as proxy:
         yield proxy
     served.stop()

@@ -28,6 +28,7 @@ from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.sync import members as module
 from airflow_provider_talon_cdp.sync.members import ExplicitJournal, Members, send_members
 from airflow_provider_talon_cdp.sync.push import Limits
+from airflow_provider_talon_cdp.sync.report import Report
 from tests.changes.strategies import spelt_out
 from tests.sync.fakes import FakeTalon, StuckTalon, adds, error, opened
 from tests.sync.pushing import NotedJournal, push
@@ -87,7 +88,7 @@ def test_a_refused_call_that_runs_rules_had_no_effect_and_is_halved():
 
 def test_an_answer_from_elsewhere_to_a_call_that_runs_rules_ends_the_push_and_is_unclear():
     talon = FakeTalon(errors={0: error(UnexpectedAnswerError, 200)})
-    counts = Counts()
+    counts = Report()
     with pytest.raises(UnexpectedAnswerError):
         deliver(LOUD, talon, counts, in_flight=1)
     assert (counts.unclear, counts.unsent) == (2, 3)
@@ -106,7 +107,7 @@ def test_calls_that_have_not_left_when_a_push_ends_are_unsent_and_those_under_wa
                     await asyncio.sleep(60)
                 raise error(AuthenticationError, 401)
 
-    counts = Counts()
+    counts = Report()
     journal = NotedJournal([Chunk([each], "vip", "add!") for each in ("under way", "waits", "z")])
     with pytest.raises(AuthenticationError):
         push(journal, Waiting(), Members(), counts=counts)

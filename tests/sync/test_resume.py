@@ -99,11 +99,21 @@ def test_a_retry_that_finds_nothing_left_ends_green_and_clears_the_cursor(sync):
     assert sync.cursor.version == 0
 
 
-def test_a_cursor_of_another_version_is_not_followed(sync):
+def test_a_cursor_of_an_earlier_version_is_not_followed(sync):
+    for ids in ("a", "ab"):
+        sync.run(adds(*ids))
+    sync.cursor.version = 1
+    sync.run(adds("a", "b", "c"), retry=True)
+    assert sync.known == vip("a", "b", "c")
+
+
+def test_a_ledger_that_is_older_than_the_cursor_is_refused(sync):
     sync.run(adds("a"))
     sync.cursor.version = 7
-    sync.run(adds("a", "b"), retry=True)
-    assert sync.known == vip("a", "b")
+    requests = sync.talon.requests
+    with pytest.raises(LedgerError, match="has version 1, but this task last wrote version 7"):
+        sync.run(adds("a", "b"), retry=True)
+    assert sync.talon.requests == requests
 
 
 # Audiences that are lost meanwhile
