@@ -75,7 +75,7 @@ def measure(sink, tmp_path_factory):
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert result.returncode == 0, result.stderr[-2000:]
