@@ -406,7 +406,7 @@ class Push:
                 noting.cancel()
                 for name in ("requests", "retries", "throttled"):
                     setattr(self._report, name, getattr(self._report, name) + getattr(sender, name))
-                self._report.note_throughput(0)
+                self._report.note_throughput(0, ends=True)
 
     @asynccontextmanager
     async def _flying(self) -> AsyncIterator[None]:

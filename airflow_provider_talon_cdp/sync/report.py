@@ -165,14 +165,15 @@ class Report(Counts):
             "If there are none, lower Requests per second on the connection."
         )
 
-    def note_throughput(self, throttled: int) -> None:
+    def note_throughput(self, throttled: int, *, ends: bool = False) -> None:
         """Keep a point of the curve, unless the last one is close.
 
         Args:
             throttled: Answers 429 that are not counted here yet.
+            ends: Whether this is the last point, which is kept in any case.
         """
         points, seconds = self.throughput, round(time.monotonic() - self.began, 2)
-        if points and seconds - points[-1][0] < seconds / _POINTS:
+        if points and not ends and seconds - points[-1][0] < seconds / _POINTS:
             return
         if len(points) >= _POINTS:
             del points[1::2]
