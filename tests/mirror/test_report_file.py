@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,25 +201,30 @@ def test_attributes_count_as_one_audience(sqlite, send, instance, told):
 
 
 def test_the_event_of_each_audience_has_its_own_numbers(mirror_many, sqlite, instance, talon):
-    class Events(defaultdict):
+    class Events:
         """What Airflow gives to a task: events by outlet."""
 
         def __init__(self):
-            super().__init__(lambda: SimpleNamespace(add=self.add, extra={}))
             self.told = {}
 
+        def __getitem__(self, outlet):
+            extra = self.told.setdefault(_name(outlet.uri), {}) if hasattr(outlet, "uri") else {}
+            return SimpleNamespace(add=self.add, extra=extra)
+
         def add(self, asset, extra):
-            self.told[asset.uri.rpartition("/")[2]] = extra
+            self.told[_name(asset.uri)] = extra
+
+    def _name(uri):
+        return uri.rpartition("/")[2]
 
     events = Events()
     sqlite.fill_pairs([*PAIRS, ("customer-x", "vip")])
     mirror_many(context={"ti": instance, "outlet_events": events})
-    told = events.told or {asset.uri.rpartition("/")[2]: each.extra for asset, each in events.items()}
-    assert {name: (each["added"], each["members"]) for name, each in told.items()} == {
+    assert {name: (each["added"], each["members"]) for name, each in events.told.items()} == {
         "gold": (10, 10),
         "vip": (11, 11),
     }
-    assert told["vip"]["run"] == "run-1"
+    assert events.told["vip"]["run"] == "run-1"
 
 
 def test_a_dry_run_writes_no_file(mirror_pairs, instance, state):
