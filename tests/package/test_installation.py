@@ -64,8 +64,9 @@ def test_all_but_the_emulator_imports_with_the_declared_dependencies_alone(airfl
         "import importlib, pkgutil, airflow_provider_talon_cdp as us\n"
         "from airflow_provider_talon_cdp.assets import IS_AIRFLOW_2\n"
         "for module in pkgutil.walk_packages(us.__path__, us.__name__ + '.'):\n"
-        # Approvals are of Airflow 3.1 and newer.
-        "    if '.emulator.' not in module.name and not (IS_AIRFLOW_2 and '_approval' in module.name):\n"
+        # Approvals and the tab are of Airflow 3.1 and newer.
+        "    others = ('.emulator.', '._approval', '.ui.page') if IS_AIRFLOW_2 else ('.emulator.',)\n"
+        "    if not any(each in module.name for each in others):\n"
         "        importlib.import_module(module.name)\n",
     )
 
