@@ -558,7 +558,6 @@ class Mirror:
         finally:
             report.seconds = time.monotonic() - report.began
             report.dead_letters = self.ledger.dead_letters
-            report.ledger = self.ledger.place
             report.ledger_version = self.ledger.version
 
 
@@ -620,7 +619,6 @@ def combined_report(
     report = Report(
         seconds=seconds,
         dead_letters=outcome.dead_letters,
-        ledger=planned.ledger,
         ledger_version=planned.ledger_version,
         state="done",
     )

@@ -52,7 +52,7 @@ _MOST_THROTTLED = 0.02
 _POINTS = 200
 # What the names of a DAG run's reports have in common: a digest, after the time and a hyphen.
 _TIME, _DIGEST = 17, 8
-_NOT_COUNTS = {"dead_letters", "ledger", "ledger_version", "suspicious", "verdict", "report_file"}
+_NOT_COUNTS = {"dead_letters", "ledger_version", "suspicious", "verdict", "report_file"}
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,6 @@ class Report(Counts):
     Args:
         seconds: Wall-clock duration.
         dead_letters: Folder of the rejected records, or None.
-        ledger: Folder of the ledger of a mirror, or None.
         ledger_version: Version of the ledger after a mirror, or None.
         suspicious: Profile IDs that are valid and look wrong, by kind; see ``suspicious``.
         verdict: What the guard says to a dry run, or why a run did nothing; else None.
@@ -77,7 +76,6 @@ class Report(Counts):
 
     seconds: float = 0.0
     dead_letters: str | None = None
-    ledger: str | None = None
     ledger_version: int | None = None
     suspicious: Mapping[str, int] = field(default_factory=dict)
     verdict: str | None = None
@@ -106,7 +104,6 @@ class Report(Counts):
             "throttled": self.throttled,
             "seconds": round(self.seconds, 3),
             "dead_letters": self.dead_letters,
-            "ledger": self.ledger,
             "ledger_version": self.ledger_version,
             "suspicious": dict(self.suspicious),
             "verdict": self.verdict,

@@ -286,8 +286,8 @@ class CommitPlanOperator(SendingOperator):
         """Look, and report."""
         hook = self.hook()
         # Of a dry run, there is none.
-        place = self.planned["report"]["ledger"]
-        folder = storage("ledger", place) if place else None
+        place = self.planned["report"]["report_file"]
+        folder = storage("report", place).parent.parent if place else None
         return self.conclude(context, hook, folder, lambda report: self._commit(hook, report.report_file))
 
     def asset_uris(self, deployment_host: str) -> Mapping[str, str]:

@@ -92,11 +92,14 @@ def may(run, left_behind, tmp_path_factory):
     with Emulator() as talon, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(warehouse))
         patch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", connection(talon))
-        patch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(tmp_path_factory.mktemp("ledgers")))
+        ledgers = str(tmp_path_factory.mktemp("ledgers"))
+        patch.setenv("AIRFLOW__TALON_CDP__STATE_URI", ledgers)
         TalonCdpHook().create_audience("cdnow-lapsed", "An old name")
         dag_run = run(DAG_ID, {"month": "1998-05"})
         xcoms, templates = left_behind(dag_run)
-        yield SimpleNamespace(talon=talon, state=dag_run.state, xcoms=xcoms, templates=templates)
+        yield SimpleNamespace(
+            talon=talon, state=dag_run.state, xcoms=xcoms, templates=templates, ledgers=ledgers
+        )
 
 
 def test_talon_one_holds_the_segments_of_the_month(may):
@@ -125,8 +128,8 @@ def test_members_travel_a_thousand_in_a_request(may):
 def test_what_a_run_leaves_in_airflow_is_small_and_holds_neither_member_nor_key(may):
     counts = [json.loads(each) for each in may.xcoms if "sent" in each]
     assert sorted(each["sent"] for each in counts) == [1876, len(attributes("1998-05"))]
-    # A report with its three paths is the longest.
-    assert max(map(len, may.xcoms)) < 1000
+    # How long the path of the ledgers is, is up to whoever sets it.
+    assert all(len(each.replace(may.ledgers, "")) < 500 for each in may.xcoms), max(may.xcoms, key=len)
     assert len(may.templates) == 5
     key = may.talon.connection()["password"]
     everybody = set().union(*segments("1998-05").values())

@@ -136,17 +136,17 @@ def test_ten_times_the_dead_letters_take_no_more_memory(measure):
 
 def test_three_times_the_profiles_take_no_more_memory(measure, record_property):
     """Fewer of them, as each is a request; the smaller number has all buffers nearly full."""
-    small, large = (measure(rows, ATTRIBUTES, "profiles") for rows in (40_000, 120_000))
-    assert (small["sent"], large["sent"]) == (40_000, 120_000)
+    small, large = (measure(rows, ATTRIBUTES, "profiles") for rows in (60_000, 180_000))
+    assert (small["sent"], large["sent"]) == (60_000, 180_000)
     record_property(
-        "KiB over the imports at 40,000 and 120,000 profiles", f"{small['grown']}, {large['grown']}"
+        "KiB over the imports at 60,000 and 180,000 profiles", f"{small['grown']}, {large['grown']}"
     )
     assert large["grown"] < small["grown"] * 1.1 + 1024
 
 
-def test_a_plan_of_five_times_the_profiles_takes_no_more_memory(measure, record_property):
-    small, large = (measure(rows, ATTRIBUTES, "profiles planned", rounds=3) for rows in (100_000, 500_000))
-    assert (small["unsent"], large["unsent"]) == (100_000, 500_000)
-    record_property("KiB of a plan of 100,000 and 500,000 profiles", f"{small['grown']}, {large['grown']}")
+def test_a_plan_of_ten_times_the_profiles_takes_no_more_memory(measure, record_property):
+    small, large = (measure(rows, ATTRIBUTES, "profiles planned", rounds=2) for rows in (100_000, 1_000_000))
+    assert (small["unsent"], large["unsent"]) == (100_000, 1_000_000)
+    record_property("KiB of a plan of 100,000 and 1,000,000 profiles", f"{small['grown']}, {large['grown']}")
     assert large["grown"] < 64 * 1024
     assert large["grown"] < small["grown"] * 1.1

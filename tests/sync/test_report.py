@@ -29,7 +29,6 @@ def report(**more):
         "throttled": 1,
         "seconds": 61.2345,
         "dead_letters": "/state/dead-letters/x",
-        "ledger": "/state",
         "ledger_version": 7,
         "suspicious": {"null_text": 3},
     }
@@ -55,7 +54,6 @@ def test_the_summary_is_small_json_with_totals():
         "throttled": 1,
         "seconds": 61.234,
         "dead_letters": "/state/dead-letters/x",
-        "ledger": "/state",
         "ledger_version": 7,
         "suspicious": {"null_text": 3},
         "verdict": None,
