@@ -36,7 +36,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -77,6 +77,7 @@ from airflow_provider_talon_cdp.ledger.letters import (
 )
 from airflow_provider_talon_cdp.ledger.lock import Lock
 from airflow_provider_talon_cdp.ledger.outside import (
+    ATTRIBUTES,
     NOTES,
     UNTIL_LOST,
     Notes,
@@ -337,7 +338,7 @@ class Ledger:
         self._clock = clock
         self._sleep = sleep
         self._host = identity.host_folder(state)
-        self._registry = Registry(self._host, identity)
+        self.registry = Registry(state, identity)
         self._letters_name = letters_name(clock(), self.run)
         self._letters = DeadLetters(self.folder, self._letters_name, keep=keep)
         self._owner = ""
@@ -473,8 +474,8 @@ class Ledger:
             kind, _, audience = self.identity.name.partition(":")
             mine = [audience] if kind == "audience" else ()
             for in_scope in (True, False):
-                alike += self._registry.ledgers_of(mine, in_scope=in_scope)
-        return [line for name in sorted(set(alike)) if (line := self._difference(self._host / name))]
+                alike += self.registry.ledgers_of(mine, in_scope=in_scope)
+        return [line for name in sorted(set(alike)) if (line := self._difference(self.registry.folder(name)))]
 
     def _difference(self, other: Folder) -> str:
         try:
@@ -497,9 +498,21 @@ class Ledger:
         if self._holds_profiles and self._has_doubts_of_others:
             plans.append(self._doubts_of_profiles())
         known = Folded(snapshot, plans, one_per_profile=self._holds_profiles)
-        if self._holds_profiles and self.suspected:
-            return Folded(map(_all_doubted, known), [], one_per_profile=True)
-        return known
+        if not self._holds_profiles:
+            return known
+        noted = frozenset(
+            change.profile_id
+            for chunk in read_notes(self.folder, self._notes)
+            for change in chunk.changes()
+            if change.key == ATTRIBUTES
+        )
+        if not self.suspected and not noted:
+            return known
+        return Folded(
+            map(partial(_doubting, profiles=None if self.suspected else noted), known),
+            [],
+            one_per_profile=True,
+        )
 
     def uncertain(self) -> Iterator[Chunk]:
         """Memberships that a request may have changed without an acknowledgement, sorted, each once.
@@ -1201,17 +1214,18 @@ class Ledger:
         """Put a doubt on each profile of which others changed the attributes, once."""
         changes = heapq.merge(self._changed_by_others("add"), self._changed_by_others("remove"))
         first = (next(group) for _, group in groupby(changes, key=itemgetter(0)))
-        return _chunks_of_members((profile_id, doubted(key)) for profile_id, key in first)
+        return _chunks_of_members((each, doubted(key)) for each, key in first if key != ATTRIBUTES)
 
     def _tell_others(self, draft: Draft, facts: RunFacts) -> tuple[str, ...]:
         """Note the changes of a draft in other ledgers that hold its audiences; return their folders."""
         if self._holds_profiles:
+            self.registry.register([ATTRIBUTES], {})
             return ()
         answers = facts.audiences.items()
-        self._registry.register(draft.audiences, {each: answer["id"] for each, answer in answers})
+        self.registry.register(draft.audiences, {each: answer["id"] for each, answer in answers})
         told = {}
-        for name, audiences in self._registry.ledgers_of(draft.audiences).items():
-            other = self._host / name
+        for name, audiences in self.registry.ledgers_of(draft.audiences).items():
+            other = self.registry.folder(name)
             with suppress(LedgerError):
                 self.other_writers.append(find_manifest(other).manifest.owner)
             told[name] = audiences, NoteWriter(other, draft.folder, self._owner, self._clock)
@@ -1227,7 +1241,7 @@ class Ledger:
     def _end_notes(self, seconds: float) -> None:
         """Tell the ledgers that were told of the plan when its last request has arrived."""
         for name in () if self.lock.handed_over else self._told:
-            NoteWriter(self._host / name, self.plan, self._owner, self._clock).end(seconds)
+            NoteWriter(self.registry.folder(name), self.plan, self._owner, self._clock).end(seconds)
 
 
 _DEFAULTS = {each.name: "" if each.name != "holds" else "members" for each in fields(LedgerIdentity)}
@@ -1275,10 +1289,13 @@ def _unsure(chunk: Chunk) -> Chunk:
     return replace(chunk, verbs=one_or_all([verb.rstrip("?") + "?" for verb in verbs]))
 
 
-def _all_doubted(chunk: Chunk) -> Chunk:
-    """Put a doubt on each fingerprint, without forgetting that attributes were acknowledged once."""
-    keys = [chunk.keys] if isinstance(chunk.keys, str) else chunk.keys
-    return replace(chunk, keys=one_or_all([doubted(following(key, key)) for key in keys]))
+def _doubting(chunk: Chunk, profiles: Collection[str] | None) -> Chunk:
+    """Put a doubt on fingerprints, of all profiles or of some, and keep whether they were acknowledged."""
+    keys = [
+        doubted(following(key, key)) if profiles is None or profile_id in profiles else key
+        for profile_id, key in zip(chunk.ids, chunk.each_key, strict=False)
+    ]
+    return replace(chunk, keys=one_or_all(keys))
 
 
 def _uncertain_refusals(chunk: Chunk, number: int, acks: Acks) -> list[int]:

@@ -2,38 +2,47 @@
 
 ```
 STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>            which ledgers hold an audience
+STATE_URI/<deployment host>/elsewhere/<digest>.json                         another state URI with ledgers
 STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    who left notes, and until when
 STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    changes that they made
 ```
 
-Scope is a digest of API base and environment. Where a note contradicts what the ledger knows, the member is
-uncertain: the next plan sends what it wants of it. The note is deleted when no request of its writer can
-arrive any more and a plan has covered it.
+Scope is a digest of API base and environment. A ledger under another state URI than the common one of this
+Airflow leaves a pointer in ``elsewhere`` under the common one, so that tasks under any of them find it.
+
+Where a note contradicts what the ledger knows, the member is uncertain: the next plan sends what it wants of
+it. A note about attributes puts a doubt on the profile's fingerprint. Notes are deleted when no request of
+their writer can arrive any more and a plan has covered them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, KEEP_VERSIONS, AudienceIdType
-from airflow_provider_talon_cdp.exceptions import NotFoundError, RequestError
+from airflow_provider_talon_cdp.exceptions import LedgerError, NotFoundError, RequestError
 from airflow_provider_talon_cdp.ledger.format import File, LineWriter, find_manifest, read_chunks
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
+    as_folder,
+    is_local,
     names_in,
     read_json,
     remove,
+    told,
     write_bytes,
     write_json,
 )
@@ -41,11 +50,16 @@ from airflow_provider_talon_cdp.ledger.storage import (
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.ledger.ledger import LedgerIdentity
 
+log = logging.getLogger(__name__)
+
 NOTES = "outside"
 UNTIL_KILLED = 86_400.0
 """Seconds after which a writer that did not end in order counts as ended: no sync lasts a day."""
 UNTIL_LOST = 600.0
 """Seconds for which a request in flight may still arrive after its process stopped."""
+ATTRIBUTES = "\0attributes"
+"""Stands for the attributes of a profile where a membership has its audience."""
+_REGISTRY, _ELSEWHERE = "registry", "elsewhere"
 _NOTE = re.compile(r"(.+)-\d{5}-([0-9a-f]{16})\.tsv\.zst")
 _DIGEST = 16
 _SCOPE = 8
@@ -134,12 +148,16 @@ class Registry:
     """Says which ledgers hold members of an audience.
 
     Args:
-        host: Folder of the ledgers of one deployment.
+        state: Folder of all ledgers of the task that asks.
         identity: Of the ledger that asks.
     """
 
-    def __init__(self, host: Folder, identity: LedgerIdentity) -> None:
-        self._folder = host / "registry"
+    def __init__(self, state: Folder, identity: LedgerIdentity) -> None:
+        self.common = state
+        """Folder of all ledgers of tasks that name no state URI."""
+        self._host = identity.host_folder(state)
+        self._state = state
+        self._folder = self._host / _REGISTRY
         self._identity = identity
         scope = [identity.base_url, identity.environment]
         self._scope = hashlib.sha256("\0".join(scope).encode()).hexdigest()[:_SCOPE]
@@ -155,15 +173,26 @@ class Registry:
         mine |= {self._name(_internal(number)): each for each, number in internal_ids.items()}
         for name in sorted(mine.keys() - set(names_in(self._folder))):
             write_json(self._folder / name, {"audience": mine[name]})
+        if _same(self._state, self.common):
+            return
+        pointer = self._identity.host_folder(self.common) / _ELSEWHERE / f"{_digest(str(self._state))}.json"
+        try:
+            if read_json(pointer) is None:
+                write_json(pointer, {"state_uri": str(self._state)})
+        except LedgerError as error:
+            log.info("Tasks without a state URI will not find this ledger.\n%s", error)
 
     def _name(self, digest: str) -> str:
         return f"{digest}-{self._scope}-{self._identity.folder_name}"
 
     def by_internal_id(self, number: str) -> list[tuple[str, str]]:
-        """Find ledgers in scope that hold an audience by its external ID: their folders, and that ID."""
+        """Find ledgers in scope that hold an audience by its external ID: which they are, and that ID."""
         start = f"{_internal(number)}-{self._scope}-"
-        names = [name for name in names_in(self._folder) if name.startswith(start)]
-        found = [(name.removeprefix(start), read_json(self._folder / name)) for name in names]
+        found = [
+            (prefix + name.removeprefix(start), read_json(registry / name))
+            for prefix, registry, name in self._entries()
+            if name.startswith(start)
+        ]
         return [(ledger, content["audience"]) for ledger, content in found if content]
 
     def ledgers_of(self, audiences: Iterable[str], *, in_scope: bool = True) -> dict[str, set[str]]:
@@ -174,20 +203,43 @@ class Registry:
             in_scope: Whether of the same API base and environment, or of others.
 
         Returns:
-            The audiences that each ledger holds, by the name of its folder.
+            The audiences that each ledger holds, by what ``folder`` takes.
         """
         by_digest = {_digest(each): each for each in audiences}
         found: dict[str, set[str]] = {}
-        for name in names_in(self._folder) if by_digest else ():
+        for prefix, _, name in self._entries() if by_digest else ():
             digest, scope, ledger = name.split("-", 2)
-            is_other = ledger != self._identity.folder_name and (scope == self._scope) == in_scope
+            is_other = prefix + ledger != self._identity.folder_name and (scope == self._scope) == in_scope
             if digest in by_digest and is_other:
-                found.setdefault(ledger, set()).add(by_digest[digest])
+                found.setdefault(prefix + ledger, set()).add(by_digest[digest])
         return found
+
+    def folder(self, ledger: str) -> Folder:
+        """Return the folder of a ledger: by its name, or of one under another state URI by its place."""
+        return as_folder(type(self.common)(ledger)) if "/" in ledger else self._host / ledger
+
+    def _entries(self) -> Iterator[tuple[str, Folder, str]]:
+        """Yield a prefix for the ledger's name, the registry, and the entry's name."""
+        for name in names_in(self._folder):
+            yield "", self._folder, name
+        for host in self._other_hosts:
+            with _reached():
+                for name in names_in(host / _REGISTRY):
+                    yield f"{host}/", host / _REGISTRY, name
+
+    @cached_property
+    def _other_hosts(self) -> list[Folder]:
+        """The folders of the deployment under the state URIs of other tasks of this Airflow."""
+        states = [self.common]
+        pointers = self._identity.host_folder(self.common) / _ELSEWHERE
+        with _reached(), told("read", pointers):
+            read = [read_json(pointers / name) for name in names_in(pointers)]
+            states += [type(self.common)(content["state_uri"]) for content in read if content]
+        return [self._identity.host_folder(each) for each in states if not _same(each, self._state)]
 
 
 class OutsideChanges:
-    """The journal of changes that no plan has: explicit adds and removes, and deletions of audiences.
+    """The journal of changes that no plan has: by explicit calls, and deletions of audiences.
 
     Args:
         state: Folder of all ledgers.
@@ -216,7 +268,9 @@ class OutsideChanges:
         self._writer = uuid4().hex[:12]
         self.folder = identity.folder(state)
         self._letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
-        self._registry = Registry(identity.host_folder(state), identity)
+        self.registry = Registry(state, identity)
+        self.attributes: Collection[str] = ()
+        """Names of the attributes that changes with the key ``ATTRIBUTES`` are about."""
         # By audience, the ledgers that hold members of it, and its ID there.
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
         self._writers: dict[str, NoteWriter] = {}
@@ -231,7 +285,7 @@ class OutsideChanges:
         for key, part in chunk.by_key():
             for name, audience in self._ledgers[key]:
                 if name not in self._writers:
-                    ledger = self._identity.host_folder(self._state) / name
+                    ledger = self.registry.folder(name)
                     self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
                 self._writers[name].write(replace(part, keys=audience))
 
@@ -260,7 +314,7 @@ class OutsideChanges:
         self._look_up({audience})
         written = []
         for name, _ in self._ledgers[audience]:
-            folder = self._identity.host_folder(self._state) / name
+            folder = self.registry.folder(name)
             if plan := find_manifest(folder).manifest.plan.folder:
                 written.append(write_suspects(folder, plan, self._writer, [audience]))
         try:
@@ -274,12 +328,14 @@ class OutsideChanges:
     def _look_up(self, audiences: set[str]) -> None:
         new = audiences.difference(self._ledgers)
         self._ledgers |= {each: [] for each in new}
-        for name, held in self._registry.ledgers_of(new).items():
+        for name, held in self.registry.ledgers_of(new).items():
             for each in held:
                 self._ledgers[each].append((name, each))
-        for each in new:
+        if ATTRIBUTES in new:
+            self._ledgers[ATTRIBUTES] = list(filter(self._has_attributes, self._ledgers[ATTRIBUTES]))
+        for each in new - {ATTRIBUTES}:
             if self._id_type == "internal":
-                self._ledgers[each] += self._registry.by_internal_id(each)
+                self._ledgers[each] += self.registry.by_internal_id(each)
             # A ledger that an earlier version wrote is not registered until its next plan.
             own = self._identity.of_audience(each, self._id_type)
             is_known = (own.folder_name, each) in self._ledgers[each]
@@ -288,6 +344,10 @@ class OutsideChanges:
                 name.startswith("manifest-") for name in names_in(own.folder(self._state))
             ):
                 self._ledgers[each].append((own.folder_name, each))
+
+    def _has_attributes(self, held: tuple[str, str]) -> bool:
+        names = find_manifest(self.registry.folder(held[0])).manifest.names
+        return not set(self.attributes).isdisjoint(names)
 
     def reject(self, letter: Mapping[str, Any]) -> None:
         """Note a dead letter; ``flush`` makes it durable."""
@@ -314,6 +374,21 @@ def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]
     path = folder / plan / f"suspects-{run}.json"
     write_json(path, sorted(audiences))
     return path
+
+
+def _same(one: Folder, other: Folder) -> bool:
+    """Whether two folders are one."""
+    one, other = as_folder(one), as_folder(other)
+    return str(one) == str(other) or (is_local(one) and is_local(other) and one.resolve() == other.resolve())
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Go on without a state URI of other tasks that cannot be reached."""
+    try:
+        yield
+    except LedgerError as error:
+        log.warning("Ledgers under another state URI cannot be told of this task's changes.\n%s", error)
 
 
 def _internal(number: object) -> str:

@@ -870,7 +870,9 @@ def open_ledger(
 
     identity = identity_of(hook, name, **how)
     sizes = Sizes(batch=BATCH) if identity.holds == "profiles" else Sizes()
-    return Ledger(folder, identity, keep=keep, sizes=sizes)
+    ledger = Ledger(folder, identity, keep=keep, sizes=sizes)
+    ledger.registry.common = storage("state URI", _state_uri_or_default(None))
+    return ledger
 
 
 def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **how: Any) -> OutsideChanges:
@@ -887,7 +889,9 @@ def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **how: 
 
     folder = storage("state URI", _state_uri_or_default(operator.state_uri))
     identity = identity_of(hook, calls_ledger_name(f"{operator.dag_id}.{operator.task_id}"))
-    return OutsideChanges(folder, identity, _owner(operator, context), **how)
+    outside = OutsideChanges(folder, identity, _owner(operator, context), **how)
+    outside.registry.common = storage("state URI", _state_uri_or_default(None))
+    return outside
 
 
 def data_until(context: Context) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,8 @@ class UpdateProfileOperator(BaseOperator):
             refusing.
         on_unclear: What to do when the call runs rules and gets no clear answer: ``fail``, or ``retry``
             although the rules may run twice and give a coupon or points twice.
-        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of these audiences are
-            told, so that their next run checks the membership.
+        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of these audiences and
+            syncs of these attributes are told, so that their next run sends what they want of the profile.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
@@ -114,7 +114,7 @@ class UpdateProfileOperator(BaseOperator):
             )
         profile_id = check_text("customer_profile_id", self.customer_profile_id)
         hook = open_hook(self.talon_cdp_conn_id)
-        with _telling(self, context, hook, profile_id, added, removed):
+        with _telling(self, context, hook, profile_id, added, removed, attributes or ()):
             state = hook.update_customer_profile(
                 profile_id,
                 attributes=attributes,
@@ -207,17 +207,20 @@ def _telling(
     profile_id: str,
     added: Sequence[int | str],
     removed: Sequence[int | str],
+    attributes: Collection[str] = (),
 ) -> AbstractContextManager[None]:
-    """Tell the ledgers of the audiences about what is done inside this."""
+    """Tell the ledgers of the audiences and of the attributes about what is done inside this."""
     from airflow_provider_talon_cdp.changes.change import Chunk  # noqa: PLC0415
+    from airflow_provider_talon_cdp.ledger.outside import ATTRIBUTES  # noqa: PLC0415
 
-    audiences = [str(each) for each in (*added, *removed)]
-    if not audiences:
+    keys = [*map(str, (*added, *removed)), *([ATTRIBUTES] if attributes else ())]
+    if not keys:
         return nullcontext()
-    verbs = ["add"] * len(added) + ["remove"] * len(removed)
+    verbs = ["add"] * len(added) + ["remove"] * len(removed) + ["add"] * bool(attributes)
     id_type = "internal" if isinstance(operator, UpdateProfileOperator) else "external"
     outside = outside_changes(operator, context, hook, id_type=id_type)
-    return outside.telling(Chunk([profile_id] * len(verbs), audiences, verbs))
+    outside.attributes = attributes
+    return outside.telling(Chunk([profile_id] * len(verbs), keys, verbs))
 
 
 def _internal_ids(name: str, value: Any) -> list[int]:

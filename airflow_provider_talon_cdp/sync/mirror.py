@@ -286,13 +286,15 @@ class Mirror:
             self.audiences.key_has_changed = True
 
     def _tell_of_others(self, owner: str) -> None:
-        """Log who else changes the same audiences, and which ledgers of theirs there are."""
+        """Log who else changes the same audiences or attributes, and which ledgers of theirs there are."""
         writers = {_task_of(each) for each in (self.ledger.owner, *self.ledger.other_writers)}
         if others := sorted(writers - {_task_of(owner), ""}):
+            what = "attributes" if isinstance(self.kind, Profiles) else "audiences"
             log.warning(
-                "Another task changed the same audiences since this one did, and each undoes what "
+                "Another task changed the same %s since this one did, and each undoes what "
                 "the other does: %s.\n"
-                "Its changes are checked against this query now. Let one task keep an audience.",
+                "Its changes are checked against this query now. Let one task keep them.",
+                what,
                 ", ".join(others),
             )
         if not self.ledger.version and (neighbours := self.ledger.neighbours()):

@@ -221,7 +221,107 @@ def test_a_profile_that_a_call_by_internal_id_took_out_is_added_again(
     agrees(MANY)
 
 
-def test_attributes_of_one_profile_tell_no_ledger(sqlite, vip, mirror, context, tmp_path):
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(None, "state"), ("state", None), ("state", "other")],
+    ids=["the mirror has the common one", "the call has the common one", "each has one of its own"],
+)
+def test_tasks_under_different_state_uris_know_of_each_other(
+    sqlite, vip, mirror, context, tmp_path, first, second
+):
+    uris = {None: None, "state": str(tmp_path / "state"), "other": str(tmp_path / "other")}
+    sqlite.fill(MANY)
+    mirror(state_uri=uris[first])
+    for profile_id in ("guest", "visitor"):
+        SyncAudienceMembersOperator(
+            task_id="explicit",
+            audience_id="vip",
+            add=[profile_id],
+            remove=MANY[:7],
+            state_uri=uris[second],
+        ).execute(context)
+    assert (mirror(state_uri=uris[first])["added"], vip.members("vip")) == (7, set(MANY))
+
+
+def test_mirrors_under_different_state_uris_tell_each_other(sqlite, vip, mirror, tmp_path, caplog):
+    sqlite.fill(MANY)
+    mirror()
+    sqlite.fill(["guest", *MANY[1:]])
+    mirror(task_id="other", state_uri=str(tmp_path / "other"), context={"ti": task_instance(task_id="other")})
+    assert vip.members("vip") == {"guest", *MANY}
+    sqlite.fill(MANY)
+    mirror()
+    assert vip.members("vip") == set(MANY)
+    assert "Another task changed the same audiences since this one did" in caplog.text
+
+
+def test_a_common_state_uri_that_cannot_be_reached_stops_no_mirror(
+    sqlite, vip, mirror, tmp_path, monkeypatch, caplog, agrees
+):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(blocked))
+    sqlite.fill(MANY)
+    assert mirror()["sent"] == len(MANY)
+    agrees(MANY)
+    assert "Ledgers under another state URI cannot be told of this task's changes." in caplog.text
+
+
+def test_a_symbolic_link_to_the_common_state_uri_is_no_other_one(sqlite, vip, mirror, tmp_path, monkeypatch):
+    (tmp_path / "common").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "common")
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(tmp_path / "common"))
+    sqlite.fill(MANY)
+    mirror(state_uri=f"file://{tmp_path}/link/")
+    sqlite.fill(MANY[1:])
+    assert mirror(state_uri=f"file://{tmp_path}/link/")["removed"] == 1
+    assert vip.members("vip") == set(MANY[1:])
+    assert not list((tmp_path / "common").glob("*/*/outside"))
+    assert not list((tmp_path / "common").glob("*/elsewhere"))
+
+
+def test_attributes_that_one_call_changed_are_sent_again(sqlite, send, state, attributes, caplog):
+    sqlite.fill_people("id text, tier text, score int", [("anna", "gold", 7), ("bo", "silver", 2)])
+    send()
+    for profile_id in ("anna", "guest"):
+        UpdateProfileOperator(
+            task_id="update",
+            customer_profile_id=profile_id,
+            attributes={"tier": "bronze"},
+            state_uri=str(state),
+        ).execute({"ti": task_instance(task_id="update")})
+    assert send()["sent"] == 1
+    assert attributes()["anna"] == {"tier": "gold", "score": 7}
+    assert "Another task changed the same attributes since this one did" in caplog.text
+    assert send()["requests"] == 0
+
+
+def test_attributes_that_a_sync_does_not_have_are_no_matter_of_its_own(sqlite, send, context, state, vip):
+    sqlite.fill_people("id text, tier text", [("anna", "gold")])
+    send()
+    UpdateProfileOperator(
+        task_id="update", customer_profile_id="anna", attributes={"score": 1}, state_uri=str(state)
+    ).execute(context)
+    assert send()["requests"] == 0
+
+
+def test_a_profile_that_has_left_loses_the_attributes_that_one_call_gave_back(
+    sqlite, send, context, state, attributes
+):
+    sqlite.fill_people("id text, tier text", [("anna", "gold"), ("bo", "silver")])
+    send(on_missing="clear", max_removal_fraction=1)
+    UpdateProfileOperator(
+        task_id="update",
+        customer_profile_id="anna",
+        attributes={"tier": "bronze"},
+        state_uri=str(state),
+    ).execute(context)
+    sqlite.run("DELETE FROM people WHERE id = 'anna'")
+    send(on_missing="clear", max_removal_fraction=1)
+    assert attributes()["anna"] == {}
+
+
+def test_attributes_of_one_profile_tell_no_ledger_where_there_is_none(sqlite, vip, mirror, context, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     UpdateProfileOperator(
         task_id="update", customer_profile_id="anna", attributes={"a": 1}, state_uri=str(elsewhere)
