@@ -123,15 +123,14 @@ def check_headers(
     Args:
         headers: a mapping that ignores case.
         keys: the key of each environment; ``None`` accepts any that is not empty and has no space.
-        deployment_host: the only host that is accepted; ``None`` accepts any bare host name. The
-            reference asks for a bare host; that another deployment's host is a 400 as well is this
-            emulator's choice, as is a platform name in printable ASCII.
+        deployment_host: the only host that is accepted; ``None`` accepts any bare host name. A platform
+            name must be printable ASCII, which is this emulator's choice.
 
     Returns:
         The environment of the key.
 
     Raises:
-        RefusedError: 401 for the key, 400 for the other two.
+        RefusedError: 401 for the key, 404 for the host of another deployment, 400 for anything else.
     """
     sent = _KEY.fullmatch(headers.get("authorization", ""))
     environments = [
@@ -154,7 +153,7 @@ def check_headers(
             400, "Invalid Deployment URL: a bare host name is expected, without scheme or path"
         )
     if deployment_host is not None and host.lower() != deployment_host.lower():
-        raise RefusedError(400, "Invalid Deployment URL: this host is not known here")
+        raise RefusedError(404, TEXTS[404])
     return environments[0]
 
 

@@ -141,7 +141,7 @@ def read(operation, data, path_id="", skip=(), content_type="application/json"):
         ("destination-hostname", "https://a.talon.one", 400),
         ("destination-hostname", "a.talon.one/", 400),
         ("destination-hostname", "a.talon.one/path", 400),
-        ("destination-hostname", "b.talon.one", 400),
+        ("destination-hostname", "b.talon.one", 404),
         ("destination-hostname", "a b", 400),
     ],
 )

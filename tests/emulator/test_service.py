@@ -146,7 +146,7 @@ def test_a_missing_or_wrong_header_is_refused(emulator, caller):
     refused(
         call.send("POST", "/cdp/audiences", {}, headers={"destination-hostname": "https://x.talon.one"}), 400
     )
-    refused(call.send("POST", "/cdp/audiences", {}, headers={"destination-hostname": "x.talon.one"}), 400)
+    refused(call.send("POST", "/cdp/audiences", {}, headers={"destination-hostname": "x.talon.one"}), 404)
     assert emulator.state()["requests"]["by_status"] == {"400": 4, "401": 2}
 
 
