@@ -289,17 +289,29 @@ class TalonCdpHook(HttpHook):
 
         return opened()
 
-    def test_connection(self) -> tuple[bool, str]:
-        """Ask Talon.One with an update of no profile at all, which changes nothing.
+    def check_deployment(self) -> None:
+        """Ask Talon.One whether it knows the deployment: a 404 about an audience may mean that it does not.
+
+        Raises:
+            NotFoundError: It does not, or the Multi-profile path on the connection is wrong.
+            RequestError: It gave no other clear answer.
+        """
+        self.client.send(self._probe())
+
+    def _probe(self) -> calls.Request[None]:
+        """Return an update of no profile at all, which changes nothing.
 
         The external form of the call is used whatever the connection's spelling: on no deployment does its
         path match *Update customer profile*, so a wrong spelling answers 404 and leaves no trace.
         """
+        path = self.settings.multi_profile_path
+        return calls.update_customer_profiles_audiences([], multi_profile_path=path)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask Talon.One with an update that changes nothing."""
         try:
-            request = calls.update_customer_profiles_audiences(
-                [], multi_profile_path=self.settings.multi_profile_path
-            )
-            TalonCdpClient(replace(self.settings, call_retry_seconds=0), self.get_conn()).send(request)
+            client = TalonCdpClient(replace(self.settings, call_retry_seconds=0), self.get_conn())
+            client.send(self._probe())
         except TalonCdpError as error:
             # Airflow tests a copy of the connection, under an ID that nobody knows.
             return False, str(error).removeprefix(self._name)

@@ -137,7 +137,8 @@ class DeleteAudienceOperator(BaseOperator):
 
     Args:
         audience_id: ID of the audience in the CDP.
-        if_missing: What to do when there is no such audience: ``fail`` or ``skip``.
+        if_missing: What to do when there is no such audience: ``fail`` or ``skip``; a wrong deployment host
+            on the connection fails in any case.
         state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of this audience are
             told, so that their next run sends all members again.
         talon_cdp_conn_id: Airflow connection.
@@ -179,6 +180,8 @@ class DeleteAudienceOperator(BaseOperator):
         except NotFoundError:
             if self.if_missing == "fail":
                 raise
+            # The answer is the same where the deployment is missing.
+            hook.check_deployment()
             outcome = "skipped"
         self.log.info("Audience %r: %s.", self.audience_id, outcome)
         return _summary(self.audience_id, outcome)

@@ -11,7 +11,6 @@ import pytest
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
     AuthenticationError,
-    FatalError,
     InvalidInputError,
     NotFoundError,
     RejectedError,
@@ -161,7 +160,7 @@ def test_errors_say_what_to_do_by_their_class(connect, talon):
         hook.delete_audience("none")
     with pytest.raises(AuthenticationError, match="expire"):
         connect(password="wrong").delete_audience("vip")
-    with pytest.raises(FatalError, match="Deployment host") as error:
+    with pytest.raises(NotFoundError, match="Deployment host") as error:
         connect({"deployment_host": "other.talon.one"}).delete_audience("vip")
     assert error.value.request_uuid == talon.requests()[-1]["request_uuid"]
     assert error.value.request_uuid in str(error.value)

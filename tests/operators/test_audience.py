@@ -109,6 +109,15 @@ def test_delete_of_a_missing_audience_fails_or_skips(run):
     assert result == {"audience_id": "vip", "outcome": "skipped"}
 
 
+def test_an_audience_of_a_deployment_that_does_not_exist_is_no_missing_audience(run, talon, connect):
+    """Talon.One answers both with 404, and a wrong Deployment host would be green."""
+    run(create())
+    connect({"deployment_host": "typo.europe-west1.talon.one"})
+    with pytest.raises(NotFoundError, match="Deployment host"):
+        run(DeleteAudienceOperator(task_id="t", audience_id="vip", if_missing="skip"))
+    assert list(talon.audiences()) == ["vip"]
+
+
 @pytest.mark.parametrize("page", [{"html": "<html>nginx</html>"}, {"body": ""}])
 def test_a_web_server_that_knows_no_such_path_is_no_missing_audience(run, talon, page):
     """Else a wrong Base URL would be green."""
