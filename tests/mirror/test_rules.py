@@ -433,10 +433,28 @@ def test_a_task_of_a_group_that_takes_over_from_a_killed_one_sends_nothing_uncle
     assert runs() == {"d": 1}
 
 
-def note_a_kill(state, *, may_have_left):
+def test_an_answer_that_comes_after_another_task_took_over_is_counted_once(group, sqlite, state):
+    """The one that took over has written a letter; the other was not killed, and notes what it learnt."""
+    group.sync()
+    sqlite.fill_pairs([tuple(each.split()) for each in (*FIRST, "c gold", "d gold")])
+    shares, planned = group.plan()
+    note_a_kill(state, may_have_left=1)
+    pushed = group.push(shares)
+    assert (pushed[0]["unclear"], pushed[0]["sent"]) == (1, 1)
+    note_a_kill(state, may_have_left=1, landed=0)
+    summary = commit(planned, pushed)
+    assert (summary["unclear"], summary["sent"], summary["unsent"]) == (0, 2, 0)
+    (pushed,) = group.push(shares)
+    assert (pushed["resumed"], pushed["requests"]) == (0, 0)
+
+
+def note_a_kill(state, *, may_have_left, landed=None):
     """Leave the note of a process that was killed with changes of the last plan under way."""
     (part,) = sorted(state.glob("*/*/*/plan-00000.tsv.zst"))[-1:]
-    Acks(may_have_left=may_have_left).write(part.parent / f"acks-00000-{'f' * 12}.json")
+    acks = Acks(may_have_left=may_have_left)
+    if landed is not None:
+        acks.land(landed, ())
+    acks.write(part.parent / f"acks-00000-{'f' * 12}.json")
 
 
 def test_a_mirror_that_takes_over_from_a_killed_one_sends_nothing_unclear(
