@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     InvalidInputError,
@@ -15,6 +17,7 @@ from airflow_provider_talon_cdp.exceptions import (
     UnclearError,
 )
 from airflow_provider_talon_cdp.ledger.format import Acks
+from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.transfers.across_workers import PlanAudienceOperator, PushShareOperator
@@ -149,6 +152,21 @@ def test_an_unclear_removal_stays_known_and_is_not_sent_again(filled, mirror_lis
     assert (summary["removals"], summary["sent"], summary["unchanged"]) == (0, 0, 2)
     assert runs() == {}
     assert ledger_of().withheld() == {("c", "vip"): "remove"}
+
+
+def test_a_member_of_another_writer_leaves_in_bulk_however_often_its_note_says_so(
+    filled, mirror_list, runs, state, ledger_of
+):
+    """The notes of a writer that was killed count for a day, and each run removes what they say once more."""
+    identity = ledger_of().identity
+    OutsideChanges(state, replace(identity, name="calls:x"), "killed").note(Chunk(["z"], "vip"))
+    filled.add_members("vip", ["z"])
+    for number in (2, 3):
+        context = next_run(number)
+        summary = mirror_list(["a", "b", "c"], context=context, rules="changes", max_removal_fraction=1)
+        assert summary["removed"] == 1
+        assert filled.members("vip") == {"a", "b", "c"}
+    assert runs() == {}
 
 
 def test_unclear_changes_below_the_tolerance_leave_the_run_green(filled, mirror_list):
