@@ -310,7 +310,8 @@ class Mirror:
                 self.ledger.carry(chunk)
             return _counted(self.ledger.unacknowledged(withheld=False), counts)
 
-        draft = self.ledger.draft(left)
+        # What others noted is for the plan after this one, which is compared with the source.
+        draft = replace(self.ledger.draft(left), spent=())
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
         if not counts.changes:
             self.ledger.discard(draft)

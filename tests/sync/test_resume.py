@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedRecordsError,
     TransientError,
 )
+from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.sync import push as push_module
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
@@ -59,6 +61,18 @@ def test_a_retry_sends_what_is_left_before_it_reads_the_source_and_then_plans_an
     assert report.by_audience()["vip"]["members"] == 5000
     assert sync.cursor.version == 0
     assert sync.known == sync.talon.members == vip(*names(100, 5100))
+
+
+def test_a_retry_does_not_forget_what_others_noted_since_the_try_before(sync):
+    stopped(sync, numbers(5000))
+    identity = replace(sync.identity, name="calls:x")
+    outside = OutsideChanges(sync.storage.folder(), identity, "other", clock=lambda: sync.now)
+    with outside.telling(adds("theirs")):
+        sync.talon.members |= vip("theirs")
+    sync.now += 1
+    report = sync.run(numbers(5000), retry=True)
+    assert (report.resumed, report.removed) == (3000, {"vip": 1})
+    assert sync.talon.members == sync.known == vip(*names(5000))
 
 
 def test_a_retry_sends_the_removals_that_are_left_too(sync):
