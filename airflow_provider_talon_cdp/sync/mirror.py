@@ -347,11 +347,15 @@ class Mirror:
             share = self.ledger.share()
             limits = replace(self.limits, refused_before=plan.refused_before, counted=frozenset(refused))
             refused |= self._push(share, plan.comparison.chunks(share), report, plan.counts, limits)
-            lost = self._lost(plan, report, after=True)
+            try:
+                lost = self._lost(plan, report, after=True)
+            except BaseException:
+                report += plan.counts
+                raise
             if not lost:
+                report += plan.counts
                 if self.ledger.facts.filling:
                     self.ledger.remember(self._facts())
-                report += plan.counts
                 return
             # What this round sent belongs to audiences that were made anew meanwhile.
             report.resumed += plan.counts.changes
