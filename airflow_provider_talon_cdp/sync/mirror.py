@@ -166,7 +166,10 @@ class Mirror:
             self._tell_of_others(owner)
             self._abandon(report)
             refused: set[Member] = set()
-            if cursor and 0 < self.ledger.version == cursor.get() and not self.ledger.suspected:
+            # A plan that was made for another environment is no plan for this one.
+            is_ours = self._has_key_of_before or self.ledger.identity.environment
+            is_whole = is_ours and not self.ledger.suspected
+            if cursor and is_whole and 0 < self.ledger.version == cursor.get():
                 refused = self._finish(report, cursor)
             self._sync(report, cursor, refused)
             if cursor:
@@ -260,12 +263,13 @@ class Mirror:
         report.verdict = f"skipped: {text}"
         return True
 
+    @property
+    def _has_key_of_before(self) -> bool:
+        return self.ledger.facts.has_key_of(self.facts)
+
     def _check_key(self) -> None:
         """Notice that another API key is used than in the run before, which may be of another environment."""
-        before, now_ = self.ledger.facts, self.facts
-        if not before.key_fingerprint or not now_.key_fingerprint:
-            return
-        if (before.key_fingerprint, before.platform_name) == (now_.key_fingerprint, now_.platform_name):
+        if self._has_key_of_before:
             return
         text = (
             "The API key or the platform name on the connection has changed since the last run.\n"
