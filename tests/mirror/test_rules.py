@@ -21,6 +21,7 @@ from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.transfers.across_workers import PlanAudienceOperator, PushShareOperator
+from tests.changes.strategies import spelt_out
 from tests.mirror.conftest import task_instance
 from tests.transfers.test_across_workers import commit, execute
 
@@ -353,6 +354,26 @@ def test_of_a_refused_profile_only_the_bad_change_is_rejected(many, talon, runs)
         ("c", "silver"),
     }
     assert runs() == {"d": 1}
+
+
+def test_what_was_taken_of_a_profile_is_known_where_another_of_its_audiences_is_gone(
+    many, talon, runs, ledger_of
+):
+    """The change that was answered with 404 had no effect, and the other one is not unclear."""
+    many(*FIRST, rules="changes", ledger="x")
+    talon.delete_audience("gold")
+    with pytest.raises(NotFoundError, match="Audience in the request: gold"):
+        many(*FIRST, "c gold", "c silver", rules="changes", verify="none", ledger="x")
+    assert talon.members("silver") == {"a", "c"}
+    ledger = ledger_of("sync:x")
+    assert not ledger.withheld()
+    assert ("c", "silver") in spelt_out(ledger.known())
+    talon.create_audience("gold", "gold")
+    summary = many(
+        *FIRST, "c gold", "c silver", context=next_run(2), rules="changes", verify="none", ledger="x"
+    )
+    assert (summary["added"], summary["unchanged"]) == (3, 2)
+    assert runs() == {"c": 1}
 
 
 def test_nobody_need_leave_an_audience_that_is_gone(many, talon, runs, said):
