@@ -104,7 +104,7 @@ class Scope:
         managed: Audiences that may change; None for all. Known members of others stay.
         sends_all: Whether known members are added again.
         runs_rules: Says of an audience whether its changes are sent by calls that run rules; None for none.
-            What the ledger has already is sent in bulk.
+            What the ledger has already is sent in bulk, and so is the removal of what it never had.
         withheld: Changes that run rules and got no clear answer: they are not sent again, unless all is sent,
             in bulk then.
     """
@@ -167,7 +167,7 @@ def diff(
         _count(counts.known, had, audience)
         unsure = frozenset(doubt)
         withheld = _withheld(unsure, new, audience, scope.withheld) if scope.withheld else frozenset()
-        silent = withheld | had.intersection(new) if scope.runs_rules else withheld
+        silent = withheld | _settled(had, new, unsure, audience, scope)
         if not scope.sends_all:
             unsure -= withheld
             had -= withheld
@@ -343,6 +343,21 @@ def _withheld(
     }
     wanted = found.keys() & set(new) if found else ()
     return frozenset(each for each, action in found.items() if (action == "add") == (each in wanted))
+
+
+def _settled(
+    had: set[Any], new: list[Any], unsure: frozenset[Any], audience: str | None, scope: Scope
+) -> frozenset[Any]:
+    """Return members of which the ledger has what is wanted, and no call that may have run rules."""
+    if not scope.runs_rules:
+        return frozenset()
+    withheld = scope.withheld
+    gone = unsure.difference(had, new)
+    if withheld:
+        gone = frozenset(
+            each for each in gone if (each if audience is None else (each, audience)) not in withheld
+        )
+    return gone | had.intersection(new)
 
 
 def _without_others(

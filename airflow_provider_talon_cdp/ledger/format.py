@@ -382,7 +382,7 @@ class Acks:
         may_have_left: While a push is at work: batches below this number may have left.
         unclear: After its orderly end: batches that left and may have had an effect.
         withheld: Changes that run rules and got no clear answer, each with a dead letter: they are not sent
-            again.
+            again. Of files together, none that has landed since.
         doubtful: Batches with refusals that another process may have sent before, with an unknown outcome.
     """
 
@@ -475,6 +475,9 @@ class Acks:
                 )
                 if any(each.is_open(batch) for each in files):
                     joined.doubtful |= {batch}
+        # A process that was taken over may have had its answer after all.
+        spans = (range(first, last + 1) for first, last in joined.withheld.pairs)
+        joined.withheld = Ranges([(n, n) for span in spans for n in span if n not in joined.landed])
         return joined
 
 

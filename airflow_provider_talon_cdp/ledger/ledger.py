@@ -211,6 +211,13 @@ class RunFacts:
     audiences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     filling: list[str] = field(default_factory=list)
 
+    def has_key_of(self, other: RunFacts) -> bool:
+        """Whether another run has the same API key and platform name, as far as both are known."""
+        if not self.key_fingerprint or not other.key_fingerprint:
+            return True
+        mine = self.key_fingerprint, self.platform_name
+        return mine == (other.key_fingerprint, other.platform_name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -976,7 +983,9 @@ class Ledger:
     # A plan that several processes push
 
     @contextmanager
-    def pushing(self, owner: str, plan: str, parts: Sequence[int]) -> Iterator[Share]:
+    def pushing(
+        self, owner: str, plan: str, parts: Sequence[int], facts: RunFacts | None = None
+    ) -> Iterator[Share]:
         """Push some parts of a plan that another process put in force, or an earlier try left.
 
         Args:
@@ -984,10 +993,11 @@ class Ledger:
             plan: Which plan.
             parts: Numbers of the parts, from 0. A part must always be pushed with the same other parts: of
                 two processes that push the same first part, the later one goes on.
+            facts: Of the connection that this process has.
 
         Raises:
-            LedgerError: The plan is not in force or not enough any more, or another run is at work; nothing
-                was sent.
+            LedgerError: The plan is not in force or not enough any more, it was made for another API key, or
+                another run is at work; nothing was sent.
             InvalidInputError: The plan has no such part.
         """
         self._load_manifest()
@@ -1000,6 +1010,14 @@ class Ledger:
             self._load_manifest()
             self._refuse_other(plan)
             self._refuse_suspected()
+            if facts and not self.identity.environment and not self.facts.has_key_of(facts):
+                raise LedgerError(
+                    "The API key or the platform name on the connection has changed since this plan was "
+                    "made.\n"
+                    "The new key may be of another environment (sandbox or live): Environment is not set.\n"
+                    "Nothing was sent. Clear the task that plans (plan).\n"
+                    f"Ledger: {self.folder}"
+                )
             # Until the plan is committed, an end is a pause.
             self.lock.handed_over = True
             prefix = f"{parts[0]:05}-{self.run}-"

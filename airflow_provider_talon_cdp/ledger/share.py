@@ -155,6 +155,7 @@ class Share:
         refused: Iterable[int] = (),
         skipped: Iterable[int] = (),
         unclear: Iterable[int] = (),
+        left: Iterable[int] = (),
     ) -> None:
         """Note that the outcome of a batch is known; ``flush`` makes it durable.
 
@@ -163,6 +164,7 @@ class Share:
             refused: Positions in it of changes that Talon.One refused or was not asked about.
             skipped: Refused positions that were never sent.
             unclear: Positions of changes that run rules and got no clear answer, which have a letter.
+            left: Positions of changes that had no effect, of a plan that runs rules.
 
         Raises:
             LedgerError: Another run took over; the outcome is noted.
@@ -170,12 +172,15 @@ class Share:
         part, numbers = self._place(n)
         acks = self._acks_of(part)
         if self._plan.together:
-            refused, skipped, unclear = set(refused), set(skipped), set(unclear)
+            refused, skipped, unclear, left = set(refused), set(skipped), set(unclear), set(left)
             for at, number in enumerate(numbers):
+                if at in left:
+                    continue
                 if at in unclear:
                     acks.withheld.add(number)
                 else:
                     acks.land(number, [0] if at in refused else (), [0] if at in skipped else ())
+            numbers = [number for at, number in enumerate(numbers) if at not in left]
             del self._carried[n]
         else:
             acks.land(numbers[0], refused, skipped)

@@ -120,7 +120,7 @@ class Members:
                     log.warning(
                         "Talon.One has no audience %r any more, so nobody needs to be removed.", audience
                     )
-                    flight.sent(chunk)
+                    flight.sent(chunk, positions)
                     continue
                 error.audiences = [audience]
                 error.explain(
@@ -281,6 +281,7 @@ class ExplicitJournal:
         refused: Iterable[int] = (),
         skipped: Iterable[int] = (),
         unclear: Iterable[int] = (),
+        left: Iterable[int] = (),
     ) -> None:
         """Count it."""
         self._in_flight -= 1
@@ -447,7 +448,7 @@ async def _send(flight: Flight, positions: Sequence[int], chunk: Chunk, sender: 
         if not isinstance(error, UnclearError):
             raise
     else:
-        flight.sent(chunk)
+        flight.sent(chunk, positions)
 
 
 def _divided(flight: Flight) -> Iterator[tuple[Sequence[int], Chunk]]:

@@ -166,7 +166,10 @@ class Mirror:
             self._tell_of_others(owner)
             self._abandon(report)
             refused: set[Member] = set()
-            if cursor and 0 < self.ledger.version == cursor.get() and not self.ledger.suspected:
+            # A plan that was made for another environment is no plan for this one.
+            is_ours = self._has_key_of_before or self.ledger.identity.environment
+            is_whole = is_ours and not self.ledger.suspected
+            if cursor and is_whole and 0 < self.ledger.version == cursor.get():
                 refused = self._finish(report, cursor)
             self._sync(report, cursor, refused)
             if cursor:
@@ -260,12 +263,13 @@ class Mirror:
         report.verdict = f"skipped: {text}"
         return True
 
+    @property
+    def _has_key_of_before(self) -> bool:
+        return self.ledger.facts.has_key_of(self.facts)
+
     def _check_key(self) -> None:
         """Notice that another API key is used than in the run before, which may be of another environment."""
-        before, now_ = self.ledger.facts, self.facts
-        if not before.key_fingerprint or not now_.key_fingerprint:
-            return
-        if (before.key_fingerprint, before.platform_name) == (now_.key_fingerprint, now_.platform_name):
+        if self._has_key_of_before:
             return
         text = (
             "The API key or the platform name on the connection has changed since the last run.\n"
@@ -312,7 +316,8 @@ class Mirror:
                 self.ledger.carry(chunk)
             return _counted(self.ledger.unacknowledged(withheld=False), counts)
 
-        draft = self.ledger.draft(left)
+        # What others noted is for the plan after this one, which is compared with the source.
+        draft = replace(self.ledger.draft(left), spent=())
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
         if not counts.changes:
             self.ledger.discard(draft)
@@ -348,11 +353,15 @@ class Mirror:
             share = self.ledger.share()
             limits = replace(self.limits, refused_before=plan.refused_before, counted=frozenset(refused))
             refused |= self._push(share, plan.comparison.chunks(share), report, plan.counts, limits)
-            lost = self._lost(plan, report, after=True)
+            try:
+                lost = self._lost(plan, report, after=True)
+            except BaseException:
+                report += plan.counts
+                raise
             if not lost:
+                report += plan.counts
                 if self.ledger.facts.filling:
                     self.ledger.remember(self._facts())
-                report += plan.counts
                 return
             # What this round sent belongs to audiences that were made anew meanwhile.
             report.resumed += plan.counts.changes

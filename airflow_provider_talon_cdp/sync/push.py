@@ -88,6 +88,7 @@ class Journal(Protocol):
         refused: Iterable[int] = (),
         skipped: Iterable[int] = (),
         unclear: Iterable[int] = (),
+        left: Iterable[int] = (),
     ) -> None:
         """Note that the outcome of a chunk is known.
 
@@ -96,6 +97,7 @@ class Journal(Protocol):
             refused: Positions in it of changes that Talon.One refused or was not asked about.
             skipped: Refused positions that were never sent.
             unclear: Positions of changes that run rules and got no clear answer: they are not sent again.
+            left: Positions of changes without an effect, to be sent again, of a chunk that runs rules.
         """
         ...
 
@@ -182,12 +184,20 @@ class Flight:
         self.refusals: list[Refusal] = []
         self.unclear: list[int] = []
         self.settled = 0
+        self._sent: list[int] = []
         # Positions of changes that run rules, in a request without an answer so far.
         self._aloft: Collection[int] = ()
 
-    def sent(self, part: Chunk) -> None:
-        """Note that a part of the chunk was acknowledged."""
+    @property
+    def left(self) -> list[int]:
+        """Positions without an outcome, of a chunk that runs rules."""
+        known = {*self._sent, *self.unclear, *(position for position, _ in self.refusals)}
+        return [each for each in range(len(self.chunk)) if each not in known]
+
+    def sent(self, part: Chunk, positions: Iterable[int] = ()) -> None:
+        """Note that a part of the chunk was acknowledged; of what runs rules, at which positions."""
         self._aloft = ()
+        self._sent += positions
         self.settled += len(part)
         self.push.acknowledged(part)
 
@@ -416,6 +426,10 @@ class Push:
             await self._end_flights()
             for flight in self._flights.values():
                 flight.no_answer()
+                if flight.settled and flight.chunk.runs_rules:
+                    # What Talon.One took of it is not unclear. Who took over is told at the journal's end.
+                    with suppress(LedgerError):
+                        self._settle(flight, flight.left)
 
     async def _end_flights(self) -> None:
         for task in self._flights:
@@ -447,9 +461,7 @@ class Push:
         try:
             await self._kind.deliver(flight, sender)
         except RequestError as error:
-            if flight.unclear and flight.settled == len(flight.chunk):
-                self._settle(flight)
-            elif not flight.settled and not error.is_unclear and not error.repeated:
+            if not flight.settled and not error.is_unclear and not error.repeated:
                 self._journal.without_effect(flight.number)
             raise
         self._settle(flight)
@@ -457,7 +469,7 @@ class Push:
             self._journal.flush()
             self._flushed = time.monotonic()
 
-    def _settle(self, flight: Flight) -> None:
+    def _settle(self, flight: Flight, left: Iterable[int] = ()) -> None:
         if flight.refusals:
             changes = list(flight.chunk.changes())
             for position, refusal in flight.refusals:
@@ -469,6 +481,7 @@ class Push:
             # What Talon.One answers has a status.
             [position for position, answer in flight.refusals if answer.status is None],
             flight.unclear,
+            left,
         )
 
     def _letter(self, change: Change, error: RejectedError) -> dict[str, Any]:

@@ -234,12 +234,14 @@ class PushShareOperator(SendingOperator):
         return {}
 
     def _push(self, hook: TalonCdpHook, report: Report) -> Report:
+        from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import push_share  # noqa: PLC0415
 
-        plan, senders, limits = self.share["plan"], self.share["of"], self.limits()
+        plan, senders, limits, settings = self.share["plan"], self.share["of"], self.limits(), hook.settings
         ledger = _ledger(hook, plan)
-        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"]) as share:
+        facts = RunFacts(key_fingerprint=settings.key_fingerprint, platform_name=settings.platform_name)
+        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], facts) as share:
             self.log.info("%s changes are left in this share of the plan.", f"{share.changes:,}")
             if self.profiles is None:
                 how = {"audience_id_type": plan["audience_id_type"], "in_flight": limits.in_flight}

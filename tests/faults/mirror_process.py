@@ -1,9 +1,9 @@
 """A process that mirrors an audience, to be stopped and killed: the engine and the bulk client alone.
 
 Its argument is a JSON object: ``talon`` (URL), ``host``, ``key``, ``state`` (folder of the ledgers), ``s3``
-(URL of an S3 API, or null), ``owner``, ``members`` (numbers for ``range``), ``lasts`` (seconds after which a
-silent run counts as dead; null for the real ones). It says ``ready``, waits for a line, and says ``green`` or
-the name of an error at its end.
+(URL of an S3 API, or null), ``owner``, ``members`` (numbers for ``range``), ``rules`` and ``sends_all`` (as
+in ``Members`` and its scope), ``lasts`` (seconds after which a silent run counts as dead; null for the real
+ones). It says ``ready``, waits for a line, and says ``green`` or the name of an error at its end.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from airflow_provider_talon_cdp.api.client import Transport, open_client
 from airflow_provider_talon_cdp.api.senders import MembersSender
 from airflow_provider_talon_cdp.api.settings import Settings
 from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.changes.diff import Scope
 from airflow_provider_talon_cdp.exceptions import TalonCdpError
 from airflow_provider_talon_cdp.ledger import lock
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, Sizes, audience_ledger_name
@@ -57,7 +58,7 @@ def mirror_of(told):
         ledger=ledger_of(told),
         guard=Guard(on_empty="allow", max_removal_fraction=1.0),
         sender=sender,
-        kind=Members(),
+        kind=Members(scope=Scope(sends_all=told["sends_all"]), rules=told["rules"]),
         audiences=Audiences(names={"vip": "VIP"}, verify="identity"),
         limits=Limits(in_flight=8),
     )

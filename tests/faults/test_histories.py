@@ -47,7 +47,7 @@ def test_after_any_history_a_clean_run_makes_everything_equal_and_no_rule_ran_tw
     request, record_property
 ):
     first, most = (int(request.config.getoption(f"--faults-{each}")) for each in ("seed", "steps"))
-    steps, seed, endings = 0, first, Counter()
+    steps, seed, endings, met = 0, first, Counter(), Counter()
     while steps < most:
         history, actions = History(), draw(seed)
         try:
@@ -58,6 +58,7 @@ def test_after_any_history_a_clean_run_makes_everything_equal_and_no_rule_ran_tw
             raise
         steps += history.steps
         endings.update((kind, ending) for kind, ending, *_ in history.log)
+        met += history.met
         seed += 1
     record_property("histories, steps", f"{seed - first:,}, {steps:,}")
     if most >= 100_000:
@@ -68,6 +69,9 @@ def test_after_any_history_a_clean_run_makes_everything_equal_and_no_rule_ran_tw
         for ending in ("LedgerBusyError", "LedgerUnavailableError", "OlderRunError"):
             assert endings["mirror", ending] + endings["profiles", ending] > 10, ending
         assert endings["rules", "UnclearError"]
+        for each in ("rules", "unclear", "withheld", "move", "another key"):
+            assert met[each], each
+        assert endings["push", "green"]
 
 
 def logs_of(seeds):

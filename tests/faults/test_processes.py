@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 from upath import UPath
@@ -51,6 +52,8 @@ class Mirrors:
             "host": connection["extra"]["deployment_host"],
             "s3": None,
             "state": state,
+            "rules": "none",
+            "sends_all": False,
             "lasts": 6.0,
         }
         self.log = folder / "log"
@@ -102,6 +105,12 @@ class Mirrors:
         """Kill a process, and return its last word, if it had one."""
         process.kill()
         return self.end(process)
+
+    def letters(self):
+        """Read the dead letters that are kept: profile and action of each."""
+        found = (ledger_of(self.told).folder / "dead-letters").glob("*/*")
+        lines = [line for file in found for line in file.read_text().splitlines()]
+        return {(letter["profile_id"], letter["action"]) for letter in map(json.loads, lines)}
 
     def there(self):
         return set(self.talon.members("vip"))
@@ -192,6 +201,41 @@ def kill_again_and_again(mirrors, chance, kills, seconds):
 
 def test_kills_at_random_moments_lose_nothing(mirrors, chance, is_long):
     kill_again_and_again(mirrors, chance, 50 if is_long else 5, seconds=1.2)
+
+
+def test_kills_while_rules_run_repeat_no_call_and_leave_a_letter_of_each_that_is_unclear(
+    mirrors, talon, chance, is_long
+):
+    mirrors.told["rules"] = "changes"
+    mirrors.finish("fill", 0, 200)
+    first, planned, letters = 0, Counter(), set()
+    for number in range(30 if is_long else 4):
+        if number % 2 == 0:
+            before, first = set(ids((first, first + 200))), first + chance.randrange(60, 120)
+            planned.update(before ^ set(ids((first, first + 200))))
+        process, arrived = mirrors.ready("run", first, first + 200), mirrors.requests()
+        mirrors.go(process)
+        mirrors.wait_for(arrived + chance.randrange(4, 40))
+        assert mirrors.kill(process) == "", mirrors.said()
+        letters |= mirrors.letters()
+    # What the last one left is told once.
+    for ending in ("RejectedRecordsError", "green"):
+        process = mirrors.start("run", first, first + 200)
+        assert mirrors.end(process) == ending, mirrors.said()
+        letters |= mirrors.letters()
+    runs = Counter({each: talon.rule_runs(each) for each in talon.profiles()})
+    assert not {each: count for each, count in runs.items() if count > planned[each]}
+    ledger = ledger_of(mirrors.told)
+    ledger.load()
+    withheld = {(profile, action) for (profile, _), action in ledger.withheld().items()}
+    assert withheld
+    assert withheld <= letters
+    wanted, unclear = set(ids((first, first + 200))), {profile for profile, _ in letters}
+    assert {each for each in wanted ^ set(ids((0, 200))) if not runs[each]} <= unclear
+    assert mirrors.there() ^ wanted <= {profile for profile, _ in withheld}
+    mirrors.told["sends_all"] = True
+    mirrors.finish("run", first, first + 200)
+    assert runs == {each: talon.rule_runs(each) for each in talon.profiles()}
 
 
 @pytest.fixture

@@ -96,12 +96,18 @@ def run_apart(clock, work):
 
 
 @cache
-def settings_of(environment, key):
-    """The settings of a connection; a key's fingerprint takes long to make."""
+def settings_of(environment, key, *, named=True):
+    """The settings of a connection; a key's fingerprint takes long to make.
+
+    Args:
+        environment: Whose key it is.
+        key: Number of the key.
+        named: Whether the connection says of which environment it is.
+    """
     return Settings(
         api_key=f"{environment}-{key}-0123456789",
         deployment_host=HOST,
-        environment=environment,
+        environment=environment if named else "",
         requests_per_second=50,
         timeout=10,
         bulk_retry_seconds=40,
@@ -110,9 +116,20 @@ def settings_of(environment, key):
 
 
 class Talon:
-    """The emulator's service with several environments, each with a key that can be replaced."""
+    """The emulator's service with several environments, each with a key that can be replaced.
+
+    Args:
+        environments: Their names.
+
+    Attributes:
+        on_change: Called with the wire, the environment, and what was changed there: changes of members, and
+            whether rules ran.
+        arriving: The wire of the request that is being answered.
+    """
 
     def __init__(self, environments):
+        self.on_change = lambda *_: None
+        self.arriving = None
         self.keys = dict.fromkeys(environments, 0)
         self.service = Service(
             EmulatorSettings(
@@ -120,9 +137,18 @@ class Talon:
                 deployment_host=HOST,
             )
         )
+        for number, each in enumerate(environments):
+            store = self.store(each)
+            # No two audiences of a deployment have the same internal ID.
+            store.load((), {}, 1000 * number + 1)
+            store.change = partial(self._change, each, store.change)
 
-    def settings(self, environment):
-        return settings_of(environment, self.keys[environment])
+    def _change(self, environment, change, changes, *rest, run_rules=False):
+        change(changes, *rest, run_rules=run_rules)
+        self.on_change(self.arriving, environment, changes, run_rules)
+
+    def settings(self, environment, *, named=True):
+        return settings_of(environment, self.keys[environment], named=named)
 
     def replace_key(self, environment):
         self.keys[environment] += 1
@@ -148,6 +174,7 @@ class Wire:
 
     Attributes:
         may_send: Asserts that a request may leave at all.
+        writer: Whose changes these are: the environment and the name of a ledger.
     """
 
     def __init__(self, talon, process, clock, faults, seed):
@@ -158,6 +185,7 @@ class Wire:
         self.chance = random.Random(seed)
         self.number = 0
         self.may_send = lambda: None
+        self.writer = None
 
     # The bulk client's session
 
@@ -258,6 +286,7 @@ class Wire:
 
     def _answer(self, method, url, headers, body):
         path, _, query = url.removeprefix("https://integration.talon.one").partition("?")
+        self.talon.arriving = self
         handling = self.talon.service.handle(
             Incoming(
                 method=method,

@@ -64,3 +64,11 @@ def test_a_refusal_is_doubtful_where_another_process_may_have_sent_the_batch():
     joined = Acks.together([killed, after])
     assert joined.refused == {1: [3], 2: [0]}
     assert joined.doubtful == {1}
+
+
+def test_a_change_that_was_given_up_and_has_landed_counts_once():
+    given_up, after = Acks(), acks({1: []}, left=2)
+    given_up.withheld.add(0, 2)
+    joined = Acks.together([given_up, after])
+    assert (joined.landed.pairs, joined.withheld.pairs) == ([[1, 1]], [[0, 0], [2, 2]])
+    assert joined.counts(3, 1) == (1, 0, 0, 2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
-from airflow_provider_talon_cdp.ledger.ledger import Ledger, Sizes
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts, Sizes
 from airflow_provider_talon_cdp.ledger.lock import LOCK_LASTS
 from airflow_provider_talon_cdp.ledger.storage import names_in
 from tests.ledger.conftest import FACTS, VIP, plan_of, profiles, spelt
@@ -166,6 +166,26 @@ def test_a_part_of_a_plan_that_is_not_in_force_any_more_is_not_pushed(planned, p
         opened().commit("me", old)
     push(new, 0)
     assert opened().commit("me", new).acknowledged == 1
+
+
+@pytest.mark.parametrize("environment", ["", "live"])
+def test_a_plan_for_another_key_is_not_pushed_unless_the_environment_is_known(opened, environment):
+    """A key may be of another environment, where nothing of the plan's ledger is true."""
+    ledger = opened(environment=environment)
+    made, other = RunFacts(key_fingerprint="1"), RunFacts(key_fingerprint="2")
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+a")), facts=made, handed_over=True)
+
+    def left(facts):
+        with opened(environment=environment).pushing("me", ledger.plan, [0], facts) as share:
+            return share.changes
+
+    assert left(made) == left(RunFacts()) == 1
+    if environment:
+        assert left(other) == 1
+    else:
+        with pytest.raises(LedgerError, match=r"has changed since this plan was made(.*\n)+Nothing was sent"):
+            left(other)
 
 
 @pytest.mark.parametrize("part", [-1, 3, 1.0, "0", True, None])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     InvalidInputError,
@@ -15,9 +17,11 @@ from airflow_provider_talon_cdp.exceptions import (
     UnclearError,
 )
 from airflow_provider_talon_cdp.ledger.format import Acks
+from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.transfers.across_workers import PlanAudienceOperator, PushShareOperator
+from tests.changes.strategies import spelt_out
 from tests.mirror.conftest import task_instance
 from tests.transfers.test_across_workers import commit, execute
 
@@ -149,6 +153,21 @@ def test_an_unclear_removal_stays_known_and_is_not_sent_again(filled, mirror_lis
     assert (summary["removals"], summary["sent"], summary["unchanged"]) == (0, 0, 2)
     assert runs() == {}
     assert ledger_of().withheld() == {("c", "vip"): "remove"}
+
+
+def test_a_member_of_another_writer_leaves_in_bulk_however_often_its_note_says_so(
+    filled, mirror_list, runs, state, ledger_of
+):
+    """The notes of a writer that was killed count for a day, and each run removes what they say once more."""
+    identity = ledger_of().identity
+    OutsideChanges(state, replace(identity, name="calls:x"), "killed").note(Chunk(["z"], "vip"))
+    filled.add_members("vip", ["z"])
+    for number in (2, 3):
+        context = next_run(number)
+        summary = mirror_list(["a", "b", "c"], context=context, rules="changes", max_removal_fraction=1)
+        assert summary["removed"] == 1
+        assert filled.members("vip") == {"a", "b", "c"}
+    assert runs() == {}
 
 
 def test_unclear_changes_below_the_tolerance_leave_the_run_green(filled, mirror_list):
@@ -337,6 +356,26 @@ def test_of_a_refused_profile_only_the_bad_change_is_rejected(many, talon, runs)
     assert runs() == {"d": 1}
 
 
+def test_what_was_taken_of_a_profile_is_known_where_another_of_its_audiences_is_gone(
+    many, talon, runs, ledger_of
+):
+    """The change that was answered with 404 had no effect, and the other one is not unclear."""
+    many(*FIRST, rules="changes", ledger="x")
+    talon.delete_audience("gold")
+    with pytest.raises(NotFoundError, match="Audience in the request: gold"):
+        many(*FIRST, "c gold", "c silver", rules="changes", verify="none", ledger="x")
+    assert talon.members("silver") == {"a", "c"}
+    ledger = ledger_of("sync:x")
+    assert not ledger.withheld()
+    assert ("c", "silver") in spelt_out(ledger.known())
+    talon.create_audience("gold", "gold")
+    summary = many(
+        *FIRST, "c gold", "c silver", context=next_run(2), rules="changes", verify="none", ledger="x"
+    )
+    assert (summary["added"], summary["unchanged"]) == (3, 2)
+    assert runs() == {"c": 1}
+
+
 def test_nobody_need_leave_an_audience_that_is_gone(many, talon, runs, said):
     many(*FIRST, "c vip", rules="changes")
     talon.delete_audience("silver")
@@ -433,10 +472,28 @@ def test_a_task_of_a_group_that_takes_over_from_a_killed_one_sends_nothing_uncle
     assert runs() == {"d": 1}
 
 
-def note_a_kill(state, *, may_have_left):
+def test_an_answer_that_comes_after_another_task_took_over_is_counted_once(group, sqlite, state):
+    """The one that took over has written a letter; the other was not killed, and notes what it learnt."""
+    group.sync()
+    sqlite.fill_pairs([tuple(each.split()) for each in (*FIRST, "c gold", "d gold")])
+    shares, planned = group.plan()
+    note_a_kill(state, may_have_left=1)
+    pushed = group.push(shares)
+    assert (pushed[0]["unclear"], pushed[0]["sent"]) == (1, 1)
+    note_a_kill(state, may_have_left=1, landed=0)
+    summary = commit(planned, pushed)
+    assert (summary["unclear"], summary["sent"], summary["unsent"]) == (0, 2, 0)
+    (pushed,) = group.push(shares)
+    assert (pushed["resumed"], pushed["requests"]) == (0, 0)
+
+
+def note_a_kill(state, *, may_have_left, landed=None):
     """Leave the note of a process that was killed with changes of the last plan under way."""
     (part,) = sorted(state.glob("*/*/*/plan-00000.tsv.zst"))[-1:]
-    Acks(may_have_left=may_have_left).write(part.parent / f"acks-00000-{'f' * 12}.json")
+    acks = Acks(may_have_left=may_have_left)
+    if landed is not None:
+        acks.land(landed, ())
+    acks.write(part.parent / f"acks-00000-{'f' * 12}.json")
 
 
 def test_a_mirror_that_takes_over_from_a_killed_one_sends_nothing_unclear(

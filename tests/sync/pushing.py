@@ -64,11 +64,12 @@ class NotedJournal:
             assert number == len(self.left) + sum(chunk.runs_rules for chunk in self.chunks[:number])
         (self.left if positions is None else self.called).append(number)
 
-    def landed(self, number, refused=(), skipped=(), unclear=()):
+    def landed(self, number, refused=(), skipped=(), unclear=(), left=()):
         assert number in self.left + self.called
         assert number not in self.outcomes
         self.outcomes[number] = list(refused), list(skipped)
         self.unclear += [(number, position) for position in unclear]
+        assert not {*left} & {*refused, *unclear}
 
     def without_effect(self, number, positions=None):
         assert number in self.left + self.called

@@ -435,6 +435,16 @@ def test_a_run_without_changes_remembers_its_time_too(sync):
         sync.run(adds("b"), facts=until(4))
 
 
+def test_a_report_balances_where_an_audience_cannot_be_looked_at_after_the_push(sync):
+    report = Report()
+    sync.talon.errors = {2: error(TransientError)}
+    audiences = Audiences(names={"vip": "VIP"}, verify="identity")
+    with pytest.raises(TransientError):
+        sync.mirror(adds("a", "b"), audiences=audiences).run("task", report=report)
+    assert (report.read, report.sent, report.unsent) == (2, 2, 0)
+    assert report.balances
+
+
 # Another API key
 
 

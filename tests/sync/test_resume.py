@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,8 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedRecordsError,
     TransientError,
 )
+from airflow_provider_talon_cdp.ledger.ledger import RunFacts
+from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.sync import push as push_module
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
@@ -32,11 +35,11 @@ def test_what_was_acknowledged_before_an_error_is_not_sent_again(sync):
     assert sync.known == sync.talon.members
 
 
-def stopped(sync, *rows, after=2):
+def stopped(sync, *rows, after=2, **options):
     """Let a try send some batches and then fail."""
     sync.talon.errors = {sync.talon.requests + after: error(TransientError)}
     with pytest.raises(TransientError):
-        sync.run(*rows, in_flight=1)
+        sync.run(*rows, in_flight=1, **options)
 
 
 def test_a_retry_sends_what_is_left_before_it_reads_the_source_and_then_plans_anew(sync):
@@ -59,6 +62,37 @@ def test_a_retry_sends_what_is_left_before_it_reads_the_source_and_then_plans_an
     assert report.by_audience()["vip"]["members"] == 5000
     assert sync.cursor.version == 0
     assert sync.known == sync.talon.members == vip(*names(100, 5100))
+
+
+def test_a_retry_does_not_forget_what_others_noted_since_the_try_before(sync):
+    stopped(sync, numbers(5000))
+    identity = replace(sync.identity, name="calls:x")
+    outside = OutsideChanges(sync.storage.folder(), identity, "other", clock=lambda: sync.now)
+    with outside.telling(adds("theirs")):
+        sync.talon.members |= vip("theirs")
+    sync.now += 1
+    report = sync.run(numbers(5000), retry=True)
+    assert (report.resumed, report.removed) == (3000, {"vip": 1})
+    assert sync.talon.members == sync.known == vip(*names(5000))
+
+
+@pytest.mark.parametrize("environment", ["", "live"])
+def test_under_another_key_a_retry_plans_anew_unless_the_environment_is_known(sync, environment):
+    """Another environment may have the key: its audiences are looked at before anything is sent."""
+    sync.identity = replace(sync.identity, environment=environment)
+    verify = {"audiences": Audiences(names=NAMED, verify="none")}
+    stopped(sync, numbers(5000), after=3, facts=RunFacts(key_fingerprint="1"), **verify)
+    assert len(sync.talon.members) == 2000
+    if not environment:
+        sync.talon = FakeTalon()
+        for each in NAMED:
+            sync.talon.make(each)
+    before = len(sync.talon.calls)
+    verify = {"audiences": Audiences(names=NAMED, verify="none")}
+    report = sync.run(numbers(5000), retry=True, facts=RunFacts(key_fingerprint="2"), **verify)
+    assert report.resumed == (3000 if environment else 0)
+    assert ("update", "vip", "VIP") in sync.talon.calls[before:]
+    assert sync.talon.members == sync.known == vip(*names(5000))
 
 
 def test_a_retry_sends_the_removals_that_are_left_too(sync):

@@ -215,6 +215,16 @@ class AudienceGroup:
         return [execute(PushShareOperator(task_id="push", share=share))[0] for share in shares]
 
 
+def test_a_plan_is_not_pushed_with_the_key_of_what_may_be_another_environment(people, talon, connect):
+    group = AudienceGroup(state_uri=people.how["state_uri"])
+    shares, planned = group.plan()
+    connect(password="0" * 40)
+    with pytest.raises(LedgerError, match=r"has changed since this plan was made.*\n(.*\n)+.*Clear the task"):
+        group.push(shares)
+    connect()
+    assert commit(planned, group.push(shares))["sent"] == 40
+
+
 @pytest.mark.parametrize("made_again", [True, False])
 def test_an_audience_that_was_deleted_before_the_commit_is_red_and_filled_by_the_next_plan(
     people, talon, made_again
