@@ -1,9 +1,9 @@
 """Airflow provider that keeps Talon.One in step with a data warehouse.
 
-The public names are imported when they are first asked for, so that this module costs nothing.
+The public names are imported when they are first used, so that importing this module takes no time.
 """
 
-# Not from typing, which takes longer to import than all of this; type checkers know the name.
+# Not imported from typing, which takes longer than this module. Type checkers know the name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook

@@ -1,4 +1,4 @@
-"""``python -m airflow_provider_talon_cdp ledger``: look into a ledger, repair it, or adopt members."""
+"""``python -m airflow_provider_talon_cdp ledger``: show a ledger, repair it, or adopt members."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from airflow_provider_talon_cdp.ledger.storage import as_folder
 
 _COMMANDS = {
     "import": "adopt the members in a CSV file into a new ledger",
-    "show": "print a ledger's place, version and size",
+    "show": "print a ledger's folder, version and size",
     "letters": "print a ledger's dead letters: records that were refused, with the reason",
     "repair": "rebuild a damaged ledger from its kept versions, and say what is lost",
 }
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_talon_cdp", description="Tools of the provider."
     )
-    ledger = parser.add_subparsers(required=True).add_parser("ledger", help="what mirrors remember")
+    ledger = parser.add_subparsers(required=True).add_parser("ledger", help="what Talon.One acknowledged")
     commands = ledger.add_subparsers(dest="command", required=True)
     for name, help_text in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text)
@@ -99,7 +99,7 @@ def _ledger(options: argparse.Namespace) -> Ledger:
         return kind.at(as_folder(_storage("folder", options.folder)))
     if not options.state_uri or not options.deployment_host:
         raise InvalidInputError("Give the folder of the ledger, or --state-uri and --deployment-host.")
-    # Spelt as the connection's fields are, or the operator would look for another ledger. No key is needed.
+    # Settings normalises the fields as it does for the operator, which names the ledger. No key is needed.
     settings = Settings(api_key="none", deployment_host=options.deployment_host, base_url=options.base_url)
     identity = LedgerIdentity(
         deployment_host=settings.deployment_host,
@@ -125,9 +125,9 @@ def _owner(what: str) -> str:
 
 def _storage(name: str, place: str) -> ObjectStoragePath:
     try:
-        # Airflow 2 takes a path that is not absolute as one from the root.
+        # Airflow 2 reads a relative path as one from the root.
         path = ObjectStoragePath(place if "://" in place else str(Path(place).absolute()))
-        # Only this looks for the file system.
+        # Only the attribute loads the file system.
         _ = path.fs
     except (ValueError, ImportError) as error:
         raise InvalidInputError(
@@ -137,6 +137,6 @@ def _storage(name: str, place: str) -> ObjectStoragePath:
 
 
 if __name__ == "__main__":
-    # Airflow 3 looks into its database for the connections of a state URI only where a process says so.
+    # Airflow 3 reads a state URI's connection from its database only if this variable is set.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     sys.exit(main())

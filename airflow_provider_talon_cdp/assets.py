@@ -4,10 +4,10 @@
 | --- | --- |
 | an audience, by its ID in the CDP | ``talon-cdp://<deployment host>/audiences/<audience ID>`` |
 | an audience, by Talon.One's own number | ``talon-cdp://<deployment host>/audiences/internal:<number>`` |
-| the profiles that one sync keeps | ``talon-cdp://<deployment host>/profiles/<name of the ledger>`` |
+| the profiles of one sync         | ``talon-cdp://<deployment host>/profiles/<name of the ledger>`` |
 
-IDs and names are percent-encoded. The operators emit these assets by themselves, through an asset alias, as
-the host is known to the connection only. Schedule a DAG on ``audience_asset(...)`` or ``profiles_asset(...)``
+IDs and names are percent-encoded. The operators emit these assets through an asset alias, as only the
+connection has the host. Schedule a DAG on ``audience_asset(...)`` or ``profiles_asset(...)``
 to run it after a sync.
 """
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 SCHEME = "talon-cdp"
 IS_AIRFLOW_2 = Asset.__name__ == "Dataset"
 _KINDS = ("audiences", "profiles")
-# Airflow takes 1500 characters for a whole URI.
+# Of a name. Airflow allows 1500 characters for a URI.
 _LONGEST = 1000
 
 
@@ -44,7 +44,7 @@ def audience_uri(deployment_host: str, audience_id: str | int) -> str:
 
 
 def profiles_uri(deployment_host: str, sync: str) -> str:
-    """Return the URI of the profiles that a sync keeps.
+    """Return the URI of the profiles of a sync.
 
     Args:
         deployment_host: As on the connection.
@@ -82,7 +82,7 @@ def create_asset(
 
 
 def sanitize_uri(uri: SplitResult) -> SplitResult:
-    """Spell a URI of ours as the operators spell it.
+    """Normalise a URI, so that it equals the one that the operators emit.
 
     Raises:
         ValueError: It is not a URI of an audience or of profiles.
@@ -107,12 +107,12 @@ def to_openlineage(asset: Asset, lineage_context: Any) -> Any:  # noqa: ARG001 -
 
 
 def lineage(inputs: Iterable[Any], uris: Sequence[str], rows: int | None = None) -> Any:
-    """Return what OpenLineage is told about a sync, or None where its provider is not installed.
+    """Return a sync's lineage for OpenLineage, or None if its provider is not installed.
 
     Args:
         inputs: Datasets that the sync read.
-        uris: Of the audiences or profiles that it keeps.
-        rows: Changes that Talon.One acknowledged, where that is known.
+        uris: URIs of the audiences or profiles that it changes.
+        rows: Number of changes that Talon.One acknowledged, or None if unknown.
     """
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage  # noqa: PLC0415
@@ -124,7 +124,7 @@ def lineage(inputs: Iterable[Any], uris: Sequence[str], rows: int | None = None)
     )
 
     facets: dict[str, Any] = {}
-    # Of several audiences, only the sum is known.
+    # For several audiences only the sum is known.
     if rows is not None and len(uris) == 1:
         facets = {"outputStatistics": OutputStatisticsOutputDatasetFacet(rowCount=rows)}
     outputs = [OutputDataset(*_namespace_and_name(uri), outputFacets=facets) for uri in uris]
@@ -135,9 +135,9 @@ def sql_inputs(hook: Callable[[], Any], conn_id: str, sql: str) -> list[Any]:
     """Return the datasets that a query reads, as far as Airflow's OpenLineage provider can tell.
 
     Args:
-        hook: Makes the SQL hook; some ask the database for its default schema.
-        conn_id: Its connection.
-        sql: The query; it is parsed.
+        hook: Returns the SQL hook; some hooks query the database's default schema.
+        conn_id: The hook's connection.
+        sql: The query, which is parsed and not run.
     """
     try:
         from airflow.providers.openlineage.sqlparser import get_openlineage_facets_with_sql  # noqa: PLC0415
@@ -147,14 +147,14 @@ def sql_inputs(hook: Callable[[], Any], conn_id: str, sql: str) -> list[Any]:
         found = get_openlineage_facets_with_sql(
             hook=hook(), sql=sql, conn_id=conn_id, database=None, use_connection=False
         )
-    except Exception as error:  # noqa: BLE001 - of any driver; what was sent is told all the same
-        log.info("OpenLineage is not told what the query reads: %s", error)
+    except Exception as error:  # noqa: BLE001 - drivers raise other errors; the outputs are reported anyway
+        log.info("OpenLineage gets no inputs, as the query cannot be analysed: %s", error)
         return []
     return found.inputs if found else []
 
 
 def alias_of(name: str) -> AssetAlias | None:
-    """Return the outlet of a task through which ``emit`` names assets; Airflow 2 needs none."""
+    """Return the asset alias to which ``emit`` adds assets, an outlet of the task; None on Airflow 2."""
     return None if IS_AIRFLOW_2 else AssetAlias(f"{SCHEME}:{name}")
 
 
@@ -164,25 +164,25 @@ def emit(
     alias: AssetAlias | None,
     extras: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Have Airflow register an event of each asset when the task succeeds.
+    """Add asset events that Airflow registers when the task succeeds.
 
     Args:
         context: The task's context.
         task: The task that runs.
-        alias: The outlet that ``alias_of`` made.
-        extras: Facts about the sync for the event of each asset, by its URI.
+        alias: The outlet from ``alias_of``.
+        extras: By the asset's URI, the extra of its event.
     """
     events = context.get("outlet_events")
     if events is None:
         return
-    outlets = {each.uri: each for each in task.outlets if isinstance(each, Asset)}
+    outlets = {outlet.uri: outlet for outlet in task.outlets if isinstance(outlet, Asset)}
     for uri, extra in extras.items():
         asset = outlets.get(uri)
         if asset is None and alias is not None:
             events[alias].add(Asset(uri=uri), extra=dict(extra))
             continue
         if asset is None:
-            # Airflow 2 registers what is an outlet now, and fails where it has not heard of an alias.
+            # Airflow 2 registers assets that are outlets when the task ends, and does not know the alias.
             asset = Asset(uri=uri)
             task.outlets = [*task.outlets, asset]
         events[asset].extra.update(extra)

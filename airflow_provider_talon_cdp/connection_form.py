@@ -1,7 +1,7 @@
 """The connection form, defined once for every Airflow version.
 
-Airflow 3.2 and later read ``conn_fields()`` from the provider's metadata without importing the hook; Airflow
-2.11 to 3.1 call the hook's two static methods, which end in ``widgets()`` and ``field_behaviour()``.
+Airflow 3.2 and later read ``conn_fields()`` from the provider's metadata without importing the hook. Airflow
+2.11 to 3.1 call the hook's two static methods, which call ``widgets()`` and ``field_behaviour()``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DEFAULT_CONN_ID = "talon_cdp_default"
 
 @dataclass(frozen=True)
 class Field:
-    """A custom field of the form; its value is stored in the connection's extra under ``name``."""
+    """A custom field of the form. Its value is stored in the connection's extra under ``name``."""
 
     name: str
     label: str
@@ -104,22 +104,22 @@ HIDDEN = ("schema", "login")
 
 
 def conn_fields() -> dict[str, Any]:
-    """The custom fields as the provider metadata of Airflow 3.2 and later describes them."""
+    """Return the custom fields in the format of the provider metadata, for Airflow 3.2 and later."""
     return {
-        each.name: {
-            "label": each.label,
-            "description": each.description,
-            "schema": _schema(each),
+        field.name: {
+            "label": field.label,
+            "description": field.description,
+            "schema": _schema(field),
         }
-        for each in FIELDS
+        for field in FIELDS
     }
 
 
 def _schema(field: Field) -> dict[str, Any]:
-    # Without null among the types a field has a red star, and is required.
+    # A field whose types do not include null is required in the form.
     schema: dict[str, Any] = {"type": field.type if field.required else [field.type, "null"]}
     if field.choices:
-        # Without null among the choices: the form would offer the word.
+        # Without null, which the form would show as a choice.
         schema |= {"enum": list(field.choices), "default": field.choices[0]}
     if field.minimum is not None:
         schema["minimum"] = field.minimum
@@ -127,17 +127,17 @@ def _schema(field: Field) -> dict[str, Any]:
 
 
 def field_behaviour() -> dict[str, Any]:
-    """What the form hides, calls otherwise and suggests, as the hook's method returns it."""
+    """Return the hidden fields, labels and placeholders of the form, as the hook's method returns them."""
     return {
         "hidden_fields": list(HIDDEN),
         "relabeling": dict(RELABELING),
-        "placeholders": PLACEHOLDERS | {each.name: each.placeholder for each in FIELDS},
+        "placeholders": PLACEHOLDERS | {field.name: field.placeholder for field in FIELDS},
     }
 
 
 def widgets() -> dict[str, Any]:
-    """The custom fields as WTForms widgets, for Airflow before 3.2."""
-    # Only Airflow's web server has these.
+    """Return the custom fields as WTForms widgets, for Airflow before 3.2."""
+    # Only Airflow's web server has these packages.
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget  # noqa: PLC0415
     from flask_babel import lazy_gettext  # noqa: PLC0415
     from wtforms import IntegerField, StringField  # noqa: PLC0415
@@ -150,11 +150,11 @@ def widgets() -> dict[str, Any]:
         return [Optional(), *choices, *([] if field.minimum is None else [NumberRange(min=field.minimum)])]
 
     return {
-        each.name: kinds[each.type](
-            lazy_gettext(each.label),
-            description=each.description,
+        field.name: kinds[field.type](
+            lazy_gettext(field.label),
+            description=field.description,
             widget=BS3TextFieldWidget(),
-            validators=validators(each),
+            validators=validators(field),
         )
-        for each in FIELDS
+        for field in FIELDS
     }

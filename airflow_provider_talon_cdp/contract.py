@@ -1,7 +1,7 @@
 """What Talon.One accepts as an ID, a name or a type, how much fits in one request, and shared defaults.
 
 Source: Talon.One's Third-party API reference. Every layer needs these rules, so this module imports
-nothing but the errors.
+only the errors.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Literal, get_args
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 MAX_LENGTH = 1000
-"""Characters in a customer profile ID, an external audience ID or an audience name."""
+"""Most characters of a customer profile ID, an external audience ID or an audience name."""
 
 MAX_CHANGES = 1000
-"""Adds and deletes of one request, over all of its profiles together."""
+"""Most adds and deletes of one request, of all its profiles together."""
 
 _LARGEST_INTERNAL_ID = 2**63 - 1
-# Byte order mark, zero-width space and word joiner, which files and web pages leave at the ends of a text.
+# Byte order mark, zero-width space and word joiner: text from files and web pages may begin or end with them.
 _INVISIBLE = "\ufeff\u200b\u2060"
 
 DOTS = frozenset((".", ".."))
-"""Profile IDs that HTTP clients and proxies resolve in a path before they send it."""
+"""Profile IDs that HTTP clients and proxies remove from a path, as steps of a relative path."""
 
 FAULT_OF_DOTS = "profile ID '.' or '..', which does not survive in the path of a URL"
 
 AudienceIdType = Literal["external", "internal"]
-"""``external``: the ID in the CDP, a string. ``internal``: the number that Talon.One gave the audience."""
+"""``external``: the ID in the CDP, a string. ``internal``: Talon.One's ID, an integer."""
 AUDIENCE_ID_TYPE: AudienceIdType = "external"
 
 AttributeType = Literal[
@@ -40,24 +40,23 @@ AttributeType = Literal[
     "(list time)",
     "(list location)",
 ]
-"""Type of a customer-profile attribute, spelt as Talon.One's own API does."""
-
+"""Type of a customer-profile attribute, spelled as in Talon.One's own API."""
 
 OnUnclear = Literal["fail", "retry"]
-"""When a call that runs rules gets no clear answer: ``fail``, or ``retry`` although they may run twice."""
+"""If a call that runs rules gets no clear answer: ``fail``, or ``retry``, with which they may run twice."""
 ON_UNCLEAR: OnUnclear = "fail"
 
 IN_FLIGHT = 64
-"""Requests in flight at the most."""
+"""Most requests in flight."""
 
 KEEP_VERSIONS = 3
-"""Versions of a ledger whose files and dead letters are kept."""
+"""Number of a ledger's versions whose files and dead letters are kept."""
 
 
 def fault_of_text(value: object) -> str | None:
-    """Say why a value is no ID or name for Talon.One, or None when it is one.
+    """Return why a value is not a valid ID or name in Talon.One, or None if it is valid.
 
-    The answers are few and carry no part of the value, so they serve as keys to count by.
+    There are few different texts and they do not quote the value, so that they can be counted by.
     """
     if value is None:
         return "null"
@@ -76,11 +75,11 @@ def check_text(name: str, value: object) -> str:
     """Return a string of 1 to 1000 characters, or raise.
 
     Args:
-        name: What the value is, as the user knows it, e.g. ``audience_id``.
+        name: The user's name for the value, e.g. ``audience_id``.
         value: Anything.
 
     Raises:
-        InvalidInputError: The value is not such a string. The text does not quote it: it may be personal
+        InvalidInputError: The value is not such a string. The text does not quote it, as it may be personal
             data.
     """
     fault = fault_of_text(value)
@@ -93,10 +92,10 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
     """Return an audience ID of the given type, or raise.
 
     Args:
-        name: What the value is, as the user knows it, e.g. ``add_audiences``.
+        name: The user's name for the value, e.g. ``add_audiences``.
         value: Anything.
-        id_type: ``external`` wants a string of 1 to 1000 characters without white space at its ends,
-            ``internal`` an integer >= 1.
+        id_type: ``external``: a string of 1 to 1000 characters without white space at its ends.
+            ``internal``: an integer >= 1.
 
     Raises:
         InvalidInputError: The value is of the wrong type or out of range.
@@ -105,19 +104,19 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
         if isinstance(value, int) and not isinstance(value, bool):
             raise InvalidInputError(
                 f"{name} is the integer {value}, but an external audience ID (its ID in the CDP) is text.\n"
-                "Write it in quotes, or choose internal audience IDs if you mean Talon.One's own number."
+                "Write it in quotes, or use internal audience IDs if you mean Talon.One's own ID."
             )
         text = check_text(name, value)
         if text != text.strip().strip(_INVISIBLE):
             raise InvalidInputError(
                 f"{name} begins or ends with white space, a newline or an invisible character.\n"
-                "Talon.One would take it for another audience. Take that character off."
+                "Talon.One would treat it as another audience. Remove that character."
             )
         return text
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_INTERNAL_ID:
         raise InvalidInputError(
-            f"{name} must be an internal audience ID, the integer >= 1 that Talon.One gave the audience,\n"
-            f"but is of type {type(value).__name__}. An external ID (a string) needs the external calls."
+            f"{name} must be an internal audience ID, the integer >= 1 that Talon.One assigned,\n"
+            f"but is of type {type(value).__name__}. For an external ID (a string) use the external calls."
             if not isinstance(value, int)
             else f"{name} must be an internal audience ID, an integer from 1 to {_LARGEST_INTERNAL_ID}."
         )
@@ -130,32 +129,32 @@ def check_external_id(name: str, value: object) -> str:
 
 
 def check_in_path(name: str, identifier: str) -> None:
-    """Refuse an ID that cannot stand in a path: clients and proxies resolve it away, percent-encoded too.
+    """Refuse an ID that clients and proxies would remove from a path, even if it is percent-encoded.
 
     Args:
-        name: What it is, for the error.
+        name: The user's name for the ID.
         identifier: The ID.
 
     Raises:
-        InvalidInputError: It is ``.`` or ``..``.
+        InvalidInputError: The ID is ``.`` or ``..``.
     """
     if identifier in DOTS:
         raise InvalidInputError(
-            f"{name} is {identifier!r}, which cannot stand in the path of a request:\n"
-            "a proxy on the way may take it for a step in the path and change another record.\n"
+            f"{name} is {identifier!r}, which cannot be part of a request's path:\n"
+            "a proxy may remove it from the path, so that the request changes another record.\n"
             "Give the record another ID. Members with such an ID can be added and removed in bulk."
         )
 
 
 def check_attribute_type(name: str, kind: object) -> None:
-    """Refuse what is not the type of an attribute.
+    """Refuse an unknown type of an attribute.
 
     Args:
         name: The attribute's name, for the error.
-        kind: Anything.
+        kind: The type.
 
     Raises:
-        InvalidInputError: It is not an ``AttributeType``.
+        InvalidInputError: The type is not an ``AttributeType``.
     """
     if kind not in get_args(AttributeType):
         raise InvalidInputError(
@@ -165,7 +164,7 @@ def check_attribute_type(name: str, kind: object) -> None:
 
 
 def is_unicode(value: str) -> bool:
-    """Whether a text can be written in UTF-8; lone surrogates cannot."""
+    """Whether a text can be encoded in UTF-8, which lone surrogates cannot."""
     if value.isascii():
         return True
     try:

@@ -1,4 +1,4 @@
-"""``@task.talon_audience`` and ``@task.talon_profiles``: functions whose results are sent to Talon.One."""
+"""``@task.talon_audience`` and ``@task.talon_profiles`` send a function's result to Talon.One."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ _BLOCK = 5000
 
 
 class _FunctionOperator(DecoratedOperator):
-    """Base of the operators that a decorator makes of a function."""
+    """Base of the operators that the decorators make of a function."""
 
     template_fields: Sequence[str] = DecoratedOperator.template_fields
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
-        """Call the function, and send what it returns or yields."""
+        """Call the function, and send its result."""
         context_merge(context, self.op_kwargs)
         self._arguments = determine_kwargs(self.python_callable, self.op_args, context)
         return self.deliver(context)
 
     def deliver(self, context: Context) -> dict[str, Any]:
-        """Send what ``result`` gives."""
+        """Send the function's result."""
         raise NotImplementedError
 
     def result(self) -> Any:
-        """Call the function."""
+        """Call the function and return its result."""
         return self.python_callable(*self.op_args, **self._arguments)
 
 
 class TalonAudienceTask(_FunctionOperator, MembershipOperator):
     """``@task.talon_audience``: the profile IDs that a function returns or yields become an audience.
 
-    A function that yields is streamed: memory stays flat however many IDs there are. A mirror sorts them on
-    the worker's disk, so the function is called once.
+    A function that yields is streamed in constant memory. A mirror sorts the IDs on the worker's disk, so the
+    function is called once.
 
     Args:
         audience_id: The audience.
-        mode: ``mirror`` makes the audience equal to the result; ``add`` and ``remove`` send it as it is.
+        mode: ``mirror`` makes the audience equal to the result; ``add`` and ``remove`` send all of it.
         kwargs: As in ``MembershipOperator``.
 
     Returns:
@@ -70,7 +70,7 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
         *MembershipOperator.template_fields,
     )
     custom_operator_name = "@task.talon_audience"
-    # Airflow's registry looks for it: a retry resumes from the task state store.
+    # For Airflow's registry: a retry resumes from the task state store.
     __supports_durable_execution = True
 
     def __init__(self, *, audience_id: str | int, mode: Mode = "mirror", **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
         return self.send_changes(context, self._records(self.mode), reads_ahead=False)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
-        """Return what makes the audience equal to the result."""
+        """Return the mirror that makes the audience equal to the result."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
         from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
 
@@ -112,9 +112,9 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
 class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
     """``@task.talon_profiles``: the rows that a function returns or yields become attributes of profiles.
 
-    A row is a mapping with the profile's ID under ``profile_id_column``; its other keys are attributes, or
-    those that ``attributes`` names. A function that yields is streamed, and called once: the rows are sorted
-    on the worker's disk.
+    A row is a mapping with the profile's ID under ``profile_id_column``; its other keys are attributes,
+    or only those that ``attributes`` names. A function that yields is streamed and called once, as the rows
+    are sorted on the worker's disk.
 
     Args:
         kwargs: As in ``ProfilesOperator``.
@@ -134,7 +134,7 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
         return self.run_mirror(context)
 
     def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
-        """Return what calls the function and sorts its rows."""
+        """Return a function that calls the decorated one and sorts its rows."""
         kind = self.kind()
         return lambda: kind.sort(self._profiles(hook))
 

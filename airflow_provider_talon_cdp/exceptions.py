@@ -1,19 +1,19 @@
-"""Every error of this package, named by what the caller should do about it.
+"""Every error of this package, named by what the caller should do.
 
 | class | what to do | another try |
 | --- | --- | --- |
 | ``InvalidInputError`` | correct the argument, the connection or the query; nothing was sent | no |
 | ``FatalError`` | stop: every other request of this run would fail too | no |
-| ``RejectedError`` | correct this one request; others may go on | no |
-| ``UnclearError`` | look whether the rules ran before the call is sent again | no |
+| ``RejectedError`` | correct this request; others may be sent | no |
+| ``UnclearError`` | check whether the rules ran before sending the call again | no |
 | ``TransientError`` | wait and send the same request again | yes |
-| ``GuardError`` | look at the numbers; allow them with the named argument, or correct the query | no |
+| ``GuardError`` | check the numbers; allow them with the named argument, or correct the query | no |
 | ``LedgerError`` | correct the state URI, or repair the ledger; nothing was sent | no |
 | ``LedgerUnavailableError`` | wait for the other run, or for the storage | yes |
 | ``OlderRunError`` | nothing, or allow it with ``on_older_run`` | no |
-| ``SpoolError`` | make room on the worker's temporary disk | yes |
+| ``SpoolError`` | free space on the worker's temporary disk | yes |
 | ``StoppedError`` | nothing: somebody stopped the task | yes |
-| ``RejectedRecordsError`` | everything good was sent; correct the records that were counted | no |
+| ``RejectedRecordsError`` | correct the rejected records; all others were sent | no |
 
 A message is a few short lines: what happened, the numbers, what to do. Airflow's UI does not wrap lines.
 """
@@ -39,16 +39,16 @@ class TalonCdpError(Exception):
 
 
 class InvalidInputError(TalonCdpError, ValueError):
-    """A value that cannot be sent; it was found before any request left. Another try finds it again."""
+    """A value cannot be used; no request was sent with it. Another try fails in the same way."""
 
 
 class Blame(NamedTuple):
-    """What an answer blames.
+    """One fault that an answer reports.
 
     Args:
         pointer: JSON pointer into the request's body, e.g. ``/attributes/Language``.
-        title: What is wrong with it.
-        details: More of that; it may quote the value.
+        title: The fault.
+        details: More about the fault; may quote the value.
     """
 
     pointer: str
@@ -60,18 +60,18 @@ Kind = TypeVar("Kind", bound="RequestError")
 
 
 class RequestError(TalonCdpError):
-    """A request to Talon.One that did not succeed.
+    """A request to Talon.One that failed.
 
     Args:
         message: What went wrong and what to do, in short lines.
         method: HTTP method of the request.
         path: Path of the request, percent-encoded, without the host.
-        status: HTTP status, or None when no answer came.
-        request_uuid: Talon.One's ``RequestUUID``; its support asks for it.
-        blames: The attributes that the answer blames.
+        status: HTTP status, or None if there was no answer.
+        request_uuid: Talon.One's ``RequestUUID``, for its support.
+        blames: The faults that the answer reports.
 
     Attributes:
-        body: The answer's body as text, at most 1 MB of it.
+        body: The answer's body as text, at most its first 1 MB.
         retry_after: Seconds that the answer asks to wait, or None.
         repeated: Whether an earlier attempt of the call got no clear answer, so that it may have had its
             effect.
@@ -99,11 +99,11 @@ class RequestError(TalonCdpError):
 
     @property
     def is_unclear(self) -> bool:
-        """Whether this attempt may have had its effect all the same."""
+        """Whether the failed attempt may have had its effect."""
         return False
 
     def explain(self, more: str) -> None:
-        """Add a line to the message; notes (``add_note``) are not shown in every Airflow log."""
+        """Add lines to the message, as notes (``add_note``) are not shown in every Airflow log."""
         self.args = (f"{self}\n{more}",)
 
     def become(self, kind: type[Kind], message: str) -> Kind:
@@ -121,7 +121,7 @@ class RequestError(TalonCdpError):
 
 
 class FatalError(RequestError):
-    """Every other request of this run would fail too: tell a person. Another try fails the same way."""
+    """Every other request of this run would fail too. Another try fails in the same way."""
 
 
 class AuthenticationError(FatalError):
@@ -132,12 +132,12 @@ class AuthenticationError(FatalError):
 
 
 class UnexpectedAnswerError(FatalError):
-    """An answer that the API contract does not know, so that nothing can be concluded from it.
+    """An answer that is not in the API's contract, so that the outcome of the call is unknown.
 
-    The connection leads elsewhere, as a rule: another try fails until a person changes it.
+    Usually the connection leads to another server. Another try fails until a person changes it.
 
     Attributes:
-        unclear: Whether the call may have had its effect; False where something else has surely answered.
+        unclear: Whether the call may have had its effect; False if another server has certainly answered.
     """
 
     unclear = True
@@ -153,23 +153,23 @@ class RejectedError(RequestError):
 
 
 class NotFoundError(RejectedError):
-    """404: the audience, the deployment or the path does not exist. Another try finds none either.
+    """404: the audience, the deployment or the path does not exist. Another try fails in the same way.
 
     Attributes:
-        audiences: IDs of the audiences that a request for many changed, or none.
+        audiences: IDs of the audiences in a bulk request, or empty.
     """
 
     audiences: Sequence[str] = ()
 
 
 class AudienceExistsError(RejectedError):
-    """409 on Create audience: the audience ID is taken, and stays taken."""
+    """409 on Create audience: the audience ID exists already. Another try fails in the same way."""
 
 
 class UnclearError(RequestError):
     """A call that runs rules got no clear answer, and was not sent again.
 
-    The rules may have run, so another try may give a coupon or points twice: a person has to look first.
+    The rules may have run, so another try may give a coupon or points twice. A person has to check first.
     """
 
     @property
@@ -182,7 +182,7 @@ class TransientError(RequestError):
     """429, 5xx, a conflict between requests on one profile, a reset or a timeout. Another try may succeed.
 
     Attributes:
-        sent: Whether the request, or a part of it, may have left.
+        sent: Whether the request, or a part of it, may have been sent.
         reason: What happened in a few words, e.g. ``503`` or ``no answer (timed out)``.
     """
 
@@ -192,16 +192,16 @@ class TransientError(RequestError):
 
     @property
     def is_unclear(self) -> bool:
-        """Whether there was no answer, or one that does not rule the effect out."""
+        """Whether there was no answer, or one after which the call may have had its effect."""
         return self.sent if self.status is None else self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class GuardError(TalonCdpError):
-    """The plan would change more than the guard allows; nothing was sent. Another try plans the same.
+    """The plan changes more than the guard allows; nothing was sent. Another try plans the same.
 
     Args:
         message: The numbers and what to do.
-        allow: The argument that would allow it, or None.
+        allow: The argument that would allow the plan, or None.
     """
 
     def __init__(self, message: str, allow: str | None = None) -> None:
@@ -210,7 +210,7 @@ class GuardError(TalonCdpError):
 
 
 class LedgerError(TalonCdpError):
-    """The ledger cannot be used: damaged, or of another connection. Another try finds it as it is."""
+    """The ledger cannot be used: damaged, or of another connection. Another try fails in the same way."""
 
 
 class LedgerUnavailableError(LedgerError):
@@ -220,17 +220,17 @@ class LedgerUnavailableError(LedgerError):
 
 
 class LedgerBusyError(LedgerUnavailableError):
-    """Another run has the ledger, and nothing was sent. Another try may find it free."""
+    """Another run holds the ledger's lock, and nothing was sent. Another try may succeed."""
 
 
 class RejectedRecordsError(TalonCdpError):
-    """Everything good was sent, and more records were refused than ``max_rejected`` allows.
+    """More records were rejected than ``max_rejected`` allows; all others were sent.
 
-    Another try would send the same records and be refused again.
+    Another try would have the same records rejected.
 
     Args:
         message: The counts by reason and what to do.
-        report: How far the sync came.
+        report: The report of the sync.
     """
 
     def __init__(self, message: str, report: Report) -> None:
@@ -239,18 +239,18 @@ class RejectedRecordsError(TalonCdpError):
 
 
 class SpoolError(TalonCdpError):
-    """The worker's temporary disk is full or cannot be used. Another try, maybe elsewhere, may succeed."""
+    """The worker's temporary disk is full or cannot be used. Another try may succeed on another worker."""
 
     retryable = True
 
 
 class StoppedError(TalonCdpError):
-    """The task was told to stop, as somebody marked it failed. Another try sends the rest."""
+    """The task was told to stop, e.g. as somebody marked it failed. Another try sends the rest."""
 
     retryable = True
 
 
 class OlderRunError(TalonCdpError):
-    """This run has older data than the ledger holds; nothing was sent. Another try has the same data."""
+    """This run has older data than the ledger; nothing was sent. Another try has the same data."""
 
     allow: ClassVar[str] = "on_older_run='allow'"

@@ -1,4 +1,4 @@
-"""What Airflow is told about this provider."""
+"""The provider's metadata for Airflow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": name,
                 "python-modules": [
-                    f"{package}.operators.{each}" for each in ("audience", "members", "profile")
+                    f"{package}.operators.{module}" for module in ("audience", "members", "profile")
                 ],
             }
         ],
@@ -50,9 +50,9 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "source-integration-name": "SQL",
                 "target-integration-name": name,
-                "python-module": f"{package}.transfers.{each}",
+                "python-module": f"{package}.transfers.{module}",
             }
-            for each in ("across_workers", "sql_to_audience", "sql_to_profiles")
+            for module in ("across_workers", "sql_to_audience", "sql_to_profiles")
         ],
         "asset-uris": asset_uris,
         # The same for Airflow 2.
@@ -62,7 +62,7 @@ def get_provider_info() -> dict[str, Any]:
             {"name": "talon_profiles", "class-name": f"{package}.decorators.talon_profiles_task"},
         ],
         "extra-links": [
-            f"{package}.operators._base.{each}" for each in ("CampaignManagerLink", "DeadLettersLink")
+            f"{package}.operators._base.{link}" for link in ("CampaignManagerLink", "DeadLettersLink")
         ],
         "config": {
             "talon_cdp": {
@@ -70,7 +70,7 @@ def get_provider_info() -> dict[str, Any]:
                 "options": {
                     "state_uri": {
                         "description": (
-                            "Folder of the ledgers, in which mirrors remember what Talon.One acknowledged: "
+                            "Folder of the ledgers, in which syncs record what Talon.One acknowledged: "
                             "an absolute path or a URI of any object storage that Airflow knows. Default: "
                             "talon_cdp in AIRFLOW_HOME, which only works where all tries of a task run on "
                             "one machine; it is refused with Celery, Kubernetes and Edge executors."
@@ -82,9 +82,9 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "pool": {
                         "description": (
-                            "Airflow pool of the tasks that send many changes, where a task names none. "
-                            "Each of them sends at its connection's full rate: a pool of one slot has those "
-                            "that use one API key follow one another. The pool must exist."
+                            "Default Airflow pool of the tasks that send many changes. Every such task sends "
+                            "at its connection's full rate: with a pool of one slot, tasks that use the "
+                            "same API key run one after another. The pool must exist."
                         ),
                         "version_added": "0.1.0",
                         "type": "string",

@@ -1,1 +1,1 @@
-"""Talon.One's generic CDP API over HTTP. Nothing here imports Airflow."""
+"""Talon.One's generic CDP API over HTTP. It imports nothing of Airflow."""

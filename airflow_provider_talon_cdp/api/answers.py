@@ -1,7 +1,7 @@
-"""An HTTP answer, or the lack of one, as a result or an error. Pure; the one place that reads error bodies.
+"""Turns an HTTP answer, or the lack of one, into a result or an error. Pure; only this module reads bodies.
 
 Source: Talon.One's Third-party API reference. An error of the CDP service is
-``{"StatusCode", "Error", "RequestUUID"}``; one that comes from the deployment behind it is
+``{"StatusCode", "Error", "RequestUUID"}``; an error of the deployment behind it is
 ``{"message", "errors": [{"title", "details", "source": {"pointer"}}]}``, where the source may also be a
 ``parameter``, a ``line`` or a ``resource``.
 """
@@ -37,7 +37,7 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 
 MAX_ANSWER = 1_000_000
-"""Bytes of an answer that are read, compressed and not."""
+"""Limit of the bytes that are read of an answer, before and after decompression."""
 
 _SUCCESS = {
     Operation.CREATE_AUDIENCE: 201,
@@ -45,7 +45,7 @@ _SUCCESS = {
     Operation.DELETE_AUDIENCE: 204,
     Operation.UPDATE_PROFILE: 200,
     Operation.UPDATE_PROFILE_AUDIENCES: 200,
-    # Nothing but 204: a 200 here means that another route took the request, and no membership changed.
+    # Only 204: a 200 means that another path of the API answered, and no membership changed.
     Operation.UPDATE_PROFILES_AUDIENCES: 204,
 }
 _LONGEST_TEXT = 500
@@ -65,18 +65,18 @@ def read_answer(
     """Read the answer to a request.
 
     Args:
-        request: What was asked.
+        request: The request.
         status: HTTP status.
         headers: The answer's headers, case-insensitive.
-        body: The first bytes of the answer's body as they came, ``MAX_ANSWER`` of them at the most.
-        now: Seconds since the epoch; a ``Retry-After`` may be a date.
-        secret: The API key, which no error may quote even where the answer does.
+        body: The first bytes of the answer's body, not decompressed, at most ``MAX_ANSWER``.
+        now: Seconds since the epoch, for a ``Retry-After`` that is a date.
+        secret: The API key, which is masked in errors if the answer quotes it.
 
     Returns:
-        The audience, the integration state, or None, as the request's type says.
+        The audience, the integration state, or None, by the request's type.
 
     Raises:
-        RequestError: Everything but the documented success.
+        RequestError: The answer is not the documented success.
     """
     body = _decompress(headers.get("Content-Encoding", ""), body)
     if secret and (b"\\" in body or secret.encode() in body):
@@ -92,20 +92,20 @@ def connection_error(
     """Make the error of a request that got no answer.
 
     Args:
-        request: What was asked.
-        base_url: Where; without secrets, as ``Settings`` normalises it.
-        cause: What the client raised, or what happened, e.g. ``timed out``.
-        sent: False when no connection came about.
+        request: The request.
+        base_url: The base URL as ``Settings`` normalises it, without secrets.
+        cause: What the client raised, or a description, e.g. ``timed out``.
+        sent: Whether a connection was made, so that the request may have been sent.
     """
-    if not isinstance(cause, str) and any(_TLS_ALERT in f"{each!r} {each}" for each in _chain(cause)):
+    if not isinstance(cause, str) and any(_TLS_ALERT in f"{link!r} {link}" for link in _chain(cause)):
         return FatalError(
-            f"{request.operation.value}: what answers at {base_url} speaks TLS.\n"
+            f"{request.operation.value}: the server at {base_url} speaks TLS.\n"
             "Write https:// in Base URL on the connection.",
             method=request.method,
             path=request.path,
         )
     reason = cause if isinstance(cause, str) else _in_words(cause)
-    cure = "If this goes on, check Base URL and proxies on the connection, and the network."
+    cure = "If this persists, check Base URL and proxies on the connection, and the network."
     if base_url.startswith("http:"):
         cure += "\nIf that server speaks TLS, write https:// in Base URL."
     error = TransientError(
@@ -118,8 +118,7 @@ def connection_error(
     return error
 
 
-# A TLS record of the type alert, as Python quotes it where a client took it for the first line of an HTTP
-# answer.
+# The start of a TLS alert, as Python quotes it in the error if a client reads it as an HTTP status line.
 _TLS_ALERT = r"\x15\x03"
 
 
@@ -130,8 +129,8 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
 
 
 def _in_words(error: BaseException) -> str:
-    for each in _chain(error):
-        match each:
+    for link in _chain(error):
+        match link:
             case TimeoutError():
                 return "timed out"
             case ConnectionRefusedError():
@@ -143,27 +142,27 @@ def _in_words(error: BaseException) -> str:
     return type(error).__name__
 
 
-# Of its own checks and of the server's alerts; some servers say of a missing client certificate just that
-# they deny access.
+# In OpenSSL's reasons for its own checks and for the server's alerts. Some servers report a missing client
+# certificate only as denied access.
 _OVER_CERTIFICATES = re.compile("CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED")
 _CA_CURE = "Set 'verify' in the connection's extra to the path of your CA bundle."
-_CHECK_HOST = "Check the host in Base URL on the connection, and whether a proxy answers in its place."
-# By OpenSSL's codes of verification errors.
+_CHECK_HOST = "Check the host in Base URL on the connection, and whether a proxy answers instead."
+# By OpenSSL's code of the verification error.
 _BAD_CERTIFICATES = {
     9: ("is not valid yet", "Check the clock of this worker, and the server's certificate."),
-    10: ("has expired", "Whoever runs the server has to renew it. Check the clock of this worker too."),
+    10: ("has expired", "Its operator has to renew it. Check the clock of this worker too."),
     62: ("is for another host name", _CHECK_HOST),
     64: ("is for another IP address", _CHECK_HOST),
 }
 
 
 def tls_error(request: Request[Result], base_url: str, cause: ssl.SSLError | None) -> FatalError:
-    """Make the error of a TLS connection that failed, or that the server ended over our certificate.
+    """Make the error of a TLS connection that failed, or that the server closed because of our certificate.
 
     Args:
-        request: What was asked.
-        base_url: Where; without secrets, as ``Settings`` normalises it.
-        cause: What OpenSSL found.
+        request: The request.
+        base_url: The base URL as ``Settings`` normalises it, without secrets.
+        cause: OpenSSL's error, or None if there is none.
     """
     reason = getattr(cause, "reason", None) or "no reason given"
     host = urlsplit(base_url).netloc
@@ -174,23 +173,21 @@ def tls_error(request: Request[Result], base_url: str, cause: ssl.SSLError | Non
     elif _OVER_CERTIFICATES.search(reason):
         text = (
             "A TLS certificate was not accepted, the server's or ours.\n"
-            "If the server wants a client certificate, set 'cert' in the extra to yours and its key.\n"
+            "If the server requires a client certificate, set 'cert' in the extra to yours and its key.\n"
             f"{_CA_CURE}"
         )
     else:
         text = (
-            f"What answers at {base_url} does not speak TLS as expected.\n"
-            "Check host and port of Base URL. A server on this machine may want http:// there.\n"
-            "A server that wants a client certificate needs 'cert' in the extra."
+            f"The server at {base_url} does not speak TLS as expected.\n"
+            "Check host and port of Base URL. A server on this machine may need http:// there.\n"
+            "If the server requires a client certificate, set 'cert' in the extra."
         )
     message = f"{request.operation.value}: TLS failed ({reason}).\n{text}"
     return FatalError(message, method=request.method, path=request.path)
 
 
-_WHO_ANSWERED = (
-    "Something else than Talon.One may have answered.\nCheck Base URL and proxies on the connection."
-)
-_CHECK_DEPLOYMENT = "Check Deployment host on the connection first: a typo there is the likeliest cause."
+_WHO_ANSWERED = "The answer may not come from Talon.One.\nCheck Base URL and proxies on the connection."
+_CHECK_DEPLOYMENT = "Check Deployment host on the connection first: a typo there is the most likely cause."
 _CURES = {
     400: "Talon.One refuses the content of the request.",
     401: (
@@ -198,15 +195,15 @@ _CURES = {
         "or is not of type Customer Data Platform. Put a valid key into the connection."
     ),
     403: (
-        "The API key may not do this.\n"
+        "The API key has no permission for this call.\n"
         "Use a third-party key of type Customer Data Platform for this deployment."
     ),
-    407: "The proxy wants authentication. Check the connection's proxies.",
+    407: "The proxy requires authentication. Check the connection's proxies.",
     409: "Another request on the same profile is in flight.",
     429: "Too many requests, or parallel requests on one profile.",
 }
-# Servers say it in words of their own: "The plain HTTP request was sent to HTTPS port".
-_WANTS_TLS = re.compile(r"http request .{0,20}to (an )?https", re.IGNORECASE)
+# The texts of servers differ, e.g. "The plain HTTP request was sent to HTTPS port".
+_REQUIRES_TLS = re.compile(r"http request .{0,20}to (an )?https", re.IGNORECASE)
 _BLAMES_CONNECTION = re.compile(r"deployment|customer-data-platform-name|destination-hostname", re.IGNORECASE)
 
 
@@ -221,14 +218,14 @@ def _result(request: Request[Result], status: int, body: bytes) -> Audience | In
         text = f"The answer{size} is not a JSON object.\n{_WHO_ANSWERED}"
         raise _fail(UnexpectedAnswerError, request, status, body, text)
     if request.operation not in (Operation.CREATE_AUDIENCE, Operation.UPDATE_AUDIENCE):
-        # The contract has it in every answer, empty as a rule.
+        # By the contract every answer has effects, usually an empty list.
         if not isinstance(content.get("effects"), list):
-            text = "The answer holds no integration state, so the profile cannot be taken as updated.\n"
+            text = "The answer has no integration state, so the profile may not have been updated.\n"
             raise _fail(UnexpectedAnswerError, request, status, body, text + _WHO_ANSWERED)
         return IntegrationState(content)
     if not isinstance(content.get("id"), int):
         raise _fail(
-            UnexpectedAnswerError, request, status, body, f"The answer holds no audience.\n{_WHO_ANSWERED}"
+            UnexpectedAnswerError, request, status, body, f"The answer has no audience.\n{_WHO_ANSWERED}"
         )
     return Audience(
         id=content["id"],
@@ -248,8 +245,8 @@ def _error(
         case 401 | 403:
             return _fail(AuthenticationError, request, status, body)
         case 404 if content is None:
-            # Nothing says that an audience is missing: any web server answers so to a path that it does not
-            # know.
+            # Without an error's JSON this need not mean a missing audience: web servers answer unknown paths
+            # like this.
             spelling = " Or Multi-profile path is wrong." if request.operation is _MULTI_PROFILE else ""
             return _elsewhere(request, status, body, f"{_WHO_ANSWERED}{spelling}\n{_CHECK_DEPLOYMENT}")
         case 404:
@@ -271,7 +268,7 @@ def _error(
         case _ if status >= HTTPStatus.BAD_REQUEST:
             return _refused(request, status, body, str((content or {}).get("Error", "")))
         case _ if status >= HTTPStatus.MULTIPLE_CHOICES:
-            text = "Redirects are not followed: they would carry the API key elsewhere.\nCorrect Base URL."
+            text = "Redirects are not followed: they would send the API key elsewhere.\nCorrect Base URL."
             return _elsewhere(request, status, body, text)
         case _ if request.operation is _MULTI_PROFILE:
             text = (
@@ -286,10 +283,10 @@ def _error(
 
 
 def _refused(request: Request[Result], status: int, body: bytes, said: str) -> RequestError:
-    if _WANTS_TLS.search(body[:_LONGEST_TEXT].decode(errors="replace")):
-        text = "That port wants TLS. Write https:// in Base URL on the connection."
+    if _REQUIRES_TLS.search(body[:_LONGEST_TEXT].decode(errors="replace")):
+        text = "That port requires TLS. Write https:// in Base URL on the connection."
         return _fail(FatalError, request, status, body, text)
-    # Without what was sent: a profile ID may hold such a word.
+    # Profile IDs and values are masked first, as they may contain such a word.
     if _BLAMES_CONNECTION.search(_mask(said, _private(request))):
         text = "Check Deployment host and Platform name on the connection."
         return _fail(FatalError, request, status, body, text)
@@ -297,7 +294,7 @@ def _refused(request: Request[Result], status: int, body: bytes, said: str) -> R
 
 
 def _elsewhere(request: Request[Result], status: int, body: bytes, text: str) -> UnexpectedAnswerError:
-    """Make the error of an answer that shows that the call did not arrive."""
+    """Make the error of an answer which shows that the call had no effect."""
     error = _fail(UnexpectedAnswerError, request, status, body, text)
     error.unclear = False
     return error
@@ -307,7 +304,7 @@ def _transient(
     request: Request[Result], status: int, headers: Mapping[str, str], body: bytes, now: float
 ) -> TransientError:
     is_server = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    text = f"If this goes on: {_CHECK_DEPLOYMENT}" if is_server else None
+    text = f"If this persists: {_CHECK_DEPLOYMENT}" if is_server else None
     error = _fail(TransientError, request, status, body, text)
     error.retry_after = parse_retry_after(headers.get("Retry-After"), now)
     error.reason = f"{status} (too many requests)" if status == HTTPStatus.TOO_MANY_REQUESTS else str(status)
@@ -316,10 +313,10 @@ def _transient(
 
 def _what_is_missing(request: Request[Result]) -> str:
     spelling = ", Multi-profile path" if request.operation is _MULTI_PROFILE else ""
-    connection = f"Deployment host (likeliest){spelling} or Base URL on the connection is wrong."
+    connection = f"Deployment host (most likely){spelling} or Base URL on the connection is wrong."
     if request.changes or request.operation in _NAMES_AUDIENCE:
         return f"The audience does not exist in Talon.One,\nor {connection}"
-    return f"There is no such path: {connection}"
+    return f"The path does not exist: {connection}"
 
 
 def _fail(
@@ -331,7 +328,7 @@ def _fail(
     def masked(text: str) -> str:
         return _mask_others(_mask(text, private), request.operation)
 
-    page = " (an HTML page, so not from Talon.One's API)" if not said and _is_page(body) else ""
+    page = " (an HTML page, which is not from Talon.One's API)" if not said and _is_page(body) else ""
     lines = [
         f"{request.operation.value}: Talon.One answered {status}{page}.",
         f"It says: {_shorten(masked(said))}" if said else "",
@@ -344,7 +341,7 @@ def _fail(
         path=request.path,
         status=status,
         request_uuid=uuid,
-        blames=tuple(Blame(each.pointer, masked(each.title), masked(each.details)) for each in blames),
+        blames=tuple(Blame(blame.pointer, masked(blame.title), masked(blame.details)) for blame in blames),
     )
     error.body = body.decode(errors="replace")
     return error
@@ -356,12 +353,12 @@ def _read_error_body(body: bytes) -> tuple[str, str | None, tuple[Blame, ...]]:
     said = [str(content[key]) for key in ("Error", "message") if content.get(key)]
     blames = []
     errors = content.get("errors")
-    for each in errors if isinstance(errors, list) else []:
-        if not isinstance(each, dict):
+    for error in errors if isinstance(errors, list) else []:
+        if not isinstance(error, dict):
             continue
-        given = each.get("source")
+        given = error.get("source")
         source = given if isinstance(given, dict) else {}
-        title, details = (str(each.get(key) or "") for key in ("title", "details"))
+        title, details = (str(error.get(key) or "") for key in ("title", "details"))
         if source.get("pointer"):
             blames.append(Blame(str(source["pointer"]), title, details))
         at = f"at {source['pointer']}" if source.get("pointer") else ""
@@ -378,22 +375,23 @@ def _private(request: Request[Result]) -> list[str]:
 
 @cache
 def _spellings(secret: str) -> re.Pattern[bytes]:
-    r"""Match a key also where JSON, once or twice, escapes some of it: ``\/``, ``\u002b``, ``\\u002b``."""
-    # A bounded number of backslashes: a long run of them in an answer must not cost its square.
-    spelt = (rf"\\{{0,3}}(?:{re.escape(each)}|u00{ord(each):02x})" for each in secret)
-    return re.compile("".join(spelt).encode(), re.IGNORECASE)
+    r"""Match a key, also if JSON escapes characters of it once or twice: ``\/``, ``\u002b``, ``\\u002b``."""
+    # The number of backslashes is bounded, so that a long run of them does not take quadratic time.
+    patterns = (rf"\\{{0,3}}(?:{re.escape(char)}|u00{ord(char):02x})" for char in secret)
+    return re.compile("".join(patterns).encode(), re.IGNORECASE)
 
 
 def _mask(text: str, private: Iterable[str]) -> str:
-    """Take profile IDs and attribute values that were sent out of a text that goes to logs."""
-    # An answer may quote an ID as it stands in JSON.
+    """Mask profile IDs and attribute values that were sent, in a text for logs."""
+    # An answer may quote a value with JSON's escapes.
     spellings = {
         spelling
-        for each in private
-        for spelling in (each, json.dumps(each)[1:-1], json.dumps(each, ensure_ascii=False)[1:-1])
+        for value in private
+        for spelling in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
     }
-    for each in sorted((each for each in spellings if each and each in text), key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(each)}(?!\w)", "***", text)
+    found = [spelling for spelling in spellings if spelling and spelling in text]
+    for spelling in sorted(found, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", "***", text)
     return text
 
 
@@ -404,7 +402,7 @@ _LIKE_AN_ID = re.compile(r"(?=[\w.+-]*\d)(?=[\w.+-]*[^\W\d_])[\w.+-]+|(?<!\w)\d{
 
 
 def _mask_others(text: str, operation: Operation) -> str:
-    """Take what looks like the ID of another record out of a text, above all of a call for many profiles."""
+    """Mask e-mail addresses; in the text of a call for many profiles, everything that may be an ID."""
     text = _EMAIL.sub("***", text)
     if operation is _MULTI_PROFILE:
         text = _LIKE_AN_ID.sub("***", _QUOTED.sub(r"\1***\1", text))
@@ -421,7 +419,7 @@ def _is_page(body: bytes) -> bool:
 
 
 def _decompress(encoding: str, body: bytes) -> bytes:
-    """Decompress the beginning of a body; of an unknown or broken encoding nothing can be read."""
+    """Decompress the beginning of a body; return it as it is if not compressed, and empty if that fails."""
     if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
         return body
     # zlib with a header, gzip, and deflate without a header, which some servers send.
@@ -438,7 +436,7 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
         content = orjson.loads(body)
     except ValueError:
         try:
-            # It reads numbers beyond a double, which a profile may have and an answer repeat.
+            # Unlike orjson it reads numbers outside the range of a double, which an answer may quote.
             content = json.loads(body)
         except (ValueError, RecursionError):
             return None

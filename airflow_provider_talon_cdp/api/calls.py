@@ -1,11 +1,11 @@
-"""Each call of the generic CDP API as a request. Pure, and the one place that knows paths and bodies.
+"""The calls of the generic CDP API as requests. Pure; only this module knows paths and bodies.
 
 Source: Talon.One's Third-party API reference.
 
 The multi-profile path has two spellings. The reference says ``customer_profiles`` (plural), Talon.One's
 tutorial page says ``customer_profile``. On a deployment that knows the plural, the singular is *Update
 customer profile* of a profile named ``audiences``: it answers 200 and changes no membership. So the plural is
-the default here, and ``answers.py`` takes nothing but 204 as success of a multi-profile call.
+the default here, and ``answers.py`` accepts only 204 as success of a multi-profile call.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Operation(Enum):
 
 @dataclass(frozen=True)
 class Audience:
-    """An audience as Talon.One answers it.
+    """An audience as Talon.One returns it.
 
     Args:
         id: Internal ID, an integer >= 1.
-        integration_id: External ID, the one in the CDP.
+        integration_id: External ID, which is the audience's ID in the CDP.
         name: Display name.
         integration: The platform's name.
         created: RFC 3339 time.
-        account_id: Talon.One account, or None where the answer has none.
+        account_id: Talon.One account, or None if the answer has none.
     """
 
     id: int
@@ -64,7 +64,7 @@ class Audience:
 
 
 class IntegrationState(dict[str, Any]):
-    """What a profile call answers: ``effects``, ``createdCoupons``, ``createdReferrals`` and perhaps more.
+    """The answer of a profile call: ``effects``, ``createdCoupons``, ``createdReferrals`` and perhaps more.
 
     Attributes:
         may_have_run_twice: Whether the call ran rules, and an earlier attempt of it got no clear answer.
@@ -87,24 +87,23 @@ Result = TypeVar("Result", bound=Audience | IntegrationState | None)
 
 @dataclass(frozen=True)
 class Request(Generic[Result]):
-    """One HTTP request, without the connection's headers; the type parameter is what its answer holds.
+    """One HTTP request, without the connection's headers; the type parameter is the type of its result.
 
     Args:
-        operation: Which call it is; ``answers.py`` reads the answer by it.
+        operation: The call, by which ``answers.py`` reads the answer.
         method: HTTP method.
         path: Path and query, percent-encoded, starting with ``/``.
         body: JSON in UTF-8, or None.
-        changes: Membership changes in it.
-        private: Profile IDs and attribute values in it, which are masked in error texts; or what returns
-            them, as few requests ever need them.
-        runs_rules: Whether Talon.One runs its rules for it, so that a repetition may give a coupon or points
-            twice.
+        changes: Number of membership changes.
+        private: Profile IDs and attribute values, which are masked in error texts; or a function that returns
+            them, as few requests need them.
+        runs_rules: Whether Talon.One runs its rules, so that a repetition may give a coupon or points twice.
     """
 
     operation: Operation
     method: str
     path: str
-    # Bodies hold profile IDs and attribute values, which do not belong in a log.
+    # Not in the repr: bodies have profile IDs and attribute values, which must not be logged.
     body: bytes | None = field(default=None, repr=False)
     changes: int = 0
     private: tuple[str, ...] | Callable[[], Iterable[str]] = field(default=(), repr=False)
@@ -112,7 +111,7 @@ class Request(Generic[Result]):
 
 
 def create_audience(audience_id: str, audience_name: str) -> Request[Audience]:
-    """``POST /cdp/audiences``; the one call that is not idempotent."""
+    """``POST /cdp/audiences``; not idempotent."""
     body = _audience_body(audience_id, audience_name)
     return Request(Operation.CREATE_AUDIENCE, "POST", "/cdp/audiences", body)
 
@@ -124,7 +123,7 @@ def update_audience(audience_id: str, audience_name: str) -> Request[Audience]:
 
 
 def delete_audience(audience_id: str) -> Request[None]:
-    """``DELETE /cdp/audiences/{audienceId}``; every membership of it goes too."""
+    """``DELETE /cdp/audiences/{audienceId}``; deletes its memberships too."""
     check_audience_id("audience_id", audience_id, "external")
     return Request(Operation.DELETE_AUDIENCE, "DELETE", _audience_path(audience_id))
 
@@ -143,10 +142,10 @@ def update_customer_profile(
     Args:
         customer_profile_id: Integration ID of the profile.
         attributes: JSON-ready values by attribute name (see ``values.py``); None deletes an attribute.
-        run_rule_engine: Talon.One forces it to true when audiences change.
+        run_rule_engine: Run Talon.One's rules; Talon.One always does if audiences change.
         add_audiences: Internal audience IDs to join.
         remove_audiences: Internal audience IDs to leave.
-        skip_unknown_attributes: Ignore attributes that Talon.One does not know instead of refusing the call.
+        skip_unknown_attributes: Ignore attributes that Talon.One does not know, instead of failing the call.
     """
     body: dict[str, Any] = {"runRuleEngine": run_rule_engine}
     if attributes is not None:
@@ -176,7 +175,7 @@ def update_customer_profile_attributes(
 
     Args:
         customer_profile_id: Integration ID of the profile.
-        attributes: A JSON object.
+        attributes: A JSON object in UTF-8.
         run_rule_engine: Run Talon.One's rules.
         skip_unknown_attributes: As in ``update_customer_profile``.
     """
@@ -217,7 +216,7 @@ def update_customer_profiles_audiences(
     audience_id_type: AudienceIdType = AUDIENCE_ID_TYPE,
     multi_profile_path: Spelling = DEFAULT_SPELLING,
 ) -> Request[None]:
-    """``PUT /cdp[/v2]/customer_profiles/audiences``: many profiles, at most 1000 changes in all together.
+    """``PUT /cdp[/v2]/customer_profiles/audiences``: many profiles, at most 1000 changes together.
 
     Args:
         entries: ``(customer profile ID, audience IDs to join, audience IDs to leave)`` of each profile; all
@@ -244,17 +243,17 @@ def update_audiences_of_customer_profiles(
 ) -> Request[None]:
     """As ``update_customer_profiles_audiences``, for at most 1000 profiles that have one change each.
 
-    Nearly all requests of a sync are such, and an object for each profile would be the main cost of them.
+    Nearly all requests of a sync are like this. An object for each profile would take most of their time.
 
     Args:
-        groups: Integration IDs of profiles that join or leave an audience, the audience, and ``add`` or
-            ``remove``. No profile stands in them twice, and whoever read the IDs has checked that each has 1
-            to 1000 characters.
-        audience_id_type: Which kind the audience IDs are.
+        groups: Integration IDs of profiles that join or leave an audience, the audience ID, and ``add`` or
+            ``remove``. No profile is in them twice, and every ID has been checked to have 1 to 1000
+            characters.
+        audience_id_type: Whether the audience IDs are external or internal.
         multi_profile_path: The spelling that this deployment knows.
     """
     groups = [group for group in groups if group[0]]
-    # Joined once: a copy of a body is one of the larger things that a sync has in memory.
+    # Joined once, as a copy of a body takes much memory.
     body = [b'{"data":[']
     for ids, audience_id, action in groups:
         check_audience_id(f"audience ID to {action}", audience_id, audience_id_type)
@@ -270,10 +269,10 @@ def update_audiences_of_customer_profiles(
 
 
 def _entries(ids: Sequence[str], change: dict[str, Any]) -> list[bytes]:
-    """Write the entries of profiles with the same change; IDs stay as they are if JSON needs no escape."""
+    """Encode the entries of profiles with the same change; without objects if no ID needs JSON's escapes."""
     joined = "".join(ids)
     if len(encode_json(joined)) != len(joined.encode()) + 2:
-        return [encode_json([{"customerProfileId": each, **change} for each in ids])[1:-1]]
+        return [encode_json([{"customerProfileId": profile_id, **change} for profile_id in ids])[1:-1]]
     opening = '{"customerProfileId":"'
     closing = f'",{encode_json(change).decode()[1:]}'
     return [opening.encode(), f"{closing},{opening}".join(ids).encode(), closing.encode()]
@@ -304,13 +303,13 @@ def _changes(
 ) -> tuple[list[str | int], list[str | int]]:
     if isinstance(adds, str) or isinstance(deletes, str):
         raise InvalidInputError("Audience IDs to add or remove must be a list, not one string.")
-    joined = [check_audience_id("audience ID to add", each, id_type) for each in adds]
-    left = [check_audience_id("audience ID to remove", each, id_type) for each in deletes]
+    joined = [check_audience_id("audience ID to add", audience, id_type) for audience in adds]
+    left = [check_audience_id("audience ID to remove", audience, id_type) for audience in deletes]
     both = set(joined) & set(left)
     if both:
         raise InvalidInputError(
-            f"{len(both)} audience(s) stand in both the adds and the removes of one profile.\n"
-            "Leave each in one list."
+            f"{len(both)} audience(s) are in both the adds and the removes of one profile.\n"
+            "Leave each audience in one list."
         )
     return joined, left
 
@@ -348,10 +347,10 @@ def _private_id(customer_profile_id: str) -> tuple[str, ...]:
 
 def _scalars(value: Any) -> Iterable[str]:
     if isinstance(value, Mapping):
-        for each in value.values():
-            yield from _scalars(each)
+        for part in value.values():
+            yield from _scalars(part)
     elif isinstance(value, list):
-        for each in value:
-            yield from _scalars(each)
+        for part in value:
+            yield from _scalars(part)
     elif value is not None and not isinstance(value, bool):
         yield str(value)

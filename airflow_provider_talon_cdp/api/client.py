@@ -1,4 +1,4 @@
-"""Talon.One over HTTP: single calls on ``requests``, bulk on ``aiohttp``, one retry decision for both."""
+"""HTTP clients: single calls on ``requests``, bulk on ``aiohttp``, with the same decisions about retries."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ log = logging.getLogger(__name__)
 _TOO_MANY_REQUESTS = 429
 _CHUNK = 8192
 _SECONDS_TO_CLOSE_TLS = 0.1
-# A failure that a success follows so soon stops nothing.
+# A push is reported as waiting only if its failures last longer than this.
 _SECONDS_UNTIL_WAITING = 1.0
 
 
 class _WithoutProfiles(logging.Filter):
-    """Takes profile IDs out of the paths that urllib3 logs at DEBUG."""
+    """Masks profile IDs in the paths that urllib3 logs at DEBUG."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
             record.args = tuple(
-                _PROFILE_PATH.sub(r"\1***", each) if isinstance(each, str) else each for each in record.args
+                _PROFILE_PATH.sub(r"\1***", arg) if isinstance(arg, str) else arg for arg in record.args
             )
         return True
 
@@ -61,13 +61,13 @@ logging.getLogger("urllib3.connectionpool").addFilter(_WithoutProfiles())
 
 
 class _Client:
-    """What both clients have in common.
+    """The base of both clients.
 
     Args:
-        settings: Whom to call.
-        budget: Seconds in which a call is tried.
-        clock: Seconds from a fixed point.
-        jitter: A number from 0 to 1.
+        settings: The connection.
+        budget: Seconds for which a call is tried.
+        clock: Returns seconds since a fixed time.
+        jitter: Returns a random number from 0 to 1.
     """
 
     def __init__(
@@ -78,15 +78,14 @@ class _Client:
         self._clock = clock
         self._jitter = jitter
         self._lines = RepeatedLines()
-        # Set here, as compression would hide how large an answer becomes; both clients leave it to
-        # answers.py.
+        # Neither client decompresses answers: answers.py does, which limits their decompressed size.
         self._headers = {**settings.headers, "Accept-Encoding": "gzip, deflate"}
 
     def _begin(self, request: Request[Any], on_unclear: OnUnclear) -> Attempts:
         return Attempts(request, self.settings.base_url, self._budget, self._clock(), on_unclear)
 
     def _wait_after(self, error: RequestError, attempts: Attempts, *, routine: bool = False) -> float:
-        """Return the seconds until the next attempt, and log that there is one; raise where there is none."""
+        """Return the seconds until the next attempt and log the failure; raise the error if there is none."""
         now = self._clock()
         wait = attempts.failed(error, now, self._jitter())
         reason = error.reason if isinstance(error, TransientError) else ""
@@ -98,14 +97,14 @@ class _Client:
 
 
 class TalonCdpClient(_Client):
-    """Sends one request at a time and retries what is worth retrying.
+    """Sends one request at a time and retries transient failures.
 
     Args:
-        settings: Whom to call.
-        session: Where proxies, certificates and the connection pool come from; None makes a plain one.
-        clock: Seconds from a fixed point.
-        sleep: Waits that many seconds.
-        jitter: A number from 0 to 1.
+        settings: The connection.
+        session: Has the proxies, certificates and connection pool; None makes a plain session.
+        clock: Returns seconds since a fixed time.
+        sleep: Waits for a number of seconds.
+        jitter: Returns a random number from 0 to 1.
 
     Example:
         >>> client.send(calls.create_audience("vip", "VIP customers")).id  # doctest: +SKIP
@@ -126,14 +125,14 @@ class TalonCdpClient(_Client):
         self._sleep = sleep
 
     def send(self, request: Request[Result], *, on_unclear: OnUnclear = ON_UNCLEAR) -> Result:
-        """Send a request from ``calls.py`` and return what its answer holds.
+        """Send a request from ``calls.py`` and return its result.
 
         Args:
-            request: The call.
-            on_unclear: What to do when it runs rules and gets no clear answer.
+            request: The request.
+            on_unclear: What to do if it runs rules and gets no clear answer: ``fail`` or ``retry``.
 
         Raises:
-            RequestError: It failed for good; the class says what to do.
+            RequestError: The last attempt failed; the class says what to do.
         """
         attempts = self._begin(request, on_unclear)
         while True:
@@ -148,7 +147,7 @@ class TalonCdpClient(_Client):
         prepared = self._session.prepare_request(
             requests.Request(request.method, base_url, data=request.body, auth=_KeyAuth(self._headers))
         )
-        # Set afterwards: to prepare a URL changes some of its characters.
+        # Set afterwards, as preparing a URL changes some of its characters.
         prepared.url = base_url + request.path
         options = session_options(self._session, base_url)
         connect = min(CONNECT_TIMEOUT, self.settings.timeout)
@@ -180,21 +179,21 @@ class TalonCdpClient(_Client):
 
 
 class AsyncTalonCdpClient(_Client):
-    """Sends requests concurrently; each attempt waits for the one pacer, and transient failures are retried.
+    """Sends requests concurrently. All attempts wait for one pacer, and transient failures are retried.
 
     Args:
-        settings: Whom to call.
-        session: An aiohttp session; ``open_client`` makes a fitting one.
+        settings: The connection.
+        session: An aiohttp session, as ``open_client`` makes it.
         proxy: URL of the proxy, or None.
-        clock: Seconds from a fixed point.
-        sleep: Waits that many seconds.
-        jitter: A number from 0 to 1.
+        clock: Returns seconds since a fixed time.
+        sleep: Waits for a number of seconds.
+        jitter: Returns a random number from 0 to 1.
 
     Attributes:
-        requests: Attempts that left.
-        retries: Attempts that left because an earlier one failed.
-        throttled: Answers 429.
-        may_leave: Called before each attempt leaves, retries too; raises where it must not.
+        requests: Number of attempts that were sent.
+        retries: Number of attempts that were sent because an earlier one failed.
+        throttled: Number of responses with status 429.
+        may_leave: Called before every attempt is sent, also a retry; raises if it must not be sent.
     """
 
     def __init__(
@@ -222,7 +221,7 @@ class AsyncTalonCdpClient(_Client):
 
     @property
     def waiting(self) -> str | None:
-        """Why nothing moves now, and for how long; None while requests succeed."""
+        """Why requests fail at present, and for how long; None while they succeed."""
         if self._failing_since is None:
             return None
         seconds = self._clock() - self._failing_since
@@ -239,15 +238,15 @@ class AsyncTalonCdpClient(_Client):
         on_unclear: OnUnclear = ON_UNCLEAR,
         aloft: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> Result:
-        """Send a request from ``calls.py`` and return what its answer holds.
+        """Send a request from ``calls.py`` and return its result.
 
         Args:
-            request: The call.
-            on_unclear: What to do when it runs rules and gets no clear answer.
-            aloft: Makes the block in which an attempt is under way; entered just before it leaves.
+            request: The request.
+            on_unclear: What to do if it runs rules and gets no clear answer: ``fail`` or ``retry``.
+            aloft: Makes a context manager that is entered just before an attempt is sent and left after it.
 
         Raises:
-            RequestError: It failed for good; the class says what to do.
+            RequestError: The last attempt failed; the class says what to do.
         """
         attempts = self._begin(request, on_unclear)
         while True:
@@ -264,7 +263,7 @@ class AsyncTalonCdpClient(_Client):
                     self.throttled += 1
                     self._pacer.throttled(self._clock(), left_at=left_at, retry_after=error.retry_after)
                 self._note(error)
-                # The pacer expects a 429 now and then; the rest a person may want to see.
+                # A 429 now and then is part of pacing; other failures are logged as warnings.
                 wait = self._wait_after(error, attempts, routine=is_throttled)
             else:
                 self._note(None)
@@ -280,7 +279,7 @@ class AsyncTalonCdpClient(_Client):
         self._failing_with = error.reason
 
     async def _pace(self) -> float:
-        # One waits at the gate and the others behind it, so that a slower rate holds for all of them at once.
+        # One request waits for the pacer and the others for the lock: a lower rate applies to all at once.
         async with self._gate:
             while (wait := self._pacer.wait(self._clock())) > 0:
                 await self._sleep(wait)
@@ -290,11 +289,11 @@ class AsyncTalonCdpClient(_Client):
 
     async def _send_once(self, request: Request[Result]) -> Result:
         base_url = self.settings.base_url
-        # encoded=True: percent-encoded characters of an ID must stay as they are.
+        # encoded=True keeps the percent-encoded characters of an ID as they are.
         url = URL(base_url + request.path, encoded=True)
         failure: RequestError
         try:
-            # Headers of the session would go to a proxy too, in clear text; those of the request do not.
+            # Headers of the session would also be sent to a proxy, in clear text; a request's own are not.
             async with self._session.request(
                 request.method,
                 url,
@@ -308,9 +307,9 @@ class AsyncTalonCdpClient(_Client):
             sent = not isinstance(error, aiohttp.ConnectionTimeoutError)
             failure = connection_error(request, base_url, "timed out", sent=sent)
         except aiohttp.ClientError as error:
-            # A server may refuse our certificate after the handshake, when aiohttp sees a broken connection.
+            # If a server refuses our certificate after the handshake, aiohttp reports a broken connection.
             reasons = (error.__cause__, error.__context__, error)
-            refusal = next((each for each in reasons if isinstance(each, ssl.SSLError)), None)
+            refusal = next((reason for reason in reasons if isinstance(reason, ssl.SSLError)), None)
             sent = not isinstance(error, aiohttp.ClientConnectorError)
             failure = (
                 tls_error(request, base_url, refusal)
@@ -326,7 +325,7 @@ class AsyncTalonCdpClient(_Client):
                 now=time.time(),
                 secret=self.settings.api_key,
             )
-        # Without its cause: aiohttp's texts hold the URL with a profile ID in it, and the proxy's password.
+        # Without the cause: aiohttp's texts have the URL with a profile ID in it, and the proxy's password.
         raise failure
 
 
@@ -334,22 +333,22 @@ class AsyncTalonCdpClient(_Client):
 async def open_client(
     settings: Settings, transport: Transport, *, in_flight: int = IN_FLIGHT
 ) -> AsyncIterator[AsyncTalonCdpClient]:
-    """Open a client with its own aiohttp session, and close both at the end.
+    """Open a client with its own aiohttp session, and close the session at the end.
 
     Args:
-        settings: Whom to call.
+        settings: The connection.
         transport: Proxy and certificates.
-        in_flight: Connections at the most.
+        in_flight: Limit of connections.
     """
-    # Reading the CA bundle takes longer than a few requests, and loopback needs none.
+    # Reading the CA bundle takes longer than a few requests, and is not needed without TLS.
     needs_tls = any(url and url.startswith("https") for url in (settings.base_url, transport.proxy))
     connector = aiohttp.TCPConnector(limit=in_flight, ssl=transport.ssl_context() if needs_tls else True)
     connect = min(CONNECT_TIMEOUT, settings.timeout)
     timeout = aiohttp.ClientTimeout(
         total=connect + settings.timeout, sock_connect=connect, sock_read=settings.timeout
     )
-    # trust_env stays off: the transport has read the environment, and a .netrc must not replace the API key.
-    # Cookies are not kept: no request depends on another.
+    # trust_env is off: the transport has read the environment, and a .netrc must not replace the API key.
+    # Cookies are discarded: no request depends on another.
     try:
         async with aiohttp.ClientSession(
             connector=connector,
@@ -357,14 +356,12 @@ async def open_client(
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         ) as session:
-            # aiohttp would send some requests a second time by itself, unpaced and uncounted; retries are
-            # ours.
+            # aiohttp would repeat some requests by itself, which the pacer and the counters would not see.
             session._retry_connection = False  # noqa: SLF001
             yield AsyncTalonCdpClient(settings, session, proxy=transport.proxy)
     finally:
         if needs_tls:
-            # TLS inside a proxy's connection is closed later than the session, and the loop must not end
-            # before that.
+            # TLS inside a proxy's connection is closed after the session, and the loop must run until then.
             await asyncio.sleep(_SECONDS_TO_CLOSE_TLS)
 
 
@@ -373,9 +370,9 @@ class Transport:
     """How to reach a host.
 
     Args:
-        proxy: URL of the proxy, or None; it may hold a password.
+        proxy: URL of the proxy, which may have a password in it, or None.
         verify: True, False, or the path of a CA bundle (file or folder).
-        cert: Path of a client certificate with its key, or the two paths.
+        cert: Path of a client certificate with its key, or the paths of both, or None.
     """
 
     proxy: str | None = None
@@ -387,10 +384,10 @@ class Transport:
 
     @classmethod
     def of(cls, session: requests.Session, url: str) -> Transport:
-        """Read off a session how it would reach a URL; environment variables fill in what it leaves open.
+        """Return how a session reaches a URL; environment variables apply where the session has no setting.
 
         Raises:
-            InvalidInputError: The proxy is not a URL that can be used.
+            InvalidInputError: The proxy is not a valid URL.
         """
         options = session_options(session, url)
         proxy = select_proxy(url, options["proxies"])
@@ -406,7 +403,7 @@ class Transport:
         return cls(proxy, True if verify is None else verify, options["cert"])
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Make the TLS context that ``requests`` would use."""
+        """Make a TLS context like that of ``requests``."""
         bundle = DEFAULT_CA_BUNDLE_PATH if self.verify is True else self.verify or None
         is_folder = isinstance(bundle, str) and os.path.isdir(bundle)  # noqa: PTH112
         context = ssl.create_default_context(
@@ -421,36 +418,35 @@ class Transport:
 
 
 def session_options(session: requests.Session, url: str) -> dict[str, Any]:
-    """Say how a session reaches a URL: by its own settings, and by environment variables where it has none.
+    """Return the options of a request to a URL: the session's settings, else those of environment variables.
 
-    A plain ``http`` URL is reached without any proxy.
+    A plain ``http`` URL is reached without a proxy.
     """
-    # Passed as a request's own they go before the environment; what is None or True may be filled in from
-    # there.
+    # Passed as a request's options, the session's settings take precedence over the environment.
     options = dict(
         session.merge_environment_settings(
             url, dict(session.proxies), session.stream, session.verify, session.cert
         )
     )
     if url.startswith("http:"):
-        # Such a URL is on loopback: a proxy elsewhere could not reach it, and would read the API key.
+        # Such a URL is on loopback: a proxy on another host could not reach it, and would see the API key.
         options["proxies"] = {}
     return options
 
 
 class _Deadline:
-    """Cuts the connection of one attempt when its time is over, however slowly the server answers.
+    """Closes the connection of one attempt when its time is over.
 
-    ``requests`` only has a timeout for each piece of an answer, and pieces may come for hours.
+    The timeout of ``requests`` applies to each piece of an answer, and a slow answer may take hours.
 
     Args:
-        seconds: How long the attempt may take in all.
+        seconds: How long the attempt may take.
     """
 
     _of_thread = threading.local()
 
     def __init__(self, seconds: float) -> None:
-        # A timer cannot wait for longer.
+        # A longer time would be an error in Timer.
         self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._cut)
         self._timer.daemon = True
         self.connection: Any = None
@@ -476,12 +472,12 @@ class _Deadline:
         sock = getattr(self.connection, "sock", None)
         if sock is not None:
             with contextlib.suppress(OSError):
-                # Not the method of a TLS socket, which takes its session away while another thread reads.
+                # Not SSLSocket.shutdown, which drops the TLS session while another thread reads.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class _WatchedConnection:
-    """What a connection of urllib3 does in addition: it tells the deadline of the attempt which one it is."""
+    """A mixin for connections of urllib3, which registers them with the deadline of the attempt."""
 
     def connect(self) -> None:
         _Deadline.watch(self)
@@ -495,7 +491,7 @@ class _WatchedConnection:
 def _watch_connections(
     session: requests.Session, request: requests.PreparedRequest, options: dict[str, Any]
 ) -> None:
-    """Make connections to where a request goes known to the deadline."""
+    """Make the pool's connections for a request register with the deadline."""
     adapter = session.get_adapter(str(request.url))
     if not isinstance(adapter, HTTPAdapter):
         return
@@ -507,7 +503,7 @@ def _watch_connections(
 
 
 def _beginning(response: requests.Response) -> bytes:
-    """Read as much of an answer as answers.py wants; the caller closes the rest."""
+    """Read the first ``MAX_ANSWER`` bytes of an answer; the caller closes it."""
     body = bytearray()
     for chunk in response.raw.stream(_CHUNK, decode_content=False):
         body += chunk
@@ -523,7 +519,7 @@ async def _beginning_of(response: aiohttp.ClientResponse) -> bytes:
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) >= MAX_ANSWER:
-            # The connection would have to carry the rest.
+            # Otherwise the rest would be read before the connection is used again.
             response.close()
             break
     return bytes(body[:MAX_ANSWER])
@@ -544,7 +540,7 @@ def _no_answer(
     request: Request[Result], base_url: str, error: requests.RequestException | HTTPError
 ) -> RequestError | InvalidInputError:
     match error:
-        # A server that hangs up in the middle has no objection to make, and may be back soon.
+        # An end of the connection in the middle is no refusal, so it is transient.
         case requests.exceptions.SSLError() if not isinstance(_ssl_error(error), ssl.SSLEOFError):
             return tls_error(request, base_url, _ssl_error(error))
         case requests.exceptions.InvalidURL() | requests.exceptions.InvalidSchema() | LocationValueError():
@@ -554,19 +550,19 @@ def _no_answer(
             return connection_error(request, base_url, "timed out", sent=sent)
         case _:
             cause = _without_url(error)
-            # A ProxyError is a proxy that it could not connect to.
+            # A ProxyError means that there was no connection to the proxy.
             sent = not isinstance(cause, NewConnectionError | ProxyError)
             return connection_error(request, base_url, cause, sent=sent)
 
 
 def _ssl_error(error: requests.RequestException) -> ssl.SSLError | None:
-    """Find what OpenSSL said: urllib3 wraps it in an error of its own."""
+    """Return OpenSSL's error, which urllib3 wraps in its own."""
     wrapped = _without_url(error).args
     return wrapped[0] if wrapped and isinstance(wrapped[0], ssl.SSLError) else None
 
 
 def _without_url(error: Exception) -> BaseException:
-    """Find the cause whose text has no URL: the path holds a profile ID, and causes are printed in logs."""
+    """Return the cause whose text has no URL: the path has a profile ID, and causes are printed in logs."""
     cause: BaseException = error
     if error.args and isinstance(error.args[0], Exception):
         cause = getattr(error.args[0], "reason", None) or error.args[0]

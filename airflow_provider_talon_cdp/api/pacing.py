@@ -1,9 +1,9 @@
-"""When a request may leave, and when again after a failure. Pure: clock and randomness are arguments.
+"""When a request may be sent, and when again after a failure. Pure: clock and randomness are arguments.
 
-Talon.One does not publish the rate limit of its CDP endpoints, so the pacer sends evenly at a set ceiling,
-slows with every 429, and climbs back along a cubic curve: quickly at first, slowly near the rate that was too
-much, and quickly again once that rate has proved fine. Its reference documents 409, 429 and 5xx, but no
-``Retry-After``, so back-off goes without it where it is absent.
+Talon.One does not publish the rate limit of its CDP endpoints. So the pacer sends evenly at a set ceiling,
+and slows down with every 429. The rate rises again along a cubic curve: quickly at first, slowly near the
+rate that was too high, and quickly again above it. The reference documents 409, 429 and 5xx, but no
+``Retry-After``, so back-off does not need it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from airflow_provider_talon_cdp.exceptions import (
     UnclearError,
 )
 
+# Factor on the rate for one 429, and the smallest factor for all 429s of one round.
 _SLOWER = 0.92
 _MOST_PER_ROUND = 0.5
+# Seconds until the rate is again what it was before the cut.
 _PLATEAU_AFTER = 8.0
+# Requests a second.
 _SLOWEST = 0.2
+# Seconds that may be made up for after a late timer.
 _CATCH_UP = 0.02
 
 
@@ -34,7 +38,7 @@ class Pacer:
     """Spaces requests evenly; not thread-safe.
 
     Args:
-        ceiling: Requests a second that are never exceeded.
+        ceiling: The highest rate, in requests a second.
     """
 
     def __init__(self, ceiling: float) -> None:
@@ -55,13 +59,12 @@ class Pacer:
         return min(self._ceiling, self._plateau + climb)
 
     def wait(self, now: float) -> float:
-        """Seconds until the next request may leave; 0 when it may leave now."""
+        """Seconds until the next request may be sent; 0 if it may be sent now."""
         return max(0.0, self._next - now)
 
     def left(self, now: float) -> None:
-        """Note that a request leaves now."""
-        # Slots keep their own time, so that a late timer does not lower the rate; what may be caught up is
-        # bounded.
+        """Note that a request is sent now."""
+        # The next slot is counted from the last one, so that a late timer does not lower the rate.
         self._next = max(self._next, now - _CATCH_UP) + 1 / self.rate(now)
 
     def throttled(self, now: float, *, left_at: float, retry_after: float | None = None) -> None:
@@ -69,8 +72,8 @@ class Pacer:
 
         Args:
             now: When the answer came.
-            left_at: When its request left. All that left before the first cut of a round belong to one round,
-                which halves the rate at the most: with many requests in flight, one overload has many 429s.
+            left_at: When its request was sent. Requests sent before the first cut of a round belong to it,
+                and a round at most halves the rate: with many in flight, one overload has many 429s.
             retry_after: Seconds that the answer asks to wait, or None.
         """
         rate = self.rate(now)
@@ -90,19 +93,19 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class Attempts:
-    """The attempts of one call: says after a failure when the next one may leave, or that there is none.
+    """The attempts of one call: whether and when there is another one after a failure.
 
     Args:
-        request: The call.
-        base_url: Where it goes, for the last error.
-        budget: Seconds from the first attempt after which no other one starts. A ``Retry-After`` beyond it
+        request: The request.
+        base_url: The base URL, for the text of the last error.
+        budget: Seconds since the first attempt after which no other one starts. A ``Retry-After`` beyond it
             ends the retries at once.
         began: When the first attempt began.
-        on_unclear: What to do when a call that runs rules gets no clear answer: ``fail`` or ``retry``.
+        on_unclear: What to do if a call that runs rules gets no clear answer: ``fail`` or ``retry``.
 
     Attributes:
-        made: Attempts so far, with the one that is under way.
-        unclear: Whether one of them may have had its effect without a clear answer.
+        made: Number of attempts, including the present one.
+        unclear: Whether an attempt may have had its effect without a clear answer.
     """
 
     request: Request[Any]
@@ -114,7 +117,7 @@ class Attempts:
     unclear: bool = False
 
     def succeeded(self, result: Result) -> Result:
-        """Return the result, with a note where rules may have run twice."""
+        """Return the result, and note in it if rules may have run twice."""
         if isinstance(result, IntegrationState):
             result.may_have_run_twice = self.unclear and self.request.runs_rules
         return result
@@ -123,9 +126,9 @@ class Attempts:
         """Return the seconds until the next attempt.
 
         Args:
-            error: Why the last attempt failed; only a ``TransientError`` is followed by another attempt.
+            error: Why the attempt failed; only a ``TransientError`` is retried.
             now: When it failed.
-            random: A number from 0 to 1 that spreads the back-off.
+            random: A random number from 0 to 1 for the jitter.
 
         Raises:
             RequestError: There is no other attempt.
@@ -164,8 +167,8 @@ class Attempts:
             UnclearError,
             f"{self.request.operation.value}: no clear answer ({error.reason}), and this call runs rules.\n"
             "The rules may have run: they may have given coupons, points or rewards.\n"
-            "So it was not sent again. Look at the profile in the Campaign Manager first.\n"
-            'If it does no harm when the rules run twice, set on_unclear="retry".',
+            "The call was not repeated. Look at the profile in the Campaign Manager first.\n"
+            'If the rules may run twice without harm, set on_unclear="retry".',
         )
         unclear.repeated = self.unclear
         return unclear
@@ -175,19 +178,17 @@ class Attempts:
         tried = f"Gave up on {host} after {self.made} attempt(s) in {elapsed:.0f} s"
         if error.retry_after is not None:
             tried += f"; the answer asks to wait {error.retry_after:,.0f} s"
-        error.explain(
-            f"{tried}.\nIt is tried for {self.budget:,.0f} s: see 'Retry ... for' on the connection."
-        )
+        error.explain(f"{tried}.\nThe limit is {self.budget:,.0f} s: see 'Retry ... for' on the connection.")
 
 
 def back_off(attempt: int, left: float, retry_after: float | None, random: float) -> float | None:
     """Seconds to wait before the next attempt, or None to give up: exponential, capped, with full jitter.
 
     Args:
-        attempt: How many attempts were made, from 1.
-        left: Seconds in which an attempt may still start. The last attempt starts at their end.
+        attempt: Number of attempts so far, from 1.
+        left: Seconds until the budget's end. The last attempt starts then at the latest.
         retry_after: Seconds that the answer asks to wait, or None.
-        random: A number from 0 to 1 that spreads the wait.
+        random: A random number from 0 to 1 for the jitter.
     """
     if left <= 0 or (retry_after is not None and retry_after > left):
         return None
@@ -198,25 +199,25 @@ def back_off(attempt: int, left: float, retry_after: float | None, random: float
 
 
 class RepeatedLines:
-    """Lets a line about failures of one kind through once in ten seconds, and counts the others."""
+    """Limits the log to one line in ten seconds for each kind of failure, and counts the others."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
-        self._held_back: dict[str, int] = {}
+        self._omitted: dict[str, int] = {}
 
     def line(self, reason: str, text: str, now: float) -> str | None:
         """Return the line to log for a failure, or None.
 
         Args:
-            reason: Which kind of failure; there are few kinds.
+            reason: The kind of failure; there are few kinds.
             text: The line.
             now: When it happened.
         """
         if now < self._next.get(reason, now):
-            self._held_back[reason] = self._held_back.get(reason, 0) + 1
+            self._omitted[reason] = self._omitted.get(reason, 0) + 1
             return None
         self._next[reason] = now + _SECONDS_BETWEEN_LINES
-        others = self._held_back.pop(reason, 0)
+        others = self._omitted.pop(reason, 0)
         return f"{text} ({others:,} more of these since the last such line.)" if others else text
 
 
@@ -228,7 +229,7 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         now: Seconds since the epoch.
 
     Returns:
-        Seconds to wait, at least 0; None when the header is absent or makes no sense.
+        Seconds to wait, at least 0; None if the header is absent or invalid.
     """
     if value is None:
         return None

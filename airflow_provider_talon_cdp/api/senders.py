@@ -1,4 +1,4 @@
-"""What a sync calls to send its changes: one open client, one pacer and one set of counters."""
+"""The callables that send a sync's changes, each with one open client, one pacer and one set of counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_talon_cdp.contract import ON_UNCLEAR, AudienceIdType, OnUn
 
 
 class _MeteredSender:
-    """A sender that counts what its client sends.
+    """A sender with the counters of its client.
 
     Args:
         client: An open client.
@@ -25,27 +25,27 @@ class _MeteredSender:
 
     @property
     def requests(self) -> int:
-        """HTTP requests that left."""
+        """Number of HTTP requests that were sent."""
         return self.client.requests
 
     @property
     def retries(self) -> int:
-        """How many of them repeated a failed one."""
+        """Number of requests that repeated a failed one."""
         return self.client.retries
 
     @property
     def throttled(self) -> int:
-        """Answers 429."""
+        """Number of responses with status 429."""
         return self.client.throttled
 
     @property
     def waiting(self) -> str | None:
-        """Why nothing moves now, and for how long; None while requests succeed."""
+        """Why requests fail at present, and for how long; None while they succeed."""
         return self.client.waiting
 
     @property
     def may_leave(self) -> Callable[[], None]:
-        """Called before each attempt leaves, retries too; raises where it must not."""
+        """Called before every attempt is sent, also a retry; raises if it must not be sent."""
         return self.client.may_leave
 
     @may_leave.setter
@@ -58,7 +58,7 @@ class MembersSender(_MeteredSender):
 
     Args:
         client: An open client.
-        audience_id_type: Which audience IDs the changes carry.
+        audience_id_type: Whether the audience IDs of the changes are external or internal.
     """
 
     def __init__(self, client: AsyncTalonCdpClient, audience_id_type: AudienceIdType) -> None:
@@ -69,12 +69,10 @@ class MembersSender(_MeteredSender):
         """Send at most 1000 changes in one request.
 
         Args:
-            chunk: ``groups()`` returns profile IDs, audience ID and ``add`` or ``remove`` of each audience
-                and action, or None where a profile has several changes; ``entries()`` returns
-                ``(profile ID, adds, removes)`` of each profile.
+            chunk: A ``changes.change.Chunk``, of which ``groups()`` and ``entries()`` are called.
 
         Raises:
-            RequestError: The request failed for good.
+            RequestError: The request failed, after its retries.
         """
         spelling: Spelling = self.client.settings.multi_profile_path
         if groups := chunk.groups():
@@ -87,7 +85,7 @@ class MembersSender(_MeteredSender):
             entries = chunk.entries()
             if self._audience_id_type == "internal":
                 entries = [
-                    (each, list(map(int, adds)), list(map(int, removes))) for each, adds, removes in entries
+                    (profile, [*map(int, adds)], [*map(int, removes)]) for profile, adds, removes in entries
                 ]
             request = calls.update_customer_profiles_audiences(
                 entries, audience_id_type=self._audience_id_type, multi_profile_path=spelling
@@ -99,16 +97,16 @@ class MembersSender(_MeteredSender):
 
         Raises:
             AudienceExistsError: The ID is taken.
-            RequestError: The request failed for good.
+            RequestError: The request failed, after its retries.
         """
         return await self.client.send(calls.create_audience(audience_id, audience_name))
 
     async def update_audience(self, audience_id: str, audience_name: str) -> Audience:
-        """Rename an audience; the answer tells its internal ID and when it was created.
+        """Rename an audience; the result has its internal ID and its time of creation.
 
         Raises:
-            NotFoundError: There is no such audience.
-            RequestError: The request failed for good.
+            NotFoundError: The audience does not exist.
+            RequestError: The request failed, after its retries.
         """
         return await self.client.send(calls.update_audience(audience_id, audience_name))
 
@@ -120,7 +118,7 @@ class MembersSender(_MeteredSender):
         *,
         aloft: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Let one profile join and leave audiences by external ID; Talon.One runs its rules.
+        """Add one profile to audiences and remove it from others; Talon.One runs its rules.
 
         Args:
             profile_id: Integration ID of the profile.
@@ -130,7 +128,7 @@ class MembersSender(_MeteredSender):
 
         Raises:
             UnclearError: There was no clear answer, so the rules may have run.
-            RequestError: The request failed for good.
+            RequestError: The request failed, after its retries.
         """
         await self.client.send(
             calls.update_customer_profile_audiences(profile_id, add_audiences=adds, remove_audiences=removes),
@@ -147,13 +145,13 @@ class AttributesOptions(TypedDict, total=False):
 
 
 class AttributesSender(_MeteredSender):
-    """Sends attributes of one profile in each request.
+    """Sends the attributes of one profile a request.
 
     Args:
         client: An open client.
         options: ``run_rule_engine`` and ``skip_unknown_attributes`` as in ``calls.update_customer_profile``;
-            ``on_unclear`` says what to do when a request that runs rules gets no clear answer, ``fail`` or
-            ``retry``.
+            ``on_unclear`` is ``fail`` or ``retry``: what to do if a request that runs rules gets no clear
+            answer.
     """
 
     def __init__(self, client: AsyncTalonCdpClient, **options: Unpack[AttributesOptions]) -> None:
@@ -165,9 +163,9 @@ class AttributesSender(_MeteredSender):
         """Send a JSON object of attributes.
 
         Raises:
-            InvalidInputError: The profile ID cannot stand in a path.
+            InvalidInputError: The profile ID cannot be part of a URL's path.
             UnclearError: The request runs rules and got no clear answer.
-            RequestError: The request failed for good.
+            RequestError: The request failed, after its retries.
         """
         request = calls.update_customer_profile_attributes(
             profile_id,

@@ -1,4 +1,4 @@
-"""Where and as whom to call Talon.One: checked and normalised once, before anything is sent."""
+"""The settings of a connection, checked and normalised once, before anything is sent."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 DEFAULT_BASE_URL = "https://integration.talon.one"
 DEFAULT_PLATFORM_NAME = "Apache Airflow"
-# Not published for the CDP endpoints; their Segment twins publish 60.
+# Not published for the CDP endpoints; the limit of the Segment endpoints is published as 60.
 DEFAULT_REQUESTS_PER_SECOND = 60.0
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_CALL_RETRY_SECONDS = 60.0
 DEFAULT_BULK_RETRY_SECONDS = 600.0
 CONNECT_TIMEOUT = 10.0
 NETWORK_EXTRAS = frozenset({"cert", "proxies", "proxy", "trust_env", "verify", "verify_ssl"})
-"""HttpHook's keys of a connection's extra that apply here."""
+"""Keys of HttpHook in a connection's extra that apply here too."""
 
 Spelling = Literal["plural", "singular"]
 DEFAULT_SPELLING: Spelling = "plural"
 
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Characters of a line of an error.
+# Width of an error's text, in characters.
 _WIDTH = 90
 _KEY_SCHEME = re.compile(r"ApiKey-v1[ \t]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One connection to Talon.One, normalised where the meaning is plain and refused where it is not.
+    """One connection to Talon.One. Values are normalised if their meaning is clear, and refused if not.
 
     Args:
         api_key: Third-party API key of type Customer Data Platform, with or without its ``ApiKey-v1`` scheme.
-        deployment_host: Host of the customer's deployment, e.g. ``mycompany.europe-west1.talon.one``. An
-            ``https://`` in front and a slash behind are taken off; a port or a path is refused.
+        deployment_host: Host of the customer's deployment, e.g. ``mycompany.europe-west1.talon.one``. A
+            leading ``https://`` and a trailing slash are removed; a port or a path is refused.
         platform_name: Free text that names the CDP in Talon.One.
-        base_url: Where the API is served; ``https``, or ``http`` on loopback.
-        requests_per_second: Ceiling for bulk work.
+        base_url: URL of the API; ``https``, or ``http`` on loopback.
+        requests_per_second: Limit of requests a second, for bulk syncs.
         multi_profile_path: Spelling of the multi-profile path; see ``calls.py``.
         timezone: IANA name of the time zone of naive timestamps and dates, or None to refuse them.
-        timeout: Seconds to wait for an answer; connecting may take ten of them at most.
+        timeout: Seconds to wait for an answer. Connecting may take at most 10 s.
         environment: Free text that names the environment of the key, such as ``live`` or ``sandbox``; may be
             empty.
-        call_retry_seconds: How long a single call is tried; 0 for one attempt.
-        bulk_retry_seconds: How long a request of a bulk sync is tried; 0 for one attempt.
+        call_retry_seconds: Seconds for which a single call is tried; 0 for one attempt.
+        bulk_retry_seconds: Seconds for which a request of a bulk sync is tried; 0 for one attempt.
 
     Raises:
-        InvalidInputError: A value that cannot work; the text names the field and the cure.
+        InvalidInputError: A value is invalid. The text names the field and how to correct it.
     """
 
     api_key: str = field(repr=False)
@@ -95,7 +95,7 @@ class Settings:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that every call carries. They hold the API key: never log them."""
+        """The headers of every call. They contain the API key: never log them."""
         return {
             "Authorization": f"ApiKey-v1 {self.api_key}",
             "customer-data-platform-name": self.platform_name,
@@ -105,7 +105,7 @@ class Settings:
 
     @cached_property
     def key_fingerprint(self) -> str:
-        """A short digest by which a changed key is noticed; the key cannot be found from it."""
+        """A short digest of the key, which shows that a key has changed and does not reveal it."""
         salt = f"airflow-provider-talon-cdp {self.deployment_host}".encode()
         return hashlib.pbkdf2_hmac("sha256", self.api_key.encode(), salt, 100_000, dklen=8).hex()
 
@@ -116,12 +116,12 @@ class Settings:
 
 
 def read_settings(api_key: str, base_url: str, extra: Mapping[str, Any]) -> Settings:
-    """Make settings of what an Airflow connection holds; an empty field of the extra means its default.
+    """Make settings from the fields of an Airflow connection; an empty field of the extra means its default.
 
     Raises:
-        InvalidInputError: A field is unknown or cannot work.
+        InvalidInputError: A field is unknown or invalid.
     """
-    own = {each.name for each in fields(Settings)} - {"api_key", "base_url"}
+    own = {field_.name for field_ in fields(Settings)} - {"api_key", "base_url"}
     unknown = sorted(set(extra) - own - NETWORK_EXTRAS)
     if unknown:
         known = fill(f"Known are {', '.join(sorted(own | NETWORK_EXTRAS))}.", _WIDTH)
@@ -131,7 +131,7 @@ def read_settings(api_key: str, base_url: str, extra: Mapping[str, Any]) -> Sett
 
 
 def join_url(host: str | None, schema: str | None, port: int | None) -> str:
-    """Join the fields that an Airflow connection spreads a URL over."""
+    """Make a URL from the host, schema and port of an Airflow connection."""
     if not host:
         return DEFAULT_BASE_URL
     url = host if "://" in host else f"{schema or 'https'}://{host}"
@@ -148,7 +148,7 @@ def _api_key(value: object) -> str:
         raise InvalidInputError(
             "API key is missing. Put the third-party API key into the connection's API key field\n"
             "(type Customer Data Platform, from Talon.One's Campaign Manager).\n"
-            "A connection that is a URI begins with talon-cdp://: Airflow reads nothing from talon_cdp://."
+            "A connection URI begins with talon-cdp://: Airflow cannot read one with talon_cdp://."
         )
     key = _KEY_SCHEME.sub("", value.strip(), count=1)
     # Visible ASCII only: a space or a control character would change the header's meaning.
@@ -176,11 +176,11 @@ def _deployment_host(value: object) -> str:
 
 def _platform_name(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InvalidInputError("Platform name is empty. Any text that names your CDP will do.")
+        raise InvalidInputError("Platform name is empty. Set it to any text that names your CDP.")
     name = value.strip()
     if not name.isascii() or not name.isprintable():
         raise InvalidInputError(
-            "Platform name travels in an HTTP header, so it must be printable ASCII on one line,\n"
+            "Platform name is sent in an HTTP header, so it must be printable ASCII on one line,\n"
             f"but is {value!r}."
         )
     return name
@@ -197,7 +197,7 @@ def _base_url(value: object) -> str:
         raise InvalidInputError(f"Base URL must look like {DEFAULT_BASE_URL}: {error}.") from error
     if url.username is not None or url.password is not None:
         raise InvalidInputError(
-            "Base URL must not carry a user name or password; the API key has its own field."
+            "Base URL must not contain a user name or password; the API key has its own field."
         )
     if (
         url.scheme not in ("http", "https")
@@ -266,7 +266,7 @@ def _timezone(value: object) -> str | None:
 
 
 def network_options(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Read proxies, certificates and the trust in environment variables from an extra.
+    """Read the options for proxies, certificates and environment variables from an extra.
 
     Args:
         extra: ``proxies`` (or ``proxy``): URL by scheme, or one URL for both; not used for a base URL on
@@ -275,11 +275,11 @@ def network_options(extra: Mapping[str, Any]) -> dict[str, Any]:
             ``trust_env``: true or false.
 
     Returns:
-        Those that were given, as ``requests`` takes them.
+        The options in the extra, as attributes of a ``requests.Session``.
 
     Raises:
-        InvalidInputError: One of them cannot work; the text names it and never quotes a proxy, which may hold
-            a password.
+        InvalidInputError: An option is invalid. The text names it and never quotes a proxy, which may have a
+            password in it.
     """
     given = {
         name: _from_text(value)
@@ -296,7 +296,7 @@ def network_options(extra: Mapping[str, Any]) -> dict[str, Any]:
     if "cert" in given:
         cert = given["cert"]
         pair = isinstance(cert, list | tuple) and len(cert) == 2  # noqa: PLR2004
-        options["cert"] = tuple(_path("cert", each) for each in cert) if pair else _path("cert", cert)
+        options["cert"] = tuple(_path("cert", path) for path in cert) if pair else _path("cert", cert)
     if "trust_env" in given:
         if not isinstance(given["trust_env"], bool):
             raise InvalidInputError("trust_env in the extra must be true or false.")
@@ -305,7 +305,7 @@ def network_options(extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_text(value: Any) -> Any:
-    """Read what a connection that is written as a URI has as text: true, false, or JSON."""
+    """Convert text to true, false or JSON: a connection that is a URI has only text."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -320,7 +320,7 @@ def _from_text(value: Any) -> Any:
 def _proxies(value: Any) -> dict[str, str]:
     if isinstance(value, str):
         value = {"http": value, "https": value}
-    if not isinstance(value, dict) or not all(isinstance(each, str) for each in [*value, *value.values()]):
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in [*value, *value.values()]):
         raise InvalidInputError(
             'proxies in the extra must be an object such as {"https": "http://proxy:3128"}, or one URL.'
         )
@@ -332,6 +332,6 @@ def _path(name: str, value: Any) -> str:
         or_else = "true, false, or " if name == "verify" else ""
         raise InvalidInputError(
             f"{name} in the extra must be {or_else}the path of a file\n"
-            f"on this worker, but {value!r} is not there."
+            f"on this worker, but {value!r} does not exist."
         )
     return value

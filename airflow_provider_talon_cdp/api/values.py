@@ -1,17 +1,17 @@
-"""Warehouse values to the JSON that Talon.One's attributes take. Pure.
+"""Converts values of a warehouse to JSON for Talon.One's attributes. Pure.
 
 Source: Talon.One's Third-party API reference: an attribute is a string, a number, a boolean, a time (an RFC
-3339 string), a location, or a list of strings, numbers, times or locations; null deletes it. The spelling of
-the types is that of its own API. It does not say how a location is written, so two numbers pass in a list or
-under two names.
+3339 string), a location, or a list of strings, numbers, times or locations; null deletes it. The types are
+spelled as in Talon.One's own API. It does not define how a location is written, so two numbers are accepted
+in a list or in an object.
 
-Equal values are equal bytes, so that a profile is not sent again because a session has another time zone or
-a column another scale:
+Equal values become equal bytes, so that a profile is not sent again because a session has another time zone
+or a column another scale:
 
 - a time with an offset, or in the connection's zone, is written in UTC: ``2026-06-30T10:00:00Z``;
 - a date is the first moment of that day in the connection's zone;
-- a number is written without trailing zeros and without a fraction of zero: 1, 1.0 and 1.00 are ``1``; an
-  exponent stands only where there would be 40 digits or more before the point, or 40 places or more after it.
+- a number is written without trailing zeros and without a fraction of zero: 1, 1.0 and 1.00 are ``1``. It has
+  an exponent only if it would have 40 digits or more before the point, or 40 places or more after it.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 _Convert: TypeAlias = Callable[[Any], Any]
 
 _INT64 = 2**63
-# Objects and arrays in one another; orjson writes 254 of them, and some stand around an attribute.
+# Levels of nested objects and arrays. orjson's limit is 254, of which the request's body takes a few.
 _DEEPEST = 200
-# From here on a number is written with an exponent.
+# Numbers with so many digits are written with an exponent.
 _LONG_NUMBER = 40
-# Floats between them are written by Python and orjson alike, without an exponent.
+# Between these limits Python and orjson write a float in the same way, without an exponent.
 _PLAIN_FLOATS = (1e-4, 1e15)
-# What a number in text may look like; Decimal would also take "NaN", "1_000" and digits of other scripts.
+# Numbers in text. Decimal would also accept "NaN", "1_000" and digits of other scripts.
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?")
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _COORDINATES = 2
-# As many as _NUMBER allows; written out, 1E+1000000 would be a text of a megabyte.
+# As many as _NUMBER allows. Without a limit, 1E+1000000 would become a text of a megabyte.
 _MOST_DIGITS = 10_000
-_PYTHONS_OWN = frozenset(
+_PYTHON_TYPES = frozenset(
     {str, int, float, bool, Decimal, datetime, date, UUID, list, tuple, dict, type(None)}
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttributesEncoder:
-    """Turns warehouse values into the JSON object of a profile's attributes.
+    """Encodes the values of a row as the JSON object of a profile's attributes.
 
     Args:
-        types: Declared types by attribute name; the others follow from their values.
-        zone: The zone of timestamps without an offset, and of dates.
-        skip_nulls: Leave nulls out, where otherwise they delete.
+        types: Declared types by attribute name; other attributes get the type of their value.
+        zone: Time zone of timestamps without an offset, and of dates; None refuses them.
+        skip_nulls: Leave nulls out. Otherwise a null deletes the attribute.
     """
 
     types: Mapping[str, AttributeType] = field(default_factory=dict)
@@ -70,13 +70,13 @@ class AttributesEncoder:
         """Encode the attributes of one profile.
 
         Args:
-            row: Attribute name to value, as a database driver gives it.
+            row: Values by attribute name, as a database driver returns them.
 
         Returns:
-            The JSON object, with its names in order, and these names; ``b""`` where there is nothing to send.
+            The JSON object with sorted names, and its names; ``b""`` if there is nothing to send.
 
         Raises:
-            InvalidInputError: A value that does not fit. The text names the attribute, and holds no value.
+            InvalidInputError: A value cannot be sent. The text names the attribute and quotes no value.
         """
         row = {name: _plain(value) for name, value in row.items()}
         if self.skip_nulls:
@@ -89,20 +89,19 @@ class AttributesEncoder:
         values = attribute_values(row, zone=self.zone)
         if not values:
             return b"", ()
-        # A copy: what orjson returns keeps its buffer of a kilobyte or more as long as it lives.
+        # A copy, as orjson's result keeps its buffer of a kilobyte or more in memory.
         return memoryview(encode_json(values, sort_keys=True)).tobytes(), tuple(values)
 
 
 def attribute_values(row: Mapping[str, Any], *, zone: tzinfo | None = None) -> dict[str, Any]:
-    """Turn values as a database driver gives them into values that ``encode_json`` takes.
+    """Convert values of a database driver to values for ``encode_json``.
 
     Args:
-        row: Attribute name -> value. None stays: it deletes the attribute.
-        zone: The zone of timestamps without an offset, and of dates.
+        row: Values by attribute name. None stays None: it deletes the attribute.
+        zone: Time zone of timestamps without an offset, and of dates; None refuses them.
 
     Raises:
-        InvalidInputError: A value that JSON or Talon.One cannot carry. The text names the attribute, not the
-            value.
+        InvalidInputError: A value cannot be sent. The text names the attribute and does not quote the value.
     """
     if not isinstance(row, Mapping):
         raise InvalidInputError(f"attributes must be a mapping of names to values, not {type(row).__name__}.")
@@ -118,11 +117,11 @@ def encode_json(value: Any, *, sort_keys: bool = False) -> bytes:
     """Encode JSON in UTF-8; a Decimal becomes a number with exactly its value.
 
     Args:
-        value: What ``attribute_values`` returns, and anything else that is JSON.
-        sort_keys: Write the names of each object in order, so that equal objects are equal bytes.
+        value: A result of ``attribute_values``, or any other JSON value.
+        sort_keys: Sort the names of every object, so that equal objects become equal bytes.
 
     Raises:
-        InvalidInputError: Something in it is not JSON.
+        InvalidInputError: It contains something that JSON does not have.
     """
     try:
         return orjson.dumps(value, default=_exact_number, option=orjson.OPT_SORT_KEYS if sort_keys else None)
@@ -131,7 +130,7 @@ def encode_json(value: Any, *, sort_keys: bool = False) -> bytes:
 
 
 def _is_finite(value: Any) -> bool:
-    # As a float a Decimal of 400 digits would be infinite.
+    # Not float(): a Decimal of 400 digits would become infinite.
     return (
         value.is_finite()
         if isinstance(value, Decimal)
@@ -140,14 +139,14 @@ def _is_finite(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Turn scalars and arrays of numpy and pandas into Python's own; their NA is null."""
-    if type(value) in _PYTHONS_OWN:
+    """Convert scalars and arrays of numpy and pandas to Python's types; their NA becomes None."""
+    if type(value) in _PYTHON_TYPES:
         return value
     kind = type(value).__name__
     if kind == "NAType":
         return None
     if type(value).__module__ == "numpy":
-        # Nanoseconds would become integers.
+        # tolist() would convert nanoseconds to integers.
         return (value.astype("datetime64[us]") if kind == "datetime64" else value).tolist()
     if isinstance(value, numbers.Integral) and not isinstance(value, int):
         return int(value)
@@ -159,12 +158,12 @@ def _plain(value: Any) -> Any:
 def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
     match value:
         case str():
-            # Most values are plain text; the long way is for the others.
+            # Most values are ASCII text, which needs no check.
             return value if type(value) is str and value.isascii() else _text(value, name)
         case None | bool():
             return value
         case int():
-            # orjson writes integers of 64 bits; a Decimal has any number of digits.
+            # orjson only encodes integers of 64 bits.
             return int(value) if -_INT64 <= value < _INT64 else Decimal(int(value))
         case float() | Decimal():
             if not _is_finite(value):
@@ -180,20 +179,20 @@ def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
             return str(value)
         case list() | tuple():
             depth = _deeper(depth, name)
-            return [_value(each, name, zone, depth) for each in value]
+            return [_value(item, name, zone, depth) for item in value]
         case dict():
             depth = _deeper(depth, name)
-            return {_text(key, name): _value(each, name, zone, depth) for key, each in value.items()}
+            return {_text(key, name): _value(item, name, zone, depth) for key, item in value.items()}
         case _:
             return _value(_known(value, name), name, zone, depth)
 
 
 def _known(value: Any, name: str) -> Any:
-    """Return a value of Python's own types for one of another."""
+    """Convert a value to one of Python's types, or raise."""
     plain = _plain(value)
-    if type(plain) in _PYTHONS_OWN:
+    if type(plain) in _PYTHON_TYPES:
         return plain
-    # A reader puts it where a driver has no value for what the database holds.
+    # A reader returns the error as the value if the driver cannot represent the database's value.
     if isinstance(value, InvalidInputError):
         raise InvalidInputError(f"Attribute {name!r} {value}.")
     if isinstance(value, bytes | bytearray | memoryview):
@@ -238,7 +237,7 @@ def _timestamp(value: datetime, name: str, zone: tzinfo | None, *, is_date: bool
                 f"Attribute {name!r} is a date or a timestamp without a time zone. Set 'Time zone for naive "
                 "timestamps' on the connection, or convert it to a timestamp with time zone in SQL."
             )
-        # The first moment of a day is well defined, also where its midnight is skipped or comes twice.
+        # The first moment of a day is defined even if the clock skips or repeats midnight.
         value = value.replace(tzinfo=zone, fold=0) if is_date else _in_zone(value, name, zone)
     try:
         return _utc_text(value)
@@ -262,7 +261,7 @@ def _in_zone(value: datetime, name: str, zone: tzinfo) -> datetime:
 
 
 def _utc_text(value: datetime) -> str:
-    # As datetime's own, because pandas writes nanoseconds.
+    # datetime's own method, as that of pandas writes nanoseconds.
     return datetime.isoformat(value.astimezone(UTC)).replace("+00:00", "Z")
 
 
@@ -281,22 +280,22 @@ def _exact_number(value: Any) -> Any:
 
 
 class _UnfitError(Exception):
-    """Why a value does not fit; the text holds no part of it."""
+    """Why a value does not fit its declared type. The text does not quote the value."""
 
 
 def declared_value(value: Any, kind: AttributeType, name: str) -> Any:
-    """Convert a value to a declared type, as far as that loses nothing.
+    """Convert a value to a declared type, if nothing is lost.
 
     Args:
-        value: As a database driver gives it; None stays.
-        kind: The type.
+        value: A value of a database driver; None stays None.
+        kind: The declared type.
         name: The attribute's name, for the error.
 
     Returns:
         A value for ``attribute_values``.
 
     Raises:
-        InvalidInputError: It has no such value. The text says of which type it is, and not what it is.
+        InvalidInputError: The value cannot be converted. The text names its type and does not quote it.
     """
     if value is None:
         return None
@@ -380,13 +379,13 @@ def _time(value: Any) -> date:
 
 
 def _location(value: Any) -> Any:
-    place = _parsed(value)
-    parts = list(place.values()) if isinstance(place, dict) else place
+    location = _parsed(value)
+    parts = list(location.values()) if isinstance(location, dict) else location
     if not isinstance(parts, list | tuple) or len(parts) != _COORDINATES:
         raise _UnfitError("it is not two numbers")
-    if any(isinstance(each, bool) or not isinstance(each, int | float | Decimal) for each in parts):
+    if any(isinstance(part, bool) or not isinstance(part, int | float | Decimal) for part in parts):
         raise _UnfitError("one of its two parts is not a number")
-    return place
+    return location
 
 
 def _list_of(convert: _Convert) -> _Convert:
@@ -398,16 +397,16 @@ def _list_of(convert: _Convert) -> _Convert:
                 if isinstance(value, str)
                 else "it is not a list: it is " + _type(value)
             )
-        items = [_plain(each) for each in parsed]
-        if any(each is None for each in items):
-            raise _UnfitError("it has a null in it")
-        return [convert(_finite(each)) for each in items]
+        items = [_plain(item) for item in parsed]
+        if any(item is None for item in items):
+            raise _UnfitError("it contains a null")
+        return [convert(_finite(item)) for item in items]
 
     return converted
 
 
 def _parsed(value: Any) -> Any:
-    """Read text as JSON: databases without arrays keep them so, and some drivers give arrays so."""
+    """Parse text as JSON: databases without arrays store them as text, and some drivers return text."""
     if not isinstance(value, str):
         return value
     try:
@@ -417,7 +416,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _unfit(value: Any) -> _UnfitError:
-    # It stands where a reader could not read a value.
+    # A reader returns the error as the value if it could not read it.
     return _UnfitError(f"it {value}" if isinstance(value, InvalidInputError) else f"it is {_type(value)}")
 
 

@@ -1,1 +1,1 @@
-"""What must change in Talon.One: pure, but for temporary files."""
+"""What must change in Talon.One: no Airflow, HTTP or SQL, and files only in a temporary folder."""

@@ -23,8 +23,8 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 Action = Literal["add", "remove"]
 Verb: TypeAlias = str
-"""An action. ``!`` follows where the change is sent by a call that runs rules, and ``?`` where an earlier
-request may have made the change unacknowledged.
+"""An action. ``!`` follows if the change is sent by a call that runs rules, and ``?`` if an earlier request
+may have made the change without an acknowledgement.
 """
 
 _ENDS = ("", "?", "!", "!?")
@@ -37,12 +37,12 @@ class Change(NamedTuple):
 
     Args:
         profile_id: Integration ID of the profile.
-        key: ID of the audience that the profile joins or leaves; in a sync of attributes the fingerprint of
-            what is sent.
+        key: ID of the audience that the profile joins or leaves; in a sync of attributes, the fingerprint of
+            the attributes.
         action: ``add`` or ``remove``.
         uncertain: Whether an earlier request may have made this change without an acknowledgement, so that
             the profile's state is not known until this change is acknowledged.
-        runs_rules: Whether it is sent by a call that runs rules.
+        runs_rules: Whether the change is sent by a call that runs rules.
     """
 
     profile_id: str
@@ -53,7 +53,7 @@ class Change(NamedTuple):
 
     @property
     def verb(self) -> Verb:
-        """The change without profile and key."""
+        """The action with the marks for ``runs_rules`` and ``uncertain``."""
         return f"{self.action}{'!' * self.runs_rules}{'?' * self.uncertain}"
 
 
@@ -61,8 +61,8 @@ class Rejection(NamedTuple):
     """A record that cannot be a change.
 
     Args:
-        reason: Why; it holds no part of the record.
-        profile_id: For the dead letters only; None where the record has none.
+        reason: Why it is rejected. It quotes no part of the record.
+        profile_id: For the dead letters only; None if the record has none.
     """
 
     reason: str
@@ -71,16 +71,16 @@ class Rejection(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Many changes, column by column: a million of them pass without an object for each.
+    """Many changes, column by column, so that a million of them need no object each.
 
     Args:
         ids: Integration IDs of the profiles.
-        keys: The key of each change (see ``Change``), or the one key of all.
-        verbs: The verb of each change, or the one verb of all.
+        keys: The key of each change (see ``Change``), or one key for all changes.
+        verbs: The verb of each change, or one verb for all changes.
         bodies: In a sync of attributes, the JSON object that is sent for each profile; None for a profile
-            whose source has other attributes now than were planned. A ledger never holds these.
-        disjoint_from_recent: Whether no chunk shortly before this one touches one of its profiles, so that
-            nobody needs to look.
+            whose attributes in the source differ from the plan's by now. A ledger never holds bodies.
+        disjoint_from_recent: Whether no recent chunk has one of its profiles, so that the push need not
+            check for it.
     """
 
     ids: list[str]
@@ -102,7 +102,7 @@ class Chunk:
 
     @classmethod
     def of(cls, changes: Iterable[Change]) -> Chunk:
-        """Gather changes."""
+        """Make a chunk of single changes."""
         changes = list(changes)
         return cls(
             [change.profile_id for change in changes],
@@ -112,7 +112,7 @@ class Chunk:
 
     @classmethod
     def joined(cls, chunks: Sequence[Chunk]) -> Chunk:
-        """Put the changes of several chunks into one, in their order."""
+        """Concatenate chunks; bodies are left out."""
         if len(chunks) == 1:
             return chunks[0]
         counts = [len(chunk) for chunk in chunks]
@@ -124,12 +124,12 @@ class Chunk:
 
     @property
     def each_key(self) -> Iterable[str]:
-        """The key of each change; endless where all have the same."""
+        """The key of each change; an endless iterator if all have the same key."""
         return repeat(self.keys) if isinstance(self.keys, str) else self.keys
 
     @property
     def each_verb(self) -> Iterable[Verb]:
-        """The verb of each change; endless where all have the same."""
+        """The verb of each change; an endless iterator if all have the same verb."""
         return repeat(self.verbs) if isinstance(self.verbs, str) else self.verbs
 
     @cached_property
@@ -139,48 +139,46 @@ class Chunk:
 
     @property
     def removes(self) -> bool:
-        """Whether a change of it removes."""
+        """Whether at least one change is a removal."""
         verbs = (self.verbs,) if isinstance(self.verbs, str) else self.verbs
         return not REMOVING.isdisjoint(verbs)
 
     @property
     def runs_rules(self) -> bool:
-        """Whether a change of it is sent by a call that runs rules."""
+        """Whether at least one change is sent by a call that runs rules."""
         return "!" in self.verbs if isinstance(self.verbs, str) else any("!" in verb for verb in self.verbs)
 
     def changes(self) -> Iterator[Change]:
-        """Spell the changes out."""
+        """Yield the changes one by one."""
         for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
             yield Change(profile_id, key, "remove" if verb in REMOVING else "add", "?" in verb, "!" in verb)
 
     def without(self, positions: Collection[int]) -> Chunk:
-        """Leave the changes at some positions out."""
+        """Return a chunk without the changes at some positions."""
         return self.at(sorted(set(range(len(self))).difference(positions)))
 
     def by_key(self) -> Iterator[tuple[str, Chunk]]:
-        """Divide the changes by key."""
+        """Yield each key with the chunk of its changes."""
         if isinstance(self.keys, str):
             yield self.keys, self
             return
-        places: dict[str, list[int]] = {}
+        positions_by_key: dict[str, list[int]] = {}
         for position, key in enumerate(self.keys):
-            places.setdefault(key, []).append(position)
-        for key, positions in places.items():
+            positions_by_key.setdefault(key, []).append(position)
+        for key, positions in positions_by_key.items():
             yield key, self.at(positions)
 
     def at(self, positions: Sequence[int]) -> Chunk:
-        """Take the changes at some positions."""
+        """Return a chunk of the changes at some positions."""
         return Chunk(
-            [self.ids[each] for each in positions],
-            self.keys if isinstance(self.keys, str) else one_or_all([self.keys[each] for each in positions]),
-            self.verbs
-            if isinstance(self.verbs, str)
-            else one_or_all([self.verbs[each] for each in positions]),
-            None if self.bodies is None else [self.bodies[each] for each in positions],
+            [self.ids[at] for at in positions],
+            self.keys if isinstance(self.keys, str) else one_or_all([self.keys[at] for at in positions]),
+            self.verbs if isinstance(self.verbs, str) else one_or_all([self.verbs[at] for at in positions]),
+            None if self.bodies is None else [self.bodies[at] for at in positions],
         )
 
     def groups(self) -> list[tuple[list[str], str, Action]] | None:
-        """Profile IDs by audience and action, or None where a profile has several changes."""
+        """Profile IDs by audience and action, or None if a profile has several changes."""
         if isinstance(self.keys, str) and isinstance(self.verbs, str):
             return [(self.ids, self.keys, "remove" if self.verbs in REMOVING else "add")]
         if len(self.profiles) < len(self):
@@ -207,11 +205,11 @@ class Profile(NamedTuple):
 
     Args:
         profile_id: Integration ID of the profile.
-        attributes: JSON object of what is to be sent, always spelt the same; empty when there is nothing.
+        attributes: JSON object to send, always serialized in the same way; empty if there is nothing to send.
         names: Names of the attributes in it.
-        order: Which of two rows of one profile is the last: the one where this is greater. None is the
-            smallest.
-        fault: Why the row cannot be sent, instead of attributes; it holds no value.
+        order: Of two rows of one profile, the one with the greater value is the last. None is the
+            smallest value.
+        fault: Why the row cannot be sent, instead of attributes. It quotes no value.
     """
 
     profile_id: str
@@ -222,15 +220,15 @@ class Profile(NamedTuple):
 
 
 def read_profile_id(value: Any) -> str | Rejection:
-    """Read a profile ID as a source gives it: text, or an integer, integral Decimal or UUID in text.
+    """Read a profile ID of a source: text, or an integer, integral Decimal or UUID, which becomes text.
 
     Returns:
-        Its text, or why this record has none: a null, empty or over-long ID.
+        The ID as text, or a rejection if it is null, empty, too long or not valid Unicode.
 
     Raises:
-        InvalidInputError: A type that no record of this source should have, so the query is wrong.
+        InvalidInputError: The ID is of another type, so the query is wrong.
     """
-    # Nearly every ID is plain text; the long way is for the others.
+    # Nearly every ID is ASCII text, which needs no further check.
     if type(value) is str and value.isascii() and 0 < len(value) <= MAX_LENGTH:
         return value
     text = _id_text(value)
@@ -239,12 +237,12 @@ def read_profile_id(value: Any) -> str | Rejection:
 
 
 def read_members(profile_ids: Sequence[Any], key: str, verb: Verb) -> Iterator[Record]:
-    """Make changes of many records of one audience.
+    """Turn records of one audience into changes.
 
     Args:
         profile_ids: As in ``read_profile_id``.
         key: The audience, checked.
-        verb: What the records mean.
+        verb: The verb of all changes.
 
     Raises:
         InvalidInputError: As ``read_profile_id`` does.
@@ -259,19 +257,19 @@ def read_members(profile_ids: Sequence[Any], key: str, verb: Verb) -> Iterator[R
 
 
 def read_memberships(rows: Iterable[Sequence[Any]], verb: Verb, id_type: AudienceIdType) -> Iterator[Record]:
-    """Make changes of records that begin with a profile ID and an audience ID.
+    """Turn rows that begin with a profile ID and an audience ID into changes.
 
     Args:
-        rows: The records.
-        verb: What they mean.
+        rows: Profile ID and audience ID; further columns are ignored.
+        verb: The verb of all changes.
         id_type: Whether the audience IDs are external (strings) or internal (integers).
 
     Raises:
-        InvalidInputError: A type that no record of this source should have, so the query is wrong.
+        InvalidInputError: An ID is of another type, so the query is wrong.
     """
     ids: list[str] = []
     keys: list[str] = []
-    # Rows are many, and audiences are few.
+    # Many rows share few audiences, so each audience is checked once.
     checked: dict[str, str] = {}
     for row in rows:
         profile_id, audience = read_profile_id(row[0]), row[1]
@@ -292,7 +290,7 @@ def read_memberships(rows: Iterable[Sequence[Any]], verb: Verb, id_type: Audienc
 
 
 def one_or_all(texts: list[str]) -> str | list[str]:
-    """Return the one text of a list of equal texts, else the list."""
+    """Return one text if all texts of a list are equal, else the list."""
     return texts[0] if texts and texts.count(texts[0]) == len(texts) else texts
 
 
@@ -305,12 +303,12 @@ def _fault_of_audience(value: Any, id_type: AudienceIdType) -> str | None:
 
 def _joined(columns: Sequence[str | list[str]], counts: Sequence[int]) -> str | list[str]:
     first = columns[0]
-    if isinstance(first, str) and all(each == first for each in columns):
+    if isinstance(first, str) and all(column == first for column in columns):
         return first
     return list(
         chain.from_iterable(
-            repeat(each, count) if isinstance(each, str) else each
-            for each, count in zip(columns, counts, strict=True)
+            repeat(column, count) if isinstance(column, str) else column
+            for column, count in zip(columns, counts, strict=True)
         )
     )
 
@@ -336,7 +334,7 @@ def _id_text(value: Any) -> str | None:
             return str(value)
         case UUID():
             return str(value)
-        # NaN, and what pandas has instead of null.
+        # NaN, and the nulls of pandas.
         case _ if type(value).__name__ in ("NAType", "NaTType") or (
             isinstance(value, float | Decimal) and isnan(value)
         ):

@@ -1,4 +1,4 @@
-"""The counts of a sync: every stage adds to the same ones."""
+"""The counts of a sync, which every stage adds to."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ class Counts:
 
     Args:
         read: Records taken from the source.
-        duplicate: Records equal to another one of the source.
+        duplicate: Records of which the source has an equal one.
         rejected: Records that cannot be sent, or that Talon.One refused, by reason. No reason holds an ID or
             a value.
-        unchanged: Records that the ledger has already.
-        known: What the ledger has, by audience.
+        unchanged: Records that the ledger has already, so that nothing is sent.
+        known: Members that the ledger has, by audience.
         wanted: Distinct valid records of the source.
-        additions: What the source has and is to be sent, by audience.
-        repeated: Additions of what the ledger has too, by audience: it is uncertain, or all is sent.
-        removals: What the ledger has and the source has not, by audience; to be sent, but not read from the
-            source.
-        unacknowledged_removals: Removals of what Talon.One never acknowledged, by audience: an earlier
-            request may have added it. The guard does not count them.
-        resumed: Changes that an earlier try had left of its plan; they were sent first.
+        additions: Members of the source that are to be sent, by audience.
+        repeated: Additions of members that the ledger has too, by audience: uncertain ones, or all.
+        removals: Members that the ledger has and the source does not, by audience. They are to be sent, but
+            were not read from the source.
+        unacknowledged_removals: Removals of members that Talon.One never acknowledged, by audience: an
+            earlier request may have added them. The guard does not count them.
+        resumed: Changes of an earlier try's plan that it had not sent. They are sent first.
         added: Additions that Talon.One acknowledged, by audience.
         removed: Removals that Talon.One acknowledged, by audience.
         unclear: Changes that run rules and got no clear answer: they may have been made, and are not sent
             again.
-        unsent: Changes without an acknowledgement; 0 after a sync that ran to its end.
-        requests: HTTP requests that left.
+        unsent: Changes without an acknowledgement; 0 after a sync that was not interrupted.
+        requests: HTTP requests that were sent.
         retries: Requests that repeated a failed one.
-        throttled: Answers 429.
+        throttled: Responses with status 429.
     """
 
     read: int = 0
@@ -56,13 +56,13 @@ class Counts:
     throttled: int = 0
 
     def __iadd__(self, other: Counts) -> Self:
-        for each in fields(Counts):
-            # In place: a stage may hold one of the counters.
-            mine = getattr(self, each.name)
-            if isinstance(mine, Counter):
-                mine.update(getattr(other, each.name))
+        for counter in fields(Counts):
+            # In place, because a stage may hold one of the counters.
+            value = getattr(self, counter.name)
+            if isinstance(value, Counter):
+                value.update(getattr(other, counter.name))
             else:
-                setattr(self, each.name, mine + getattr(other, each.name))
+                setattr(self, counter.name, value + getattr(other, counter.name))
         return self
 
     @property
@@ -82,12 +82,12 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """Records that were read, removals, and changes that an earlier try had left."""
+        """Records that were read, removals, and changes that an earlier try had not sent."""
         return self.read + self.removals.total() + self.resumed
 
     @property
     def balances(self) -> bool:
-        """Whether all of them are accounted for, each once."""
+        """Whether every record and change is counted exactly once."""
         return self.total == (
             self.unchanged + self.sent + self.duplicate + self.rejected.total() + self.unclear + self.unsent
         )

@@ -1,9 +1,9 @@
 """What to add and what to remove, from two sorted streams of chunks. Pure, in constant memory.
 
-Changes are ordered by the code points of profile ID and then key, which is also the order of their UTF-8
-bytes. A database orders so under ``COLLATE "C"`` (Postgres) or ``BINARY`` (SQLite), but seldom by default.
-Streams are compared in stretches of thousands of changes, which costs a tenth of what comparing them one by
-one costs.
+Changes are sorted by the code points of profile ID and then key, which is also the order of their UTF-8
+bytes. A database sorts like this under ``COLLATE "C"`` (Postgres) or ``BINARY`` (SQLite), but seldom by
+default. Streams are compared in stretches of thousands of changes, which takes a tenth of the time of
+comparing them one by one.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _key = itemgetter(1)
 
 
 class OutOfOrderError(Exception):
-    """The source is not sorted by bytes; sort it with ``spool``."""
+    """The source is not sorted by bytes. Sort it with ``spool``."""
 
 
 def in_order(
     records: Iterable[Record], counts: Counts, on_rejected: Callable[[Rejection], None]
 ) -> Iterator[Chunk]:
-    """Take each member of a sorted source once, and count all records.
+    """Yield every member of a sorted source once, and count all records.
 
     Args:
         records: Chunks of members, and rejections.
-        counts: Kept up while this runs.
+        counts: Updated while this runs.
         on_rejected: Called for each record that cannot be sent.
 
     Raises:
@@ -74,12 +74,12 @@ def in_order(
 
 
 class Folded:
-    """The members of a snapshot after some plans: a stream of chunks, which ``diff`` can also take apart.
+    """The members of a snapshot after some plans: a stream of chunks, whose parts ``diff`` reads itself.
 
     Args:
         snapshot: Sorted members.
         plans: Sorted changes of one plan after another.
-        one_per_profile: Whether a change replaces whatever the snapshot has of its profile.
+        one_per_profile: Whether a change replaces any line of its profile, whatever the line's key.
     """
 
     def __init__(
@@ -101,12 +101,13 @@ class Scope:
     """What a plan may change.
 
     Args:
-        managed: Audiences that may change; None for all. Known members of others stay.
+        managed: Audiences that may change; None for all. Known members of other audiences stay.
         sends_all: Whether known members are added again.
-        runs_rules: Says of an audience whether its changes are sent by calls that run rules; None for none.
-            What the ledger has already is sent in bulk, and so is the removal of what it never had.
-        withheld: Changes that run rules and got no clear answer: they are not sent again, unless all is sent,
-            in bulk then.
+        runs_rules: Tells whether the changes of an audience are sent by calls that run rules; None if no
+            audience's are. Members that the ledger has already are sent in bulk, and so is
+            the removal of a member that it never had.
+        withheld: Changes that run rules and got no clear answer. They are not sent again, unless all is sent;
+            then they are sent in bulk.
     """
 
     managed: Collection[str] | None = None
@@ -132,30 +133,30 @@ def diff(
     Args:
         known: Members in the ledger, sorted.
         wanted: Members in the source, sorted.
-        counts: Kept up while this runs.
-        uncertain: Memberships that may have changed without an acknowledgement, sorted. Each is sent again,
-            as an add or as a remove, unless it is withheld.
+        counts: Updated while this runs.
+        uncertain: Memberships that may have changed without an acknowledgement, sorted. They are sent
+            again, as an add or as a remove, unless they are withheld.
         scope: What may change.
         witnesses: Filled with one unchanged member of each audience that has one: the profile ID by audience.
 
     Raises:
         InvalidInputError: The source has an audience that is not managed.
     """
-    managed = scope.managed
+    managed, runs_rules = scope.managed, scope.runs_rules
     plans: list[_Reader] = []
     if isinstance(known, Folded) and not known.one_per_profile:
-        # Sets of some thousand members need not be sorted to be compared.
+        # A stretch is compared as sets, so the plans need not be merged into the snapshot in order.
         plans = [_Reader(plan) for plan in known.plans]
         known = known.snapshot
     readers = [*(_Reader(stream) for stream in (known, wanted, uncertain)), *plans]
     for audience, bound in _stretches(readers):
-        old, new, doubt, *changed = (reader.up_to(bound) for reader in readers)
+        old, new, doubtful, *changed = (reader.up_to(bound) for reader in readers)
         counts.wanted += len(new)
         if managed is not None:
-            if scope.withheld and doubt:
-                doubt = _without_others(doubt, audience, managed, scope.withheld)
-            _refuse_others(new, doubt, audience, managed)
-        if old == new and not doubt and not any(changed) and not scope.sends_all:
+            if scope.withheld and doubtful:
+                doubtful = _without_others(doubtful, audience, managed, scope.withheld)
+            _refuse_others(new, doubtful, audience, managed)
+        if old == new and not doubtful and not any(changed) and not scope.sends_all:
             _count(counts.known, old, audience)
             counts.unchanged += len(new)
             if witnesses is not None:
@@ -165,15 +166,16 @@ def diff(
         if managed is not None:
             had = _managed(had, audience, managed)
         _count(counts.known, had, audience)
-        unsure = frozenset(doubt)
+        unsure = frozenset(doubtful)
         withheld = _withheld(unsure, new, audience, scope.withheld) if scope.withheld else frozenset()
-        silent = withheld | _settled(had, new, unsure, audience, scope)
+        in_bulk = withheld | _settled(had, new, unsure, audience, scope)
+        joining = new
         if not scope.sends_all:
             unsure -= withheld
             had -= withheld
-        joining = new if scope.sends_all else [each for each in new if each not in had or each in unsure]
-        if withheld and not scope.sends_all:
-            joining = [each for each in joining if each not in withheld]
+            joining = [member for member in new if member not in had or member in unsure]
+            if withheld:
+                joining = [member for member in joining if member not in withheld]
         if witnesses is not None and len(joining) < len(new):
             _witness(witnesses, sorted(set(new).difference(joining, withheld)), audience)
         _count(counts.unacknowledged_removals, (unsure - had).difference(new), audience)
@@ -186,8 +188,8 @@ def diff(
         counts.unchanged += len(new) - len(joining)
         if joining or had:
             sending = sorted([*joining, *had]) if had else joining
-            loud = [] if scope.runs_rules is None else _loud(sending, audience, silent, scope.runs_rules)
-            yield _chunk(sending, audience, had, unsure, loud)
+            with_rules = [] if runs_rules is None else _with_rules(sending, audience, in_bulk, runs_rules)
+            yield _chunk(sending, audience, had, unsure, with_rules)
 
 
 def fold(
@@ -198,15 +200,15 @@ def fold(
     Args:
         snapshot: Sorted.
         changes: Sorted.
-        one_per_profile: Whether a change replaces whatever the snapshot has of its profile, which stands at
-            most once in the snapshot and once in the changes then.
+        one_per_profile: Whether a change replaces any line of its profile, whatever the line's key. Snapshot
+            and changes then have a profile at most once.
     """
     old, new = _Reader(snapshot), _Reader(changes)
-    for key, bound in _stretches([old, new], alike=not one_per_profile):
+    for key, bound in _stretches([old, new], bare=not one_per_profile):
         if one_per_profile:
             before, after = (reader.up_to(bound[0], _profile) for reader in (old, new))
             changed = set(map(_profile, after))
-            kept = sorted([each for each in before if each[0] not in changed] + _without(after, new.removed))
+            kept = sorted([line for line in before if line[0] not in changed] + _without(after, new.removed))
         else:
             kept = _with_changes(old.up_to(bound), new.up_to(bound), new.removed)
         if kept:
@@ -218,7 +220,7 @@ class _Reader:
 
     Attributes:
         last: The greatest member of the chunk.
-        key: The key of all its members, which are bare profile IDs then; else None.
+        key: The key of all its members, which are bare profile IDs then. None if they are pairs.
         removed: Members of the chunk that are removed.
     """
 
@@ -231,7 +233,7 @@ class _Reader:
         self.removed: Collection[Any] = frozenset()
 
     def fill(self) -> bool:
-        """Have something in the chunk; return whether there is anything left."""
+        """Read the next chunk if this one is used up; return whether there is anything left."""
         while self._at == len(self._members):
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -248,20 +250,20 @@ class _Reader:
             self.last = self._members[-1] if self._members else None
         return True
 
-    def spell_out(self) -> None:
-        """Put the key beside each profile ID, to compare them with members of other audiences."""
+    def make_pairs(self) -> None:
+        """Pair every profile ID with the key, to compare it with members of other audiences."""
         if self.key is not None:
-            self._members = [(each, self.key) for each in self._members]
-            self.removed = frozenset((each, self.key) for each in self.removed)
+            self._members = [(profile_id, self.key) for profile_id in self._members]
+            self.removed = frozenset((profile_id, self.key) for profile_id in self.removed)
             self.last = self._members[-1]
             self.key = None
 
     def up_to(self, bound: Any, key: Callable[[Any], Any] | None = None) -> list[Any]:
-        """Take what is in the chunk and not greater than a bound; nothing after the last chunk.
+        """Take the members of the chunk that are not greater than a bound; none after the last chunk.
 
         Args:
-            bound: A member, or what ``key`` makes of one.
-            key: Compare by this.
+            bound: A member, or the result of ``key`` for one.
+            key: Returns what of a member is compared; None for all of it.
         """
         start = self._at
         self._at = bisect_right(self._members, bound, lo=start, key=key)
@@ -270,23 +272,23 @@ class _Reader:
         return self._members[start : self._at]
 
 
-def _stretches(readers: Sequence[_Reader], *, alike: bool = True) -> Iterator[tuple[str | None, Any]]:
+def _stretches(readers: Sequence[_Reader], *, bare: bool = True) -> Iterator[tuple[str | None, Any]]:
     """Fill readers until all are at their end, and make their members comparable.
 
     Args:
-        readers: Some streams.
-        alike: Whether bare profile IDs do where all are of one audience.
+        readers: The streams.
+        bare: Whether members stay bare profile IDs where all are of one audience.
 
     Yields:
-        The key of all members, or None where they are pairs; and the greatest member that all readers have
-        got to.
+        The key of all members, or None if they are pairs; and the greatest member up to which all readers
+        have been filled.
     """
     while left := [reader for reader in readers if reader.fill()]:
         keys = {reader.key for reader in left}
-        key = keys.pop() if alike and len(keys) == 1 else None
+        key = keys.pop() if bare and len(keys) == 1 else None
         if key is None:
             for reader in left:
-                reader.spell_out()
+                reader.make_pairs()
         yield key, min(reader.last for reader in left)
 
 
@@ -302,18 +304,18 @@ def _chunk(
     key: str | None,
     removed: Collection[Any] = (),
     unsure: Collection[Any] = (),
-    loud: Collection[Any] = (),
+    with_rules: Collection[Any] = (),
 ) -> Chunk:
-    """Make a chunk of comparable members."""
+    """Make a chunk of comparable members; the collections say what is in a member's verb."""
     verbs: str | list[str] = "add"
-    if removed or unsure or loud:
-        loud = frozenset(loud)
+    if removed or unsure or with_rules:
+        with_rules = frozenset(with_rules)
         verbs = one_or_all(
             [
-                ("remove" if each in removed else "add")
-                + ("!" if each in loud else "")
-                + ("?" if each in unsure else "")
-                for each in members
+                ("remove" if member in removed else "add")
+                + ("!" if member in with_rules else "")
+                + ("?" if member in unsure else "")
+                for member in members
             ]
         )
     if key is not None:
@@ -335,14 +337,14 @@ def _after(old: list[Any], plans: Sequence[_Reader], changed: Sequence[list[Any]
 def _withheld(
     unsure: Iterable[Any], new: Collection[Any], audience: str | None, withheld: Mapping[Member, str]
 ) -> frozenset[Any]:
-    """Return members of which what is wanted was sent before, and got no clear answer."""
+    """Return members whose change to the wanted state was sent before and got no clear answer."""
     found = {
-        each: action
-        for each in unsure
-        if (action := withheld.get(each if audience is None else (each, audience)))
+        member: action
+        for member in unsure
+        if (action := withheld.get(member if audience is None else (member, audience)))
     }
     wanted = found.keys() & set(new) if found else ()
-    return frozenset(each for each, action in found.items() if (action == "add") == (each in wanted))
+    return frozenset(member for member, action in found.items() if (action == "add") == (member in wanted))
 
 
 def _settled(
@@ -361,22 +363,22 @@ def _settled(
 
 
 def _without_others(
-    doubt: list[Any], audience: str | None, managed: Collection[str], withheld: Mapping[Member, str]
+    doubtful: list[Any], audience: str | None, managed: Collection[str], withheld: Mapping[Member, str]
 ) -> list[Any]:
     """Leave out withheld members of audiences that are not managed."""
     if audience is None:
-        return [each for each in doubt if each[1] in managed or each not in withheld]
-    return [each for each in doubt if audience in managed or (each, audience) not in withheld]
+        return [member for member in doubtful if member[1] in managed or member not in withheld]
+    return [member for member in doubtful if audience in managed or (member, audience) not in withheld]
 
 
-def _loud(
-    changed: list[Any], audience: str | None, silent: Collection[Any], runs_rules: Callable[[str], bool]
+def _with_rules(
+    changed: list[Any], audience: str | None, in_bulk: Collection[Any], runs_rules: Callable[[str], bool]
 ) -> list[Any]:
     """Return members whose changes are sent by calls that run rules."""
-    loud = [each for each in changed if each not in silent]
+    with_rules = [member for member in changed if member not in in_bulk]
     if audience is None:
-        return [each for each in loud if runs_rules(each[1]) and each[0] not in DOTS]
-    return [each for each in loud if each not in DOTS] if runs_rules(audience) else []
+        return [member for member in with_rules if runs_rules(member[1]) and member[0] not in DOTS]
+    return [member for member in with_rules if member not in DOTS] if runs_rules(audience) else []
 
 
 def _witness(witnesses: MutableMapping[str, str], members: list[Any], audience: str | None) -> None:
@@ -390,21 +392,21 @@ def _witness(witnesses: MutableMapping[str, str], members: list[Any], audience: 
 
 def _managed(members: set[Any], audience: str | None, managed: Collection[str]) -> set[Any]:
     if audience is None:
-        return {each for each in members if each[1] in managed}
+        return {member for member in members if member[1] in managed}
     return members if audience in managed else set()
 
 
 def _refuse_others(new: list[Any], doubt: list[Any], audience: str | None, managed: Collection[str]) -> None:
     """Check that only managed audiences would change."""
-    for each in _audiences(new, audience) - set(managed):
+    for other in _audiences(new, audience) - set(managed):
         raise InvalidInputError(
-            f"The query has the audience {each!r}, which is not in audiences. Add it there."
+            f"The query has the audience {other!r}, which is not in audiences. Add it there."
         )
-    for each in _audiences(doubt, audience) - set(managed):
+    for other in _audiences(doubt, audience) - set(managed):
         raise InvalidInputError(
-            f"An earlier run was stopped while it changed the audience {each!r}, which is not in "
+            f"An earlier run was stopped while it changed the audience {other!r}, which is not in "
             "audiences now.\n"
-            "Let one run end with it before you take it out."
+            "Keep it there until one run has ended, then take it out."
         )
 
 
@@ -420,7 +422,7 @@ def _count(counter: Counter[str], members: Collection[Any], audience: str | None
 
 
 def _without(members: list[Any], removed: Collection[Any]) -> list[Any]:
-    return [each for each in members if each not in removed] if removed else members
+    return [member for member in members if member not in removed] if removed else members
 
 
 def _with_changes(old: list[Any], new: list[Any], removed: Collection[Any]) -> list[Any]:
@@ -430,10 +432,10 @@ def _with_changes(old: list[Any], new: list[Any], removed: Collection[Any]) -> l
         return _without(new, removed)
     kept: list[Any] = []
     at = 0
-    for each in new:
-        found = bisect_left(old, each, at)
+    for member in new:
+        found = bisect_left(old, member, at)
         kept += old[at:found]
-        at = found + (found < len(old) and old[found] == each)
-        if each not in removed:
-            kept.append(each)
+        at = found + (found < len(old) and old[found] == member)
+        if member not in removed:
+            kept.append(member)
     return kept + old[at:]

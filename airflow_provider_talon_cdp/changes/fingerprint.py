@@ -1,9 +1,9 @@
-"""A ledger's memory of a profile's attributes: a fingerprint of the values, and the names ever sent. Pure.
+"""What a ledger keeps of a profile's attributes: a digest of the values, and all names ever sent. Pure.
 
-In a ledger's line it is text: the digest; ``~`` where Talon.One was told to ignore unknown attributes, so
-that it may not have taken all of them; and after a full stop the names, as a hexadecimal number whose bits
-count into the ledger's list of names. A question mark in front says that this was sent and may not have
-arrived; a plus at the end that Talon.One had acknowledged attributes of the profile before.
+A fingerprint is text: the digest; ``~`` if Talon.One was told to ignore unknown attributes, so that it may
+not have taken all of them; and after a full stop the names, as a hexadecimal number whose bits are positions
+in the ledger's list of names. A question mark in front means that the attributes were sent without an
+acknowledgement. A plus at the end means that Talon.One had acknowledged earlier attributes of the profile.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from hashlib import blake2b
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 MAX_NAMES = 1000
-"""Attribute names of one ledger. A JSON column with data in its keys would have more."""
+"""Limit of attribute names in one ledger. A JSON column that has data as its keys exceeds it."""
 
 _DIGEST = 16
 _DOUBT, _PARTIAL, _NAMES, _HAD = "?", "~", ".", "+"
 
 
 def digest_of(profile_id: str, attributes: bytes) -> str:
-    """Digest the attributes of a profile; the same ones of two profiles have different digests.
+    """Digest the attributes of a profile. Equal attributes of two profiles have different digests.
 
     Args:
         profile_id: Integration ID of the profile.
-        attributes: Their JSON, always spelt the same.
+        attributes: Their JSON, always serialized in the same way.
     """
     digest = blake2b(profile_id.encode(), digest_size=_DIGEST)
     digest.update(b"\0")
@@ -38,8 +38,8 @@ def fingerprint(digest: str, mask: int, *, partial: bool) -> str:
     """Write the fingerprint of attributes that are sent.
 
     Args:
-        digest: Of the attributes.
-        mask: All names that were ever sent for the profile.
+        digest: Digest of the attributes.
+        mask: All names that were ever sent for the profile, as bits.
         partial: Whether Talon.One is told to ignore unknown attributes.
     """
     return f"{digest}{_PARTIAL if partial else ''}{_NAMES}{mask:x}"
@@ -56,7 +56,7 @@ def had(text: str) -> bool:
 
 
 def following(text: str, old: str) -> str:
-    """Write a fingerprint that takes the place of an old one, or of none where that is empty."""
+    """Return a fingerprint as it follows an old one; the old one is empty if there is none."""
     return text + _HAD if old and had(old) and not text.endswith(_HAD) else text
 
 
@@ -65,17 +65,17 @@ def holds(text: str, digest: str, *, partial: bool) -> bool:
 
     Args:
         text: The fingerprint of a ledger's line.
-        digest: Of the attributes.
-        partial: Whether it does when Talon.One may have ignored unknown ones.
+        digest: Digest of the attributes.
+        partial: Whether it also counts if Talon.One may have ignored unknown attributes.
     """
     return text.startswith(digest + _NAMES) or (partial and text.startswith(digest + _PARTIAL))
 
 
 def mask_of(text: str) -> int:
-    """Return the names in a fingerprint.
+    """Return the names in a fingerprint, as bits.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a fingerprint.
     """
     return int(text[text.index(_NAMES) + 1 :].removesuffix(_HAD), 16)
 
@@ -84,7 +84,7 @@ class Names:
     """The attribute names that a ledger knows, each with a bit of its own.
 
     Args:
-        known: Those that it knows already, in order.
+        known: The names in the ledger, in the order of their bits.
     """
 
     def __init__(self, known: Iterable[str] = ()) -> None:
@@ -94,10 +94,10 @@ class Names:
         return iter(self._bits)
 
     def mask(self, names: Sequence[str]) -> int:
-        """Return the bits of names; new ones get the next.
+        """Return the bits of names; a new name gets the next bit.
 
         Raises:
-            InvalidInputError: There are too many to be names.
+            InvalidInputError: There are more than ``MAX_NAMES`` names.
         """
         mask = 0
         for name in names:
@@ -105,8 +105,7 @@ class Names:
                 if len(self._bits) == MAX_NAMES:
                     raise InvalidInputError(
                         f"There are more than {MAX_NAMES:,} attribute names in the query or the "
-                        "ledger. The keys of "
-                        "attributes_column must be names of attributes, and not data."
+                        "ledger.\nThe keys of attributes_column must be names of attributes, not data."
                     )
                 self._bits[name] = 1 << len(self._bits)
             mask |= self._bits[name]

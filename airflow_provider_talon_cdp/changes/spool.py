@@ -1,4 +1,4 @@
-"""What does not fit in memory, in temporary files on this worker's disk, which end with this process."""
+"""What does not fit in memory, in temporary files on this worker's disk, deleted when the process ends."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ from airflow_provider_talon_cdp.exceptions import SpoolError
 _RUN = 200_000
 # Members of a run that are in memory at once while runs are merged.
 _BLOCK = 4096
-# Runs that are merged at once: each is an open file, of which a process may often have no more than 1,024.
+# Runs that are merged at once. Each is an open file, and a process may often have no more than 1,024 of them.
 _MOST_RUNS = 200
-# Kibibytes of profiles that SQLite has in memory.
+# KiB of profiles that SQLite keeps in memory.
 _CACHE = 16 * 1024
+# Rows of one insert.
 _ROWS = 1000
+# Sets of attribute names whose pickled form is kept in memory.
 _MOST_NAMES = 1000
 
-# A separator that sorts before any text behind an ID; a NUL in an ID is written so that it sorts behind the
-# separator.
+# Stands between an ID and its key. It sorts before all other text; a NUL in an ID is escaped to sort after.
 _SEPARATOR = "\0\0"
 
 
 class Spool:
-    """Pieces of bytes in the order of writing: a queue, or a list to be read from the start."""
+    """Pieces of bytes on disk, in the order of writing: a queue, or a list that is read from the start."""
 
     def __init__(self) -> None:
         with _disk():
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
-        # Not by __del__, before which the garbage collector may have taken the file.
+        # Not in __del__: the garbage collector may have taken the file before.
         self._closing = weakref.finalize(self, self._file.close)
         self._end = 0
         self._taken = 0
 
     def __len__(self) -> int:
-        """Bytes that wait to be taken."""
+        """Number of bytes that were not taken yet."""
         return self._end - self._taken
 
     def write(self, piece: bytes) -> None:
-        """Add a piece.
+        """Append a piece.
 
         Raises:
             SpoolError: The disk is full or cannot be written.
@@ -59,7 +60,7 @@ class Spool:
         self._end += 4 + len(piece)
 
     def take(self) -> bytes:
-        """Take the first piece that was not taken."""
+        """Return the first piece that was not taken yet."""
         with _disk():
             self._file.seek(self._taken)
             piece = self._file.read(int.from_bytes(self._file.read(4)))
@@ -67,7 +68,7 @@ class Spool:
         return piece
 
     def __iter__(self) -> Iterator[bytes]:
-        """Take all pieces from the start."""
+        """Yield all pieces from the start."""
         self._taken = 0
         while self._taken < self._end:
             yield self.take()
@@ -80,7 +81,7 @@ class Spool:
 def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Generator[Record, None, None]:
     """Yield members in the order of ``diff``, with ``run`` of them in memory and the rest on disk.
 
-    Rejections, which have no place in the order, pass through while the source is read.
+    Rejections are not sorted: they are yielded while the source is read.
 
     Raises:
         SpoolError: The disk is full or cannot be written.
@@ -100,8 +101,8 @@ def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Generator[R
                 waiting, count = [], 0
                 if len(runs) == _MOST_RUNS:
                     merged = _Run(files, _merged(runs))
-                    for each in runs:
-                        each.close()
+                    for merged_run in runs:
+                        merged_run.close()
                     runs = [merged]
         last = [_sorted(waiting)] if count else []
         waiting = []
@@ -109,14 +110,14 @@ def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Generator[R
 
 
 _Block = tuple[list[str], str | None]
-"""Sorted profile IDs and their one key; or profile IDs and keys in one text each, and None."""
+"""Sorted profile IDs and their one key; or sorted texts of a profile ID and a key together, and None."""
 
 
 class _Run:
     """Sorted members in a file, read in blocks."""
 
     def __init__(self, files: ExitStack, blocks: Iterable[_Block]) -> None:
-        # Deleted already, so that nobody but this process can read or change it.
+        # The file has no name, so that no other process can read or change it.
         with _disk():
             self._file: IO[bytes] = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
             for members, key in blocks:
@@ -128,7 +129,7 @@ class _Run:
         with _disk():
             self._file.seek(0)
             while size := self._file.read(4):
-                # This process wrote it, and nobody else can reach it.
+                # This process wrote it, and no other process can reach it.
                 yield marshal.loads(self._file.read(int.from_bytes(size)))  # noqa: S302
 
     def close(self) -> None:
@@ -142,7 +143,7 @@ def _sorted(chunks: list[Chunk]) -> _Block:
         members = list(chain.from_iterable(chunk.ids for chunk in chunks))
     else:
         members = [
-            _written(profile_id) + _SEPARATOR + key_of
+            _escaped(profile_id) + _SEPARATOR + key_of
             for chunk in chunks
             for profile_id, key_of in zip(chunk.ids, chunk.each_key, strict=False)
         ]
@@ -151,23 +152,23 @@ def _sorted(chunks: list[Chunk]) -> _Block:
 
 
 def _merged(runs: Iterable[Iterable[_Block] | _Block]) -> Iterator[_Block]:
-    """Merge sorted runs: what is not greater than the last member of any block is sorted together."""
+    """Merge sorted runs: all members up to the smallest last member of a block are sorted together."""
     streams = [iter([run] if isinstance(run, tuple) else run) for run in runs]
     blocks = [next(stream, None) for stream in streams]
     while left := [block for block in blocks if block is not None]:
         keys = {key for _, key in left}
         key = keys.pop() if len(keys) == 1 else None
         if key is None:
-            blocks = [None if block is None else _spelt_out(block) for block in blocks]
+            blocks = [None if block is None else _with_keys(block) for block in blocks]
         bound = min(block[0][-1] for block in blocks if block is not None)
         found: list[str] = []
         for at, block in enumerate(blocks):
             if block is None:
                 continue
-            members, of = block
+            members, its_key = block
             end = _end(members, bound)
             found += members[:end]
-            blocks[at] = (members[end:], of) if end < len(members) else next(streams[at], None)
+            blocks[at] = (members[end:], its_key) if end < len(members) else next(streams[at], None)
         found.sort()
         yield found, key
 
@@ -176,32 +177,32 @@ def _end(members: list[str], bound: str) -> int:
     return len(members) if members[-1] <= bound else bisect_right(members, bound)
 
 
-def _spelt_out(block: _Block) -> _Block:
+def _with_keys(block: _Block) -> _Block:
     members, key = block
-    return ([_written(each) + _SEPARATOR + key for each in members] if key is not None else members), None
+    return ([_escaped(text) + _SEPARATOR + key for text in members] if key is not None else members), None
 
 
 def _chunk_of(block: _Block) -> Chunk:
     members, key = block
     if key is not None:
         return Chunk(members, key)
-    ids, keys = zip(*(each.split(_SEPARATOR, 1) for each in members), strict=True)
-    return Chunk([each.replace("\0\1", "\0") for each in ids], list(keys))
+    ids, keys = zip(*(member.split(_SEPARATOR, 1) for member in members), strict=True)
+    return Chunk([profile_id.replace("\0\1", "\0") for profile_id in ids], list(keys))
 
 
-def _written(profile_id: str) -> str:
+def _escaped(profile_id: str) -> str:
     return profile_id.replace("\0", "\0\1") if "\0" in profile_id else profile_id
 
 
 def sorted_profiles(records: Iterable[Profile | Rejection]) -> Generator[Profile | Rejection, None, None]:
     """Yield profiles sorted by ID, from a temporary SQLite database.
 
-    Rejections, which have no place in the order, pass through while the source is read.
+    Rejections are not sorted: they are yielded while the source is read.
 
     Raises:
         SpoolError: The disk is full or cannot be written.
     """
-    # The empty name is a database of this connection's own, which SQLite deletes with it.
+    # An empty name makes a temporary database on disk, which SQLite deletes with the connection.
     with closing(sqlite3.connect("", isolation_level=None)) as database:
         with _disk():
             database.execute(f"PRAGMA cache_size = -{_CACHE}")
@@ -209,26 +210,26 @@ def sorted_profiles(records: Iterable[Profile | Rejection]) -> Generator[Profile
             database.execute("CREATE TABLE profiles (id TEXT, body BLOB, more BLOB)")
             database.execute("BEGIN")
         rows: list[tuple[str, bytes, bytes]] = []
-        # Nearly all rows of a source have the same attributes and nothing more.
-        usual: dict[tuple[str, ...], bytes] = {}
+        # Nearly all rows of a source have the same attribute names, and neither order nor fault.
+        pickled: dict[tuple[str, ...], bytes] = {}
         for record in records:
             if isinstance(record, Rejection):
                 yield record
                 continue
             profile_id, body, names, *more = record
-            if more == [None, None] and names in usual:
-                kept = usual[names]
+            if more == [None, None] and names in pickled:
+                kept = pickled[names]
             else:
                 kept = pickle.dumps((names, *more))
-                if more == [None, None] and len(usual) < _MOST_NAMES:
-                    usual[names] = kept
+                if more == [None, None] and len(pickled) < _MOST_NAMES:
+                    pickled[names] = kept
             rows.append((profile_id, body, kept))
             if len(rows) == _ROWS:
                 _insert(database, rows)
         _insert(database, rows)
         with _disk():
             for profile_id, body, kept in database.execute("SELECT * FROM profiles ORDER BY id"):
-                # This process wrote it, and nobody else can reach it.
+                # This process wrote it, and no other process can reach it.
                 yield Profile(profile_id, body, *pickle.loads(kept))  # noqa: S301
 
 
@@ -240,15 +241,15 @@ def _insert(database: sqlite3.Connection, rows: list[tuple[str, bytes, bytes]]) 
 
 @contextmanager
 def _disk() -> Iterator[None]:
-    """Turn an error of the temporary disk into one that says what to do."""
+    """Raise an error of the temporary disk as a SpoolError, which says what to do."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
         raise SpoolError(
             f"This worker's temporary disk cannot be used: {error}.\n"
-            "Rows that do not fit in memory are kept there, for example to sort them. Nothing is "
-            "left behind.\n"
-            "Make room, set TMPDIR to a folder on a larger disk, or have the database return the "
-            "rows in order of the ID.\n"
+            "Rows that do not fit in memory are kept there, for example to sort them. No file "
+            "is left behind.\n"
+            "Free disk space, set TMPDIR to a folder on a larger disk, or have the query return its "
+            "rows in the order of the ID's bytes.\n"
             f"Folder: {tempfile.gettempdir()}"
         ) from error

@@ -1,4 +1,4 @@
-"""Profile IDs that are valid and look wrong: padded, a null as text, or a number that was a float. Pure."""
+"""Profile IDs that are valid but look wrong: padded, a null as text, or a number that was a float. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _NULLS = frozenset(
 )
 _LONGEST_NULL = max(map(len, _NULLS))
 _WHITE_SPACE = " \t\n\r\v\f\0"
-# Stands between the IDs that are searched at once.
+# Stands between the IDs, which are searched as one text.
 _SEPARATOR = "\x1e"
 _INVISIBLE = re.compile(
     "[\0-\b\x0e-\x1b\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
 )
 _SCIENTIFIC = re.compile(r"[+-]?\d(\.\d+)?[eE]\+\d+", re.ASCII)
 _POINT_ZERO = re.compile(r"[+-]?\d+\.0", re.ASCII)
-# "123.0" is suspicious where such IDs are the rule: a few may be versions.
+# IDs such as "123.0" are suspicious from this share of all IDs on; a few of them may be version numbers.
 _MOST = 0.9
 
 _TEXTS = {
@@ -33,30 +33,30 @@ _TEXTS = {
 
 
 class SuspiciousIds:
-    """Counts profile IDs that look wrong. Costs next to nothing while there are none."""
+    """Counts profile IDs that look wrong. This takes almost no time while there are none."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._ids = 0
 
     def add(self, ids: Sequence[str], *, shortest: int = 0) -> None:
-        """Look at valid IDs.
+        """Count the valid IDs that look wrong.
 
         Args:
-            ids: As they will be sent.
-            shortest: The least length of them, where it is known: long ones are not compared with the texts
-                of null.
+            ids: Valid IDs, as they will be sent.
+            shortest: Length of the shortest ID, if it is known. Long IDs are not compared with the texts of
+                null.
         """
         if not ids:
             return
         self._ids += len(ids)
         text = _SEPARATOR.join(ids)
-        # Single characters are found at memory speed, which no regular expression comes near.
+        # Searching single characters is many times faster than a regular expression.
         if any(map(text.__contains__, _WHITE_SPACE)) or not text.isascii() or "\x7f" in text:
             self._count_characters(ids, text)
         if shortest <= _LONGEST_NULL and not _NULLS.isdisjoint(ids):
-            self._counts["null_text"] += sum(each in _NULLS for each in ids)
-        if any(each.endswith(".0") for each in (ids[0], ids[len(ids) // 2], ids[-1])):
+            self._counts["null_text"] += sum(profile_id in _NULLS for profile_id in ids)
+        if any(profile_id.endswith(".0") for profile_id in (ids[0], ids[len(ids) // 2], ids[-1])):
             self._counts["point_zero"] += sum(map(bool, map(_POINT_ZERO.fullmatch, ids)))
         if "+" in text:
             self._counts["scientific"] += sum(map(bool, map(_SCIENTIFIC.fullmatch, ids)))
@@ -64,7 +64,9 @@ class SuspiciousIds:
     def _count_characters(self, ids: Sequence[str], text: str) -> None:
         stripped = list(map(str.strip, ids))
         self._counts["white_space_at_ends"] += sum(map(ne, ids, stripped))
-        self._counts["white_space_inside"] += sum(len(each.split(None, 1)) > 1 for each in stripped)
+        self._counts["white_space_inside"] += sum(
+            len(stripped_id.split(None, 1)) > 1 for stripped_id in stripped
+        )
         if _INVISIBLE.search(text):
             self._counts["invisible"] += sum(map(bool, map(_INVISIBLE.search, ids)))
 
@@ -73,7 +75,7 @@ class SuspiciousIds:
         """Number of IDs by kind, without the kinds that were not found.
 
         The kinds: ``white_space_at_ends``, ``white_space_inside``, ``invisible``, ``null_text``,
-        ``scientific``, and ``point_zero`` where nearly all IDs are of it.
+        ``scientific``, and ``point_zero`` if nearly all IDs are of this kind.
         """
         return {
             kind: count

@@ -1,4 +1,4 @@
-"""An Airflow connection as a client of Talon.One's generic CDP API."""
+"""The hook for Talon.One's generic CDP API."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ S = TypeVar("S")
 class TalonCdpHook(HttpHook):
     """Talon.One's generic CDP API through an Airflow connection of type ``talon_cdp``.
 
-    The connection's password is the API key, its host the base URL (empty: the usual one), and its extra
-    holds ``deployment_host`` (required), the other fields of ``connection_form.py``, and HttpHook's
+    The connection's password is the API key, its host the base URL (the default if empty), and its
+    extra has ``deployment_host`` (required), the other fields of ``connection_form.py``, and HttpHook's
     ``proxies``, ``verify``, ``cert`` and ``trust_env``. A base URL on loopback with ``http`` is called
-    without any proxy, as the API key would travel in clear text.
+    without a proxy, as the API key would be sent in clear text.
 
     Args:
         talon_cdp_conn_id: The connection.
 
     Raises:
-        InvalidInputError: From any method, when the connection lacks a field or has one that cannot work.
+        InvalidInputError: From any method, if a field of the connection is missing or invalid.
     """
 
     conn_name_attr = "talon_cdp_conn_id"
@@ -85,7 +85,7 @@ class TalonCdpHook(HttpHook):
 
     @cached_property
     def _network(self) -> dict[str, Any]:
-        """How the connection's extra says to reach Talon.One, checked."""
+        """The options for proxies and certificates in the connection's extra, checked."""
         with self._named():
             return network_options(self._extra(self.get_connection(self.talon_cdp_conn_id)))
 
@@ -99,7 +99,7 @@ class TalonCdpHook(HttpHook):
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Say in an error which connection it is about."""
+        """Add the connection's ID to an error."""
         try:
             yield
         except InvalidInputError as error:
@@ -123,14 +123,14 @@ class TalonCdpHook(HttpHook):
         session.headers.clear()
         session.headers.update({**default_headers(), **(headers or {})})
         session.auth = None
-        # No request depends on another.
+        # No cookies, as no request depends on another.
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.base_url = self.settings.base_url
         return session
 
     @cached_property
     def client(self) -> TalonCdpClient:
-        """The client for single calls; its session is pooled and lives as long as the hook."""
+        """The client for single calls. It has one session with pooled connections."""
         return TalonCdpClient(self.settings, self.get_conn())
 
     def create_audience(self, audience_id: str, audience_name: str) -> Audience:
@@ -144,7 +144,7 @@ class TalonCdpHook(HttpHook):
             audience_name: Name in the Campaign Manager, 1 to 1000 characters.
 
         Raises:
-            AudienceExistsError: The ID is taken.
+            AudienceExistsError: The ID exists already.
         """
         return self.client.send(calls.create_audience(audience_id, audience_name))
 
@@ -152,15 +152,15 @@ class TalonCdpHook(HttpHook):
         """Rename an audience in the Campaign Manager.
 
         Raises:
-            NotFoundError: There is no such audience.
+            NotFoundError: The audience does not exist.
         """
         return self.client.send(calls.update_audience(audience_id, audience_name))
 
     def delete_audience(self, audience_id: str) -> None:
-        """Delete an audience, by its ID in the CDP, and every membership of it.
+        """Delete an audience, by its ID in the CDP, and its memberships.
 
         Raises:
-            NotFoundError: There is no such audience.
+            NotFoundError: The audience does not exist.
         """
         self.client.send(calls.delete_audience(audience_id))
 
@@ -176,10 +176,10 @@ class TalonCdpHook(HttpHook):
 
         Args:
             customer_profile_id: Integration ID of the profile.
-            attributes: Values by attribute name, as a database driver gives them; None deletes an attribute.
-            on_unclear: When the call runs rules and gets no clear answer: ``fail``, or ``retry`` although
+            attributes: Values by attribute name, as a database driver returns them; None deletes one.
+            on_unclear: If the call runs rules and gets no clear answer: ``fail``, or ``retry``, with which
                 they may run twice.
-            options: ``run_rule_engine`` (forced by Talon.One when audiences change), ``add_audiences`` and
+            options: ``run_rule_engine`` (always on if audiences change), ``add_audiences`` and
                 ``remove_audiences`` (internal IDs), ``skip_unknown_attributes``.
 
         Raises:
@@ -197,13 +197,13 @@ class TalonCdpHook(HttpHook):
         remove_audiences: Iterable[str] = (),
         on_unclear: OnUnclear = ON_UNCLEAR,
     ) -> IntegrationState:
-        """Let one profile join and leave up to 1000 audiences by external ID; Talon.One runs its rules.
+        """Add one profile to audiences and remove it from others, at most 1000; Talon.One runs its rules.
 
         Args:
             customer_profile_id: Integration ID of the profile.
             add_audiences: External audience IDs to join.
             remove_audiences: External audience IDs to leave.
-            on_unclear: When there is no clear answer: ``fail``, or ``retry`` although the rules may run
+            on_unclear: If there is no clear answer: ``fail``, or ``retry``, with which the rules may run
                 twice.
 
         Raises:
@@ -220,10 +220,10 @@ class TalonCdpHook(HttpHook):
         *,
         audience_id_type: AudienceIdType = AUDIENCE_ID_TYPE,
     ) -> None:
-        """Let many profiles join and leave audiences in one request of at most 1000 changes.
+        """Add many profiles to audiences and remove them, in one request of at most 1000 changes.
 
         Args:
-            entries: ``(customer profile ID, adds, deletes)``.
+            entries: ``(customer profile ID, audience IDs to join, audience IDs to leave)`` of each profile.
             audience_id_type: ``external`` (strings) or ``internal`` (integers).
         """
         self.client.send(
@@ -245,8 +245,8 @@ class TalonCdpHook(HttpHook):
 
         Args:
             audience_id_type: ``external`` (strings) or ``internal`` (integers).
-            in_flight: Requests in flight at the most.
-            senders: How many send at once, each at its share of the connection's rate.
+            in_flight: Most requests in flight.
+            senders: Number of processes that send at once; each gets an equal part of the connection's rate.
         """
         return self._opened(lambda client: MembersSender(client, audience_id_type), in_flight, senders)
 
@@ -256,8 +256,8 @@ class TalonCdpHook(HttpHook):
         """Open a paced sender for attributes of many profiles.
 
         Args:
-            in_flight: Requests in flight at the most.
-            senders: How many send at once, each at its share of the connection's rate.
+            in_flight: Most requests in flight.
+            senders: Number of processes that send at once; each gets an equal part of the connection's rate.
             options: ``run_rule_engine``, ``skip_unknown_attributes`` and ``on_unclear``, as in
                 ``AttributesSender``.
         """
@@ -266,18 +266,18 @@ class TalonCdpHook(HttpHook):
     def attributes_encoder(
         self, types: Mapping[str, AttributeType], *, skip_nulls: bool
     ) -> AttributesEncoder:
-        """Return what makes JSON of a profile's attributes, with the connection's time zone.
+        """Return the encoder of profiles' attributes, with the connection's time zone.
 
         Args:
             types: Declared types by attribute name.
-            skip_nulls: Leave nulls out, where otherwise they delete.
+            skip_nulls: Leave nulls out. Otherwise a null deletes the attribute.
         """
         return AttributesEncoder(types=types, zone=self.settings.zone, skip_nulls=skip_nulls)
 
     def _opened(
         self, make: Callable[[AsyncTalonCdpClient], S], in_flight: int, senders: int
     ) -> AbstractAsyncContextManager[S]:
-        # Airflow looks connections up here, before any event loop runs.
+        # The connection is read here, as Airflow cannot read it in an event loop.
         settings = replace(self.settings, requests_per_second=self.settings.requests_per_second / senders)
         with self.get_conn() as session:
             transport = Transport.of(session, settings.base_url)
@@ -301,8 +301,8 @@ class TalonCdpHook(HttpHook):
     def _probe(self) -> calls.Request[None]:
         """Return an update of no profile at all, which changes nothing.
 
-        The external form of the call is used whatever the connection's spelling: on no deployment does its
-        path match *Update customer profile*, so a wrong spelling answers 404 and leaves no trace.
+        The call with external audience IDs is used, because its path never matches *Update customer profile*:
+        with a wrong spelling it gets a 404 and changes nothing.
         """
         path = self.settings.multi_profile_path
         return calls.update_customer_profiles_audiences([], multi_profile_path=path)
@@ -313,6 +313,6 @@ class TalonCdpHook(HttpHook):
             client = TalonCdpClient(replace(self.settings, call_retry_seconds=0), self.get_conn())
             client.send(self._probe())
         except TalonCdpError as error:
-            # Airflow tests a copy of the connection, under an ID that nobody knows.
+            # Airflow tests a copy of the connection, whose ID the user does not know.
             return False, str(error).removeprefix(self._name)
         return True, f"Talon.One accepts this API key for {self.settings.deployment_host}."

@@ -1,1 +1,1 @@
-"""What Talon.One acknowledged, since its API reads nothing back."""
+"""The ledger: what Talon.One acknowledged, as its API reads nothing back."""

@@ -1,4 +1,4 @@
-"""Take over an audience that was filled by other means: its exported members become a new ledger."""
+"""Adopts an audience that was filled by other means: its exported members become a new ledger."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ def adopt_csv(ledger: Ledger, owner: str, file: Any, audience_id: str) -> int:
 
     Args:
         ledger: The audience's ledger.
-        owner: Who does this.
+        owner: Who holds the ledger's lock meanwhile.
         file: A ``pathlib.Path`` or a ``UPath``-like object; CSV with commas and the header ``COLUMN``.
         audience_id: ID of the audience in the CDP.
 
     Returns:
-        How many were adopted.
+        Number of adopted members.
 
     Raises:
-        InvalidInputError: The file cannot be read, has no such column or no members, or holds an ID that
-            Talon.One would not take.
+        InvalidInputError: The file cannot be read, has no such column or no members, or has an invalid ID.
         LedgerError: The ledger is not new.
     """
     return ledger.adopt(owner, _members(file, audience_id))
@@ -43,7 +42,7 @@ def _members(file: Any, audience_id: str) -> Iterator[Chunk]:
         opened = file.open("rb")
     except OSError as error:
         raise InvalidInputError(f"The file of members cannot be read: {error}.\nFile: {file}") from error
-    # The BOM is what spreadsheets put in front.
+    # utf-8-sig, as spreadsheets write a BOM.
     with opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
         rows = _rows(text, file)
         position = _position(next(rows, []), file)
@@ -55,7 +54,7 @@ def _members(file: Any, audience_id: str) -> Iterator[Chunk]:
             for record in read_members(ids, audience_id, "add"):
                 if isinstance(record, Rejection):
                     bad = next(
-                        at for at, each in enumerate(ids) if isinstance(read_profile_id(each), Rejection)
+                        at for at, value in enumerate(ids) if isinstance(read_profile_id(value), Rejection)
                     )
                     raise InvalidInputError(
                         f"Row {some[bad][0]} of the members: {record.reason}. Nothing was adopted.\n"
@@ -68,7 +67,7 @@ def _members(file: Any, audience_id: str) -> Iterator[Chunk]:
 
 def _rows(text: io.TextIOWrapper, file: Any) -> Iterator[list[str]]:
     try:
-        # Strict: an open quote would swallow all rows that follow.
+        # strict=True, as an unclosed quote would otherwise hide all rows that follow.
         yield from csv.reader(text, strict=True)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidInputError(
@@ -82,6 +81,6 @@ def _position(header: list[str], file: Any) -> int:
         has = "has no column" if COLUMN not in names else "has more than one column"
         raise InvalidInputError(
             f"The first line of the file {has} {COLUMN!r}. Nothing was adopted.\n"
-            f"Separate the columns by commas, and name the one of profile IDs so.\nFile: {file}"
+            f"Separate the columns by commas, and give the column of profile IDs this name.\nFile: {file}"
         )
     return names.index(COLUMN)

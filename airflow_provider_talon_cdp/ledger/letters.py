@@ -22,29 +22,29 @@ UNCLEAR = (
     'It is not sent again. Look at the profile in the Campaign Manager. A run with send="all" makes the\n'
     "change in bulk, without rules; UpdateProfileAudiencesOperator makes it with rules."
 )
-"""What a dead letter says of such a change."""
-# Characters that wait in memory before they are written.
+"""The text of a dead letter for a change that runs rules and got no clear answer."""
+# Characters that are kept in memory before they are written.
 _MOST_WAITING = 2**20
 
 
 def letters_name(time: float, run: str) -> str:
-    """Name the folder of a run's dead letters; names sort by time, also those of one second.
+    """Return the name of the folder of a run's dead letters. Names sort by time, in microseconds.
 
     Args:
         time: Seconds since the epoch.
-        run: Tells the run from others.
+        run: ID of the run.
     """
     return f"{datetime.fromtimestamp(time, UTC):%Y%m%dT%H%M%S.%fZ}-{run}"
 
 
 class DeadLetters:
-    """The dead letters of one run; several threads may add some.
+    """The dead letters of one run. Thread-safe.
 
     Args:
         ledger: The ledger's folder.
-        name: Of the folder below it where they go; it begins with the time.
-        prefix: Of the files' names, where several processes write into one folder.
-        keep: Runs whose dead letters stay when this one has some.
+        name: Name of the run's folder below it, from ``letters_name``.
+        prefix: Prefix of the files' names, if several processes write into one folder.
+        keep: Number of runs whose dead letters are kept if this run has some.
     """
 
     def __init__(self, ledger: Folder, name: str, *, keep: int, prefix: str = "") -> None:
@@ -59,11 +59,11 @@ class DeadLetters:
 
     @property
     def place(self) -> str | None:
-        """The folder, or None when there are none."""
+        """The folder, or None if nothing was written."""
         return str(self._folder) if self._files else None
 
     def add(self, letter: Mapping[str, Any]) -> None:
-        """Note a dead letter; ``flush`` makes it durable."""
+        """Add a dead letter, which ``flush`` writes at the latest."""
         line = json.dumps(letter, ensure_ascii=False) + "\n"
         with self._lock:
             self._waiting.append(line)
@@ -72,7 +72,7 @@ class DeadLetters:
                 self._write()
 
     def flush(self) -> None:
-        """Write what was noted."""
+        """Write the dead letters that are in memory."""
         with self._lock:
             if self._waiting:
                 self._write()
@@ -87,11 +87,11 @@ class DeadLetters:
 
 
 def prune_letters(ledger: Folder, keep: int, oldest: str = "") -> None:
-    """Delete the dead letters of all runs but the last ones: they are personal data.
+    """Delete the dead letters of all runs but the last ones, as they are personal data.
 
     Args:
         ledger: The ledger's folder.
-        keep: How many runs are kept at the most.
+        keep: Most runs that are kept.
         oldest: Name of the folder of the oldest run that is kept.
     """
     names = names_in(ledger / LETTERS)

@@ -1,20 +1,20 @@
-"""Keeps other runs out of a ledger, as far as an object store without conditional writes can.
+"""Keeps other runs out of a ledger, as far as an object store without conditional writes allows.
 
 ```
-locks/all-RUN.json              who asks for the whole ledger, or part-00003-RUN.json for one part of its plan
-locks/all-RUN.heartbeat.json    that they have it, and when they last said so
+locks/all-RUN.json              the claim of a run on the ledger; part-00003-RUN.json on one part of its plan
+locks/all-RUN.heartbeat.json    that the run holds the lock, and the time of its last heartbeat
 ```
 
-A run writes its claim once, then looks at the claims of others: it takes over those that are dead or of an
-earlier try of its own owner, by deleting them, and gives way to the rest. Its heartbeat says that it has won.
-A claim is never written again, so one that is gone has been taken over, and no late write of its run can
-bring it back. Runs that do things which others must not miss write first and then look whether their claim is
-still there: whoever takes over after that look reads what was written.
+A run writes its claim once, then reads the claims of others. It deletes those of dead runs and of earlier
+tries of its own owner, and gives way to the others. Its heartbeat says that it holds the lock. A claim is
+never written again: if it is missing, another run has taken over, and a late write cannot restore it. A run
+that writes what others must not miss writes first and then checks that its claim still exists. So a run that
+takes over after that check reads what was written.
 
-What remains: a request that a run has in flight when it is taken over may reach Talon.One after the requests
-of the other run. So a run sends nothing unless its lock was confirmed lately (``refuse_lost``), and leaves a
-note of what was in flight. And a run counts as dead when its last heartbeat is `LOCK_LASTS` old by the clock
-of the run that asks, so clocks must not differ by more than that less `LEASE`.
+The limits: a request that is in flight when its run is taken over may reach Talon.One after requests of the
+other run. So a run sends nothing unless its lock was confirmed recently (``refuse_lost``), and leaves a note
+of what was in flight. A run counts as dead when its last heartbeat is `LOCK_LASTS` old by the clock of the
+run that asks, so clocks must not differ by more than `LOCK_LASTS` less `LEASE`.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ from airflow_provider_talon_cdp.ledger.storage import (
 log = logging.getLogger(__name__)
 
 LOCK_LASTS = 120.0
-"""Seconds after its last heartbeat when a run counts as dead."""
+"""Seconds after its last heartbeat from which a run counts as dead."""
 LOCK_RENEWED = 5.0
 """Seconds between heartbeats."""
 LEASE = 60.0
-"""Seconds for which a run may go on while the storage does not let it confirm its lock."""
-# Seconds for which a confirmation is good without another look.
+"""Seconds for which a run may send without a confirmation of its lock, as when the storage fails."""
+# Seconds for which a confirmation is valid without reading the claim again.
 _FRESH = 3 * LOCK_RENEWED
-# Seconds between looks at runs that ask for the lock too, and looks at the most.
+# Seconds between reads of the claim of a run that asks for the lock too, and most reads.
 _PAUSE = 0.2
-_LOOKS = 20
+_MAX_READS = 20
 # Seconds between attempts, and between log lines, of a run that waits for another owner.
 _WAIT = 5.0
-_WAIT_TOLD = 30.0
-# Earlier versions wrote .beat.json; what is left of them is deleted.
+_SECONDS_BETWEEN_LINES = 30.0
+# Earlier versions wrote .beat.json files, which are deleted.
 _NAME = re.compile(r"(all|part-\d+)-([0-9a-f]+)(\.heartbeat|\.beat)?\.json")
 _ALL = "all"
 
 since_boot: Callable[[], float] = (
     partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time
 )
-"""Seconds by a clock that goes on while the machine is suspended."""
+"""Returns seconds of a clock that also counts while the machine is suspended."""
 
 
 class Lock:
@@ -71,10 +71,11 @@ class Lock:
 
     Args:
         folder: The ledger's folder.
-        run: Tells this run from all others.
-        clock: Seconds since the epoch. If it is not the system's, it also measures the age of a confirmation.
-        sleep: Waits for so many seconds.
-        part: The part; None for the whole ledger.
+        run: ID of this run.
+        clock: Returns seconds since the epoch. Another clock than the system's also measures the age of a
+            confirmation.
+        sleep: Waits for a number of seconds.
+        part: Number of the part; None for the ledger.
     """
 
     def __init__(
@@ -93,14 +94,14 @@ class Lock:
         self._sleep = sleep
         self._scope = _ALL if part is None else f"part-{part:05}"
         self._lost = threading.Event()
-        # At all others together: the last one that asks is through with all before another one takes it over.
-        self._looks = 0
+        # Counts the reads of all other claims together, so that a run has read all before it is taken over.
+        self._reads = 0
         self.handed_over = False
-        """Whether the claim stays for `LOCK_LASTS` when this run ends, for others who go on with its work."""
+        """Whether the claim stays for `LOCK_LASTS` after this run, for others that continue its work."""
         self.fencing_token = 0
-        """Greater than that of any run that had the whole ledger before."""
+        """Greater than that of any run that held the ledger's lock before."""
         self.confirmed = 0.0
-        """When this run last knew that it had the lock, by a clock that counts suspended time."""
+        """When this run last confirmed its lock, in seconds of ``now``."""
 
     @contextmanager
     def held(
@@ -111,36 +112,36 @@ class Lock:
         waits_for_parts: bool = False,
         wait: float = 0.0,
     ) -> Iterator[None]:
-        """Take the lock, renew it while the block runs, and give it back.
+        """Take the lock, renew it while the block runs, and release it.
 
         Args:
-            owner: Who asks.
-            last_token: Looks up the fencing token of the last run that changed the ledger.
-            waits_for_parts: Give way to the same owner's pushes of parts.
+            owner: Owner of this run, such as a task.
+            last_token: Returns the fencing token of the last run that changed the ledger.
+            waits_for_parts: Whether to give way to the same owner's pushes of parts.
             wait: Seconds to wait for another run to end.
 
         Raises:
             LedgerBusyError: Another owner holds it.
         """
         self._take_within(wait, owner, last_token, waits_for_parts=waits_for_parts)
-        over = threading.Event()
-        renewing = threading.Thread(target=self.renew, args=(over,), name="talon-cdp-lock", daemon=True)
-        renewing.start()
+        stop = threading.Event()
+        heartbeat = threading.Thread(target=self.renew, args=(stop,), name="talon-cdp-lock", daemon=True)
+        heartbeat.start()
         try:
             yield
         finally:
-            over.set()
-            renewing.join()
+            stop.set()
+            heartbeat.join()
             try:
                 self.give_back()
             except LedgerError as error:
-                # It must not hide why the block ended.
+                # Not raised, as it would hide an error of the block.
                 log.warning("The ledger's lock stays for %.0f s:\n%s", LOCK_LASTS, error)
 
     def _take_within(
         self, wait: float, owner: str, last_token: Callable[[], int], *, waits_for_parts: bool
     ) -> None:
-        end, tell_at = self.clock() + wait, self.clock()
+        end, log_at = self.clock() + wait, self.clock()
         while True:
             try:
                 return self.take(owner, last_token=last_token, waits_for_parts=waits_for_parts)
@@ -148,26 +149,26 @@ class Lock:
                 left = end - self.clock()
                 if left <= 0:
                     raise
-                if self.clock() >= tell_at:
-                    log.info("Waiting for another run, %.0f s at the most.\n%s", left, error)
-                    tell_at += _WAIT_TOLD
+                if self.clock() >= log_at:
+                    log.info("Waiting for another run, at most %.0f s.\n%s", left, error)
+                    log_at += _SECONDS_BETWEEN_LINES
                 self._sleep(min(_WAIT, left))
 
     def take(
         self, owner: str, *, last_token: Callable[[], int] = lambda: 0, waits_for_parts: bool = False
     ) -> None:
-        """Take the lock, from a dead run or an earlier try of the same owner too.
+        """Take the lock, also from a dead run or an earlier try of the same owner.
 
         Raises:
-            LedgerBusyError: Another owner holds it, or a later try of the same one.
+            LedgerBusyError: Another owner holds it, or a later try of the same owner.
         """
         asked = self.clock()
-        self._looks = 0
+        self._reads = 0
         claim = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "time": asked}
         write_json(self._claim(self._scope, self.run), claim)
         try:
             tokens = [
-                self._outlast(
+                self._take_over(
                     scope,
                     run,
                     owner,
@@ -180,12 +181,12 @@ class Lock:
             remove(self._claim(self._scope, self.run))
             raise
         self.fencing_token = 1 + max([last_token(), *tokens])
-        self._say()
+        self._write_heartbeat()
         self.confirm()
 
-    def renew(self, over: threading.Event) -> None:
-        """Say that the run is at work, again and again until it is over or has lost the lock."""
-        while not over.wait(LOCK_RENEWED):
+    def renew(self, stop: threading.Event) -> None:
+        """Write heartbeats until ``stop`` is set or the lock is lost."""
+        while not stop.wait(LOCK_RENEWED):
             try:
                 self._renew()
             except Exception as error:  # noqa: BLE001 - without this thread the run would go on unconfirmed
@@ -194,11 +195,11 @@ class Lock:
                 return
 
     def give_back(self) -> None:
-        """Let others have it."""
+        """Release the lock, unless another run has taken over."""
         if not self.is_ours():
             return
         if self.handed_over:
-            self._say()
+            self._write_heartbeat()
         else:
             self._delete(self._scope, self.run)
 
@@ -207,14 +208,14 @@ class Lock:
         try:
             return read_json(self._claim(self._scope, self.run)) is not None
         except DamagedError:
-            # It is there; what it says is for others.
+            # The claim exists; only other runs need its content.
             return True
 
     def confirm(self) -> None:
-        """Look whether this run still holds the lock; call it after what others must not miss was written.
+        """Check that this run still holds the lock. Call it after writing what others must not miss.
 
         Raises:
-            LedgerError: It does not, and must stop.
+            LedgerError: This run has lost the lock, and must stop.
         """
         began = self.now()
         if self._lost.is_set() or not self.is_ours():
@@ -223,19 +224,19 @@ class Lock:
         self.confirmed = began
 
     def refuse_lost(self) -> None:
-        """Stop a run that may have lost its lock; without a look at the storage where one was not long ago.
+        """Stop a run that may have lost its lock. Reads the storage only if the last confirmation is old.
 
         Raises:
-            LedgerError: It has, or nothing was heard from the storage for `LEASE` seconds.
+            LedgerError: This run has lost the lock, or could not confirm it for `LEASE` seconds.
         """
         if self.now() - self.confirmed >= _FRESH and not self._lost.is_set():
             cause = None
             try:
-                # This process slept, or the storage is slow.
+                # The process was suspended, or the storage is slow.
                 self._renew()
             except LedgerError as error:
                 cause = error
-            # It may have slept just now, too, between the look at its claim and here.
+            # The process may also have been suspended after it read its claim.
             if self.now() - self.confirmed >= LEASE:
                 self._lost.set()
                 raise self._taken_over() from cause
@@ -247,13 +248,13 @@ class Lock:
         if not self.is_ours():
             self._lost.set()
             return
-        self._say()
+        self._write_heartbeat()
         self.confirmed = max(began, self.confirmed)
 
     def _taken_over(self) -> LedgerUnavailableError:
         return LedgerUnavailableError(
             "Another run took over the ledger, or may have, so this one stops.\n"
-            "What it sent and could not record, the next mirror sends again.\n"
+            "The next mirror sends again what this run sent and could not record.\n"
             f"Ledger: {self._ledger}"
         )
 
@@ -263,7 +264,7 @@ class Lock:
     def _heartbeat(self, scope: str, run: str) -> Folder:
         return self._folder / f"{scope}-{run}.heartbeat.json"
 
-    def _say(self) -> None:
+    def _write_heartbeat(self) -> None:
         heartbeat = {
             "time": self.clock(),
             "fencing_token": self.fencing_token,
@@ -276,28 +277,28 @@ class Lock:
         remove(self._heartbeat(scope, run))
 
     def _others(self) -> list[tuple[str, str]]:
-        """Scope and run of the claims that bear on this one."""
-        found = [name for each in names_in(self._folder) if (name := _NAME.fullmatch(each))]
-        claims = {(name[1], name[2]) for name in found if not name[3]}
-        for name in found:
-            if (name[1], name[2]) not in claims and _read(self._claim(name[1], name[2])) is None:
-                # The last word of a run that was taken over.
-                remove(self._folder / name[0])
+        """Return scope and run of the claims that conflict with this one."""
+        found = [match for name in names_in(self._folder) if (match := _NAME.fullmatch(name))]
+        claims = {(match[1], match[2]) for match in found if not match[3]}
+        for match in found:
+            if (match[1], match[2]) not in claims and _read(self._claim(match[1], match[2])) is None:
+                # The last heartbeat of a run that was taken over.
+                remove(self._folder / match[0])
         return sorted(
             (scope, run)
             for scope, run in claims
             if run != self.run and (self._scope in (_ALL, scope) or scope == _ALL)
         )
 
-    def _outlast(self, scope: str, run: str, owner: str, asked: float, *, retries: bool) -> int:
-        """Take another run's claim over, or see it end; return that run's fencing token.
+    def _take_over(self, scope: str, run: str, owner: str, asked: float, *, retries: bool) -> int:
+        """Take over another run's claim, or wait for its end; return that run's fencing token.
 
         Args:
-            scope: What the other run claims.
-            run: That run.
-            owner: Of this run.
-            asked: When this run asked.
-            retries: Whether another run of the same owner makes way for this one.
+            scope: Scope of the other claim.
+            run: ID of the other run.
+            owner: Owner of this run.
+            asked: When this run wrote its claim.
+            retries: Whether another run of the same owner gives way to this one.
 
         Raises:
             LedgerBusyError: This run has to give way.
@@ -305,8 +306,8 @@ class Lock:
         while (theirs := self._read_claim(scope, run)) is not None:
             is_mine = theirs.owner == owner
             is_later = (asked, self.run) > (theirs.asked, run)
-            # Of two tries that ask at once the later one wins; a silent one was killed while it asked.
-            yields = theirs.holds or self._looks >= (_LOOKS if is_later else 2 * _LOOKS)
+            # Of two tries that ask at the same time, the later one wins, unless it was killed meanwhile.
+            yields = theirs.holds or self._reads >= (_MAX_READS if is_later else 2 * _MAX_READS)
             if self.clock() - theirs.heard >= LOCK_LASTS or (
                 is_mine and ((retries and yields) or (theirs.handed_over and self._scope == _ALL))
             ):
@@ -316,19 +317,19 @@ class Lock:
                 return theirs.fencing_token
             if is_mine and theirs.handed_over:
                 return theirs.fencing_token
-            if not (is_mine and retries) and (theirs.holds or is_later or self._looks >= _LOOKS):
+            if not (is_mine and retries) and (theirs.holds or is_later or self._reads >= _MAX_READS):
                 raise self._in_use(theirs)
             self._sleep(_PAUSE)
-            self._looks += 1
+            self._reads += 1
         return 0
 
     def _read_claim(self, scope: str, run: str) -> _Claim | None:
-        # In this order: a run that ends deletes its claim first.
+        # In this order, as a run that ends deletes its claim first.
         heartbeat = _read(self._heartbeat(scope, run)) or {}
         claim = _read(self._claim(scope, run))
         if claim is None:
             return None
-        # Where a file is damaged, all that it would say is missing: a run that is not heard of is dead.
+        # A damaged file is read as empty. Without the time of a heartbeat, the run counts as dead.
         asked = claim.get("time", 0.0)
         return _Claim(
             owner=claim.get("owner", ""),
@@ -344,14 +345,14 @@ class Lock:
         age = self.clock() - claim.heard
         return LedgerBusyError(
             f"The ledger is in use by {claim.owner}\n"
-            f"on {claim.where}, heard of {age:.0f} s ago. Nothing was sent.\n"
-            f"Wait until it ends. If it was killed, its lock ends {LOCK_LASTS:.0f} s after its last sign.\n"
+            f"on {claim.where}, whose last heartbeat was {age:.0f} s ago. Nothing was sent.\n"
+            f"Wait until it ends. If it was killed, its lock ends {LOCK_LASTS:.0f} s after that heartbeat.\n"
             f"Ledger: {self._ledger}"
         )
 
 
 def _read(path: Folder) -> dict[str, Any] | None:
-    """Read a lock's file; a damaged one says nothing, but it is there."""
+    """Read a lock's file; empty if it is damaged, None if it does not exist."""
     try:
         content: dict[str, Any] | None = read_json(path)
     except DamagedError:
@@ -360,16 +361,16 @@ def _read(path: Folder) -> dict[str, Any] | None:
 
 
 class _Claim(NamedTuple):
-    """What another run says.
+    """The claim and the heartbeat of another run.
 
     Args:
-        owner: Who it is.
-        where: On which machine, in which process.
-        asked: When it asked.
-        heard: When it said its last word.
+        owner: Its owner.
+        where: Its host and process.
+        asked: When it wrote its claim.
+        heard: When it wrote its last heartbeat, or its claim.
         fencing_token: Its fencing token; 0 while it asks.
-        holds: Whether it has what it asked for.
-        handed_over: Whether it has ended, and others of its owner go on.
+        holds: Whether it holds the lock.
+        handed_over: Whether it has ended, and other runs of its owner continue its work.
     """
 
     owner: str

@@ -1,4 +1,4 @@
-"""Rebuilds a ledger with damaged files from the versions that are kept."""
+"""Rebuilds a ledger that has damaged files from the versions that are kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in, re
 _SENT_AGAIN = "The next mirror sends them again."
 _LOST_MEMBERS = (
     "A mirror adds those that its query has. Those that the query does not have stay in the audience:\n"
-    "remove them by hand, or reconcile the audience with an export."
+    "remove them manually, or reconcile the audience with an export."
 )
 
 
@@ -34,11 +34,11 @@ class DamagedLedger(Ledger):
     """A ledger that may have damaged files; its arguments are those of ``Ledger``."""
 
     def repair(self, owner: str) -> list[str]:
-        """Put a new version in force that is made of all that can be read; return what was lost.
+        """Put a new version in force that is made of all readable files; return messages about what was lost.
 
-        The newest version whose members can be read is where it begins; the plans of later versions are put
-        on top. What a damaged file leaves unknown is uncertain, so that the next plan sends it again, but
-        for what runs rules.
+        It begins with the newest version whose members can be read, and applies the plans of later versions.
+        Changes whose outcome a damaged file had are uncertain: the next plan sends them again, except those
+        that run rules.
 
         Raises:
             LedgerError: No version can be read.
@@ -55,7 +55,7 @@ class DamagedLedger(Ledger):
         self.load()
         for stream in (self.known(), self.uncertain(), self.refused(), self.changes()):
             for _ in stream:
-                """A damaged file is an error."""
+                """Reading a damaged file raises DamagedError."""
         if bad := kept_manifests(self.folder)[1]:
             raise DamagedError(bad[0][0])
 
@@ -64,76 +64,75 @@ class DamagedLedger(Ledger):
         if not manifests:
             raise LedgerError(
                 "No version of the ledger can be read, so there is nothing to rebuild it from.\n"
-                'Put a backup back, or delete the folder, and run the task once with send="all": it then\n'
+                'Restore a backup, or delete the folder, and run the task once with send="all": it then\n'
                 f"adds all members of its query and removes none.\nFolder: {self.folder}"
             )
-        said = [f"{name} is damaged: what was sent since is sent again." for name, _ in damaged]
+        messages = [f"{name} is damaged: what was sent since is sent again." for name, _ in damaged]
         self.manifest = newest = manifests[-1]
         self._newest = max([newest.version, *(version for _, version in damaged)])
-        base, snapshot = self._base(manifests, said)
-        plans = {
-            plan.folder: plan for each in manifests if each.version >= base.version for plan in each.plans
-        }
-        layers, doubts = [], []
+        base, snapshot = self._base(manifests, messages)
+        newer = [manifest for manifest in manifests if manifest.version >= base.version]
+        plans = {plan.folder: plan for manifest in newer for plan in manifest.plans}
+        changed, uncertain = [], []
         for plan in plans.values():
             for part, file in enumerate(plan.parts):
-                layer, unknown = self._part(plan, part, file, said)
-                layers.append(layer)
-                doubts.append(unknown)
+                of_part, uncertain_of_part = self._part(plan, part, file, messages)
+                changed.append(of_part)
+                uncertain.append(uncertain_of_part)
         orphans = [
-            each for each in names_in(self.folder) if each[:8].isdigit() and int(each[:8]) > newest.version
+            name for name in names_in(self.folder) if name[:8].isdigit() and int(name[:8]) > newest.version
         ]
         lost = chain.from_iterable(map(self._sent_parts, orphans))
-        doubts += [saved_chunks(self.folder, file) for file in lost]
+        uncertain += [saved_chunks(self.folder, file) for file in lost]
         withheld: dict[Member, Action] = {}
         for chunk in saved_chunks(self.folder, newest.withheld) if newest.withheld else ():
             withheld.update((change[:2], change.action) for change in chunk.changes())
-        self._drop_notes(said)
+        self._drop_notes(messages)
         notes = NoteWriter(self.folder, self.run, "", self._clock)
-        for chunk in chain.from_iterable(doubts):
-            if silent := [change for change in chunk.changes() if not change.runs_rules]:
-                notes.write(Chunk.of(silent))
+        for chunk in chain.from_iterable(uncertain):
+            if without_rules := [change for change in chunk.changes() if not change.runs_rules]:
+                notes.write(Chunk.of(without_rules))
             withheld.update((change[:2], change.action) for change in chunk.changes() if change.runs_rules)
         if newest.refused:
-            said.append("The list of records that Talon.One refused before is dropped: they are tried again.")
-        members = Folded(snapshot, layers, one_per_profile=self._holds_profiles)
+            messages.append("The list of records that Talon.One refused is dropped: they are sent again.")
+        members = Folded(snapshot, changed, one_per_profile=self._holds_profiles)
         self._begin_anew(members, facts=self.facts, names=newest.names, withheld=withheld)
         if notes.written:
             notes.end()
-        return [*said, f"The ledger has version {self.version} now."]
+        return [*messages, f"The ledger has version {self.version} now."]
 
-    def _base(self, manifests: list[Manifest], said: list[str]) -> tuple[Manifest, Iterable[Chunk]]:
-        """Choose the version to begin with, and read its members as far as they can be read."""
+    def _base(self, manifests: list[Manifest], messages: list[str]) -> tuple[Manifest, Iterable[Chunk]]:
+        """Return the version to begin with, and its members as far as they can be read."""
         for base in reversed(manifests):
             if base.members is None or self._is_intact(base.members):
                 return base, read_chunks(self.folder, base.members) if base.members else ()
         base = manifests[-1]
-        assert base.members  # noqa: S101 - else it was returned
+        assert base.members  # noqa: S101 - a version without members was returned above
         saved = sum(map(len, saved_chunks(self.folder, base.members)))
-        said.append(
+        messages.append(
             f"{base.members.lines - saved:,} of {base.members.lines:,} members are lost.\n{_LOST_MEMBERS}"
         )
         return base, saved_chunks(self.folder, base.members)
 
     def _part(
-        self, plan: Plan, part: int, file: File, said: list[str]
+        self, plan: Plan, part: int, file: File, messages: list[str]
     ) -> tuple[Iterable[Chunk], Iterable[Chunk]]:
-        """Return what a part of a plan changed, and what is uncertain."""
+        """Return the acknowledged changes of a plan's part, and the uncertain ones."""
         acks: Acks | None = None
         try:
             acks = self._joined(plan, part)
         except DamagedError:
-            said.append(f"It is unknown what became of the changes in {file.file}. {_SENT_AGAIN}")
+            messages.append(f"It is unknown what became of the changes in {file.file}. {_SENT_AGAIN}")
         if acks and acks.says_nothing:
             return (), ()
         if not self._is_intact(file):
             saved = sum(map(len, saved_chunks(self.folder, file)))
-            said.append(
+            messages.append(
                 f"It is unknown what became of {saved:,} of {file.lines:,} changes in {file.file}. "
                 f"{_SENT_AGAIN}"
             )
             if saved < file.lines:
-                said.append(f'The others are lost: run the task once with send="all".\n{_LOST_MEMBERS}')
+                messages.append(f'The others are lost: run the task once with send="all".\n{_LOST_MEMBERS}')
             return (), saved_chunks(self.folder, file)
         if acks is None:
             return (), read_chunks(self.folder, file)
@@ -145,14 +144,14 @@ class DamagedLedger(Ledger):
                 if acks.is_open(number):
                     yield chunk
                 elif number in acks.refused:
-                    # What was refused ran no rules.
+                    # Refused changes ran no rules.
                     yield Chunk.of(change._replace(runs_rules=False) for change in chunk.changes())
 
-    def _drop_notes(self, said: list[str]) -> None:
+    def _drop_notes(self, messages: list[str]) -> None:
         for file in find_notes(self.folder, self._clock()).files:
             if not self._is_intact(file):
                 remove(self.folder / file.file)
-                said.append(
+                messages.append(
                     "A note of changes that others made is lost: run the task once with "
                     f'send="all" ({file.file}).'
                 )

@@ -1,4 +1,4 @@
-"""Files under a state URI: written whole or not at all, and checked when they are read."""
+"""Files under a state URI: written completely or not at all, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ Folder: TypeAlias = Any
 
 _LOCAL = ("", "file", "local")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What no other try of the task gets past.
-_LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+# Errors that persist in another try of the task.
+_PERSISTENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 _PIECE = 1 << 16
 _REPAIR = (
     "Repair the ledger from its kept versions; the command says what is lost:\n"
     "  python -m airflow_provider_talon_cdp ledger repair FOLDER_OF_THE_LEDGER\n"
-    "Or put a backup back. It does not know what was acknowledged since it was made,\n"
-    'so run the task once with send="all" then.'
+    "Or restore a backup. It does not have what was acknowledged since it was made,\n"
+    'so run the task once with send="all" after that.'
 )
 
 
 class DamagedError(LedgerError):
-    """A file of a ledger is not as it was written, or is missing."""
+    """A file of a ledger is damaged or missing."""
 
 
 def damaged(path: Folder) -> DamagedError:
-    """Make the error of a file that is not as it was written."""
+    """Make the error of a damaged file."""
     return DamagedError(f"The ledger's file {path.name} is damaged.\n{_REPAIR}\nFile: {path}")
 
 
 def gone(path: Folder) -> DamagedError:
-    """Make the error of a file that is not there."""
+    """Make the error of a missing file."""
     return DamagedError(f"The ledger's file {path.name} is missing.\n{_REPAIR}\nFile: {path}")
 
 
 def as_folder(path: Folder) -> Folder:
-    """Use the local file system directly, where renaming a file is atomic."""
+    """Return a local path as a ``pathlib.Path``, which renames files atomically; others as they are."""
     return Path(path.path) if getattr(path, "protocol", None) in _LOCAL else path
 
 
 def is_local(path: Folder) -> bool:
-    """Whether it is on a local disk."""
+    """Whether a path is on a local disk."""
     # Before universal-pathlib 0.3 a path in an object store is a pathlib.Path too.
     return isinstance(path, Path) and not hasattr(path, "fs")
 
 
 def write_bytes(path: Folder, data: bytes) -> None:
-    """Write a file; readers see the old one or the new one, whole."""
+    """Write a file; readers see the complete old or the complete new one."""
     with replacing(path) as file, told("write", path):
         file.write(data)
 
@@ -68,15 +68,15 @@ def write_json(path: Folder, content: Any) -> None:
 
 
 def read_json(path: Folder) -> Any:
-    """Read what ``write_json`` wrote, or None when there is no such file.
+    """Read what ``write_json`` wrote, or None if the file does not exist.
 
     Raises:
-        DamagedError: It is not what was written.
-        LedgerError: It cannot be read.
+        DamagedError: The content does not match its checksum.
+        LedgerError: The file cannot be read.
     """
     try:
         with told("read", path):
-            # One GET: between the two of open() and read() another run may have replaced the object.
+            # One GET. open() and read() are two, and another run may replace the object in between.
             data = path.read_bytes() if is_local(path) else bytes(path.fs.cat_file(path.path))
         envelope = json.loads(data)
         content = envelope["content"]
@@ -91,17 +91,17 @@ def read_json(path: Folder) -> Any:
 
 
 def read_pieces(path: Folder) -> Iterator[bytes]:
-    """Read a file piece by piece.
+    """Read a file in pieces of 64 KiB.
 
     Raises:
-        FileNotFoundError: There is none.
-        LedgerError: It cannot be read.
+        FileNotFoundError: The file does not exist.
+        LedgerError: The file cannot be read.
     """
     with told("read", path):
         if is_local(path):
             file = path.open("rb")
         else:
-            # Clients of object stores cache listings, and another worker may have written since.
+            # Clients of object stores cache listings, and another worker may have written meanwhile.
             path.fs.invalidate_cache()
             file = path.fs.open(path.path, "rb")
     with file:
@@ -114,27 +114,27 @@ def read_pieces(path: Folder) -> Iterator[bytes]:
 
 
 def remove(path: Folder) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file, if it exists."""
     with suppress(FileNotFoundError), told("delete", path):
         path.unlink()
 
 
 def names_in(folder: Folder) -> list[str]:
-    """Names of the files and folders in a folder; none where it does not exist."""
+    """Names of the files and folders in a folder, sorted; none if it does not exist."""
     try:
         with told("list", folder):
             if is_local(folder):
-                return sorted(each.name for each in folder.iterdir())
-            # Clients of object stores cache listings, and another worker may have written since.
+                return sorted(path.name for path in folder.iterdir())
+            # Clients of object stores cache listings, and another worker may have written meanwhile.
             folder.fs.invalidate_cache()
             found = folder.fs.ls(folder.path, detail=False)
     except FileNotFoundError:
         return []
-    return sorted(each.rstrip("/").rpartition("/")[2] for each in found)
+    return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
 
 def remove_folder(folder: Folder, keep: Collection[str] = ()) -> None:
-    """Delete the files in a folder but for some, and the folder where none is left."""
+    """Delete the files in a folder except those in ``keep``, and the folder if none is left."""
     names = names_in(folder)
     for name in names:
         if name not in keep:
@@ -146,12 +146,12 @@ def remove_folder(folder: Folder, keep: Collection[str] = ()) -> None:
 
 @contextmanager
 def told(doing: str, path: Folder) -> Iterator[None]:
-    """Turn whatever a file system or the client of an object store raises into one clear error."""
+    """Raise an error of a file system or of an object store's client as a LedgerError."""
     try:
         yield
     except (FileNotFoundError, LedgerError):
         raise
-    except Exception as error:  # each fsspec backend has errors of its own
+    except Exception as error:  # every fsspec backend raises other errors
         raise _cannot(doing, path, error) from error
 
 
@@ -160,21 +160,21 @@ def replacing(path: Folder) -> Iterator[IO[bytes]]:
     """Open a file for writing; readers see the old one until the block ends without an error."""
     if not is_local(path):
         with told("write", path):
-            # Airflow's own open() wraps the file, which could then not be abandoned.
+            # Airflow's own open() wraps the file, and _abandon needs the file itself.
             file = path.fs.open(path.path, "wb")
         try:
             yield file
         except BaseException:
             _abandon(file)
             raise
-        # An object store takes an object whole, when it is closed.
-        with _found(path), told("write", path):
+        # An object store gets the complete object when the file is closed.
+        with _required(path), told("write", path):
             file.close()
         return
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
-    with _found(path), told("write", path):
+    with _required(path), told("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # IDs are personal data: for the owner's eyes only.
+        # Only the owner may read the file, as IDs are personal data.
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123
@@ -191,7 +191,7 @@ def replacing(path: Folder) -> Iterator[IO[bytes]]:
 
 
 def _sync(folder: Path) -> None:
-    """Make a new name in a folder durable, where the file system can."""
+    """Make a new name in a folder durable, if the file system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -201,8 +201,8 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def _found(path: Folder) -> Iterator[None]:
-    """Where nothing may be missing, a missing folder or bucket is an error like any other."""
+def _required(path: Folder) -> Iterator[None]:
+    """Raise a missing folder or bucket as a LedgerError too."""
     try:
         yield
     except FileNotFoundError as error:
@@ -212,18 +212,18 @@ def _found(path: Folder) -> Iterator[None]:
 def _cannot(doing: str, path: Folder, error: Exception) -> LedgerError:
     number = error.errno if isinstance(error, OSError) else None
     cure = (
-        "Its disk or its quota is full: make room there, and run the task again."
+        "Its disk or its quota is full: free some space there, and run the task again."
         if number in _FULL
         else "Check the state URI and the rights on it."
     )
     why = (isinstance(error, OSError) and error.strerror) or error
     folder = getattr(path, "parent", path)
-    kind = LedgerError if number in _LASTING else LedgerUnavailableError
+    kind = LedgerError if number in _PERSISTENT else LedgerUnavailableError
     return kind(f"Cannot {doing} {path.name}, a file of the ledger: {why}.\n{cure}\nFolder: {folder}")
 
 
 def _abandon(file: Any) -> None:
-    """Leave an object unwritten: closing it would put half of it in place."""
+    """Discard an object that is not complete: closing its file would write it."""
     discard = getattr(file, "discard", None)
     if discard:
         discard()

@@ -1,1 +1,1 @@
-"""Airflow operators, one module for each thing they act on."""
+"""Airflow operators, in modules by what they change."""

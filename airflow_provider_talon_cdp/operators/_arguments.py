@@ -1,4 +1,4 @@
-"""Checks of operator arguments: at parse time where they are literal, and again when they are rendered."""
+"""Checks of operator arguments: at parse time if they are literal, and again after they are rendered."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def is_literal(value: Any) -> bool:
     if isinstance(value, str):
         return not is_template(value)
     if isinstance(value, dict):
-        return all(is_literal(each) for each in value.values())
+        return all(is_literal(item) for item in value.values())
     if isinstance(value, list | tuple | set | frozenset):
-        return all(is_literal(each) for each in value)
-    # XComArg, MappedArgument, literal() and the like resolve themselves.
+        return all(is_literal(item) for item in value)
+    # XComArg, MappedArgument and literal() have this method.
     return not hasattr(value, "resolve")
 
 
@@ -38,14 +38,14 @@ def is_template(value: Any) -> bool:
 
 
 def check_literals(check: Callable[..., object], **values: Any) -> None:
-    """Call ``check(name, value)`` for each value that is known already."""
+    """Call ``check(name, value)`` for each literal value."""
     for name, value in values.items():
         if is_literal(value):
             check(name, value)
 
 
 def check_numbers(check: Callable[..., object], **values: Any) -> None:
-    """As ``check_literals``, and refuse a literal text: only a template may be text."""
+    """Check literals as ``check_literals`` does, and refuse text that is not a template."""
     for name, value in values.items():
         if isinstance(value, str) and is_literal(value):
             raise InvalidInputError(f"{name} must be a number, but is the text {value!r}.")
@@ -53,11 +53,11 @@ def check_numbers(check: Callable[..., object], **values: Any) -> None:
 
 
 def as_count(name: str, value: Any, least: int = 0) -> int:
-    """Take an integer, or the text that a template renders it to.
+    """Return an integer, which may be text, as a template renders it.
 
     Args:
-        name: What the value is, for the error.
-        value: Anything.
+        name: The argument's name, for the error.
+        value: The argument.
         least: The smallest integer that is accepted.
     """
     number = _number(int, value)
@@ -67,12 +67,12 @@ def as_count(name: str, value: Any, least: int = 0) -> int:
 
 
 def as_positive(name: str, value: Any) -> int:
-    """Take an integer of at least 1, or its text."""
+    """Return an integer of at least 1, which may be text."""
     return as_count(name, value, 1)
 
 
 def as_limit(name: str, value: Any, least: int = 0) -> int | None:
-    """As ``as_count``, or None for any number; a template renders None to the text ``None``."""
+    """Return an integer as ``as_count`` does, or None for no limit, which a template renders to ``None``."""
     if value is None or value == "None":
         return None
     try:
@@ -82,12 +82,12 @@ def as_limit(name: str, value: Any, least: int = 0) -> int | None:
 
 
 def as_tolerance(name: str, value: Any) -> int | None:
-    """As ``as_limit``, but not from the text ``None``: an empty parameter must not tolerate everything."""
+    """Do as ``as_limit``, but refuse the text ``None``: an empty parameter must not tolerate everything."""
     return as_limit(name, check_rendered(name, value))
 
 
 def as_fraction(name: str, value: Any) -> float:
-    """Take a number from 0 to 1, or the text that a template renders it to."""
+    """Return a number from 0 to 1, which may be text, as a template renders it."""
     number = _number(float, value)
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
         raise InvalidInputError(f"{name} must be a number from 0 to 1, but is {value!r}.")
@@ -95,7 +95,7 @@ def as_fraction(name: str, value: Any) -> float:
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """Refuse what is not in a ``Literal`` type."""
+    """Refuse a value that is not in a ``Literal`` type."""
     if value not in get_args(choices):
         raise InvalidInputError(
             f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is {value!r}."
@@ -103,11 +103,11 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 
 
 def as_list(name: str, value: Any) -> list[Any]:
-    """Make a list of what a DAG author may pass as one: an iterable, or JSON text from a template.
+    """Return an iterable, or JSON text from a template, as a list.
 
     Raises:
-        InvalidInputError: It is None (as when an upstream task returned nothing), one string, bytes, a
-            mapping or no iterable. The text does not quote it.
+        InvalidInputError: It is None (as when an upstream task returned nothing), a string that is not a JSON
+            array, an iterator, bytes, a mapping, a data frame or no iterable. The text does not quote it.
     """
     if isinstance(value, str):
         return _parse_list(name, value)
@@ -115,7 +115,7 @@ def as_list(name: str, value: Any) -> list[Any]:
         raise InvalidInputError(
             f"{name} is an iterator, which can be read only once. Pass a list: list(...)."
         )
-    # Of bytes the members would be "97", "110" and so on; of a data frame, the names of its columns.
+    # Iterating bytes gives numbers, and iterating a data frame gives the names of its columns.
     no_list = isinstance(value, Mapping | bytes | bytearray | memoryview) or not isinstance(value, Iterable)
     if no_list or hasattr(value, "columns") or type(value).__name__ == "Series":
         raise InvalidInputError(f"{name} must be a list, not {type(value).__name__}.{_hint(value)}")
@@ -123,7 +123,7 @@ def as_list(name: str, value: Any) -> list[Any]:
 
 
 def as_bool(name: str, value: Any) -> bool:
-    """Take a boolean, or what a template renders it to."""
+    """Return a boolean, which may be text, as a template renders it."""
     if isinstance(value, str) and value.strip().lower() in ("true", "false", ""):
         return value.strip().lower() == "true"
     if not isinstance(value, bool):
@@ -132,14 +132,14 @@ def as_bool(name: str, value: Any) -> bool:
 
 
 def audience_id_of(name: str, value: Any, id_type: AudienceIdType) -> str | int:
-    """Check an audience ID; an internal one may be digits, as that is what a template renders to."""
+    """Check an audience ID; an internal one may be text, as a template renders it."""
     if id_type == "internal" and isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value):
         value = int(value)
     return check_audience_id(name, check_rendered(name, value), id_type)
 
 
 def check_rendered(name: str, value: Any) -> Any:
-    """Refuse the text that a template makes of None, as when an upstream task returned nothing."""
+    """Refuse the text ``None``: a template renders None to it, as when an upstream task returned nothing."""
     if value == "None":
         raise InvalidInputError(
             f"{name} is the text 'None'. Did a template render the result of a task that returned nothing?"
@@ -148,7 +148,7 @@ def check_rendered(name: str, value: Any) -> Any:
 
 
 def as_mapping(name: str, value: Any) -> Mapping[str, Any] | None:
-    """Take a mapping, None, or JSON text of an object from a template."""
+    """Return a mapping or None; JSON text of an object from a template becomes a mapping."""
     if isinstance(value, str):
         try:
             value = json.loads(value, parse_float=Decimal)
@@ -160,10 +160,10 @@ def as_mapping(name: str, value: Any) -> Mapping[str, Any] | None:
 
 
 def as_columns(name: str, value: Any) -> dict[str, str] | None:
-    """Take attribute names by column: a mapping, a list of columns, None, or JSON text of them.
+    """Return attribute names by column, from a mapping, a list of columns, None, or JSON text of these.
 
     Raises:
-        InvalidInputError: It is something else, or two columns have one name.
+        InvalidInputError: It is something else, it is empty, or two columns have the same attribute.
     """
     if value is None:
         return None
@@ -171,21 +171,21 @@ def as_columns(name: str, value: Any) -> dict[str, str] | None:
     pairs = (
         (as_mapping(name, value) or {}).items()
         if is_mapping
-        else [(each, each) for each in as_list(name, value)]
+        else [(column, column) for column in as_list(name, value)]
     )
-    for each in chain.from_iterable(pairs):
-        check_text(f"Each column and each attribute in {name}", each)
+    for text in chain.from_iterable(pairs):
+        check_text(f"Each column and each attribute in {name}", text)
     columns = dict(pairs)
     if not columns:
         raise InvalidInputError(f"{name} is empty. Leave it out, or name a column.")
-    twice = [each for each, count in Counter(columns.values()).items() if count > 1]
+    twice = [attribute for attribute, count in Counter(columns.values()).items() if count > 1]
     if twice:
         raise InvalidInputError(f"{name} has two columns for the attribute {twice[0]!r}.")
     return columns
 
 
 def as_types(name: str, value: Any) -> dict[str, AttributeType]:
-    """Take types of attributes by their names, None for none, or JSON text of them."""
+    """Return types by attribute name, from a mapping, None, or JSON text of an object."""
     types = as_mapping(name, value) or {}
     for attribute, kind in types.items():
         check_attribute_type(attribute, kind)
@@ -193,7 +193,7 @@ def as_types(name: str, value: Any) -> dict[str, AttributeType]:
 
 
 def check_sql(name: str, value: object) -> None:
-    """Refuse what is not SQL."""
+    """Refuse a value that is not text or is empty."""
     if not isinstance(value, str) or not value.strip().rstrip(";"):
         raise InvalidInputError(
             f"{name} must be one SELECT statement, but is {type(value).__name__} or empty."
@@ -201,7 +201,7 @@ def check_sql(name: str, value: object) -> None:
 
 
 def _number(kind: type[int | float], value: Any) -> Any:
-    """Return the number that a text spells; anything else as it is."""
+    """Convert text to a number; return it as it is if that fails."""
     if not isinstance(value, str):
         return value
     try:
@@ -211,7 +211,7 @@ def _number(kind: type[int | float], value: Any) -> Any:
 
 
 def _hint(value: Any) -> str:
-    """Say how to make a list of what is not one."""
+    """Return a sentence about how to make a list of the value."""
     if value is None:
         return " Did the upstream task return nothing?"
     if hasattr(value, "columns"):

@@ -26,13 +26,13 @@ class CreateAudienceOperator(BaseOperator):
     """Create an audience.
 
     Since Talon.One 26.13 (July 2026) an audience is connected to Applications, and this API has no field for
-    that: a new audience may need connecting in the Campaign Manager before campaigns can use it.
+    that: connect a new audience in the Campaign Manager, so that campaigns can use it.
 
     Args:
         audience_id: ID of the audience in the CDP, 1 to 1000 characters; Talon.One calls it the integration
             ID.
         audience_name: Name in the Campaign Manager, 1 to 1000 characters.
-        if_exists: What to do when the ID is taken: ``fail``, ``skip`` (leave it as it is) or ``update``
+        if_exists: What to do if the ID exists already: ``fail``, ``skip`` (leave it as it is) or ``update``
             (rename it).
         talon_cdp_conn_id: Airflow connection.
 
@@ -64,7 +64,7 @@ class CreateAudienceOperator(BaseOperator):
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
-        """Create the audience, or do what ``if_exists`` says."""
+        """Create the audience; if it exists, do as ``if_exists`` says."""
         return self._create()
 
     def _create(self) -> dict[str, Any]:
@@ -133,14 +133,14 @@ class UpdateAudienceOperator(BaseOperator):
 
 
 class DeleteAudienceOperator(BaseOperator):
-    """Delete an audience and every membership of it.
+    """Delete an audience and its memberships.
 
     Args:
         audience_id: ID of the audience in the CDP.
-        if_missing: What to do when there is no such audience: ``fail`` or ``skip``; a wrong deployment host
-            on the connection fails in any case.
-        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of this audience are
-            told, so that their next run sends all members again.
+        if_missing: What to do if the audience does not exist: ``fail`` or ``skip``; a wrong deployment
+            host on the connection fails in any case.
+        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of this audience
+            learn of the deletion, so that their next run sends all members again.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Add members to an audience and remove them, from lists that the DAG has at hand."""
+"""Add and remove members of an audience, from lists in the DAG."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class SyncAudienceMembersOperator(MembershipOperator):
     """Add customer profiles to one audience and remove others from it, or make it equal to a list.
 
-    The lists may have any length and come from XCom (``other_task.output``) or from a template; they travel
-    in requests of at most 1000 changes, many in flight. For more than some hundred thousand members read them
-    from SQL with ``SqlToTalonAudienceOperator``, which streams. A profile that does not exist in Talon.One is
-    created; it shows up in an Application after its first session or profile update there.
+    The lists may have any length and come from XCom (``other_task.output``) or from a template. They are sent
+    in requests of at most 1000 changes, many of them in flight. For more than a few hundred thousand members
+    use ``SqlToTalonAudienceOperator``, which streams them from SQL. A profile that does not exist is created;
+    it is shown in an Application after its first session or profile update there.
 
     Args:
         audience_id: The audience.
@@ -32,7 +32,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
         members: Instead of both, with ``mode="mirror"``: all members that the audience should have. Only
             members that an earlier mirror added are removed.
         mode: ``mirror`` with ``members``, else None.
-        kwargs: As in ``MembershipOperator``, whose other arguments are those of a mirror.
+        kwargs: As in ``MembershipOperator``.
 
     Returns:
         The counts of the sync, as in ``SqlToTalonAudienceOperator``; no member IDs.
@@ -40,7 +40,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
 
     template_fields: Sequence[str] = ("add", "remove", "members", *MembershipOperator.template_fields)
     unrendered_lists: ClassVar[Sequence[str]] = ("add", "remove", "members")
-    # Airflow's registry looks for it: a retry resumes from the task state store.
+    # For Airflow's registry: a retry resumes from the task state store.
     __supports_durable_execution = True
 
     def __init__(
@@ -62,9 +62,9 @@ class SyncAudienceMembersOperator(MembershipOperator):
             raise InvalidInputError(f"mode must be 'mirror' or None, but is {mode!r}.")
         if (mode == "mirror") != (members is not None):
             raise InvalidInputError("members and mode='mirror' go together: give both or neither.")
-        # Not by ==, which a data frame answers with another one.
-        if mode == "mirror" and not all(isinstance(each, tuple) and not each for each in (add, remove)):
-            raise InvalidInputError("add and remove do not go with members: a mirror finds both by itself.")
+        # Not ==, as comparing a data frame gives another data frame.
+        if mode == "mirror" and not all(isinstance(ids, tuple) and not ids for ids in (add, remove)):
+            raise InvalidInputError("add and remove do not go with members: a mirror computes both.")
         check_literals(as_list, add=add, remove=remove, **({"members": members} if mode == "mirror" else {}))
         self.check_mode(mode)
 
@@ -79,7 +79,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
         return self.send_changes(context, adds + removes, reads_ahead=False)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
-        """Return what makes the audience equal to the list."""
+        """Return the mirror that makes the audience equal to the list."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
         from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
 
@@ -104,10 +104,10 @@ def _refuse_overlap(adds: list[Record], removes: list[Record]) -> None:
     from airflow_provider_talon_cdp.changes.change import Chunk  # noqa: PLC0415
 
     def profiles(records: list[Record]) -> set[str]:
-        return {profile_id for each in records if isinstance(each, Chunk) for profile_id in each.ids}
+        return {profile_id for chunk in records if isinstance(chunk, Chunk) for profile_id in chunk.ids}
 
     both = len(profiles(adds) & profiles(removes))
     if both:
         raise InvalidInputError(
-            f"{both:,} profile(s) stand in both add and remove. Nothing was sent.\nKeep each in one list."
+            f"{both:,} profile(s) are in both add and remove. Nothing was sent.\nLeave each in one list."
         )

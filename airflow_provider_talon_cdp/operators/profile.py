@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class UpdateProfileOperator(BaseOperator):
-    """Set attributes of one customer profile, and let it join or leave audiences by internal ID.
+    """Set attributes of one customer profile, and add it to and remove it from audiences by internal ID.
 
     A profile that does not exist is created. For many profiles use SqlToTalonProfilesOperator.
 
@@ -40,21 +40,19 @@ class UpdateProfileOperator(BaseOperator):
         customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
         attributes: Values by attribute name. Strings, numbers, booleans, Decimals, dates, datetimes, UUIDs,
             and lists of them; None deletes the attribute. Attributes must be defined in the Campaign Manager.
-        run_rule_engine: Run Talon.One's rules for this update; Talon.One does in any case when audiences
-            change.
+        run_rule_engine: Run Talon.One's rules for this update; Talon.One always does if audiences change.
         add_audiences: Internal audience IDs (integers) to join.
         remove_audiences: Internal audience IDs (integers) to leave.
-        skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of
-            refusing.
-        on_unclear: What to do when the call runs rules and gets no clear answer: ``fail``, or ``retry``
-            although the rules may run twice and give a coupon or points twice.
+        skip_unknown_attributes: Ignore attributes that are not defined in Talon.One, instead of failing.
+        on_unclear: What to do if the call runs rules and gets no clear answer: ``fail``, or ``retry``, with
+            which the rules may run twice and give a coupon or points twice.
         state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of these audiences and
-            syncs of these attributes are told, so that their next run sends what they want of the profile.
+            syncs of these attributes learn of the change, so that their next run checks the profile.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
-        The numbers of ``attributes``, ``added`` and ``removed`` audiences, and of the ``effects`` that rules
-        had; ``may_have_run_twice`` is true where rules ran again after an attempt without a clear answer.
+        The numbers of ``attributes``, of ``added`` and ``removed`` audiences, and of the rules' ``effects``.
+        ``may_have_run_twice`` is true if rules ran again after an attempt without a clear answer.
     """
 
     template_fields: Sequence[str] = (
@@ -114,7 +112,7 @@ class UpdateProfileOperator(BaseOperator):
             )
         profile_id = check_text("customer_profile_id", self.customer_profile_id)
         hook = open_hook(self.talon_cdp_conn_id)
-        with _telling(self, context, hook, profile_id, added, removed, attributes or ()):
+        with _noting_changes(self, context, hook, profile_id, added, removed, attributes or ()):
             state = hook.update_customer_profile(
                 profile_id,
                 attributes=attributes,
@@ -128,21 +126,21 @@ class UpdateProfileOperator(BaseOperator):
 
 
 class UpdateProfileAudiencesOperator(BaseOperator):
-    """Let one customer profile join and leave audiences, by their IDs in the CDP.
+    """Add one customer profile to audiences and remove it from others, by their IDs in the CDP.
 
     Talon.One runs its rules for this call.
 
     Args:
         customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
         add_audiences: External audience IDs (strings) to join.
-        remove_audiences: External audience IDs (strings) to leave; both lists hold at most 1000 together.
-        on_unclear: What to do when there is no clear answer: as in ``UpdateProfileOperator``.
-        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of these audiences are
-            told, so that their next run checks the membership.
+        remove_audiences: External audience IDs (strings) to leave; at most 1000 in both lists together.
+        on_unclear: What to do if there is no clear answer: as in ``UpdateProfileOperator``.
+        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: mirrors of these audiences
+            learn of the change, so that their next run checks the membership.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
-        ``added``, ``removed``, ``effects`` and ``may_have_run_twice`` as ``UpdateProfileOperator`` has them.
+        ``added``, ``removed``, ``effects`` and ``may_have_run_twice``, as in ``UpdateProfileOperator``.
     """
 
     template_fields: Sequence[str] = (
@@ -193,14 +191,14 @@ class UpdateProfileAudiencesOperator(BaseOperator):
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
             )
         hook = open_hook(self.talon_cdp_conn_id)
-        with _telling(self, context, hook, profile_id, added, removed):
+        with _noting_changes(self, context, hook, profile_id, added, removed):
             state = hook.update_customer_profile_audiences(
                 profile_id, add_audiences=added, remove_audiences=removed, on_unclear=self.on_unclear
             )
         return _summary(added, removed, state)
 
 
-def _telling(
+def _noting_changes(
     operator: UpdateProfileOperator | UpdateProfileAudiencesOperator,
     context: Context,
     hook: TalonCdpHook,
@@ -209,7 +207,7 @@ def _telling(
     removed: Sequence[int | str],
     attributes: Collection[str] = (),
 ) -> AbstractContextManager[None]:
-    """Tell the ledgers of the audiences and of the attributes about what is done inside this."""
+    """Note the change in the ledgers of the audiences and of the attributes, while the block sends it."""
     from airflow_provider_talon_cdp.changes.change import Chunk  # noqa: PLC0415
     from airflow_provider_talon_cdp.ledger.outside import ATTRIBUTES  # noqa: PLC0415
 
@@ -224,11 +222,11 @@ def _telling(
 
 
 def _internal_ids(name: str, value: Any) -> list[int]:
-    return [int(audience_id_of(name, each, "internal")) for each in as_list(name, value)]
+    return [int(audience_id_of(name, audience_id, "internal")) for audience_id in as_list(name, value)]
 
 
 def _external_ids(name: str, value: Any) -> list[str]:
-    return [str(audience_id_of(name, each, "external")) for each in as_list(name, value)]
+    return [str(audience_id_of(name, audience_id, "external")) for audience_id in as_list(name, value)]
 
 
 def _summary(added: Sequence[object], removed: Sequence[object], state: IntegrationState) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The engine: what to send, and sending it. Nothing here knows Airflow, HTTP or SQL."""
+"""The engine: it plans what to send, and sends it. No Airflow, HTTP or SQL."""

@@ -1,8 +1,8 @@
 """Whether the audiences of a mirror exist, and are the ones that its ledger knows.
 
-The CDP API reads nothing back. What it tells is how *Update audience* answers: with the internal ID and the
-time of creation, which differ once an audience was deleted and made again; or with a 404. Adding a member
-that is known changes nothing, and is answered with a 404 where the audience is gone.
+The CDP API reads nothing back. Only two calls tell: *Update audience* answers with the internal ID and the
+time of creation, which differ if an audience was deleted and made again, or with a 404. Adding a known member
+changes nothing, and is answered with a 404 if the audience does not exist any more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Verify = Literal["identity", "exists", "none"]
 
-# Audiences that are asked about at once.
+# Audiences that are checked at once.
 _AT_ONCE = 8
 _CONNECT = "Connect it to your Applications in the Campaign Manager if campaigns should use it."
 
@@ -36,15 +36,15 @@ class Audiences:
     """Creates audiences and checks them.
 
     Args:
-        names: Name by audience ID, of audiences to create where they do not exist; filled while the source is
-            read. A name that was changed by hand is set back.
-        verify: ``identity``: an update under its name, for audiences that have one here. ``exists``: an add
-            of a known member. ``none``: no request.
-        state_uri: Where the ledgers are, for a warning.
+        names: Name by audience ID, of audiences to create if they do not exist; filled while the source is
+            read. A name that was changed in Talon.One is set back.
+        verify: ``identity``: an update, for audiences that have a name here. ``exists``: an add of a known
+            member. ``none``: no request.
+        state_uri: Where the ledgers are, for the text of a warning.
 
     Attributes:
         known: What Talon.One answered about each audience, for the ledger.
-        key_has_changed: Whether the API key is another one than in the run before, so that each audience is
+        key_has_changed: Whether the API key differs from that of the last run, so that every audience is
             checked.
     """
 
@@ -64,29 +64,29 @@ class Audiences:
         *,
         after: bool = False,
     ) -> Collection[str]:
-        """Create what does not exist, and look whether the rest is what the ledger knows.
+        """Create audiences that do not exist, and check that the others are those that the ledger knows.
 
         Args:
-            ledger: Told of audiences that have lost their members.
-            counts: Of the plan.
-            witnesses: A member by audience that both the ledger and the source have.
+            ledger: Notes the audiences that have lost their members.
+            counts: The plan's counts.
+            witnesses: By audience, a member that both the ledger and the source have.
             sender: Opens the sender.
-            requests: Where the requests are counted.
-            after: Whether the plan was sent meanwhile, so that only its audiences are looked at.
+            requests: Counts the requests.
+            after: Whether the plan was sent already, so that only the audiences that it changes are checked.
 
         Returns:
             Audiences whose members Talon.One has lost.
 
         Raises:
-            NotFoundError: An audience does not exist, and has no name here under which to create it.
-            InvalidInputError: An audience has a name here and an ID that cannot stand in a path.
-            RequestError: Talon.One did not answer.
+            NotFoundError: An audience does not exist, and has no name here to create it with.
+            InvalidInputError: An audience with a name here has an ID that cannot be part of a URL's path.
+            RequestError: A request failed.
         """
         self.known = {**ledger.facts.audiences, **self.known}
         wanted = sorted(counts.audiences if after else counts.known.keys() | counts.audiences)
-        # What Talon.One did not know may have to be created again.
-        doubtful = ledger.suspected & self.names.keys()
-        asked = [each for each in wanted if each in doubtful or self._asks(each, witnesses, after=after)]
+        # An audience that Talon.One did not know in an earlier run may have to be created again.
+        suspected = ledger.suspected & self.names.keys()
+        asked = [key for key in wanted if key in suspected or self._must_check(key, witnesses, after=after)]
         if not asked:
             return ()
         for audience in self.names.keys() & asked:
@@ -95,7 +95,7 @@ class Audiences:
 
         async def ask_all() -> None:
             places = asyncio.Semaphore(_AT_ONCE)
-            # Several audiences may have one witness, which must not be in two requests at once.
+            # One profile may be the witness of several audiences, and must not be in two requests at once.
             locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
             async with sender() as opened:
                 opened.may_leave = ledger.lock.refuse_lost
@@ -128,12 +128,12 @@ class Audiences:
         return lost
 
     def named_again(self, counts: Counts) -> dict[str, str]:
-        """Return the names of the plan's audiences that are to be looked at once more after the push."""
-        return {each: self.names[each] for each in counts.audiences if self._asks(each, {}, after=True)}
+        """Return the names of the plan's audiences that are checked again after the push."""
+        return {key: self.names[key] for key in counts.audiences if self._must_check(key, {}, after=True)}
 
-    def _asks(self, audience: str, witnesses: Mapping[str, str], *, after: bool) -> bool:
+    def _must_check(self, audience: str, witnesses: Mapping[str, str], *, after: bool) -> bool:
         if audience in self.names and not after and audience not in self.known:
-            # It may have to be created.
+            # The audience may have to be created.
             return True
         if self.verify == "none" and not self.key_has_changed:
             return False
@@ -159,16 +159,16 @@ class Audiences:
                 log.warning("Audience %r exists, and may have been created just now.\n%s", audience, _CONNECT)
             else:
                 log.warning(
-                    "The ledger is new, and audience %r exists already: members that it has now are "
-                    "never removed.\n"
-                    "If an earlier run filled it, its ledger is lost or elsewhere. Is state_uri a "
-                    "folder that all workers share?\n"
+                    "The ledger is new, and audience %r exists already. The mirror never removes the "
+                    "members that it has now.\n"
+                    "If an earlier run filled it, its ledger is lost or elsewhere. Check that "
+                    "state_uri is a folder that all workers share.\n"
                     "state_uri: %s",
                     audience,
                     self.state_uri,
                 )
         except RequestError as error:
-            # If it was created all the same, the next run must not take its members for granted.
+            # The audience may have been created nevertheless, without the members that the ledger has.
             if has_members and (error.repeated or error.is_unclear):
                 ledger.suspect([audience])
             raise
@@ -197,6 +197,6 @@ class Audiences:
             error.explain(
                 f"Audience {audience!r} of this mirror does not exist any more.\n"
                 "Create it with CreateAudienceOperator, or pass audience_name, so that the mirror "
-                "does. Then all is sent again."
+                "creates it and sends all members again."
             )
             raise

@@ -1,4 +1,4 @@
-"""May this plan be sent? Pure; it speaks before the first request."""
+"""Whether a plan may be sent. Pure; checked before the first request."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Guard:
     """Limits of what one run may change.
 
     Args:
-        on_empty: When the source has no rows at all: ``fail``, ``skip`` (send nothing) or ``allow``. Rows
-            that are all rejected are always an error.
-        max_removal_fraction: Of the known members of any one audience, 0 to 1.
-        min_removals: With fewer removals from one audience the fraction says nothing: one of four members is
-            a quarter.
-        max_removals: Of known members, in all; None for any number.
-        max_additions: In all; None for any number.
+        on_empty: What to do if the source has no rows: ``fail``, ``skip`` (send nothing) or ``allow``. If it
+            has rows and all are rejected, that is always an error.
+        max_removal_fraction: Largest share of an audience's known members that is removed, 0 to 1.
+        min_removals: ``max_removal_fraction`` does not apply to fewer removals from one audience: one of four
+            members is a quarter.
+        max_removals: Most removals of known members, of all audiences together; None for no limit.
+        max_additions: Most additions, to all audiences together; None for no limit.
 
     Raises:
-        InvalidInputError: A limit that makes no sense.
+        InvalidInputError: A limit has a wrong type or is out of its range.
     """
 
     on_empty: OnEmpty = "fail"
@@ -35,7 +35,7 @@ class Guard:
     max_removals: int | None = None
     max_additions: int | None = None
 
-    _nothing: ClassVar[str] = (
+    _no_rows: ClassVar[str] = (
         "The source has no rows, and the ledger has {known:,} members. Nothing was sent.\n"
         "If that is right, pass on_empty='allow' to empty the audience,\n"
         "or on_empty='skip' to leave it as it is."
@@ -58,10 +58,11 @@ class Guard:
                 raise InvalidInputError(f"{name} must be an integer >= 0, but is {value!r}.")
 
     def check(self, counts: Counts) -> Verdict:
-        """Say whether to send a plan.
+        """Return whether to send a plan.
 
         Raises:
-            GuardError: It would change more than is allowed. The text has the numbers and the argument.
+            GuardError: The plan changes more than is allowed. The text has the numbers and the argument that
+                would allow it.
         """
         if not counts.wanted:
             if counts.rejected:
@@ -72,10 +73,10 @@ class Guard:
                     f"{reasons}"
                 )
             if self.on_empty == "fail":
-                raise GuardError(self._nothing.format(known=counts.known.total()), "on_empty='allow'")
+                raise GuardError(self._no_rows.format(known=counts.known.total()), "on_empty='allow'")
             if self.on_empty == "skip":
                 return "skip"
-        # What Talon.One never acknowledged is nothing to protect.
+        # Members that Talon.One never acknowledged need no protection.
         acknowledged = counts.removals - counts.unacknowledged_removals
         for audience, removals in sorted(acknowledged.items()):
             known = counts.known[audience]
@@ -103,12 +104,12 @@ class Guard:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileGuard(Guard):
-    """The same limits for attributes of profiles: a profile whose attributes are cleared is a removal."""
+    """The limits for attributes of profiles, where clearing a profile's attributes counts as a removal."""
 
-    _nothing = (
+    _no_rows = (
         "The source has no rows, and the ledger has {known:,} profiles. Nothing was sent.\n"
         "If that is right, pass on_empty='allow',\n"
-        "or on_empty='skip' to leave all as it is."
+        "or on_empty='skip' to leave them as they are."
     )
     _loss = "{removals:,} of {known:,} profiles would lose their attributes"
 

@@ -1,4 +1,4 @@
-"""An event loop beside the thread that signals interrupt, and how a sync is stopped from outside."""
+"""An event loop in another thread than the one that signals interrupt, and how a sync is stopped."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from airflow_provider_talon_cdp.exceptions import StoppedError
 
 log = logging.getLogger(__name__)
 
-# Less than the 60 s after which Airflow kills a task that it has told to end.
+# Less than the 60 s after which Airflow kills a task that it has told to stop.
 _SECONDS_TO_END = 30.0
-# Where a signal does not interrupt a wait, its handler runs so much later.
+# If a signal does not interrupt a wait, its handler runs up to this much later.
 _SECONDS_BETWEEN_LOOKS = 0.5
-# More new objects than two lists of rows, which live for as long as it takes to read the next list.
+# More objects than two lists of rows have, which live until the next list is read.
 _NEW_OBJECTS = 20_000
 
 CallInReader: TypeAlias = Callable[[Callable[[], Any]], "asyncio.Future[Any]"]
-"""Has a call made in one certain thread, one after another; takes it on an event loop, and returns its result
-to come."""
+"""Called on an event loop with a function. The function runs in the thread that waits for the loop, in order;
+the future gets its result."""
 
 _stopped = threading.Event()
 
 
 def stop_pushes() -> None:
-    """Stop the syncs of this process in order; what is known is recorded. Safe in a signal's handler."""
+    """Stop the syncs of this process cleanly: acknowledgements are recorded. Safe in a signal handler."""
     _stopped.set()
 
 
 @contextmanager
 def syncing() -> Iterator[None]:
-    """Run one sync, with few garbage collections, and forget a stop that was meant for an earlier one.
+    """Run one sync with few garbage collections, and discard a stop request for an earlier sync.
 
-    An Airflow process holds some 200,000 objects for as long as it lives. Each full collection looks through
-    them, and was measured to stop a sync for 0.1 s, which the rate limit does not give back, and to take a
-    sixth of its CPU time. Those of young objects, after each 700, looked at every row of a source, and took 8
-    %.
+    An Airflow process holds about 200,000 objects until it ends. A full collection visits all of them: it was
+    measured to pause a sync for 0.1 s, which the rate limit does not make up for, and to take a sixth of its
+    CPU time. Collections of young objects, one for every 700 new ones, visited every row of a source and took
+    8 %.
     """
     _stopped.clear()
     threshold, *older = gc.get_threshold()
-    # Whoever froze some before, to share their memory with another process, wants them to stay so.
+    # Objects may be frozen already, to share their memory with another process. They must stay frozen.
     frozen_by_others = gc.get_freeze_count()
-    # Freezing would put young objects before old ones, and what is garbage already would be finalized in that
-    # order: a file before the generator that closes it.
+    # Freezing puts young objects before old ones. Without a collection before it, garbage would be finalized
+    # in that order: a file before the generator that closes it.
     gc.collect(1)
     gc.freeze()
-    # Where it is 0, somebody has turned the collector off.
+    # If it is 0, the collector was turned off by somebody else.
     gc.set_threshold(threshold and max(threshold, _NEW_OBJECTS), *older)
     try:
         yield
@@ -66,10 +66,10 @@ def syncing() -> Iterator[None]:
 
 
 def refuse_stopped() -> None:
-    """Raise where ``stop_pushes`` was called.
+    """Raise an error if ``stop_pushes`` was called.
 
     Raises:
-        StoppedError: It was.
+        StoppedError: ``stop_pushes`` was called.
     """
     if _stopped.is_set():
         raise StoppedError(
@@ -78,9 +78,9 @@ def refuse_stopped() -> None:
 
 
 class _CallQueue:
-    """Makes calls for an event loop in the thread that serves it.
+    """Makes calls for an event loop, in the thread that runs ``serve``.
 
-    Not by an executor: what a signal's handler raises in a callback of its futures, they would drop.
+    Not an executor: its futures drop what a signal handler raises in one of their callbacks.
     """
 
     def __init__(self) -> None:
@@ -88,19 +88,19 @@ class _CallQueue:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
-        self.over = False
+        self.is_over = False
 
     async def run(self, work: Callable[[CallInReader], Coroutine[Any, Any, Any]]) -> Any:
-        """Await the work on the loop's thread, unless it was cancelled before it began."""
+        """Await the work in the loop's thread, unless it was cancelled before it began."""
         self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
         return None if self._cancelled else await work(self.call)
 
     def cancel(self) -> bool:
-        """Cancel the work; false where it has not begun, and now will not begin."""
+        """Cancel the work. Return false if it has not begun; it does not begin any more."""
         self._cancelled = True
         if self._loop is None or self._task is None:
             return False
-        # The loop may have closed just now.
+        # The loop may have closed in the meantime.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._task.cancel)
         return True
@@ -112,33 +112,33 @@ class _CallQueue:
         return future
 
     def end(self) -> None:
-        """Say that nothing more will be queued."""
+        """Mark the end of the queue."""
         self._calls.put(None)
 
     def serve(self, seconds: float, check: Callable[[], None] = lambda: None) -> None:
-        """Make calls until the end, or for so long.
+        """Make the queued calls until the end of the queue or of the time.
 
         Args:
             seconds: The longest time.
-            check: Called between calls, at the latest every half second; may raise.
+            check: Called between calls, and at least every half second; may raise.
         """
         until = time.monotonic() + seconds
-        while not self.over and time.monotonic() < until:
+        while not self.is_over and time.monotonic() < until:
             check()
             with suppress(Empty):
                 self._serve(self._calls.get(timeout=_SECONDS_BETWEEN_LOOKS))
 
     def _serve(self, call: tuple[asyncio.Future[Any], Callable[[], Any]] | None) -> None:
         if call is None:
-            self.over = True
+            self.is_over = True
             return
         future, work = call
         result, error = None, None
         try:
             result = work()
-        except BaseException as raised:  # noqa: BLE001 - it is raised by whoever waits for the result
+        except BaseException as raised:  # noqa: BLE001 - raised where the result is awaited
             error = raised
-        # The loop may have closed, when a source is closed last.
+        # The loop may have closed already, as a source is closed last.
         with suppress(RuntimeError):
             future.get_loop().call_soon_threadsafe(_settle, future, result, error)
 
@@ -153,19 +153,19 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
 
 
 def run_apart(work: Callable[[CallInReader], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a coroutine on an event loop in a thread of its own, and return its result when it has ended.
+    """Run a coroutine on an event loop in its own thread, and return its result.
 
-    A signal's handler runs in the main thread, and may raise at any place there: Airflow's execution_timeout
-    does. An event loop in that thread would drop what is raised in a callback, or lose a task's wake-up with
-    it and wait for ever. So it is raised here, where nothing else happens than what the coroutine has this
-    thread do; the coroutine is cancelled, and has a while to end in order. A second signal does not wait for
-    that, as if the process were killed.
+    A signal handler runs in the main thread and may raise anywhere in it; Airflow's execution_timeout does.
+    An event loop in that thread would drop what is raised in a callback, or lose a task's wake-up and wait
+    forever. Here the handler raises in a thread that only waits and makes the coroutine's blocking calls. The
+    coroutine is then cancelled and has 30 seconds to end cleanly. A second signal ends that wait, as a kill
+    would.
 
     Args:
-        work: Makes the coroutine; called with what makes calls in this thread, for what blocks.
+        work: Makes the coroutine; called with a function that makes blocking calls in this thread.
 
     Raises:
-        BaseException: What the coroutine raised, or a signal's handler.
+        BaseException: What the coroutine or a signal handler raised.
         StoppedError: ``stop_pushes`` was called.
     """
     refuse_stopped()
@@ -175,29 +175,27 @@ def run_apart(work: Callable[[CallInReader], Coroutine[Any, Any, Any]]) -> Any:
 
     def run() -> None:
         threading.current_thread().name = "talon-cdp-push"
-        # As threading.Thread does it, for debuggers and coverage.
+        # threading.Thread does the same, for debuggers and coverage.
         sys.settrace(threading.gettrace())
         try:
             with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
                 results.append(runner.run(queue.run(work)))
-        except BaseException as error:  # noqa: BLE001 - it is raised by the thread that waits
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             errors.append(error)
         finally:
             queue.end()
 
-    # It takes the context variables of here along, in which Airflow's log handlers find the task.
+    # The thread gets the context variables of this one: Airflow's log handlers find the task in them.
     context = contextvars.copy_context()
     try:
-        # Thread.start() is Python code, in which what a signal's handler raises may become another error.
+        # Thread.start() is Python code: what a signal handler raises in it may become another error.
         _thread.start_new_thread(context.run, (run,))
         queue.serve(float("inf"), refuse_stopped)
     except BaseException:
         if queue.cancel():
             queue.serve(_SECONDS_TO_END)
-            if not queue.over:
-                log.warning(
-                    "What was under way has not ended within %.0f s, and is left behind.", _SECONDS_TO_END
-                )
+            if not queue.is_over:
+                log.warning("The push did not end within %.0f s; it is not waited for.", _SECONDS_TO_END)
         raise
     if errors:
         raise errors.pop()

@@ -1,4 +1,4 @@
-"""Attributes of profiles: one row for each, how rows are compared with a ledger, how profiles are sent.
+"""Attributes of profiles: how rows are compared with a ledger, and how profiles are sent.
 
 Talon.One takes the attributes of one profile in a request.
 """
@@ -38,18 +38,18 @@ from airflow_provider_talon_cdp.sync.push import UNDEFINED, Flight, Push
 OnDuplicate: TypeAlias = Literal["error", "last"]
 
 PROFILES = "profiles"
-"""What a sync of attributes counts by, where one of members counts by audience."""
+"""The one key of a sync of attributes in counters that have audiences as keys."""
 
 BATCH = 5
-"""Profiles of one flight: so many are acknowledged together, and sent again after a kill."""
+"""Profiles of one flight. They are acknowledged together, and sent again together after a kill."""
 
 CHANGED = "changed in the source since it was planned; the next run sends it"
-"""Why a profile of a plan is left out by a process that reads the source after the one that planned."""
+"""Why a planned profile is not sent by a process that reads the source after the one that planned."""
 
-# Changes that a plan is written in at once.
+# Changes of one chunk of a plan.
 _PLANNED = 1000
 _ATTRIBUTE = re.compile(r"/attributes/([^/]+)")
-# Talon.One does not publish its texts; these are the ways to say it.
+# Talon.One's texts are not published. These are the usual ways to say it.
 _NOT_DEFINED = re.compile(
     r"unknown|undefined|not (been )?(defined|found|exist|recogni[sz]ed)|does(n't| not) exist|non-?existing",
     re.IGNORECASE,
@@ -65,13 +65,14 @@ class Profiles:
     """Attributes of profiles.
 
     Args:
-        sends_all: Send the profiles that are as they were too.
-        clears: Take the attributes that were ever sent from profiles that the source does not have.
+        sends_all: Whether unchanged profiles are sent too.
+        clears: Whether the attributes that were ever sent are deleted from profiles that the source does not
+            have.
         partial: Whether Talon.One is told to ignore unknown attributes.
-        on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one whose order is
-            greatest.
-        give_up_after: When so many profiles were all refused for one reason and none was accepted, the
-            configuration is wrong and not the data; None for never.
+        on_duplicate: If a profile has several rows: ``error``, or ``last`` to take the row with the greatest
+            order.
+        give_up_after: Number of profiles after which the push stops if all were refused for the same reason:
+            then the configuration is wrong, not the data. None for never.
     """
 
     sends_all: bool = False
@@ -89,20 +90,20 @@ class Profiles:
         return sorted_profiles(records)
 
     def compare(self, ledger: Ledger, /) -> ProfilePlan:
-        """Begin a plan."""
+        """Return a plan that compares a source with the ledger."""
         return ProfilePlan(self, Names(ledger.names))
 
     def reread(
         self, chunks: Iterator[Chunk], records: Iterable[Profile | Rejection], names: Iterable[str]
     ) -> Generator[Chunk, None, None]:
-        """Find the attributes of a plan that another process made, in the source as it is now.
+        """Add attributes from the source, as it is now, to a plan that another process made.
 
         Args:
-            chunks: Of the plan, or of parts of it, sorted by profile.
-            records: The source; it is sorted on this worker's disk.
-            names: Attribute names that the ledger has beside the plan.
+            chunks: The plan's chunks or those of some parts, sorted by profile.
+            records: The source, which is sorted on this worker's disk.
+            names: Attribute names of the ledger.
         """
-        # What cannot be sent has been counted by the process that planned, which wrote its letters.
+        # The process that planned has counted the records that cannot be sent, and written dead letters.
         rows = one_each(self.sort(records), Counts(), on_duplicate=self.on_duplicate)
         row = next(rows, None)
         known = Names(names)
@@ -114,7 +115,7 @@ class Profiles:
                     continue
                 while row is not None and row.profile_id < change.profile_id:
                     row = next(rows, None)
-                # Whether unknown attributes are ignored makes no difference to what is sent.
+                # The attributes sent are the same, whether unknown ones are ignored or not.
                 is_same = (
                     row is not None
                     and row.profile_id == change.profile_id
@@ -125,30 +126,29 @@ class Profiles:
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs, bodies, disjoint_from_recent=True)
 
     def describe(self, counts: Counts) -> str:
-        """Say what a plan does."""
+        """Describe a plan for the log."""
         return (
             f"{counts.additions.total():,} profiles to send, {counts.removals.total():,} to clear,"
             f" {counts.unchanged:,} unchanged; the ledger has {counts.known.total():,} profiles"
         )
 
     def letter(self, _: Change, error: RejectedError, /) -> dict[str, Any]:
-        """Write what a dead letter says about a refused profile."""
+        """Return the content of the dead letter for a refused profile."""
         return {"reason": reason_of(error)}
 
     async def deliver(self, flight: Flight, sender: Any) -> None:
-        """Send one profile after another."""
+        """Send the profiles of a flight one after another."""
         chunk = flight.chunk
         for position, (profile_id, body) in enumerate(zip(chunk.ids, chunk.bodies or (), strict=True)):
             if body is None:
-                # The ledger must not say that Talon.One has what was planned, nor can it learn of anything
-                # else now.
+                # The ledger must not record the planned attributes, and cannot record others during a push.
                 flight.refused(position, RejectedError(CHANGED, method="PUT", path=""), CHANGED)
                 continue
             try:
                 await sender(profile_id, body)
             except NotFoundError as error:
                 raise error.become(
-                    FatalError, f"{error}\nSo no profile can be sent; check Base URL on the connection."
+                    FatalError, f"{error}\nNo profile can be sent; check Base URL on the connection."
                 ) from error
             except RejectedError as error:
                 reason = _within(flight.push.rejected, reason_of(error))
@@ -158,7 +158,7 @@ class Profiles:
                 flight.sent(chunk[position : position + 1])
 
     def _give_up(self, push: Push, error: RejectedError, reason: str) -> None:
-        """Stop where the configuration is wrong and not the data."""
+        """Stop the push if the configuration is wrong, and not the data."""
         if self.give_up_after is None or push.limits.max_rejected is None:
             return
         limit = max(self.give_up_after, push.limits.max_rejected + 1)
@@ -166,25 +166,25 @@ class Profiles:
             raise error.become(
                 FatalError,
                 f"The first {limit:,} profiles were all refused for the same reason: {reason}.\n"
-                "So this is not about single profiles. The other profiles were not sent.\n"
+                "The cause is not in single profiles. The other profiles were not sent.\n"
                 "Fix the attributes in the Campaign Manager or in the query, or pass "
                 "skip_unknown_attributes=True.",
             ) from error
 
 
 class ProfilePlan:
-    """One comparison of a source of attributes with a ledger, and what it will send.
+    """One comparison of a source of attributes with a ledger, and the attributes to send.
 
     Attributes:
         names: Attribute names that the ledger knows; the plan adds new ones.
-        witnesses: Empty: no request tells whether attributes are still there.
+        witnesses: Empty, as no request tells whether Talon.One still has a profile's attributes.
     """
 
     def __init__(self, kind: Profiles, names: Names) -> None:
         self.names = names
         self.witnesses: dict[str, str] = {}
         self._kind = kind
-        # A ledger has no place for the bodies, as they hold values.
+        # The ledger never holds attribute values, so they are kept in a temporary file.
         self._bodies = Spool()
 
     def changes(
@@ -199,13 +199,13 @@ class ProfilePlan:
 
         Args:
             records: The source, sorted.
-            known: Profile IDs and fingerprints of the ledger, sorted. What is uncertain stands among them.
-            counts: Kept up while this runs.
+            known: Profile IDs and fingerprints of the ledger, also the uncertain ones, sorted.
+            counts: Updated while this runs.
             on_rejected: Called for each record that cannot be sent.
 
         Raises:
             OutOfOrderError: The source is not sorted.
-            InvalidInputError: At the end, when profiles have several rows and that is an error.
+            InvalidInputError: At the end, if profiles have several rows and ``on_duplicate`` is ``error``.
         """
         wanted = one_each(records, counts, on_duplicate=self._kind.on_duplicate, on_rejected=on_rejected)
         compared = self._compared(known, wanted, counts)
@@ -214,18 +214,18 @@ class ProfilePlan:
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs, [body for _, body in some])
 
     def filling(self, _: Iterable[str]) -> list[str]:
-        """Return nothing: attributes have no first fill."""
+        """Return an empty list, as only members have a first fill."""
         return []
 
     def kept(self, changes: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Keep the attributes of what is planned, for which a ledger has no place."""
+        """Keep the attributes of the plan on disk, and return its chunks without them, for the ledger."""
         for chunk in changes:
             for body in chunk.bodies or ():
                 self._bodies.write(body or b"")
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs)
 
     def chunks(self, share: Share) -> Iterator[Chunk]:
-        """Return the chunks of the plan in force with their attributes, which were written in that order."""
+        """Return the chunks of the plan in force with their attributes, in the order of ``kept``."""
         bodies = iter(self._bodies)
         for chunk in share.batches():
             some = [next(bodies) for _ in chunk.ids]
@@ -282,15 +282,15 @@ def one_each(
     """Yield each profile of a sorted source once, also one with a fault, and count all records.
 
     Args:
-        records: Sorted by profile ID, but for rejections.
-        counts: Kept up while this runs.
-        on_duplicate: When a profile has several rows: ``error``, or ``last`` to keep the one whose order is
-            greatest.
+        records: Profiles sorted by ID, and rejections.
+        counts: Updated while this runs.
+        on_duplicate: If a profile has several rows: ``error``, or ``last`` to take the row with the greatest
+            order.
         on_rejected: Called for each record that cannot be sent.
 
     Raises:
         OutOfOrderError: A profile ID is smaller than the one before it.
-        InvalidInputError: At the end, when profiles have several rows and that is an error.
+        InvalidInputError: At the end, if profiles have several rows and ``on_duplicate`` is ``error``.
     """
     ambiguous = 0
     several = False
@@ -325,23 +325,22 @@ def one_each(
         yield checked(current)
     if ambiguous and on_duplicate == "error":
         raise InvalidInputError(
-            f"{ambiguous:,} profile(s) have more than one row ({ambiguous + counts.duplicate:,} "
-            "rows), and nothing says which"
-            " one holds. Nothing was sent.\n"
+            f"{ambiguous:,} profile(s) have more than one row ({ambiguous + counts.duplicate:,} rows), "
+            "and it is not defined which row to send. Nothing was sent.\n"
             "Make the query return one row for each profile, or pass on_duplicate='last' with "
             "order_by_column."
         )
 
 
 def reason_of(error: RejectedError) -> str:
-    """Say why one profile was refused, in words that count equal refusals together and hold no value.
+    """Return why one profile was refused. Equal refusals have the same text, and it quotes no value.
 
     Args:
         error: Talon.One's answer.
 
     Returns:
-        Names of attributes and what is wrong with them, where the answer tells; else the status. Without an
-        answer, what the error says.
+        Names of attributes and what is wrong with them if the answer tells, else the status. Without an
+        answer, the error's own text.
     """
     if error.status is None:
         return str(error)
@@ -353,7 +352,7 @@ def reason_of(error: RejectedError) -> str:
 
 
 def _within(reasons: Collection[str], reason: str) -> str:
-    """Return a reason, or one name for all others where there are too many of them already."""
+    """Return a reason, or ``_OTHER_REASONS`` if there are too many different ones already."""
     return reason if reason in reasons or len(reasons) < _MOST_REASONS else _OTHER_REASONS
 
 
@@ -375,13 +374,13 @@ def _members(chunks: Iterable[Chunk]) -> Iterator[Member]:
 
 
 def _nulls(names: Iterable[str]) -> bytes:
-    """Write what deletes attributes."""
+    """Return the JSON that deletes attributes."""
     return json.dumps(dict.fromkeys(names)).encode()
 
 
 def _is_later(one: Profile, other: Profile) -> bool:
-    # Where the order does not tell, the same row of both wins in each run, whichever comes first.
-    ranks = [(_rank(each.order), each.attributes, each.fault or "") for each in (one, other)]
+    # If the order is equal, the same row of both wins in every run, whichever comes first.
+    ranks = [(_rank(row.order), row.attributes, row.fault or "") for row in (one, other)]
     try:
         return ranks[0] > ranks[1]
     except TypeError as error:
@@ -392,5 +391,5 @@ def _is_later(one: Profile, other: Profile) -> bool:
 
 
 def _rank(value: Any) -> tuple[bool, Any]:
-    # NaN differs from itself, and is neither greater nor smaller than anything.
+    # NaN differs from itself and cannot be compared, so it ranks as None.
     return (False, 0) if value is None or value != value else (True, value)  # noqa: PLR0124

@@ -1,22 +1,22 @@
-"""What a sync did, in counts that balance; and a file of it, for whoever looks at a task later.
+"""What a sync did, in counts that balance, and the file of them, for people who look at a task later.
 
 ```
 <ledger's folder>/reports/<UTC time of the start>-<digest of the DAG run><random>.json
-{"run": {"dag_id", "run_id", "task_id", "map_index", "try_number"},   null where it is not known
+{"run": {"dag_id", "run_id", "task_id", "map_index", "try_number"},   null if unknown
  "finished": time in ISO 8601,
  "state": "done" | "stopped" | "refused" | "planned",                 see Report
  "counts": {"read", "removals", "resumed", "unchanged", "sent", "added", "removed", "duplicate",
             "rejected": {reason: number}, "unclear", "unsent", "requests", "retries", "throttled",
             "seconds"},
- "audiences": {ID: {"added", "removed", "members"}},                  of a plan and of a refused one: planned
+ "audiences": {ID: {"added", "removed", "members"}},                  for "planned" and "refused": as planned
  "guard": null | {"verdict", "allow"},                                why nothing was sent
  "ledger_version": null | number,
  "dead_letters": null | folder,
  "throughput": [[seconds since the start, acknowledged, throttled], ...]}
 ```
 
-Attributes of profiles count as one audience, ``profiles``. ``members`` is null where no ledger tells. The
-file has no profile ID and no attribute's value.
+Attributes of profiles count as one audience, ``profiles``. ``members`` is null without a ledger. The file
+has no profile ID and no attribute's value.
 """
 
 from __future__ import annotations
@@ -42,36 +42,36 @@ State = Literal["done", "stopped", "refused", "planned"]
 REPORTS = "reports"
 RUN = ("dag_id", "run_id", "task_id", "map_index", "try_number")
 
-# Audiences that a log names one by one.
+# Audiences that are named in a log.
 _NAMED = 20
-# DAG runs whose reports are kept: a mapped task has several in one run.
+# DAG runs whose reports are kept. A mapped task has several reports in one run.
 _KEPT = 20
-# A larger share of throttled requests is worth a warning.
+# Above this share of throttled requests there is a warning.
 _MOST_THROTTLED = 0.02
-# Points of a curve, at the most.
+# Most points of the throughput curve.
 _POINTS = 200
-# What the names of a DAG run's reports have in common: a digest, after the time and a hyphen.
-_TIME, _DIGEST = 17, 8
+# Where the DAG run's digest is in the name of a report's file, after the time and a hyphen.
+_DIGEST_START, _DIGEST_LENGTH = 17, 8
 _NOT_COUNTS = {"dead_letters", "ledger_version", "suspicious", "verdict", "report_file"}
 
 
 @dataclass(kw_only=True)
 class Report(Counts):
-    """The counts of a sync, and where it left what.
+    """The counts of a sync, its result, and where its files are.
 
     Args:
         seconds: Wall-clock duration.
         dead_letters: Folder of the rejected records, or None.
         ledger_version: Version of the ledger after a mirror, or None.
-        suspicious: Profile IDs that are valid and look wrong, by kind; see ``suspicious``.
-        verdict: What the guard says to a dry run, or why a run did nothing; else None.
+        suspicious: Profile IDs that are valid but look wrong, by kind; see ``suspicious``.
+        verdict: The guard's answer to a dry run, or why a run sent nothing; else None.
         allow: The argument that would allow what was refused, or None.
-        state: ``done``: it ran to its end, whatever was rejected. ``stopped``: it ended early. ``refused``:
-            the guard, or newer data in the ledger, let nothing be sent. ``planned``: a plan is in force, for
-            other processes to push.
-        report_file: Where the report is written, or None.
-        began: When the sync began, on the monotonic clock.
-        throughput: Seconds since then, acknowledged changes and answers 429, from time to time.
+        state: ``done``: the sync was not interrupted, whatever was rejected. ``stopped``: it ended early.
+            ``refused``: the guard, or newer data in the ledger, prevented it. ``planned``: a plan is in
+            force, for other processes to push.
+        report_file: Path of the report's file, or None.
+        began: When the sync began, in seconds of the monotonic clock.
+        throughput: Points of a curve: seconds since then, acknowledged changes, responses with status 429.
     """
 
     seconds: float = 0.0
@@ -86,7 +86,7 @@ class Report(Counts):
     throughput: list[tuple[float, int, int]] = field(default_factory=list, compare=False)
 
     def summary(self) -> dict[str, Any]:
-        """Return the report as a small JSON object, fit for XCom."""
+        """Return the report as a small JSON object for XCom."""
         return {
             "read": self.read,
             "removals": self.removals.total(),
@@ -112,28 +112,27 @@ class Report(Counts):
 
     @classmethod
     def of(cls, summary: Mapping[str, Any], planned: Mapping[str, Mapping[str, int]] = {}) -> Report:
-        """Make a report of its summary.
+        """Rebuild a report from its summary.
 
         Args:
-            summary: Of a report.
-            planned: Of a plan's report, the audiences in its file; without them, nothing is divided by
-                audience.
+            summary: Summary of a report.
+            planned: The ``audiences`` of a plan's report file. Without them there are no counts by audience.
         """
-        given = {name: value for name, value in summary.items() if name != "sent"}
+        values = {name: value for name, value in summary.items() if name != "sent"}
         for name in ("removals", "added", "removed"):
-            given[name] = Counter({"": given[name]} if given[name] else {})
-        report = cls(**given | {"rejected": Counter(given["rejected"])})
+            values[name] = Counter({"": values[name]} if values[name] else {})
+        report = cls(**values | {"rejected": Counter(values["rejected"])})
         if planned:
-            report.removals = Counter({each: numbers["removed"] for each, numbers in planned.items()})
+            report.removals = Counter({key: numbers["removed"] for key, numbers in planned.items()})
             for audience, numbers in planned.items():
                 report.known[audience] = numbers["members"] - numbers["added"] + numbers["removed"]
         return report
 
     def document(self, run: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the report's file holds.
+        """Return the content of the report's file.
 
         Args:
-            run: Which try of which task.
+            run: The task's try, with the keys of ``RUN``.
         """
         summary = self.summary()
         return {
@@ -150,24 +149,24 @@ class Report(Counts):
 
     @property
     def throttling(self) -> str:
-        """What to do where many requests were throttled; else empty."""
+        """What to do if many requests were throttled; else empty."""
         if self.throttled <= _MOST_THROTTLED * self.requests:
             return ""
         share = self.throttled / self.requests
         return (
-            f"{self.throttled:,} of {self.requests:,} requests were throttled ({share:.0%}): Talon.One takes "
-            "fewer than were sent.\n"
-            "Other tasks may use the same API key at the same time: have them follow one another, with\n"
+            f"{self.throttled:,} of {self.requests:,} requests were throttled ({share:.0%}): more were "
+            "sent than Talon.One accepts.\n"
+            "If other tasks use the same API key at the same time, let them run one after another, with\n"
             "pool= on these tasks or [talon_cdp] pool in Airflow's configuration.\n"
-            "If there are none, lower Requests per second on the connection."
+            "If no other tasks do, lower Requests per second on the connection."
         )
 
     def note_throughput(self, throttled: int, *, ends: bool = False) -> None:
-        """Keep a point of the curve, unless the last one is close.
+        """Add a point to the throughput curve, unless the last one is recent.
 
         Args:
-            throttled: Answers 429 that are not counted here yet.
-            ends: Whether this is the last point, which is kept in any case.
+            throttled: Responses with status 429 that this report does not count yet.
+            ends: Whether this is the last point, which is always added.
         """
         points, seconds = self.throughput, round(time.monotonic() - self.began, 2)
         if points and not ends and seconds - points[-1][0] < seconds / _POINTS:
@@ -177,22 +176,22 @@ class Report(Counts):
         points.append((seconds, self.sent, self.throttled + throttled))
 
     def plan_anew(self) -> None:
-        """Count the members from the next plan on, whose ``known`` has what was sent so far."""
+        """Prepare ``known`` for the next plan, whose known members include what was sent so far."""
         self.known = Counter(self.removed)
         self.known.subtract(self.added)
 
     def by_audience(self) -> dict[str, dict[str, int | None]]:
-        """Return what changed in each audience, and how many members it has now as far as the ledger knows.
+        """Return what changed in each audience, and how many members it has now according to the ledger.
 
-        Of a plan and of a refused one, what it would change. Empty where the changes were not counted by
+        For a report that is planned or refused, what would change. Empty if the changes were not counted by
         audience.
         """
         is_plan = self.state in ("planned", "refused")
         added, removed = (self.additions, self.removals) if is_plan else (self.added, self.removed)
         if "" in added or "" in removed:
             return {}
-        # What is sent without need changes no number; where not all was acknowledged, that is taken to come
-        # last.
+        # Repeated changes do not alter the number of members. If not all changes were acknowledged, the
+        # repeated ones are assumed to be the missing ones.
         return {
             audience: {
                 "added": added[audience],
@@ -207,7 +206,7 @@ class Report(Counts):
         }
 
     def lines(self) -> list[str]:
-        """Return the report in lines that fit on a screen."""
+        """Return the report as lines of a log."""
         unchanged = f"{self.unchanged:,} unchanged + {self.sent:,} sent + {self.duplicate:,} duplicate"
         unclear = f" + {self.unclear:,} unclear" if self.unclear else ""
         sent = f"sent: {self.added.total():,} added, {self.removed.total():,} removed"
@@ -238,19 +237,21 @@ class Report(Counts):
 
 
 def report_path(folder: Folder, run: Mapping[str, Any]) -> Folder:
-    """Name the file of a report that begins now.
+    """Return a path for the report of a sync that begins now.
 
     Args:
-        folder: The ledger's.
-        run: Which try of which task.
+        folder: The ledger's folder.
+        run: The task's try, with the keys of ``RUN``.
     """
     of_dag_run = json.dumps([run.get("dag_id"), run.get("run_id") or uuid4().hex])
-    digest = hashlib.sha256(of_dag_run.encode()).hexdigest()[:_DIGEST]
-    return folder / REPORTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest}{uuid4().hex[:_DIGEST]}.json"
+    digest = hashlib.sha256(of_dag_run.encode()).hexdigest()[:_DIGEST_LENGTH]
+    return (
+        folder / REPORTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest}{uuid4().hex[:_DIGEST_LENGTH]}.json"
+    )
 
 
 def write_report(report: Report, path: Folder, run: Mapping[str, Any]) -> None:
-    """Write a report into its file, and delete those of old DAG runs. Where that fails, a sync is not red."""
+    """Write a report's file and delete those of old DAG runs. If that fails, there is only a warning."""
     try:
         write_bytes(path, json.dumps(report.document(run)).encode() + b"\n")
         names = sorted(names_in(path.parent), reverse=True)
@@ -263,16 +264,14 @@ def write_report(report: Report, path: Folder, run: Mapping[str, Any]) -> None:
 
 
 def planned_audiences(path: Folder) -> Mapping[str, Mapping[str, int]]:
-    """Read what a plan would change in each audience from the file of its report; empty where it is lost."""
+    """Read the planned changes by audience from the file of a plan's report; empty if it cannot be read."""
     try:
         audiences: Mapping[str, Mapping[str, int]] = json.loads(b"".join(read_pieces(path)))["audiences"]
     except (FileNotFoundError, LedgerError, ValueError, LookupError, TypeError) as error:
-        log.warning(
-            "The numbers of single audiences are lost, as the plan's report cannot be read.\n%s", error
-        )
+        log.warning("There are no numbers by audience, as the plan's report cannot be read.\n%s", error)
         return {}
     return audiences
 
 
 def _dag_run(name: str) -> str:
-    return name[_TIME : _TIME + _DIGEST]
+    return name[_DIGEST_START : _DIGEST_START + _DIGEST_LENGTH]

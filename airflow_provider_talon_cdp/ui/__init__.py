@@ -1,7 +1,7 @@
 """The tab *Talon.One sync* of a task instance, on Airflow 3.1 and later.
 
 Airflow loads this module in each of its processes, by the entry point ``airflow.plugins``. Only the API
-server asks for the app, and only that imports ``page``.
+server uses ``fastapi_apps``, which imports ``page``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ _PREFIX = "talon-cdp"
 
 
 class TalonCdpPlugin(AirflowPlugin):
-    """Adds the tab. Airflow 2.11 asks a plugin for none of this."""
+    """Adds the tab. Airflow 2.11 uses none of these attributes."""
 
     name = "talon_cdp"
     external_views = [  # noqa: RUF012 - Airflow's own annotation
         {
             "name": "Talon.One sync",
-            # Relative to Airflow's base URL, whatever path that has. Airflow 3.1 puts a run's ID in as it is,
-            # so it comes last.
+            # Relative to Airflow's base URL. The run's ID is last, as Airflow 3.1 does not encode it.
             "href": f"{_PREFIX}/sync/{{DAG_ID}}/{{TASK_ID}}/{{MAP_INDEX}}/{{RUN_ID}}",
             "destination": "task_instance",
             "url_route": "talon-cdp-sync",

@@ -1,7 +1,7 @@
-"""The page of one sync: its numbers, from the report that it left beside its ledger.
+"""The page of one sync: its numbers, from the report in its ledger's folder.
 
-A report has counts, reasons and the IDs of audiences, and no profile ID, so the page shows none. The template
-escapes everything and loads nothing.
+A report has counts, reasons and audience IDs, but no profile IDs. The template escapes all values and loads
+no other files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Strict(BaseModel):
 
 
 class ReportedRun(_Strict):
-    """Which try of which task instance."""
+    """A try of a task instance."""
 
     dag_id: str | None = None
     run_id: str | None = None
@@ -66,7 +66,7 @@ class ReportedRun(_Strict):
 
 
 class ReportedCounts(_Strict):
-    """What became of the records."""
+    """The counts of a report."""
 
     read: Count
     removals: Count
@@ -92,14 +92,14 @@ class ReportedAudience(_Strict):
 
 
 class ReportedVerdict(_Strict):
-    """What the guard said, and the argument that would allow the plan."""
+    """The guard's text, and the argument that would allow the plan."""
 
     verdict: str
     allow: str | None = None
 
 
 class ReportFile(_Strict):
-    """A file in a ledger's folder ``reports``."""
+    """The content of a report's file; see ``sync/report.py``."""
 
     run: ReportedRun
     finished: Annotated[datetime, Field(strict=False)]
@@ -113,12 +113,12 @@ class ReportFile(_Strict):
 
     @property
     def is_plan(self) -> bool:
-        """Whether its audiences say what would change."""
+        """Whether the numbers by audience are planned changes."""
         return self.state in {"planned", "refused"}
 
     @property
     def verdict(self) -> list[str]:
-        """The guard's words, without the argument, which is shown for itself."""
+        """The lines of the guard's text, without the argument, which is shown separately."""
         if self.guard is None:
             return []
         allow = self.guard.allow
@@ -126,17 +126,17 @@ class ReportFile(_Strict):
 
 
 class NoReportError(Exception):
-    """There is nothing to show; the text says why."""
+    """There is no report to show; the text says why."""
 
 
 def app() -> FastAPI:
-    """Return the app; who may read the task instance may read its page."""
+    """Return the app. Users who may read the task instance may read its page."""
     served = FastAPI(title="Talon.One sync", docs_url=None, redoc_url=None, openapi_url=None)
     allowed = requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)
 
     @served.get("/sync/{dag_id}/{task_id}/{map_index}/{run_id:path}", dependencies=[Depends(allowed)])
     def sync(dag_id: str, task_id: str, map_index: str, run_id: str, session: SessionDep) -> HTMLResponse:
-        # The UI leaves the placeholder where a task is not mapped.
+        # The UI does not replace the placeholder if a task is not mapped.
         index = int(map_index) if re.fullmatch(r"\d{1,9}", map_index) else -1
         query = XComModel.get_many(
             run_id=run_id, key=REPORT_KEY, dag_ids=dag_id, task_ids=task_id, map_indexes=index, limit=1
@@ -152,14 +152,14 @@ def app() -> FastAPI:
 
 
 def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
-    """Return the report at a place, and those of the DAG's last runs on that ledger, the oldest first.
+    """Return a report, and the reports of the DAG's last runs with that ledger, the oldest first.
 
     Args:
-        place: What the task said.
-        dag_id: Whose reports.
+        place: Path of the report, from the task's XCom.
+        dag_id: The DAG.
 
     Raises:
-        NoReportError: There is none, or this is not the place of a report of that DAG.
+        NoReportError: There is no report at the path, or it is not a report of the DAG.
     """
     if place is None:
         raise NoReportError(
@@ -168,7 +168,7 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
         )
     match = _PLACE.fullmatch(place) if isinstance(place, str) else None
     if match is None or ".." in match["ledger"].split("/"):
-        raise NoReportError("What this task instance names is not the place of a report.")
+        raise NoReportError("The path in this task instance's XCom is not that of a report.")
     try:
         folder = as_folder(ObjectStoragePath(match["ledger"])) / "reports"
         report = _parsed(folder / match["name"])
@@ -176,12 +176,12 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
     except (LedgerError, OSError, ValueError, ImportError) as error:
         raise NoReportError(
             "The API server cannot read the folder of this task's ledger.\n"
-            "Keep the ledgers where workers and the API server reach them: set [talon_cdp] state_uri\n"
-            f"to an object store, and its connection for both.\nFolder: {match['ledger']}"
+            "Workers and the API server must both reach the ledgers: set [talon_cdp] state_uri to an\n"
+            f"object store, and its connection for both.\nFolder: {match['ledger']}"
         ) from error
     if report is None or report.run.dag_id != dag_id:
         raise NoReportError(
-            "The report of this task instance is not there any more, or is not a report.\n"
+            "The report of this task instance does not exist any more, or is not a report.\n"
             "A ledger keeps the reports of its last runs."
         )
     before = []
@@ -193,7 +193,7 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
 
 
 def _parsed(file: Folder) -> ReportFile | None:
-    """Return a report, or None where the file is none."""
+    """Read a report, or return None if the file does not exist or is not a report."""
     if is_local(file) and not Path(file).is_file():
         return None
     data = b""
@@ -208,10 +208,10 @@ def _parsed(file: Folder) -> ReportFile | None:
 
 
 def funnel(report: ReportFile) -> dict[str, Any]:
-    """Return the bars of what became of the records: all of them, and below what was to change."""
+    """Return two bars: all records by outcome, and below it the records to change by outcome."""
     counts = report.counts
     changes = {"added": counts.added, "removed": counts.removed, "rejected": sum(counts.rejected.values())}
-    to_add = sum(each.added for each in report.audiences.values())
+    to_add = sum(audience.added for audience in report.audiences.values())
     if report.is_plan and to_add <= counts.unsent:
         changes |= {"to add": to_add, "to remove": counts.unsent - to_add}
     else:
@@ -222,13 +222,13 @@ def funnel(report: ReportFile) -> dict[str, Any]:
     return {
         "records": first,
         "changes": _segments(changes),
-        # From the part of the first bar that is to change, to the whole second one.
+        # The segment of the first bar that the second bar divides.
         "from": first[-1] if to_change else None,
     }
 
 
 def _segments(parts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Divide a bar; what is there is seen."""
+    """Divide a bar into segments; every count above 0 gets a visible width."""
     total = sum(parts.values())
     shown = [(name, count, max(6.0, WIDTH * count / total)) for name, count in parts.items() if count]
     scale = WIDTH / (sum(width for _, _, width in shown) or 1)
@@ -242,12 +242,12 @@ def _segments(parts: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def throughput(points: Sequence[tuple[float, int, int]]) -> dict[str, Any] | None:
-    """Return the bars of changes acknowledged a second, and where Talon.One answered 429.
+    """Return bars of the acknowledged changes a second, and marks for responses with status 429.
 
     Args:
-        points: Seconds since the start of the run, changes acknowledged and answers 429 until then.
+        points: Seconds since the start of the run, acknowledged changes and 429 responses until then.
     """
-    # What comes before the first point that has nothing yet was spent on the plan.
+    # A first point without acknowledged changes is the end of planning.
     began, points = (points[0][0], points[1:]) if points and not points[0][1] else (0.0, points)
     bars, marks = [], []
     for before, (end, acknowledged, throttled) in zip([(began, 0, 0), *points], points, strict=False):
@@ -262,14 +262,14 @@ def throughput(points: Sequence[tuple[float, int, int]]) -> dict[str, Any] | Non
 
 
 def sizes(reports: Sequence[ReportFile]) -> list[dict[str, Any]]:
-    """Return a line for each audience, the largest first: its members after each run that sent something."""
+    """Return a line chart by audience, the largest first: its members after each run that was not a plan."""
     by_audience: dict[str, list[tuple[int, ReportFile]]] = {}
     for report in reports:
         for audience, change in report.audiences.items():
             if not report.is_plan and change.members is not None:
                 by_audience.setdefault(audience, []).append((change.members, report))
     charts = []
-    for audience in sorted(by_audience, key=lambda each: (-by_audience[each][-1][0], each)):
+    for audience in sorted(by_audience, key=lambda key: (-by_audience[key][-1][0], key)):
         runs = by_audience[audience]
         top, last = _rounded(max(members for members, _ in runs)), max(1, len(runs) - 1)
         dots = [
@@ -287,7 +287,7 @@ def sizes(reports: Sequence[ReportFile]) -> list[dict[str, Any]]:
 
 
 def _rounded(value: float) -> int:
-    """Return the next number up with one or two digits that count, for an axis."""
+    """Round up to a number with one or two significant digits, for an axis."""
     step = int("1".ljust(len(str(int(value))) - 1, "0"))
     return max(1, math.ceil(value / step) * step)
 
@@ -306,8 +306,8 @@ def render(report: ReportFile, reports: Iterable[ReportFile]) -> str:
     """Return the page of a report.
 
     Args:
-        report: What to show.
-        reports: Of the last runs, this one at the end.
+        report: The report.
+        reports: Reports of the last runs, this one at the end.
     """
     charts = sizes(list(reports))
     return _TEMPLATES.get_template("sync.html").render(
@@ -317,7 +317,7 @@ def render(report: ReportFile, reports: Iterable[ReportFile]) -> str:
         charts=charts[:CHARTS_SHOWN],
         more_charts=len(charts) - CHARTS_SHOWN,
         audiences=list(report.audiences.items())[:AUDIENCES_SHOWN],
-        reasons=sorted(report.counts.rejected.items(), key=lambda each: (-each[1], each[0])),
+        reasons=sorted(report.counts.rejected.items(), key=lambda reason: (-reason[1], reason[0])),
         width=WIDTH,
         height=HEIGHT,
     )

@@ -309,7 +309,7 @@ def test_a_5xx_names_the_deployment_host_as_the_likeliest_cause(status):
 def test_a_404_names_the_deployment_host_as_the_likeliest_cause(request_, body):
     text = str(fail(request_, 404, body))
     assert "Deployment host" in text
-    assert "likeliest" in text
+    assert "most likely" in text
 
 
 @pytest.mark.parametrize(

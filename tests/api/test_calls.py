@@ -117,7 +117,7 @@ def test_any_id_is_one_path_segment_that_decodes_to_itself(identifier):
 )
 def test_an_id_that_is_a_step_in_a_path_is_refused_with_the_reason(call, dots):
     """A proxy that normalises URLs makes another call of it, such as *Update customer profile*."""
-    with pytest.raises(InvalidInputError, match="cannot stand in the path of a request:\na proxy"):
+    with pytest.raises(InvalidInputError, match="cannot be part of a request's path:\na proxy"):
         call(dots)
 
 
@@ -197,7 +197,7 @@ def test_white_space_inside_an_audience_id_and_around_a_profile_id_stays():
 
 
 def test_an_integer_for_an_external_audience_says_what_to_do():
-    with pytest.raises(InvalidInputError, match="in quotes, or choose internal"):
+    with pytest.raises(InvalidInputError, match="in quotes, or use internal"):
         calls.update_customer_profile_audiences("anna", add_audiences=[17])  # type: ignore[list-item]
 
 

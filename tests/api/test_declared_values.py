@@ -105,7 +105,7 @@ def test_a_value_becomes_its_declared_type_where_nothing_is_lost(kind, value, co
         ("(list string)", "a", "its text is not a JSON array"),
         ("(list string)", '"a"', "its text is not a JSON array"),
         ("(list number)", 5, "not a list"),
-        ("(list number)", [1, None], "a null in it"),
+        ("(list number)", [1, None], "contains a null"),
         ("(list number)", [1, "x"], "its text is not a number"),
         pytest.param("(list number)", DEEP, "its text is not a JSON array", id="deep list"),
         ("(list number)", "[1E99999999999999999999]", "its text is not a JSON array"),

@@ -93,7 +93,7 @@ def test_a_plain_meaning_is_normalised(field, given, kept):
         ("base_url", "https://host?x=1", "Base URL must look like"),
         ("base_url", "https://host:99999", "Base URL must look like"),
         ("base_url", "https://[::1", "Base URL must look like"),
-        ("base_url", "https://me:secret@host", "must not carry a user name"),
+        ("base_url", "https://me:secret@host", "must not contain a user name"),
         ("requests_per_second", 0, "Requests per second must be a number above 0"),
         ("requests_per_second", "fast", "Requests per second must be a number above 0"),
         ("requests_per_second", float("nan"), "above 0"),

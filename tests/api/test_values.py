@@ -259,7 +259,7 @@ def test_foreign_numbers_and_na_are_what_they_stand_for():
     assert wire([integer(7), real(0.5), NAType()]) == "[7,0.5,null]"
     encode = AttributesEncoder(types={"a": "(list number)", "b": "string"})
     assert encode({"a": [integer(7)], "b": integer(8), "c": NAType()}) == (b'{"a":[7],"b":"8"}', ("a", "b"))
-    with pytest.raises(InvalidInputError, match="'a' is declared as .list number., but it has a null in it"):
+    with pytest.raises(InvalidInputError, match="'a' is declared as .list number., but it contains a null"):
         encode({"a": [NAType()]})
 
 

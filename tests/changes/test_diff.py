@@ -155,7 +155,7 @@ def test_an_uncertain_member_of_an_audience_that_is_not_managed_any_more_is_an_e
     changes = diff(
         members(*known), members("b.vip"), Counts(), uncertain=doubts, scope=Scope(managed=["vip"])
     )
-    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nLet one run end"):
+    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nKeep it there"):
         list(changes)
 
 

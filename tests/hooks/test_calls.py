@@ -283,7 +283,7 @@ def test_the_attributes_sender_refuses_an_id_that_cannot_stand_in_a_path(connect
         async with hook.attributes_sender() as sender:
             await sender(profile_id, b"{}")
 
-    with pytest.raises(InvalidInputError, match="path of a request"):
+    with pytest.raises(InvalidInputError, match="part of a request's path"):
         asyncio.run(send())
     assert talon.requests() == []
 

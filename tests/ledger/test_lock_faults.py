@@ -181,7 +181,7 @@ def test_a_process_that_slept_while_nobody_took_over_goes_on_and_counts_as_alive
     ledger.lock.take("me")
     clock.now += slept
     ledger.lock.refuse_lost()
-    with pytest.raises(LedgerBusyError, match=r"heard of 0 s ago"):
+    with pytest.raises(LedgerBusyError, match=r"last heartbeat was 0 s ago"):
         open_ledger().lock.take("other")
 
 

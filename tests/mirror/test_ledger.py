@@ -173,7 +173,7 @@ def test_a_damaged_file_is_a_clear_error_and_never_an_empty_audience(
     path.write_bytes(DAMAGES[how](path.read_bytes()))
     full.fill(TEN)
     before = calls()
-    with pytest.raises(LedgerError, match=r"(?s)is damaged\..*ledger repair .*Or put a backup back"):
+    with pytest.raises(LedgerError, match=r"(?s)is damaged\..*ledger repair .*Or restore a backup"):
         mirror(max_removal_fraction=1, on_empty="allow")
     assert calls() == before
     assert len(vip.members("vip")) == 11

@@ -77,7 +77,7 @@ REFUSED = [
     ("'many'", "number", True, "is declared as number, but its text is not a number"),
     ("7", "time", True, "is declared as time, but it is of type int"),
     ("'soon'", "time", True, "is declared as time, but its text is not a date or time"),
-    ("ARRAY[1, NULL]", "(list number)", True, "is declared as (list number), but it has a null in it"),
+    ("ARRAY[1, NULL]", "(list number)", True, "is declared as (list number), but it contains a null"),
     ("'{\"a\": 1}'::jsonb", "string", True, "is declared as string, but it is of type dict"),
 ]
 

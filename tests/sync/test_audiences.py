@@ -75,7 +75,7 @@ def test_a_named_audience_is_created_after_the_guard_and_before_the_first_reques
 @pytest.mark.parametrize("audience", [".", ".."])
 def test_a_named_audience_whose_id_cannot_stand_in_a_path_is_refused_before_anything_is_sent(sync, audience):
     for verify in ("identity", "none"):
-        with pytest.raises(InvalidInputError, match="cannot stand in the path"):
+        with pytest.raises(InvalidInputError, match="cannot be part of a request's path"):
             sync.run(
                 adds("a", audience=audience),
                 adds("a"),

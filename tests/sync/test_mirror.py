@@ -119,7 +119,7 @@ def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
     # The request may have arrived all the same.
     sync.talon.members = {("a", "gold"), ("a", "vip")}
     before, requests = dict(sync.storage.objects), sync.talon.requests
-    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nLet one run end"):
+    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nKeep it there"):
         sync.run(adds("b"), managed=["vip"], audiences=Audiences(names={"vip": "VIP"}))
     assert sync.talon.requests == requests
     assert sync.storage.objects == before

@@ -393,7 +393,7 @@ def test_refused_profiles_are_told_by_their_place_and_the_others_land():
 def test_a_path_that_is_not_there_stops_everything():
     talon, counts = Talon({"000": refused(NotFoundError, 404)}), Report()
     journal = NotedJournal(flights(3 * BATCH))
-    with pytest.raises(FatalError, match="no profile can be sent; check Base URL"):
+    with pytest.raises(FatalError, match="No profile can be sent; check Base URL"):
         push(journal, talon, Profiles(), counts=counts, in_flight=1)
     assert not talon.arrived
     # It surely changed nothing.

@@ -34,7 +34,7 @@ class TestWhatIsRead:
         assert [each.ledger_version for each in reports] == [7]
 
     def test_a_report_that_another_dag_left_is_refused(self, leave):
-        with pytest.raises(page.NoReportError, match="is not there any more, or is not a report"):
+        with pytest.raises(page.NoReportError, match="does not exist any more, or is not a report"):
             page.read(leave(run={"dag_id": "secret"}), "sync")
 
     @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ class TestWhatIsRead:
             folder = "demo.europe-west1.talon.one/audience_vip-0123456789abcdef/reports"
             place = place.format(root=tmp_path, folder=folder, name=NAMES[0])
         monkeypatch.setattr(page, "_parsed", lambda file: pytest.fail(f"{file} was read"))
-        with pytest.raises(page.NoReportError, match="is not the place of a report"):
+        with pytest.raises(page.NoReportError, match="is not that of a report"):
             page.read(place, "sync")
 
     @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ class TestWhatIsRead:
     def test_what_is_no_report_is_not_shown(self, content, leave, tmp_path):
         place = leave()
         (tmp_path / place).write_bytes(content)
-        with pytest.raises(page.NoReportError, match="is not there any more, or is not a report") as error:
+        with pytest.raises(page.NoReportError, match="does not exist any more, or is not a report") as error:
             page.read(place, "sync")
         assert "root" not in str(error.value)
 
@@ -95,13 +95,13 @@ class TestWhatIsRead:
         place = leave()
         (tmp_path / place).unlink()
         os.mkfifo(place)
-        with pytest.raises(page.NoReportError, match="is not there any more"):
+        with pytest.raises(page.NoReportError, match="does not exist any more"):
             page.read(place, "sync")
 
     def test_a_report_that_was_pruned_is_said_to_be_gone(self, leave, tmp_path):
         place = leave()
         (tmp_path / place).unlink()
-        with pytest.raises(page.NoReportError, match="is not there any more"):
+        with pytest.raises(page.NoReportError, match="does not exist any more"):
             page.read(place, "sync")
 
     def test_a_task_without_a_report_says_so(self):
