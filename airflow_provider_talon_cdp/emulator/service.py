@@ -118,6 +118,7 @@ class Service:
         self._always_rejected = frozenset(settings.reject_profiles)
         self.rejected_profiles = self._always_rejected
         self.stopping = asyncio.Event()
+        self._resets = 0
 
     def _limit(self) -> RateLimit | None:
         settings = self.settings
@@ -142,7 +143,8 @@ class Service:
             raise LookupError(f"there is no environment {name!r}, but {known}") from None
 
     def reset(self) -> None:
-        """Forget everything, faults too: as it was when it started without a state file."""
+        """Forget everything, faults and requests under way too: as after a start without a state file."""
+        self._resets += 1
         self.clear_faults()
         self.log.clear()
         for environment in self.environments.values():
@@ -198,12 +200,14 @@ class Service:
             The answer, ``None`` to reset the connection, and the fault that the request met.
         """
         request_uuid = str(uuid.uuid4())
-        seen = _Seen()
+        seen, resets = _Seen(), self._resets
         try:
             answer = await self._answer(request, request_uuid, seen)
         except RefusedError as refusal:
             answer = error_answer(refusal, request_uuid)
         call = seen.call
+        if resets != self._resets:
+            return None, seen.fault
         self.log.add(
             LoggedRequest(
                 time=utc_now(),
@@ -222,7 +226,7 @@ class Service:
         return answer, seen.fault
 
     async def _answer(self, request: Incoming, request_uuid: str, seen: _Seen) -> EmulatorAnswer | None:
-        settings = self.settings
+        settings, resets = self.settings, self._resets
         route = calls.find_route(request.method, request.path, settings.multi_profile_path)
         seen.operation = route.operation
         keys = {name: each.key for name, each in self.environments.items()}
@@ -241,6 +245,8 @@ class Service:
                 return None if fault.kind == RESET_BEFORE else instead
             late = fault.pause if fault is not None and fault.kind == SLOW else 0
             await self.pause(settings.service_time + late)
+            if resets != self._resets:
+                return None
             try:
                 own = self._perform(call, environment.store, request.headers["customer-data-platform-name"])
             except UnknownAudienceError:

@@ -295,9 +295,9 @@ class Mirror:
         if others := sorted(writers - {_task_of(owner), ""}):
             what = "attributes" if isinstance(self.kind, Profiles) else "audiences"
             log.warning(
-                "Another task changed the same %s since this one did, and each undoes what "
-                "the other does: %s.\n"
-                "Its changes are checked against this query now. Let one task keep them.",
+                "Another task changed the same %s since this one did:\n%s\n"
+                "Each undoes what the other does. Let one task keep them.\n"
+                "Its changes are checked against this query now.",
                 what,
                 ", ".join(others),
             )

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -164,6 +165,21 @@ def test_reset_forgets_everything(emulator, call):
     emulator.reset()
     assert (emulator.audiences(), emulator.profiles(), emulator.requests()) == ({}, set(), [])
     assert call.create("vip").json()["id"] == 1
+
+
+def test_reset_forgets_requests_that_are_under_way(emulator, caller):
+    emulator.fail_next("slow", seconds=1)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(caller(emulator).profile, "anna")
+        under_way = emulator._service.environment().in_flight._profiles
+        for _ in range(500):
+            if under_way:
+                break
+            time.sleep(0.01)
+        emulator.reset()
+        with pytest.raises(requests.ConnectionError):
+            slow.result()
+    assert (emulator.profiles(), emulator.requests()) == (set(), [])
 
 
 def test_a_fault_with_a_wrong_name_is_an_error(emulator):
