@@ -174,7 +174,7 @@ def diff(
         joining = new if scope.sends_all else [each for each in new if each not in had or each in unsure]
         if withheld and not scope.sends_all:
             joining = [each for each in joining if each not in withheld]
-        if witnesses is not None and len(joining) < len(new):
+        if witnesses is not None and audience not in witnesses and len(joining) < len(new):
             _witness(witnesses, sorted(set(new).difference(joining, withheld)), audience)
         _count(counts.unacknowledged_removals, (unsure - had).difference(new), audience)
         if scope.sends_all or unsure:
