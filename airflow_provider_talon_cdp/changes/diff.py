@@ -73,6 +73,17 @@ def in_order(
             yield _chunk(members, key)
 
 
+def within(chunks: Iterable[Chunk], low: str | None, high: str | None) -> Iterator[Chunk]:
+    """Yield what of sorted chunks is in a range of profile IDs; None for no end."""
+    for chunk in filter(len, chunks):
+        if high is not None and chunk.ids[0] >= high:
+            return
+        first = 0 if low is None else bisect_left(chunk.ids, low)
+        last = len(chunk) if high is None else bisect_left(chunk.ids, high)
+        if first < last:
+            yield chunk[first:last] if last - first < len(chunk) else chunk
+
+
 class Folded:
     """The members of a snapshot after some plans: a stream of chunks, which ``diff`` can also take apart.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import ne
 
 _NULLS = frozenset(
@@ -67,6 +67,16 @@ class SuspiciousIds:
         self._counts["white_space_inside"] += sum(len(each.split(None, 1)) > 1 for each in stripped)
         if _INVISIBLE.search(text):
             self._counts["invisible"] += sum(map(bool, map(_INVISIBLE.search, ids)))
+
+    @property
+    def sums(self) -> tuple[dict[str, int], int]:
+        """What ``join`` of another one takes."""
+        return dict(self._counts), self._ids
+
+    def join(self, counts: Mapping[str, int], ids: int) -> None:
+        """Add what another one has counted."""
+        self._counts.update(counts)
+        self._ids += ids
 
     @property
     def counts(self) -> dict[str, int]:

@@ -569,6 +569,16 @@ class Ledger:
                 if chunk.runs_rules and acks.is_open(number):
                     yield number, next(chunk.changes())
 
+    def state(self) -> str:
+        """Return a digest of all that ``known`` and ``uncertain`` depend on."""
+        acks = [each for plan in self.manifest.plans for each in self._files(plan, _ACKS)]
+        told = [
+            *(self.manifest.file, sorted(self.suspected)),
+            *([file.file for file in files] for files in (self._notes.files, self._lost)),
+            *([each, read_json(self.folder / each)] for each in acks),
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
     def filled(self) -> frozenset[str]:
         """Return the audiences that have members here, and have had all of their first ones."""
         found: set[str] = set()

@@ -3,7 +3,7 @@
 ```
 STATE_URI/<deployment host>/<name>/readings/NAME/
     bounds.json                where each range but the first begins
-    00003-RUN.json.zst         the records of a range, as one process read them
+    00003-RUN.json.zst         the records of a range, or the changes that it makes, of one process
 ```
 
 Each try writes a file of its own, and the plan reads the files that tries which ended have named: a try that
@@ -65,18 +65,20 @@ class Reading:
         return first[number], last[number]
 
     def write(self, number: int, records: Iterable[Record], found: Callable[[], Mapping[str, Any]]) -> str:
-        """Write the records of a range, and return the file's name.
+        """Write records of a range, and return the file's name.
 
         Args:
             number: Of the range.
-            records: Members to add, and rejections, in any order.
+            records: In any order.
             found: Returns what else the plan is to know, after the records were read.
         """
         name = f"{number:05}-{uuid4().hex}.json.zst"
         with writing_text(self._folder / name) as write:
             for record in records:
-                columns = [*record] if isinstance(record, Rejection) else [record.ids, record.keys]
-                write(json.dumps(columns) + "\n")
+                if isinstance(record, Rejection):
+                    write(json.dumps([*record]) + "\n")
+                else:
+                    write(json.dumps([record.ids, record.keys, record.verbs]) + "\n")
             write(json.dumps(found()) + "\n")
         return name
 

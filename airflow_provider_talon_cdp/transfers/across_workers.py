@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -78,9 +78,10 @@ def talon_audience_sync(
         workers: Instances of ``push`` at the most, all at once. A plan has one for each 100,000 changes, up
             to so many.
         plan_workers: Tasks that read the query at once. With more than one, ``ranges`` divides the query
-            into ranges of profile IDs before, and ``read`` is mapped: each instance reads the rows of a range
-            and leaves them under the state URI, where ``plan`` takes them from. The query runs once for each
-            range and once more, so it must give the same rows each time, as one with ``LIMIT`` may not.
+            into ranges of profile IDs before, and ``compare`` is mapped: each instance reads the rows of a
+            range, compares them, and leaves what changes under the state URI, where ``plan`` joins it. The
+            query runs once for each range and once more, so it must give the same rows each time, as one with
+            ``LIMIT`` may not.
         pool: Pool of ``push``, else the Airflow setting ``[talon_cdp] pool``; with fewer slots than
             ``workers`` the rate is not used up.
         default_args: For all tasks of the group, such as ``retries``.
@@ -214,6 +215,8 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return what makes the audiences equal to the query, or to what other tasks have read of it."""
+        from airflow_provider_talon_cdp.sync.mirror import Compared  # noqa: PLC0415
+
         mirror = super().mirror(context, hook)
         if self.reads is None:
             return mirror
@@ -230,39 +233,62 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
         facts = replace(mirror.facts, data_until=first["data_until"])
         names: Any = mirror.audiences.names if mirror.audiences and self.audience_name_column else {}
 
-        def keep(found: Mapping[str, Any]) -> None:
+        def keep(found: Mapping[str, Any], join: Callable[[Any], object] = bool) -> None:
             self.audiences_seen.update(found["audiences"])
             names.update(found["names"])
+            join(found)
 
         records = _reading(mirror.ledger, first).records
         source = partial(records, [each["file"] for each in reads], keep)
-        return replace(mirror, source=source, facts=facts)
+        compared = None
+        if all(each["compared"] for each in reads):
+            changes, told = zip(*(each["compared"] for each in reads), strict=True)
+            compared = Compared(
+                partial(records, changes, lambda _: None),
+                lambda join: records(told, partial(keep, join=join)),
+            )
+        return replace(mirror, source=source, facts=facts, compared=compared)
 
 
-class DivideQueryOperator(SqlToTalonAudienceOperator):
-    """The task ``ranges`` of ``talon_audience_sync``: divides the query into ranges of profile IDs.
+class _BeforePlanOperator(SqlToTalonAudienceOperator):
+    """Works for another task that plans.
 
     Args:
-        ranges: How many, at the most.
-        plan_id: The task that plans.
-        kwargs: As in ``SqlToTalonAudienceOperator``.
-
-    Returns:
-        A range for each instance of ``ReadRangeOperator``; no profile IDs.
+        plan_id: That task.
+        kwargs: As in its base.
     """
 
     is_published = False
 
-    def __init__(self, *, ranges: int, plan_id: str, **kwargs: Any) -> None:
+    def __init__(self, *, plan_id: str, **kwargs: Any) -> None:
         super().__init__(mode="mirror", **kwargs)
-        self.ranges = ranges
         self.plan_id = plan_id
+
+    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+        """Return what that task makes the audiences equal with."""
+        if self.audience_column is not None and self.ledger is None:
+            self.ledger = f"{self.dag_id}.{self.plan_id}"
+        return super().mirror(context, hook)
+
+
+class DivideQueryOperator(_BeforePlanOperator):
+    """The task ``ranges`` of ``talon_audience_sync``: divides the query into ranges of profile IDs.
+
+    Args:
+        ranges: How many, at the most.
+        kwargs: As in its base.
+
+    Returns:
+        A range for each instance of ``CompareRangeOperator``; no profile IDs.
+    """
+
+    def __init__(self, *, ranges: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ranges = ranges
 
     @ends_retries
     def execute(self, context: Context) -> Any:
         """Divide."""
-        if self.audience_column is not None and self.ledger is None:
-            self.ledger = f"{self.dag_id}.{self.plan_id}"
         mirror = self.mirror(context, self.hook())
         return self.when_free(lambda: self._divide(mirror, self.run_owner(context)))
 
@@ -297,41 +323,46 @@ class DivideQueryOperator(SqlToTalonAudienceOperator):
         return [span | {"range": number} for number in range(len(bounds) + 1)]
 
 
-class ReadRangeOperator(SqlToTalonAudienceOperator):
-    """The task ``read`` of ``talon_audience_sync``: reads the rows of a range, for another task to plan.
+class CompareRangeOperator(_BeforePlanOperator):
+    """The task ``compare`` of ``talon_audience_sync``: reads the rows of a range, and compares them.
 
     Args:
         span: One of what ``DivideQueryOperator`` returned.
-        kwargs: As in ``SqlToTalonAudienceOperator``.
+        kwargs: As in its base.
 
     Returns:
-        The range, and where its rows are.
+        The range, and where its rows and its changes are.
     """
 
-    template_fields: Sequence[str] = ("span", *SqlToTalonAudienceOperator.template_fields)
-    is_published = False
+    template_fields: Sequence[str] = ("span", *_BeforePlanOperator.template_fields)
 
     def __init__(self, *, span: Mapping[str, Any], **kwargs: Any) -> None:
-        super().__init__(mode="mirror", **kwargs)
+        super().__init__(**kwargs)
         self.span = span
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
-        """Read."""
-        ledger = _ledger(self.hook(), self.span)
-        return self.when_free(lambda: self._read(ledger, self.span["owner"], self.span["range"]))
+        """Read and compare."""
+        mirror = self.mirror(context, self.hook())
+        return self.when_free(lambda: self._compare(mirror, self.span["owner"], self.span["range"]))
 
-    def _read(self, ledger: Ledger, owner: str | None, number: int) -> dict[str, Any]:
-        reading = _reading(ledger, self.span)
+    def _compare(self, mirror: Mirror, owner: str | None, number: int) -> dict[str, Any]:
+        reading = _reading(mirror.ledger, self.span)
         names: dict[str, str] = {}
 
         def found() -> dict[str, Any]:
             seen = sorted(map(str, self.audiences_seen))
             return {"audiences": seen, "names": {str(each): name for each, name in names.items()}}
 
-        records = self._records(self.sql_hook(), "add", names, reading.bounds(number))
-        with ledger.divided(owner, number) if owner else nullcontext(), closing(records):
-            return {**self.span, "file": reading.write(number, records, found)}
+        def write(records: Iterable[Any], told: Callable[[], Mapping[str, Any]]) -> str:
+            return reading.write(number, records, lambda: {**found(), **told()})
+
+        with mirror.ledger.divided(owner, number) if owner else nullcontext():
+            between = reading.bounds(number)
+            with closing(self._records(self.sql_hook(), "add", names, between)) as records:
+                file = write(records, dict)
+            again = replace(mirror, source=partial(reading.records, [file], lambda _: None))
+            return {**self.span, "file": file, "compared": again.compare_range(*between, write)}
 
 
 class PlanProfilesOperator(_PlanOperator, SqlToTalonProfilesOperator):
@@ -534,10 +565,10 @@ def _reads(group: TaskGroup, plan_workers: int, how: Mapping[str, Any]) -> Any:
     """Make the tasks that read the query in ranges; return what they return."""
     # Not the pool of tasks that send: one of few slots would have them wait for each other.
     how = {"pool": group.default_args.get("pool", DEFAULT_POOL), **how}
-    plan_id = f"{group.group_id}.plan"
-    ranges = DivideQueryOperator(task_id="ranges", ranges=plan_workers, plan_id=plan_id, **how)
-    read = ReadRangeOperator.partial(task_id="read", max_active_tis_per_dagrun=plan_workers, **how)
-    return read.expand(span=ranges.output).output
+    how |= {"plan_id": f"{group.group_id}.plan"}
+    ranges = DivideQueryOperator(task_id="ranges", ranges=plan_workers, **how)
+    compare = CompareRangeOperator.partial(task_id="compare", max_active_tis_per_dagrun=plan_workers, **how)
+    return compare.expand(span=ranges.output).output
 
 
 def _question(report: Report, in_request: int, rate: float) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def test_a_query_is_read_by_several_tasks_and_planned_by_one(
         run = dag.test()
         tasks = {"commit", "plan", "ranges"}
         assert states(run, "everybody") == sorted(
-            [*((task, "success") for task in tasks), *[("read", "success")] * 3, ("push", push)]
+            [*((task, "success") for task in tasks), *[("compare", "success")] * 3, ("push", push)]
         )
         texts, rendered = left_behind(run)
         assert sum('"sent": 90' in each for each in texts) == (2 if sent else 0)
