@@ -141,6 +141,7 @@ def vips(ids):
     return [(each, "vip") for each in ids]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=MEMBERS, after=MEMBERS, many=st.booleans(), outside=st.sampled_from([None, *IDS[1:]]))
 @example(before=vips(IDS), after=vips(IDS[::2]), many=False, outside=None)
