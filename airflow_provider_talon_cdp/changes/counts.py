@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Any, Self
 
 
 @dataclass(kw_only=True)
@@ -64,6 +65,17 @@ class Counts:
             else:
                 setattr(self, counter.name, value + getattr(other, counter.name))
         return self
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All of them, as JSON can hold them."""
+        return {each.name: getattr(self, each.name) for each in fields(Counts)}
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any]) -> Counts:
+        """Make them of ``numbers``."""
+        told: Any = {name: Counter(n) if isinstance(n, dict) else n for name, n in numbers.items()}
+        return Counts(**told)
 
     @property
     def changes(self) -> int:

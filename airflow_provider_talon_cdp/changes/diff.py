@@ -73,6 +73,17 @@ def in_order(
             yield _chunk(members, key)
 
 
+def within(chunks: Iterable[Chunk], low: str | None, high: str | None) -> Iterator[Chunk]:
+    """Yield what of sorted chunks is in a range of profile IDs; None for no end."""
+    for chunk in filter(len, chunks):
+        if high is not None and chunk.ids[0] >= high:
+            return
+        first = 0 if low is None else bisect_left(chunk.ids, low)
+        last = len(chunk) if high is None else bisect_left(chunk.ids, high)
+        if first < last:
+            yield chunk[first:last] if last - first < len(chunk) else chunk
+
+
 class Folded:
     """The members of a snapshot after some plans: a stream of chunks, whose parts ``diff`` reads itself.
 
@@ -176,7 +187,7 @@ def diff(
             joining = [member for member in new if member not in had or member in unsure]
             if withheld:
                 joining = [member for member in joining if member not in withheld]
-        if witnesses is not None and len(joining) < len(new):
+        if witnesses is not None and audience not in witnesses and len(joining) < len(new):
             _witness(witnesses, sorted(set(new).difference(joining, withheld)), audience)
         _count(counts.unacknowledged_removals, (unsure - had).difference(new), audience)
         if scope.sends_all or unsure:

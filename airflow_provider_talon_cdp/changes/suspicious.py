@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import ne
 
 _NULLS = frozenset(
@@ -69,6 +69,16 @@ class SuspiciousIds:
         )
         if _INVISIBLE.search(text):
             self._counts["invisible"] += sum(map(bool, map(_INVISIBLE.search, ids)))
+
+    @property
+    def sums(self) -> tuple[dict[str, int], int]:
+        """What ``join`` of another one takes."""
+        return dict(self._counts), self._ids
+
+    def join(self, counts: Mapping[str, int], ids: int) -> None:
+        """Add what another one has counted."""
+        self._counts.update(counts)
+        self._ids += ids
 
     @property
     def counts(self) -> dict[str, int]:

@@ -320,6 +320,47 @@ def _gzip_texts(path: Folder, sha256: str) -> Iterator[str]:
             yield (lines + newline).decode()
 
 
+# Files of any text
+
+
+@contextmanager
+def writing_text(path: Folder) -> Iterator[Callable[[str], None]]:
+    """Open a new file for text; it appears when the block ends without an error."""
+    compressor = zstd.ZstdCompressor(options=_FASTEST)
+
+    def write(text: str) -> None:
+        with told("write", path):
+            file.write(compressor.compress(text.encode()))
+
+    with replacing(path) as file:
+        yield write
+        with told("write", path):
+            file.write(compressor.flush())
+
+
+def read_text(path: Folder) -> Iterator[bytes]:
+    """Read what ``writing_text`` wrote, line by line.
+
+    Raises:
+        DamagedError: It is missing, cut short or damaged.
+    """
+    decompressor, rest = zstd.ZstdDecompressor(), b""
+    try:
+        for piece in read_pieces(path):
+            found: bytes | None = piece
+            while found is not None:
+                lines = (rest + decompressor.decompress(found, _MOST_TEXT)).split(b"\n")
+                rest = lines.pop()
+                yield from lines
+                found = None if decompressor.eof or decompressor.needs_input else b""
+    except FileNotFoundError as error:
+        raise gone(path) from error
+    except (zstd.ZstdError, EOFError) as error:
+        raise damaged(path) from error
+    if not decompressor.eof:
+        raise damaged(path)
+
+
 # Acknowledgements
 
 

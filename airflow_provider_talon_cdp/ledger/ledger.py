@@ -12,6 +12,7 @@ STATE_URI/<deployment host>/<name>/
     00000007-RUN/again.tsv.zst         changes of this plan that Talon.One refused before, for its pushers
     00000007-RUN/suspects-RUN.json     audiences that Talon.One may have lost
     outside/                           changes that others made; see ``outside``
+    readings/                          what several processes read for a plan to come; see ``reading``
     dead-letters/<time>-RUN/00000.ndjson
 ```
 
@@ -588,6 +589,16 @@ class Ledger:
                 if chunk.runs_rules and acks.is_open(number):
                     yield number, next(chunk.changes())
 
+    def state(self) -> str:
+        """Return a digest of all that ``known`` and ``uncertain`` depend on."""
+        acks = [each for plan in self.manifest.plans for each in self._files(plan, _ACKS)]
+        told = [
+            *(self.manifest.file, sorted(self.suspected)),
+            *([file.file for file in files] for files in (self._notes.files, self._lost)),
+            *([each, read_json(self.folder / each)] for each in acks),
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
     def filled(self) -> frozenset[str]:
         """Return the audiences that have members here, and have had all of their first ones."""
         found: set[str] = set()
@@ -980,7 +991,26 @@ class Ledger:
             draft = replace(draft, withheld=self._keep_withheld(draft, withheld))
         self.enforce(draft, facts=facts, names=names)
 
-    # A plan that several processes push
+    # A plan for which several processes read, or that several push
+
+    @contextmanager
+    def divided(self, owner: str, part: int | None = None) -> Iterator[None]:
+        """Keep other runs out while several processes read the source, and until one of them plans.
+
+        Args:
+            owner: Whose plan it will be.
+            part: Which of them this is; None for the one that divides the source before.
+        """
+        if part is None:
+            with self.held(owner):
+                yield
+                self.lock.handed_over = True
+            return
+        # This process has no other lock than that of its part.
+        self.lock = Lock(self.folder, self.run, self._clock, self._sleep, part=part)
+        with self.lock.held(owner):
+            self.lock.handed_over = True
+            yield
 
     @contextmanager
     def pushing(

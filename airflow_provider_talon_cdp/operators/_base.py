@@ -83,7 +83,7 @@ Op = TypeVar("Op", bound=BaseOperator)
 
 # Executors that run tasks on other machines than the one before.
 _ELSEWHERE = ("Celery", "Kubernetes", "Edge", "Ecs", "Batch", "Lambda")
-_DEFAULT_POOL = "default_pool"
+DEFAULT_POOL = "default_pool"
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
 # Key of the XCom that says which version of the ledger a run wrote.
@@ -225,7 +225,7 @@ class SendingOperator(BaseOperator):
         mapped = super().partial(**kwargs)
         if "pool" not in kwargs:
             # Airflow 2 has put its default here, and Airflow 3 has not.
-            mapped.kwargs["pool"] = _pool(mapped.kwargs.get("pool", _DEFAULT_POOL))
+            mapped.kwargs["pool"] = _pool(mapped.kwargs.get("pool", DEFAULT_POOL))
         return mapped
 
     def on_kill(self) -> None:
@@ -927,7 +927,7 @@ def storage(name: str, uri: str) -> ObjectStoragePath:
 def _pool(pool: str) -> str:
     """Return the pool of a task whose author names none: Airflow's configuration may."""
     configured: str | None = conf.get("talon_cdp", "pool", fallback=None)
-    return configured if configured and pool == _DEFAULT_POOL else pool
+    return configured if configured and pool == DEFAULT_POOL else pool
 
 
 @cache

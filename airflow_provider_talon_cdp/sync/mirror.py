@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
-from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
+from airflow_provider_talon_cdp.changes.diff import Folded, Member, OutOfOrderError, within
 from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import MAX_CHANGES
@@ -106,6 +107,23 @@ class Planned:
     refused_before: frozenset[Member] = frozenset()
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Comparisons of ranges of profile IDs that other processes have made; see ``Mirror.compare_range``.
+
+    Args:
+        changes: Reads the changes of all ranges.
+        facts: Reads what else was written of them: yields rejections, and calls its argument with facts.
+    """
+
+    changes: Callable[[], Iterable[Any]]
+    facts: Callable[[Callable[[Mapping[str, Any]], object]], Iterable[Any]]
+
+
+class _OtherStateError(Exception):
+    """The ledger is not as it was when others compared with it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mirror:
     """One mirror run.
@@ -123,6 +141,8 @@ class Mirror:
         limits: How to push.
         asks: Whether a person decides about a plan that is beyond the guard's limits: it is put in force, and
             the report has the guard's words.
+        compared: What other processes have compared of the source; it counts while the ledger has not
+            changed.
     """
 
     source: Source
@@ -136,6 +156,7 @@ class Mirror:
     retry_rejected: RetryRejected = "always"
     limits: Limits = field(default_factory=Limits)
     asks: bool = False
+    compared: Compared | None = None
 
     @syncing()
     def run(self, owner: str, cursor: TaskCursor | None = None, report: Report | None = None) -> Report:
@@ -210,6 +231,61 @@ class Mirror:
         if report.unsent:
             report.state = "planned"
         return report
+
+    def compare_range(
+        self, low: str | None, high: str | None, write: Callable[[Iterable[Any], Callable[[], Any]], str]
+    ) -> tuple[str, str] | None:
+        """Compare a range of profile IDs with what the ledger has of it, for another process that plans.
+
+        Args:
+            low: Where the range begins; None for no end.
+            high: Where the next one does.
+            write: Writes records, and what a function returns after them; returns the file's name.
+
+        Returns:
+            Files of the changes, and of what else there is to know. None where the plan is better compared
+            whole: changes run rules or are left out, or the source does not have the order of bytes.
+        """
+        is_plain = isinstance(self.kind, Members) and self.kind.rules == "none"
+        if not is_plain or self.retry_rejected == "never":
+            return None
+        self.ledger.load()
+        state, held = self._state(), set[str]()
+
+        def inside() -> Iterator[Any]:
+            for record in self.source():
+                ids = record.ids if isinstance(record, Chunk) else ()
+                if ids and ((low is not None and min(ids) < low) or (high is not None and max(ids) >= high)):
+                    raise OutOfOrderError
+                yield record
+
+        def noted(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+            for chunk in within(chunks, low, high):
+                held.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
+                yield chunk
+
+        def consume(planner: Planner) -> str:
+            known = self.ledger.known()
+            known = Folded(noted(known.snapshot), [within(each, low, high) for each in known.plans])
+            return write(planner(known, within(self.ledger.uncertain(), low, high)), dict)
+
+        try:
+            plan = self._plan_once(consume, inside, leave_out=lambda changes, _: changes)
+        except OutOfOrderError:
+            return None
+        facts = {
+            "state": state,
+            "held": sorted(held),
+            "counts": plan.counts.numbers,
+            "suspicious": plan.suspicious.sums,
+            "witnesses": plan.comparison.witnesses,
+        }
+        letters = (Rejection(each["reason"], each["profile_id"]) for each in map(json.loads, plan.letters))
+        return plan.result, write(letters, lambda: facts)
+
+    def _state(self) -> str:
+        """Return what a comparison depends on, but for the source."""
+        return f"{self.ledger.state()} {self.kind!r}"
 
     @syncing()
     def dry_run(self, requests_per_second: float) -> Report:
@@ -458,35 +534,63 @@ class Mirror:
             carry=self.ledger.carry if consume == self.ledger.draft else lambda _: None,
         )
         try:
-            plan = self._plan_once(consume, lambda records: records, leave_out)
+            plan = self._plan_of_ranges(self.compared, consume) if self.compared and not refused else None
+            plan = plan or self._plan_once(consume, self.source, leave_out)
         except OutOfOrderError:
             log.info("The source is not sorted by bytes: it is read again and sorted on this worker's disk.")
-            plan = self._plan_once(consume, self.kind.sort, leave_out)
+            plan = self._plan_once(consume, self.source, leave_out, self.kind.sort)
         plan = replace(plan, refused_before=before)
         log.info("Plan: %s\nLedger: %s", self.kind.describe(plan.counts), self.ledger.place)
         return plan
 
+    def _plan_of_ranges(self, compared: Compared, consume: Callable[[Planner], Any]) -> Planned | None:
+        """Join what others have compared; None where the ledger has changed since."""
+        counts, states, held = Counts(), set[str](), set[str]()
+        plan = Planned(None, counts, Spool(), self.kind.compare(self.ledger), SuspiciousIds())
+
+        def join(facts: Mapping[str, Any]) -> None:
+            nonlocal counts
+            counts += Counts.of(facts["counts"])
+            plan.suspicious.join(*facts["suspicious"])
+            for audience, profile_id in facts["witnesses"].items():
+                plan.comparison.witnesses.setdefault(audience, profile_id)
+            states.add(facts["state"])
+            held.update(facts["held"])
+
+        def planner(*_: Iterable[Chunk]) -> Iterable[Chunk]:
+            # Here, and not before: from now on the draft covers what others have noted.
+            if states != {self._state()}:
+                raise _OtherStateError
+            # The ledger registers its audiences while what it has is read, which nobody does now.
+            return chain((Chunk([], audience) for audience in sorted(held)), compared.changes())
+
+        for rejection in compared.facts(join):
+            _keep(rejection, plan.letters)
+        try:
+            return replace(plan, result=consume(planner))
+        except _OtherStateError:
+            log.info("The ledger has changed since the ranges were compared: all is compared here.")
+            plan.letters.close()
+            return None
+
     def _plan_once(
         self,
         consume: Callable[[Planner], Any],
-        arrange: Callable[[Iterable[Any]], Iterable[Any]],
+        source: Source,
         leave_out: Callable[[Iterable[Chunk], Counts], Iterable[Chunk]],
+        arrange: Callable[[Iterable[Any]], Iterable[Any]] = lambda records: records,
     ) -> Planned:
         counts = Counts()
         letters = Spool()
         comparison = self.kind.compare(self.ledger)
         suspicious = SuspiciousIds()
 
-        def keep(rejection: Rejection) -> None:
-            if rejection.profile_id:
-                letter = {"time": now(), "profile_id": rejection.profile_id, "reason": rejection.reason}
-                letters.write(json.dumps(letter).encode())
-
         with ExitStack() as stack:
-            records = stack.enter_context(_closed_at_the_end(self.source()))
+            records = stack.enter_context(_closed_at_the_end(source()))
 
             def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
                 arranged = stack.enter_context(_closed_at_the_end(arrange(watched(records, suspicious))))
+                keep = partial(_keep, letters=letters)
                 changes = comparison.changes(arranged, known, uncertain, counts, keep)
                 return comparison.kept(leave_out(changes, counts))
 
@@ -649,6 +753,12 @@ def combined_report(
     report.unclear += outcome.unclear
     report.unsent = outcome.changes - outcome.acknowledged - outcome.refused - outcome.unclear
     return report
+
+
+def _keep(rejection: Rejection, letters: Spool) -> None:
+    if rejection.profile_id:
+        letter = {"time": now(), "profile_id": rejection.profile_id, "reason": rejection.reason}
+        letters.write(json.dumps(letter).encode())
 
 
 def _count_unsent(report: Report, counts: Counts) -> None:

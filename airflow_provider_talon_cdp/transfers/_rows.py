@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -40,11 +41,16 @@ Rows: TypeAlias = Sequence[tuple[Any, ...]]
 Columns: TypeAlias = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]
 """Names of columns, or a function that picks them from the names that a result has."""
 
+Between: TypeAlias = tuple[str | None, str | None]
+"""Where a range of texts begins and where the next one does; None before the first and after the last."""
+
 Encode: TypeAlias = Callable[[Mapping[str, Any]], tuple[bytes, tuple[str, ...]]]
 """Makes JSON of attributes, and says which names are in it; raises ``InvalidInputError``."""
 
 # Names of what hook_params may choose where a connection leads to several databases.
 _CHOICE = "sql_hook"
+# What means the same in a literal of every database, with bind parameters or without.
+_PLAIN = re.compile(r"[0-9A-Za-z_.@+|=/~:-]*")
 
 
 @dataclass
@@ -149,6 +155,7 @@ def stream_rows(
     parameters: Any = None,
     *,
     order_by: int = 0,
+    between: Between | None = None,
 ) -> Generator[Rows, None, None]:
     """Yield the named columns of the rows, in lists of a few thousand.
 
@@ -161,13 +168,20 @@ def stream_rows(
         parameters: Bind parameters in the driver's style, or None.
         order_by: Have the database order by the bytes of the text of that many first columns, where we know
             how to tell it; elsewhere rows come as they come.
+        between: Only the rows of this range of the text of the first column; null is in the first range. Each
+            row is in one of the ranges of ``range_bounds``, whatever the database's order is.
 
     Raises:
-        InvalidInputError: The result lacks a column, or has it twice.
+        InvalidInputError: The result lacks a column, or has it twice. Or only a range is wanted, and the
+            database cannot tell it.
     """
     statement = bare(sql)
     with ExitStack() as cleanup:
-        result = _read_sorted(source, statement, columns, parameters, order_by, cleanup) if order_by else None
+        result = None
+        if order_by:
+            result = _read_sorted(source, statement, columns, parameters, order_by, between, cleanup)
+        if result is None and between:
+            raise _indivisible()
         if result is None:
             result = source.database.read(_connection(source, cleanup), statement, parameters, cleanup)
         positions = column_positions(columns, result.names)
@@ -181,8 +195,71 @@ def _connection(source: SqlSource, cleanup: ExitStack) -> Any:
     return connection
 
 
+def range_bounds(source: SqlSource, sql: str, column: str, parameters: Any, ranges: int) -> list[str]:
+    """Divide the rows of a query into ranges of the text of a column, about equally many in each.
+
+    Args:
+        source: Where to read.
+        sql: One SELECT.
+        column: Of its result.
+        parameters: Bind parameters in the driver's style, or None.
+        ranges: How many, at the most.
+
+    Returns:
+        Where each range but the first begins, ascending: the beginnings of values, as far as they have plain
+        characters.
+
+    Raises:
+        InvalidInputError: The database cannot compare by bytes, or a column is missing or there twice.
+    """
+    database, statement = source.database, bare(sql)
+    with ExitStack() as cleanup:
+        connection = _connection(source, cleanup)
+        names, _ = database.peek_at(connection, statement, parameters)
+        (place,) = column_positions([column], names)
+        if database.sort_key is None or _are_alike(names):
+            raise _indivisible()
+        name = _quoted(database, names[place], parameters)
+        key, alias = database.sort_key(connection, name, None), database.alias
+        # The statement is the DAG author's own, and the column name comes from its result.
+        rows = f"FROM (\n{statement}\n) {alias}"
+        keys = f"FROM (SELECT {key} AS talon_cdp_key {rows}) {alias}"
+        tile = f"NTILE({ranges}) OVER (ORDER BY talon_cdp_key) AS talon_cdp_tile"
+        tiles = f"FROM (SELECT talon_cdp_key, {tile} {keys}) {alias}"
+        least = f"SELECT MIN(talon_cdp_key) {tiles} GROUP BY talon_cdp_tile"
+        result = database.read(connection, least, parameters, cleanup)
+        found = {_plain(row[0]) for block in result.blocks for row in _picked(block, [0], result)}
+    # Before the least value there are no rows but those with null, which the first range has anyway.
+    return sorted(found - {""})[1:]
+
+
+def _plain(value: Any) -> str:
+    """Return the beginning of a value, which may stand in a statement of any database."""
+    text = (
+        bytes(value).decode(errors="replace")
+        if isinstance(value, bytes | bytearray | memoryview)
+        else str(value or "")
+    )
+    found = _PLAIN.match(text)
+    return found[0] if found else ""
+
+
+def _indivisible() -> InvalidInputError:
+    return InvalidInputError(
+        "The database cannot divide this query into ranges of profile IDs. Nothing was sent.\n"
+        "It has no entry that says how it compares by bytes, or two columns of the query have one name.\n"
+        "Take plan_workers out, so that one task reads the query, or give each column a name of its own."
+    )
+
+
 def _read_sorted(
-    source: SqlSource, statement: str, columns: Columns, parameters: Any, order_by: int, cleanup: ExitStack
+    source: SqlSource,
+    statement: str,
+    columns: Columns,
+    parameters: Any,
+    order_by: int,
+    between: Between | None,
+    cleanup: ExitStack,
 ) -> Result | None:
     """Read in the order of bytes; None where the database cannot, and nothing is left open then."""
     if not source.sorts:
@@ -190,13 +267,16 @@ def _read_sorted(
     try:
         with ExitStack() as opened:
             connection = _connection(source, opened)
-            wrapped = _sorted(source.database, connection, statement, columns, parameters, order_by)
+            wrapped = _sorted(source.database, connection, statement, columns, parameters, order_by, between)
             result = source.database.read(connection, wrapped, parameters, opened)
             cleanup.push(opened.pop_all())
             return result
     except InvalidInputError:
         raise
-    except Exception as error:  # noqa: BLE001 - of any driver; what it says may hold values
+    except Exception as error:
+        if between:
+            raise
+        # What a driver says may hold values.
         source.sorts = False
         log.warning(
             "The database did not sort the query by bytes (%s). It is read as it is written.",
@@ -206,24 +286,53 @@ def _read_sorted(
 
 
 def _sorted(
-    database: Database, connection: Any, statement: str, columns: Columns, parameters: Any, order_by: int
+    database: Database,
+    connection: Any,
+    statement: str,
+    columns: Columns,
+    parameters: Any,
+    order_by: int,
+    between: Between | None = None,
 ) -> str:
     """Wrap a statement so that its columns come sorted by the bytes of the first of them."""
     names, row = database.peek_at(connection, statement, parameters)
     positions = column_positions(columns, names)
-    if database.sort_key is None or len({name.lower() for name in names}) < len(names):
-        # Outside of it, the columns of a subquery could not be told apart.
+    if database.sort_key is None or _are_alike(names):
+        if between:
+            raise _indivisible()
         return statement
-    doubled = parameters is not None and database.doubles_percent
-    quoted = [database.quoted(names[each]) for each in positions]
-    quoted = [name.replace("%", "%%") if doubled else name for name in quoted]
+    quoted = [_quoted(database, names[each], parameters) for each in positions]
     keys = [
         database.sort_key(connection, name, None if row is None else row[place])
         for name, place in zip(quoted[:order_by], positions, strict=False)
     ]
     # The statement is the DAG author's own, and the column names come from its result.
     source = f"FROM (\n{statement}\n) {database.alias}"
+    if between and (condition := _within(database.sort_key, connection, quoted[0], between)):
+        source += f" WHERE {condition}"
     return f"SELECT {', '.join(dict.fromkeys(quoted))} {source} ORDER BY {', '.join(keys)}"
+
+
+def _within(sort_key: Callable[[Any, str, Any], str], connection: Any, name: str, between: Between) -> str:
+    """Return the condition of a range; empty for all rows. Of ranges side by side each row meets one."""
+    low, high = between
+    # Whatever the rows hold, each range has to compare the same expression.
+    key = sort_key(connection, name, None)
+    ends = [(">=", low)] if low is not None else []
+    ends += [("<", high)] if high is not None else []
+    texts = [(sign, sort_key(connection, f"'{_plain(end)}'", end)) for sign, end in ends]
+    condition = " AND ".join(f"{key} {sign} {text}" for sign, text in texts)
+    return f"({condition} OR {key} IS NULL)" if ends and low is None else condition
+
+
+def _are_alike(names: Sequence[str]) -> bool:
+    """Whether columns of a subquery could not be told apart outside of it."""
+    return len({name.lower() for name in names}) < len(names)
+
+
+def _quoted(database: Database, name: str, parameters: Any) -> str:
+    quoted = database.quoted(name)
+    return quoted.replace("%", "%%") if parameters is not None and database.doubles_percent else quoted
 
 
 def _picked(block: Any, positions: Sequence[int], result: Result) -> Rows:

@@ -1,11 +1,13 @@
-"""Syncs that spread over Airflow's workers: one task plans, several push, one commits."""
+"""Syncs that spread over Airflow's workers: one task plans, several push, one commits; several may read."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import AirflowException, Context, TaskGroup
@@ -14,12 +16,14 @@ from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import IN_FLIGHT
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
+    as_bool,
     as_positive,
     as_tolerance,
     check_choice,
     check_numbers,
 )
 from airflow_provider_talon_cdp.operators._base import (
+    DEFAULT_POOL,
     MAX_REJECTED,
     LedgerOperator,
     MembershipOperator,
@@ -36,6 +40,7 @@ from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperato
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.ledger.ledger import Ledger
+    from airflow_provider_talon_cdp.ledger.reading import Reading
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.sync.report import Report
 
@@ -51,6 +56,7 @@ def talon_audience_sync(
     group_id: str,
     *,
     workers: int = WORKERS,
+    plan_workers: int = 1,
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
     approval: Approval = APPROVAL,
@@ -71,6 +77,11 @@ def talon_audience_sync(
         group_id: The group's ID.
         workers: Instances of ``push`` at the most, all at once. A plan has one for each 100,000 changes, up
             to so many.
+        plan_workers: Tasks that read the query at once. With more than one, ``ranges`` divides the query
+            into ranges of profile IDs before, and ``compare`` is mapped: each instance reads the rows of a
+            range, compares them, and leaves what changes under the state URI, where ``plan`` joins it. The
+            query runs once for each range and once more, so it must give the same rows each time, as one with
+            ``LIMIT`` may not.
         pool: Pool of ``push``, else the Airflow setting ``[talon_cdp] pool``; with fewer slots than
             ``workers`` the rate is not used up.
         default_args: For all tasks of the group, such as ``retries``.
@@ -90,6 +101,7 @@ def talon_audience_sync(
     _refuse_own(mirror, "mode")
     limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
     how: Any = {"pool": pool, "default_args": default_args, "approval": approval}
+    how["plan_workers"] = plan_workers
     return _group(group_id, PlanAudienceOperator, mirror, limits, workers, None, **how)
 
 
@@ -142,6 +154,8 @@ class _PlanOperator(LedgerOperator):
     """
 
     is_published = False
+    reading: Mapping[str, Any] | None = None
+    """One of the ranges that other tasks have read."""
 
     def __init__(self, *, workers: int, asks: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -157,7 +171,7 @@ class _PlanOperator(LedgerOperator):
         told = self.report
         plan = self._plan(mirror, self.run_owner(context)) if told and told.state == "planned" else None
         uris = self.asset_uris(hook.settings.deployment_host)
-        planned = {"report": report, "plan": plan, "began": began, "assets": uris}
+        planned = {"report": report, "plan": plan, "began": began, "assets": uris, "reading": self.reading}
         if told and self.asks:
             planned["question"] = _question(told, mirror.kind.in_request, hook.settings.requests_per_second)
         context["ti"].xcom_push("planned", planned)
@@ -186,10 +200,169 @@ class _PlanOperator(LedgerOperator):
 
 
 class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
-    """The task ``plan`` of ``talon_audience_sync``."""
+    """The task ``plan`` of ``talon_audience_sync``.
 
-    def __init__(self, **kwargs: Any) -> None:
+    Args:
+        reads: What the tasks returned that read the query, a range each; None where this one reads it.
+        kwargs: As in its bases.
+    """
+
+    template_fields: Sequence[str] = ("reads", *SqlToTalonAudienceOperator.template_fields)
+
+    def __init__(self, *, reads: Iterable[Mapping[str, Any]] | None = None, **kwargs: Any) -> None:
         super().__init__(mode="mirror", **kwargs)
+        self.reads = reads
+
+    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+        """Return what makes the audiences equal to the query, or to what other tasks have read of it."""
+        from airflow_provider_talon_cdp.sync.mirror import Compared  # noqa: PLC0415
+
+        mirror = super().mirror(context, hook)
+        if self.reads is None:
+            return mirror
+        reads = sorted(self.reads, key=lambda each: int(each["range"]))
+        self.reading = first = reads[0]
+        parts = [(first["reading"], number) for number in range(first["of"])]
+        # Ranges of two readings may leave a gap, whose members would be removed.
+        if [(each["reading"], each["range"]) for each in reads] != parts:
+            raise InvalidInputError(
+                "The rows were read in ranges that do not go together. Nothing was sent.\n"
+                "Clear the task that divides the query (ranges), and all after it."
+            )
+        # Newer data may have been planned since they were read.
+        facts = replace(mirror.facts, data_until=first["data_until"])
+        names: Any = mirror.audiences.names if mirror.audiences and self.audience_name_column else {}
+
+        def keep(found: Mapping[str, Any], join: Callable[[Any], object] = bool) -> None:
+            self.audiences_seen.update(found["audiences"])
+            names.update(found["names"])
+            join(found)
+
+        records = _reading(mirror.ledger, first).records
+        source = partial(records, [each["file"] for each in reads], keep)
+        compared = None
+        if all(each["compared"] for each in reads):
+            changes, told = zip(*(each["compared"] for each in reads), strict=True)
+            compared = Compared(
+                partial(records, changes, lambda _: None),
+                lambda join: records(told, partial(keep, join=join)),
+            )
+        return replace(mirror, source=source, facts=facts, compared=compared)
+
+
+class _BeforePlanOperator(SqlToTalonAudienceOperator):
+    """Works for another task that plans.
+
+    Args:
+        plan_id: That task.
+        kwargs: As in its base.
+    """
+
+    is_published = False
+
+    def __init__(self, *, plan_id: str, **kwargs: Any) -> None:
+        super().__init__(mode="mirror", **kwargs)
+        self.plan_id = plan_id
+
+    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+        """Return what that task makes the audiences equal with."""
+        if self.audience_column is not None and self.ledger is None:
+            self.ledger = f"{self.dag_id}.{self.plan_id}"
+        return super().mirror(context, hook)
+
+
+class DivideQueryOperator(_BeforePlanOperator):
+    """The task ``ranges`` of ``talon_audience_sync``: divides the query into ranges of profile IDs.
+
+    Args:
+        ranges: How many, at the most.
+        kwargs: As in its base.
+
+    Returns:
+        A range for each instance of ``CompareRangeOperator``; no profile IDs.
+    """
+
+    def __init__(self, *, ranges: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ranges = ranges
+
+    @ends_retries
+    def execute(self, context: Context) -> Any:
+        """Divide."""
+        mirror = self.mirror(context, self.hook())
+        return self.when_free(lambda: self._divide(mirror, self.run_owner(context)))
+
+    def run_owner(self, context: Context) -> str:
+        """Name the instance of the task that plans."""
+        dag_id, _, *rest = super().run_owner(context).split("/")
+        return "/".join([dag_id, self.plan_id, *rest])
+
+    def _divide(self, mirror: Mirror, owner: str) -> list[dict[str, Any]]:
+        from airflow_provider_talon_cdp.ledger.reading import Reading  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import range_bounds  # noqa: PLC0415
+
+        ledger, is_dry_run = mirror.ledger, as_bool("dry_run", self.is_dry_run)
+        reading = Reading(ledger.folder)
+        # A dry run keeps nobody out.
+        with nullcontext() if is_dry_run else ledger.divided(owner):
+            if not is_dry_run:
+                reading.remove_others()
+            column = self.profile_id_column
+            bounds = range_bounds(self.sql_hook(), self.sql, column, self.parameters, self.ranges)
+            reading.begin(bounds)
+        self.log.info("The query is read in %d ranges.", len(bounds) + 1)
+        span = {
+            "reading": reading.name,
+            "of": len(bounds) + 1,
+            "data_until": mirror.facts.data_until,
+            "owner": None if is_dry_run else owner,
+            "ledger": ledger.identity.name,
+            "holds": ledger.identity.holds,
+            "state_uri": self.where_state_is(),
+        }
+        return [span | {"range": number} for number in range(len(bounds) + 1)]
+
+
+class CompareRangeOperator(_BeforePlanOperator):
+    """The task ``compare`` of ``talon_audience_sync``: reads the rows of a range, and compares them.
+
+    Args:
+        span: One of what ``DivideQueryOperator`` returned.
+        kwargs: As in its base.
+
+    Returns:
+        The range, and where its rows and its changes are.
+    """
+
+    template_fields: Sequence[str] = ("span", *_BeforePlanOperator.template_fields)
+
+    def __init__(self, *, span: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.span = span
+
+    @ends_retries
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Read and compare."""
+        mirror = self.mirror(context, self.hook())
+        return self.when_free(lambda: self._compare(mirror, self.span["owner"], self.span["range"]))
+
+    def _compare(self, mirror: Mirror, owner: str | None, number: int) -> dict[str, Any]:
+        reading = _reading(mirror.ledger, self.span)
+        names: dict[str, str] = {}
+
+        def found() -> dict[str, Any]:
+            seen = sorted(map(str, self.audiences_seen))
+            return {"audiences": seen, "names": {str(each): name for each, name in names.items()}}
+
+        def write(records: Iterable[Any], told: Callable[[], Mapping[str, Any]]) -> str:
+            return reading.write(number, records, lambda: {**found(), **told()})
+
+        with mirror.ledger.divided(owner, number) if owner else nullcontext():
+            between = reading.bounds(number)
+            with closing(self._records(self.sql_hook(), "add", names, between)) as records:
+                file = write(records, dict)
+            again = replace(mirror, source=partial(reading.records, [file], lambda _: None))
+            return {**self.span, "file": file, "compared": again.compare_range(*between, write)}
 
 
 class PlanProfilesOperator(_PlanOperator, SqlToTalonProfilesOperator):
@@ -321,6 +494,8 @@ class CommitPlanOperator(SendingOperator):
             pushed = [*(each for each in self.pushed or () if each), asked.summary()]
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
         report.report_file = report_file
+        if reading := self.planned.get("reading"):
+            _reading(_ledger(hook, reading), reading).remove()
         self.log.info("Done:\n%s", report)
         # Of a dry run, nothing was sent that could have failed in part.
         if report.verdict is None:
@@ -345,18 +520,22 @@ def _group(
     pool: str | None,
     default_args: Mapping[str, Any] | None,
     approval: Approval,
+    plan_workers: int = 1,
 ) -> TaskGroup:
     check_choice("approval", approval, Approval)
     if approval != "never":
         approver = _approver()
     as_positive("workers", workers)
+    as_positive("plan_workers", plan_workers)
     check_numbers(as_tolerance, max_rejected=limits["max_rejected"])
     check_numbers(as_positive, in_flight=limits["in_flight"])
     common = dict(limits) | {name: how[name] for name in ("on_busy", "busy_timeout") if name in how}
     given: Any = dict(default_args or {})
     with TaskGroup(group_id, default_args=given) as group:
         rest = {name: value for name, value in how.items() if name not in common and name != "outlets"}
-        plan = planner(task_id="plan", workers=workers, asks=approval != "never", **common, **rest)
+        reads = {"reads": _reads(group, plan_workers, {**common, **rest})} if plan_workers > 1 else {}
+        asks = approval != "never"
+        plan = planner(task_id="plan", workers=workers, asks=asks, **common, **rest, **reads)
         planned: Any = plan.output
         own = arguments_of(SqlOperator, ProfilesOperator, LedgerOperator)
         push: Any = PushShareOperator.partial(
@@ -382,6 +561,16 @@ def _group(
             **common,
         )
     return group
+
+
+def _reads(group: TaskGroup, plan_workers: int, how: Mapping[str, Any]) -> Any:
+    """Make the tasks that read the query in ranges; return what they return."""
+    # Not the pool of tasks that send: one of few slots would have them wait for each other.
+    how = {"pool": group.default_args.get("pool", DEFAULT_POOL), **how}
+    how |= {"plan_id": f"{group.group_id}.plan"}
+    ranges = DivideQueryOperator(task_id="ranges", ranges=plan_workers, **how)
+    compare = CompareRangeOperator.partial(task_id="compare", max_active_tis_per_dagrun=plan_workers, **how)
+    return compare.expand(span=ranges.output).output
 
 
 def _question(report: Report, in_request: int, rate: float) -> dict[str, Any]:
@@ -415,6 +604,12 @@ def _shares(plan: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
         {"plan": plan, "parts": list(range(first, plan["parts"], count)), "of": count}
         for first in range(count)
     ]
+
+
+def _reading(ledger: Ledger, span: Mapping[str, Any]) -> Reading:
+    from airflow_provider_talon_cdp.ledger.reading import Reading  # noqa: PLC0415
+
+    return Reading(ledger.folder, span["reading"])
 
 
 def _ledger(hook: TalonCdpHook, plan: Mapping[str, Any]) -> Ledger:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.sync.mirror import Mirror
-    from airflow_provider_talon_cdp.transfers._rows import SqlSource
+    from airflow_provider_talon_cdp.transfers._rows import Between, SqlSource
 
 Mode = Literal["mirror", "add", "remove"]
 
@@ -139,8 +139,10 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                 managed = self._audience_ids("audiences", self.audiences)
         return self.audience_mirror(context, hook, source, ledger_name=ledger, managed=managed, names=created)
 
-    def _records(self, source: SqlSource, verb: str, names: dict[str, str]) -> Generator[Record, None, None]:
-        """Read the query; keep the names of its audiences on the way."""
+    def _records(
+        self, source: SqlSource, verb: str, names: dict[str, str], between: Between | None = None
+    ) -> Generator[Record, None, None]:
+        """Read the query, or a range of its profile IDs; keep the names of its audiences on the way."""
         from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
             read_members,
             read_memberships,
@@ -153,7 +155,8 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         ]
         ordered = (2 if self.audience_column else 1) if self.mode == "mirror" else 0
         one = None if self.audience_column else self.one_audience()
-        with closing(stream_rows(source, self.sql, columns, self.parameters, order_by=ordered)) as blocks:
+        how: Any = {"order_by": ordered, "between": between}
+        with closing(stream_rows(source, self.sql, columns, self.parameters, **how)) as blocks:
             for rows in blocks:
                 if one is not None:
                     yield from read_members([row[0] for row in rows], one, verb)

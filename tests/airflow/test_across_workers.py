@@ -8,6 +8,7 @@ from contextlib import closing
 from datetime import datetime
 
 import pytest
+from airflow import settings
 from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -76,6 +77,46 @@ def test_plans_are_pushed_by_several_tasks_and_committed(fill, sync, talon, repo
     assert sorted(each["sent"] for each in found if not each["read"]) == [300, 500, 100_000, 100_000]
 
 
+RANGED = """
+from datetime import datetime
+from airflow import settings
+from airflow.providers.common.compat.sdk import DAG
+from airflow_provider_talon_cdp import talon_audience_sync
+
+with DAG("ranged", schedule=None, start_date=datetime(2026, 1, 1)):
+    talon_audience_sync(
+        "everybody",
+        plan_workers=3,
+        sql="SELECT profile_id, 'a' || points AS audience FROM customers",
+        sql_conn_id="warehouse",
+        audience_column="audience",
+        audience_name_column="audience",
+    )
+"""
+
+
+def test_a_query_is_read_by_several_tasks_and_planned_by_one(
+    fill, talon, load_dags, tmp_path, monkeypatch, left_behind
+):
+    file = tmp_path / "dags" / "ranged.py"
+    file.parent.mkdir()
+    file.write_text(RANGED)
+    # Where dag.test() looks for the DAG's file.
+    monkeypatch.setattr(settings, "DAGS_FOLDER", str(file.parent))
+    dag = load_dags(file).dags["ranged"]
+    fill(0, 90, points=range(90))
+    for sent, push in ((90, "success"), (0, "skipped")):
+        run = dag.test()
+        tasks = {"commit", "plan", "ranges"}
+        assert states(run, "everybody") == sorted(
+            [*((task, "success") for task in tasks), *[("compare", "success")] * 3, ("push", push)]
+        )
+        texts, rendered = left_behind(run)
+        assert sum('"sent": 90' in each for each in texts) == (2 if sent else 0)
+        assert "c0000" not in str([texts, rendered])
+    assert talon.members("a7") == {"c0000007"}
+
+
 def test_plans_of_nothing_are_committed_without_a_push(fill, sync, talon):
     fill(0, 100, points=[1])
     assert sync().state == "success"
@@ -130,6 +171,14 @@ def test_arguments_that_cannot_work_fail_where_the_dag_is_parsed(group, wrong, m
         DAG("d", schedule=None, start_date=datetime(2026, 1, 1)),
     ):
         group("vip", sql="SELECT 1", sql_conn_id="warehouse", **wrong)
+
+
+def test_less_than_one_task_cannot_read():
+    with (
+        pytest.raises(InvalidInputError, match="plan_workers must be"),
+        DAG("d", schedule=None, start_date=datetime(2026, 1, 1)),
+    ):
+        talon_audience_sync("vip", plan_workers=0, sql="SELECT 1", sql_conn_id="warehouse")
 
 
 def test_the_mode_is_the_groups_own():

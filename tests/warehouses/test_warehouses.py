@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from contextlib import closing
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -18,7 +18,13 @@ import pytest
 
 from airflow_provider_talon_cdp.api.values import AttributesEncoder
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.transfers._rows import ProfileColumns, read_profiles, sql_hook, stream_rows
+from airflow_provider_talon_cdp.transfers._rows import (
+    ProfileColumns,
+    range_bounds,
+    read_profiles,
+    sql_hook,
+    stream_rows,
+)
 
 pytestmark = [
     # What the server that stands in for Snowflake does by itself, and Airflow's provider for Databricks.
@@ -40,6 +46,20 @@ def test_ids_come_sorted_by_their_bytes(warehouse, caplog):
     found = rows_of(warehouse.source, warehouse.of_ids(IDS), order_by=1)
     assert [row[0] for row in found] == sorted(IDS, key=str.encode)
     assert "did not sort" not in caplog.text
+
+
+def test_each_row_is_in_one_range_and_nulls_are_in_the_first(warehouse):
+    sql = f"{warehouse.of_ids([*IDS, *'cdefghij'])} UNION ALL {warehouse.ids.format('NULL')}"
+    bounds = range_bounds(warehouse.source, sql, "profile_id", None, 4)
+    assert bounds
+    ends = [None, *bounds, None]
+    ranges = [
+        [row[0] for row in rows_of(warehouse.source, sql, order_by=1, between=(low, high))]
+        for low, high in pairwise(ends)
+    ]
+    assert None in ranges[0]
+    found = [each for some in ranges for each in some if each is not None]
+    assert found == sorted([*IDS, *"cdefghij"], key=str.encode)
 
 
 def test_ids_of_many_audiences_come_sorted_by_both(warehouse):
