@@ -82,8 +82,13 @@ def test_an_interrupt_ends_the_flights_that_are_under_way():
                 self.ended += 1
 
     talon, counts = Silent(), Report()
-    with pytest.raises(KeyboardInterrupt), alarm(_AGAIN, []):
-        send(talon, counts)
+    # A shell has its background jobs ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), alarm(_AGAIN, []):
+            send(talon, counts)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (talon.ended, counts.requests, counts.sent) == (8, 8, 0)
 
 
