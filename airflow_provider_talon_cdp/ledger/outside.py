@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -38,7 +39,6 @@ from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
     as_folder,
-    is_local,
     names_in,
     read_json,
     remove,
@@ -379,7 +379,8 @@ def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]
 def _same(one: Folder, other: Folder) -> bool:
     """Whether two folders are one."""
     one, other = as_folder(one), as_folder(other)
-    return str(one) == str(other) or (is_local(one) and is_local(other) and one.resolve() == other.resolve())
+    both_local = type(one) is type(other) is type(Path())
+    return str(one) == str(other) or (both_local and one.resolve() == other.resolve())
 
 
 @contextmanager

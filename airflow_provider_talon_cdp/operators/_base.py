@@ -871,7 +871,7 @@ def open_ledger(
     identity = identity_of(hook, name, **how)
     sizes = Sizes(batch=BATCH) if identity.holds == "profiles" else Sizes()
     ledger = Ledger(folder, identity, keep=keep, sizes=sizes)
-    ledger.registry.common = storage("state URI", _state_uri_or_default(None))
+    ledger.registry.common = _common_state(folder)
     return ledger
 
 
@@ -890,7 +890,7 @@ def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **how: 
     folder = storage("state URI", _state_uri_or_default(operator.state_uri))
     identity = identity_of(hook, calls_ledger_name(f"{operator.dag_id}.{operator.task_id}"))
     outside = OutsideChanges(folder, identity, _owner(operator, context), **how)
-    outside.registry.common = storage("state URI", _state_uri_or_default(None))
+    outside.registry.common = _common_state(folder)
     return outside
 
 
@@ -957,6 +957,17 @@ def _state_uri(given: str | None) -> str | None:
 def _state_uri_or_default(given: str | None) -> str:
     home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
     return _state_uri(given) or f"file://{home}/talon_cdp"
+
+
+def _common_state(own: Any) -> Any:
+    """Return the folder of the ledgers of tasks without a state URI, or a task's own if that is wrong.
+
+    Whether it can be reached is found out where it is read.
+    """
+    try:
+        return ObjectStoragePath(_state_uri_or_default(None))
+    except (InvalidInputError, ValueError, ImportError):
+        return own
 
 
 def _check_on_empty(name: str, value: object) -> Any:

@@ -255,16 +255,26 @@ def test_mirrors_under_different_state_uris_tell_each_other(sqlite, vip, mirror,
     assert "Another task changed the same audiences since this one did" in caplog.text
 
 
+@pytest.mark.parametrize("uri", ["{}/file", "s3://no_such_connection@bucket/talon_cdp"])
 def test_a_common_state_uri_that_cannot_be_reached_stops_no_mirror(
-    sqlite, vip, mirror, tmp_path, monkeypatch, caplog, agrees
+    sqlite, vip, mirror, tmp_path, monkeypatch, caplog, agrees, uri
 ):
-    blocked = tmp_path / "file"
-    blocked.touch()
-    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(blocked))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", uri.format(tmp_path))
     sqlite.fill(MANY)
     assert mirror()["sent"] == len(MANY)
     agrees(MANY)
     assert "Ledgers under another state URI cannot be told of this task's changes." in caplog.text
+
+
+@pytest.mark.parametrize("uri", ["relative/folder", "no-such-storage://bucket/x"])
+def test_a_wrong_common_state_uri_stops_no_mirror_that_has_one_of_its_own(
+    sqlite, vip, mirror, monkeypatch, agrees, uri
+):
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", uri)
+    sqlite.fill(MANY)
+    assert mirror()["sent"] == len(MANY)
+    agrees(MANY)
 
 
 def test_a_symbolic_link_to_the_common_state_uri_is_no_other_one(sqlite, vip, mirror, tmp_path, monkeypatch):
