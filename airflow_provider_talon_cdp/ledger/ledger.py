@@ -713,17 +713,11 @@ class Ledger:
 
         In a ledger of profiles any name puts a doubt on all of them.
         """
-        self._note_suspects(self.suspected.union(audiences))
-
-    def trust(self, audiences: Iterable[str]) -> None:
-        """Take back what this run noted of audiences."""
-        self._note_suspects(self.suspected.difference(audiences))
-
-    def _note_suspects(self, audiences: frozenset[str]) -> None:
+        suspected = self.suspected.union(audiences)
         # Of a ledger without a version there are no members.
-        if self.version and audiences != self.suspected:
-            write_suspects(self.folder, self.plan, self.run, audiences)
-        self.suspected = audiences
+        if self.version and suspected != self.suspected:
+            write_suspects(self.folder, self.plan, self.run, suspected)
+        self.suspected = suspected
         self.lock.confirm()
 
     def reject(self, letter: Mapping[str, Any]) -> None:
