@@ -166,6 +166,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("no_cover")
         if folder in RELEASE_FOLDERS:
             item.add_marker("release")
+        if folder == "kill":
+            item.add_marker("kill")
 
 
 def pytest_terminal_summary(terminalreporter):

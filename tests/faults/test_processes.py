@@ -87,9 +87,14 @@ class Mirrors:
 
     def finish(self, owner, *members, process=None):
         """Run a mirror to its end, and compare Talon.One and the ledger with what it was given."""
-        process = process or self.ready(owner, *members)
-        self.go(process)
-        assert self.end(process) == "green", self.said()
+        deadline = time.monotonic() + 2 * self.told["lasts"]
+        ending = ""
+        # The lock of another owner that was killed counts for a while.
+        while ending in ("", "LedgerBusyError") and time.monotonic() < deadline:
+            process = process or self.ready(owner, *members)
+            self.go(process)
+            ending, process = self.end(process), None
+        assert ending == "green", self.said()
         assert self.there() == set(ids(members))
         ledger = ledger_of(self.told)
         ledger.load()
@@ -235,7 +240,7 @@ def test_kills_while_rules_run_repeat_no_call_and_leave_a_letter_of_each_that_is
     assert mirrors.there() ^ wanted <= {profile for profile, _ in withheld}
     mirrors.told["sends_all"] = True
     mirrors.finish("run", first, first + 200)
-    assert runs == {each: talon.rule_runs(each) for each in talon.profiles()}
+    assert runs == Counter({each: talon.rule_runs(each) for each in talon.profiles()})
 
 
 @pytest.fixture
