@@ -129,8 +129,9 @@ def test_members_travel_a_thousand_in_a_request(may):
 def test_what_a_run_leaves_in_airflow_is_small_and_holds_neither_member_nor_key(may):
     counts = [json.loads(each) for each in may.xcoms if "sent" in each]
     assert sorted(each["sent"] for each in counts) == [1876, len(attributes("1998-05"))]
-    # How long the path of the ledgers is, is up to whoever sets it.
-    assert all(len(each.replace(may.ledgers, "")) < 500 for each in may.xcoms), max(may.xcoms, key=len)
+    # How long the path of the ledgers is, is up to whoever sets it. Airflow 2.11 adds the outlets itself.
+    own = [each for each in may.xcoms if '"airflow.datasets.Dataset"' not in each]
+    assert all(len(each.replace(may.ledgers, "")) < 500 for each in own), max(own, key=len)
     assert len(may.templates) == 5
     key = may.talon.connection()["password"]
     everybody = set().union(*segments("1998-05").values())
