@@ -19,6 +19,7 @@ import pytest
 from upath import UPath
 
 from airflow_provider_talon_cdp.emulator import Emulator
+from airflow_provider_talon_cdp.ledger import lock
 from tests.faults.mirror_process import ids, ledger_of
 from tests.faults.s3_proxy import FaultyProxy
 from tests.processes import ROOT
@@ -87,7 +88,7 @@ class Mirrors:
 
     def finish(self, owner, *members, process=None):
         """Run a mirror to its end, and compare Talon.One and the ledger with what it was given."""
-        deadline = time.monotonic() + 2 * self.told["lasts"]
+        deadline = time.monotonic() + 2 * (self.told["lasts"] or lock.LOCK_LASTS)
         ending = ""
         # The lock of another owner that was killed counts for a while.
         while ending in ("", "LedgerBusyError") and time.monotonic() < deadline:
