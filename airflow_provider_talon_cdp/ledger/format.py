@@ -1,13 +1,12 @@
-r"""The files of a ledger: changes as lines of text, acknowledgements, and the manifest of the files in force.
+r"""The files of a ledger: changes as lines of text, acknowledgements, and manifests.
 
-Lines are UTF-8, compressed by zstd: read them with ``zstdcat``. A line is a profile ID, its key (an audience
-ID, or the fingerprint of attributes) and its verb, with tabs between them. The verb is left out where it is
-``add``, and then the key where it is that of the file's first line. Backslash, tab, newline and carriage
-return are written as ``\\``, ``\t``, ``\n`` and ``\r``. A file is a row of zstd frames of some thousand
-lines, each with a checksum, so that no line of a damaged frame is ever believed and the other frames can be
-saved.
+Lines are UTF-8, compressed by zstd; ``zstdcat`` prints them. A line is a profile ID, its key (an audience ID,
+or the fingerprint of attributes) and its verb, separated by tabs. The verb ``add`` is left out, and with it
+the key if it equals the key of the file's first line. Backslash, tab, newline and carriage return are written
+as ``\\``, ``\t``, ``\n`` and ``\r``. A file is a sequence of zstd frames of some thousand lines, each with a
+checksum: no line of a damaged frame is used, and the other frames can be recovered.
 
-The first format had gzip files, with the verb in front.
+Files of format 1 are gzip files, with the verb as the first field.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
+    as_ledger_error,
     damaged,
     gone,
     names_in,
@@ -36,7 +36,6 @@ from airflow_provider_talon_cdp.ledger.storage import (
     remove,
     remove_folder,
     replacing,
-    told,
     write_json,
 )
 
@@ -47,24 +46,24 @@ else:
 
 FORMAT = 2
 BLOCK = 4096
-"""Changes that are read and written together."""
+"""Number of changes that are written at once."""
 
-_FASTEST: dict[int, int] = {
+_ZSTD_OPTIONS: dict[int, int] = {
     zstd.CompressionParameter.compression_level: 1,
     zstd.CompressionParameter.checksum_flag: 1,
 }
-_FRAME = b"\x28\xb5\x2f\xfd"
-# Bytes of text that a frame is cut at, and those that no frame exceeds: an ID has 4,000 bytes at the most.
+_FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
+# Bytes of text after which a frame ends, and the most that a frame can have: an ID has up to 4,000 bytes.
 _FRAME_TEXT = 1 << 18
 _MOST_TEXT = 1 << 20
-# zlib's word for a gzip file.
-_GZIP = 31
-_WIDEST = 3
+# The argument with which zlib reads gzip.
+_GZIP_WBITS = 31
+_MOST_FIELDS = 3
 
 _SPECIAL = re.compile(r"[\\\t\n\r]")
 _ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
-_NAMES = {"\\": "\\", "\t": "t", "\n": "n", "\r": "r"}
-_CHARACTERS = {name: character for character, name in _NAMES.items()}
+_ESCAPES = {"\\": "\\", "\t": "t", "\n": "n", "\r": "r"}
+_CHARACTERS = {escape: character for character, escape in _ESCAPES.items()}
 
 
 # Changes as lines
@@ -75,7 +74,7 @@ def lines_of(chunk: Chunk, key: str | None) -> str:
 
     Args:
         chunk: The changes.
-        key: The key that is left out; None for none.
+        key: The key that is left out; None to write all keys.
     """
     columns: list[Iterable[str]] = [chunk.ids]
     if chunk.keys != key or chunk.verbs != "add":
@@ -84,10 +83,10 @@ def lines_of(chunk: Chunk, key: str | None) -> str:
         columns.append(chunk.each_verb)
     joined = columns[0] if len(columns) == 1 else map("\t".join, zip(*columns, strict=False))
     text = "\n".join(joined) + "\n"
-    # Few lines have anything to escape, and these checks run in C.
+    # Few lines need escapes, and these checks run in C.
     if "\\" in text or "\r" in text or text.count("\t") + text.count("\n") != len(columns) * len(chunk):
         rows = zip(*columns, strict=False)
-        return "".join("\t".join([_SPECIAL.sub(_escape, cell) for cell in row]) + "\n" for row in rows)
+        return "".join("\t".join([_SPECIAL.sub(_escape, value) for value in row]) + "\n" for row in rows)
     return text
 
 
@@ -95,28 +94,28 @@ def chunk_of(text: str, key: str) -> Chunk:
     """Read what ``lines_of`` wrote.
 
     Args:
-        text: Lines of as many fields each.
-        key: The key where it is left out.
+        text: Lines with the same number of fields.
+        key: The key of lines without one.
 
     Raises:
-        ValueError: These are other lines.
+        ValueError: The text is not in the format of ``lines_of``.
     """
     count = text.count("\n")
     width, rest = divmod(text.count("\t") + count, count or 1)
-    if rest or not 0 < width <= _WIDEST:
+    if rest or not 0 < width <= _MOST_FIELDS:
         raise ValueError
-    cells = text[:-1].split("\n") if width == 1 else text[:-1].replace("\n", "\t").split("\t")
+    values = text[:-1].split("\n") if width == 1 else text[:-1].replace("\n", "\t").split("\t")
     if "\\" in text:
-        cells = [_ESCAPED.sub(_character, cell) if "\\" in cell else cell for cell in cells]
-    ids, *more = (cells[column::width] for column in range(width))
+        values = [_ESCAPED.sub(_unescape, value) if "\\" in value else value for value in values]
+    ids, *more = (values[column::width] for column in range(width))
     return _chunk(ids, more[0] if more else key, more[1] if len(more) > 1 else "add")
 
 
 def _chunk_of_format_1(text: str, key: str, *, has_verbs: bool) -> Chunk:
-    """Read lines of the first format, in which the verb is in front and a line may have a key or not."""
+    """Read lines of format 1: the verb comes first, and only some lines have a key."""
     if not has_verbs and "\t" not in text and "\\" not in text:
         return Chunk(text[:-1].split("\n"), key)
-    rows = [[_ESCAPED.sub(_character, cell) for cell in line.split("\t")] for line in text[:-1].split("\n")]
+    rows = [[_ESCAPED.sub(_unescape, value) for value in line.split("\t")] for line in text[:-1].split("\n")]
     verbs: list[str] | str = [row.pop(0) for row in rows] if has_verbs else "add"
     ids, keys = zip(*([*row, key][:2] for row in rows), strict=True)
     return _chunk(list(ids), list(keys), verbs)
@@ -132,14 +131,14 @@ def _chunk(ids: list[str], keys: str | list[str], verbs: str | list[str]) -> Chu
     )
 
 
-def _escape(found: re.Match[str]) -> str:
-    return "\\" + _NAMES[found[0]]
+def _escape(match: re.Match[str]) -> str:
+    return "\\" + _ESCAPES[match[0]]
 
 
-def _character(found: re.Match[str]) -> str:
-    if found[1] not in _CHARACTERS:
-        raise ValueError(f"\\{found[1]} is not an escape")
-    return _CHARACTERS[found[1]]
+def _unescape(match: re.Match[str]) -> str:
+    if match[1] not in _CHARACTERS:
+        raise ValueError(f"\\{match[1]} is not an escape")
+    return _CHARACTERS[match[1]]
 
 
 # Files of lines
@@ -150,10 +149,10 @@ class File:
     """A file of lines.
 
     Args:
-        file: Its path in the ledger's folder.
-        sha256: Its checksum, or the beginning of it.
-        lines: How many it has.
-        key: That of its first line, and of lines that have none.
+        file: Its path relative to the ledger's folder.
+        sha256: Its checksum, or the first digits of it; empty if it is not known.
+        lines: Number of lines.
+        key: The key of its first line, and of lines without a key.
     """
 
     file: str
@@ -166,34 +165,34 @@ class LineWriter:
     """Writes changes into an open file.
 
     Args:
-        path: For error texts.
-        file: Where the compressed bytes go.
+        path: Path of the file, for error texts.
+        file: Gets the compressed bytes.
     """
 
     def __init__(self, path: Folder, file: IO[bytes]) -> None:
         self._path = path
         self._file = file
         self._hash = hashlib.sha256()
-        self._compressor = zstd.ZstdCompressor(options=_FASTEST)
-        self._waiting: list[Chunk] = []
-        self._count = 0
+        self._compressor = zstd.ZstdCompressor(options=_ZSTD_OPTIONS)
+        self._buffer: list[Chunk] = []
+        self._buffered = 0
         self._key: str | None = None
         self.lines = 0
 
     def write(self, chunk: Chunk) -> None:
-        """Add changes."""
-        self._waiting.append(chunk)
-        self._count += len(chunk)
+        """Append changes; ``finish`` writes them at the latest."""
+        self._buffer.append(chunk)
+        self._buffered += len(chunk)
         self.lines += len(chunk)
-        if self._count >= BLOCK:
+        if self._buffered >= BLOCK:
             self.finish()
 
     def finish(self) -> None:
-        """Write what waits."""
-        if not self._count:
+        """Write the changes that are in memory."""
+        if not self._buffered:
             return
-        chunk = Chunk.joined(self._waiting)
-        self._waiting, self._count = [], 0
+        chunk = Chunk.joined(self._buffer)
+        self._buffer, self._buffered = [], 0
         data = lines_of(chunk, self._key).encode()
         if self._key is None:
             self._key = chunk.keys if isinstance(chunk.keys, str) else chunk.keys[0]
@@ -204,18 +203,22 @@ class LineWriter:
                 end = data.index(b"\n", start + _FRAME_TEXT // 2) + 1
             frame = self._compressor.compress(data[start:end], zstd.ZstdCompressor.FLUSH_FRAME)
             self._hash.update(frame)
-            with told("write", self._path):
+            with as_ledger_error("write", self._path):
                 self._file.write(frame)
             start = end
 
     def as_file(self, name: str) -> File:
-        """Say how the manifest names the file, once it is finished."""
+        """Return what the manifest says about the file. Call ``finish`` before.
+
+        Args:
+            name: Path of the file relative to the ledger's folder.
+        """
         return File(file=name, sha256=self._hash.hexdigest(), lines=self.lines, key=self._key or "")
 
 
 @contextmanager
 def writing_lines(path: Folder) -> Iterator[LineWriter]:
-    """Open a new file for changes; it appears when the block ends without an error."""
+    """Open a file for changes; readers see it when the block ends without an error."""
     with replacing(path) as file:
         writer = LineWriter(path, file)
         yield writer
@@ -227,10 +230,10 @@ def read_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
 
     Args:
         ledger: The ledger's folder.
-        file: Where its checksum is not known, those of its frames still are.
+        file: The file. Without a checksum, only the checksums of its frames are compared.
 
     Raises:
-        DamagedError: It is missing, cut short or damaged.
+        DamagedError: The file is missing, incomplete or damaged.
     """
     path = ledger / file.file
     try:
@@ -251,23 +254,23 @@ def _chunks(path: Folder, file: File) -> Iterator[Chunk]:
         else:
             chunk = chunk_of(text, key)
             key = key or key_at(chunk, 0)
-        # Frames out of order would confuse whoever merges this stream with others, for ever.
+        # Chunks are merged with other sorted streams, which goes wrong unnoticed if frames are out of order.
         if (chunk.ids[0], key_at(chunk, 0)) <= last:
             raise ValueError
         last = chunk.ids[-1], key_at(chunk, -1)
-        # What is made of the text lives longer, and would leave gaps between it in memory.
+        # The chunk outlives the text; freeing the text first avoids gaps in memory.
         del text
         yield chunk
 
 
 def saved_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
-    """Read those frames of a file that are as they were written."""
+    """Read the intact frames of a file; none if it does not exist."""
     try:
         data = b"".join(read_pieces(ledger / file.file))
     except FileNotFoundError:
         return
     key, last = file.key, ("", "")
-    at = data.find(_FRAME)
+    at = data.find(_FRAME_MAGIC)
     while at >= 0:
         decompressor = zstd.ZstdDecompressor()
         with suppress(ValueError, zstd.ZstdError, EOFError):
@@ -277,7 +280,7 @@ def saved_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
             if decompressor.eof and key and (chunk.ids[0], key_at(chunk, 0)) > last:
                 last = chunk.ids[-1], key_at(chunk, -1)
                 yield chunk
-        at = data.find(_FRAME, at + 1)
+        at = data.find(_FRAME_MAGIC, at + 1)
 
 
 def key_at(chunk: Chunk, position: int) -> str:
@@ -287,33 +290,33 @@ def key_at(chunk: Chunk, position: int) -> str:
 
 def _zstd_texts(path: Folder, sha256: str) -> Iterator[str]:
     hashing = hashlib.sha256()
-    decompressor, found, is_whole = zstd.ZstdDecompressor(), b"", True
+    decompressor, frame, is_complete = zstd.ZstdDecompressor(), b"", True
     for piece in read_pieces(path):
         hashing.update(piece)
         while piece:
-            # Whatever a damaged file says, no frame takes more memory than this.
-            found += decompressor.decompress(piece, _MOST_TEXT + 1 - len(found))
-            is_whole = decompressor.eof
-            if len(found) > _MOST_TEXT or (is_whole and not found):
+            # A frame of a damaged file must not take more memory than a valid one.
+            frame += decompressor.decompress(piece, _MOST_TEXT + 1 - len(frame))
+            is_complete = decompressor.eof
+            if len(frame) > _MOST_TEXT or (is_complete and not frame):
                 raise ValueError
-            if not is_whole:
+            if not is_complete:
                 break
             piece = decompressor.unused_data  # noqa: PLW2901 - the rest of it
-            # Its checksum was right.
-            yield found.decode()
-            decompressor, found = zstd.ZstdDecompressor(), b""
-    if not (is_whole and hashing.hexdigest().startswith(sha256)):
+            # The decompressor has compared the frame's checksum.
+            yield frame.decode()
+            decompressor, frame = zstd.ZstdDecompressor(), b""
+    if not (is_complete and hashing.hexdigest().startswith(sha256)):
         raise ValueError
 
 
 def _gzip_texts(path: Folder, sha256: str) -> Iterator[str]:
-    # The checksum of a gzip file is at its end: so this reads it twice, and believes no line before.
+    # The checksum of a gzip file is at its end, so the file is read once before any line of it is used.
     hashing = hashlib.sha256()
     for piece in read_pieces(path):
         hashing.update(piece)
     if hashing.hexdigest() != sha256:
         raise ValueError
-    decompressor, rest = zlib.decompressobj(wbits=_GZIP), b""
+    decompressor, rest = zlib.decompressobj(wbits=_GZIP_WBITS), b""
     for piece in read_pieces(path):
         lines, newline, rest = (rest + decompressor.decompress(piece)).rpartition(b"\n")
         if lines:
@@ -325,16 +328,16 @@ def _gzip_texts(path: Folder, sha256: str) -> Iterator[str]:
 
 @contextmanager
 def writing_text(path: Folder) -> Iterator[Callable[[str], None]]:
-    """Open a new file for text; it appears when the block ends without an error."""
-    compressor = zstd.ZstdCompressor(options=_FASTEST)
+    """Open a file for text; readers see it when the block ends without an error."""
+    compressor = zstd.ZstdCompressor(options=_ZSTD_OPTIONS)
 
     def write(text: str) -> None:
-        with told("write", path):
+        with as_ledger_error("write", path):
             file.write(compressor.compress(text.encode()))
 
     with replacing(path) as file:
         yield write
-        with told("write", path):
+        with as_ledger_error("write", path):
             file.write(compressor.flush())
 
 
@@ -342,17 +345,17 @@ def read_text(path: Folder) -> Iterator[bytes]:
     """Read what ``writing_text`` wrote, line by line.
 
     Raises:
-        DamagedError: It is missing, cut short or damaged.
+        DamagedError: The file is missing, incomplete or damaged.
     """
     decompressor, rest = zstd.ZstdDecompressor(), b""
     try:
         for piece in read_pieces(path):
-            found: bytes | None = piece
-            while found is not None:
-                lines = (rest + decompressor.decompress(found, _MOST_TEXT)).split(b"\n")
+            data: bytes | None = piece
+            while data is not None:
+                lines = (rest + decompressor.decompress(data, _MOST_TEXT)).split(b"\n")
                 rest = lines.pop()
                 yield from lines
-                found = None if decompressor.eof or decompressor.needs_input else b""
+                data = None if decompressor.eof or decompressor.needs_input else b""
     except FileNotFoundError as error:
         raise gone(path) from error
     except (zstd.ZstdError, EOFError) as error:
@@ -365,7 +368,7 @@ def read_text(path: Folder) -> Iterator[bytes]:
 
 
 class Ranges:
-    """Whole numbers that mostly stand side by side, in memory that does not grow with how many they are.
+    """A set of integers as ranges. Its memory grows with the number of ranges, not of integers.
 
     Args:
         pairs: First and last number of each range.
@@ -380,9 +383,9 @@ class Ranges:
             self.add(first, last)
 
     def add(self, first: int, last: int | None = None) -> None:
-        """Put in a number, or all from a first to a last one."""
+        """Add a number, or all numbers from a first to a last one."""
         last = first if last is None else last
-        # Ranges that touch the new one become one with it.
+        # Ranges that touch the new one are merged with it.
         left = bisect_left(self._lasts, first - 1)
         right = bisect_right(self._firsts, last + 1)
         if left < right:
@@ -403,28 +406,29 @@ class Ranges:
         return [[first, last] for first, last in zip(self._firsts, self._lasts, strict=True)]
 
     def gaps(self, end: int) -> list[tuple[int, int]]:
-        """First number of each gap below an end, and the number after its last, ascending."""
+        """First number of each gap below ``end``, and the number after its last, ascending."""
         starts, stops = [0, *(last + 1 for last in self._lasts)], [*self._firsts, end]
         return [(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
 
 
 @dataclass(slots=True)
 class Acks:
-    """What became of the batches of one part of a plan.
+    """The outcomes of the batches of one part of a plan.
 
-    Whoever pushes a part writes a file of its own, and all files of a part together are the truth. So two
-    processes that push the same part, as when a scheduler believes the first one dead, cannot write over what
-    the other one knows.
+    Each process that pushes a part writes a file of its own, and ``merged`` reads all of them. So two
+    processes that push the same part, as when a scheduler takes the first one for dead, cannot overwrite each
+    other's outcomes.
 
     Args:
-        landed: Batches whose outcome is known, numbered from 0 within the part.
+        landed: Batches with a known outcome, numbered from 0 within the part.
         refused: Positions of refused changes in their batch, by number of the batch.
         skipped: Refused positions that were never sent.
-        may_have_left: While a push is at work: batches below this number may have left.
-        unclear: After its orderly end: batches that left and may have had an effect.
-        withheld: Changes that run rules and got no clear answer, each with a dead letter: they are not sent
-            again. Of files together, none that has landed since.
-        doubtful: Batches with refusals that another process may have sent before, with an unknown outcome.
+        may_have_left: During a push: batches below this number may have been sent.
+        unclear: After a push that ended cleanly: batches that were sent and may have had an effect.
+        withheld: Changes that run rules and got no clear answer, each with a dead letter. They are not sent
+            again. If merged, none of them has landed.
+        doubtful: Only if merged: batches with refusals that another process may have sent, with an unknown
+            outcome.
     """
 
     landed: Ranges = field(default_factory=Ranges)
@@ -438,17 +442,18 @@ class Acks:
     def land(self, batch: int, refused: Iterable[int], skipped: Iterable[int] = ()) -> None:
         """Note the outcome of a batch."""
         self.landed.add(batch)
-        for found, noted in ((refused, self.refused), (skipped, self.skipped)):
-            if positions := sorted(found):
-                noted[batch] = positions
+        if positions := sorted(refused):
+            self.refused[batch] = positions
+        if positions := sorted(skipped):
+            self.skipped[batch] = positions
 
     def is_open(self, batch: int) -> bool:
-        """Whether a batch may have had an effect that nobody knows of."""
+        """Whether a batch may have had an effect and has no outcome."""
         may_have_left = batch < self.may_have_left or batch in self.unclear or batch in self.withheld
         return may_have_left and batch not in self.landed
 
     @property
-    def says_nothing(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether no batch may have had an effect."""
         return not (self.landed or self.may_have_left or self.unclear or self.withheld)
 
@@ -458,17 +463,21 @@ class Acks:
         return Ranges([*self.landed.pairs, *self.withheld.pairs]) if self.withheld else self.landed
 
     def counts(self, lines: int, batch: int) -> tuple[int, int, int, int]:
-        """Count landed, refused, skipped and withheld changes of a part of so many lines.
+        """Count landed, refused, skipped and withheld changes.
 
-        Only a plan whose batches are single changes has withheld ones.
+        Withheld changes exist only in a plan whose batches are single changes.
+
+        Args:
+            lines: Changes in the part.
+            batch: Changes in a batch.
         """
         last, short = divmod(lines, batch)
         landed = len(self.landed) * batch - (batch - short if short and last in self.landed else 0)
-        refused, skipped = (sum(map(len, each.values())) for each in (self.refused, self.skipped))
+        refused, skipped = (sum(map(len, found.values())) for found in (self.refused, self.skipped))
         return landed, refused, skipped, len(self.withheld)
 
     def write(self, path: Folder) -> None:
-        """Write it whole."""
+        """Write a file of acknowledgements."""
         content = {
             "landed": self.landed.pairs,
             "refused": {str(batch): positions for batch, positions in self.refused.items()},
@@ -497,29 +506,26 @@ class Acks:
         return cls(Ranges(content["landed"]), refused, skipped, content["may_have_left"], unclear, withheld)
 
     @classmethod
-    def together(cls, files: Sequence[Acks]) -> Acks:
-        """Join what several processes know of a part."""
-        joined = cls(may_have_left=max((each.may_have_left for each in files), default=0))
-        for each in files:
+    def merged(cls, files: Sequence[Acks]) -> Acks:
+        """Merge the acknowledgements of several processes for one part."""
+        merged = cls(may_have_left=max((acks.may_have_left for acks in files), default=0))
+        for acks in files:
             for name in ("landed", "unclear", "withheld"):
-                into = getattr(joined, name)
-                for first, last in getattr(each, name).pairs:
-                    into.add(first, last)
-        for batch in {batch for each in files for batch in each.refused}:
-            # Sent twice, a change was refused only if it was refused each time.
-            sent = [each for each in files if batch in each.landed]
-            if refused := set.intersection(*(set(each.refused.get(batch, ())) for each in sent)):
-                joined.land(
-                    batch,
-                    refused,
-                    set.intersection(*(set(each.skipped.get(batch, ())) for each in sent)),
-                )
-                if any(each.is_open(batch) for each in files):
-                    joined.doubtful |= {batch}
-        # A process that was taken over may have had its answer after all.
-        spans = (range(first, last + 1) for first, last in joined.withheld.pairs)
-        joined.withheld = Ranges([(n, n) for span in spans for n in span if n not in joined.landed])
-        return joined
+                ranges = getattr(merged, name)
+                for first, last in getattr(acks, name).pairs:
+                    ranges.add(first, last)
+        for batch in {batch for acks in files for batch in acks.refused}:
+            # A change that was sent twice is refused only if it was refused both times.
+            landed = [acks for acks in files if batch in acks.landed]
+            if refused := set.intersection(*(set(acks.refused.get(batch, ())) for acks in landed)):
+                skipped = set.intersection(*(set(acks.skipped.get(batch, ())) for acks in landed))
+                merged.land(batch, refused, skipped)
+                if any(acks.is_open(batch) for acks in files):
+                    merged.doubtful |= {batch}
+        # A process may have got its answer after another one had taken over and withheld the change.
+        spans = (range(first, last + 1) for first, last in merged.withheld.pairs)
+        merged.withheld = Ranges([(n, n) for span in spans for n in span if n not in merged.landed])
+        return merged
 
 
 # Plans
@@ -527,15 +533,15 @@ class Acks:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A plan as the manifest has it.
+    """A plan in the manifest.
 
     Args:
-        folder: Name of the folder of its files; it tells the plan from all others.
+        folder: Name of the folder of its files, which identifies the plan.
         parts: Its files, in order.
-        batch: Changes in a batch; the last one of a part may have fewer.
-        acks: Files of acknowledgements that must be there.
-        together: Of a plan some of whose changes run rules, how many of the others travel in a request; its
-            batches are single changes. Else 0.
+        batch: Changes in a batch; the last batch of a part may have fewer.
+        acks: Files of acknowledgements that must exist.
+        together: 0, or for a plan with changes that run rules the most changes in one request. The batches of
+            such a plan are single changes.
     """
 
     folder: str = ""
@@ -546,11 +552,10 @@ class Plan:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Plan:
-        """Make one of JSON."""
-        parts = tuple(File(**part) for part in content["parts"])
+        """Read a plan from the manifest's JSON."""
         return cls(
             folder=content["folder"],
-            parts=parts,
+            parts=tuple(File(**part) for part in content["parts"]),
             batch=content["batch"],
             acks=tuple(content["acks"]),
             together=content.get("together", 0),
@@ -562,35 +567,35 @@ class Plan:
         return sum(part.lines for part in self.parts)
 
     @property
-    def firsts(self) -> list[int]:
-        """Number of each part's first batch, and of the batch after the last part."""
+    def part_starts(self) -> list[int]:
+        """Number of the first batch of each part, and at the end the number of all batches."""
         return list(accumulate((-(-part.lines // self.batch) for part in self.parts), initial=0))
 
     def acks_of(self, part: int, run: str) -> str:
-        """Name the file in which a run notes what becomes of a part."""
+        """Return the path of a run's acknowledgements of a part, relative to the ledger's folder."""
         return f"{self.folder}/acks-{part:05}-{run}.json"
 
     def batches(self, ledger: Folder, part: int) -> Iterator[Chunk]:
         """Read a part, batch by batch.
 
         Raises:
-            DamagedError: It is missing or damaged.
+            DamagedError: The part is missing or damaged.
         """
-        waiting: list[Chunk] = []
+        buffer: list[Chunk] = []
         count = 0
         for chunk in read_chunks(ledger, self.parts[part]):
-            waiting.append(chunk)
+            buffer.append(chunk)
             count += len(chunk)
             if count < self.batch:
                 continue
-            joined = Chunk.joined(waiting)
+            joined = Chunk.joined(buffer)
             full = count // self.batch * self.batch
-            waiting, count = [joined[full:count]] if full < count else [], count - full
+            buffer, count = [joined[full:count]] if full < count else [], count - full
             for start in range(0, full, self.batch):
                 yield joined[start : start + self.batch]
             del joined
         if count:
-            yield Chunk.joined(waiting)
+            yield Chunk.joined(buffer)
 
 
 def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int) -> tuple[File, ...]:
@@ -599,9 +604,8 @@ def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int)
     Args:
         ledger: The ledger's folder.
         folder: Name of the plan's folder in it.
-        changes: The plan.
-        size: Changes in a part. The last one may have fewer, and one may have more to keep a profile in one
-            part.
+        changes: The changes, sorted.
+        size: Changes in a part. The last part may have fewer. A part has more if its last profile has.
     """
     parts: list[File] = []
     chunks = iter(changes)
@@ -634,37 +638,38 @@ def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int)
 _NAME = re.compile(r"manifest-(\d+)-(\d+)-(?:(\d{4})-)?[0-9a-f]+\.json")
 _FOLDER = re.compile(r"(\d{8,})-[0-9a-f]+")
 _DRAFT = ".manifest-"
-# Looks for a manifest while others replace it.
-_LOOKS = 5
+# Attempts to read the manifest while other runs replace it.
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One version of a ledger, and those before it whose files are kept.
+    """One version of a ledger, and the earlier versions whose files are kept.
 
-    A manifest is never written over: each has a name of its own, and the last by name is in force. The name
-    starts with the fencing token of the run that wrote it, so the late word of a run that was taken over
-    comes before that of the run that took over. Those of kept versions stay: where the last one is damaged,
-    the one before counts.
+    A manifest is never overwritten: each has its own name, and the last by name is the current one. The name
+    starts with the fencing token of the run that wrote it. So a late manifest of a run that was taken over
+    comes before those of the run that took over. The manifests of kept versions are kept too: if the last one
+    is damaged, the one before it is used.
 
     Args:
-        version: Its number; 0 before the first one.
-        fencing_token: That of the run that wrote it.
-        run: That run.
+        version: Its number; 0 before the first version.
+        fencing_token: The fencing token of the run that wrote it.
+        run: The ID of that run.
         file: Name of its file; see ``file_name``.
-        owner: For whom it ran; see ``Lock``.
-        members: The file of members; None for no members.
-        since: Plans whose acknowledged changes come on top of these members, the oldest first; all are over.
-        plan: The plan that starts from there.
-        refused: Changes that Talon.One refused in earlier plans and that this plan does not have; None for
-            none.
-        withheld: Changes of earlier plans that run rules and got no clear answer; None for none.
-        letters: Name of the folder for dead letters of its plan.
-        names: Attribute names to which the fingerprints of profiles refer by number; never fewer than before.
-        facts: What the run remembers for later ones.
-        told: Folders of other ledgers that were told of the changes of this plan.
+        owner: The owner of that run; see ``Lock``.
+        members: The file of members; None if there are no members.
+        since: Earlier plans whose acknowledged changes apply to these members, the oldest first. None of them
+            is sent any more.
+        plan: The plan of this version.
+        refused: Changes that Talon.One refused in earlier plans and that this plan does not have; None if
+            there are none.
+        withheld: Changes of earlier plans that run rules and got no clear answer; None if there are none.
+        letters: Name of the folder of the plan's dead letters.
+        names: Attribute names. Fingerprints refer to positions in them, so that no name is ever taken out.
+        facts: The ``RunFacts`` of that run.
+        told: Names of other ledgers that have notes of this plan's changes.
         before: Name of the manifest of the same version that this one replaced.
-        history: Versions before it, the newest first: what to keep of them.
+        history: What is kept of earlier versions, the newest first.
     """
 
     version: int = 0
@@ -686,11 +691,15 @@ class Manifest:
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """All plans whose files it needs."""
+        """All plans whose files this version needs."""
         return (*self.since, self.plan)
 
+    @property
+    def _files(self) -> list[str]:
+        return [file.file for file in (self.members, self.refused, self.withheld) if file]
+
     def file_name(self, serial: int) -> str:
-        """Name the file.
+        """Return the name of its file.
 
         Args:
             serial: Number of this manifest among those of its run.
@@ -698,28 +707,37 @@ class Manifest:
         return f"manifest-{self.fencing_token:08}-{self.version:08}-{serial:04}-{self.run}.json"
 
     def followed_by(self, manifest: Manifest, keep: int) -> Manifest:
-        """Put this version into the history of the next one, which keeps the files of so many versions."""
+        """Put this version into the history of the next one.
+
+        Args:
+            manifest: The next version.
+            keep: Versions whose files are kept, with the next one.
+        """
         if not self.version:
             return manifest
         before = {
             "version": self.version,
             "manifest": self.file,
             "folders": [plan.folder for plan in self.plans],
-            "files": [each.file for each in (self.members, self.refused, self.withheld) if each],
+            "files": self._files,
             "letters": self.letters,
         }
         return replace(manifest, history=(before, *self.history)[: keep - 1])
 
     def write(self, folder: Folder, identity: Mapping[str, str]) -> None:
-        """Put it in force."""
+        """Write the manifest, which makes it the current one."""
         write_json(folder / self.file, {"format": FORMAT, **identity, **asdict(self)})
 
     @classmethod
     def of(cls, content: Mapping[str, Any], file: str) -> Manifest:
-        """Make one of JSON of this format or of the one before.
+        """Read a manifest from JSON of this format or of format 1.
+
+        Args:
+            content: The JSON.
+            file: Name of the manifest's file.
 
         Raises:
-            LedgerError: It is of a newer format.
+            LedgerError: The format is newer.
         """
         if content["format"] not in range(1, FORMAT + 1):
             raise LedgerError(
@@ -729,57 +747,56 @@ class Manifest:
         content = {**content, "file": file}
         if content["format"] == 1:
             content["fencing_token"] = content.pop("turn")
-            for each in chain.from_iterable(plan["parts"] for plan in (*content["since"], content["plan"])):
-                each["key"] = each.pop("audience")
+            for part in chain.from_iterable(plan["parts"] for plan in (*content["since"], content["plan"])):
+                part["key"] = part.pop("audience")
             if content["members"]:
                 content["members"]["key"] = content["members"].pop("audience")
-            for each in content["history"]:
-                each |= {
+            for version in content["history"]:
+                version |= {
                     "manifest": "",
-                    "files": [each.pop("members")] if each["members"] else [],
+                    "files": [version.pop("members")] if version["members"] else [],
                     "letters": "",
                 }
         known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         for name in ("members", "refused", "withheld"):
             known[name] = File(**content[name]) if content.get(name) else None
-        known["since"] = tuple(Plan.of(each) for each in content["since"])
+        known["since"] = tuple(map(Plan.of, content["since"]))
         known["plan"] = Plan.of(content["plan"])
         known |= {name: tuple(content.get(name, ())) for name in ("names", "told", "history")}
         return cls(**known)
 
     def remove_others(self, folder: Folder, check: Callable[[], None]) -> None:
-        """Delete files of versions that are not named here, and of plans that never came into force.
+        """Delete files of versions that are not named here, and of plans whose manifest was never written.
 
         Args:
             folder: The ledger's folder.
-            check: Raises when this run may not delete, because another one took over and writes.
+            check: Raises an error if another run has taken over, whose files this run must not delete.
         """
-        manifests = {self.file, self.before, *(each["manifest"] for each in self.history)}
-        kept = {plan.folder for plan in self.plans}
-        kept |= {folder for each in self.history for folder in each["folders"]}
-        files = [each.file for each in (self.members, self.refused, self.withheld) if each]
-        files += [file for each in self.history for file in each["files"]]
+        manifests = {self.file, self.before, *(version["manifest"] for version in self.history)}
+        folders = {plan.folder for plan in self.plans}
+        folders |= {folder for version in self.history for folder in version["folders"]}
+        files = self._files + [file for version in self.history for file in version["files"]]
         split = [file.split("/") for file in files]
         found = names_in(folder)
         check()
         for name in found:
-            # Drafts are what a killed run left behind.
+            # A killed run leaves the temporary file of its manifest.
             if name.startswith(_DRAFT) or (_NAME.fullmatch(name) and name not in manifests):
                 remove(folder / name)
-            elif _FOLDER.fullmatch(name) and name not in kept:
-                remove_folder(folder / name, keep=[file for at, file in split if at == name])
+            elif _FOLDER.fullmatch(name) and name not in folders:
+                remove_folder(folder / name, keep=[file for its_folder, file in split if its_folder == name])
 
 
-class Found(NamedTuple):
-    """The manifest of a ledger.
+class FoundManifest(NamedTuple):
+    """The current manifest of a ledger, and what else was found with it.
 
     Args:
-        manifest: The one in force; a version 0 where there is nothing yet.
-        content: As JSON.
-        newest: The version of the last one by name, damaged or not.
-        damaged: Names of later ones that are damaged.
+        manifest: The current manifest; version 0 if there is none yet.
+        content: Its JSON.
+        newest: The version of the last manifest by name, damaged or not.
+        damaged: Names of later manifests that are damaged.
         orphans: Folders of later versions, the oldest first.
-        has_notes: Whether others left notes of changes.
+        has_notes: Whether the ledger has a folder of notes.
     """
 
     manifest: Manifest
@@ -790,20 +807,20 @@ class Found(NamedTuple):
     has_notes: bool = False
 
 
-def find_manifest(folder: Folder, notes: str = "") -> Found:
-    """Read the manifest in force.
+def find_manifest(folder: Folder, notes: str = "") -> FoundManifest:
+    """Read the current manifest.
 
     Args:
         folder: The ledger's folder.
         notes: Name of the folder of notes.
 
     Raises:
-        DamagedError: All of them are damaged.
-        LedgerError: It is of a newer format.
+        DamagedError: All manifests are damaged.
+        LedgerError: The format is newer.
     """
-    for _ in range(_LOOKS):
-        there = names_in(folder)
-        names = sorted(filter(_NAME.fullmatch, there), key=_order, reverse=True)
+    for _ in range(_ATTEMPTS):
+        found = names_in(folder)
+        names = sorted(filter(_NAME.fullmatch, found), key=_order, reverse=True)
         bad: list[str] = []
         content: Any = {}
         for name in names:
@@ -814,21 +831,21 @@ def find_manifest(folder: Folder, notes: str = "") -> Found:
                 continue
             break
         if content is None:
-            # Another run wrote the next one meanwhile.
+            # Another run has written the next manifest in the meantime, and deleted this one.
             continue
         if bad and not content:
             raise damaged(folder / bad[0])
         manifest = Manifest.of(content, name) if content else Manifest()
-        orphans = [
-            each for each in there if (at := _FOLDER.fullmatch(each)) and int(at[1]) > manifest.version
-        ]
+        orphans = tuple(
+            name for name in found if (match := _FOLDER.fullmatch(name)) and int(match[1]) > manifest.version
+        )
         newest = _order(names[0])[1] if names else 0
-        return Found(manifest, content, newest, tuple(bad), tuple(orphans), notes in there)
+        return FoundManifest(manifest, content, newest, tuple(bad), orphans, notes in found)
     raise gone(folder / name)
 
 
 def kept_manifests(folder: Folder) -> tuple[list[Manifest], list[tuple[str, int]]]:
-    """Read all manifests that there are, the oldest first; also return names and versions of damaged ones."""
+    """Return all readable manifests, the oldest first, and names and versions of the damaged ones."""
     found: list[Manifest] = []
     bad: list[tuple[str, int]] = []
     for name in sorted(filter(_NAME.fullmatch, names_in(folder)), key=_order):
@@ -841,11 +858,11 @@ def kept_manifests(folder: Folder) -> tuple[list[Manifest], list[tuple[str, int]
 
 
 def last_fencing_token(folder: Folder) -> int:
-    """Fencing token of the run that wrote the last manifest, or 0."""
+    """Return the fencing token of the run that wrote the last manifest, or 0."""
     return max((_order(name)[0] for name in names_in(folder) if _NAME.fullmatch(name)), default=0)
 
 
 def _order(name: str) -> tuple[int, int, int, str]:
-    found = _NAME.fullmatch(name)
-    token, version, serial = found.groups(default="0") if found else ("0", "0", "0")
+    match = _NAME.fullmatch(name)
+    token, version, serial = match.groups(default="0") if match else ("0", "0", "0")
     return int(token), int(version), int(serial), name

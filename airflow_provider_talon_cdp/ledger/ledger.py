@@ -1163,7 +1163,7 @@ class Ledger:
         return any(map(self._changed, self.acks))
 
     def _changed(self, acks: Acks) -> bool:
-        return bool(acks.landed) or (self._holds_profiles and not acks.says_nothing)
+        return bool(acks.landed) or (self._holds_profiles and not acks.is_empty)
 
     def _made_of(self, plan: Plan, known: list[Acks]) -> Iterator[Chunk]:
         """Yield what a plan has changed so far."""
@@ -1220,7 +1220,7 @@ class Ledger:
         for name in plan.acks:
             if name.startswith(start) and name not in found:
                 raise gone(self.folder / name)
-        return Acks.together([Acks.read(self.folder / name) for name in found if name.startswith(start)])
+        return Acks.merged([Acks.read(self.folder / name) for name in found if name.startswith(start)])
 
     def _sent_parts(self, folder: str) -> list[File]:
         """Find parts that may have been pushed, in whole or in part, of a plan whose manifest is lost."""
@@ -1229,7 +1229,7 @@ class Ledger:
         for name in names:
             if part := _ACKS.fullmatch(name):
                 try:
-                    is_sent = not Acks.read(self.folder / folder / name).says_nothing
+                    is_sent = not Acks.read(self.folder / folder / name).is_empty
                 except DamagedError:
                     is_sent = True
                 if is_sent:

@@ -39,10 +39,10 @@ from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
     as_folder,
+    as_ledger_error,
     names_in,
     read_json,
     remove,
-    told,
     write_bytes,
     write_json,
 )
@@ -232,7 +232,7 @@ class Registry:
         """The folders of the deployment under the state URIs of other tasks of this Airflow."""
         states = [self.common]
         pointers = self._identity.host_folder(self.common) / _ELSEWHERE
-        with _reached(), told("read", pointers):
+        with _reached(), as_ledger_error("read", pointers):
             read = [read_json(pointers / name) for name in names_in(pointers)]
             states += [type(self.common)(content["state_uri"]) for content in read if content]
         return [self._identity.host_folder(each) for each in states if not _same(each, self._state)]

@@ -123,7 +123,7 @@ class DamagedLedger(Ledger):
             acks = self._joined(plan, part)
         except DamagedError:
             messages.append(f"It is unknown what became of the changes in {file.file}. {_SENT_AGAIN}")
-        if acks and acks.says_nothing:
+        if acks and acks.is_empty:
             return (), ()
         if not self._is_intact(file):
             saved = sum(map(len, saved_chunks(self.folder, file)))

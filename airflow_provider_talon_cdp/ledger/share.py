@@ -51,7 +51,7 @@ class Share:
     ) -> None:
         self._folder = folder
         self._plan = plan
-        self._part_starts = plan.firsts
+        self._part_starts = plan.part_starts
         self._lock = lock
         self._letters = letters
         self._ahead = ahead

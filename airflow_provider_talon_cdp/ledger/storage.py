@@ -57,7 +57,7 @@ def is_local(path: Folder) -> bool:
 
 def write_bytes(path: Folder, data: bytes) -> None:
     """Write a file; readers see the complete old or the complete new one."""
-    with replacing(path) as file, told("write", path):
+    with replacing(path) as file, as_ledger_error("write", path):
         file.write(data)
 
 
@@ -75,7 +75,7 @@ def read_json(path: Folder) -> Any:
         LedgerError: The file cannot be read.
     """
     try:
-        with told("read", path):
+        with as_ledger_error("read", path):
             # One GET. open() and read() are two, and another run may replace the object in between.
             data = path.read_bytes() if is_local(path) else bytes(path.fs.cat_file(path.path))
         envelope = json.loads(data)
@@ -97,7 +97,7 @@ def read_pieces(path: Folder) -> Iterator[bytes]:
         FileNotFoundError: The file does not exist.
         LedgerError: The file cannot be read.
     """
-    with told("read", path):
+    with as_ledger_error("read", path):
         if is_local(path):
             file = path.open("rb")
         else:
@@ -106,7 +106,7 @@ def read_pieces(path: Folder) -> Iterator[bytes]:
             file = path.fs.open(path.path, "rb")
     with file:
         while True:
-            with told("read", path):
+            with as_ledger_error("read", path):
                 piece = file.read(_PIECE)
             if not piece:
                 return
@@ -115,14 +115,14 @@ def read_pieces(path: Folder) -> Iterator[bytes]:
 
 def remove(path: Folder) -> None:
     """Delete a file, if it exists."""
-    with suppress(FileNotFoundError), told("delete", path):
+    with suppress(FileNotFoundError), as_ledger_error("delete", path):
         path.unlink()
 
 
 def names_in(folder: Folder) -> list[str]:
     """Names of the files and folders in a folder, sorted; none if it does not exist."""
     try:
-        with told("list", folder):
+        with as_ledger_error("list", folder):
             if is_local(folder):
                 return sorted(path.name for path in folder.iterdir())
             # Clients of object stores cache listings, and another worker may have written meanwhile.
@@ -140,12 +140,12 @@ def remove_folder(folder: Folder, keep: Collection[str] = ()) -> None:
         if name not in keep:
             remove(folder / name)
     if is_local(folder) and not set(names) & set(keep):
-        with suppress(FileNotFoundError), told("delete", folder):
+        with suppress(FileNotFoundError), as_ledger_error("delete", folder):
             folder.rmdir()
 
 
 @contextmanager
-def told(doing: str, path: Folder) -> Iterator[None]:
+def as_ledger_error(doing: str, path: Folder) -> Iterator[None]:
     """Raise an error of a file system or of an object store's client as a LedgerError."""
     try:
         yield
@@ -159,7 +159,7 @@ def told(doing: str, path: Folder) -> Iterator[None]:
 def replacing(path: Folder) -> Iterator[IO[bytes]]:
     """Open a file for writing; readers see the old one until the block ends without an error."""
     if not is_local(path):
-        with told("write", path):
+        with as_ledger_error("write", path):
             # Airflow's own open() wraps the file, and _abandon needs the file itself.
             file = path.fs.open(path.path, "wb")
         try:
@@ -168,21 +168,21 @@ def replacing(path: Folder) -> Iterator[IO[bytes]]:
             _abandon(file)
             raise
         # An object store gets the complete object when the file is closed.
-        with _required(path), told("write", path):
+        with _required(path), as_ledger_error("write", path):
             file.close()
         return
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
-    with _required(path), told("write", path):
+    with _required(path), as_ledger_error("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Only the owner may read the file, as IDs are personal data.
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123
             yield file
-            with told("write", path):
+            with as_ledger_error("write", path):
                 file.flush()
                 os.fsync(file.fileno())
-        with told("write", path):
+        with as_ledger_error("write", path):
             draft.replace(path)
             _sync(path.parent)
     finally:

@@ -49,7 +49,7 @@ def test_the_acknowledgements_are_ranges(open_ledger, commit):
 
 @given(st.lists(st.tuples(REFUSED, st.integers(0, 6)), max_size=4))
 def test_a_change_was_refused_only_if_it_was_refused_each_time_it_was_sent(files):
-    joined = Acks.together([acks(landed, left) for landed, left in files])
+    joined = Acks.merged([acks(landed, left) for landed, left in files])
     for batch in BATCHES:
         sent = [set(landed[batch]) for landed, _ in files if batch in landed]
         assert (batch in joined.landed) == bool(sent)
@@ -61,7 +61,7 @@ def test_a_change_was_refused_only_if_it_was_refused_each_time_it_was_sent(files
 
 def test_a_refusal_is_doubtful_where_another_process_may_have_sent_the_batch():
     killed, after = acks({0: []}, left=2), acks({1: [3], 2: [0]}, left=3)
-    joined = Acks.together([killed, after])
+    joined = Acks.merged([killed, after])
     assert joined.refused == {1: [3], 2: [0]}
     assert joined.doubtful == {1}
 
@@ -69,6 +69,6 @@ def test_a_refusal_is_doubtful_where_another_process_may_have_sent_the_batch():
 def test_a_change_that_was_given_up_and_has_landed_counts_once():
     given_up, after = Acks(), acks({1: []}, left=2)
     given_up.withheld.add(0, 2)
-    joined = Acks.together([given_up, after])
+    joined = Acks.merged([given_up, after])
     assert (joined.landed.pairs, joined.withheld.pairs) == ([[1, 1]], [[0, 0], [2, 2]])
     assert joined.counts(3, 1) == (1, 0, 0, 2)
