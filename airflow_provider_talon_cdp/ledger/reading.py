@@ -1,14 +1,14 @@
-"""A source that several processes read, a range of profile IDs each, for one plan.
+"""The ranges of a source that several processes read for one plan, one range of profile IDs each.
 
 ```
 STATE_URI/<deployment host>/<name>/readings/NAME/
-    bounds.json                where each range but the first begins
-    00003-RUN.json.zst         the records of a range, or the changes that it makes, of one process
+    bounds.json                the lower bound of all ranges but the first
+    00003-ID.json.zst          the records of a range, or the changes that it makes, of one process
 ```
 
-Each try writes a file of its own, and the plan reads the files that tries which ended have named: a try that
-was killed, or believed dead, changes nothing. A reading is no part of what the ledger says. It is deleted
-when its plan is committed, or when the next reading begins.
+Each try of a task writes a file of its own, and the plan reads the files that the successful tries returned.
+So a try that was killed, or was taken for dead, has no effect. A reading is not part of the ledger's state.
+It is deleted when its plan is committed, or when the next reading begins.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Reading:
 
     Args:
         ledger: The ledger's folder.
-        name: Which reading; empty for a new one.
+        name: Name of the reading; empty for a new one.
 
     Raises:
-        LedgerError: From any method, when files cannot be read or written, are damaged or missing.
+        LedgerError: From any method, if files cannot be read or written, are damaged or missing.
     """
 
     def __init__(self, ledger: Folder, name: str = "") -> None:
@@ -52,25 +52,25 @@ class Reading:
         self._folder = self._readings / self.name
 
     def begin(self, bounds: Sequence[str]) -> None:
-        """Keep where each range but the first begins: texts of profile IDs, which no XCom may have."""
+        """Write the lower bounds of all ranges but the first: profile IDs, which no XCom may have."""
         write_json(self._folder / _BOUNDS, list(bounds))
 
     def bounds(self, number: int) -> tuple[str | None, str | None]:
-        """Return where a range begins and where the next one does; None for the outer ends."""
-        with self._present():
+        """Return the lower bounds of a range and of the next one; None at the outer ends."""
+        with self._must_exist():
             bounds = read_json(self._folder / _BOUNDS)
             if bounds is None:
                 raise gone(self._folder / _BOUNDS)
-        first, last = [None, *bounds], [*bounds, None]
-        return first[number], last[number]
+        bounds = [None, *bounds, None]
+        return bounds[number], bounds[number + 1]
 
     def write(self, number: int, records: Iterable[Record], found: Callable[[], Mapping[str, Any]]) -> str:
-        """Write records of a range, and return the file's name.
+        """Write the records of a range, and return the file's name.
 
         Args:
-            number: Of the range.
-            records: In any order.
-            found: Returns what else the plan is to know, after the records were read.
+            number: Number of the range.
+            records: The records, in any order.
+            found: Called after the records were read; returns facts about the range for the plan.
         """
         name = f"{number:05}-{uuid4().hex}.json.zst"
         with writing_text(self._folder / name) as write:
@@ -85,14 +85,14 @@ class Reading:
     def records(
         self, files: Iterable[str], on_found: Callable[[Mapping[str, Any]], object]
     ) -> Generator[Record, None, None]:
-        """Read the records of ranges again, as they were read.
+        """Read the records of ranges in the order of writing.
 
         Args:
-            files: One for each range, in order.
-            on_found: Called with what else was found in a range.
+            files: The file of each range, in order.
+            on_found: Called with the facts about each range.
         """
         for name in files:
-            with self._present():
+            with self._must_exist():
                 for line in read_text(self._folder / name):
                     content = json.loads(line)
                     if isinstance(content, dict):
@@ -103,17 +103,17 @@ class Reading:
                         yield Chunk(*content)
 
     def remove(self) -> None:
-        """Delete its files."""
+        """Delete the files of this reading."""
         remove_folder(self._folder)
 
     def remove_others(self) -> None:
-        """Delete the files of all other readings, for a process that keeps other runs out."""
+        """Delete the files of all other readings. Call this only with the ledger's lock."""
         for name in names_in(self._readings):
             if name != self.name:
                 remove_folder(self._readings / name)
 
     @contextmanager
-    def _present(self) -> Iterator[None]:
+    def _must_exist(self) -> Iterator[None]:
         try:
             yield
         except DamagedError as error:

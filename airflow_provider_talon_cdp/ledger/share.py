@@ -1,4 +1,4 @@
-"""A share of a plan: some of its parts, or all, while one process pushes them."""
+"""The share of a plan that one process pushes: some of its parts, or all."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ log = logging.getLogger(__name__)
 class Share:
     """The journal of one push.
 
-    Batches that have landed already are left out; the rest are numbered from 0.
-
     Args:
         folder: The ledger's folder.
         plan: The plan.
-        known: What was known before of each part.
-        lock: That of the ledger or of the part.
-        letters: Where refused records go.
-        ahead: Batches that may leave before the next note: of a killed run, their changes are sent again.
+        known: Acknowledgements of earlier pushes, by part.
+        lock: The lock of the ledger or of the part.
+        letters: Gets the refused records.
+        ahead: Batches that may be sent before the next note. If the run is killed, their changes are sent
+            again.
 
     Attributes:
-        abandoned: Changes that run rules and may have been sent by a process that was killed; they are not
-            left.
-        refused_before: Members of which Talon.One refused a change in the run before.
+        abandoned: Number of changes that run rules and may have been sent by a process that was killed. They
+            are not sent again.
+        refused_before: Members with a change that Talon.One refused in the run before.
     """
 
     def __init__(
@@ -58,37 +57,40 @@ class Share:
         self._known = known
         self._acks: dict[int, Acks] = {}
         self._unwritten: set[int] = set()
-        # Batches that left and have no outcome, as numbers in the plan, with whether they run rules.
-        self._flying: dict[int, bool] = {}
-        # Of a plan that runs rules, the part and the changes of what travels together.
-        self._carried: dict[int, tuple[int, Sequence[int]]] = {}
-        # Those that landed since the lock was last confirmed, with the time.
-        self._landed: deque[tuple[float, int]] = deque()
-        # Ranges of batches that are left, by the number of the first of each in this push and in the plan.
-        self._starts: list[int] = []
-        self._firsts: list[int] = []
+        # Sent batches without an outcome, by number in the plan, and whether they run rules.
+        self._in_flight: dict[int, bool] = {}
+        # Only of a plan that runs rules: the part and the batches of each chunk in flight, by its number.
+        self._batches_of: dict[int, tuple[int, Sequence[int]]] = {}
+        # Times and numbers of the batches that landed since the lock was last confirmed.
+        self._just_landed: deque[tuple[float, int]] = deque()
+        # Ranges of unsettled batches: the number of the first one among the unsettled, and in the plan.
+        self._range_starts: list[int] = []
+        self._range_firsts: list[int] = []
         self.left = 0
-        """How many batches are left."""
+        """Number of batches without an outcome before this push."""
         self.changes = 0
-        """How many changes these have."""
+        """Number of changes in these batches."""
         self.abandoned = 0
         self.refused_before: frozenset[tuple[str, str]] = frozenset()
-        self._left_of: Counter[int] = Counter()
-        for part in known:
+        self._left_by_part: Counter[int] = Counter()
+        for part, acks in known.items():
             first, end = self._part_starts[part : part + 2]
-            for gap, stop in known[part].settled.gaps(end - first):
-                self._starts.append(self.left)
-                self._firsts.append(first + gap)
-                self.left += stop - gap
-                self._left_of[part] += stop - gap
+            for start, stop in acks.settled.gaps(end - first):
+                self._range_starts.append(self.left)
+                self._range_firsts.append(first + start)
+                self.left += stop - start
+                self._left_by_part[part] += stop - start
             lines = plan.parts[part].lines
-            landed, *_, withheld = known[part].counts(lines, plan.batch)
+            landed, *_, withheld = acks.counts(lines, plan.batch)
             self.changes += lines - landed - withheld
 
     def batches(self) -> Generator[Chunk, None, None]:
-        """Yield the batches that are left, in order; of a plan that runs rules, what travels together."""
+        """Yield the chunks to send: batches without an outcome, in order.
+
+        The batches of a plan that runs rules are single changes, and a chunk has several of them.
+        """
         if self._plan.together:
-            yield from self._requests()
+            yield from self._chunks_with_rules()
             return
         last = ""
         for part, acks in self._known.items():
@@ -98,15 +100,15 @@ class Share:
                     yield replace(chunk, disjoint_from_recent=chunk.ids[0] != last)
                     last = chunk.ids[-1]
 
-    def _requests(self) -> Generator[Chunk, None, None]:
-        """Yield the changes of a profile that run rules, and others as many together as the plan says."""
-        at_most = self._plan.together
+    def _chunks_with_rules(self) -> Generator[Chunk, None, None]:
+        """Yield the changes of one profile that run rules, or changes of many profiles that run none."""
+        size = self._plan.together
         number = 0
 
-        def request(part: int, some: list[tuple[int, Chunk]]) -> Chunk:
+        def joined(part: int, batches: list[tuple[int, Chunk]]) -> Chunk:
             nonlocal number
-            numbers, chunks = zip(*some, strict=True)
-            self._carried[number] = part, numbers
+            numbers, chunks = zip(*batches, strict=True)
+            self._batches_of[number] = part, numbers
             number += 1
             return Chunk.joined(chunks)
 
@@ -114,128 +116,127 @@ class Share:
             settled = acks.settled
             batches = enumerate(self._plan.batches(self._folder, part))
             left = (batch for batch in batches if batch[0] not in settled)
-            silent: list[tuple[int, Chunk]] = []
+            in_bulk: list[tuple[int, Chunk]] = []
             for _, of_profile in groupby(left, key=lambda batch: batch[1].ids[0]):
-                loud: list[tuple[int, Chunk]] = []
+                with_rules: list[tuple[int, Chunk]] = []
                 for batch in of_profile:
-                    (loud if batch[1].runs_rules else silent).append(batch)
-                for start in range(0, len(loud), at_most):
-                    yield request(part, loud[start : start + at_most])
-                while len(silent) >= at_most:
-                    yield request(part, silent[:at_most])
-                    del silent[:at_most]
-            if silent:
-                yield request(part, silent)
+                    (with_rules if batch[1].runs_rules else in_bulk).append(batch)
+                for start in range(0, len(with_rules), size):
+                    yield joined(part, with_rules[start : start + size])
+                while len(in_bulk) >= size:
+                    yield joined(part, in_bulk[:size])
+                    del in_bulk[:size]
+            if in_bulk:
+                yield joined(part, in_bulk)
 
-    def leaving(self, n: int, positions: Iterable[int] | None = None) -> None:
-        """Note, durably, that a batch may leave now; some that follow it are noted with it.
+    def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
+        """Note, durably, that a chunk may be sent from now on, and with it the next ``ahead`` batches.
 
         Args:
-            n: Number of the batch.
-            positions: Of what leaves in it, of a plan that runs rules; None for all.
+            number: Number of the chunk, in the order of ``batches``.
+            positions: Positions of the changes that are sent, of a plan that runs rules; None for all.
 
         Raises:
-            LedgerError: Another run took over, so it must not leave.
+            LedgerError: Another run took over, so the chunk must not be sent.
         """
         self.refuse_lost()
-        part, numbers = self._place(n, positions)
+        part, batches = self._locate(number, positions)
         acks = self._acks_of(part)
-        if numbers[-1] >= acks.may_have_left:
-            first, end = self._part_starts[part : part + 2]
-            acks.may_have_left = min(numbers[-1] + self._ahead, end - first)
+        start, end = self._part_starts[part : part + 2]
+        if batches[-1] >= acks.may_have_left:
+            acks.may_have_left = min(batches[-1] + self._ahead, end - start)
             self._unwritten.add(part)
             self.flush()
-        # Only what runs rules says which part of it leaves.
-        start = self._part_starts[part]
-        self._flying.update(dict.fromkeys((start + each for each in numbers), positions is not None))
+        # Positions are given for changes that run rules only.
+        self._in_flight.update(dict.fromkeys((start + batch for batch in batches), positions is not None))
 
     def landed(
         self,
-        n: int,
+        number: int,
         refused: Iterable[int] = (),
         skipped: Iterable[int] = (),
         unclear: Iterable[int] = (),
         left: Iterable[int] = (),
     ) -> None:
-        """Note that the outcome of a batch is known; ``flush`` makes it durable.
+        """Note the outcome of a chunk; ``flush`` makes it durable.
 
         Args:
-            n: Number of the batch.
-            refused: Positions in it of changes that Talon.One refused or was not asked about.
+            number: Number of the chunk, in the order of ``batches``.
+            refused: Positions of changes that Talon.One refused, or that were not sent.
             skipped: Refused positions that were never sent.
-            unclear: Positions of changes that run rules and got no clear answer, which have a letter.
+            unclear: Positions of changes that run rules and got no clear answer. They have dead letters.
             left: Positions of changes that had no effect, of a plan that runs rules.
 
         Raises:
             LedgerError: Another run took over; the outcome is noted.
         """
-        part, numbers = self._place(n)
+        part, batches = self._locate(number)
         acks = self._acks_of(part)
         if self._plan.together:
             refused, skipped, unclear, left = set(refused), set(skipped), set(unclear), set(left)
-            for at, number in enumerate(numbers):
+            for at, batch in enumerate(batches):
                 if at in left:
                     continue
                 if at in unclear:
-                    acks.withheld.add(number)
+                    acks.withheld.add(batch)
                 else:
-                    acks.land(number, [0] if at in refused else (), [0] if at in skipped else ())
-            numbers = [number for at, number in enumerate(numbers) if at not in left]
-            del self._carried[n]
+                    acks.land(batch, [0] if at in refused else (), [0] if at in skipped else ())
+            batches = [batch for at, batch in enumerate(batches) if at not in left]
+            del self._batches_of[number]
         else:
-            acks.land(numbers[0], refused, skipped)
+            acks.land(batches[0], refused, skipped)
         self._unwritten.add(part)
         now, start = self._lock.now(), self._part_starts[part]
-        for number in numbers:
-            self._flying.pop(start + number, None)
-            self._landed.append((now, start + number))
-        while self._landed and self._landed[0][0] < self._lock.confirmed:
-            self._landed.popleft()
+        for batch in batches:
+            self._in_flight.pop(start + batch, None)
+            self._just_landed.append((now, start + batch))
+        while self._just_landed and self._just_landed[0][0] < self._lock.confirmed:
+            self._just_landed.popleft()
         self.refuse_lost()
 
-    def without_effect(self, n: int, positions: Iterable[int] | None = None) -> None:
-        """Note that a batch, or what is at some positions of it, did not land and surely changed nothing."""
-        part, numbers = self._place(n, positions)
-        for number in numbers:
-            self._flying.pop(self._part_starts[part] + number, None)
+    def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
+        """Note that a chunk, or its changes at some positions, did not land and changed nothing."""
+        part, batches = self._locate(number, positions)
+        for batch in batches:
+            self._in_flight.pop(self._part_starts[part] + batch, None)
 
     def reject(self, letter: Mapping[str, Any]) -> None:
         """Note a dead letter; ``flush`` makes it durable."""
         self._letters.add(letter)
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """Note, durably, that Talon.One may have lost audiences; the next plan in force voids it."""
+        """Note, durably and until the next plan, that Talon.One may have lost the members of audiences."""
         write_suspects(self._folder, self._plan.folder, self._lock.run, audiences)
 
     def flush(self) -> None:
-        """Write what was noted; dead letters first, so that no refusal is recorded without its letter.
+        """Write all notes; dead letters first, so that no refusal is recorded without its letter.
 
         Raises:
-            LedgerError: Another run took over; what was noted is written all the same, and that run may read
-                it.
+            LedgerError: Another run took over. The notes are written nevertheless, and that run may read
+                them.
         """
         self._letters.flush()
         for part in sorted(self._unwritten):
             acks = self._acks[part]
             acks.write(self._folder / self._plan.acks_of(part, self._lock.run))
             self._unwritten.discard(part)
-            if len(acks.landed) + len(acks.withheld) == self._left_of[part]:
-                # Done with: what was refused may be a lot.
+            if len(acks.landed) + len(acks.withheld) == self._left_by_part[part]:
+                # The part is complete. Its refusals may take much memory.
                 del self._acks[part]
-        # After the note and not before it: whoever takes over from now on will read it.
+        # After the write: a run that takes over from now on reads it.
         self._lock.confirm()
 
     def end(self) -> None:
-        """Make all notes durable, and take back what was noted ahead and never left.
+        """Make all notes durable, and withdraw those about batches that were not sent.
 
         Raises:
-            LedgerError: As ``flush`` does.
+            LedgerError: Another run took over; see ``flush``.
         """
         for part, acks in self._acks.items():
-            first, end = self._part_starts[part : part + 2]
-            for each in sorted(self._flying):
-                if first <= each < end:
-                    (acks.withheld if self._flying[each] else acks.unclear).add(each - first)
+            start, end = self._part_starts[part : part + 2]
+            for number in sorted(self._in_flight):
+                if start <= number < end:
+                    (acks.withheld if self._in_flight[number] else acks.unclear).add(number - start)
             acks.may_have_left = 0
             self._unwritten.add(part)
         self.flush()
@@ -244,50 +245,50 @@ class Share:
         """Stop a run that may have lost its lock; call it before every attempt of a request.
 
         Raises:
-            LedgerError: It has lost the lock, or could not confirm it for too long.
+            LedgerError: The lock is lost, or was not confirmed for too long.
         """
         self._lock.refuse_lost()
 
     def leave_behind(self, chunks: Iterable[Chunk]) -> None:
-        """Tell the run that took over what may have arrived after it looked: its next plan sends it again.
+        """Leave notes of what may have landed after another run took over, whose next plan sends it again.
 
         Args:
-            chunks: What is in flight.
+            chunks: The chunks in flight.
         """
         notes = NoteWriter(self._folder, self._lock.run, "", self._lock.clock)
         for chunk in chunks:
             notes.write(chunk)
         by_part: dict[int, set[int]] = {}
-        for landed, number in self._landed:
-            if landed < self._lock.confirmed:
-                continue
-            part = bisect_right(self._part_starts, number) - 1
-            by_part.setdefault(part, set()).add(number - self._part_starts[part])
+        for time, number in self._just_landed:
+            if time >= self._lock.confirmed:
+                part = bisect_right(self._part_starts, number) - 1
+                by_part.setdefault(part, set()).add(number - self._part_starts[part])
         try:
-            for part, numbers in by_part.items():
-                for number, chunk in enumerate(self._plan.batches(self._folder, part)):
-                    if number in numbers:
+            for part, batches in by_part.items():
+                for batch, chunk in enumerate(self._plan.batches(self._folder, part)):
+                    if batch in batches:
                         notes.write(chunk)
         except LedgerError as error:
             log.warning(
-                "What landed after another run took over cannot be noted for its next plan:\n%s", error
+                "Changes that landed after another run took over cannot be noted for its next plan.\n%s",
+                error,
             )
         notes.end(UNTIL_LOST)
 
     @property
     def dead_letters(self) -> str | None:
-        """Folder of the dead letters of this process, or None when there are none."""
+        """Folder of the dead letters of this process, or None if there are none."""
         return self._letters.place
 
     def _acks_of(self, part: int) -> Acks:
         return self._acks.setdefault(part, Acks())
 
-    def _place(self, n: int, positions: Iterable[int] | None = None) -> tuple[int, Sequence[int]]:
-        """Say in which part a batch is, and its number there, or those of the changes in a request."""
+    def _locate(self, number: int, positions: Iterable[int] | None = None) -> tuple[int, Sequence[int]]:
+        """Return the part of a chunk, and the numbers of its batches in that part."""
         if self._plan.together:
-            part, numbers = self._carried[n]
-            return part, numbers if positions is None else [numbers[each] for each in sorted(positions)]
-        at = bisect_right(self._starts, n) - 1
-        number = self._firsts[at] + n - self._starts[at]
-        part = bisect_right(self._part_starts, number) - 1
-        return part, [number - self._part_starts[part]]
+            part, batches = self._batches_of[number]
+            return part, batches if positions is None else [batches[at] for at in sorted(positions)]
+        at = bisect_right(self._range_starts, number) - 1
+        in_plan = self._range_firsts[at] + number - self._range_starts[at]
+        part = bisect_right(self._part_starts, in_plan) - 1
+        return part, [in_plan - self._part_starts[part]]
