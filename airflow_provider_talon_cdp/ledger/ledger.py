@@ -80,7 +80,7 @@ from airflow_provider_talon_cdp.ledger.lock import Lock
 from airflow_provider_talon_cdp.ledger.outside import (
     ATTRIBUTES,
     NOTES,
-    UNTIL_LOST,
+    REQUEST_LASTS,
     Notes,
     NoteWriter,
     Registry,
@@ -695,7 +695,7 @@ class Ledger:
                     yield
             except BaseException:
                 with suppress(LedgerError):
-                    self._end_notes(UNTIL_LOST)
+                    self._end_notes(REQUEST_LASTS)
                 raise
             self._end_notes(0.0)
 

@@ -1,18 +1,18 @@
-"""Changes of an audience that were made outside its ledger, and who has to know of them.
+"""Changes that were made outside a ledger's plans, and the ledgers that must know of them.
 
 ```
 STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>            which ledgers hold an audience
 STATE_URI/<deployment host>/elsewhere/<digest>.json                         another state URI with ledgers
-STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    who left notes, and until when
-STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    changes that they made
+STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    a writer, and when its changes end
+STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    a note of changes that it made
 ```
 
-Scope is a digest of API base and environment. A ledger under another state URI than the common one of this
-Airflow leaves a pointer in ``elsewhere`` under the common one, so that tasks under any of them find it.
+The scope is a digest of API base and environment. If a ledger is under another state URI than the common one
+of this Airflow, a pointer in ``elsewhere`` under the common one leads to it, so that all tasks find it.
 
-Where a note contradicts what the ledger knows, the member is uncertain: the next plan sends what it wants of
-it. A note about attributes puts a doubt on the profile's fingerprint. Notes are deleted when no request of
-their writer can arrive any more and a plan has covered them.
+If a note contradicts the ledger, the member is uncertain, and the next plan sends its wanted state. A note
+about attributes marks the profile's fingerprint as doubtful. A note is deleted when a plan has covered it and
+no request of its writer can arrive any more.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOTES = "outside"
-UNTIL_KILLED = 86_400.0
-"""Seconds after which a writer that did not end in order counts as ended: no sync lasts a day."""
-UNTIL_LOST = 600.0
+WRITER_LASTS = 86_400.0
+"""Seconds after which a writer that was killed counts as ended. No sync lasts a day."""
+REQUEST_LASTS = 600.0
 """Seconds for which a request in flight may still arrive after its process stopped."""
 ATTRIBUTES = "\0attributes"
-"""Stands for the attributes of a profile where a membership has its audience."""
+"""The key of a note about attributes of a profile, in place of an audience."""
 _REGISTRY, _ELSEWHERE = "registry", "elsewhere"
 _NOTE = re.compile(r"(.+)-\d{5}-([0-9a-f]{16})\.tsv\.zst")
 _DIGEST = 16
@@ -69,9 +69,9 @@ class Notes(NamedTuple):
     """The notes in a ledger's folder.
 
     Args:
-        files: Each of them.
-        writers: Who wrote them, by writer.
-        spent: Names of those that can be deleted once a plan has covered them.
+        files: The notes.
+        writers: The owner of each writer.
+        spent: Names of files that can be deleted once a plan has covered them.
     """
 
     files: tuple[File, ...] = ()
@@ -80,13 +80,13 @@ class Notes(NamedTuple):
 
 
 class NoteWriter:
-    """Leaves notes in one ledger's folder.
+    """Writes notes into one ledger's folder.
 
     Args:
         ledger: The ledger's folder.
-        writer: Tells this writer from all others.
-        owner: For whom it works.
-        clock: Seconds since the epoch.
+        writer: Unique ID of the writer.
+        owner: The owner of the run that writes; see ``Lock``.
+        clock: Returns seconds since the epoch.
     """
 
     def __init__(self, ledger: Folder, writer: str, owner: str, clock: Callable[[], float]) -> None:
@@ -97,9 +97,9 @@ class NoteWriter:
         self.written = 0
 
     def write(self, chunk: Chunk) -> None:
-        """Note, durably, that changes may be made."""
+        """Note, durably, that changes may be sent."""
         if not self.written:
-            self.end(UNTIL_KILLED)
+            self.end(WRITER_LASTS)
         file = io.BytesIO()
         lines = LineWriter(self._folder, file)
         lines.write(Chunk.of(sorted(chunk.changes())))
@@ -109,28 +109,33 @@ class NoteWriter:
         self.written += 1
 
     def end(self, seconds: float = 0.0) -> None:
-        """Note that the changes arrive within so many seconds from now, or never."""
-        until = {"owner": self._owner, "until": self._clock() + seconds}
-        write_json(self._folder / f"{self._writer}.json", until)
+        """Note the time after which none of the changes can arrive any more.
+
+        Args:
+            seconds: Seconds from now.
+        """
+        content = {"owner": self._owner, "until": self._clock() + seconds}
+        write_json(self._folder / f"{self._writer}.json", content)
 
 
 def find_notes(ledger: Folder, now: float) -> Notes:
-    """Look for notes in a ledger's folder."""
+    """List the notes in a ledger's folder."""
     names = names_in(ledger / NOTES)
-    found = [note for name in names if (note := _NOTE.fullmatch(name))]
+    found = [match for name in names if (match := _NOTE.fullmatch(name))]
     writers: dict[str, str] = {}
-    spent = []
+    spent: list[str] = []
     for writer in [name.removesuffix(".json") for name in names if name.endswith(".json")]:
         try:
-            said = read_json(ledger / NOTES / f"{writer}.json") or {}
+            content = read_json(ledger / NOTES / f"{writer}.json") or {}
         except DamagedError:
-            # What matters is in the notes.
-            said = {}
-        if any(note[1] == writer for note in found):
-            writers[writer] = said.get("owner", "")
-        if said.get("until", 0.0) <= now:
-            spent += [*(note[0] for note in found if note[1] == writer), f"{writer}.json"]
-    files = [File(file=f"{NOTES}/{note[0]}", sha256=note[2], lines=0, key="") for note in found]
+            # The notes can be read without it.
+            content = {}
+        its_notes = [match[0] for match in found if match[1] == writer]
+        if its_notes:
+            writers[writer] = content.get("owner", "")
+        if content.get("until", 0.0) <= now:
+            spent += [*its_notes, f"{writer}.json"]
+    files = [File(file=f"{NOTES}/{match[0]}", sha256=match[2], lines=0, key="") for match in found]
     return Notes(tuple(files), writers, tuple(spent))
 
 
@@ -145,16 +150,16 @@ def read_notes(ledger: Folder, notes: Notes) -> Iterator[Chunk]:
 
 
 class Registry:
-    """Says which ledgers hold members of an audience.
+    """Finds the ledgers that hold members of an audience.
 
     Args:
-        state: Folder of all ledgers of the task that asks.
-        identity: Of the ledger that asks.
+        state: Folder of all ledgers under this task's state URI.
+        identity: Identity of this task's ledger.
     """
 
     def __init__(self, state: Folder, identity: LedgerIdentity) -> None:
         self.common = state
-        """Folder of all ledgers of tasks that name no state URI."""
+        """Folder of all ledgers of tasks without a state URI of their own."""
         self._host = identity.host_folder(state)
         self._state = state
         self._folder = self._host / _REGISTRY
@@ -163,17 +168,19 @@ class Registry:
         self._scope = hashlib.sha256("\0".join(scope).encode()).hexdigest()[:_SCOPE]
 
     def register(self, audiences: Iterable[str], internal_ids: Mapping[str, int]) -> None:
-        """Note that the ledger holds members of audiences.
+        """Register this task's ledger as one that holds members of audiences.
 
         Args:
-            audiences: Their IDs, as in the ledger.
-            internal_ids: The internal ID of some, by the external one.
+            audiences: IDs of the audiences, as in the ledger.
+            internal_ids: Internal IDs by audience, if they are known.
         """
-        mine = {self._name(_digest(each)): each for each in audiences}
-        mine |= {self._name(_internal(number)): each for each, number in internal_ids.items()}
-        for name in sorted(mine.keys() - set(names_in(self._folder))):
-            write_json(self._folder / name, {"audience": mine[name]})
-        if _same(self._state, self.common):
+        entries = {self._name(_digest(audience)): audience for audience in audiences}
+        entries |= {
+            self._name(_digest_of_internal(number)): audience for audience, number in internal_ids.items()
+        }
+        for name in sorted(entries.keys() - set(names_in(self._folder))):
+            write_json(self._folder / name, {"audience": entries[name]})
+        if _is_same(self._state, self.common):
             return
         pointer = self._identity.host_folder(self.common) / _ELSEWHERE / f"{_digest(str(self._state))}.json"
         try:
@@ -186,8 +193,15 @@ class Registry:
         return f"{digest}-{self._scope}-{self._identity.folder_name}"
 
     def by_internal_id(self, number: str) -> list[tuple[str, str]]:
-        """Find ledgers in scope that hold an audience by its external ID: which they are, and that ID."""
-        start = f"{_internal(number)}-{self._scope}-"
+        """Find ledgers in scope that hold an audience by its external ID.
+
+        Args:
+            number: The internal ID.
+
+        Returns:
+            The name of each ledger, for ``folder``, and the audience's ID in it.
+        """
+        start = f"{_digest_of_internal(number)}-{self._scope}-"
         found = [
             (prefix + name.removeprefix(start), read_json(registry / name))
             for prefix, registry, name in self._entries()
@@ -200,12 +214,12 @@ class Registry:
 
         Args:
             audiences: IDs of audiences.
-            in_scope: Whether of the same API base and environment, or of others.
+            in_scope: Whether to find ledgers of the same API base and environment, or only of others.
 
         Returns:
-            The audiences that each ledger holds, by what ``folder`` takes.
+            The audiences that each ledger holds, by the ledger's name for ``folder``.
         """
-        by_digest = {_digest(each): each for each in audiences}
+        by_digest = {_digest(audience): audience for audience in audiences}
         found: dict[str, set[str]] = {}
         for prefix, _, name in self._entries() if by_digest else ():
             digest, scope, ledger = name.split("-", 2)
@@ -215,15 +229,15 @@ class Registry:
         return found
 
     def folder(self, ledger: str) -> Folder:
-        """Return the folder of a ledger: by its name, or of one under another state URI by its place."""
+        """Return the folder of a ledger, given its name, or its path if it is under another state URI."""
         return as_folder(type(self.common)(ledger)) if "/" in ledger else self._host / ledger
 
     def _entries(self) -> Iterator[tuple[str, Folder, str]]:
-        """Yield a prefix for the ledger's name, the registry, and the entry's name."""
+        """Yield the entries of all registries: a prefix for the ledger's name, the registry, and the name."""
         for name in names_in(self._folder):
             yield "", self._folder, name
         for host in self._other_hosts:
-            with _reached():
+            with _skipping_unreachable():
                 for name in names_in(host / _REGISTRY):
                     yield f"{host}/", host / _REGISTRY, name
 
@@ -232,22 +246,22 @@ class Registry:
         """The folders of the deployment under the state URIs of other tasks of this Airflow."""
         states = [self.common]
         pointers = self._identity.host_folder(self.common) / _ELSEWHERE
-        with _reached(), as_ledger_error("read", pointers):
-            read = [read_json(pointers / name) for name in names_in(pointers)]
-            states += [type(self.common)(content["state_uri"]) for content in read if content]
-        return [self._identity.host_folder(each) for each in states if not _same(each, self._state)]
+        with _skipping_unreachable(), as_ledger_error("read", pointers):
+            contents = [read_json(pointers / name) for name in names_in(pointers)]
+            states += [type(self.common)(content["state_uri"]) for content in contents if content]
+        return [self._identity.host_folder(state) for state in states if not _is_same(state, self._state)]
 
 
 class OutsideChanges:
-    """The journal of changes that no plan has: by explicit calls, and deletions of audiences.
+    """The journal of changes that no plan has: explicit adds and removes, and deletions of audiences.
 
     Args:
         state: Folder of all ledgers.
-        identity: Its ``name`` says where the dead letters go; see ``calls_ledger_name``.
-        owner: For whom this runs.
+        identity: Its ``name`` names the folder of the dead letters; see ``calls_ledger_name``.
+        owner: The owner of this run; see ``Lock``.
         id_type: Whether the keys of changes are external or internal audience IDs.
         keep: Runs whose dead letters are kept.
-        clock: Seconds since the epoch.
+        clock: Returns seconds since the epoch.
     """
 
     def __init__(
@@ -270,18 +284,18 @@ class OutsideChanges:
         self._letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
         self.registry = Registry(state, identity)
         self.attributes: Collection[str] = ()
-        """Names of the attributes that changes with the key ``ATTRIBUTES`` are about."""
-        # By audience, the ledgers that hold members of it, and its ID there.
+        """Names of the attributes that changes with the key ``ATTRIBUTES`` set."""
+        # By audience, the names of ledgers that hold members of it, and the audience's ID in each.
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
         self._writers: dict[str, NoteWriter] = {}
 
     def note(self, chunk: Chunk) -> None:
-        """Tell the ledgers of the audiences, durably, before the changes are sent.
+        """Write notes of changes into the ledgers of their audiences, before the changes are sent.
 
         Raises:
-            LedgerError: It cannot be written; then the changes must not be sent.
+            LedgerError: A note cannot be written. The changes must not be sent.
         """
-        self._look_up({chunk.keys} if isinstance(chunk.keys, str) else set(chunk.keys))
+        self._find_ledgers({chunk.keys} if isinstance(chunk.keys, str) else set(chunk.keys))
         for key, part in chunk.by_key():
             for name, audience in self._ledgers[key]:
                 if name not in self._writers:
@@ -290,11 +304,11 @@ class OutsideChanges:
                 self._writers[name].write(replace(part, keys=audience))
 
     @contextmanager
-    def telling(self, chunk: Chunk) -> Iterator[None]:
-        """Tell the ledgers of the audiences about changes that are made inside this.
+    def noting(self, chunk: Chunk) -> Iterator[None]:
+        """Write notes of changes that are sent inside the block.
 
         Raises:
-            LedgerError: It cannot be written; nothing was sent.
+            LedgerError: A note cannot be written. Nothing was sent.
         """
         self.note(chunk)
         try:
@@ -306,12 +320,12 @@ class OutsideChanges:
 
     @contextmanager
     def deleting(self, audience: str) -> Iterator[None]:
-        """Tell the ledgers of an audience that it loses all members where it is deleted inside this.
+        """Note in the ledgers of an audience that it loses all members, if the block deletes it.
 
         Raises:
-            LedgerError: It cannot be written; nothing was sent.
+            LedgerError: The note cannot be written. Nothing was sent.
         """
-        self._look_up({audience})
+        self._find_ledgers({audience})
         written = []
         for name, _ in self._ledgers[audience]:
             folder = self.registry.folder(name)
@@ -325,28 +339,28 @@ class OutsideChanges:
                     remove(path)
             raise
 
-    def _look_up(self, audiences: set[str]) -> None:
+    def _find_ledgers(self, audiences: set[str]) -> None:
         new = audiences.difference(self._ledgers)
-        self._ledgers |= {each: [] for each in new}
+        self._ledgers |= {audience: [] for audience in new}
         for name, held in self.registry.ledgers_of(new).items():
-            for each in held:
-                self._ledgers[each].append((name, each))
+            for audience in held:
+                self._ledgers[audience].append((name, audience))
         if ATTRIBUTES in new:
             self._ledgers[ATTRIBUTES] = list(filter(self._has_attributes, self._ledgers[ATTRIBUTES]))
-        for each in new - {ATTRIBUTES}:
+        for audience in new - {ATTRIBUTES}:
             if self._id_type == "internal":
-                self._ledgers[each] += self.registry.by_internal_id(each)
-            # A ledger that an earlier version wrote is not registered until its next plan.
-            own = self._identity.of_audience(each, self._id_type)
-            is_known = (own.folder_name, each) in self._ledgers[each]
-            # A run that was refused leaves a folder with a report, and no ledger.
+                self._ledgers[audience] += self.registry.by_internal_id(audience)
+            # Earlier versions of this package did not register the ledgers that they wrote.
+            own = self._identity.of_audience(audience, self._id_type)
+            is_known = (own.folder_name, audience) in self._ledgers[audience]
+            # A run that was refused leaves a folder with a report and without a manifest.
             if not is_known and any(
                 name.startswith("manifest-") for name in names_in(own.folder(self._state))
             ):
-                self._ledgers[each].append((own.folder_name, each))
+                self._ledgers[audience].append((own.folder_name, audience))
 
-    def _has_attributes(self, held: tuple[str, str]) -> bool:
-        names = find_manifest(self.registry.folder(held[0])).manifest.names
+    def _has_attributes(self, ledger: tuple[str, str]) -> bool:
+        names = find_manifest(self.registry.folder(ledger[0])).manifest.names
         return not set(self.attributes).isdisjoint(names)
 
     def reject(self, letter: Mapping[str, Any]) -> None:
@@ -359,42 +373,46 @@ class OutsideChanges:
 
     @property
     def dead_letters(self) -> str | None:
-        """Folder of the dead letters, or None when there are none."""
+        """Folder of the dead letters, or None if there are none."""
         return self._letters.place
 
     def end(self, *, in_flight: bool = False) -> None:
-        """End in order: no request arrives any more, or within minutes where some are in flight."""
+        """Write the dead letters, and note in the ledgers that the changes end.
+
+        Args:
+            in_flight: Whether requests may be in flight.
+        """
         self.flush()
         for writer in self._writers.values():
-            writer.end(UNTIL_LOST if in_flight else 0.0)
+            writer.end(REQUEST_LASTS if in_flight else 0.0)
 
 
 def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> Folder:
-    """Note beside a plan that Talon.One may have lost the members of audiences; return the file."""
+    """Note in a plan's folder that Talon.One may have lost the members of audiences; return the file."""
     path = folder / plan / f"suspects-{run}.json"
     write_json(path, sorted(audiences))
     return path
 
 
-def _same(one: Folder, other: Folder) -> bool:
-    """Whether two folders are one."""
+def _is_same(one: Folder, other: Folder) -> bool:
+    """Whether two paths lead to the same folder."""
     one, other = as_folder(one), as_folder(other)
     both_local = type(one) is type(other) is type(Path())
     return str(one) == str(other) or (both_local and one.resolve() == other.resolve())
 
 
 @contextmanager
-def _reached() -> Iterator[None]:
-    """Go on without a state URI of other tasks that cannot be reached."""
+def _skipping_unreachable() -> Iterator[None]:
+    """Log an error of another task's state URI, and continue without its ledgers."""
     try:
         yield
     except LedgerError as error:
-        log.warning("Ledgers under another state URI cannot be told of this task's changes.\n%s", error)
+        log.warning("Ledgers under another state URI get no notes of this task's changes.\n%s", error)
 
 
-def _internal(number: object) -> str:
-    """Digest an internal ID, such that no external one has the same."""
-    return hashlib.sha256(f"internal\0{number}".encode()).hexdigest()[:_DIGEST]
+def _digest_of_internal(number: object) -> str:
+    """Digest an internal audience ID. No external ID has the same digest."""
+    return _digest(f"internal\0{number}")
 
 
 def _digest(audience: str) -> str:

@@ -15,7 +15,7 @@ from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.format import Acks, Plan
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters
 from airflow_provider_talon_cdp.ledger.lock import Lock
-from airflow_provider_talon_cdp.ledger.outside import UNTIL_LOST, NoteWriter, write_suspects
+from airflow_provider_talon_cdp.ledger.outside import REQUEST_LASTS, NoteWriter, write_suspects
 from airflow_provider_talon_cdp.ledger.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ class Share:
                 "Changes that landed after another run took over cannot be noted for its next plan.\n%s",
                 error,
             )
-        notes.end(UNTIL_LOST)
+        notes.end(REQUEST_LASTS)
 
     @property
     def dead_letters(self) -> str | None:

@@ -218,7 +218,7 @@ def _noting_changes(
     id_type = "internal" if isinstance(operator, UpdateProfileOperator) else "external"
     outside = outside_changes(operator, context, hook, id_type=id_type)
     outside.attributes = attributes
-    return outside.telling(Chunk([profile_id] * len(verbs), keys, verbs))
+    return outside.noting(Chunk([profile_id] * len(verbs), keys, verbs))
 
 
 def _internal_ids(name: str, value: Any) -> list[int]:

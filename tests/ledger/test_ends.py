@@ -8,7 +8,7 @@ from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts
 from airflow_provider_talon_cdp.ledger.lock import LOCK_LASTS
-from airflow_provider_talon_cdp.ledger.outside import UNTIL_LOST
+from airflow_provider_talon_cdp.ledger.outside import REQUEST_LASTS
 from tests.ledger.conftest import FACTS, changes, members, plan_of, planned, profiles, spelt
 
 TEN = [f"+{number}" for number in range(10)]
@@ -228,7 +228,7 @@ def test_what_was_in_flight_or_landed_after_a_takeover_is_sent_again_by_the_next
         share.leave_behind([Chunk(["4", "5"], "vip"), Chunk(["6", "7"], "vip")])
         with pytest.raises(LedgerError, match="took over"):
             share.end()
-    for seconds in (0, UNTIL_LOST):
+    for seconds in (0, REQUEST_LASTS):
         clock.now += seconds
         following = open_ledger()
         with following.held("next"):
@@ -259,7 +259,7 @@ def test_what_a_sync_of_profiles_had_in_flight_becomes_a_doubt(open_ledger, load
         # Whether the notes are still there or not.
         assert members(loaded(holds="profiles").known()) == doubts
         run()
-        clock.now += UNTIL_LOST + LOCK_LASTS
+        clock.now += REQUEST_LASTS + LOCK_LASTS
     run(Change("b", "1.1", "add"), Change("c", "?0.2", "remove"))
     assert members(loaded(holds="profiles").known()) == [("a", "1.1"), ("b", "1.1")]
 

@@ -7,7 +7,7 @@ import pytest
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name
-from airflow_provider_talon_cdp.ledger.outside import NOTES, UNTIL_KILLED, UNTIL_LOST, OutsideChanges
+from airflow_provider_talon_cdp.ledger.outside import NOTES, REQUEST_LASTS, WRITER_LASTS, OutsideChanges
 from airflow_provider_talon_cdp.ledger.storage import names_in
 from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles
 
@@ -66,7 +66,7 @@ def test_while_the_changes_may_still_arrive_they_stay_uncertain_whoever_plans(op
     calls.note(Chunk(["y"], "vip"))
     calls.end(in_flight=True)
     assert push(open_ledger(), []) == [("x", "vip"), ("y", "vip")]
-    clock.now += UNTIL_LOST
+    clock.now += REQUEST_LASTS
     assert push(open_ledger(), []) == [("x", "vip"), ("y", "vip")]
     assert push(open_ledger(), []) == []
 
@@ -75,7 +75,7 @@ def test_notes_of_a_killed_task_end_after_a_day(open_ledger, outside, clock):
     push(open_ledger(), adds("a"))
     outside().note(Chunk(["a"], "vip", "remove"))
     assert push(open_ledger(), []) == [("a", "vip")]
-    clock.now += UNTIL_KILLED
+    clock.now += WRITER_LASTS
     assert push(open_ledger(), []) == [("a", "vip")]
     assert push(open_ledger(), []) == []
 

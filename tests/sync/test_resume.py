@@ -68,7 +68,7 @@ def test_a_retry_does_not_forget_what_others_noted_since_the_try_before(sync):
     stopped(sync, numbers(5000))
     identity = replace(sync.identity, name="calls:x")
     outside = OutsideChanges(sync.storage.folder(), identity, "other", clock=lambda: sync.now)
-    with outside.telling(adds("theirs")):
+    with outside.noting(adds("theirs")):
         sync.talon.members |= vip("theirs")
     sync.now += 1
     report = sync.run(numbers(5000), retry=True)
