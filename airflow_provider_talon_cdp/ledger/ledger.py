@@ -2,29 +2,28 @@ r"""The ledger: a few files under a state URI, on a local disk or in an object s
 
 ```
 STATE_URI/<deployment host>/<name>/
-    manifest-TOKEN-VERSION-N-RUN.json  which files are in force, with their checksums; the last by name counts
-    locks/                             who is at work; see ``lock``
+    manifest-TOKEN-VERSION-N-RUN.json  the current files and their checksums; the last one by name is used
+    locks/                             runs that use the ledger; see ``lock``
     00000007-RUN/members.tsv.zst       sorted members
-    00000007-RUN/plan-00000.tsv.zst    sorted changes; 100,000 or so a part
-    00000007-RUN/acks-00000-RUN.json   what became of that part's batches of 1000 changes
+    00000007-RUN/plan-00000.tsv.zst    sorted changes, about 100,000 a part
+    00000007-RUN/acks-00000-RUN.json   outcomes of that part's batches of 1000 changes
     00000007-RUN/refused.tsv.zst       changes that Talon.One refused before and that this plan does not have
     00000007-RUN/withheld.tsv.zst      changes that run rules and got no clear answer before this plan
-    00000007-RUN/again.tsv.zst         changes of this plan that Talon.One refused before, for its pushers
+    00000007-RUN/again.tsv.zst         changes of this plan that Talon.One refused before, for other processes
     00000007-RUN/suspects-RUN.json     audiences that Talon.One may have lost
-    outside/                           changes that others made; see ``outside``
-    readings/                          what several processes read for a plan to come; see ``reading``
+    outside/                           changes from outside the ledger's plans; see ``outside``
+    readings/                          rows that several processes read for the next plan; see ``reading``
     dead-letters/<time>-RUN/00000.ndjson
 ```
 
-What Talon.One acknowledged is the members in the file that the manifest names, plus the acknowledged changes
-of the plans that it names, one after another. The next version compares with all of that; when the changes
-have become many, it writes the members anew. Changes that may have left and were not acknowledged when a
-worker was killed are uncertain: the next plan sends each of them again, as ``add?`` or ``remove?``, whatever
-the source says, and they stay uncertain until they are acknowledged. But a change that runs rules is
-withheld: it stays uncertain, and is not sent again by itself.
+Known are the members in the file that the manifest names, plus the acknowledged changes of the plans that it
+names, in order. When these changes are many, the next version has a new file of members. If a worker is
+killed, changes that may have been sent and were not acknowledged are uncertain. The next plan sends them
+again, as ``add?`` or ``remove?``, whether the source has changed or not, and they are uncertain until they
+are acknowledged. A change that runs rules is withheld instead: it stays uncertain and is not sent again.
 
 One process may plan and push, inside ``held``. Or one process plans, inside ``held``; others push a part
-each, inside ``pushing``, as often as it takes; and a last one looks whether all is in, with ``commit``.
+each, inside ``pushing``, until all parts are complete; and a last one checks that, with ``commit``.
 """
 
 from __future__ import annotations
@@ -103,17 +102,19 @@ from airflow_provider_talon_cdp.ledger.storage import (
 log = logging.getLogger(__name__)
 
 Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk]]
-"""Makes a plan of the known and the uncertain members."""
+"""Makes a plan from the known and the uncertain members."""
 
-# The members are written anew when plans on top have more than a share of as many changes, or are many.
-_SHARE = 8
-_PLANS = 8
-# Changes that run rules are noted ahead of their departure in a smaller number.
+# A new file of members is written if the plans since the last one have more changes than an eighth of its
+# members, or are more than eight.
+_REWRITE_SHARE = 8
+_MOST_PLANS = 8
+# Of a plan that runs rules, so many times fewer batches are noted ahead.
 _FEWER_AHEAD = 8
-# Parts that an error text names.
-_NAMED = 10
-_READABLE = 60
-_AGAIN = "again.tsv.zst"
+# Parts that an error text lists.
+_LISTED = 10
+# Characters of a ledger's name in the name of its folder.
+_READABLE_LENGTH = 60
+_REFUSED_BEFORE = "again.tsv.zst"
 _VERSION = re.compile(r"\d{8}-")
 _ACKS = re.compile(r"acks-(\d+)-[0-9a-f]+\.json")
 _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
@@ -121,27 +122,32 @@ _SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
 
 
 def audience_ledger_name(audience_id: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
-    """Name the ledger of one audience; one text as an internal and as an external ID is two audiences."""
+    """Return the name of one audience's ledger. An internal ID and an equal external ID are two audiences."""
     return f"{'' if id_type == 'external' else 'internal-'}audience:{audience_id}"
 
 
 def sync_ledger_name(name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
-    """Name a ledger of many audiences, as the operator has it: by default DAG.TASK."""
+    """Return the name of a ledger of many audiences.
+
+    Args:
+        name: The operator's name for it, by default DAG.TASK.
+        id_type: Whether the ledger has external or internal audience IDs.
+    """
     return f"{'' if id_type == 'external' else 'internal-'}sync:{name}"
 
 
 def profiles_ledger_name(name: str) -> str:
-    """Name a ledger of profiles, as the operator has it: by default DAG.TASK."""
+    """Return the name of a ledger of profiles, given the operator's name for it, by default DAG.TASK."""
     return f"profiles:{name}"
 
 
 def calls_ledger_name(name: str) -> str:
-    """Name the place for dead letters of a task that adds and removes without a ledger."""
+    """Return the name of the folder of dead letters of a task that adds and removes without a ledger."""
     return f"calls:{name}"
 
 
 def _check_positive(what: str, number: Any) -> None:
-    """Refuse what is not an integer greater than 0."""
+    """Raise an error unless a number is an integer greater than 0."""
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise InvalidInputError(f"{what} must be an integer >= 1, but is {number!r}.")
 
@@ -151,11 +157,11 @@ class LedgerIdentity:
     """What a ledger belongs to.
 
     Args:
-        deployment_host: Talon.One deployment.
-        base_url: API base.
-        name: Which audience, or which sync; see ``audience_ledger_name`` and those after it.
-        environment: Free text that tells environments of one deployment apart, such as ``live``.
-        holds: Whether audiences or fingerprints of attributes are the keys.
+        deployment_host: Host of the Talon.One deployment.
+        base_url: Base URL of the API.
+        name: The audience or the sync, for example from ``audience_ledger_name``.
+        environment: Free text that distinguishes environments of one deployment, such as ``live``.
+        holds: Whether the keys are audiences or fingerprints of attributes.
     """
 
     deployment_host: str
@@ -166,20 +172,23 @@ class LedgerIdentity:
 
     @property
     def parts(self) -> dict[str, str]:
-        """What is written down: no defaults of later versions, so that older ledgers keep their folders."""
+        """What the manifest has of it. Later fields are left out if they have their default.
+
+        So the ledgers of earlier versions of this package keep their folders.
+        """
         later = {"environment": "", "holds": "members"}
         return {name: value for name, value in asdict(self).items() if later.get(name) != value}
 
     @property
     def folder_name(self) -> str:
-        """Name of the ledger's folder: a part is for people, and a part tells it from all others."""
+        """Name of the ledger's folder: a readable part, and a digest that makes it unique."""
         digest = hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()[:16]
         return f"{self.readable}-{digest}"
 
     @property
     def readable(self) -> str:
-        """What people see of the name."""
-        return re.sub(r"[^\w.-]", "_", quote(self.name, safe=""))[:_READABLE]
+        """The readable part of the folder's name."""
+        return re.sub(r"[^\w.-]", "_", quote(self.name, safe=""))[:_READABLE_LENGTH]
 
     def folder(self, state: Folder) -> Folder:
         """Return the ledger's folder."""
@@ -190,20 +199,20 @@ class LedgerIdentity:
         return as_folder(state) / self.deployment_host
 
     def of_audience(self, audience_id: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> LedgerIdentity:
-        """Return the identity of one audience's own ledger in the same place."""
+        """Return the identity of one audience's own ledger in the same deployment and environment."""
         return replace(self, name=audience_ledger_name(audience_id, id_type), holds="members")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a run remembers for later ones.
+    """What a ledger remembers of its last run.
 
     Args:
-        data_until: End of the data interval, ISO 8601; of a run without one, its time.
-        key_fingerprint: Tells one API key from another, and nothing else.
-        platform_name: As on the connection.
-        audiences: What Talon.One answered about audiences, by ID: its internal ID and when it was created.
-        filling: Audiences whose first members are being sent in bulk, where other changes run rules.
+        data_until: End of the data interval, ISO 8601; the run's time if it has no data interval.
+        key_fingerprint: Digest of the API key, which shows whether two keys are equal.
+        platform_name: The platform name on the connection.
+        audiences: What Talon.One answered about each audience: its internal ID and its time of creation.
+        filling: Audiences of a plan that runs rules whose first members are sent in bulk.
     """
 
     data_until: str = ""
@@ -213,7 +222,7 @@ class RunFacts:
     filling: list[str] = field(default_factory=list)
 
     def has_key_of(self, other: RunFacts) -> bool:
-        """Whether another run has the same API key and platform name, as far as both are known."""
+        """Whether another run has the same API key and platform name. True if a key is not known."""
         if not self.key_fingerprint or not other.key_fingerprint:
             return True
         mine = self.key_fingerprint, self.platform_name
@@ -222,13 +231,14 @@ class RunFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How a ledger's plans are cut.
+    """How plans are divided into parts and batches.
 
     Args:
         batch: Changes in a batch of a new plan.
-        part: Changes in a part of a new plan: as many whole batches as hold them, and the rest of the last
+        part: Changes in a part of a new plan, rounded up to full batches and to all changes of its last
             profile.
-        ahead: Batches that may leave before the next note: of a killed run, their changes are sent again.
+        ahead: Batches that may be sent before the next note. If the run is killed, their changes are sent
+            again.
     """
 
     batch: int = MAX_CHANGES
@@ -236,8 +246,8 @@ class Sizes:
     ahead: int = 64
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            _check_positive(each.name, getattr(self, each.name))
+        for size in fields(self):
+            _check_positive(size.name, getattr(self, size.name))
 
 
 _SIZES = Sizes()
@@ -245,19 +255,20 @@ _SIZES = Sizes()
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A version of the ledger whose files are written and that is not in force yet.
+    """A version of the ledger whose files are written, without a manifest.
 
     Args:
         version: Its number.
         folder: Name of the folder of its files.
-        members: The file of members; None for no members.
-        since: Plans whose acknowledged changes come on top of these members, before this plan.
+        members: The file of members; None if there are no members.
+        since: Plans before this one whose acknowledged changes apply to these members.
         parts: The files of the plan, in order.
-        refused: The file of refused changes that the plan does not have; None for none.
-        withheld: The file of changes of earlier plans that run rules and got no clear answer; None for none.
+        refused: The file of refused changes that the plan does not have; None if there are none.
+        withheld: The file of changes of earlier plans that run rules and got no clear answer; None if there
+            are none.
         runs_rules: Whether changes of the plan run rules.
-        audiences: Audiences that it has members or changes of.
-        spent: Notes that it covers, by name.
+        audiences: Audiences of its members and changes.
+        spent: Names of the files of notes that it covers.
     """
 
     version: int
@@ -274,18 +285,17 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a plan that several processes pushed.
+    """The outcome of a plan that several processes pushed.
 
     Args:
-        changes: How many it had.
-        acknowledged: Those that Talon.One took.
-        added: Acknowledged changes that add, by audience; profiles count as one audience, ``profiles``.
-        removed: Acknowledged changes that remove, by audience.
-        refused: Those that Talon.One refused or was not asked about; with acknowledged and unclear ones,
-            they are all.
+        changes: Number of changes: acknowledged, refused and unclear ones.
+        acknowledged: Changes that Talon.One acknowledged.
+        added: Acknowledged additions by audience. Profiles count as one audience, ``profiles``.
+        removed: Acknowledged removals by audience.
+        refused: Changes that Talon.One refused, or that were never sent.
         skipped: Refused changes that were never sent.
         unclear: Changes that run rules and got no clear answer.
-        dead_letters: Where those are and the records that the plan left out, or None when there are none.
+        dead_letters: Folder of the dead letters of the plan and its pushes, or None if there are none.
     """
 
     changes: int
@@ -301,22 +311,21 @@ class Outcome:
 class Ledger:
     """The ledger of one audience, of the audiences of one sync, or of the profiles of one sync.
 
-    A ledger of profiles holds one fingerprint for each profile: a change that adds sets it, one that removes
-    forgets it, and a plan has one change of a profile at the most. A change that may have left without an
-    acknowledgement puts a doubt on the fingerprint, which stays until another change of the profile is
-    acknowledged.
+    A ledger of profiles holds one fingerprint of each profile: an addition sets it, a removal deletes it, and
+    a plan has at most one change of a profile. A change that may have been sent without an acknowledgement
+    marks the fingerprint as doubtful, until another change of the profile is acknowledged.
 
     Args:
         state: Folder of all ledgers.
-        identity: What it belongs to.
+        identity: What the ledger belongs to.
         keep: Versions whose files and dead letters are kept, at least 1.
-        sizes: How new plans are cut.
-        clock: Seconds since the epoch.
-        sleep: Waits for so many seconds.
+        sizes: How new plans are divided.
+        clock: Returns seconds since the epoch.
+        sleep: Waits for a number of seconds.
 
     Raises:
-        LedgerError: From any method, when files cannot be read or written, are damaged, of a newer format, or
-            older than ``at_least`` says.
+        LedgerError: From any method, if files cannot be read or written, are damaged, have a newer format, or
+            are older than ``at_least``.
     """
 
     def __init__(
@@ -336,11 +345,11 @@ class Ledger:
         self.run = uuid4().hex[:12]
         self.lock = Lock(self.folder, self.run, clock, sleep)
         self.at_least = 0
-        """The version that this task last wrote, as far as Airflow knows it: an older one is refused."""
+        """The version that this task last wrote, if Airflow knows it. An older ledger is refused."""
         self.suspected: frozenset[str] = frozenset()
-        """Audiences that Talon.One may have lost since the plan in force."""
+        """Audiences that Talon.One may have lost since the current plan was made."""
         self.other_writers: list[str] = []
-        """Owners of runs that changed the audiences from outside, or hold them in other ledgers."""
+        """Owners of runs that left notes here, or that hold the same audiences in other ledgers."""
         self._keep = keep
         self._sizes = sizes
         self._clock = clock
@@ -355,22 +364,24 @@ class Ledger:
         self._acks: list[Acks] | None = []
         self._share: Share | None = None
         self._notes = Notes()
-        self._lost: tuple[File, ...] = ()
-        self._told: tuple[str, ...] = ()
-        self._carrying: Callable[[Chunk], None] | None = None
+        # Parts of plans whose manifests are lost.
+        self._lost_parts: tuple[File, ...] = ()
+        # Names of other ledgers that have notes of the current plan.
+        self._notified: tuple[str, ...] = ()
+        self._write_carried: Callable[[Chunk], None] | None = None
 
     @classmethod
     def at(cls, folder: Folder, **options: Any) -> Self:
         """Open the ledger in a folder.
 
         Raises:
-            LedgerError: There is none.
+            LedgerError: The folder has no ledger.
         """
         content = find_manifest(as_folder(folder)).content
-        names = [each.name for each in fields(LedgerIdentity) if each.name in content]
-        if not names:
+        parts = {name: content[name] for name in _IDENTITY_DEFAULTS if name in content}
+        if not parts:
             raise LedgerError(f"There is no ledger in this folder.\nFolder: {folder}")
-        identity = LedgerIdentity(**{name: content[name] for name in names})
+        identity = LedgerIdentity(**parts)
         ledger = cls(folder.parent.parent, identity, **options)
         if str(ledger.folder) != str(as_folder(folder)):
             raise LedgerError(
@@ -378,133 +389,134 @@ class Ledger:
             )
         return ledger
 
-    # What it says
+    # The ledger's content
 
     @property
     def place(self) -> str:
-        """The ledger's folder."""
+        """The ledger's folder, as text."""
         return str(self.folder)
 
     @property
     def version(self) -> int:
-        """Number of the version in force; 0 before the first one."""
+        """Number of the current version; 0 before the first one."""
         return self.manifest.version
 
     @property
     def owner(self) -> str:
-        """For whom the plan in force was made."""
+        """Owner of the run that made the current plan."""
         return self.manifest.owner
 
     @property
     def plan(self) -> str:
-        """Which plan is in force, for processes that push a part of it."""
+        """ID of the current plan, for processes that push a part of it."""
         return self.manifest.plan.folder
 
     @property
     def parts(self) -> int:
-        """Parts of the plan in force."""
+        """Number of parts of the current plan."""
         return len(self.manifest.plan.parts)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Attribute names, to which the fingerprints of profiles refer by number."""
+        """Attribute names. The fingerprints of profiles refer to positions in them."""
         return self.manifest.names
 
     @property
     def facts(self) -> RunFacts:
-        """What the last run remembered."""
-        known = {each.name for each in fields(RunFacts)}
+        """What the ledger remembers of the last run."""
+        known = {fact.name for fact in fields(RunFacts)}
         return RunFacts(**{name: value for name, value in self.manifest.facts.items() if name in known})
 
     @property
     def has_lost_plans(self) -> bool:
-        """Whether plans were found whose manifests are lost; the next version in force deletes them."""
-        return bool(self._lost)
+        """Whether there are plans whose manifests are lost. The next version deletes them."""
+        return bool(self._lost_parts)
 
     @property
     def dead_letters(self) -> str | None:
-        """Folder of this run's dead letters, or None when there are none."""
+        """Folder of this run's dead letters, or None if there are none."""
         return self._letters.place
 
     def load(self) -> None:
-        """Read the state, without keeping others out.
+        """Read the ledger without its lock.
 
         Raises:
-            LedgerError: It is damaged, of a newer format, or of another connection.
+            LedgerError: The ledger is damaged, has a newer format, or belongs to another connection.
         """
         self._load_manifest()
         self._acks = self._read_acks(self.manifest.plan)
 
     def _load_manifest(self) -> None:
-        """Read the state but for the acknowledgements, which are read when they are asked for."""
+        """Read the ledger except the acknowledgements, which ``acks`` reads."""
         found = find_manifest(self.folder, NOTES)
-        identity = {name: found.content.get(name, default) for name, default in _DEFAULTS.items()}
+        identity = {name: found.content.get(name, default) for name, default in _IDENTITY_DEFAULTS.items()}
         if found.content and identity != asdict(self.identity):
             raise LedgerError(
                 "The ledger in this folder belongs to another deployment, environment or audience.\n"
                 f"Ledger: {self.folder}"
             )
-        if found.newest < self.at_least and not self._had(self.at_least):
+        if found.newest < self.at_least and not self._has_files_since(self.at_least):
             raise LedgerError(
                 f"The ledger has version {found.newest}, but this task last wrote version {self.at_least}.\n"
                 "An older state was put back, or the ledger was deleted. Nothing was sent.\n"
-                'If it is meant: run the task once with send="all". Members that were added since and that\n'
-                "the query does not have now are unknown to the ledger and stay in the audience.\n"
+                'If that is intended, run the task once with send="all". Members that were added since then\n'
+                "and that the query does not have now are unknown to the ledger and stay in the audience.\n"
                 f"Ledger: {self.folder}"
             )
         self.manifest, self._newest = found.manifest, found.newest
         if found.damaged:
             log.warning(
-                "The ledger's last manifest is damaged, so the one before it counts.\n"
-                "What was sent since is sent again.\nManifest: %s",
+                "The ledger's last manifest is damaged, so the one before it is used.\n"
+                "Changes that were sent since then are sent again.\nManifest: %s",
                 self.folder / found.damaged[0],
             )
-        suspects = [read_json(self.folder / each) for each in self._files(self.manifest.plan, _SUSPECTS)]
+        suspects = [read_json(self.folder / name) for name in self._files(self.manifest.plan, _SUSPECTS)]
         self.suspected = frozenset(audience for audiences in suspects for audience in audiences or ())
-        self._lost = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
+        self._lost_parts = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
         self._notes = find_notes(self.folder, self._clock()) if found.has_notes else Notes()
         self.other_writers = sorted(filter(None, set(self._notes.writers.values())))
         self._acks = self._share = None
 
-    def _had(self, version: int) -> bool:
-        """Whether files of a version, or of a later one, are there, so that only its manifest was lost."""
+    def _has_files_since(self, version: int) -> bool:
+        """Whether there are files of a version or of a later one, so that only its manifest is lost."""
         numbers = [int(name.split("-")[0]) for name in names_in(self.folder) if _VERSION.match(name)]
         return any(number >= version for number in numbers)
 
     def neighbours(self) -> list[str]:
-        """Say which other ledgers of the same audience there are, and what tells them from this one."""
-        alike = [
+        """Return a line for each other ledger of the same audience: the differences, and its folder."""
+        similar = [
             name
             for name in names_in(self._host)
             if name.rpartition("-")[0] == self.identity.readable and name != self.folder.name
         ]
         if self.identity.holds == "members":
             kind, _, audience = self.identity.name.partition(":")
-            mine = [audience] if kind == "audience" else ()
+            audiences = [audience] if kind == "audience" else ()
             for in_scope in (True, False):
-                alike += self.registry.ledgers_of(mine, in_scope=in_scope)
-        return [line for name in sorted(set(alike)) if (line := self._difference(self.registry.folder(name)))]
+                similar += self.registry.ledgers_of(audiences, in_scope=in_scope)
+        folders = map(self.registry.folder, sorted(set(similar)))
+        return [line for folder in folders if (line := self._difference(folder))]
 
     def _difference(self, other: Folder) -> str:
         try:
             content = find_manifest(other).content
         except LedgerError:
             return ""
-        differs = [
+        differences = [
             f"{name} is {content.get(name, default)!r} there and {getattr(self.identity, name)!r} here"
-            for name, default in _DEFAULTS.items()
+            for name, default in _IDENTITY_DEFAULTS.items()
             if content.get(name, default) != getattr(self.identity, name)
         ]
-        return f"{'; '.join(differs)}: {other}" if content and differs else ""
+        return f"{'; '.join(differences)}: {other}" if content and differences else ""
 
     def known(self) -> Folded:
-        """Members that Talon.One acknowledged, sorted."""
+        """Return the members that Talon.One acknowledged, sorted."""
         members = self.manifest.members
         snapshot: Iterable[Chunk] = read_chunks(self.folder, members) if members else ()
-        plans = [self._made_of(plan, self._read_acks(plan)) for plan in self.manifest.since]
-        plans.append(self._made_of(self.manifest.plan, self.acks))
-        if self._holds_profiles and self._has_doubts_of_others:
-            plans.append(self._doubts_of_profiles())
+        plans = [self._effects_of(plan, self._read_acks(plan)) for plan in self.manifest.since]
+        plans.append(self._effects_of(self.manifest.plan, self.acks))
+        if self._holds_profiles and self._has_outside_changes:
+            plans.append(self._doubtful_profiles())
         known = Folded(snapshot, plans, one_per_profile=self._holds_profiles)
         if not self._holds_profiles:
             return known
@@ -517,19 +529,19 @@ class Ledger:
         if not self.suspected and not noted:
             return known
         return Folded(
-            map(partial(_doubting, profiles=None if self.suspected else noted), known),
+            map(partial(_with_doubts, profiles=None if self.suspected else noted), known),
             [],
             one_per_profile=True,
         )
 
     def uncertain(self) -> Iterator[Chunk]:
-        """Memberships that a request may have changed without an acknowledgement, sorted, each once.
+        """Yield members that a request may have changed without an acknowledgement, sorted and distinct.
 
-        None in a ledger of profiles: there, ``known`` has a doubt on their fingerprints.
+        A ledger of profiles yields none: ``known`` marks their fingerprints as doubtful.
         """
         if self._holds_profiles:
             return iter(())
-        doubts = (
+        unacknowledged = (
             (change.profile_id, change.key)
             for chunk in self.unacknowledged()
             for change in chunk.changes()
@@ -542,31 +554,31 @@ class Ledger:
             if member[1] in self.suspected
         )
         return _chunks_of_members(
-            heapq.merge(doubts, suspects, self._contradicted(), sorted(self.withheld()))
+            heapq.merge(unacknowledged, suspects, self._contradicted(), sorted(self.withheld()))
         )
 
     def withheld(self) -> dict[Member, Action]:
         """Return changes that run rules and got no clear answer, as actions by member.
 
-        Talon.One may have made them or not. They are not sent again, unless all is sent. Each cost a request
-        without an answer, so there are never many.
+        They are not sent again, unless all is sent. Each of them cost a request without an answer, so there
+        are never many.
         """
         plan, carried = self.manifest.plan, self.manifest.withheld
         withheld: dict[Member, Action] = {}
         for chunk in read_chunks(self.folder, carried) if carried else ():
             withheld.update((change[:2], change.action) for change in chunk.changes())
-        for chunk in self._made_of(plan, self.acks) if withheld else ():
+        for chunk in self._effects_of(plan, self.acks) if withheld else ():
             for member in zip(chunk.ids, chunk.each_key, strict=False):
                 withheld.pop(member, None)
         for part, acks in enumerate(self.acks if plan.together else ()):
             for _, change in self._unclear_in(part, acks):
                 withheld[change[:2]] = change.action
-        for change, _ in chain.from_iterable(map(self._lost_calls, self._lost)):
+        for change, _ in chain.from_iterable(map(self._sent_with_rules, self._lost_parts)):
             withheld[change[:2]] = change.action
         return withheld
 
-    def _lost_calls(self, file: File) -> Iterator[tuple[Change, bool]]:
-        """Yield changes of a plan whose manifest is lost that run rules and may have been made.
+    def _sent_with_rules(self, file: File) -> Iterator[tuple[Change, bool]]:
+        """Yield changes of a lost plan's part that run rules and may have been sent.
 
         Yields:
             The change, and whether it was acknowledged or has a dead letter.
@@ -577,13 +589,13 @@ class Ledger:
         acks = Acks(may_have_left=sys.maxsize)
         if calls and (part := _PART.fullmatch(name)):
             with suppress(DamagedError):
-                acks = self._joined(Plan(folder=folder), int(part[1]))
+                acks = self._acks_of_part(Plan(folder=folder), int(part[1]))
         for number, change in calls:
             if number in acks.landed or acks.is_open(number):
                 yield change, number in acks.settled
 
     def _unclear_in(self, part: int, acks: Acks) -> Iterator[tuple[int, Change]]:
-        """Yield changes of a part that run rules and may have been made, with their numbers."""
+        """Yield changes of a part that run rules and got no clear answer, with their batch numbers."""
         if acks.withheld or acks.may_have_left:
             for number, chunk in enumerate(self._batches(part)):
                 if chunk.runs_rules and acks.is_open(number):
@@ -591,26 +603,26 @@ class Ledger:
 
     def state(self) -> str:
         """Return a digest of all that ``known`` and ``uncertain`` depend on."""
-        acks = [each for plan in self.manifest.plans for each in self._files(plan, _ACKS)]
-        told = [
+        acks = [name for plan in self.manifest.plans for name in self._files(plan, _ACKS)]
+        content = [
             *(self.manifest.file, sorted(self.suspected)),
-            *([file.file for file in files] for files in (self._notes.files, self._lost)),
-            *([each, read_json(self.folder / each)] for each in acks),
+            *([file.file for file in files] for files in (self._notes.files, self._lost_parts)),
+            *([name, read_json(self.folder / name)] for name in acks),
         ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def filled(self) -> frozenset[str]:
-        """Return the audiences that have members here, and have had all of their first ones."""
-        found: set[str] = set()
+        """Return the known audiences, except those whose first members are still being sent."""
+        audiences: set[str] = set()
         for chunk in self.known():
-            found.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
-        return frozenset(found.difference(self.facts.filling, self.suspected))
+            audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
+        return frozenset(audiences.difference(self.facts.filling, self.suspected))
 
     def _contradicted(self) -> Iterator[tuple[str, str]]:
-        """Yield, sorted, members of which others say another thing than this ledger."""
+        """Yield, sorted, members that changes from outside leave in another state than ``known``."""
         changes = heapq.merge(
-            zip(self._changed_by_others("add"), repeat("add"), strict=False),
-            zip(self._changed_by_others("remove"), repeat("remove"), strict=False),
+            zip(self._changed_outside("add"), repeat("add"), strict=False),
+            zip(self._changed_outside("remove"), repeat("remove"), strict=False),
         )
         change = next(changes, None)
         for chunk in self.known() if change else ():
@@ -626,10 +638,10 @@ class Ledger:
             change = next(changes, None)
 
     def unacknowledged(self, *, withheld: bool = True) -> Iterator[Chunk]:
-        """Changes of the plan in force without an outcome, with what is uncertain about them now, sorted.
+        """Yield changes of the current plan without an acknowledgement, marked if uncertain, sorted.
 
         Args:
-            withheld: Also those that run rules and got no clear answer.
+            withheld: Whether to include changes that run rules and got no clear answer.
         """
         settled = self._settled_refusals()
         for part, (lines, landed, refused, *_) in enumerate(self._progress()):
@@ -639,48 +651,48 @@ class Ledger:
             for number, chunk in enumerate(self._batches(part)):
                 if number not in acks.landed:
                     if withheld or number not in acks.withheld:
-                        yield _unsure(chunk) if acks.is_open(number) else chunk
+                        yield _as_uncertain(chunk) if acks.is_open(number) else chunk
                 elif number in acks.refused:
-                    # A refusal says nothing about what an earlier request did.
-                    left = _unsure(chunk.at(_uncertain_refusals(chunk, number, acks)))
-                    members = zip(left.ids, left.each_key, strict=False)
-                    left = left.at([at for at, member in enumerate(members) if member not in settled])
-                    if len(left):
-                        yield left
+                    # An earlier request may have made a change that was refused later.
+                    uncertain = _as_uncertain(chunk.at(_uncertain_refusals(chunk, number, acks)))
+                    members = zip(uncertain.ids, uncertain.each_key, strict=False)
+                    left = [at for at, member in enumerate(members) if member not in settled]
+                    if left:
+                        yield uncertain.at(left)
 
     def refused(self) -> Iterator[Chunk]:
-        """Changes that Talon.One refused in the plan in force, and those that were carried over, sorted."""
+        """Yield changes that Talon.One refused in the current plan, and those carried over, sorted."""
         carried = self.manifest.refused
         streams = [
             read_chunks(self.folder, carried) if carried else (),
             (chunk for part in range(self.parts) for chunk in self._refused_in(part)),
         ]
-        changes = heapq.merge(*(chain.from_iterable(chunk.changes() for chunk in each) for each in streams))
-        while some := list(islice(changes, BLOCK)):
-            yield Chunk.of(some)
+        changes = heapq.merge(*(chain.from_iterable(map(Chunk.changes, stream)) for stream in streams))
+        while block := list(islice(changes, BLOCK)):
+            yield Chunk.of(block)
 
     def changes(self) -> Iterator[Chunk]:
-        """All changes of the plan in force, batch by batch."""
+        """Yield all changes of the current plan, batch by batch."""
         for part in range(self.parts):
             yield from self._batches(part)
 
     @property
     def acks(self) -> list[Acks]:
-        """What is known of each part of the plan."""
+        """The acknowledgements of each part of the current plan."""
         if self._acks is None or self._share:
             self._acks = self._read_acks(self.manifest.plan)
         return self._acks
 
-    # A run
+    # A run in one process
 
     @contextmanager
     def held(self, owner: str, *, wait: float = 0.0, waits_for_parts: bool = False) -> Iterator[None]:
-        """Keep other runs out, and read the state.
+        """Hold the ledger's lock, and read the ledger.
 
         Args:
-            owner: Who asks; an earlier try of the same owner makes way.
-            wait: Seconds to wait for another owner to end.
-            waits_for_parts: Give way to processes of the same owner that push parts.
+            owner: The owner of this run, which takes over from an earlier try of the same owner.
+            wait: Seconds to wait until another owner ends.
+            waits_for_parts: Whether to give way to the same owner's pushes of parts.
 
         Raises:
             LedgerBusyError: Another owner holds the ledger, or other processes push its plan.
@@ -689,9 +701,9 @@ class Ledger:
         with self.lock.held(owner, last_token=token, waits_for_parts=waits_for_parts, wait=wait):
             self._load_manifest()
             self._owner = owner
-            self._told = ()
+            self._notified = ()
             try:
-                with self._taken_over():
+                with self._confirming_damage():
                     yield
             except BaseException:
                 with suppress(LedgerError):
@@ -700,8 +712,11 @@ class Ledger:
             self._end_notes(0.0)
 
     @contextmanager
-    def _taken_over(self) -> Iterator[None]:
-        """Tell damage from a run that was taken over, whose files the other run has deleted."""
+    def _confirming_damage(self) -> Iterator[None]:
+        """If a file is damaged or missing, raise the lock's error instead if another run took over.
+
+        That run may have deleted the file.
+        """
         try:
             yield
         except DamagedError:
@@ -709,12 +724,12 @@ class Ledger:
             raise
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """Note, durably, that Talon.One may have lost audiences; the next plan in force voids it.
+        """Note, durably and until the next plan, that Talon.One may have lost the members of audiences.
 
-        In a ledger of profiles any name puts a doubt on all of them.
+        In a ledger of profiles, any name marks all fingerprints as doubtful.
         """
         suspected = self.suspected.union(audiences)
-        # Of a ledger without a version there are no members.
+        # A ledger without a version has no members.
         if self.version and suspected != self.suspected:
             write_suspects(self.folder, self.plan, self.run, suspected)
         self.suspected = suspected
@@ -730,56 +745,54 @@ class Ledger:
         self.lock.confirm()
 
     def draft(self, planner: Planner) -> Draft:
-        """Write the next version: a plan, and anew the members where they are many changes away.
+        """Write the next version: a plan, and a file of members if there are many changes since the last one.
 
-        The planner's streams are passed over once.
+        The planner may iterate over its arguments once.
         """
         self._notes = find_notes(self.folder, self._clock())
         draft = Draft(
             version=self._newest + 1,
             folder=f"{self._newest + 1:08}-{self.run}",
             members=self.manifest.members,
-            since=self.manifest.plans if self._has_moved else self.manifest.since,
+            since=self.manifest.plans if any(map(self._has_effects, self.acks)) else self.manifest.since,
             spent=self._notes.spent,
         )
-        changes = sum(each.changes for each in draft.since)
+        changes = sum(plan.changes for plan in draft.since)
         lines = draft.members.lines if draft.members else 0
-        is_new = changes * _SHARE > lines or len(draft.since) > _PLANS
+        # Doubtful fingerprints are in no plan's files, so they must be among the members.
+        has_doubts = self._holds_profiles and bool(self._has_outside_changes or self.suspected)
+        rewrites = has_doubts or changes * _REWRITE_SHARE > lines or len(draft.since) > _MOST_PLANS
         try:
-            # Doubts about fingerprints are in no plan's files, so they have to be among the members.
-            if is_new or (self._holds_profiles and (self._has_doubts_of_others or self.suspected)):
-                return self._drafted(replace(draft, since=()), planner, anew=True)
-            return self._drafted(draft, planner, anew=False)
+            return self._write_draft(draft, planner, rewrites_members=rewrites)
         except BaseException:
             with suppress(LedgerError):
                 self.discard(draft)
             raise
 
-    def _drafted(self, draft: Draft, planner: Planner, *, anew: bool) -> Draft:
+    def _write_draft(self, draft: Draft, planner: Planner, *, rewrites_members: bool) -> Draft:
         audiences: set[str] = set()
         known = self.known()
         with ExitStack() as files:
-            carried = _Later(files, self.folder / draft.folder / "refused.tsv.zst")
-            self._carrying = carried.write
-            if anew:
+            carried = _LazyFile(files, self.folder, f"{draft.folder}/refused.tsv.zst")
+            self._write_carried = carried.write
+            if rewrites_members:
                 name = f"{draft.folder}/members.tsv.zst"
                 file = files.enter_context(writing_lines(self.folder / name))
-                copying = self._noted(_copied(known, file), audiences)
-                draft = self._written(draft, planner(copying, self.uncertain()), audiences)
+                copying = self._collecting(_copied(known, file), audiences)
+                draft = self._write_plan(draft, planner(copying, self.uncertain()), audiences)
                 for _ in copying:
-                    """A plan may not have asked for all of them."""
+                    """Copy the members that the planner did not ask for."""
                 file.finish()
-                draft = replace(draft, members=file.as_file(name) if file.lines else None)
+                draft = replace(draft, members=file.as_file(name) if file.lines else None, since=())
             else:
-                known.snapshot = self._noted(known.snapshot, audiences)
-                draft = self._written(draft, planner(known, self.uncertain()), audiences)
-            refused = carried.as_file(f"{draft.folder}/refused.tsv.zst")
-        self._carrying = None
-        withheld = self._keep_withheld(draft, self.withheld())
+                known.snapshot = self._collecting(known.snapshot, audiences)
+                draft = self._write_plan(draft, planner(known, self.uncertain()), audiences)
+            refused = carried.as_file()
+        self._write_carried = None
+        withheld = self._write_withheld(draft, self.withheld())
         return replace(draft, refused=refused, withheld=withheld, audiences=frozenset(audiences))
 
-    def _keep_withheld(self, draft: Draft, withheld: Mapping[Member, Action]) -> File | None:
-        """Write what is withheld for the versions after the one in force."""
+    def _write_withheld(self, draft: Draft, withheld: Mapping[Member, Action]) -> File | None:
         if not withheld:
             return None
         name = f"{draft.folder}/withheld.tsv.zst"
@@ -788,49 +801,52 @@ class Ledger:
             file.finish()
             return file.as_file(name)
 
-    def _written(self, draft: Draft, changes: Iterable[Chunk], audiences: set[str]) -> Draft:
-        part = -(-self._sizes.part // self._sizes.batch) * self._sizes.batch
+    def _write_plan(self, draft: Draft, changes: Iterable[Chunk], audiences: set[str]) -> Draft:
+        size = -(-self._sizes.part // self._sizes.batch) * self._sizes.batch
         runs_rules = False
 
-        def looked_at() -> Iterator[Chunk]:
+        def checked() -> Iterator[Chunk]:
             nonlocal runs_rules
-            for chunk in self._noted(changes, audiences):
+            for chunk in self._collecting(changes, audiences):
                 runs_rules = runs_rules or chunk.runs_rules
                 yield chunk
 
-        parts = write_plan(self.folder, draft.folder, looked_at(), part)
+        parts = write_plan(self.folder, draft.folder, checked(), size)
         return replace(draft, parts=parts, runs_rules=runs_rules)
 
-    def _noted(self, chunks: Iterable[Chunk], audiences: set[str]) -> Iterator[Chunk]:
-        """Yield chunks, and note their audiences."""
+    def _collecting(self, chunks: Iterable[Chunk], audiences: set[str]) -> Iterator[Chunk]:
+        """Yield chunks, and add their audiences to a set."""
         for chunk in chunks:
             if not self._holds_profiles:
                 audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
             yield chunk
 
     def note_refused_before(self, draft: Draft, members: Iterable[Member]) -> None:
-        """Write which changes of a draft Talon.One refused before, for the processes that push it."""
+        """Write a draft's changes that Talon.One refused before, for the processes that push the draft."""
         if changes := [Change(*member, "add") for member in sorted(members)]:
-            with writing_lines(self.folder / draft.folder / _AGAIN) as file:
+            with writing_lines(self.folder / draft.folder / _REFUSED_BEFORE) as file:
                 file.write(Chunk.of(changes))
 
     def _refused_before(self) -> frozenset[Member]:
-        place = self.folder / self.plan
-        if _AGAIN not in names_in(place):
+        folder = self.folder / self.plan
+        if _REFUSED_BEFORE not in names_in(folder):
             return frozenset()
         try:
-            chunks = list(read_chunks(place, File(file=_AGAIN, sha256="", lines=0, key="")))
+            chunks = list(read_chunks(folder, File(file=_REFUSED_BEFORE, sha256="", lines=0, key="")))
         except DamagedError as error:
-            # It only saves requests.
+            # The file only saves requests.
             log.warning("Changes that were refused before are sent with the others.\n%s", error)
             return frozenset()
         return frozenset(change[:2] for chunk in chunks for change in chunk.changes())
 
     def carry(self, chunk: Chunk) -> None:
-        """Keep refused changes that the plan leaves out for ``refused``: for planners, in order."""
-        if not self._carrying:
+        """Keep refused changes that the plan leaves out, so that ``refused`` yields them again.
+
+        Only a planner may call this, with sorted changes.
+        """
+        if not self._write_carried:
             raise RuntimeError("Only a planner may carry refused changes.")
-        self._carrying(chunk)
+        self._write_carried(chunk)
 
     def discard(self, draft: Draft) -> None:
         """Delete the files of a draft."""
@@ -839,13 +855,13 @@ class Ledger:
     def enforce(
         self, draft: Draft, *, facts: RunFacts, names: Iterable[str] = (), handed_over: bool = False
     ) -> None:
-        """Put a draft in force; from here on a crash resumes it.
+        """Make a draft the current version. A run that is killed from now on is resumed.
 
         Args:
             draft: The draft.
-            facts: What to remember.
-            names: All attribute names of its fingerprints: those of before, and after them new ones.
-            handed_over: Whether other processes push it, so that the ledger stays in use when this one ends.
+            facts: What the ledger remembers of this run.
+            names: All attribute names of its fingerprints: the names before it, and after them the new ones.
+            handed_over: Whether other processes push the plan, so that the lock stays when this one ends.
         """
         self.lock.confirm()
         batch = self._sizes.batch
@@ -853,8 +869,8 @@ class Ledger:
         if draft.runs_rules:
             plan = replace(plan, batch=1, together=batch)
         acks = [plan.acks_of(part, self.run) for part in range(len(plan.parts))]
-        for each in acks:
-            Acks().write(self.folder / each)
+        for name in acks:
+            Acks().write(self.folder / name)
         manifest = Manifest(
             version=draft.version,
             owner=self._owner,
@@ -866,63 +882,63 @@ class Ledger:
             letters=self._letters_name,
             names=tuple(names),
             facts=asdict(facts),
-            told=self._tell_others(draft, facts),
+            told=self._notify_others(draft, facts),
         )
-        self._put_in_force(self.manifest.followed_by(manifest, self._keep))
+        self._write_manifest(self.manifest.followed_by(manifest, self._keep))
         for name in draft.spent:
             remove(self.folder / NOTES / name)
         self.lock.handed_over = handed_over
         self._newest = draft.version
         self.suspected = frozenset()
-        self._lost = ()
+        self._lost_parts = ()
         self._notes = Notes()
 
     def remember(self, facts: RunFacts) -> None:
-        """Put new facts beside the plan in force; a ledger without a version remembers nothing."""
+        """Replace the facts of the current version; a ledger without a version remembers nothing."""
         if self.version:
             self.lock.confirm()
-            self._put_in_force(replace(self.manifest, facts=asdict(facts), before=self.manifest.file))
+            self._write_manifest(replace(self.manifest, facts=asdict(facts), before=self.manifest.file))
 
-    def _put_in_force(self, manifest: Manifest) -> None:
-        """Write a manifest, and delete what it does not name."""
+    def _write_manifest(self, manifest: Manifest) -> None:
+        """Make a manifest the current one, and delete files that it does not name."""
         manifest = replace(manifest, fencing_token=self.lock.fencing_token, run=self.run)
         manifest = replace(manifest, file=manifest.file_name(self._manifests_written))
         self._manifests_written += 1
         manifest.write(self.folder, self.identity.parts)
-        # After the write and not before it: whoever takes over from now on will read it.
+        # After the write: a run that takes over from now on reads it.
         self.lock.confirm()
         self.manifest = manifest
         self._acks = self._share = None
         manifest.remove_others(self.folder, self.lock.confirm)
-        oldest = min([manifest.letters, *(each["letters"] for each in manifest.history)])
+        oldest = min([manifest.letters, *(version["letters"] for version in manifest.history)])
         prune_letters(self.folder, self._keep, oldest)
 
     def abandon(self) -> int:
-        """Give up changes that run rules and may have been sent by a run that was killed; count them.
+        """Withhold changes that run rules and may have been sent by a run that was killed.
 
-        Each gets a dead letter and is withheld from now on.
+        Returns:
+            Their number. Each of them gets a dead letter.
         """
-        calls = chain.from_iterable(map(self._lost_calls, self._lost))
-        lost = [change for change, is_clear in calls if not is_clear]
+        calls = chain.from_iterable(map(self._sent_with_rules, self._lost_parts))
+        lost = [change for change, is_settled in calls if not is_settled]
         for change in lost:
             self._letters.add(self._unclear_letter(change))
         parts = range(self.parts)
         return len(lost) + sum(self._abandon(part, self.acks[part], self._letters) for part in parts)
 
     def _abandon(self, part: int, acks: Acks, letters: DeadLetters) -> int:
-        plan, given_up = self.manifest.plan, Acks()
+        plan, abandoned = self.manifest.plan, Acks()
         for number, change in self._unclear_in(part, acks) if plan.together else ():
-            if number in acks.withheld:
-                continue
-            given_up.withheld.add(number)
-            letters.add(self._unclear_letter(change))
-        if given_up.withheld:
+            if number not in acks.withheld:
+                abandoned.withheld.add(number)
+                letters.add(self._unclear_letter(change))
+        if abandoned.withheld:
             letters.flush()
-            # A file of its own: this run may push the part too, and writes another one then.
-            given_up.write(self.folder / plan.acks_of(part, uuid4().hex[:12]))
+            # Not under this run's ID: if this run pushes the part, it writes another file.
+            abandoned.write(self.folder / plan.acks_of(part, uuid4().hex[:12]))
             self.lock.confirm()
             self._acks = None
-        return len(given_up.withheld)
+        return len(abandoned.withheld)
 
     def _unclear_letter(self, change: Change) -> dict[str, Any]:
         return {
@@ -936,17 +952,20 @@ class Ledger:
         }
 
     def share(self) -> Share:
-        """Return all parts of the plan in force, for a process that holds the ledger."""
+        """Return all parts of the current plan, for a process that holds the ledger."""
         if self._share is None:
             self._share = self._share_of(dict(enumerate(self.acks)), self._letters)
         return self._share
 
     def adopt(self, owner: str, records: Iterable[Record]) -> int:
-        """Record members that an audience got by other means as acknowledged; return how many.
+        """Record members that an audience got by other means as acknowledged.
 
         Args:
-            owner: Who does this.
+            owner: Owner of this run.
             records: The members, in any order.
+
+        Returns:
+            Number of members.
 
         Raises:
             LedgerError: The ledger exists already.
@@ -960,10 +979,10 @@ class Ledger:
                     f"with the members that mirrors have added.\nFolder: {self.folder}"
                 )
             members = in_order(sorted_members(records), counts, lambda _: None)
-            self._begin_anew(members, facts=RunFacts())
+            self._begin_with(members, facts=RunFacts())
         return counts.read - counts.duplicate - counts.rejected.total()
 
-    def _begin_anew(
+    def _begin_with(
         self,
         members: Iterable[Chunk],
         *,
@@ -971,36 +990,36 @@ class Ledger:
         names: Iterable[str] = (),
         withheld: Mapping[Member, Action] | None = None,
     ) -> None:
-        """Put a version of these members and an empty plan in force."""
+        """Make a version of these members and an empty plan the current one."""
         folder = f"{self._newest + 1:08}-{self.run}"
         name = f"{folder}/members.tsv.zst"
         audiences: set[str] = set()
         with writing_lines(self.folder / name) as file:
-            for _ in self._noted(_copied(members, file), audiences):
-                """It is written on the way."""
+            for _ in self._collecting(_copied(members, file), audiences):
+                """Copying is all there is to do."""
         draft = Draft(version=self._newest + 1, folder=folder, audiences=frozenset(audiences))
         if file.lines:
             draft = replace(draft, members=file.as_file(name))
         if withheld:
-            draft = replace(draft, withheld=self._keep_withheld(draft, withheld))
+            draft = replace(draft, withheld=self._write_withheld(draft, withheld))
         self.enforce(draft, facts=facts, names=names)
 
-    # A plan for which several processes read, or that several push
+    # A run in several processes
 
     @contextmanager
     def divided(self, owner: str, part: int | None = None) -> Iterator[None]:
-        """Keep other runs out while several processes read the source, and until one of them plans.
+        """Hold the ledger for processes that read a source in ranges, until one of them plans.
 
         Args:
-            owner: Whose plan it will be.
-            part: Which of them this is; None for the one that divides the source before.
+            owner: The owner of all these processes.
+            part: Number of the range that this process reads; None for the process that divides the source.
         """
         if part is None:
             with self.held(owner):
                 yield
                 self.lock.handed_over = True
             return
-        # This process has no other lock than that of its part.
+        # This process holds the lock of its range only.
         self.lock = Lock(self.folder, self.run, self._clock, self._sleep, part=part)
         with self.lock.held(owner):
             self.lock.handed_over = True
@@ -1010,25 +1029,25 @@ class Ledger:
     def pushing(
         self, owner: str, plan: str, parts: Sequence[int], facts: RunFacts | None = None
     ) -> Iterator[Share]:
-        """Push some parts of a plan that another process put in force, or an earlier try left.
+        """Push some parts of a plan that another process made, or what an earlier try has not sent of them.
 
         Args:
-            owner: Who pushes; all processes of one sync have the same owner.
-            plan: Which plan.
-            parts: Numbers of the parts, from 0. A part must always be pushed with the same other parts: of
-                two processes that push the same first part, the later one goes on.
-            facts: Of the connection that this process has.
+            owner: The owner, which is the same for all processes of one sync.
+            plan: ID of the plan.
+            parts: Numbers of the parts, from 0. A part is always pushed with the same other parts: if two
+                processes push the same first part, the later one takes over.
+            facts: Facts about this process's connection.
 
         Raises:
-            LedgerError: The plan is not in force or not enough any more, it was made for another API key, or
-                another run is at work; nothing was sent.
+            LedgerError: The plan was replaced, was made for another API key, or is incomplete because an
+                audience lost its members; or another run is active. Nothing was sent.
             InvalidInputError: The plan has no such part.
         """
         self._load_manifest()
         self._refuse_other(plan)
-        if not parts or not all(type(each) is int and 0 <= each < self.parts for each in parts):
+        if not parts or not all(type(part) is int and 0 <= part < self.parts for part in parts):
             raise InvalidInputError(f"Parts must be numbers from 0 to {self.parts - 1}, but are {parts!r}.")
-        # This process has no other lock than that of its parts.
+        # This process holds the lock of its parts only.
         self.lock = Lock(self.folder, self.run, self._clock, self._sleep, part=parts[0])
         with self.lock.held(owner):
             self._load_manifest()
@@ -1042,33 +1061,30 @@ class Ledger:
                     "Nothing was sent. Clear the task that plans (plan).\n"
                     f"Ledger: {self.folder}"
                 )
-            # Until the plan is committed, an end is a pause.
+            # The ledger stays in use until the plan is committed.
             self.lock.handed_over = True
             prefix = f"{parts[0]:05}-{self.run}-"
             letters = DeadLetters(self.folder, self.manifest.letters, prefix=prefix, keep=self._keep)
-            found = self._files(self.manifest.plan, _ACKS)
-            plan_now = self.manifest.plan
-            known = {part: self._joined(plan_now, part, found) for part in parts}
+            known = dict(zip(parts, self._read_acks(self.manifest.plan, parts), strict=True))
             abandoned = sum(self._abandon(part, acks, letters) for part, acks in known.items())
             if abandoned:
-                found = self._files(plan_now, _ACKS)
-                known = {part: self._joined(plan_now, part, found) for part in parts}
+                known = dict(zip(parts, self._read_acks(self.manifest.plan, parts), strict=True))
             share = self._share_of(known, letters)
             share.abandoned = abandoned
             share.refused_before = self._refused_before()
-            with self._taken_over():
+            with self._confirming_damage():
                 yield share
 
     def commit(self, owner: str, plan: str, check: Callable[[], object] = lambda: None) -> Outcome:
-        """Check that all parts of a plan are in, say what became of them, and give the ledger back.
+        """Check that all parts of a plan are complete, and release the ledger.
 
         Args:
-            owner: Who asks.
-            plan: Which plan.
-            check: Called when all are in; it may ``suspect`` audiences.
+            owner: Owner of this run.
+            plan: ID of the plan.
+            check: Called when all parts are complete; it may ``suspect`` audiences.
 
         Raises:
-            LedgerError: Parts are not in, or the plan is not in force any more or is not enough any more.
+            LedgerError: Parts are not complete, or the plan was replaced, or an audience lost its members.
         """
         with self.held(owner, waits_for_parts=True):
             self._refuse_other(plan)
@@ -1077,22 +1093,22 @@ class Ledger:
             lines, landed, refused, skipped, unclear = (
                 map(sum, zip(*progress, strict=True)) if progress else (0,) * 5
             )
-            if left := [part for part, each in enumerate(progress) if each[1] + each[4] < each[0]]:
+            left = [at for at, (total, done, *_, withheld) in enumerate(progress) if done + withheld < total]
+            if left:
                 self.lock.handed_over = True
-                numbers = ", ".join(map(str, left[:_NAMED])) + (", ..." if len(left) > _NAMED else "")
+                numbers = ", ".join(map(str, left[:_LISTED])) + (", ..." if len(left) > _LISTED else "")
                 raise LedgerError(
-                    f"{len(left):,} of {len(progress):,} parts of the plan are not in ({numbers}):\n"
-                    f"{lines - landed - unclear:,} of {lines:,} changes. Push these parts again."
+                    f"{len(left):,} of {len(progress):,} parts of the plan are not complete ({numbers}).\n"
+                    f"They lack {lines - landed - unclear:,} of {lines:,} changes. Push these parts again."
                 )
             check()
             self._refuse_suspected()
-            # From here on, a file of acknowledgements that goes missing is noticed.
-            found = tuple(self._files(self.manifest.plan, _ACKS))
-            sealed = replace(self.manifest.plan, acks=found)
+            # A file of acknowledgements that is missing from now on is an error.
+            sealed = replace(self.manifest.plan, acks=tuple(self._files(self.manifest.plan, _ACKS)))
             before = self.manifest.file
             facts = {**self.manifest.facts, "filling": []}
-            self._put_in_force(replace(self.manifest, plan=sealed, facts=facts, before=before))
-            self._told = self.manifest.told
+            self._write_manifest(replace(self.manifest, plan=sealed, facts=facts, before=before))
+            self._notified = self.manifest.told
             letters = self.folder / LETTERS / self.manifest.letters
             added, removed = self._acknowledged_by_audience()
             return Outcome(
@@ -1109,22 +1125,22 @@ class Ledger:
     def _refuse_other(self, plan: str) -> None:
         if plan != self.plan:
             raise LedgerError(
-                f"The plan {plan} is not in force any more: another run has planned since.\n"
+                f"The plan {plan} was replaced: another run has planned since.\n"
                 f"The ledger has version {self.version} now. Nothing was sent. Plan again.\n"
                 f"Ledger: {self.folder}"
             )
 
     def _refuse_suspected(self) -> None:
-        """A plan is too little for an audience that has lost its members."""
+        """Raise an error if an audience may have lost members that the plan does not add."""
         if self.suspected:
             raise LedgerError(
                 "While this plan was pushed, an audience was deleted or made again in Talon.One.\n"
-                "One that was made anew since has lost its members, and the rest of the plan is too little.\n"
-                "Nothing more was sent. See that the audience exists, and clear the task that plans (plan).\n"
+                "If it was made again, it has lost members that this plan does not add.\n"
+                "Nothing more was sent. Make sure that it exists, and clear the task that plans (plan).\n"
                 f"Ledger: {self.folder}"
             )
 
-    # Parts of the above
+    # Internals
 
     @property
     def _holds_profiles(self) -> bool:
@@ -1133,12 +1149,12 @@ class Ledger:
     def _share_of(self, known: Mapping[int, Acks], letters: DeadLetters) -> Share:
         plan, ahead = self.manifest.plan, self._sizes.ahead
         if plan.together:
-            # What was noted ahead of a kill and runs rules has to be looked at by a person.
+            # If the run is killed, a person must check each change that runs rules and was noted ahead.
             ahead = -(-ahead // _FEWER_AHEAD)
         return Share(self.folder, plan, known, self.lock, letters, ahead)
 
     def _progress(self) -> list[tuple[int, int, int, int, int]]:
-        """Count, by part: its changes, and how many landed, were refused, were skipped, and are withheld."""
+        """Return counts by part: all, landed, refused, skipped and withheld changes."""
         plan = self.manifest.plan
         return [
             (part.lines, *acks.counts(part.lines, plan.batch))
@@ -1146,33 +1162,29 @@ class Ledger:
         ]
 
     def _acknowledged_by_audience(self) -> tuple[Counter[str], Counter[str]]:
-        """Count what Talon.One took of the plan in force: additions and removals by audience."""
+        """Count the acknowledged additions and removals of the current plan, by audience."""
         added: Counter[str] = Counter()
         removed: Counter[str] = Counter()
         for part, acks in enumerate(self.acks):
             for chunk in _acknowledged(self._batches(part), acks):
-                for key, piece in [("profiles", chunk)] if self._holds_profiles else chunk.by_key():
-                    additions = _additions(piece)
+                for key, changes in [("profiles", chunk)] if self._holds_profiles else chunk.by_key():
+                    additions = _count_additions(changes)
                     added[key] += additions
-                    removed[key] += len(piece) - additions
+                    removed[key] += len(changes) - additions
         return +added, +removed
 
-    @property
-    def _has_moved(self) -> bool:
-        """Whether members are others now than those that the plan in force starts from."""
-        return any(map(self._changed, self.acks))
-
-    def _changed(self, acks: Acks) -> bool:
+    def _has_effects(self, acks: Acks) -> bool:
+        """Whether the pushes of a part have changed what is known."""
         return bool(acks.landed) or (self._holds_profiles and not acks.is_empty)
 
-    def _made_of(self, plan: Plan, known: list[Acks]) -> Iterator[Chunk]:
-        """Yield what a plan has changed so far."""
+    def _effects_of(self, plan: Plan, known: list[Acks]) -> Iterator[Chunk]:
+        """Yield the changes that a plan has made to what is known."""
         for part, acks in enumerate(known):
-            yield from self._made_of_part(plan, part, acks)
+            yield from self._effects_of_part(plan, part, acks)
 
-    def _made_of_part(self, plan: Plan, part: int, acks: Acks) -> Iterator[Chunk]:
-        made_of = _made_of_profiles if self._holds_profiles else _acknowledged
-        return made_of(plan.batches(self.folder, part), acks) if self._changed(acks) else iter(())
+    def _effects_of_part(self, plan: Plan, part: int, acks: Acks) -> Iterator[Chunk]:
+        effects = _effects_on_profiles if self._holds_profiles else _acknowledged
+        return effects(plan.batches(self.folder, part), acks) if self._has_effects(acks) else iter(())
 
     def _batches(self, part: int) -> Iterator[Chunk]:
         return self.manifest.plan.batches(self.folder, part)
@@ -1181,39 +1193,41 @@ class Ledger:
         acks = self.acks[part]
         if acks.refused:
             for number, chunk in enumerate(self._batches(part)):
-                if at := sorted({*acks.refused.get(number, ())}.difference(acks.skipped.get(number, ()))):
-                    yield chunk.at(at)
+                sent = {*acks.refused.get(number, ())}.difference(acks.skipped.get(number, ()))
+                if sent:
+                    yield chunk.at(sorted(sent))
 
     def _settled_refusals(self) -> set[tuple[str, str]]:
-        """Find members that were never acknowledged and whose removal was refused: that ends it."""
+        """Return members whose removal was refused and that are not known: they are not uncertain."""
         found: set[tuple[str, str]] = set()
         for part, acks in enumerate(() if self._holds_profiles else self.acks):
             for number, chunk in enumerate(self._batches(part) if acks.refused else ()):
-                left = chunk.at(_uncertain_refusals(chunk, number, acks))
-                members = zip(left.ids, left.each_key, left.each_verb, strict=False)
-                found |= {member[:2] for member in members if member[2] in REMOVING}
+                uncertain = chunk.at(_uncertain_refusals(chunk, number, acks))
+                found |= {change[:2] for change in uncertain.changes() if change.action == "remove"}
         for chunk in self.known() if found else ():
             found.difference_update(zip(chunk.ids, chunk.each_key, strict=False))
         return found
 
     def _files(self, plan: Plan, pattern: re.Pattern[str]) -> list[str]:
-        """Files of a plan with such names."""
+        """List the files of a plan whose names match a pattern."""
         if not plan.folder:
             return []
         found = names_in(self.folder / plan.folder)
         return [f"{plan.folder}/{name}" for name in found if pattern.fullmatch(name)]
 
-    def _read_acks(self, plan: Plan) -> list[Acks]:
+    def _read_acks(self, plan: Plan, parts: Iterable[int] | None = None) -> list[Acks]:
+        """Read the acknowledgements of some parts of a plan; of all if None."""
         found = self._files(plan, _ACKS)
-        return [self._joined(plan, part, found) for part in range(len(plan.parts))]
+        parts = range(len(plan.parts)) if parts is None else parts
+        return [self._acks_of_part(plan, part, found) for part in parts]
 
-    def _joined(self, plan: Plan, part: int, found: list[str] | None = None) -> Acks:
-        """Read all files of acknowledgements of a part.
+    def _acks_of_part(self, plan: Plan, part: int, found: list[str] | None = None) -> Acks:
+        """Read and merge all acknowledgements of a part.
 
         Args:
             plan: The plan.
             part: Number of the part.
-            found: The plan's files of acknowledgements, if they were listed.
+            found: The plan's files of acknowledgements; None to list them.
         """
         found = self._files(plan, _ACKS) if found is None else found
         start = plan.acks_of(part, "")[: -len(".json")]
@@ -1223,90 +1237,91 @@ class Ledger:
         return Acks.merged([Acks.read(self.folder / name) for name in found if name.startswith(start)])
 
     def _sent_parts(self, folder: str) -> list[File]:
-        """Find parts that may have been pushed, in whole or in part, of a plan whose manifest is lost."""
+        """Return the files of the parts that may have been sent, of a plan whose manifest is lost."""
         names = names_in(self.folder / folder)
         sent = set()
         for name in names:
-            if part := _ACKS.fullmatch(name):
+            if match := _ACKS.fullmatch(name):
                 try:
                     is_sent = not Acks.read(self.folder / folder / name).is_empty
                 except DamagedError:
                     is_sent = True
                 if is_sent:
-                    sent.add(int(part[1]))
-        parts = [name for name in names if (part := _PART.fullmatch(name)) and int(part[1]) in sent]
+                    sent.add(int(match[1]))
+        parts = [name for name in names if (match := _PART.fullmatch(name)) and int(match[1]) in sent]
         return [File(file=f"{folder}/{name}", sha256="", lines=0, key="") for name in parts]
 
     @property
-    def _has_doubts_of_others(self) -> bool:
-        return bool(self._notes.files or self._lost)
+    def _has_outside_changes(self) -> bool:
+        return bool(self._notes.files or self._lost_parts)
 
-    def _changed_by_others(self, action: str) -> Iterator[tuple[str, str]]:
-        """Yield, sorted, members that others changed so, or a plan whose manifest is lost."""
-        lost = chain.from_iterable(read_chunks(self.folder, file) for file in self._lost)
+    def _changed_outside(self, action: str) -> Iterator[tuple[str, str]]:
+        """Yield, sorted, members that notes or lost plans added or removed."""
+        lost = chain.from_iterable(read_chunks(self.folder, file) for file in self._lost_parts)
         changes = chain(read_notes(self.folder, self._notes), lost)
-        some = (
+        chunks = (
             Chunk.of([change for change in chunk.changes() if change.action == action]) for chunk in changes
         )
-        for record in sorted_members(chunk for chunk in some if chunk) if self._has_doubts_of_others else ():
+        for record in sorted_members(chunk for chunk in chunks if chunk) if self._has_outside_changes else ():
             if isinstance(record, Chunk):
                 yield from zip(record.ids, record.each_key, strict=False)
 
-    def _doubts_of_profiles(self) -> Iterator[Chunk]:
-        """Put a doubt on each profile of which others changed the attributes, once."""
-        changes = heapq.merge(self._changed_by_others("add"), self._changed_by_others("remove"))
+    def _doubtful_profiles(self) -> Iterator[Chunk]:
+        """Yield a doubtful fingerprint for each profile that notes of fingerprints or lost plans have."""
+        changes = heapq.merge(self._changed_outside("add"), self._changed_outside("remove"))
         first = (next(group) for _, group in groupby(changes, key=itemgetter(0)))
-        return _chunks_of_members((each, doubted(key)) for each, key in first if key != ATTRIBUTES)
+        return _chunks_of_members((profile, doubted(key)) for profile, key in first if key != ATTRIBUTES)
 
-    def _tell_others(self, draft: Draft, facts: RunFacts) -> tuple[str, ...]:
-        """Note the changes of a draft in other ledgers that hold its audiences; return their folders."""
+    def _notify_others(self, draft: Draft, facts: RunFacts) -> tuple[str, ...]:
+        """Write notes of a draft's changes into other ledgers that hold its audiences; return their names."""
         if self._holds_profiles:
             self.registry.register([ATTRIBUTES], {})
             return ()
-        answers = facts.audiences.items()
-        self.registry.register(draft.audiences, {each: answer["id"] for each, answer in answers})
-        told = {}
+        internal_ids = {audience: answer["id"] for audience, answer in facts.audiences.items()}
+        self.registry.register(draft.audiences, internal_ids)
+        others = {}
         for name, audiences in self.registry.ledgers_of(draft.audiences).items():
-            other = self.registry.folder(name)
+            folder = self.registry.folder(name)
             with suppress(LedgerError):
-                self.other_writers.append(find_manifest(other).manifest.owner)
-            told[name] = audiences, NoteWriter(other, draft.folder, self._owner, self._clock)
-        for file in draft.parts if told else ():
+                self.other_writers.append(find_manifest(folder).manifest.owner)
+            others[name] = audiences, NoteWriter(folder, draft.folder, self._owner, self._clock)
+        for file in draft.parts if others else ():
             for chunk in read_chunks(self.folder, file):
-                for key, part in chunk.by_key():
-                    for audiences, notes in told.values():
+                for key, changes in chunk.by_key():
+                    for audiences, notes in others.values():
                         if key in audiences:
-                            notes.write(part)
-        self._told = tuple(told)
-        return self._told
+                            notes.write(changes)
+        self._notified = tuple(others)
+        return self._notified
 
     def _end_notes(self, seconds: float) -> None:
-        """Tell the ledgers that were told of the plan when its last request has arrived."""
-        for name in () if self.lock.handed_over else self._told:
+        """Note in the notified ledgers that the plan's last request arrives within some seconds."""
+        for name in () if self.lock.handed_over else self._notified:
             NoteWriter(self.registry.folder(name), self.plan, self._owner, self._clock).end(seconds)
 
 
-_DEFAULTS = {each.name: "" if each.name != "holds" else "members" for each in fields(LedgerIdentity)}
+_IDENTITY_DEFAULTS = {part.name: "members" if part.name == "holds" else "" for part in fields(LedgerIdentity)}
 
 
-class _Later:
-    """A file of lines that comes into being with the first of them."""
+class _LazyFile:
+    """A file of lines that is created with its first line."""
 
-    def __init__(self, files: ExitStack, path: Folder) -> None:
+    def __init__(self, files: ExitStack, ledger: Folder, name: str) -> None:
         self._files = files
-        self._path = path
+        self._ledger = ledger
+        self._name = name
         self._writer: LineWriter | None = None
 
     def write(self, chunk: Chunk) -> None:
         if self._writer is None:
-            self._writer = self._files.enter_context(writing_lines(self._path))
+            self._writer = self._files.enter_context(writing_lines(self._ledger / self._name))
         self._writer.write(chunk)
 
-    def as_file(self, name: str) -> File | None:
+    def as_file(self) -> File | None:
         if self._writer is None:
             return None
         self._writer.finish()
-        return self._writer.as_file(name)
+        return self._writer.as_file(self._name)
 
 
 def _copied(chunks: Iterable[Chunk], file: LineWriter) -> Iterator[Chunk]:
@@ -1316,14 +1331,14 @@ def _copied(chunks: Iterable[Chunk], file: LineWriter) -> Iterator[Chunk]:
 
 
 def _chunks_of_members(members: Iterable[tuple[str, str]]) -> Iterator[Chunk]:
-    """Gather sorted members, each once."""
+    """Yield chunks of sorted members, without duplicates."""
     distinct = (member for member, _ in groupby(members))
-    while some := list(islice(distinct, BLOCK)):
-        ids, keys = map(list, zip(*some, strict=True))
+    while block := list(islice(distinct, BLOCK)):
+        ids, keys = map(list, zip(*block, strict=True))
         yield Chunk(ids, one_or_all(keys))
 
 
-def _unsure(chunk: Chunk) -> Chunk:
+def _as_uncertain(chunk: Chunk) -> Chunk:
     """Mark changes as uncertain."""
     verbs = chunk.verbs
     if isinstance(verbs, str):
@@ -1331,8 +1346,8 @@ def _unsure(chunk: Chunk) -> Chunk:
     return replace(chunk, verbs=one_or_all([verb.rstrip("?") + "?" for verb in verbs]))
 
 
-def _doubting(chunk: Chunk, profiles: Collection[str] | None) -> Chunk:
-    """Put a doubt on fingerprints, of all profiles or of some, and keep whether they were acknowledged."""
+def _with_doubts(chunk: Chunk, profiles: Collection[str] | None) -> Chunk:
+    """Mark fingerprints as doubtful, of some profiles or of all, and keep that they were acknowledged."""
     keys = [
         doubted(following(key, key)) if profiles is None or profile_id in profiles else key
         for profile_id, key in zip(chunk.ids, chunk.each_key, strict=False)
@@ -1341,12 +1356,12 @@ def _doubting(chunk: Chunk, profiles: Collection[str] | None) -> Chunk:
 
 
 def _uncertain_refusals(chunk: Chunk, number: int, acks: Acks) -> list[int]:
-    """Positions of refused changes of a batch that an earlier request may have made."""
+    """Return positions of refused changes of a batch that an earlier request may have made."""
     verbs = [chunk.verbs] * len(chunk) if isinstance(chunk.verbs, str) else chunk.verbs
     return [at for at in acks.refused.get(number, ()) if number in acks.doubtful or verbs[at].endswith("?")]
 
 
-def _additions(chunk: Chunk) -> int:
+def _count_additions(chunk: Chunk) -> int:
     if isinstance(chunk.verbs, str):
         return 0 if chunk.verbs in REMOVING else len(chunk)
     return sum(verb not in REMOVING for verb in chunk.verbs)
@@ -1359,18 +1374,18 @@ def _acknowledged(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:
             yield chunk.without(acks.refused[number]) if number in acks.refused else chunk
 
 
-def _made_of_profiles(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:
-    """Yield what a plan of fingerprints has made of its profiles.
+def _effects_on_profiles(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:
+    """Yield the changes that a part of a plan has made to known fingerprints.
 
     Yields:
-        The changes that Talon.One has acknowledged, and an addition with a doubt for each that may have
-        arrived without. A fingerprint with a doubt is forgotten where the removal of its attributes was
-        refused: they never arrived.
+        The acknowledged changes, and for a change that may have arrived without an acknowledgement an
+        addition of a doubtful fingerprint. If Talon.One refuses to remove attributes that it never
+        acknowledged, they do not exist, and the removal counts as acknowledged.
     """
     for number, chunk in enumerate(batches):
         if number in acks.landed and number not in acks.doubtful:
-            kept = [at for at in acks.refused.get(number, ()) if not _forgets(chunk, at, number, acks)]
-            yield chunk.without(kept) if kept else chunk
+            refused = [at for at in acks.refused.get(number, ()) if not _is_removed(chunk, at, number, acks)]
+            yield chunk.without(refused) if refused else chunk
         elif number in acks.landed or acks.is_open(number):
             unknown = set(acks.refused[number] if number in acks.landed else range(len(chunk)))
             yield Chunk.of(
@@ -1383,7 +1398,7 @@ def _made_of_profiles(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:
             )
 
 
-def _forgets(chunk: Chunk, at: int, number: int, acks: Acks) -> bool:
+def _is_removed(chunk: Chunk, at: int, number: int, acks: Acks) -> bool:
     (change,) = chunk.at([at]).changes()
-    is_asked = at not in acks.skipped.get(number, ())
-    return is_asked and change.action == "remove" and not had(change.key)
+    was_sent = at not in acks.skipped.get(number, ())
+    return was_sent and change.action == "remove" and not had(change.key)

@@ -34,7 +34,7 @@ class DamagedLedger(Ledger):
     """A ledger that may have damaged files; its arguments are those of ``Ledger``."""
 
     def repair(self, owner: str) -> list[str]:
-        """Put a new version in force that is made of all readable files; return messages about what was lost.
+        """Make a new version from all readable files; return messages about what was lost.
 
         It begins with the newest version whose members can be read, and applies the plans of later versions.
         Changes whose outcome a damaged file had are uncertain: the next plan sends them again, except those
@@ -96,7 +96,7 @@ class DamagedLedger(Ledger):
         if newest.refused:
             messages.append("The list of records that Talon.One refused is dropped: they are sent again.")
         members = Folded(snapshot, changed, one_per_profile=self._holds_profiles)
-        self._begin_anew(members, facts=self.facts, names=newest.names, withheld=withheld)
+        self._begin_with(members, facts=self.facts, names=newest.names, withheld=withheld)
         if notes.written:
             notes.end()
         return [*messages, f"The ledger has version {self.version} now."]
@@ -120,7 +120,7 @@ class DamagedLedger(Ledger):
         """Return the acknowledged changes of a plan's part, and the uncertain ones."""
         acks: Acks | None = None
         try:
-            acks = self._joined(plan, part)
+            acks = self._acks_of_part(plan, part)
         except DamagedError:
             messages.append(f"It is unknown what became of the changes in {file.file}. {_SENT_AGAIN}")
         if acks and acks.is_empty:
@@ -136,7 +136,7 @@ class DamagedLedger(Ledger):
             return (), saved_chunks(self.folder, file)
         if acks is None:
             return (), read_chunks(self.folder, file)
-        return self._made_of_part(plan, part, acks), self._open_in(plan, part, acks)
+        return self._effects_of_part(plan, part, acks), self._open_in(plan, part, acks)
 
     def _open_in(self, plan: Plan, part: int, acks: Acks) -> Iterator[Chunk]:
         if not self._holds_profiles:

@@ -129,7 +129,7 @@ def test_parts_that_are_not_in_are_named_and_can_be_pushed_then(planned, push, o
     plan = planned(*TWELVE)
     push(plan, 1)
     push(plan, 2, batches=1)
-    with pytest.raises(LedgerError, match=r"2 of 3 parts .* not in \(0, 2\):\n6 of 12 changes\. Push these"):
+    with pytest.raises(LedgerError, match=r"2 of 3 parts .* \(0, 2\)\.\nThey lack 6 of 12 changes\. Push"):
         opened().commit("me", plan)
     push(plan, 0)
     push(plan, 2)
@@ -139,7 +139,7 @@ def test_parts_that_are_not_in_are_named_and_can_be_pushed_then(planned, push, o
 def test_many_parts_that_are_not_in_are_named_in_part(planned, opened):
     plan = planned(*(f"+{number:03}" for number in range(100)))
     with pytest.raises(
-        LedgerError, match=r"25 of 25 parts .* not in \(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\.\)"
+        LedgerError, match=r"25 of 25 parts .* not complete \(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\.\)"
     ):
         opened().commit("me", plan)
 
@@ -160,9 +160,11 @@ def test_a_part_of_a_plan_that_is_not_in_force_any_more_is_not_pushed(planned, p
     push(old, 0)
     new = planned("+x")
     for part in range(3):
-        with pytest.raises(LedgerError, match=r"not in force any more.*\n.*version 2 now\. Nothing was sent"):
+        with pytest.raises(
+            LedgerError, match=r"was replaced: another run.*\n.*version 2 now\. Nothing was sent"
+        ):
             push(old, part)
-    with pytest.raises(LedgerError, match="not in force any more"):
+    with pytest.raises(LedgerError, match="was replaced"):
         opened().commit("me", old)
     push(new, 0)
     assert opened().commit("me", new).acknowledged == 1
@@ -270,7 +272,7 @@ def test_a_run_without_a_sign_of_life_is_planned_over(planned, push, clock, load
     clock.now += LOCK_LASTS + 1
     new = planned("+x", owner="run-2")
     push(new, 0, owner="run-2")
-    with pytest.raises(LedgerError, match="not in force any more"):
+    with pytest.raises(LedgerError, match="was replaced"):
         push(plan, 1, owner="run-1")
     assert profiles(loaded().known()) == ["00", "01", "02", "03", "x"]
 

@@ -191,7 +191,7 @@ def test_a_damaged_manifest_is_replaced_by_the_one_before_and_nothing_is_forgott
     path.write_bytes(DAMAGES[how](path.read_bytes()))
     full.fill(TEN)
     mirror()
-    assert "last manifest is damaged, so the one before it counts" in said()
+    assert "last manifest is damaged, so the one before it is used" in said()
     agrees(TEN)
 
 

@@ -534,5 +534,5 @@ def test_a_share_that_stops_early_says_how_far_it_came(sync, caplog):
         push_share(share, share.batches(), Members(), lambda: opened(sync.talon), Limits(in_flight=1))
     assert "0 read + 0 to remove + 5,000 resumed\n= 0 unchanged + 1,000 sent" in caplog.text
     assert "+ 4,000 unsent" in caplog.text
-    with pytest.raises(LedgerError, match="parts of the plan are not in"):
+    with pytest.raises(LedgerError, match="parts of the plan are not complete"):
         sync.ledger().commit("task", sync.loaded().plan)

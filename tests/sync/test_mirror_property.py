@@ -239,7 +239,7 @@ class History:
         report, ending = None, "green"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mirror_module, "MAX_CHANGES", LIMIT)
-            patch.setattr(ledger_module, "_SHARE", 0 if run.layers else 8)
+            patch.setattr(ledger_module, "_REWRITE_SHARE", 0 if run.layers else 8)
             patch.setattr(push_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
             if run.rehearses:
                 self.rehearse(mirror)

@@ -225,7 +225,7 @@ class History:
         self.changed = set()
         report, ending = None, "green"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ledger_module, "_SHARE", 0 if run.layers else 8)
+            patch.setattr(ledger_module, "_REWRITE_SHARE", 0 if run.layers else 8)
             patch.setattr(push_module, "_SECONDS_BETWEEN_FLUSHES", -1.0 if run.flushes else 1e9)
             try:
                 owner = f"task/{self.instance}"

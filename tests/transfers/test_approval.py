@@ -190,7 +190,7 @@ class TestTheAnswer:
         synced(*members(100))
         old, _ = members(40)
         members(50)
-        with pytest.raises(LedgerError, match="is not in force any more: another run has planned since"):
+        with pytest.raises(LedgerError, match="was replaced: another run has planned since"):
             push(old)
         assert len(talon.members("vip")) == 100
 

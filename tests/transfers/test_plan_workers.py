@@ -417,7 +417,7 @@ def test_a_plan_that_is_killed_is_made_again_of_the_same_rows(group, fill, talon
     shares, _ = group.plan(reads)
     # Once more, as a scheduler that missed its end has it.
     newer, planned = group.plan(reads)
-    with pytest.raises(LedgerError, match="is not in force any more"):
+    with pytest.raises(LedgerError, match="was replaced"):
         group.push(shares)
     group.end(newer, planned)
     assert len(talon.members("vip")) == 100
