@@ -115,6 +115,7 @@ _LISTED = 10
 # Characters of a ledger's name in the name of its folder.
 _READABLE_LENGTH = 60
 _REFUSED_BEFORE = "again.tsv.zst"
+_INTERNAL = "internal-"
 _VERSION = re.compile(r"\d{8}-")
 _ACKS = re.compile(r"acks-(\d+)-[0-9a-f]+\.json")
 _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
@@ -123,7 +124,7 @@ _SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
 
 def audience_ledger_name(audience_id: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
     """Return the name of one audience's ledger. An internal ID and an equal external ID are two audiences."""
-    return f"{'' if id_type == 'external' else 'internal-'}audience:{audience_id}"
+    return f"{'' if id_type == 'external' else _INTERNAL}audience:{audience_id}"
 
 
 def sync_ledger_name(name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
@@ -133,7 +134,7 @@ def sync_ledger_name(name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> s
         name: The operator's name for it, by default DAG.TASK.
         id_type: Whether the ledger has external or internal audience IDs.
     """
-    return f"{'' if id_type == 'external' else 'internal-'}sync:{name}"
+    return f"{'' if id_type == 'external' else _INTERNAL}sync:{name}"
 
 
 def profiles_ledger_name(name: str) -> str:
@@ -184,6 +185,11 @@ class LedgerIdentity:
         """Name of the ledger's folder: a readable part, and a digest that makes it unique."""
         digest = hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()[:16]
         return f"{self.readable}-{digest}"
+
+    @property
+    def id_type(self) -> AudienceIdType:
+        """Whether the ledger's audience IDs are external or internal."""
+        return "internal" if self.name.startswith(_INTERNAL) else "external"
 
     @property
     def readable(self) -> str:
@@ -355,7 +361,7 @@ class Ledger:
         self._clock = clock
         self._sleep = sleep
         self._host = identity.host_folder(state)
-        self.registry = Registry(state, identity)
+        self.registry = Registry(state, identity, identity.id_type)
         self._letters_name = letters_name(clock(), self.run)
         self._letters = DeadLetters(self.folder, self._letters_name, keep=keep)
         self._owner = ""
@@ -1275,22 +1281,25 @@ class Ledger:
     def _notify_others(self, draft: Draft, facts: RunFacts) -> tuple[str, ...]:
         """Write notes of a draft's changes into other ledgers that hold its audiences; return their names."""
         if self._holds_profiles:
-            self.registry.register([ATTRIBUTES], {})
+            self.registry.register([ATTRIBUTES])
             return ()
-        internal_ids = {audience: answer["id"] for audience, answer in facts.audiences.items()}
-        self.registry.register(draft.audiences, internal_ids)
+        self.registry.register(draft.audiences)
+        if self.identity.id_type == "external":
+            answers = facts.audiences.items()
+            self.registry.note_internal_ids({audience: answer["id"] for audience, answer in answers})
         others = {}
         for name, audiences in self.registry.ledgers_of(draft.audiences).items():
             folder = self.registry.folder(name)
             with suppress(LedgerError):
                 self.other_writers.append(find_manifest(folder).manifest.owner)
-            others[name] = audiences, NoteWriter(folder, draft.folder, self._owner, self._clock)
+            notes = NoteWriter(folder, draft.folder, self._owner, self._clock)
+            others[name] = dict(audiences), notes
         for file in draft.parts if others else ():
             for chunk in read_chunks(self.folder, file):
                 for key, changes in chunk.by_key():
-                    for audiences, notes in others.values():
-                        if key in audiences:
-                            notes.write(changes)
+                    for ids_there, notes in others.values():
+                        if key in ids_there:
+                            notes.write(replace(changes, keys=ids_there[key]))
         self._notified = tuple(others)
         return self._notified
 

@@ -2,6 +2,7 @@
 
 ```
 STATE_URI/<deployment host>/registry/<audience>-<scope>-<ledger>            which ledgers hold an audience
+STATE_URI/<deployment host>/internal-ids/<external>-<internal>-<scope>      two IDs of one audience
 STATE_URI/<deployment host>/elsewhere/<digest>.json                         another state URI with ledgers
 STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    a writer, and when its changes end
 STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    a note of changes that it made
@@ -59,7 +60,7 @@ REQUEST_LASTS = 600.0
 """Seconds for which a request in flight may still arrive after its process stopped."""
 ATTRIBUTES = "\0attributes"
 """The key of a note about attributes of a profile, in place of an audience."""
-_REGISTRY, _ELSEWHERE = "registry", "elsewhere"
+_REGISTRY, _SAME, _ELSEWHERE = "registry", "internal-ids", "elsewhere"
 _NOTE = re.compile(r"(.+)-\d{5}-([0-9a-f]{16})\.tsv\.zst")
 _DIGEST = 16
 _SCOPE = 8
@@ -155,28 +156,25 @@ class Registry:
     Args:
         state: Folder of all ledgers under this task's state URI.
         identity: Identity of this task's ledger.
+        id_type: Whether this task has external or internal audience IDs.
     """
 
-    def __init__(self, state: Folder, identity: LedgerIdentity) -> None:
+    def __init__(self, state: Folder, identity: LedgerIdentity, id_type: AudienceIdType) -> None:
         self.common = state
         """Folder of all ledgers of tasks without a state URI of their own."""
         self._host = identity.host_folder(state)
         self._state = state
         self._folder = self._host / _REGISTRY
         self._identity = identity
+        self._id_type = id_type
         scope = [identity.base_url, identity.environment]
         self._scope = hashlib.sha256("\0".join(scope).encode()).hexdigest()[:_SCOPE]
 
-    def register(self, audiences: Iterable[str], internal_ids: Mapping[str, int]) -> None:
-        """Register this task's ledger as one that holds members of audiences.
-
-        Args:
-            audiences: IDs of the audiences, as in the ledger.
-            internal_ids: Internal IDs by audience, if they are known.
-        """
-        entries = {self._name(_digest(audience)): audience for audience in audiences}
-        entries |= {
-            self._name(_digest_of_internal(number)): audience for audience, number in internal_ids.items()
+    def register(self, audiences: Iterable[str]) -> None:
+        """Register this task's ledger as one that holds members of audiences."""
+        entries = {
+            f"{self._digest(audience)}-{self._scope}-{self._identity.folder_name}": audience
+            for audience in audiences
         }
         for name in sorted(entries.keys() - set(names_in(self._folder))):
             write_json(self._folder / name, {"audience": entries[name]})
@@ -189,27 +187,18 @@ class Registry:
         except LedgerError as error:
             log.info("Tasks without a state URI will not find this ledger.\n%s", error)
 
-    def _name(self, digest: str) -> str:
-        return f"{digest}-{self._scope}-{self._identity.folder_name}"
+    def note_internal_ids(self, internal_ids: Mapping[str, int]) -> None:
+        """Note internal IDs by external ID, so that tasks with either find the ledgers of both."""
+        names = {
+            f"{_digest(audience)}-{_digest_of_internal(number)}-{self._scope}"
+            for audience, number in internal_ids.items()
+        }
+        for name in sorted(names.difference(names_in(self._host / _SAME) if names else ())):
+            write_json(self._host / _SAME / name, {})
 
-    def by_internal_id(self, number: str) -> list[tuple[str, str]]:
-        """Find ledgers in scope that hold an audience by its external ID.
-
-        Args:
-            number: The internal ID.
-
-        Returns:
-            The name of each ledger, for ``folder``, and the audience's ID in it.
-        """
-        start = f"{_digest_of_internal(number)}-{self._scope}-"
-        found = [
-            (prefix + name.removeprefix(start), read_json(registry / name))
-            for prefix, registry, name in self._entries()
-            if name.startswith(start)
-        ]
-        return [(ledger, content["audience"]) for ledger, content in found if content]
-
-    def ledgers_of(self, audiences: Iterable[str], *, in_scope: bool = True) -> dict[str, set[str]]:
+    def ledgers_of(
+        self, audiences: Collection[str], *, in_scope: bool = True
+    ) -> dict[str, list[tuple[str, str]]]:
         """Find other ledgers of audiences.
 
         Args:
@@ -217,29 +206,54 @@ class Registry:
             in_scope: Whether to find ledgers of the same API base and environment, or only of others.
 
         Returns:
-            The audiences that each ledger holds, by the ledger's name for ``folder``.
+            By the ledger's name for ``folder``, its audiences: each by its ID here and by its ID there.
         """
-        by_digest = {_digest(audience): audience for audience in audiences}
-        found: dict[str, set[str]] = {}
-        for prefix, _, name in self._entries() if by_digest else ():
+        by_digest = {self._digest(audience): audience for audience in audiences}
+        by_other_digest = self._of_the_other_type(by_digest) if in_scope else {}
+        found: dict[str, list[tuple[str, str]]] = {}
+        for prefix, host, name in self._names_in(_REGISTRY) if audiences else ():
             digest, scope, ledger = name.split("-", 2)
-            is_other = prefix + ledger != self._identity.folder_name and (scope == self._scope) == in_scope
-            if digest in by_digest and is_other:
-                found.setdefault(prefix + ledger, set()).add(by_digest[digest])
+            if prefix + ledger == self._identity.folder_name or (scope == self._scope) != in_scope:
+                continue
+            if audience := by_digest.get(digest):
+                found.setdefault(prefix + ledger, []).append((audience, audience))
+            elif (audience := by_other_digest.get(digest)) and (
+                content := read_json(host / _REGISTRY / name)
+            ):
+                found.setdefault(prefix + ledger, []).append((audience, content["audience"]))
+        return found
+
+    def _digest(self, audience: str) -> str:
+        """Digest an audience ID of this task's type, or ``ATTRIBUTES``."""
+        is_external = self._id_type == "external" or audience == ATTRIBUTES
+        return _digest(audience) if is_external else _digest_of_internal(audience)
+
+    def _of_the_other_type(self, by_digest: Mapping[str, str]) -> dict[str, str]:
+        """Return the audiences by the digests of their IDs of the other type, as far as those are noted."""
+        found = {}
+        for _, _, name in self._names_in(_SAME) if by_digest else ():
+            external, internal, scope = name.split("-")
+            mine, other = (external, internal) if self._id_type == "external" else (internal, external)
+            if mine in by_digest and scope == self._scope:
+                found[other] = by_digest[mine]
         return found
 
     def folder(self, ledger: str) -> Folder:
         """Return the folder of a ledger, given its name, or its path if it is under another state URI."""
         return as_folder(type(self.common)(ledger)) if "/" in ledger else self._host / ledger
 
-    def _entries(self) -> Iterator[tuple[str, Folder, str]]:
-        """Yield the entries of all registries: a prefix for the ledger's name, the registry, and the name."""
-        for name in names_in(self._folder):
-            yield "", self._folder, name
+    def _names_in(self, folder: str) -> Iterator[tuple[str, Folder, str]]:
+        """Yield the files of a folder under all state URIs.
+
+        Yields:
+            A prefix for the names of ledgers there, the folder of the deployment, and the file's name.
+        """
+        for name in names_in(self._host / folder):
+            yield "", self._host, name
         for host in self._other_hosts:
             with _skipping_unreachable():
-                for name in names_in(host / _REGISTRY):
-                    yield f"{host}/", host / _REGISTRY, name
+                for name in names_in(host / folder):
+                    yield f"{host}/", host, name
 
     @cached_property
     def _other_hosts(self) -> list[Folder]:
@@ -282,7 +296,7 @@ class OutsideChanges:
         self._writer = uuid4().hex[:12]
         self.folder = identity.folder(state)
         self._letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
-        self.registry = Registry(state, identity)
+        self.registry = Registry(state, identity, id_type)
         self.attributes: Collection[str] = ()
         """Names of the attributes that changes with the key ``ATTRIBUTES`` set."""
         # By audience, the names of ledgers that hold members of it, and the audience's ID in each.
@@ -327,10 +341,10 @@ class OutsideChanges:
         """
         self._find_ledgers({audience})
         written = []
-        for name, _ in self._ledgers[audience]:
+        for name, audience_there in self._ledgers[audience]:
             folder = self.registry.folder(name)
             if plan := find_manifest(folder).manifest.plan.folder:
-                written.append(write_suspects(folder, plan, self._writer, [audience]))
+                written.append(write_suspects(folder, plan, self._writer, [audience_there]))
         try:
             yield
         except RequestError as error:
@@ -343,13 +357,11 @@ class OutsideChanges:
         new = audiences.difference(self._ledgers)
         self._ledgers |= {audience: [] for audience in new}
         for name, held in self.registry.ledgers_of(new).items():
-            for audience in held:
-                self._ledgers[audience].append((name, audience))
+            for audience, audience_there in held:
+                self._ledgers[audience].append((name, audience_there))
         if ATTRIBUTES in new:
             self._ledgers[ATTRIBUTES] = list(filter(self._has_attributes, self._ledgers[ATTRIBUTES]))
         for audience in new - {ATTRIBUTES}:
-            if self._id_type == "internal":
-                self._ledgers[audience] += self.registry.by_internal_id(audience)
             # Earlier versions of this package did not register the ledgers that they wrote.
             own = self._identity.of_audience(audience, self._id_type)
             is_known = (own.folder_name, audience) in self._ledgers[audience]

@@ -41,6 +41,7 @@ from airflow_provider_talon_cdp.contract import (
 from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     LedgerBusyError,
+    LedgerError,
     RejectedRecordsError,
     TalonCdpError,
 )
@@ -892,6 +893,21 @@ def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **how: 
     outside = OutsideChanges(folder, identity, _owner(operator, context), **how)
     outside.registry.common = _common_state(folder)
     return outside
+
+
+def note_internal_id(operator: Any, hook: TalonCdpHook, internal_id: int) -> None:
+    """Note the internal ID of an operator's audience, so that tasks with either ID find its ledgers."""
+    from airflow_provider_talon_cdp.ledger.outside import Registry  # noqa: PLC0415
+
+    if common := _common_state(None):
+        try:
+            Registry(common, identity_of(hook, ""), "external").note_internal_ids(
+                {operator.audience_id: internal_id}
+            )
+        except LedgerError as error:
+            operator.log.info(
+                "Tasks with this audience's internal ID will not find its other ledgers.\n%s", error
+            )
 
 
 def data_until(context: Context) -> str:

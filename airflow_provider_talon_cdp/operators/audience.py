@@ -14,6 +14,7 @@ from airflow_provider_talon_cdp.operators._arguments import check_choice, check_
 from airflow_provider_talon_cdp.operators._base import (
     check_state_uri,
     ends_retries,
+    note_internal_id,
     open_hook,
     outside_changes,
 )
@@ -84,6 +85,8 @@ class CreateAudienceOperator(BaseOperator):
                     "updated",
                 )
         self.log.info("Audience %r: %s.", self.audience_id, outcome)
+        if internal_id is not None:
+            note_internal_id(self, hook, internal_id)
         if outcome == "created":
             self.log.info(
                 "Connect it to your Applications in the Campaign Manager if campaigns should use it."
@@ -126,7 +129,9 @@ class UpdateAudienceOperator(BaseOperator):
         """Rename the audience."""
         check_rendered("audience_id", self.audience_id)
         check_rendered("audience_name", self.audience_name)
-        audience = open_hook(self.talon_cdp_conn_id).update_audience(self.audience_id, self.audience_name)
+        hook = open_hook(self.talon_cdp_conn_id)
+        audience = hook.update_audience(self.audience_id, self.audience_name)
+        note_internal_id(self, hook, audience.id)
         return _summary(
             self.audience_id, "updated", audience_name=self.audience_name, internal_id=audience.id
         )

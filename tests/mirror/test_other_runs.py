@@ -221,6 +221,77 @@ def test_a_profile_that_a_call_by_internal_id_took_out_is_added_again(
     agrees(MANY)
 
 
+@pytest.fixture
+def internal(talon, context, state):
+    """The internal ID of the audience ``vip``, as the task that creates it returns it."""
+    create = CreateAudienceOperator(task_id="create", audience_id="vip", audience_name="VIP")
+    return str(create.execute(context)["internal_id"])
+
+
+@pytest.fixture
+def mirror_by_internal_id(sqlite, mirror, internal):
+    sqlite.fill(MANY)
+
+    def run():
+        sql = "SELECT profile_id FROM customers"
+        return mirror(audience_id=internal, audience_id_type="internal", sql=sql)
+
+    run()
+    return run
+
+
+def test_a_mirror_by_internal_id_learns_of_bulk_calls_by_external_id(
+    talon, mirror_by_internal_id, context, state
+):
+    SyncAudienceMembersOperator(
+        task_id="explicit", audience_id="vip", add=["guest"], remove=MANY[:7], state_uri=str(state)
+    ).execute(context)
+    assert mirror_by_internal_id()["sent"] == 8
+    assert talon.members("vip") == set(MANY)
+
+
+def test_a_mirror_by_internal_id_learns_of_single_calls_by_external_id(
+    talon, mirror_by_internal_id, context, state
+):
+    for profile_id, change in (("guest", "add_audiences"), (MANY[7], "remove_audiences")):
+        call = UpdateProfileAudiencesOperator(
+            task_id="single", customer_profile_id=profile_id, state_uri=str(state), **{change: ["vip"]}
+        )
+        call.execute(context)
+    assert mirror_by_internal_id()["sent"] == 2
+    assert talon.members("vip") == set(MANY)
+
+
+def test_a_mirror_by_internal_id_learns_of_a_mirror_by_external_id(
+    sqlite, talon, mirror_by_internal_id, mirror
+):
+    for members in ([*MANY, "guest"], MANY[7:]):
+        sqlite.fill(members)
+        mirror(context={"ti": task_instance("another")})
+    sqlite.fill(MANY)
+    assert mirror_by_internal_id()["sent"] == 8
+    assert talon.members("vip") == set(MANY)
+
+
+def test_a_mirror_by_internal_id_is_red_after_its_audience_was_deleted_by_external_id(
+    mirror_by_internal_id, context, state
+):
+    DeleteAudienceOperator(task_id="delete", audience_id="vip", state_uri=str(state)).execute(context)
+    with pytest.raises(NotFoundError):
+        mirror_by_internal_id()
+
+
+def test_an_external_id_that_reads_like_an_internal_one_is_another_audience(
+    talon, internal, mirror_by_internal_id, context, state
+):
+    talon.create_audience(internal, "Not VIP")
+    SyncAudienceMembersOperator(
+        task_id="explicit", audience_id=internal, add=["guest"], remove=MANY[:7], state_uri=str(state)
+    ).execute(context)
+    assert mirror_by_internal_id()["sent"] == 0
+    assert talon.members("vip") == set(MANY)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [(None, "state"), ("state", None), ("state", "other")],
