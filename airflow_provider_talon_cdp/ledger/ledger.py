@@ -1275,8 +1275,9 @@ class Ledger:
     def _doubtful_profiles(self) -> Iterator[Chunk]:
         """Yield a doubtful fingerprint for each profile that notes of fingerprints or lost plans have."""
         changes = heapq.merge(self._changed_outside("add"), self._changed_outside("remove"))
-        first = (next(group) for _, group in groupby(changes, key=itemgetter(0)))
-        return _chunks_of_members((profile, doubted(key)) for profile, key in first if key != ATTRIBUTES)
+        fingerprints = (change for change in changes if change[1] != ATTRIBUTES)
+        first = (next(group) for _, group in groupby(fingerprints, key=itemgetter(0)))
+        return _chunks_of_members((profile, doubted(key)) for profile, key in first)
 
     def _notify_others(self, draft: Draft, facts: RunFacts) -> tuple[str, ...]:
         """Write notes of a draft's changes into other ledgers that hold its audiences; return their names."""

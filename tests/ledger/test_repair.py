@@ -12,6 +12,7 @@ from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts
+from airflow_provider_talon_cdp.ledger.outside import ATTRIBUTES, NoteWriter
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in
 from tests.ledger.conftest import FACTS, VIP, members, names, plan_of, planned, profiles
@@ -133,6 +134,17 @@ def test_fingerprints_of_a_plan_whose_manifest_is_torn_have_doubts_that_stay(ope
     assert members(loaded(**how).known()) == doubts
     run(open_ledger(**how), [Change("d", "1.1", "add")], names=["tier"])
     assert members(loaded(**how).known()) == [*doubts, ("d", "1.1")]
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_note_about_attributes_hides_no_doubt_of_a_plan_whose_manifest_is_lost(open_ledger, loaded):
+    how = {"holds": "profiles"}
+    run(open_ledger(**how), [Change("a", "1.1", "add")], names=["tier"])
+    run(open_ledger(**how), [Change("b", "1.1", "add")], names=["tier"])
+    ledger = loaded(**how)
+    (ledger.folder / ledger.manifest.file).unlink()
+    NoteWriter(ledger.folder, "another", "other", time.time).write(Chunk(["b"], ATTRIBUTES))
+    assert members(loaded(**how).known()) == [("a", "1.1"), ("b", "?1.1")]
 
 
 def test_a_ledger_whose_manifests_are_all_damaged_is_an_error(open_ledger, loaded, commit, state):
