@@ -46,9 +46,10 @@ def measure(sink, tmp_path_factory):
             with closing(sqlite3.connect(database)) as connection, connection:
                 # With an index to read along: SQLite would sort in this process, in memory of its own.
                 connection.execute("CREATE TABLE customers (profile_id text PRIMARY KEY) WITHOUT ROWID")
-                connection.executemany(
-                    "INSERT INTO customers VALUES (?)",
-                    ((f"customer-{each * 7919 % rows:08}@example.com",) for each in range(rows)),
+                connection.execute(
+                    "WITH RECURSIVE number(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n < ?) "
+                    "INSERT INTO customers SELECT printf('customer-%08d@example.com', n) FROM number",
+                    (rows - 1,),
                 )
         result = subprocess.run(
             [
