@@ -310,6 +310,17 @@ def proxy():
         yield served
 
 
+def _read_request(client):
+    """Read a whole request: closing a connection before that resets it, and the answer may be lost."""
+    with client.makefile("rb") as file:
+        length = 0
+        while (line := file.readline()) not in (b"", b"\r\n"):
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        file.read(length)
+
+
 @pytest.fixture
 def answer_raw():
     """Start servers that read a request and send pieces: bytes, or functions that yield them."""
@@ -326,7 +337,7 @@ def answer_raw():
                         with client, contextlib.suppress(OSError, ssl.SSLError):
                             client.settimeout(5)
                             with tls.wrap_socket(client, server_side=True) if tls else client as spoken:
-                                spoken.recv(65536)
+                                _read_request(spoken)
                                 for piece in pieces:
                                     for part in [piece] if isinstance(piece, bytes) else piece():
                                         spoken.sendall(part)
