@@ -149,7 +149,7 @@ class _PlanOperator(LedgerOperator):
 
     Args:
         workers: Shares of the plan at the most.
-        asks: Whether a person decides about a plan that is beyond the guard's limits.
+        with_approval: Whether a person decides about a plan that is beyond the guard's limits.
         kwargs: As in its base.
     """
 
@@ -157,22 +157,22 @@ class _PlanOperator(LedgerOperator):
     reading: Mapping[str, Any] | None = None
     """One of the ranges that other tasks have read."""
 
-    def __init__(self, *, workers: int, asks: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, workers: int, with_approval: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.workers = workers
-        self.asks = asks
+        self.with_approval = with_approval
 
     @ends_retries
     def execute(self, context: Context) -> Any:
         """Plan, and return the shares; the XCom ``planned`` is for ``CommitPlanOperator``."""
         began, hook = time.time(), self.hook()
-        mirror = replace(self.mirror(context, hook), asks=self.asks)
+        mirror = replace(self.mirror(context, hook), with_approval=self.with_approval)
         report = self.conclude_mirror(context, hook, mirror)
         told = self.report
         plan = self._plan(mirror, self.run_owner(context)) if told and told.state == "planned" else None
         uris = self.asset_uris(hook.settings.deployment_host)
         planned = {"report": report, "plan": plan, "began": began, "assets": uris, "reading": self.reading}
-        if told and self.asks:
+        if told and self.with_approval:
             planned["question"] = _question(told, mirror.kind.in_request, hook.settings.requests_per_second)
         context["ti"].xcom_push("planned", planned)
         return _shares(plan, self.workers) if plan else []
@@ -215,7 +215,7 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return what makes the audiences equal to the query, or to what other tasks have read of it."""
-        from airflow_provider_talon_cdp.sync.mirror import Compared  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.mirror import ComparedRanges  # noqa: PLC0415
 
         mirror = super().mirror(context, hook)
         if self.reads is None:
@@ -243,7 +243,7 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
         compared = None
         if all(each["compared"] for each in reads):
             changes, told = zip(*(each["compared"] for each in reads), strict=True)
-            compared = Compared(
+            compared = ComparedRanges(
                 partial(records, changes, lambda _: None),
                 lambda join: records(told, partial(keep, join=join)),
             )
@@ -523,19 +523,19 @@ def _group(
     plan_workers: int = 1,
 ) -> TaskGroup:
     check_choice("approval", approval, Approval)
-    if approval != "never":
-        approver = _approver()
+    approver = None if approval == "never" else _approver()
     as_positive("workers", workers)
     as_positive("plan_workers", plan_workers)
     check_numbers(as_tolerance, max_rejected=limits["max_rejected"])
     check_numbers(as_positive, in_flight=limits["in_flight"])
     common = dict(limits) | {name: how[name] for name in ("on_busy", "busy_timeout") if name in how}
-    given: Any = dict(default_args or {})
-    with TaskGroup(group_id, default_args=given) as group:
+    with TaskGroup(group_id, default_args=dict(default_args or {})) as group:
         rest = {name: value for name, value in how.items() if name not in common and name != "outlets"}
         reads = {"reads": _reads(group, plan_workers, {**common, **rest})} if plan_workers > 1 else {}
-        asks = approval != "never"
-        plan = planner(task_id="plan", workers=workers, asks=asks, **common, **rest, **reads)
+        with_approval = approval != "never"
+        plan = planner(
+            task_id="plan", workers=workers, with_approval=with_approval, **common, **rest, **reads
+        )
         planned: Any = plan.output
         own = arguments_of(SqlOperator, ProfilesOperator, LedgerOperator)
         push: Any = PushShareOperator.partial(
@@ -546,7 +546,7 @@ def _group(
             **({} if pool is None else {"pool": pool}),
         )
         pushed = push.expand(share=planned)
-        if approval != "never":
+        if approver is not None:
             approve = approver(
                 task_id="approve", planned=planned["planned"], asks_always=approval == "always"
             )
