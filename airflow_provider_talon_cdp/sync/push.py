@@ -204,14 +204,14 @@ class Flight:
     @contextmanager
     def aloft(self, positions: Collection[int]) -> Iterator[None]:
         """Record durably that a request that runs rules is sent now; the block sends it."""
-        self.push.leaving(self.number, positions)
+        self.push.journal.leaving(self.number, positions)
         self._unanswered = positions
         try:
             yield
         except RequestError as error:
             if not error.is_unclear:
                 self._unanswered = ()
-                self.push.without_effect(self.number, positions)
+                self.push.journal.without_effect(self.number, positions)
             raise
 
     def no_answer(self, error: RequestError | None = None) -> None:
@@ -288,7 +288,7 @@ class Push:
         self.unclear = 0
         self._unclear_in_a_row = 0
         self._kind = kind
-        self._journal = journal
+        self.journal = journal
         self._report = report
         self._flights: dict[asyncio.Task[None], Flight] = {}
         self._ended = asyncio.Event()
@@ -313,23 +313,23 @@ class Push:
             run_apart(lambda reader: self._send_all(reader, chunks, sender))
         except NotFoundError as error:
             # If the audience is created again by hand, it has no members.
-            self._journal.suspect(error.audiences)
+            self.journal.suspect(error.audiences)
             raise
         finally:
             self._report.rejected.update(self.rejected)
             self._report.duplicate += self._refused_again
             self._report.unclear += self.unclear
             settled = self.sent + self.rejected.total() + self._refused_again + self.unclear
-            self._report.unsent += self._journal.changes - settled
+            self._report.unsent += self.journal.changes - settled
             self._end_journal()
 
     def _end_journal(self) -> None:
         try:
-            self._journal.end()
+            self.journal.end()
         except LedgerError:
             # Also a push that has sent everything may find only here that another run took over.
             with suppress(LedgerError):
-                self._journal.leave_behind([flight.chunk for flight in self._flights.values()])
+                self.journal.leave_behind([flight.chunk for flight in self._flights.values()])
             raise
 
     def refuse(self, change: Change, error: RejectedError, reason: str) -> None:
@@ -341,14 +341,6 @@ class Push:
         if reason not in self.rejected:
             log.warning("A record was refused, and others may follow:\n%s", error)
         self.rejected[reason] += 1
-
-    def leaving(self, number: int, positions: Collection[int]) -> None:
-        """Record durably that changes that run rules are sent now."""
-        self._journal.leaving(number, positions)
-
-    def without_effect(self, number: int, positions: Collection[int]) -> None:
-        """Record that a request that runs rules failed and certainly changed nothing."""
-        self._journal.without_effect(number, positions)
 
     def no_answer(self, changes: Collection[Change], error: RequestError | None) -> None:
         """Count changes that run rules and got no clear answer, and write their dead letters.
@@ -364,7 +356,7 @@ class Push:
             error.become(RejectedError, UNCLEAR) if error else RejectedError(UNCLEAR, method="PUT", path="")
         )
         for change in changes:
-            self._journal.reject(self._letter(change, unclear))
+            self.journal.reject(self._letter(change, unclear))
         if error:
             self._unclear_in_a_row += 1
             if self._unclear_in_a_row >= _MOST_UNCLEAR:
@@ -396,7 +388,7 @@ class Push:
         open_sender: Callable[[], AbstractAsyncContextManager[Any]],
     ) -> None:
         async with open_sender() as sender:
-            sender.may_leave = self._journal.refuse_lost
+            sender.may_leave = self.journal.refuse_lost
             progress = asyncio.create_task(self._log_progress(sender))
             throughput = asyncio.create_task(self._note_throughput(sender))
             try:
@@ -405,7 +397,7 @@ class Push:
                     async for chunk in stream:
                         await self._wait_for_slot(chunk, number)
                         if not chunk.runs_rules:
-                            self._journal.leaving(number)
+                            self.journal.leaving(number)
                         self._start(Flight(number, chunk, self), sender)
                         number += 1
                     while self._flights:
@@ -460,11 +452,11 @@ class Push:
             await self._kind.deliver(flight, sender)
         except RequestError as error:
             if not flight.settled and not error.is_unclear and not error.repeated:
-                self._journal.without_effect(flight.number)
+                self.journal.without_effect(flight.number)
             raise
         self._settle(flight)
         if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
-            self._journal.flush()
+            self.journal.flush()
             self._flushed = time.monotonic()
 
     def _settle(self, flight: Flight, left: Iterable[int] = ()) -> None:
@@ -472,8 +464,8 @@ class Push:
             changes = list(flight.chunk.changes())
             for position, refusal in flight.refusals:
                 if changes[position][:2] not in self.limits.refused_in_run:
-                    self._journal.reject(self._letter(changes[position], refusal))
-        self._journal.landed(
+                    self.journal.reject(self._letter(changes[position], refusal))
+        self.journal.landed(
             flight.number,
             [position for position, _ in flight.refusals],
             # A refusal without a status is not Talon.One's: the change was not sent.
@@ -527,10 +519,10 @@ class Push:
             current = time.monotonic()
             if self.sent > before:
                 rate = self.sent / (current - began)
-                left = (self._journal.changes - self.sent) / rate
+                left = (self.journal.changes - self.sent) / rate
                 log.info(
                     "%s of %s sent, %s a second, %s s left",
-                    *(f"{number:,.0f}" for number in (self.sent, self._journal.changes, rate, left)),
+                    *(f"{number:,.0f}" for number in (self.sent, self.journal.changes, rate, left)),
                 )
                 before, progressed, logged = self.sent, current, current
             elif current - logged >= _SECONDS_BETWEEN_WAITING_LINES:
