@@ -576,7 +576,7 @@ def test_a_null_audience_stops_the_reader(sqlite, connect, talon, tmp_path):
 )
 def test_a_query_that_cannot_be_divided_says_so(group, sql):
     group.how["sql"] = sql
-    with pytest.raises(InvalidInputError, match="Take plan_workers out"):
+    with pytest.raises(InvalidInputError, match="Remove plan_workers"):
         group.ranges()
 
 
