@@ -181,8 +181,7 @@ class _PlanOperator(LedgerOperator):
         """Plan, for other tasks to push."""
         if isinstance(self, MembershipOperator):
             self.adopt_initial_members(context, mirror)
-        with self.tracking_version(context, mirror.ledger):
-            return mirror.hand_over(self.run_owner(context), report)
+        return mirror.hand_over(self.run_owner(context), report)
 
     def _plan(self, mirror: Mirror, owner: str) -> dict[str, Any]:
         """Return where the plan is, and which audiences are checked after the push."""
