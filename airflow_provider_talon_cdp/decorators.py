@@ -144,7 +144,7 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
             Rejection,
             read_profile_id,
         )
-        from airflow_provider_talon_cdp.transfers._rows import _joined  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import with_json_attributes  # noqa: PLC0415
 
         encode, columns = self.encoder(hook), as_columns("attributes", self.attributes)
         special = {self.profile_id_column, self.order_by_column, self.attributes_column}
@@ -167,7 +167,7 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
                 else:
                     values = {key: value for key, value in row.items() if key not in special}
                 if self.attributes_column is not None:
-                    values = _joined(values, row.get(self.attributes_column))
+                    values = with_json_attributes(values, row.get(self.attributes_column))
                 attributes, names = encode(values)
                 yield Profile(profile_id, attributes, names, order)
             except InvalidInputError as error:

@@ -1,4 +1,4 @@
-"""Members of audiences: how they are compared, put into requests and sent; and explicit changes of them."""
+"""Members of audiences: compares them with a ledger and sends their changes, also explicit ones."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ from airflow_provider_talon_cdp.sync.push import (
     Flight,
     Limits,
     Push,
+    check_suspicious,
+    count_suspicious,
     fail_if_rejected,
-    judge_suspicious,
     now,
-    watched,
 )
 from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
 
-# When twice this many changes were refused, which is more than is tolerated, and none was accepted, the
-# configuration is wrong and not the data.
-_HOPELESS = 50
-# Chunks that are noted together before the first of them is sent.
-_NOTED = 64
-
+# If twice this many changes were refused, more than are tolerated, and none was accepted, the configuration
+# is wrong and not the data.
+_ALL_REFUSED = 50
+# Number of chunks whose changes are noted at once, before the first of them is sent.
+_NOTED_AT_ONCE = 64
 
 Rules = Literal["none", "changes", "all"]
 
@@ -53,14 +52,15 @@ class Members:
 
     Args:
         scope: What may change.
-        lets_audiences_go: Whether the removal of members is done where Talon.One has no such audience any
+        ignores_missing_audiences: Whether removals count as done if Talon.One does not have the audience any
             more.
         rules: Whether Talon.One runs its rules: for ``none``, for ``changes`` after the first fill of an
-            audience, or for ``all``. A plan marks such changes, and each travels in a call for its profile.
+            audience, or for ``all``. A plan marks changes that run rules; they are sent in one call per
+            profile.
     """
 
     scope: Scope = EVERYTHING
-    lets_audiences_go: bool = True
+    ignores_missing_audiences: bool = True
     rules: Rules = "none"
 
     in_request: ClassVar[int] = MAX_CHANGES
@@ -73,21 +73,21 @@ class Members:
         return sorted_members(records)
 
     def compare(self, ledger: Ledger, /) -> MemberPlan:
-        """Begin a plan."""
+        """Return a plan that compares a source with the ledger."""
         if self.rules == "none":
             return MemberPlan(self.scope)
         filled = ledger.filled()
-        # Of an audience that was made anew, nothing was sent.
+        # If an audience was deleted and made again, its withheld changes have no effect any more.
         withheld = {
             member: action
             for member, action in ledger.withheld().items()
             if member[1] not in ledger.suspected
         }
-        runs_rules = filled.__contains__ if self.rules == "changes" else _always
+        runs_rules = filled.__contains__ if self.rules == "changes" else lambda _: True
         return MemberPlan(replace(self.scope, runs_rules=runs_rules, withheld=withheld))
 
     def describe(self, counts: Counts) -> str:
-        """Say what a plan does."""
+        """Describe a plan for the log."""
         return (
             f"{counts.additions.total():,} to add, {counts.removals.total():,} to remove, "
             f"{counts.unchanged:,} unchanged;"
@@ -95,28 +95,27 @@ class Members:
         )
 
     def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:
-        """Write what a dead letter says about a refused change."""
+        """Return the content of the dead letter for a refused change."""
         return {"audience_id": change.key, "action": change.action, "reason": str(error)}
 
     async def deliver(self, flight: Flight, sender: Any) -> None:
-        """Send a chunk in one request, and halve it when it is refused.
+        """Send a chunk in one request, and halve it if it is refused.
 
-        Talon.One refuses a request whole and does not say which record is bad; halving finds the bad ones, so
-        that the rest lands. Changes that were refused in an earlier run travel one by one, apart from the
-        others. A chunk that runs rules is of one profile.
+        Talon.One refuses a whole request and does not tell which record is bad. Halving finds the bad ones,
+        so that all others are accepted. Changes that were refused in an earlier run are sent one by one. A
+        chunk that runs rules has only one profile.
         """
-        left = list(_divided(flight))
-        while left:
-            positions, chunk = left.pop()
+        pending = _initial_requests(flight)
+        while pending:
+            positions, chunk = pending.pop()
             try:
                 await _send(flight, positions, chunk, sender)
             except NotFoundError as error:
-                apart = list(chunk.by_key())
-                if len(apart) > 1:
-                    left += _by_audience(positions, chunk)
+                audience, *others = dict(chunk.by_key())
+                if others:
+                    pending += _by_audience(positions, chunk)
                     continue
-                audience = apart[0][0]
-                if self.lets_audiences_go and await _is_gone(sender, chunk):
+                if self.ignores_missing_audiences and await _needs_no_removal(sender, chunk):
                     log.warning(
                         "Talon.One has no audience %r any more, so nobody needs to be removed.", audience
                     )
@@ -125,27 +124,27 @@ class Members:
                 error.audiences = [audience]
                 error.explain(
                     f"Audience in the request: {audience}.\n"
-                    "If it is missing, create it with CreateAudienceOperator, or let a mirror do it "
-                    "with audience_name."
+                    "If it is missing, create it with CreateAudienceOperator, or pass audience_name to a "
+                    "mirror, which creates it."
                 )
                 raise
             except RejectedError as error:
                 if len(chunk) > 1:
                     middle = len(chunk) // 2
-                    left.append((positions[middle:], chunk[middle:]))
-                    left.append((positions[:middle], chunk[:middle]))
+                    pending.append((positions[middle:], chunk[middle:]))
+                    pending.append((positions[:middle], chunk[:middle]))
                     continue
                 flight.refused(positions[0], error, f"refused by Talon.One ({error.status})")
-                if _is_hopeless(flight, error):
-                    # Before giving up, try the other end of the chunk: perhaps only its beginning is bad.
-                    left.reverse()
+                if _gives_up_soon(flight, error):
+                    # First try the other end of the chunk: perhaps only its beginning is bad.
+                    pending.reverse()
 
 
 class MemberPlan:
     """One comparison of a source of members with a ledger.
 
     Attributes:
-        witnesses: One member by audience that both have.
+        witnesses: By audience, a member that both the ledger and the source have.
     """
 
     names: Sequence[str] = ()
@@ -162,13 +161,13 @@ class MemberPlan:
         counts: Counts,
         on_rejected: Callable[[Rejection], None],
     ) -> Iterator[Chunk]:
-        """Return what makes the audiences equal to the source.
+        """Return the changes that make the audiences equal to the source, sorted.
 
         Args:
             records: The source, sorted.
-            known: What the ledger has, sorted.
-            uncertain: What may have changed without an acknowledgement, sorted.
-            counts: Kept up while this runs.
+            known: The ledger's members, sorted.
+            uncertain: Memberships that may have changed without an acknowledgement, sorted.
+            counts: Updated while this runs.
             on_rejected: Called for each record that cannot be sent.
 
         Raises:
@@ -182,23 +181,19 @@ class MemberPlan:
     def filling(self, audiences: Iterable[str]) -> list[str]:
         """Return the audiences whose first members are sent in bulk, though other changes run rules."""
         runs_rules = self._scope.runs_rules
-        return [each for each in audiences if not runs_rules(each)] if runs_rules else []
+        return [audience for audience in audiences if not runs_rules(audience)] if runs_rules else []
 
     def kept(self, changes: Iterable[Chunk]) -> Iterable[Chunk]:
-        """Keep what a ledger has no place for: nothing."""
+        """Return the changes as they are: unlike attributes, the ledger holds all of them."""
         return changes
 
-    def chunks(self, share: Share) -> Iterator[Chunk]:
+    def chunks(self, share: Share) -> Generator[Chunk, None, None]:
         """Return the chunks of the plan in force."""
         return share.batches()
 
 
-def _always(_: str) -> bool:
-    return True
-
-
 def _without_dots(records: Iterable[Record]) -> Iterator[Record]:
-    """Reject profile IDs that cannot be in a path."""
+    """Reject profile IDs that cannot be part of a URL's path."""
     for record in records:
         if isinstance(record, Rejection) or DOTS.isdisjoint(record.ids):
             yield record
@@ -217,48 +212,48 @@ def send_members(
     limits: Limits,
     report: Report | None = None,
 ) -> Report:
-    """Send explicit adds and removes as they come, log how it goes, and return the report.
+    """Send explicit adds and removes while they are read, log the progress, and return the report.
 
     Args:
-        records: A blocking stream of chunks and of records that cannot be changes.
+        records: Chunks of changes, and records that cannot be changes. Reading may block.
         sender: Opens the sender.
-        outside: Tells the ledgers of the same audiences, and keeps the dead letters.
-        limits: How to behave.
-        report: Where to count, for whoever needs the counts of a run that fails.
+        outside: Notes the changes in the ledgers of the same audiences, and keeps the dead letters.
+        limits: How to push.
+        report: Where to count, so that the caller has the counts if the run fails.
 
     Raises:
-        RejectedRecordsError: Everything good was sent, but more records than ``max_rejected`` were rejected.
-        RequestError: The run stopped early; the log says how far it came.
+        RejectedRecordsError: More records than ``max_rejected`` were rejected; all others were sent.
+        RequestError: The run stopped early; the log has the counts.
     """
     report = report or Report()
     journal = ExplicitJournal(outside)
     suspicious = SuspiciousIds()
-    looked_at = watched(records, suspicious, stops=limits.suspicious_ids == "fail")
-    chunks = _noted(_batches(looked_at, report, journal, in_flight=limits.in_flight), outside)
+    checked = count_suspicious(records, suspicious, fails=limits.suspicious_ids == "fail")
+    chunks = _note_ahead(_batches(checked, report, journal, in_flight=limits.in_flight), outside)
     try:
-        Push(Members(lets_audiences_go=False), journal, report, limits).run(chunks, sender)
+        Push(Members(ignores_missing_audiences=False), journal, report, limits).run(chunks, sender)
         report.state = "done"
     except BaseException:
-        log.warning("Stopped early:\n%s\nA retry may send a part again, which changes nothing twice.", report)
+        log.warning("Stopped early:\n%s\nA retry may send some changes again, which is harmless.", report)
         raise
     finally:
         report.seconds = time.monotonic() - report.began
         report.dead_letters = journal.dead_letters
         report.suspicious = suspicious.counts
-    judge_suspicious(suspicious, limits.suspicious_ids)
+    check_suspicious(suspicious, limits.suspicious_ids)
     log.info("Done:\n%s", report)
     fail_if_rejected(report, limits.max_rejected)
     return report
 
 
 class ExplicitJournal:
-    """The journal of explicit changes: no ledger holds them, so it keeps dead letters and counts.
+    """The journal of explicit changes. No ledger holds them, so it has only counts and dead letters.
 
     Args:
-        outside: Where the letters go.
+        outside: Writes the dead letters.
 
     Attributes:
-        changes: Changes that were taken from the source so far.
+        changes: Number of changes that were read from the source so far.
     """
 
     def __init__(self, outside: OutsideChanges) -> None:
@@ -268,11 +263,11 @@ class ExplicitJournal:
 
     @property
     def dead_letters(self) -> str | None:
-        """Folder of the dead letters, or None when there are none."""
+        """Folder of the dead letters, or None if there are none."""
         return self._outside.dead_letters
 
     def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Count it: what it changes was noted before; see ``_noted``."""
+        """Count a chunk in flight. Its changes were noted before; see ``_note_ahead``."""
         self._in_flight += 1
 
     def landed(
@@ -283,39 +278,41 @@ class ExplicitJournal:
         unclear: Iterable[int] = (),
         left: Iterable[int] = (),
     ) -> None:
-        """Count it."""
+        """Count a chunk that is not in flight any more."""
         self._in_flight -= 1
 
     def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Count it."""
+        """Count a chunk that is not in flight any more."""
         self._in_flight -= 1
 
     def reject(self, letter: Mapping[str, Any]) -> None:
-        """Put a record into the dead letters."""
+        """Write a dead letter."""
         self._outside.reject(letter)
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """A ledger of this audience finds out by itself."""
+        """Do nothing: the mirrors of these audiences check them."""
 
     def flush(self) -> None:
-        """Make the letters durable."""
+        """Make the dead letters durable."""
         self._outside.flush()
 
     def end(self) -> None:
-        """Make the letters durable, and tell the ledgers whether something may still arrive."""
+        """Make the dead letters durable, and note in the ledgers whether changes may still take effect."""
         self._outside.end(in_flight=self._in_flight > 0)
 
     def refuse_lost(self) -> None:
-        """Nobody takes explicit changes over."""
+        """Do nothing: explicit changes are not taken over."""
 
     def leave_behind(self, chunks: Iterable[Chunk]) -> None:
-        """Nobody takes explicit changes over."""
+        """Do nothing: explicit changes are not taken over."""
 
 
-def _noted(chunks: Generator[Chunk, None, None], outside: OutsideChanges) -> Generator[Chunk, None, None]:
-    """Tell the ledgers of the same audiences, some chunks ahead of their sending."""
+def _note_ahead(
+    chunks: Generator[Chunk, None, None], outside: OutsideChanges
+) -> Generator[Chunk, None, None]:
+    """Yield chunks, and note them in the ledgers of the same audiences before they are sent."""
     try:
-        while some := list(islice(chunks, _NOTED)):
+        while some := list(islice(chunks, _NOTED_AT_ONCE)):
             outside.note(Chunk.joined(some))
             yield from some
     finally:
@@ -325,10 +322,10 @@ def _noted(chunks: Generator[Chunk, None, None], outside: OutsideChanges) -> Gen
 def _batches(
     records: Iterable[Record], counts: Counts, journal: ExplicitJournal, *, in_flight: int
 ) -> Generator[Chunk, None, None]:
-    """Yield chunks that fill a request, and count the records; equal changes that come soon fold."""
-    # One chunk more: what is fresh may be held for a while before it travels.
-    recent = _Recent((in_flight + 1) * MAX_CHANGES)
-    held: list[Chunk] = []
+    """Yield chunks that fill a request, without recent duplicates, and count the records."""
+    # One request more than those in flight, as changes wait for a full request before they are sent.
+    recent = _RecentChanges((in_flight + 1) * MAX_CHANGES)
+    waiting: list[Chunk] = []
     count = 0
     try:
         for record in records:
@@ -339,60 +336,59 @@ def _batches(
                     letter = {"time": now(), "profile_id": record.profile_id, "reason": record.reason}
                     journal.reject(letter)
                 continue
-            for piece in _pieces(record):
-                # By the piece, as the rest of a long list is not accounted for where the push stops before
-                # it.
-                counts.read += len(piece)
-                fresh = recent.fresh(piece)
-                counts.duplicate += len(piece) - len(fresh)
-                journal.changes += len(fresh)
-                count += len(fresh)
-                held.append(fresh)
+            for part in _parts_by_audience(record):
+                # Counted per part: if the push stops, the rest of a long list is not counted as read.
+                counts.read += len(part)
+                new = recent.add(part)
+                counts.duplicate += len(part) - len(new)
+                journal.changes += len(new)
+                count += len(new)
+                waiting.append(new)
                 if count < MAX_CHANGES:
                     continue
-                joined = Chunk.joined(held)
+                joined = Chunk.joined(waiting)
                 full = count // MAX_CHANGES * MAX_CHANGES
                 for start in range(0, full, MAX_CHANGES):
-                    yield _full(joined[start : start + MAX_CHANGES], recent)
-                held, count = [joined[full:]] if full < count else [], count - full
+                    yield _marked(joined[start : start + MAX_CHANGES], recent)
+                waiting, count = [joined[full:]] if full < count else [], count - full
         if count:
-            yield _full(Chunk.joined(held), recent)
+            yield _marked(Chunk.joined(waiting), recent)
     finally:
-        # A generator that holds a cursor must close with this one, not at some later garbage collection.
+        # A generator with a cursor must be closed with this one, and not at a later garbage collection.
         if isinstance(records, Generator):
             records.close()
 
 
-def _full(chunk: Chunk, recent: _Recent) -> Chunk:
-    return Chunk(chunk.ids, chunk.keys, chunk.verbs, disjoint_from_recent=recent.is_of_one_kind)
+def _marked(chunk: Chunk, recent: _RecentChanges) -> Chunk:
+    return Chunk(chunk.ids, chunk.keys, chunk.verbs, disjoint_from_recent=recent.have_distinct_profiles)
 
 
-def _pieces(chunk: Chunk) -> Iterator[Chunk]:
-    # A source may hand over all of a long list at once; its progress is told by the request.
+def _parts_by_audience(chunk: Chunk) -> Iterator[Chunk]:
+    # A source may yield a long list as one chunk. In parts, the log shows progress per request.
     for start in range(0, len(chunk), MAX_CHANGES):
-        for _, piece in chunk[start : start + MAX_CHANGES].by_key():
-            yield piece
+        for _, part in chunk[start : start + MAX_CHANGES].by_key():
+            yield part
 
 
-class _Recent:
-    """The last changes, for folding: all of a stream would not fit in memory, and a repetition does no harm.
+class _RecentChanges:
+    """The last changes, to leave out duplicates of them. Earlier duplicates are harmless.
 
     Args:
-        size: How many are remembered at the least.
+        size: Number of changes that are remembered at least.
     """
 
     def __init__(self, size: int) -> None:
         self._remembered = size
         self._history: deque[Chunk] = deque()
         self._size = 0
-        # Tables are often read in the order of their keys. While IDs rise, none of them can be a repetition,
-        # and comparing neighbours costs a quarter of what a set does.
+        # Tables are often read in the order of their keys. While IDs ascend there are no duplicates, and
+        # comparing neighbours takes a quarter of the time of a set.
         self._highest = ""
         self._seen: dict[tuple[Any, Any], set[str]] | None = None
 
-    def fresh(self, chunk: Chunk) -> Chunk:
-        """Take what is not among them, and remember it."""
-        if self._seen is None and not self._rises(chunk):
+    def add(self, chunk: Chunk) -> Chunk:
+        """Remember the changes, and return those that were not remembered already."""
+        if self._seen is None and not self._ascends(chunk):
             self._seen = {}
             for earlier in self._history:
                 self._seen.setdefault((earlier.keys, earlier.verbs), set()).update(earlier.ids)
@@ -400,8 +396,8 @@ class _Recent:
             seen = self._seen.setdefault((chunk.keys, chunk.verbs), set())
             distinct = set(chunk.ids)
             if len(distinct) < len(chunk) or not seen.isdisjoint(distinct):
-                fresh = [each for each in dict.fromkeys(chunk.ids) if each not in seen]
-                chunk = Chunk(fresh, chunk.keys, chunk.verbs)
+                new = [profile_id for profile_id in dict.fromkeys(chunk.ids) if profile_id not in seen]
+                chunk = Chunk(new, chunk.keys, chunk.verbs)
             seen.update(chunk.ids)
         self._history.append(chunk)
         self._size += len(chunk)
@@ -409,7 +405,8 @@ class _Recent:
             self._forget(self._history.popleft())
         return chunk
 
-    def _rises(self, chunk: Chunk) -> bool:
+    def _ascends(self, chunk: Chunk) -> bool:
+        """Return whether all changes so far have one audience and action, and their IDs ascend."""
         if self._history:
             last = self._history[-1]
             if (last.keys, last.verbs) != (chunk.keys, chunk.verbs):
@@ -420,19 +417,19 @@ class _Recent:
     def _forget(self, chunk: Chunk) -> None:
         self._size -= len(chunk)
         if self._seen is not None:
-            what = chunk.keys, chunk.verbs
-            self._seen[what].difference_update(chunk.ids)
-            if not self._seen[what]:
-                del self._seen[what]
+            key = chunk.keys, chunk.verbs
+            self._seen[key].difference_update(chunk.ids)
+            if not self._seen[key]:
+                del self._seen[key]
 
     @property
-    def is_of_one_kind(self) -> bool:
-        """Whether all have one audience and one action, so that no two of them share a profile."""
+    def have_distinct_profiles(self) -> bool:
+        """Whether all changes have one audience and action, so that no two of them have the same profile."""
         return self._seen is None or len(self._seen) == 1
 
 
 async def _send(flight: Flight, positions: Sequence[int], chunk: Chunk, sender: Any) -> None:
-    """Send a part of a flight in one request."""
+    """Send changes of a flight in one request."""
     if not chunk.runs_rules:
         await sender(chunk)
         flight.sent(chunk)
@@ -451,51 +448,54 @@ async def _send(flight: Flight, positions: Sequence[int], chunk: Chunk, sender: 
         flight.sent(chunk, positions)
 
 
-def _divided(flight: Flight) -> Iterator[tuple[Sequence[int], Chunk]]:
-    """Yield what to send in one request each, the last first."""
-    chunk, before = flight.chunk, flight.push.limits.refused_before
-    if before:
-        members = zip(chunk.ids, chunk.each_key, strict=False)
-        if bad := [at for at, member in enumerate(members) if member in before]:
-            for position in bad:
-                yield [position], chunk.at([position])
-            rest = sorted(set(range(len(chunk))).difference(bad))
-            if rest:
-                yield rest, chunk.at(rest)
-            return
-    yield range(len(chunk)), chunk
+def _initial_requests(flight: Flight) -> list[tuple[Sequence[int], Chunk]]:
+    """Return positions and changes for one request each, the last request first."""
+    chunk, refused_before = flight.chunk, flight.push.limits.refused_before
+    members = zip(chunk.ids, chunk.each_key, strict=False) if refused_before else ()
+    bad = [at for at, member in enumerate(members) if member in refused_before]
+    if not bad:
+        return [(range(len(chunk)), chunk)]
+    requests: list[tuple[Sequence[int], Chunk]] = [([at], chunk.at([at])) for at in bad]
+    if rest := sorted(set(range(len(chunk))).difference(bad)):
+        requests.append((rest, chunk.at(rest)))
+    return requests
 
 
 def _by_audience(positions: Sequence[int], chunk: Chunk) -> Iterator[tuple[Sequence[int], Chunk]]:
-    places: dict[str, list[int]] = {}
-    for at, key in zip(range(len(chunk)), chunk.each_key, strict=False):
-        places.setdefault(key, []).append(at)
-    for some in places.values():
-        yield [positions[at] for at in some], chunk.at(some)
+    indices_by_audience: dict[str, list[int]] = {}
+    for at, audience in zip(range(len(chunk)), chunk.each_key, strict=False):
+        indices_by_audience.setdefault(audience, []).append(at)
+    for indices in indices_by_audience.values():
+        yield [positions[at] for at in indices], chunk.at(indices)
 
 
-def _is_hopeless(flight: Flight, error: RejectedError) -> bool:
+def _gives_up_soon(flight: Flight, error: RejectedError) -> bool:
+    """Return whether half of the changes after which the push gives up were refused, and none accepted.
+
+    Raises:
+        RejectedError: All were refused, and none accepted.
+    """
     push = flight.push
     refused = push.rejected[f"refused by Talon.One ({error.status})"]
     limit = push.limits.max_rejected
-    if push.sent or refused < _HOPELESS:
+    if push.sent or refused < _ALL_REFUSED:
         return False
-    if limit is not None and refused >= max(2 * _HOPELESS, limit + 1):
+    if limit is not None and refused >= max(2 * _ALL_REFUSED, limit + 1):
         error.explain(f"The first {refused} records were all refused, so this is not about single records.")
         raise error
-    return refused == _HOPELESS
+    return refused == _ALL_REFUSED
 
 
-async def _is_gone(sender: Any, chunk: Chunk) -> bool:
-    """Whether a 404 for a chunk of one audience means that members need not be removed from it."""
+async def _needs_no_removal(sender: Any, chunk: Chunk) -> bool:
+    """Return whether a 404 for removals from one audience means that the audience does not exist."""
     if any(change.action == "add" for change in chunk.changes()):
         return False
     try:
-        # The path may be wrong instead. This changes nothing, and is answered with 404 then, too.
+        # The path may be wrong instead. A request without changes then gets a 404, too.
         await sender(Chunk([], chunk.keys))
     except NotFoundError:
         return False
     except RejectedError:
-        # Not documented for a request without changes, but the path is right where it is looked at.
+        # Not documented for a request without changes, but the path exists.
         return True
     return True

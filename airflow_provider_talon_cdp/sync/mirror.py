@@ -32,10 +32,10 @@ from airflow_provider_talon_cdp.sync.profiles import CHANGED, PROFILES, ProfileP
 from airflow_provider_talon_cdp.sync.push import (
     Limits,
     Push,
+    check_suspicious,
+    count_suspicious,
     fail_if_rejected,
-    judge_suspicious,
     now,
-    watched,
 )
 from airflow_provider_talon_cdp.sync.report import Report
 
@@ -43,15 +43,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Source: TypeAlias = Callable[[], Iterable[Any]]
-"""Reads the wanted records from the start; called again when they turn out not to be sorted by bytes."""
+"""Reads the wanted records from the start. It is called a second time if they are not sorted by bytes."""
 
 OnOlderRun = Literal["fail", "skip", "allow"]
 RetryRejected = Literal["always", "never"]
 
-# How often a run plans anew because an audience turned out to have lost its members.
-_ROUNDS = 3
-# Refused members that a run remembers, to send them apart from the others.
-_REMEMBERED = 100_000
+# Most plans of one run, which plans again if an audience has lost its members.
+_MOST_PLANS = 3
+# About the most refused members of the last run that are kept in memory, to send them in own requests.
+_MOST_REFUSED_BEFORE = 100_000
 _REFUSED_BEFORE = "refused in an earlier run and not sent again, as retry_rejected is 'never'"
 REFUSED_IN_EARLIER_TRY = "refused in an earlier try of a task that pushed"
 
@@ -59,27 +59,27 @@ REFUSED_IN_EARLIER_TRY = "refused in an earlier try of a task that pushed"
 class TaskCursor:
     """The version of the plan that a task is sending, in Airflow's task state store, for the next try.
 
-    A try whose input differs does not see it: whoever fixes a wrong query and clears the task wants no more
-    of the old plan.
+    A try with other inputs does not get it: after a wrong query is fixed and the task is cleared, the old
+    plan must not be resumed.
 
     Args:
         store: ``context["task_state_store"]`` of Airflow 3.3 and later.
-        told: What the plan depends on, apart from the data: anything with a ``repr`` that says it all.
+        inputs: What the plan depends on, apart from the data; compared by its ``repr``.
     """
 
     _KEY = "talon_cdp_plan"
 
-    def __init__(self, store: Any, told: object) -> None:
+    def __init__(self, store: Any, inputs: object) -> None:
         self._store = store
-        self._fingerprint = hashlib.sha256(repr(told).encode(errors="backslashreplace")).hexdigest()
+        self._fingerprint = hashlib.sha256(repr(inputs).encode(errors="backslashreplace")).hexdigest()
 
     def get(self) -> int:
         """Return the version, or 0."""
-        kept = self._store.get(self._KEY)
-        return int(kept["version"]) if kept and kept["fingerprint"] == self._fingerprint else 0
+        stored = self._store.get(self._KEY)
+        return int(stored["version"]) if stored and stored["fingerprint"] == self._fingerprint else 0
 
     def set(self, version: int) -> None:
-        """Keep the version; 0 forgets it, so that a task which is cleared after its success starts anew."""
+        """Store the version; 0 deletes it, so that a task that is cleared after its success plans anew."""
         if version:
             self._store.set(self._KEY, {"version": version, "fingerprint": self._fingerprint})
         else:
@@ -91,12 +91,12 @@ class Planned:
     """All changes that make Talon.One equal to the source as it is now.
 
     Args:
-        result: What was made of its changes.
-        counts: Of its changes, and of the records that were read.
-        letters: About records that cannot be sent.
-        comparison: What knows how to send it.
-        refused_before: Members of which Talon.One refused a change in the run before.
-        suspicious: Of the IDs that were read.
+        result: What ``consume`` returned, e.g. the ledger's draft; see ``Mirror._plan``.
+        counts: Counts of the changes, and of the records that were read.
+        letters: Dead letters of records that cannot be sent, as JSON.
+        comparison: The comparison, which yields the chunks to send.
+        suspicious: Counts of IDs that look wrong.
+        refused_before: Members of which Talon.One refused a change in the last run.
     """
 
     result: Any
@@ -108,20 +108,20 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Comparisons of ranges of profile IDs that other processes have made; see ``Mirror.compare_range``.
+class ComparedRanges:
+    """Ranges of profile IDs that other processes have compared; see ``Mirror.compare_range``.
 
     Args:
         changes: Reads the changes of all ranges.
-        facts: Reads what else was written of them: yields rejections, and calls its argument with facts.
+        facts: Yields the rejections of all ranges, and calls its argument with the facts of each range.
     """
 
     changes: Callable[[], Iterable[Any]]
     facts: Callable[[Callable[[Mapping[str, Any]], object]], Iterable[Any]]
 
 
-class _OtherStateError(Exception):
-    """The ledger is not as it was when others compared with it."""
+class _LedgerChangedError(Exception):
+    """The ledger has changed since ranges were compared with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,20 +129,20 @@ class Mirror:
     """One mirror run.
 
     Args:
-        source: What is wanted.
+        source: Reads the wanted records.
         ledger: What Talon.One acknowledged.
         guard: Limits of what may change.
-        sender: Opens the sender, when the guard has passed.
+        sender: Opens the sender, after the guard has let the plan pass.
         kind: Members or attributes.
-        audiences: Creates audiences and finds out whether they are still the same; None for attributes.
-        facts: What the ledger is to remember of this run.
-        on_older_run: What to do where the ledger holds newer data than this run has.
-        retry_rejected: Whether records that Talon.One refused in the run before are sent again.
+        audiences: Creates audiences and checks whether they are the same as before; None for attributes.
+        facts: What the ledger keeps about this run.
+        on_older_run: What to do if the ledger holds newer data than this run has.
+        retry_rejected: Whether records that Talon.One refused in the last run are sent again.
         limits: How to push.
-        asks: Whether a person decides about a plan that is beyond the guard's limits: it is put in force, and
-            the report has the guard's words.
-        compared: What other processes have compared of the source; it counts while the ledger has not
-            changed.
+        with_approval: Whether a person decides about a plan beyond the guard's limits. Such a plan is put in
+            force, and the report has the guard's text.
+        compared: Ranges of the source that other processes have compared. They are used only if the ledger
+            has not changed since.
     """
 
     source: Source
@@ -155,44 +155,45 @@ class Mirror:
     on_older_run: OnOlderRun = "fail"
     retry_rejected: RetryRejected = "always"
     limits: Limits = field(default_factory=Limits)
-    asks: bool = False
-    compared: Compared | None = None
+    with_approval: bool = False
+    compared: ComparedRanges | None = None
 
     @syncing()
     def run(self, owner: str, cursor: TaskCursor | None = None, report: Report | None = None) -> Report:
         """Plan, guard, push and record.
 
         Args:
-            owner: Who runs this; a retry has the owner of the try before it.
-            cursor: Tells a retry that the plan in force is the one that the try before it was sending. The
-                guard has passed that plan, so what is left of it is sent at once; then all is planned anew,
-                as without a cursor.
-            report: Where to count, for whoever needs the counts of a run that fails.
+            owner: Who runs this; a retry has the same owner.
+            cursor: Tells a retry whether the plan in force is the one that the last try was sending. The
+                guard has let that plan pass, so the rest of it is sent first. Then the source is planned, as
+                without a cursor.
+            report: Where to count, so that the caller has the counts if the run fails.
 
         Raises:
             GuardError: The plan is beyond the limits; nothing of it was sent or recorded.
             OlderRunError: The ledger holds newer data; nothing was sent or recorded.
             LedgerError: The ledger is in use, damaged, or cannot be written; nothing was sent, or the push
                 stopped.
-            RejectedRecordsError: Everything good was sent and recorded, but too much was rejected.
+            RejectedRecordsError: More records than ``max_rejected`` were rejected; all others were sent and
+                recorded.
             RequestError: The push stopped early; what was acknowledged is recorded.
         """
         report = report or Report()
         if cursor:
             self.ledger.at_least = max(self.ledger.at_least, cursor.get())
         with self.ledger.held(owner), self._reported(report):
-            if self._is_skipped(report):
+            if self._skips_older_data(report):
                 return report
             self._check_key()
-            self._tell_of_others(owner)
-            self._abandon(report)
+            self._warn_of_other_writers(owner)
+            self._count_abandoned(report)
             refused: set[Member] = set()
-            # A plan that was made for another environment is no plan for this one.
-            is_ours = self._has_key_of_before or self.ledger.identity.environment
-            is_whole = is_ours and not self.ledger.suspected
-            if cursor and is_whole and 0 < self.ledger.version == cursor.get():
-                refused = self._finish(report, cursor)
-            self._sync(report, cursor, refused)
+            # A plan is not resumed if it may be for another environment, or if an audience was lost.
+            same_environment = self._has_key_of_last_run or self.ledger.identity.environment
+            may_resume = same_environment and not self.ledger.suspected
+            if cursor and may_resume and 0 < self.ledger.version == cursor.get():
+                refused = self._resume(report, cursor)
+            self._plan_and_push(report, cursor, refused)
             if cursor:
                 cursor.set(0)
         log.info("Done:\n%s", report)
@@ -201,15 +202,15 @@ class Mirror:
 
     @syncing()
     def hand_over(self, owner: str, report: Report | None = None) -> Report:
-        """Plan, guard and record, for other processes to push; what they have to send is reported as unsent.
+        """Plan, guard and record, for other processes to push; the report has the changes as unsent.
 
         Args:
-            owner: Who runs this; those that push have the same owner.
-            report: Where to count, for whoever needs the counts of a run that fails.
+            owner: Who runs this; the processes that push have the same owner.
+            report: Where to count, so that the caller has the counts if the run fails.
 
         Returns:
-            The counts of the plan. When nothing is to be sent, ``unsent`` is 0 or there is a verdict, and no
-            plan was put in force.
+            The counts of the plan. If nothing is to be sent, ``unsent`` is 0 or there is a verdict, and no
+            plan is in force.
 
         Raises:
             GuardError: The plan is beyond the limits; nothing was recorded.
@@ -218,11 +219,11 @@ class Mirror:
         """
         report = report or Report()
         with self.ledger.held(owner), self._reported(report):
-            if self._is_skipped(report):
+            if self._skips_older_data(report):
                 return report
             self._check_key()
-            self._tell_of_others(owner)
-            self._abandon(report)
+            self._warn_of_other_writers(owner)
+            self._count_abandoned(report)
             plan = self._prepare(report)
             if plan and plan.counts.changes:
                 self._enforce(plan, handed_over=True)
@@ -235,56 +236,58 @@ class Mirror:
     def compare_range(
         self, low: str | None, high: str | None, write: Callable[[Iterable[Any], Callable[[], Any]], str]
     ) -> tuple[str, str] | None:
-        """Compare a range of profile IDs with what the ledger has of it, for another process that plans.
+        """Compare a range of profile IDs with the ledger, for another process that plans.
 
         Args:
-            low: Where the range begins; None for no end.
-            high: Where the next one does.
-            write: Writes records, and what a function returns after them; returns the file's name.
+            low: The first ID of the range; None for no bound.
+            high: The first ID of the next range; None for no bound.
+            write: Writes records, and after them the result of a function; returns the file's name.
 
         Returns:
-            Files of the changes, and of what else there is to know. None where the plan is better compared
-            whole: changes run rules or are left out, or the source does not have the order of bytes.
+            The file of the changes, and the file of rejections and facts. None if the plan has to be compared
+            as a whole: changes run rules or are left out, or the source is not sorted by bytes.
         """
-        is_plain = isinstance(self.kind, Members) and self.kind.rules == "none"
-        if not is_plain or self.retry_rejected == "never":
+        runs_rules = not isinstance(self.kind, Members) or self.kind.rules != "none"
+        if runs_rules or self.retry_rejected == "never":
             return None
         self.ledger.load()
-        state, held = self._state(), set[str]()
+        state, audiences = self._state_for_comparison(), set[str]()
 
-        def inside() -> Iterator[Any]:
+        def records_in_range() -> Iterator[Any]:
             for record in self.source():
                 ids = record.ids if isinstance(record, Chunk) else ()
                 if ids and ((low is not None and min(ids) < low) or (high is not None and max(ids) >= high)):
                     raise OutOfOrderError
                 yield record
 
-        def noted(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        def snapshot_in_range(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
             for chunk in within(chunks, low, high):
-                held.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
+                audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
                 yield chunk
 
         def consume(planner: Planner) -> str:
             known = self.ledger.known()
-            known = Folded(noted(known.snapshot), [within(each, low, high) for each in known.plans])
+            plans = [within(changes, low, high) for changes in known.plans]
+            known = Folded(snapshot_in_range(known.snapshot), plans)
             return write(planner(known, within(self.ledger.uncertain(), low, high)), dict)
 
         try:
-            plan = self._plan_once(consume, inside, leave_out=lambda changes, _: changes)
+            plan = self._plan_once(consume, records_in_range, leave_out=lambda changes, _: changes)
         except OutOfOrderError:
             return None
         facts = {
             "state": state,
-            "held": sorted(held),
+            "held": sorted(audiences),
             "counts": plan.counts.numbers,
             "suspicious": plan.suspicious.sums,
             "witnesses": plan.comparison.witnesses,
         }
-        letters = (Rejection(each["reason"], each["profile_id"]) for each in map(json.loads, plan.letters))
-        return plan.result, write(letters, lambda: facts)
+        letters = map(json.loads, plan.letters)
+        rejections = (Rejection(letter["reason"], letter["profile_id"]) for letter in letters)
+        return plan.result, write(rejections, lambda: facts)
 
-    def _state(self) -> str:
-        """Return what a comparison depends on, but for the source."""
+    def _state_for_comparison(self) -> str:
+        """Return a text that differs if a comparison of the same source would differ."""
         return f"{self.ledger.state()} {self.kind!r}"
 
     @syncing()
@@ -292,12 +295,14 @@ class Mirror:
         """Plan and guard, and send and record nothing.
 
         Args:
-            requests_per_second: For the estimate of the time that the plan would take.
+            requests_per_second: The connection's rate, to estimate the time of the push.
         """
         report = Report()
         self.ledger.load()
-        plan = self._plan(lambda planner: _calls(planner(self.ledger.known(), self.ledger.uncertain())))
-        judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
+        plan = self._plan(
+            lambda planner: _count_rule_calls(planner(self.ledger.known(), self.ledger.uncertain()))
+        )
+        check_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
@@ -321,13 +326,13 @@ class Mirror:
         report.ledger_version = self.ledger.version
         return report
 
-    def _is_skipped(self, report: Report) -> bool:
-        """Whether this run has older data than the ledger, and is to do nothing then."""
-        held, ours = self.ledger.facts.data_until, self.facts.data_until
-        if self.on_older_run == "allow" or not held or not ours or ours >= held:
+    def _skips_older_data(self, report: Report) -> bool:
+        """Return whether this run ends here, as its data are older than the ledger's."""
+        newest, ours = self.ledger.facts.data_until, self.facts.data_until
+        if self.on_older_run == "allow" or not newest or not ours or ours >= newest:
             return False
         text = (
-            f"The ledger holds data until {held},\nand this run has older data, until {ours}.\n"
+            f"The ledger holds data until {newest},\nand this run has older data, until {ours}.\n"
             "It would undo what the newer run did. Nothing was sent."
         )
         if self.on_older_run == "fail":
@@ -340,12 +345,12 @@ class Mirror:
         return True
 
     @property
-    def _has_key_of_before(self) -> bool:
+    def _has_key_of_last_run(self) -> bool:
         return self.ledger.facts.has_key_of(self.facts)
 
     def _check_key(self) -> None:
-        """Notice that another API key is used than in the run before, which may be of another environment."""
-        if self._has_key_of_before:
+        """Warn if the API key has changed, as the new one may be of another environment."""
+        if self._has_key_of_last_run:
             return
         text = (
             "The API key or the platform name on the connection has changed since the last run.\n"
@@ -355,25 +360,25 @@ class Mirror:
         if isinstance(self.kind, Profiles) and not self.ledger.identity.environment:
             if not self.kind.sends_all:
                 raise LedgerError(
-                    f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has."
-                    " If the environment is the same, set Environment to its name, or send all once with "
+                    f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has.\n"
+                    "If the environment is the same, set Environment to its name, or send all once with "
                     "send='all'."
                 )
-            # What the other key acknowledged is not known of this one before it is sent.
+            # Until all is sent, the ledger has only what the other key's environment acknowledged.
             self.ledger.suspect([PROFILES])
         log.warning("%s", text)
         if self.audiences is not None:
             self.audiences.key_has_changed = True
 
-    def _tell_of_others(self, owner: str) -> None:
-        """Log who else changes the same audiences or attributes, and which ledgers of theirs there are."""
-        writers = {_task_of(each) for each in (self.ledger.owner, *self.ledger.other_writers)}
+    def _warn_of_other_writers(self, owner: str) -> None:
+        """Log which other tasks change the same audiences or attributes, and their ledgers."""
+        writers = {_task_of(writer) for writer in (self.ledger.owner, *self.ledger.other_writers)}
         if others := sorted(writers - {_task_of(owner), ""}):
             what = "attributes" if isinstance(self.kind, Profiles) else "audiences"
             log.warning(
                 "Another task changed the same %s since this one did:\n%s\n"
-                "Each undoes what the other does. Let one task keep them.\n"
-                "Its changes are checked against this query now.",
+                "They undo each other's changes. Let only one task sync them.\n"
+                "The other task's changes are compared with this query now.",
                 what,
                 ", ".join(others),
             )
@@ -382,44 +387,44 @@ class Mirror:
                 "A new ledger begins beside another one of the same audience:\n%s", "\n".join(neighbours)
             )
 
-    def _finish(self, report: Report, cursor: TaskCursor) -> set[Member]:
-        """Send what an earlier try left of its plan, without reading the source; return what was refused."""
+    def _resume(self, report: Report, cursor: TaskCursor) -> set[Member]:
+        """Send the rest of an earlier try's plan, without reading the source; return the refused members."""
         counts = Counts()
-        before = self._refused_before()
+        refused_before = self._refused_before()
 
-        def left(*_: Iterable[Chunk]) -> Iterator[Chunk]:
+        def plan_rest(*_: Iterable[Chunk]) -> Iterator[Chunk]:
             for chunk in self.ledger.refused():
                 self.ledger.carry(chunk)
             return _counted(self.ledger.unacknowledged(withheld=False), counts)
 
-        # What others noted is for the plan after this one, which is compared with the source.
-        draft = replace(self.ledger.draft(left), spent=())
+        # Notes of other writers are left for the next plan, which is compared with the source.
+        draft = replace(self.ledger.draft(plan_rest), spent=())
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
         if not counts.changes:
             self.ledger.discard(draft)
             return set()
-        # What is known of the audiences is compared with Talon.One afterwards.
-        before_it = self.ledger.facts
-        facts = replace(self.facts, audiences=before_it.audiences, filling=before_it.filling)
+        # The audiences are checked for the next plan, against the facts of the plan that is resumed.
+        old = self.ledger.facts
+        facts = replace(self.facts, audiences=old.audiences, filling=old.filling)
         self.ledger.enforce(draft, facts=facts, names=self.ledger.names)
         cursor.set(self.ledger.version)
         share = self.ledger.share()
         report.resumed += counts.changes
-        limits = replace(self.limits, refused_before=before)
+        limits = replace(self.limits, refused_before=refused_before)
         refused = self._push(share, share.batches(), report, Counts(), limits)
         report.plan_anew()
         log.info("That plan is finished. Now the source is planned anew.")
         return refused
 
-    def _sync(self, report: Report, cursor: TaskCursor | None, refused: set[Member]) -> None:
-        """Plan the source as it is now, and send what the guard lets pass.
+    def _plan_and_push(self, report: Report, cursor: TaskCursor | None, refused: set[Member]) -> None:
+        """Plan the source as it is now, and send the plan if the guard lets it pass.
 
         Args:
-            report: Of the run.
-            cursor: Told of the plan that is sent.
-            refused: What was refused in this run already, and is not sent again.
+            report: The run's report.
+            cursor: Gets the version of the plan that is sent.
+            refused: Members that were refused in this run already and are not sent again.
         """
-        for _ in range(_ROUNDS):
+        for _ in range(_MOST_PLANS):
             plan = self._prepare(report, refused)
             if plan is None or not plan.counts.changes:
                 return
@@ -427,10 +432,12 @@ class Mirror:
             if cursor:
                 cursor.set(self.ledger.version)
             share = self.ledger.share()
-            limits = replace(self.limits, refused_before=plan.refused_before, counted=frozenset(refused))
+            limits = replace(
+                self.limits, refused_before=plan.refused_before, refused_in_run=frozenset(refused)
+            )
             refused |= self._push(share, plan.comparison.chunks(share), report, plan.counts, limits)
             try:
-                lost = self._lost(plan, report, after=True)
+                lost = self._lost_audiences(plan, report, after=True)
             except BaseException:
                 report += plan.counts
                 raise
@@ -439,7 +446,7 @@ class Mirror:
                 if self.ledger.facts.filling:
                     self.ledger.remember(self._facts())
                 return
-            # What this round sent belongs to audiences that were made anew meanwhile.
+            # Audiences were made again during the push, so the next plan adds their members again.
             report.resumed += plan.counts.changes
             report.plan_anew()
         raise LedgerError(
@@ -447,10 +454,10 @@ class Mirror:
             "What Talon.One acknowledged is recorded. Find out who deletes the audience, and run again."
         )
 
-    def _asked(self, plan: Planned, report: Report) -> bool:
-        """Whether the guard refuses this plan and a person may allow it; the report has the words then."""
+    def _needs_approval(self, plan: Planned, report: Report) -> bool:
+        """Return whether the guard refuses a plan that a person may allow; the report then has its text."""
         report.allow = None
-        if self.asks and plan.counts.changes:
+        if self.with_approval and plan.counts.changes:
             try:
                 self.guard.check(plan.counts)
             except GuardError as error:
@@ -458,31 +465,31 @@ class Mirror:
         return report.allow is not None
 
     def _prepare(self, report: Report, refused: Collection[Member] = ()) -> Planned | None:
-        """Plan, ask the guard, and create or check the audiences; return a plan that may be sent.
+        """Plan, check the guard, and create or check the audiences.
 
         Returns:
-            The plan, whose counts are not in the report yet where it has changes; None where the guard skips
-            it.
+            A plan that may be sent; if it has changes, the report does not have its counts yet. None if the
+            guard skips the plan.
         """
-        for _ in range(_ROUNDS):
+        for _ in range(_MOST_PLANS):
             plan = self._plan(self.ledger.draft, refused)
             report.suspicious = plan.suspicious.counts
             try:
-                judge_suspicious(plan.suspicious, self.limits.suspicious_ids)
-                passed = self._asked(plan, report) or self.guard.check(plan.counts) == "send"
+                check_suspicious(plan.suspicious, self.limits.suspicious_ids)
+                passed = self._needs_approval(plan, report) or self.guard.check(plan.counts) == "send"
             except (InvalidInputError, GuardError) as error:
                 self.ledger.discard(plan.result)
                 _count_unsent(report, plan.counts)
                 if report.sent and isinstance(error, GuardError):
                     raise GuardError(
-                        f"{error}\nThat is about the plan of the source as it is now:\n"
-                        f"{report.sent:,} changes that an earlier try had left of its plan were sent before.",
+                        f"{error}\nThis is about the plan of the source as it is now.\n"
+                        f"Before it, {report.sent:,} changes of an earlier try's plan were sent.",
                         error.allow,
                     ) from error
                 raise
             if not passed:
                 self.ledger.discard(plan.result)
-                self._bury(plan.letters)
+                self._write_letters(plan.letters)
                 _count_unsent(report, plan.counts)
                 report.verdict = (
                     "skipped: The source has no rows, and on_empty is 'skip': its plan was not sent."
@@ -490,22 +497,22 @@ class Mirror:
                 log.warning("%s", report.verdict)
                 return None
             try:
-                lost = self._lost(plan, report)
+                lost = self._lost_audiences(plan, report)
             except BaseException:
                 _count_unsent(report, plan.counts)
                 raise
             if lost:
                 log.warning(
-                    "Talon.One has lost the members of %d audience(s) that the ledger has; all are "
-                    "sent again.",
+                    "Talon.One has lost the members of %d audience(s) that the ledger has. All "
+                    "members are sent again.",
                     len(lost),
                 )
                 self.ledger.discard(plan.result)
                 continue
-            self._bury(plan.letters)
+            self._write_letters(plan.letters)
             if not plan.counts.changes:
                 if self.ledger.has_lost_plans:
-                    # It keeps what is known of them.
+                    # The new version keeps what is known of the lost plans.
                     self._enforce(plan)
                 else:
                     self.ledger.discard(plan.result)
@@ -521,15 +528,15 @@ class Mirror:
         """Compare the source with the ledger, without sending anything.
 
         Args:
-            consume: Called with the planner; called again where the source is not sorted, and must start anew
-                then.
-            refused: What was refused, and counted, in this run.
+            consume: Called with the planner; its result is the plan's. If the source is not sorted, it is
+                called a second time and must start from the beginning.
+            refused: Members that were refused, and counted, in this run.
         """
-        before = self._refused_before()
+        refused_before = self._refused_before()
         leave_out = partial(
-            _left_out,
+            _without_refused,
             refused=refused,
-            before=before if self.retry_rejected == "never" else frozenset(),
+            refused_before=refused_before if self.retry_rejected == "never" else frozenset(),
             # A dry run writes nothing.
             carry=self.ledger.carry if consume == self.ledger.draft else lambda _: None,
         )
@@ -539,13 +546,13 @@ class Mirror:
         except OutOfOrderError:
             log.info("The source is not sorted by bytes: it is read again and sorted on this worker's disk.")
             plan = self._plan_once(consume, self.source, leave_out, self.kind.sort)
-        plan = replace(plan, refused_before=before)
+        plan = replace(plan, refused_before=refused_before)
         log.info("Plan: %s\nLedger: %s", self.kind.describe(plan.counts), self.ledger.place)
         return plan
 
-    def _plan_of_ranges(self, compared: Compared, consume: Callable[[Planner], Any]) -> Planned | None:
-        """Join what others have compared; None where the ledger has changed since."""
-        counts, states, held = Counts(), set[str](), set[str]()
+    def _plan_of_ranges(self, compared: ComparedRanges, consume: Callable[[Planner], Any]) -> Planned | None:
+        """Join the comparisons of ranges; return None if the ledger has changed since."""
+        counts, states, audiences = Counts(), set[str](), set[str]()
         plan = Planned(None, counts, Spool(), self.kind.compare(self.ledger), SuspiciousIds())
 
         def join(facts: Mapping[str, Any]) -> None:
@@ -555,21 +562,22 @@ class Mirror:
             for audience, profile_id in facts["witnesses"].items():
                 plan.comparison.witnesses.setdefault(audience, profile_id)
             states.add(facts["state"])
-            held.update(facts["held"])
+            audiences.update(facts["held"])
 
         def planner(*_: Iterable[Chunk]) -> Iterable[Chunk]:
-            # Here, and not before: from now on the draft covers what others have noted.
-            if states != {self._state()}:
-                raise _OtherStateError
-            # The ledger registers its audiences while what it has is read, which nobody does now.
-            return chain((Chunk([], audience) for audience in sorted(held)), compared.changes())
+            # Checked here and not earlier, as the draft covers other writers' notes only from now on.
+            if states != {self._state_for_comparison()}:
+                raise _LedgerChangedError
+            # The ledger registers the audiences of its members while they are read. They are not read here,
+            # so an empty chunk of each audience stands for them.
+            return chain((Chunk([], audience) for audience in sorted(audiences)), compared.changes())
 
         for rejection in compared.facts(join):
-            _keep(rejection, plan.letters)
+            _write_letter(rejection, plan.letters)
         try:
             return replace(plan, result=consume(planner))
-        except _OtherStateError:
-            log.info("The ledger has changed since the ranges were compared: all is compared here.")
+        except _LedgerChangedError:
+            log.info("The ledger has changed since the ranges were compared, so all is compared again.")
             plan.letters.close()
             return None
 
@@ -578,7 +586,7 @@ class Mirror:
         consume: Callable[[Planner], Any],
         source: Source,
         leave_out: Callable[[Iterable[Chunk], Counts], Iterable[Chunk]],
-        arrange: Callable[[Iterable[Any]], Iterable[Any]] = lambda records: records,
+        sort: Callable[[Iterable[Any]], Iterable[Any]] = lambda records: records,
     ) -> Planned:
         counts = Counts()
         letters = Spool()
@@ -586,12 +594,12 @@ class Mirror:
         suspicious = SuspiciousIds()
 
         with ExitStack() as stack:
-            records = stack.enter_context(_closed_at_the_end(source()))
+            records = stack.enter_context(_closing(source()))
 
             def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
-                arranged = stack.enter_context(_closed_at_the_end(arrange(watched(records, suspicious))))
-                keep = partial(_keep, letters=letters)
-                changes = comparison.changes(arranged, known, uncertain, counts, keep)
+                in_order = stack.enter_context(_closing(sort(count_suspicious(records, suspicious))))
+                on_rejected = partial(_write_letter, letters=letters)
+                changes = comparison.changes(in_order, known, uncertain, counts, on_rejected)
                 return comparison.kept(leave_out(changes, counts))
 
             return Planned(consume(planner), counts, letters, comparison, suspicious)
@@ -606,8 +614,8 @@ class Mirror:
     def _facts(self) -> RunFacts:
         return self.facts if self.audiences is None else replace(self.facts, audiences=self.audiences.known)
 
-    def _lost(self, plan: Planned, report: Report, *, after: bool = False) -> Collection[str]:
-        """Return the audiences that Talon.One has lost the members of, as far as anybody can tell."""
+    def _lost_audiences(self, plan: Planned, report: Report, *, after: bool = False) -> Collection[str]:
+        """Return the audiences whose members Talon.One has lost, as far as its answers tell."""
         if self.audiences is None:
             return ()
         lost = self.audiences.check(
@@ -617,11 +625,11 @@ class Mirror:
             self.ledger.remember(self._facts())
         return lost
 
-    def _abandon(self, report: Report) -> None:
-        """Count what runs rules and may have been sent by a run that was killed: it is not sent again."""
+    def _count_abandoned(self, report: Report) -> None:
+        """Count changes that run rules and that a killed run may have sent. They are not sent again."""
         if abandoned := self.ledger.abandon():
             log.warning(
-                "An earlier run was killed while %s changes that run rules may have been under way.\n"
+                "An earlier run was killed while %s changes that run rules may have been in flight.\n"
                 "They are not sent again, and have dead letters.",
                 f"{abandoned:,}",
             )
@@ -632,27 +640,30 @@ class Mirror:
         refused: set[Member] = set()
         for chunk in self.ledger.refused():
             refused.update(zip(chunk.ids, chunk.each_key, strict=False))
-            if len(refused) > _REMEMBERED:
+            if len(refused) > _MOST_REFUSED_BEFORE:
                 break
         return frozenset(refused)
 
     def _push(
-        self, share: Share, chunks: Iterator[Chunk], report: Report, counts: Counts, limits: Limits
+        self,
+        share: Share,
+        chunks: Generator[Chunk, None, None],
+        report: Report,
+        counts: Counts,
+        limits: Limits,
     ) -> set[Member]:
-        """Send the plan in force, return what was refused, and say how far it came where that ends early."""
+        """Send the plan in force, and return the refused members; if it ends early, log the counts."""
         push = Push(self.kind, share, report, limits)
         try:
-            push.run(_generator(chunks), self.sender)
+            push.run(chunks, self.sender)
         except BaseException:
             report += counts
             report.seconds = time.monotonic() - report.began
-            log.warning(
-                "Stopped early:\n%s\nA retry may send a part again, which changes nothing twice.", report
-            )
+            log.warning("Stopped early:\n%s\nA retry may send some changes again, which is harmless.", report)
             raise
         return push.refused
 
-    def _bury(self, letters: Spool) -> None:
+    def _write_letters(self, letters: Spool) -> None:
         """Write the dead letters of records that cannot be sent."""
         for number, letter in enumerate(letters, start=1):
             self.ledger.reject(json.loads(letter))
@@ -663,7 +674,7 @@ class Mirror:
 
     @contextmanager
     def _reported(self, report: Report) -> Iterator[None]:
-        """Have a report say how the run ended, also where it fails."""
+        """Set the result in a report, also if the run fails."""
         try:
             yield
             report.state = "done" if report.verdict is None else "refused"
@@ -677,33 +688,33 @@ class Mirror:
 
 
 Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk]]
-"""Makes changes of what is known and what is uncertain."""
+"""Turns known members and uncertain changes into the changes of a plan."""
 
 
 @syncing()
 def push_share(
     share: Share,
-    chunks: Iterator[Chunk],
+    chunks: Generator[Chunk, None, None],
     kind: Members | Profiles,
     sender: Callable[[], AbstractAsyncContextManager[Any]],
     limits: Limits,
     report: Report | None = None,
 ) -> Report:
-    """Send what is left of some parts of a plan.
+    """Send the unsent changes of some parts of a plan.
 
     Args:
-        share: These parts.
-        chunks: Of the share, as they travel.
+        share: The parts.
+        chunks: The share's chunks to send.
         kind: Members or attributes.
         sender: Opens the sender.
-        limits: How to behave.
-        report: Where to count, for whoever needs the counts of a push that fails.
+        limits: How to push.
+        report: Where to count, so that the caller has the counts if the push fails.
 
     Returns:
-        The counts, where ``resumed`` is what was left.
+        The counts, in which ``resumed`` is the number of unsent changes.
 
     Raises:
-        RequestError: The push stopped early; what was acknowledged is noted.
+        RequestError: The push stopped early; what was acknowledged is recorded.
         LedgerError: Another run took over.
     """
     report = report or Report()
@@ -711,7 +722,7 @@ def push_share(
     report.unclear += share.abandoned
     try:
         limits = replace(limits, refused_before=share.refused_before)
-        Push(kind, share, report, limits).run(_generator(chunks), sender)
+        Push(kind, share, report, limits).run(chunks, sender)
         report.state = "done"
     finally:
         report.seconds = time.monotonic() - report.began
@@ -723,13 +734,13 @@ def push_share(
 def combined_report(
     planned: Report, outcome: Outcome, pushed: Iterable[Mapping[str, Any]], seconds: float
 ) -> Report:
-    """Join the report of a plan with what became of it in several processes.
+    """Combine the report of a plan with the results of the processes that pushed it.
 
     Args:
-        planned: Of ``Mirror.hand_over``. Where it is divided by audience, the result is.
-        outcome: What the ledger says.
-        pushed: Summaries of ``push_share``, of each task's last try.
-        seconds: From the plan to now.
+        planned: Report of ``Mirror.hand_over``. If it has counts by audience, the result has them too.
+        outcome: The ledger's outcome of the plan.
+        pushed: Summaries of ``push_share``, one of each task's last try.
+        seconds: Seconds from the plan to now.
     """
     report = Report(
         seconds=seconds,
@@ -738,24 +749,25 @@ def combined_report(
         state="done",
     )
     report += planned
-    for each in map(Report.of, pushed):
-        for name in ("requests", "retries", "throttled"):
-            setattr(report, name, getattr(report, name) + getattr(each, name))
-        report.rejected.update(each.rejected)
-    # The ledger knows the skipped and refused ones of all tries.
+    for share in map(Report.of, pushed):
+        report.requests += share.requests
+        report.retries += share.retries
+        report.throttled += share.throttled
+        report.rejected.update(share.rejected)
+    # The outcome has the skipped and refused changes of all tries, the summaries those of the last ones.
     report.rejected[CHANGED] = outcome.skipped
     refused = report.rejected.total() - planned.rejected.total()
     report.rejected[REFUSED_IN_EARLIER_TRY] = outcome.refused - refused
     report.rejected = +report.rejected
-    is_divided = bool(planned.known or planned.additions)
-    report.added.update(outcome.added if is_divided else {"": outcome.added.total()})
-    report.removed.update(outcome.removed if is_divided else {"": outcome.removed.total()})
+    by_audience = bool(planned.known or planned.additions)
+    report.added.update(outcome.added if by_audience else {"": outcome.added.total()})
+    report.removed.update(outcome.removed if by_audience else {"": outcome.removed.total()})
     report.unclear += outcome.unclear
     report.unsent = outcome.changes - outcome.acknowledged - outcome.refused - outcome.unclear
     return report
 
 
-def _keep(rejection: Rejection, letters: Spool) -> None:
+def _write_letter(rejection: Rejection, letters: Spool) -> None:
     if rejection.profile_id:
         letter = {"time": now(), "profile_id": rejection.profile_id, "reason": rejection.reason}
         letters.write(json.dumps(letter).encode())
@@ -768,12 +780,12 @@ def _count_unsent(report: Report, counts: Counts) -> None:
 
 
 def _task_of(owner: str) -> str:
-    """Return DAG and task of an owner, without the run."""
+    """Return the DAG and task of an owner, without the run."""
     return ".".join(owner.split("/")[:2]) if owner.count("/") > 1 else owner.partition("/")[0]
 
 
-def _calls(chunks: Iterable[Chunk]) -> tuple[int, int]:
-    """Return how many changes run rules, and how many profiles they are of."""
+def _count_rule_calls(chunks: Iterable[Chunk]) -> tuple[int, int]:
+    """Return the number of changes that run rules, and the number of their profiles."""
     changes = profiles = 0
     last = None
     for chunk in chunks:
@@ -793,26 +805,26 @@ def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
         yield chunk
 
 
-def _left_out(
+def _without_refused(
     changes: Iterable[Chunk],
     counts: Counts,
     *,
     refused: Collection[Member],
-    before: Collection[Member],
+    refused_before: Collection[Member],
     carry: Callable[[Chunk], None],
 ) -> Iterator[Chunk]:
-    """Leave out additions that were refused before, but for uncertain ones, which a ledger must not forget.
+    """Leave out additions that were refused before. Uncertain ones stay, as the ledger must not lose them.
 
     Args:
-        changes: Of a plan.
-        counts: Of the plan.
-        refused: What was refused, and counted, in this run.
-        before: What was refused in earlier runs and is not to be sent again.
-        carry: Called with what is left out, so that later runs know of it.
+        changes: The plan's changes.
+        counts: The plan's counts.
+        refused: Members that were refused, and counted, in this run.
+        refused_before: Members that were refused in earlier runs and are not sent again.
+        carry: Called with the changes that are left out, so that later runs know of them.
     """
     for chunk in changes:
-        members = zip(chunk.ids, chunk.each_key, strict=False) if refused or before else ()
-        bad = [at for at, member in enumerate(members) if member in refused or member in before]
+        members = zip(chunk.ids, chunk.each_key, strict=False) if refused or refused_before else ()
+        bad = [at for at, member in enumerate(members) if member in refused or member in refused_before]
         bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=False) if verb in ("add", "add!")]
         if not bad:
             yield chunk
@@ -820,20 +832,16 @@ def _left_out(
         left_out = chunk.at(bad)
         carry(left_out)
         counts.additions -= Counter({key: len(part) for key, part in left_out.by_key()})
-        counted = sum(member in refused for member in zip(left_out.ids, left_out.each_key, strict=False))
-        counts.duplicate += counted
-        counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - counted})
+        in_run = sum(member in refused for member in zip(left_out.ids, left_out.each_key, strict=False))
+        counts.duplicate += in_run
+        counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - in_run})
         if rest := chunk.without(bad):
             yield rest
 
 
-def _generator(chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
-    yield from chunks
-
-
 @contextmanager
-def _closed_at_the_end(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
-    """Close the source's cursor, before anybody opens another one, and the files of a sort."""
+def _closing(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
+    """Close a generator at the end: the source's cursor before another one is opened, or a sort's files."""
     try:
         yield records
     finally:

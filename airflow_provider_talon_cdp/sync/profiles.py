@@ -224,7 +224,7 @@ class ProfilePlan:
                 self._bodies.write(body or b"")
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs)
 
-    def chunks(self, share: Share) -> Iterator[Chunk]:
+    def chunks(self, share: Share) -> Generator[Chunk, None, None]:
         """Return the chunks of the plan in force with their attributes, in the order of ``kept``."""
         bodies = iter(self._bodies)
         for chunk in share.batches():

@@ -1,6 +1,6 @@
-"""Sends chunks, many in flight, accounts for every change, and notes in a journal what became of it.
+"""Sends chunks, many in flight, and notes the outcome of every change in a journal.
 
-A profile is never in two requests at once, which Talon.One would refuse.
+A profile is never in two requests at once, as Talon.One would refuse one of them.
 """
 
 from __future__ import annotations
@@ -47,39 +47,39 @@ from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
 
-# Crossing from the reading thread to the event loop costs once a list, and not once a chunk. A list is read
-# while the one before it is sent, so this is the share of those in flight that is read ahead.
+# Handing chunks from the reading thread to the event loop takes time per list, not per chunk. The next list
+# is read while the last one is sent. Its length as a share of the requests in flight:
 _READ_AHEAD = 1 / 8
 _SECONDS_BETWEEN_FLUSHES = 2.0
 _SECONDS_BETWEEN_PROGRESS_LINES = 5.0
-# Bytes that wait on disk before reading pauses.
+# Bytes read ahead onto disk before reading pauses.
 _MOST_ON_DISK = 2**30
-# So often a point of the curve of a run is kept.
+# Between two points of the throughput curve.
 _SECONDS_BETWEEN_POINTS = 1.0
-# While nothing is acknowledged, so often a line says why.
+# Between two log lines that say why nothing is acknowledged.
 _SECONDS_BETWEEN_WAITING_LINES = 30.0
-# So many calls without a clear answer in a row end a push: each of them has to be looked at by a person.
+# Calls in a row without a clear answer after which a push stops, as a person has to check every one of them.
 _MOST_UNCLEAR = 10
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 UNDEFINED = "is not defined"
-"""Part of the reason why a profile with an unknown attribute was refused."""
+"""Part of the reason if a profile was refused for an unknown attribute."""
 
 
 class Journal(Protocol):
-    """Where a push notes what becomes of its chunks: a share of a plan, or the notes of explicit changes."""
+    """Records the outcome of a push's chunks: the share of a plan, or the journal of explicit changes."""
 
     @property
     def changes(self) -> int:
-        """How many changes are to be sent."""
+        """Number of changes to send."""
         ...
 
     @property
     def dead_letters(self) -> str | None:
-        """Folder of the dead letters of this process, or None when there are none."""
+        """Folder of this process's dead letters, or None if there are none."""
         ...
 
     def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Note, durably, that a chunk, or changes of it that run rules, may leave now, before they do."""
+        """Record durably, before it is sent, that a chunk may be sent now, or some changes that run rules."""
         ...
 
     def landed(
@@ -90,47 +90,47 @@ class Journal(Protocol):
         unclear: Iterable[int] = (),
         left: Iterable[int] = (),
     ) -> None:
-        """Note that the outcome of a chunk is known.
+        """Record the outcome of a chunk.
 
         Args:
-            number: Of the chunk.
-            refused: Positions in it of changes that Talon.One refused or was not asked about.
-            skipped: Refused positions that were never sent.
-            unclear: Positions of changes that run rules and got no clear answer: they are not sent again.
-            left: Positions of changes without an effect, to be sent again, of a chunk that runs rules.
+            number: The chunk's number.
+            refused: Positions of changes that Talon.One refused or that were not sent.
+            skipped: Positions in ``refused`` that were never sent.
+            unclear: Positions of changes that run rules and got no clear answer. They are not sent again.
+            left: Positions of changes that run rules and had no effect. They are sent again.
         """
         ...
 
     def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Note that a chunk, or changes of it, did not land, and that this surely changed nothing."""
+        """Record that sending a chunk, or some changes of it, failed and certainly changed nothing."""
         ...
 
     def reject(self, letter: Mapping[str, Any]) -> None:
-        """Put a record into the dead letters."""
+        """Write a dead letter."""
         ...
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """Note, durably, that Talon.One may have lost the members of audiences."""
+        """Record durably that Talon.One may have lost the members of audiences."""
         ...
 
     def flush(self) -> None:
-        """Make all notes durable."""
+        """Make all entries durable."""
         ...
 
     def end(self) -> None:
-        """Make all notes durable, and take back what was noted ahead and never left.
+        """Make all entries durable, and withdraw those of chunks that were never sent.
 
         Raises:
-            LedgerError: Another process may have taken this one's work over.
+            LedgerError: Another process may have taken over.
         """
         ...
 
     def refuse_lost(self) -> None:
-        """Raise when another process may have taken this one's work over; called before every attempt."""
+        """Raise an error if another process may have taken over; called before every attempt."""
         ...
 
     def leave_behind(self, chunks: Iterable[Chunk]) -> None:
-        """Tell whoever took over which changes were in flight."""
+        """Record for the process that took over which changes were in flight."""
         ...
 
 
@@ -139,23 +139,23 @@ class Kind(Protocol):
 
     @property
     def label(self) -> str | None:
-        """What acknowledged changes are counted by; None for their key."""
+        """The key under which acknowledged changes are counted; None to count them by their own keys."""
         ...
 
     async def deliver(self, flight: Flight, sender: Any) -> None:
-        """Settle all changes of a flight, retries included, or raise what no other flight would survive."""
+        """Send all changes of a flight, or raise an error that ends the whole push."""
         ...
 
     def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:
-        """Write what a dead letter says about a refused change."""
+        """Return the content of the dead letter for a refused change."""
         ...
 
 
 class Refusal(NamedTuple):
-    """One change that Talon.One refused, and how it answered.
+    """One change that Talon.One refused, with its answer.
 
     Args:
-        position: Of the change in its chunk.
+        position: The change's position in its chunk.
         error: The answer.
     """
 
@@ -164,17 +164,17 @@ class Refusal(NamedTuple):
 
 
 class Flight:
-    """A chunk under way; its delivery says here what becomes of the changes.
+    """A chunk that is being sent, and the outcome of its changes so far.
 
     Args:
-        number: Chunks are numbered from 0 in the order in which they come.
-        chunk: What it carries.
+        number: Chunks are numbered from 0 in the order of sending.
+        chunk: The changes.
         push: The push that it belongs to.
 
     Attributes:
-        refusals: The changes that were refused so far.
+        refusals: The changes that were refused.
         unclear: Positions of changes that run rules and got no clear answer.
-        settled: Changes that are counted.
+        settled: Number of changes with an outcome.
     """
 
     def __init__(self, number: int, chunk: Chunk, push: Push) -> None:
@@ -186,53 +186,53 @@ class Flight:
         self.settled = 0
         self._sent: list[int] = []
         # Positions of changes that run rules, in a request without an answer so far.
-        self._aloft: Collection[int] = ()
+        self._unanswered: Collection[int] = ()
 
     @property
-    def left(self) -> list[int]:
-        """Positions without an outcome, of a chunk that runs rules."""
-        known = {*self._sent, *self.unclear, *(position for position, _ in self.refusals)}
-        return [each for each in range(len(self.chunk)) if each not in known]
+    def unsettled(self) -> list[int]:
+        """Positions without an outcome, if the chunk runs rules."""
+        settled = {*self._sent, *self.unclear, *(position for position, _ in self.refusals)}
+        return [position for position in range(len(self.chunk)) if position not in settled]
 
     def sent(self, part: Chunk, positions: Iterable[int] = ()) -> None:
-        """Note that a part of the chunk was acknowledged; of what runs rules, at which positions."""
-        self._aloft = ()
+        """Count an acknowledged part of the chunk; of changes that run rules, keep the positions."""
+        self._unanswered = ()
         self._sent += positions
         self.settled += len(part)
         self.push.acknowledged(part)
 
     @contextmanager
     def aloft(self, positions: Collection[int]) -> Iterator[None]:
-        """Note, durably, that a request which runs rules leaves now; it is under way in the block."""
-        self.push.leaving(self.number, positions)
-        self._aloft = positions
+        """Record durably that a request that runs rules is sent now; the block sends it."""
+        self.push.journal.leaving(self.number, positions)
+        self._unanswered = positions
         try:
             yield
         except RequestError as error:
             if not error.is_unclear:
-                self._aloft = ()
-                self.push.without_effect(self.number, positions)
+                self._unanswered = ()
+                self.push.journal.without_effect(self.number, positions)
             raise
 
     def no_answer(self, error: RequestError | None = None) -> None:
-        """Note that changes that run rules got no clear answer: they are not sent again.
+        """Count changes that run rules and got no clear answer. They are not sent again.
 
         Args:
-            error: The answer; None where the push ends before it came.
+            error: The answer; None if the push ended before it came.
         """
-        positions, self._aloft = self._aloft, ()
+        positions, self._unanswered = self._unanswered, ()
         if positions:
             self.settled += len(positions)
             self.unclear += positions
             self.push.no_answer(list(self.chunk.at(list(positions)).changes()), error)
 
     def refused(self, position: int, error: RejectedError, reason: str) -> None:
-        """Note that the change at a position was refused.
+        """Count a refused change.
 
         Args:
-            position: In the chunk.
+            position: The change's position in the chunk.
             error: The answer.
-            reason: To count by; it holds no ID and no value.
+            reason: The reason to count it by, without IDs and values.
         """
         self.settled += 1
         self.refusals.append(Refusal(position, error))
@@ -245,22 +245,21 @@ class Limits:
     """How a push behaves.
 
     Args:
-        in_flight: Requests in flight at the most.
-        max_rejected: Rejections tolerated: so many are no reason to give up early. None for any number.
-        suspicious_ids: What to do where profile IDs are valid and look wrong: ``warn``, ``fail`` or
-            ``ignore``.
-        refused_before: Changes that Talon.One refused in an earlier run, each as profile ID and key.
-        counted: Changes that were refused in this run already: another refusal is a duplicate, without
-            another letter.
-        reads_ahead: Whether the chunks are read as fast as they come, so that a cursor is not held open for
-            as long as they are sent; what is read ahead waits on disk.
+        in_flight: Most requests in flight.
+        max_rejected: Rejections tolerated: up to so many, a push does not give up early. None for any number.
+        suspicious_ids: What to do if profile IDs are valid but look wrong: ``warn``, ``fail`` or ``ignore``.
+        refused_before: Members, as profile ID and key, of which Talon.One refused a change in the last run.
+        refused_in_run: Members of which a change was refused in this run already. Another refusal counts as
+            a duplicate and gets no dead letter.
+        reads_ahead: Whether chunks are read onto disk as fast as the source yields them, so that its cursor
+            does not stay open during the whole push.
     """
 
     in_flight: int = 64
     max_rejected: int | None = 0
     suspicious_ids: SuspiciousIdsRule = "warn"
     refused_before: frozenset[Member] = frozenset()
-    counted: frozenset[Member] = frozenset()
+    refused_in_run: frozenset[Member] = frozenset()
     reads_ahead: bool = False
 
 
@@ -269,27 +268,27 @@ class Push:
 
     Args:
         kind: Members or attributes.
-        journal: Where it is noted what became of them.
-        report: Kept up while this runs: acknowledged, rejected and unsent changes, and requests.
+        journal: Records the outcome of the chunks.
+        report: Updated while this runs: acknowledged, rejected and unsent changes, and requests.
         limits: How to behave.
 
     Attributes:
-        rejected: Changes that Talon.One refused in this push, by reason.
-        refused: Their members; each cost a request or more, so there are never too many.
-        sent: Changes that Talon.One acknowledged in this push.
-        unclear: Changes that run rules and got no clear answer.
+        rejected: Number of changes that Talon.One refused in this push, by reason.
+        refused: Members of refused changes. They fit in memory, as a refusal takes at least one request.
+        sent: Number of changes that Talon.One acknowledged in this push.
+        unclear: Number of changes that run rules and got no clear answer.
     """
 
     def __init__(self, kind: Kind, journal: Journal, report: Report, limits: Limits) -> None:
         self.limits = limits
         self.rejected: Counter[str] = Counter()
         self.refused: set[Member] = set()
-        self._counted_again = 0
+        self._refused_again = 0
         self.sent = 0
         self.unclear = 0
         self._unclear_in_a_row = 0
         self._kind = kind
-        self._journal = journal
+        self.journal = journal
         self._report = report
         self._flights: dict[asyncio.Task[None], Flight] = {}
         self._ended = asyncio.Event()
@@ -299,152 +298,143 @@ class Push:
     def run(
         self, chunks: Generator[Chunk, None, None], sender: Callable[[], AbstractAsyncContextManager[Any]]
     ) -> None:
-        """Send all chunks, on an event loop in a thread of its own.
+        """Send all chunks, on an event loop in another thread.
 
         Args:
-            chunks: In the order of the journal; read in the thread that calls this.
+            chunks: The journal's chunks in order, read and closed in the calling thread.
             sender: Opens the sender.
 
         Raises:
-            RequestError: The push stopped early; what was acknowledged is noted, and the rest is counted as
-                unsent.
+            RequestError: The push stopped early; what was acknowledged is recorded, and the rest is counted
+                as unsent.
             LedgerError: Another run took over.
         """
         try:
             run_apart(lambda reader: self._send_all(reader, chunks, sender))
         except NotFoundError as error:
-            # Whoever deleted an audience may make it again by hand, without its members.
-            self._journal.suspect(error.audiences)
+            # If the audience is created again by hand, it has no members.
+            self.journal.suspect(error.audiences)
             raise
         finally:
             self._report.rejected.update(self.rejected)
-            self._report.duplicate += self._counted_again
+            self._report.duplicate += self._refused_again
             self._report.unclear += self.unclear
-            settled = self.sent + self.rejected.total() + self._counted_again + self.unclear
-            self._report.unsent += self._journal.changes - settled
+            settled = self.sent + self.rejected.total() + self._refused_again + self.unclear
+            self._report.unsent += self.journal.changes - settled
             self._end_journal()
 
     def _end_journal(self) -> None:
         try:
-            self._journal.end()
+            self.journal.end()
         except LedgerError:
-            # A push that has sent all may learn only now that another run took over.
+            # Also a push that has sent everything may find only here that another run took over.
             with suppress(LedgerError):
-                self._journal.leave_behind([flight.chunk for flight in self._flights.values()])
+                self.journal.leave_behind([flight.chunk for flight in self._flights.values()])
             raise
 
     def refuse(self, change: Change, error: RejectedError, reason: str) -> None:
-        """Count a change that Talon.One refused."""
+        """Count a refused change."""
         self.refused.add(change[:2])
-        if change[:2] in self.limits.counted:
-            self._counted_again += 1
+        if change[:2] in self.limits.refused_in_run:
+            self._refused_again += 1
             return
         if reason not in self.rejected:
             log.warning("A record was refused, and others may follow:\n%s", error)
         self.rejected[reason] += 1
 
-    def leaving(self, number: int, positions: Collection[int]) -> None:
-        """Note that changes that run rules leave now."""
-        self._journal.leaving(number, positions)
-
-    def without_effect(self, number: int, positions: Collection[int]) -> None:
-        """Note that a request with changes that run rules surely changed nothing."""
-        self._journal.without_effect(number, positions)
-
     def no_answer(self, changes: Collection[Change], error: RequestError | None) -> None:
-        """Count changes that run rules and got no clear answer, and write their letters.
+        """Count changes that run rules and got no clear answer, and write their dead letters.
 
         Raises:
-            RequestError: Many in a row got none: the others are better sent later.
+            UnclearError: Too many requests in a row got no clear answer, so the rest is left for a later run.
         """
-        what = str(error).partition("\n")[0]
+        summary = str(error).partition("\n")[0]
         if error and not self.unclear:
-            log.warning("%s Others may follow.", what)
+            log.warning("%s Others may follow.", summary)
         self.unclear += len(changes)
         unclear = (
             error.become(RejectedError, UNCLEAR) if error else RejectedError(UNCLEAR, method="PUT", path="")
         )
         for change in changes:
-            self._journal.reject(self._letter(change, unclear))
+            self.journal.reject(self._letter(change, unclear))
         if error:
             self._unclear_in_a_row += 1
             if self._unclear_in_a_row >= _MOST_UNCLEAR:
                 raise error.become(
                     UnclearError,
                     f"{_MOST_UNCLEAR} calls in a row that run rules got no clear answer; the last one:\n"
-                    f"{what}\n"
+                    f"{summary}\n"
                     "They are not sent again, and have dead letters. The next run sends the rest.",
                 ) from error
 
     def acknowledged(self, part: Chunk) -> None:
-        """Count changes that Talon.One took."""
+        """Count acknowledged changes."""
         self._unclear_in_a_row = 0
         self.sent += len(part)
         label = self._kind.label
         keys: Sequence[str] | str = part.keys if label is None else label
         if isinstance(keys, str) and isinstance(part.verbs, str):
-            of = self._report.removed if part.verbs in REMOVING else self._report.added
-            of[keys] += len(part)
+            counter = self._report.removed if part.verbs in REMOVING else self._report.added
+            counter[keys] += len(part)
             return
         for change in part.changes():
-            of = self._report.removed if change.action == "remove" else self._report.added
-            of[label or change.key] += 1
+            counter = self._report.removed if change.action == "remove" else self._report.added
+            counter[label or change.key] += 1
 
     async def _send_all(
         self,
         reader: CallInReader,
         chunks: Generator[Chunk, None, None],
-        opening: Callable[[], AbstractAsyncContextManager[Any]],
+        open_sender: Callable[[], AbstractAsyncContextManager[Any]],
     ) -> None:
-        async with opening() as sender:
-            sender.may_leave = self._journal.refuse_lost
-            telling = asyncio.create_task(self._tell_progress(sender))
-            noting = asyncio.create_task(self._note_throughput(sender))
+        async with open_sender() as sender:
+            sender.may_leave = self.journal.refuse_lost
+            progress = asyncio.create_task(self._log_progress(sender))
+            throughput = asyncio.create_task(self._note_throughput(sender))
             try:
-                async with self._flying(), aclosing(self._read(reader, chunks)) as stream:
+                async with self._ending_flights(), aclosing(self._read(reader, chunks)) as stream:
                     number = 0
                     async for chunk in stream:
-                        await self._wait_for(chunk, number)
+                        await self._wait_for_slot(chunk, number)
                         if not chunk.runs_rules:
-                            self._journal.leaving(number)
-                        self._launch(Flight(number, chunk, self), sender)
+                            self.journal.leaving(number)
+                        self._start(Flight(number, chunk, self), sender)
                         number += 1
                     while self._flights:
-                        await self._one_ends()
+                        await self._wait_for_flight()
             finally:
-                telling.cancel()
-                noting.cancel()
-                for name in ("requests", "retries", "throttled"):
-                    setattr(self._report, name, getattr(self._report, name) + getattr(sender, name))
+                progress.cancel()
+                throughput.cancel()
+                self._report.requests += sender.requests
+                self._report.retries += sender.retries
+                self._report.throttled += sender.throttled
                 self._report.note_throughput(0, ends=True)
 
     @asynccontextmanager
-    async def _flying(self) -> AsyncIterator[None]:
+    async def _ending_flights(self) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            await self._end_flights()
+            for task in self._flights:
+                task.cancel()
+            await asyncio.gather(*self._flights, return_exceptions=True)
             for flight in self._flights.values():
                 flight.no_answer()
                 if flight.settled and flight.chunk.runs_rules:
-                    # What Talon.One took of it is not unclear. Who took over is told at the journal's end.
+                    # Its acknowledged changes must not count as unclear. If another run took over, the end of
+                    # the journal raises the error and leaves a record for that run.
                     with suppress(LedgerError):
-                        self._settle(flight, flight.left)
+                        self._settle(flight, flight.unsettled)
 
-    async def _end_flights(self) -> None:
-        for task in self._flights:
-            task.cancel()
-        await asyncio.gather(*self._flights, return_exceptions=True)
-
-    async def _wait_for(self, chunk: Chunk, number: int) -> None:
-        """Wait until one more flight may leave, and no profile of it is in another one."""
+    async def _wait_for_slot(self, chunk: Chunk, number: int) -> None:
+        """Wait until another flight may start and no flight has a profile of the chunk."""
         self._raise_failure()
-        while len(self._flights) >= self.limits.in_flight or self._meets_a_flight(chunk, number):
-            await self._one_ends()
+        while len(self._flights) >= self.limits.in_flight or self._shares_a_profile(chunk, number):
+            await self._wait_for_flight()
 
-    def _meets_a_flight(self, chunk: Chunk, number: int) -> bool:
-        # In the order of their numbers: a flight that has been retried for long may be much older than the
-        # others.
+    def _shares_a_profile(self, chunk: Chunk, number: int) -> bool:
+        """Return whether a flight has a profile of the chunk."""
+        # Flights are in the order of their numbers. One that is retried for long may not count as recent.
         for flight in self._flights.values():
             if chunk.disjoint_from_recent and flight.number >= number - self.limits.in_flight:
                 return False
@@ -452,34 +442,34 @@ class Push:
                 return True
         return False
 
-    def _launch(self, flight: Flight, sender: Any) -> None:
-        task = asyncio.create_task(self._fly(flight, sender))
+    def _start(self, flight: Flight, sender: Any) -> None:
+        task = asyncio.create_task(self._deliver(flight, sender))
         self._flights[task] = flight
         task.add_done_callback(self._note_end)
 
-    async def _fly(self, flight: Flight, sender: Any) -> None:
+    async def _deliver(self, flight: Flight, sender: Any) -> None:
         try:
             await self._kind.deliver(flight, sender)
         except RequestError as error:
             if not flight.settled and not error.is_unclear and not error.repeated:
-                self._journal.without_effect(flight.number)
+                self.journal.without_effect(flight.number)
             raise
         self._settle(flight)
         if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
-            self._journal.flush()
+            self.journal.flush()
             self._flushed = time.monotonic()
 
     def _settle(self, flight: Flight, left: Iterable[int] = ()) -> None:
         if flight.refusals:
             changes = list(flight.chunk.changes())
             for position, refusal in flight.refusals:
-                if changes[position][:2] not in self.limits.counted:
-                    self._journal.reject(self._letter(changes[position], refusal))
-        self._journal.landed(
+                if changes[position][:2] not in self.limits.refused_in_run:
+                    self.journal.reject(self._letter(changes[position], refusal))
+        self.journal.landed(
             flight.number,
             [position for position, _ in flight.refusals],
-            # What Talon.One answers has a status.
-            [position for position, answer in flight.refusals if answer.status is None],
+            # A refusal without a status is not Talon.One's: the change was not sent.
+            [position for position, error in flight.refusals if error.status is None],
             flight.unclear,
             left,
         )
@@ -498,14 +488,14 @@ class Push:
             return
         failure = task.exception()
         if failure:
-            # Its flight stays: whoever takes over may have to know what was in it.
+            # Its flight stays in the list, for the record that a run that took over may need.
             self._failure = self._failure or failure
         else:
             del self._flights[task]
         self._ended.set()
 
-    async def _one_ends(self) -> None:
-        """Wait until a flight ends, and raise what it raised."""
+    async def _wait_for_flight(self) -> None:
+        """Wait until a flight ends, and raise the error of a flight that failed."""
         self._raise_failure()
         self._ended.clear()
         await self._ended.wait()
@@ -520,111 +510,111 @@ class Push:
             self._report.note_throughput(sender.throttled)
             await asyncio.sleep(_SECONDS_BETWEEN_POINTS)
 
-    async def _tell_progress(self, sender: Any) -> None:
-        """Log how it goes, and, while nothing moves, why."""
-        began = moved = told = time.monotonic()
+    async def _log_progress(self, sender: Any) -> None:
+        """Log the progress, and why there is none if nothing is acknowledged."""
+        began = progressed = logged = time.monotonic()
         before = 0
         while True:
             await asyncio.sleep(_SECONDS_BETWEEN_PROGRESS_LINES)
             current = time.monotonic()
             if self.sent > before:
                 rate = self.sent / (current - began)
-                left = (self._journal.changes - self.sent) / rate
+                left = (self.journal.changes - self.sent) / rate
                 log.info(
                     "%s of %s sent, %s a second, %s s left",
-                    *(f"{each:,.0f}" for each in (self.sent, self._journal.changes, rate, left)),
+                    *(f"{number:,.0f}" for number in (self.sent, self.journal.changes, rate, left)),
                 )
-                before, moved, told = self.sent, current, current
-            elif current - told >= _SECONDS_BETWEEN_WAITING_LINES:
+                before, progressed, logged = self.sent, current, current
+            elif current - logged >= _SECONDS_BETWEEN_WAITING_LINES:
                 log.warning(
                     "Nothing was acknowledged for %.0f s: %s.",
-                    current - moved,
+                    current - progressed,
                     sender.waiting or "no answer yet",
                 )
-                told = current
+                logged = current
 
     async def _read(
         self, reader: CallInReader, chunks: Generator[Chunk, None, None]
     ) -> AsyncGenerator[Chunk, None]:
-        """Iterate in the reader's one thread, a list ahead: a SQLite connection must stay in its thread."""
-        ahead_by = ceil(self.limits.in_flight * _READ_AHEAD)
-        backlog = _Backlog(chunks, ahead_by) if self.limits.reads_ahead else None
-        take = backlog.take if backlog else lambda: list(islice(chunks, ahead_by))
+        """Yield chunks, reading the next list in the reader's thread, where a SQLite connection must stay."""
+        length = ceil(self.limits.in_flight * _READ_AHEAD)
+        backlog = _Backlog(chunks, length) if self.limits.reads_ahead else None
+        take = backlog.take if backlog else lambda: list(islice(chunks, length))
         filling = asyncio.create_task(_fill(reader, backlog)) if backlog else None
-        ahead = reader(take)
+        following = reader(take)
         try:
-            while some := await ahead:
-                ahead = reader(take)
-                for chunk in some:
+            while current := await following:
+                following = reader(take)
+                for chunk in current:
                     yield chunk
         finally:
             if filling:
                 filling.cancel()
-            # Queued behind the read that is under way, so that the cursor closes in its own thread. Both may
-            # fail, too; the first error is the one to tell.
-            for last in (ahead, reader(chunks.close)):
+            # The close is queued behind the last read, so that the cursor closes in its own thread. Both may
+            # fail as well. Their errors are dropped, as an earlier one is raised.
+            for last in (following, reader(chunks.close)):
                 last.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 class _Backlog:
-    """Chunks that were read ahead: some in memory, and the others on disk.
+    """Chunks that were read ahead onto disk.
 
     Args:
-        chunks: Where they come from.
-        ahead_by: So many are taken at once.
+        chunks: The source.
+        length: Number of chunks that are read or taken at once.
     """
 
-    def __init__(self, chunks: Iterator[Chunk], ahead_by: int) -> None:
+    def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
         self._chunks = chunks
-        self._ahead_by = ahead_by
+        self._length = length
         self._spool = Spool()
         self._is_over = False
         self._failure: BaseException | None = None
 
     def fill(self) -> bool:
-        """Read some more; return whether there may be more to read now."""
+        """Read the next chunks; return false at the end of the source, or if the disk space is used up."""
         if self._is_over or len(self._spool) > _MOST_ON_DISK:
             return False
         try:
-            some = list(islice(self._chunks, self._ahead_by))
-        except BaseException as error:  # noqa: BLE001 - raised when what was read before it has been taken
-            some, self._failure = [], error
-        self._is_over = not some
-        for chunk in some:
+            chunks = list(islice(self._chunks, self._length))
+        except BaseException as error:  # noqa: BLE001 - raised after the chunks before it were taken
+            chunks, self._failure = [], error
+        self._is_over = not chunks
+        for chunk in chunks:
             columns = (chunk.ids, chunk.keys, chunk.verbs, chunk.disjoint_from_recent)
             self._spool.write(marshal.dumps(columns, 2))
-        return bool(some)
+        return bool(chunks)
 
     def take(self) -> list[Chunk]:
-        """Take the next chunks; none where all were taken."""
+        """Return the next chunks; an empty list at the end."""
         if not self._spool:
             if self._failure:
                 raise self._failure
-            return list(islice(self._chunks, self._ahead_by))
-        found: list[Chunk] = []
-        while self._spool and len(found) < self._ahead_by:
-            # This process wrote it, and nobody else can reach it.
+            return list(islice(self._chunks, self._length))
+        chunks: list[Chunk] = []
+        while self._spool and len(chunks) < self._length:
+            # This process wrote it, and no other process can reach it.
             ids, keys, verbs, disjoint = marshal.loads(self._spool.take())  # noqa: S302
-            found.append(Chunk(ids, keys, verbs, disjoint_from_recent=disjoint))
-        return found
+            chunks.append(Chunk(ids, keys, verbs, disjoint_from_recent=disjoint))
+        return chunks
 
 
 async def _fill(reader: CallInReader, backlog: _Backlog) -> None:
-    """Read ahead for as long as there is something to read and room for it."""
+    """Read ahead until the end of the source, or until the disk space is used up."""
     while await reader(backlog.fill):
-        """The reader's thread takes what is waited for in between."""
+        """In between, the reader's thread makes the other calls, which take chunks."""
 
 
 def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Sequence[str] = ()) -> None:
-    """Raise when more records were rejected than are tolerated.
+    """Raise an error if more records were rejected than are tolerated.
 
     Args:
         report: The counts.
-        max_rejected: How many are tolerated; None for any number.
-        excused: Reasons that do not count.
+        max_rejected: Number of rejections tolerated; None for any number.
+        excused: Reasons of rejections that do not count.
 
     Raises:
-        RejectedRecordsError: They were.
+        RejectedRecordsError: More records were rejected.
     """
     rejected = sum(count for reason, count in report.rejected.items() if reason not in excused)
     if max_rejected is None or rejected + report.unclear <= max_rejected:
@@ -640,7 +630,7 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
             f"{report.unclear:,} of {report.total:,} changes got no clear answer, so rules may have run, "
             f"and {rejected:,} were rejected.\n"
             f"max_rejected is {max_rejected:,}. Everything else was sent.\n"
-            "Unclear changes are not sent again: look at the profiles in the dead letters.\n"
+            "Unclear changes are not sent again: check the profiles in the dead letters.\n"
             + (f"{cure}\n" if rejected else "")
             + str(report),
             report,
@@ -653,19 +643,23 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
 
 
 def now() -> str:
-    """Return the time as dead letters have it."""
+    """Return the time in the format of dead letters."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def watched(
-    records: Iterable[Any], suspicious: SuspiciousIds, *, stops: bool = False
+def count_suspicious(
+    records: Iterable[Any], suspicious: SuspiciousIds, *, fails: bool = False
 ) -> Generator[Any, None, None]:
-    """Yield records, and look at their IDs.
+    """Yield records, and count their IDs that look wrong.
 
     Args:
-        records: Closed with this generator where it is one.
-        suspicious: What was found.
-        stops: Whether an ID that looks wrong is an error here and now.
+        records: The records; a generator is closed with this one.
+        suspicious: Counts the IDs.
+        fails: Whether the first ID that looks wrong is an error.
+
+    Raises:
+        InvalidInputError: An ID looks wrong, and ``fails`` is set.
+        StoppedError: The task was told to stop.
     """
     try:
         for record in records:
@@ -674,19 +668,19 @@ def watched(
                 suspicious.add(record.ids)
             elif isinstance(record, Profile):
                 suspicious.add([record.profile_id])
-            if stops:
-                judge_suspicious(suspicious, "fail")
+            if fails:
+                check_suspicious(suspicious, "fail")
             yield record
     finally:
         if isinstance(records, Generator):
             records.close()
 
 
-def judge_suspicious(suspicious: SuspiciousIds, rule: SuspiciousIdsRule) -> None:
-    """Say how many IDs look wrong.
+def check_suspicious(suspicious: SuspiciousIds, rule: SuspiciousIdsRule) -> None:
+    """Warn if IDs look wrong, with their numbers, or raise an error, by the rule.
 
     Raises:
-        InvalidInputError: They do, and the rule is ``fail``.
+        InvalidInputError: IDs look wrong, and the rule is ``fail``.
     """
     if rule == "ignore" or not (texts := "\n".join(suspicious.texts)):
         return

@@ -1,1 +1,1 @@
-"""Airflow operators that read from one system and write to Talon.One."""
+"""Operators that read from a database and write to Talon.One."""

@@ -1,4 +1,4 @@
-"""The task that has a person approve a plan, on Airflow 3.1 and newer."""
+"""The task in which a person approves a plan, on Airflow 3.1 and newer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 
 class ApprovePlanOperator(ApprovalOperator):
-    """The task ``approve`` of both groups: waits for a person, where one is to be asked.
+    """The task ``approve`` of both groups: waits until a person approves the plan, if that is needed.
 
     Args:
         planned: The planning task's XCom ``planned``.
-        asks_always: Whether a person is asked about a plan that the guard lets pass, too.
+        asks_always: Whether a plan needs approval even if the guard lets it pass.
         kwargs: As in Airflow's ``ApprovalOperator``.
     """
 
@@ -27,19 +27,19 @@ class ApprovePlanOperator(ApprovalOperator):
         self.asks_always = asks_always
 
     def execute(self, context: Context) -> Any:
-        """Ask, unless there is nothing to send or nothing to ask."""
+        """Ask for approval, unless there is nothing to send or the guard lets the plan pass."""
         question = self.planned["question"]
         if not self.planned["plan"]:
-            self.log.info("There is nothing to send, so nobody is asked.")
+            self.log.info("There is nothing to send, so no approval is needed.")
             return None
         if not self.asks_always and question["verdict"] is None:
-            self.log.info("The guard lets the plan pass, so nobody is asked.")
+            self.log.info("The guard lets the plan pass, so no approval is needed.")
             return None
         self.body = question_text(question)
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Go on, or skip the rest of the group; what is downstream of the group has its own trigger rules."""
+        """Continue if approved, else skip the rest of the group, but not tasks downstream of the group."""
         answer = super(ApprovalOperator, self).execute_complete(context, event)
         if answer["chosen_options"] == [self.APPROVE]:
             self.log.info("Approved: exactly this plan is pushed.")
@@ -47,11 +47,11 @@ class ApprovePlanOperator(ApprovalOperator):
         self.log.warning("Rejected. Nothing was sent, and the next run plans anew.")
         group = self.task_group
         rest = [
-            each
-            for each in context["task"].get_flat_relatives(upstream=False)
+            task
+            for task in context["task"].get_flat_relatives(upstream=False)
             if group is not None
-            and each.task_group is not None
-            and each.task_group.group_id == group.group_id
+            and task.task_group is not None
+            and task.task_group.group_id == group.group_id
         ]
         self.skip(ti=context["ti"], tasks=rest)
         return answer
@@ -61,15 +61,15 @@ def question_text(question: Mapping[str, Any]) -> str:
     """Return the question about a plan, in Markdown."""
     lines = ["| audience | to add | to remove | members then |", "| --- | --: | --: | --: |"]
     for audience, numbers in question["audiences"].items():
-        then = "" if numbers["members"] is None else f"{numbers['members']:,}"
-        # An audience's ID is text of its own, and not Markdown.
-        name = "".join(f"&#{ord(each)};" if not each.isalnum() else each for each in audience)
-        lines.append(f"| {name} | {numbers['added']:,} | {numbers['removed']:,} | {then} |")
+        members = "" if numbers["members"] is None else f"{numbers['members']:,}"
+        # Escaped, as an audience's ID may contain Markdown.
+        name = "".join(char if char.isalnum() else f"&#{ord(char)};" for char in audience)
+        lines.append(f"| {name} | {numbers['added']:,} | {numbers['removed']:,} | {members} |")
     if question["more"]:
         lines.append(f"| ... and {question['more']:,} more | | | |")
     minutes = math.ceil(question["minutes"])
-    takes = "less than a minute" if question["minutes"] < 1 else f"about {minutes:,} minutes"
-    lines += ["", f"{question['requests']:,} requests, {takes} at the connection's rate."]
+    duration = "less than a minute" if question["minutes"] < 1 else f"about {minutes:,} minutes"
+    lines += ["", f"{question['requests']:,} requests, {duration} at the connection's rate."]
     if question["verdict"]:
         lines += ["", "**The guard would refuse it:**", ""]
         lines += [f"    {line}" for line in question["verdict"].split("\n") if not line.startswith("If that")]

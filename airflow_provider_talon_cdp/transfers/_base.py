@@ -1,4 +1,4 @@
-"""What the operators that read with SQL have in common."""
+"""The base class of the operators that read with SQL."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SqlOperator(LedgerOperator):
         check_literals(as_mapping, hook_params=hook_params)
 
     def sql_hook(self) -> SqlSource:
-        """Return the hook of the SQL connection; check first what templates were rendered to."""
+        """Return the database of the SQL connection, after a check of the rendered arguments."""
         from airflow_provider_talon_cdp.transfers._rows import sql_hook  # noqa: PLC0415
 
         check_sql("sql", self.sql)

@@ -1,6 +1,6 @@
-"""What each database needs to be read in constant memory, sorted by bytes: one entry for each, at the end.
+"""How each database is read in constant memory and sorted by bytes; ``DATABASES`` has an entry for each.
 
-A new database is one entry in ``DATABASES``, and one row in ``docs/warehouses.md``.
+A new database needs an entry in ``DATABASES``, and a row in ``docs/warehouses.md``.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 log = logging.getLogger(__name__)
 
 FETCH = 5000
-"""Rows that are in memory at once."""
+"""Number of rows that are fetched at once."""
 
 _CURSOR = "airflow_provider_talon_cdp"
 
 
 class Result(NamedTuple):
-    """What a statement gives.
+    """The result of a statement.
 
     Args:
-        names: Of its columns.
-        blocks: Its rows: lists of tuples or of mappings, or Arrow batches.
-        json_columns: Positions of columns that hold JSON as text.
+        names: Names of the columns.
+        blocks: The rows: lists of tuples or of mappings, or Arrow batches.
+        json_columns: Positions of columns with JSON as text.
     """
 
     names: Sequence[str]
@@ -44,25 +44,26 @@ class Result(NamedTuple):
 
 
 Read: TypeAlias = Callable[[Any, str, Any, ExitStack], Result]
-"""Takes a connection, a statement, bind parameters and what closes cursors; reads as it is asked."""
+"""Executes a statement, given a connection, the statement, bind parameters and a stack that closes cursors.
+The rows are fetched while the result's blocks are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
-    """How rows come out of one database.
+    """How the rows of one database are read.
 
     Args:
-        connection_types: Types of Airflow connections that lead to it.
-        hook: Class of its hook where Airflow's own for the connection type is not a SQL hook.
-        hook_params: Arguments for the hook that a DAG author may override.
+        connection_types: Types of the database's Airflow connections.
+        hook: Class of the hook, if Airflow's hook of the connection type is not a SQL hook.
+        hook_params: Default arguments of the hook, which a DAG author may override.
         connect: Opens a connection, given the hook.
-        read: How a statement is executed and its rows are streamed.
-        sort_key: The text of a column's values as a key that sorts by bytes, given a connection, the quoted
-            name of the column and a value of it. None where the database cannot be told so.
-        peek: Makes a statement of another one that gives its columns at no cost.
-        quotes: What stands before and after a name; the last is doubled inside.
-        alias: How a subquery is named.
-        doubles_percent: Whether a single % beside bind parameters is a placeholder.
+        read: Executes a statement and streams its rows.
+        sort_key: Returns a SQL expression of a column's text that sorts by bytes, given a connection, the
+            quoted name of the column and one of its values. None if the database cannot sort by bytes.
+        peek: Format of a statement that returns another statement's columns without reading its rows.
+        quotes: The characters before and after a quoted name; the second one is doubled in a name.
+        alias: The alias of a subquery.
+        doubles_percent: Whether a % must be doubled if there are bind parameters.
     """
 
     connection_types: Collection[str]
@@ -77,14 +78,14 @@ class Database:
     doubles_percent: bool = False
 
     def quoted(self, name: str) -> str:
-        """Return a column's name as it stands in a statement."""
+        """Quote a column's name for a statement."""
         first, last = self.quotes[0], self.quotes[1]
         return f"{first}{name.replace(last, last * 2)}{last}"
 
     def peek_at(
         self, connection: Any, statement: str, parameters: Any
     ) -> tuple[list[str], Sequence[Any] | None]:
-        """Return the names of a statement's columns, and its first row where that costs nothing."""
+        """Return the names of a statement's columns, and its first row if ``peek`` reads it."""
         with ExitStack() as cleanup:
             result = self.read(connection, self.peek.format(statement, self.alias), parameters, cleanup)
             row = next((block[0] for block in result.blocks if len(block)), None)
@@ -92,11 +93,11 @@ class Database:
 
 
 def read_json(text: str | bytes) -> Any:
-    """Read JSON; numbers keep their digits.
+    """Parse JSON, with fractions as Decimal.
 
     Returns:
-        What it holds; an ``InvalidInputError`` where it is not JSON, or nested too deep or has too long a
-        number.
+        The value. An ``InvalidInputError`` if it is not JSON, nested too deep, or has a number that is too
+        long: only the row is rejected.
     """
     try:
         return json.loads(text, parse_float=Decimal)
@@ -105,35 +106,36 @@ def read_json(text: str | bytes) -> Any:
 
 
 def unreadable_time() -> InvalidInputError:
-    """Return what stands in a row for a time that Python does not have."""
-    return InvalidInputError("holds a time that Python has not: infinity, or before the year 1 or after 9999")
+    """Return the value for a time that Python cannot represent, so that only its row is rejected."""
+    return InvalidInputError(
+        "holds a time that Python cannot represent: infinity, or before the year 1 or after 9999"
+    )
 
 
-def quietly(close: Callable[[], Any]) -> None:
-    """Close a cursor or a connection; what goes wrong then must not hide another error."""
+def close_quietly(close: Callable[[], Any]) -> None:
+    """Close a cursor or a connection. An error is only logged, as it must not hide an earlier one."""
     try:
         close()
-    except Exception as error:  # noqa: BLE001 - of any driver
-        # Not its text: drivers put values into theirs.
+    except Exception as error:  # noqa: BLE001 - drivers have their own errors
+        # The error's text is not logged, as drivers may quote values in it.
         log.warning("Closing the warehouse's cursor or connection failed: %s", type(error).__name__)
 
 
 def _execute(cursor: Any, statement: str, parameters: Any) -> None:
-    """Execute a statement, with parameters or without."""
-    # Without parameters a driver must not look for placeholders: a % in the SQL is then a plain character.
+    # Without the argument, drivers do not look for placeholders, so that a % in the SQL is a plain character.
     cursor.execute(*((statement,) if parameters is None else (statement, parameters)))
 
 
-# ------------------------------------------------------------------ how rows are streamed, by driver
+# ------------------------------------------------------------------ streaming, by driver
 
 
 def _rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    """Read with a plain cursor, which streams by itself."""
+    """Read with the driver's default cursor, which streams."""
     return _from_cursor(connection.cursor(), statement, parameters, cleanup)
 
 
 def _from_cursor(cursor: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    cleanup.callback(quietly, cursor.close)
+    cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
     # A server-side cursor of psycopg2 describes its columns after the first fetch.
     first = cursor.fetchmany(FETCH)
@@ -147,13 +149,13 @@ def _blocks(first: Any, fetch: Callable[[], Any]) -> Iterator[Any]:
 
 
 def _names_of(cursor: Any) -> list[str]:
-    # redshift_connector gives bytes.
-    names = [each[0] for each in cursor.description or ()]
-    return [each.decode() if isinstance(each, bytes) else str(each) for each in names]
+    # redshift_connector returns bytes.
+    names = [column[0] for column in cursor.description or ()]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
 def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    """Read with a cursor on the server; a value that a driver cannot make fails by itself."""
+    """Read with a server-side cursor. A value that the driver cannot convert becomes an error in its row."""
     driver = type(connection).__module__.partition(".")[0]
     if driver == "psycopg":
         import_module("psycopg.types.json").set_json_loads(read_json, connection)
@@ -168,7 +170,7 @@ def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     return _from_cursor(connection.cursor(_CURSOR), statement, parameters, cleanup)
 
 
-# OIDs of PostgreSQL's types of times, and of arrays of them.
+# OIDs of PostgreSQL's types of times and of their arrays.
 _TIMES = {"DATE": (1082, 1182), "DATETIME": (1114, 1115), "DATETIMETZ": (1184, 1185)}
 
 
@@ -177,7 +179,7 @@ def _tolerate_times_of_psycopg2(connection: Any) -> None:
 
     def tolerant(cast: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def read(text: Any, cursor: Any) -> Any:
-            # As a date or a time, psycopg2 has infinity for the first or the last of Python's.
+            # psycopg2 converts infinity to the first or last date or time of Python.
             if text is not None and "infinity" in text:
                 return unreadable_time()
             try:
@@ -188,24 +190,25 @@ def _tolerate_times_of_psycopg2(connection: Any) -> None:
         return read
 
     for name, (oid, array_oid) in _TIMES.items():
-        one = extensions.new_type((oid,), f"TALON_{name}", tolerant(getattr(extensions, f"PY{name}")))
-        extensions.register_type(one, connection)
-        extensions.register_type(extensions.new_array_type((array_oid,), f"TALON_{name}S", one), connection)
+        scalar = extensions.new_type((oid,), f"TALON_{name}", tolerant(getattr(extensions, f"PY{name}")))
+        array = extensions.new_array_type((array_oid,), f"TALON_{name}S", scalar)
+        extensions.register_type(scalar, connection)
+        extensions.register_type(array, connection)
 
 
 def _tolerate_times_of_psycopg(connection: Any) -> None:
     psycopg: Any = import_module("psycopg")
     base: Any = psycopg.adapt.Loader
 
-    def tolerant(own: Any) -> Any:
+    def tolerant(loader: Any) -> Any:
         class Tolerant(base):  # type: ignore[misc]
             def __init__(self, oid: int, context: Any = None) -> None:
                 super().__init__(oid, context)
-                self._own = own(oid, context)
+                self._loader = loader(oid, context)
 
             def load(self, data: Any) -> Any:
                 try:
-                    return self._own.load(data)
+                    return self._loader.load(data)
                 except psycopg.DataError:
                     return unreadable_time()
 
@@ -217,17 +220,17 @@ def _tolerate_times_of_psycopg(connection: Any) -> None:
 
 
 def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    """Read with DECLARE and FETCH: redshift_connector's own cursor keeps all rows."""
+    """Read with DECLARE and FETCH, as redshift_connector's cursor keeps all rows in memory."""
     cursor = connection.cursor()
-    cleanup.callback(quietly, cursor.close)
-    # It ends the cursor on the server, whose name the next statement needs.
-    cleanup.callback(quietly, connection.rollback)
+    cleanup.callback(close_quietly, cursor.close)
+    # It closes the server's cursor, so that the next statement can use the name.
+    cleanup.callback(close_quietly, connection.rollback)
     try:
         _execute(cursor, f"DECLARE {_CURSOR} CURSOR FOR\n{statement}", parameters)
-    except Exception as error:  # noqa: BLE001 - of any driver
+    except Exception as error:  # noqa: BLE001 - drivers have their own errors
         connection.rollback()
         log.warning(
-            "Redshift declared no cursor for the query (%s): its rows are all in memory.",
+            "Redshift declared no cursor for the query (%s), so all its rows are kept in memory.",
             type(error).__name__,
         )
         return _from_cursor(cursor, statement, parameters, cleanup)
@@ -244,34 +247,39 @@ _MYSQL_JSON = 245
 
 
 def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    """Read unbuffered. Its cursor is not closed, which would read all that is left: its connection is."""
+    """Read with an unbuffered cursor. Closing it would read all remaining rows, so only the connection is."""
     if type(connection).__module__.startswith("MySQLdb"):
         cursor = connection.cursor(import_module("MySQLdb.cursors").SSCursor)
     else:
         cursor = connection.cursor(buffered=False)
-        # So would the orderly end of a connection of mysql-connector-python.
-        cleanup.callback(lambda: quietly(connection.shutdown) if connection.unread_result else None)
+        # Closing a connection of mysql-connector-python would read them too, unless it is shut down before.
+        cleanup.callback(lambda: close_quietly(connection.shutdown) if connection.unread_result else None)
     _execute(cursor, statement, parameters)
     first = cursor.fetchmany(FETCH)
-    as_json = [place for place, each in enumerate(cursor.description or ()) if each[1] == _MYSQL_JSON]
-    return Result(_names_of(cursor), _blocks(first, partial(cursor.fetchmany, FETCH)), as_json)
+    json_columns = _columns_of_type(cursor, {_MYSQL_JSON})
+    return Result(_names_of(cursor), _blocks(first, partial(cursor.fetchmany, FETCH)), json_columns)
+
+
+def _columns_of_type(cursor: Any, types: Collection[Any]) -> list[int]:
+    """Return the positions of a result's columns of some types."""
+    return [at for at, column in enumerate(cursor.description or ()) if column[1] in types]
 
 
 def _duckdb_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     cursor = connection.cursor()
     if not find_spec("pyarrow"):
         result = _from_cursor(cursor, statement, parameters, cleanup)
-        return result._replace(json_columns=_json_columns(each[1] for each in cursor.description or ()))
-    cleanup.callback(quietly, cursor.close)
-    # A relation, not a result: of that, DuckDB would copy the rows once more.
-    found = cursor.sql(statement, params=parameters)
-    # Its name from DuckDB 2 on, and before.
-    read = getattr(found, "to_arrow_reader", None) or found.fetch_record_batch
-    return Result(found.columns, _peeked(iter(read(FETCH))), _json_columns(found.types))
+        return result._replace(json_columns=_json_columns(column[1] for column in cursor.description or ()))
+    cleanup.callback(close_quietly, cursor.close)
+    # With execute() instead of sql(), DuckDB would copy the rows once more.
+    relation = cursor.sql(statement, params=parameters)
+    # The second name is of DuckDB before 2.
+    read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
+    return Result(relation.columns, _with_first_fetched(iter(read(FETCH))), _json_columns(relation.types))
 
 
 def _json_columns(types: Iterable[Any]) -> list[int]:
-    return [place for place, each in enumerate(types) if str(each) == "JSON"]
+    return [at for at, kind in enumerate(types) if str(kind) == "JSON"]
 
 
 # Snowflake's VARIANT, OBJECT and ARRAY.
@@ -280,29 +288,28 @@ _SNOWFLAKE_JSON = {5, 9, 10}
 
 def _snowflake_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     if hasattr(type(connection), "arrow_number_to_decimal_setter"):
-        # Else NUMBER(38, 2) would come as float.
+        # Otherwise NUMBER(38, 2) becomes a float.
         connection.arrow_number_to_decimal_setter = True
     cursor = connection.cursor()
-    cleanup.callback(quietly, cursor.close)
+    cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
-    as_json = [place for place, each in enumerate(cursor.description or ()) if each[1] in _SNOWFLAKE_JSON]
+    json_columns = _columns_of_type(cursor, _SNOWFLAKE_JSON)
     if find_spec("pyarrow"):
         try:
             tables = cursor.fetch_arrow_batches()
         except import_module("snowflake.connector").NotSupportedError:
-            # Of what is not a query, such as SHOW, rows come as JSON.
+            # Statements that are not queries, such as SHOW, have no Arrow results.
             pass
         else:
             batches = (batch for table in tables for batch in table.to_batches(max_chunksize=FETCH))
-            return Result(_names_of(cursor), _peeked(batches), as_json)
-    return Result(
-        _names_of(cursor), _blocks(cursor.fetchmany(FETCH), partial(cursor.fetchmany, FETCH)), as_json
-    )
+            return Result(_names_of(cursor), _with_first_fetched(batches), json_columns)
+    fetch = partial(cursor.fetchmany, FETCH)
+    return Result(_names_of(cursor), _blocks(fetch(), fetch), json_columns)
 
 
 def _databricks_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     cursor = connection.cursor()
-    cleanup.callback(quietly, cursor.close)
+    cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
     fetch = partial(cursor.fetchmany_arrow if find_spec("pyarrow") else cursor.fetchmany, FETCH)
     return Result(_names_of(cursor), _tables(fetch))
@@ -313,20 +320,21 @@ def _tables(fetch: Callable[[], Any]) -> Iterator[Any]:
         yield block
 
 
-def _peeked(batches: Iterator[Any]) -> Iterator[Any]:
-    """Fetch the first batch now: a statement that cannot run fails here, where it may be replaced."""
-    return chain((each for each in [next(batches, None)] if each is not None), batches)
+def _with_first_fetched(batches: Iterator[Any]) -> Iterator[Any]:
+    """Fetch the first batch now, so that a statement that cannot run fails here, where it may be replaced."""
+    first = next(batches, None)
+    return batches if first is None else chain([first], batches)
 
 
 def _bigquery_connection(hook: Any) -> Any:
-    """Connect with Google's own DB-API: the cursor of Airflow's hook makes numbers of times."""
+    """Connect with Google's DB-API, as the cursor of Airflow's hook converts times to numbers."""
     client = hook.get_client(project_id=hook.project_id, location=hook.location)
     bigquery = import_module("google.cloud.bigquery")
     settings = {**hook.api_resource_configs, "labels": {**hook.labels}}
     configuration = bigquery.QueryJobConfig.from_api_repr(settings)
     configuration.use_legacy_sql = bool(hook.use_legacy_sql)
     if hook.priority != "INTERACTIVE":
-        # A query with a priority takes two more requests.
+        # Not set for the default, as a query with a priority takes two more requests.
         configuration.priority = hook.priority
     client.default_query_job_config = configuration
     return import_module("google.cloud.bigquery.dbapi").connect(client)
@@ -334,44 +342,41 @@ def _bigquery_connection(hook: Any) -> Any:
 
 def _bigquery_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     cursor = connection.cursor()
-    cleanup.callback(quietly, cursor.close)
-    # This driver reads %% as % also where there are no parameters.
+    cleanup.callback(close_quietly, cursor.close)
+    # This driver reads %% as % even without parameters.
     _execute(cursor, statement if parameters else statement.replace("%", "%%"), parameters or None)
-    as_json = _json_columns(each[1] for each in cursor.description or ())
-    found = getattr(cursor, "_query_rows", None)
-    if found is None or not find_spec("pyarrow"):
-        return Result(
-            _names_of(cursor), _blocks(cursor.fetchmany(FETCH), partial(cursor.fetchmany, FETCH)), as_json
-        )
+    json_columns = _json_columns(column[1] for column in cursor.description or ())
+    rows = getattr(cursor, "_query_rows", None)
+    if rows is None or not find_spec("pyarrow"):
+        fetch = partial(cursor.fetchmany, FETCH)
+        return Result(_names_of(cursor), _blocks(fetch(), fetch), json_columns)
 
-    storage = connection._bqstorage_client  # noqa: SLF001 - its own cursor uses it so
+    storage = connection._bqstorage_client  # noqa: SLF001 - as the driver's cursor uses it
     try:
-        return Result(_names_of(cursor), _bigquery_batches(found, storage), as_json)
+        return Result(_names_of(cursor), _bigquery_batches(rows, storage), json_columns)
     except Exception as error:
         job = None if storage is None else cursor.query_job
         if job is None:
             raise
-        # Reading with it is a permission of its own. The job's result is there: the query does not run again.
-        log.warning("BigQuery's Storage API did not answer (%s). Rows come over REST.", type(error).__name__)
-        return Result(_names_of(cursor), _bigquery_batches(job.result(), None), as_json)
+        # The Storage API needs a separate permission. The job has the result, so no query runs again.
+        log.warning("BigQuery's Storage API failed (%s), so rows are read over REST.", type(error).__name__)
+        return Result(_names_of(cursor), _bigquery_batches(job.result(), None), json_columns)
 
 
-def _bigquery_batches(found: Any, storage: Any) -> Iterator[Any]:
-    # One stream, or the order would be lost.
-    streams = found.to_arrow_iterable(bqstorage_client=storage, max_stream_count=1)
-    return _peeked(part for batch in streams for part in _slices(batch))
-
-
-def _slices(batch: Any) -> Iterator[Any]:
-    return (batch.slice(start, FETCH) for start in range(0, batch.num_rows, FETCH))
+def _bigquery_batches(rows: Any, storage: Any) -> Iterator[Any]:
+    # With several streams the order would be lost.
+    batches = rows.to_arrow_iterable(bqstorage_client=storage, max_stream_count=1)
+    return _with_first_fetched(
+        batch.slice(start, FETCH) for batch in batches for start in range(0, batch.num_rows, FETCH)
+    )
 
 
 def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    """Read block by block: the cursors of both drivers would wait for all rows."""
+    """Read block by block, as the cursors of both drivers would wait for all rows."""
     client = getattr(connection, "_client", None)
     if client is not None and hasattr(client, "query_row_block_stream"):
         opened = ExitStack()
-        cleanup.callback(quietly, opened.close)
+        cleanup.callback(close_quietly, opened.close)
         stream = opened.enter_context(client.query_row_block_stream(statement, parameters))
         return Result(stream.source.column_names, iter(stream))
     cursor = connection.cursor()
@@ -381,43 +386,43 @@ def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: 
 
 
 def _oracle_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    """Read NUMBER as Decimal: oracledb gives a float where it has a fraction."""
+    """Read NUMBER as Decimal, as oracledb returns a float if it has a fraction."""
     cursor = connection.cursor()
     number = import_module("oracledb").DB_TYPE_NUMBER
 
-    def exact(cursor: Any, metadata: Any) -> Any:
+    def as_decimal(cursor: Any, metadata: Any) -> Any:
         if metadata.type_code is number:
             return cursor.var(Decimal, arraysize=cursor.arraysize)
         return None
 
-    cursor.outputtypehandler = exact
+    cursor.outputtypehandler = as_decimal
     return _from_cursor(cursor, statement, parameters, cleanup)
 
 
-# ------------------------------------------------------------------ how the order of bytes is asked for
+# ------------------------------------------------------------------ sorting by bytes
 
 
 def _key(template: str) -> Callable[[Any, str, Any], str]:
     return lambda _, name, __: template.format(name)
 
 
-# Redshift says that it is PostgreSQL 8.0.2. COLLATE came with 9.1.
-_WITH_COLLATE = 90_100
+# PostgreSQL 9.1. Redshift reports version 8.0.2.
+_FIRST_WITH_COLLATE = 90_100
 
 
 def _postgres_key(connection: Any, name: str, _: Any) -> str:
-    if connection.info.server_version < _WITH_COLLATE:
+    if connection.info.server_version < _FIRST_WITH_COLLATE:
         return _REDSHIFT_KEY.format(name)
     return f'CAST({name} AS TEXT) COLLATE "C"'
 
 
-# Its text is in the order of bytes, and a VARCHAR without a length has 256.
+# Redshift sorts text by bytes. A VARCHAR without a length has 256 bytes.
 _REDSHIFT_KEY = "CAST({} AS VARCHAR(65535))"
 
 
 def _sqlite_key(_: Any, name: str, value: Any) -> str:
-    # A cast keeps SQLite from using an index, and text needs none. Its columns may mix types: the order is
-    # checked.
+    # Text is not cast, as SQLite does not use an index with a cast. If a column mixes types, the check of the
+    # order finds out.
     return f"{name if isinstance(value, str) else f'CAST({name} AS TEXT)'} COLLATE BINARY"
 
 
@@ -433,7 +438,7 @@ DATABASES = (
         read=_redshift_rows,
         sort_key=_key(_REDSHIFT_KEY),
     ),
-    # The statement itself, as SQLite renames columns of a subquery.
+    # The statement itself is read, as SQLite renames columns of a subquery.
     Database(connection_types=["sqlite"], read=_rows, sort_key=_sqlite_key, peek="{}"),
     Database(
         connection_types=["mysql", "mariadb"],
@@ -489,4 +494,4 @@ DATABASES = (
 )
 
 ANY = Database(connection_types=(), read=_rows)
-"""A database without an entry: its rows come with a plain cursor, in the order that the query has."""
+"""A database without an entry: read with the driver's default cursor, in the query's order."""

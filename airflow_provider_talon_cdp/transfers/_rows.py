@@ -1,4 +1,4 @@
-"""Rows of a SQL query through any Airflow SQL connection, in constant memory: as they are, or as profiles."""
+"""Reads the rows of a SQL query through any Airflow SQL connection, in constant memory; also as profiles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeAlias
 
-# The oldest common-compat that is allowed has not got it.
+# Not in the oldest version of common-compat that is allowed.
 from airflow.exceptions import AirflowException  # type: ignore[attr-defined]
 from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.common.sql.hooks.sql import DbApiHook
@@ -29,7 +29,7 @@ from airflow_provider_talon_cdp.transfers._databases import (
     DATABASES,
     Database,
     Result,
-    quietly,
+    close_quietly,
     read_json,
     unreadable_time,
 )
@@ -39,30 +39,29 @@ log = logging.getLogger(__name__)
 Rows: TypeAlias = Sequence[tuple[Any, ...]]
 
 Columns: TypeAlias = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]
-"""Names of columns, or a function that picks them from the names that a result has."""
+"""Names of columns, or a function that selects them from the names of a result's columns."""
 
-Between: TypeAlias = tuple[str | None, str | None]
-"""Where a range of texts begins and where the next one does; None before the first and after the last."""
+Bounds: TypeAlias = tuple[str | None, str | None]
+"""The first text of a range, and the first text of the next range; None for no bound."""
 
 Encode: TypeAlias = Callable[[Mapping[str, Any]], tuple[bytes, tuple[str, ...]]]
-"""Makes JSON of attributes, and says which names are in it; raises ``InvalidInputError``."""
+"""Returns attributes as JSON, and the names in it; raises ``InvalidInputError``."""
 
-# Names of what hook_params may choose where a connection leads to several databases.
-_CHOICE = "sql_hook"
-# What means the same in a literal of every database, with bind parameters or without.
-_PLAIN = re.compile(r"[0-9A-Za-z_.@+|=/~:-]*")
+# The key in hook_params that selects a hook if a connection type has several.
+_HOOK_CHOICE = "sql_hook"
+# Characters that need no escape in a literal of any database, with bind parameters or without.
+_PLAIN_CHARACTERS = re.compile(r"[0-9A-Za-z_.@+|=/~:-]*")
 
 
 @dataclass
 class SqlSource:
-    """Where to read: the hooks of one Airflow connection.
+    """The database of one Airflow connection.
 
     Args:
-        database: What it leads to.
-        hook: Makes a hook, anew for each reading, as some keep a connection that an earlier reading has
-            closed.
-        sorts: Whether the database sorts by bytes, as far as is known. Where not, rows come in the query's
-            own order.
+        database: How its rows are read.
+        hook: Creates a hook. Every read needs a new one, as some keep a connection that the last read closed.
+        sorts: Whether the database can sort by bytes, as far as is known. If not, rows have the query's
+            order.
     """
 
     database: Database
@@ -74,45 +73,44 @@ class SqlSource:
 
 
 def sql_hook(conn_id: str, hook_params: Mapping[str, Any] | None = None) -> SqlSource:
-    """Return where the SQL hook of an Airflow connection reads.
+    """Return the database of an Airflow connection.
 
     Args:
         conn_id: Airflow connection of a database.
-        hook_params: Arguments for its hook. For a connection of the type ``aws``, ``sql_hook`` in it says
-            which one.
+        hook_params: Arguments of its hook. For a connection of type ``aws``, ``sql_hook`` selects the hook.
 
     Raises:
-        InvalidInputError: The connection is of another kind, or of one that no installed provider knows.
+        InvalidInputError: The connection is not of a database, or no installed provider has its type.
     """
     connection = BaseHook.get_connection(conn_id)
-    given = dict(hook_params or {})
-    entry = _entry(conn_id, connection.conn_type, given.pop(_CHOICE, None))
+    params = dict(hook_params or {})
+    entry = _entry(conn_id, connection.conn_type, params.pop(_HOOK_CHOICE, None))
     if entry.hook is None:
-        make = partial(_hook_of_airflow, connection, given)
+        create_hook = partial(_hook_of_airflow, connection, params)
     else:
-        make = partial(_hook_of_entry, entry, connection, {**entry.hook_params, **given})
-    hook = make()
+        create_hook = partial(_hook_of_entry, entry, connection, {**entry.hook_params, **params})
+    hook = create_hook()
     if not isinstance(hook, DbApiHook):
         raise InvalidInputError(
             f"Connection {conn_id!r} leads to {type(hook).__name__}, which is not a SQL hook.\n"
             "sql_conn_id must name a database or warehouse connection."
         )
     if entry is ANY:
-        # A connection type of somebody's own, whose hook is derived from one that we know.
-        entry = next((each for each in DATABASES if hook.conn_type in each.connection_types), ANY)
-    return SqlSource(entry, make)
+        # A custom connection type, whose hook may be a subclass of a known one.
+        entry = next((database for database in DATABASES if hook.conn_type in database.connection_types), ANY)
+    return SqlSource(entry, create_hook)
 
 
 def _entry(conn_id: str, conn_type: str | None, choice: Any) -> Database:
-    found = [each for each in DATABASES if conn_type in each.connection_types]
+    found = [database for database in DATABASES if conn_type in database.connection_types]
     if len(found) < 2:  # noqa: PLR2004
         return found[0] if found else ANY
-    by_name = {str(each.hook).rpartition(".")[2]: each for each in found}
+    by_name = {str(database.hook).rpartition(".")[2]: database for database in found}
     if choice not in by_name:
-        ways = " or ".join(f"hook_params={{'{_CHOICE}': '{name}'}}" for name in sorted(by_name))
+        options = " or ".join(f"hook_params={{'{_HOOK_CHOICE}': '{name}'}}" for name in sorted(by_name))
         raise InvalidInputError(
             f"Connection {conn_id!r} is of the type {conn_type!r}, which may lead to several databases.\n"
-            f"Say which one: {ways}."
+            f"Pass {options}."
         )
     return by_name[choice]
 
@@ -121,8 +119,7 @@ def _hook_of_airflow(connection: Any, hook_params: Mapping[str, Any]) -> Any:
     try:
         return connection.get_hook(hook_params=hook_params)
     except (AirflowException, AttributeError) as error:
-        # Airflow has no class of its own for it; types without a hook, such as generic, end as
-        # AttributeError.
+        # Airflow has no error class for an unknown type; a type without a hook gives an AttributeError.
         if "Unknown hook type" not in str(error) and "rsplit" not in str(error):
             raise
         raise InvalidInputError(
@@ -142,10 +139,10 @@ def _hook_of_entry(database: Database, connection: Any, hook_params: Mapping[str
             f"It cannot be imported: {error}.\n"
             "Install its provider where the tasks run."
         ) from error
-    own = {hook_class.conn_name_attr: connection.conn_id}
+    conn_ids = {hook_class.conn_name_attr: connection.conn_id}
     if connection.conn_type == "aws":
-        own["aws_conn_id"] = connection.conn_id
-    return hook_class(**own, **hook_params)
+        conn_ids["aws_conn_id"] = connection.conn_id
+    return hook_class(**conn_ids, **hook_params)
 
 
 def stream_rows(
@@ -155,100 +152,101 @@ def stream_rows(
     parameters: Any = None,
     *,
     order_by: int = 0,
-    between: Between | None = None,
+    bounds: Bounds | None = None,
 ) -> Generator[Rows, None, None]:
     """Yield the named columns of the rows, in lists of a few thousand.
 
-    Call ``close()`` on it when you stop early. All of it must run in one thread.
+    Call ``close()`` on it if you stop early. It must be read and closed in one thread.
 
     Args:
-        source: Where to read.
+        source: The database.
         sql: One SELECT.
-        columns: Of the result; upper and lower case differ only where both exist.
+        columns: Columns of the result. Case matters only if names differ by nothing else.
         parameters: Bind parameters in the driver's style, or None.
-        order_by: Have the database order by the bytes of the text of that many first columns, where we know
-            how to tell it; elsewhere rows come as they come.
-        between: Only the rows of this range of the text of the first column; null is in the first range. Each
-            row is in one of the ranges of ``range_bounds``, whatever the database's order is.
+        order_by: Number of first columns by whose text's bytes the database sorts, if it can. Otherwise rows
+            have the query's order.
+        bounds: Yield only the rows of this range of the first column's text; nulls are in the first range.
+            Every row is in exactly one of the ranges of ``range_bounds``, whatever the database's order is.
 
     Raises:
-        InvalidInputError: The result lacks a column, or has it twice. Or only a range is wanted, and the
-            database cannot tell it.
+        InvalidInputError: The result lacks a column or has it twice, or ``bounds`` are given and the database
+            cannot compare by bytes.
     """
     statement = bare(sql)
     with ExitStack() as cleanup:
         result = None
         if order_by:
-            result = _read_sorted(source, statement, columns, parameters, order_by, between, cleanup)
-        if result is None and between:
-            raise _indivisible()
+            result = _read_sorted(source, statement, columns, parameters, order_by, bounds, cleanup)
+        if result is None and bounds:
+            raise _cannot_divide()
         if result is None:
             result = source.database.read(_connection(source, cleanup), statement, parameters, cleanup)
         positions = column_positions(columns, result.names)
         for block in result.blocks:
-            yield _picked(block, positions, result)
+            yield _selected(block, positions, result)
 
 
 def _connection(source: SqlSource, cleanup: ExitStack) -> Any:
     connection = source.database.connect(source.hook())
-    cleanup.callback(quietly, connection.close)
+    cleanup.callback(close_quietly, connection.close)
     return connection
 
 
 def range_bounds(source: SqlSource, sql: str, column: str, parameters: Any, ranges: int) -> list[str]:
-    """Divide the rows of a query into ranges of the text of a column, about equally many in each.
+    """Divide the rows of a query into ranges of a column's text with about the same number of rows.
 
     Args:
-        source: Where to read.
+        source: The database.
         sql: One SELECT.
-        column: Of its result.
+        column: A column of the result.
         parameters: Bind parameters in the driver's style, or None.
-        ranges: How many, at the most.
+        ranges: Most ranges.
 
     Returns:
-        Where each range but the first begins, ascending: the beginnings of values, as far as they have plain
-        characters.
+        The lower bound of every range but the first, sorted: values, cut off at the first character that
+        needs an escape in SQL.
 
     Raises:
-        InvalidInputError: The database cannot compare by bytes, or a column is missing or there twice.
+        InvalidInputError: The database cannot compare by bytes, or the result lacks the column or has it
+            twice.
     """
     database, statement = source.database, bare(sql)
     with ExitStack() as cleanup:
         connection = _connection(source, cleanup)
         names, _ = database.peek_at(connection, statement, parameters)
-        (place,) = column_positions([column], names)
-        if database.sort_key is None or _are_alike(names):
-            raise _indivisible()
-        name = _quoted(database, names[place], parameters)
+        position = column_position(column, names)
+        if database.sort_key is None or _has_same_names(names):
+            raise _cannot_divide()
+        name = _quoted(database, names[position], parameters)
         key, alias = database.sort_key(connection, name, None), database.alias
-        # The statement is the DAG author's own, and the column name comes from its result.
+        # No injection: the statement is the DAG author's, and the column name comes from its result.
         rows = f"FROM (\n{statement}\n) {alias}"
         keys = f"FROM (SELECT {key} AS talon_cdp_key {rows}) {alias}"
         tile = f"NTILE({ranges}) OVER (ORDER BY talon_cdp_key) AS talon_cdp_tile"
         tiles = f"FROM (SELECT talon_cdp_key, {tile} {keys}) {alias}"
         least = f"SELECT MIN(talon_cdp_key) {tiles} GROUP BY talon_cdp_tile"
         result = database.read(connection, least, parameters, cleanup)
-        found = {_plain(row[0]) for block in result.blocks for row in _picked(block, [0], result)}
-    # Before the least value there are no rows but those with null, which the first range has anyway.
+        found = {_plain_prefix(row[0]) for block in result.blocks for row in _selected(block, [0], result)}
+    # The least value is no bound: below it are only nulls, which are in the first range.
     return sorted(found - {""})[1:]
 
 
-def _plain(value: Any) -> str:
-    """Return the beginning of a value, which may stand in a statement of any database."""
+def _plain_prefix(value: Any) -> str:
+    """Return the text of a value up to the first character that needs an escape in SQL."""
     text = (
         bytes(value).decode(errors="replace")
         if isinstance(value, bytes | bytearray | memoryview)
         else str(value or "")
     )
-    found = _PLAIN.match(text)
+    found = _PLAIN_CHARACTERS.match(text)
     return found[0] if found else ""
 
 
-def _indivisible() -> InvalidInputError:
+def _cannot_divide() -> InvalidInputError:
     return InvalidInputError(
         "The database cannot divide this query into ranges of profile IDs. Nothing was sent.\n"
-        "It has no entry that says how it compares by bytes, or two columns of the query have one name.\n"
-        "Take plan_workers out, so that one task reads the query, or give each column a name of its own."
+        "The provider cannot make it compare by bytes, or two columns of the query have the same name.\n"
+        "Remove plan_workers, so that one task reads the query, or give every column another name."
     )
 
 
@@ -258,25 +256,25 @@ def _read_sorted(
     columns: Columns,
     parameters: Any,
     order_by: int,
-    between: Between | None,
+    bounds: Bounds | None,
     cleanup: ExitStack,
 ) -> Result | None:
-    """Read in the order of bytes; None where the database cannot, and nothing is left open then."""
+    """Read in the order of bytes. If the database cannot, return None and close what was opened."""
     if not source.sorts:
         return None
     try:
         with ExitStack() as opened:
             connection = _connection(source, opened)
-            wrapped = _sorted(source.database, connection, statement, columns, parameters, order_by, between)
+            wrapped = _ordered(source.database, connection, statement, columns, parameters, order_by, bounds)
             result = source.database.read(connection, wrapped, parameters, opened)
             cleanup.push(opened.pop_all())
             return result
     except InvalidInputError:
         raise
     except Exception as error:
-        if between:
+        if bounds:
             raise
-        # What a driver says may hold values.
+        # The error's text is not logged, as drivers may quote values in it.
         source.sorts = False
         log.warning(
             "The database did not sort the query by bytes (%s). It is read as it is written.",
@@ -285,48 +283,50 @@ def _read_sorted(
         return None
 
 
-def _sorted(
+def _ordered(
     database: Database,
     connection: Any,
     statement: str,
     columns: Columns,
     parameters: Any,
     order_by: int,
-    between: Between | None = None,
+    bounds: Bounds | None,
 ) -> str:
-    """Wrap a statement so that its columns come sorted by the bytes of the first of them."""
+    """Wrap a statement so that the database sorts its rows by the bytes of the first columns."""
     names, row = database.peek_at(connection, statement, parameters)
     positions = column_positions(columns, names)
-    if database.sort_key is None or _are_alike(names):
-        if between:
-            raise _indivisible()
+    if database.sort_key is None or _has_same_names(names):
+        if bounds:
+            raise _cannot_divide()
         return statement
-    quoted = [_quoted(database, names[each], parameters) for each in positions]
+    quoted = [_quoted(database, names[position], parameters) for position in positions]
     keys = [
-        database.sort_key(connection, name, None if row is None else row[place])
-        for name, place in zip(quoted[:order_by], positions, strict=False)
+        database.sort_key(connection, name, None if row is None else row[position])
+        for name, position in zip(quoted[:order_by], positions, strict=False)
     ]
-    # The statement is the DAG author's own, and the column names come from its result.
+    # No injection: the statement is the DAG author's, and the column names come from its result.
     source = f"FROM (\n{statement}\n) {database.alias}"
-    if between and (condition := _within(database.sort_key, connection, quoted[0], between)):
+    if bounds and (condition := _range_condition(database.sort_key, connection, quoted[0], bounds)):
         source += f" WHERE {condition}"
     return f"SELECT {', '.join(dict.fromkeys(quoted))} {source} ORDER BY {', '.join(keys)}"
 
 
-def _within(sort_key: Callable[[Any, str, Any], str], connection: Any, name: str, between: Between) -> str:
-    """Return the condition of a range; empty for all rows. Of ranges side by side each row meets one."""
-    low, high = between
-    # Whatever the rows hold, each range has to compare the same expression.
+def _range_condition(
+    sort_key: Callable[[Any, str, Any], str], connection: Any, name: str, bounds: Bounds
+) -> str:
+    """Return the condition for the rows of a range; empty for all rows."""
+    low, high = bounds
+    # No value is passed, so that all ranges compare the same expression and no two ranges share a row.
     key = sort_key(connection, name, None)
-    ends = [(">=", low)] if low is not None else []
-    ends += [("<", high)] if high is not None else []
-    texts = [(sign, sort_key(connection, f"'{_plain(end)}'", end)) for sign, end in ends]
+    limits = [(">=", low)] if low is not None else []
+    limits += [("<", high)] if high is not None else []
+    texts = [(sign, sort_key(connection, f"'{_plain_prefix(limit)}'", limit)) for sign, limit in limits]
     condition = " AND ".join(f"{key} {sign} {text}" for sign, text in texts)
-    return f"({condition} OR {key} IS NULL)" if ends and low is None else condition
+    return f"({condition} OR {key} IS NULL)" if limits and low is None else condition
 
 
-def _are_alike(names: Sequence[str]) -> bool:
-    """Whether columns of a subquery could not be told apart outside of it."""
+def _has_same_names(names: Sequence[str]) -> bool:
+    """Whether columns have the same name but for case, so that they are ambiguous outside of a subquery."""
     return len({name.lower() for name in names}) < len(names)
 
 
@@ -335,10 +335,10 @@ def _quoted(database: Database, name: str, parameters: Any) -> str:
     return quoted.replace("%", "%%") if parameters is not None and database.doubles_percent else quoted
 
 
-def _picked(block: Any, positions: Sequence[int], result: Result) -> Rows:
-    """Return these columns of some rows as tuples."""
+def _selected(block: Any, positions: Sequence[int], result: Result) -> Rows:
+    """Return the columns at some positions as tuples, one per row."""
     if hasattr(block, "num_rows"):
-        columns: list[Any] = [_arrow_values(block.column(each)) for each in positions]
+        columns: list[Any] = [_arrow_values(block.column(position)) for position in positions]
     else:
         if (
             not result.json_columns
@@ -347,11 +347,11 @@ def _picked(block: Any, positions: Sequence[int], result: Result) -> Rows:
         ):
             return block  # type: ignore[no-any-return]
         by_name = isinstance(block[0], Mapping)
-        keys: list[Any] = [result.names[each] if by_name else each for each in positions]
+        keys: list[Any] = [result.names[position] if by_name else position for position in positions]
         columns = [map(itemgetter(key), block) for key in keys]
-    for place, each in enumerate(positions):
-        if each in result.json_columns:
-            columns[place] = map(_from_json, columns[place])
+    for index, position in enumerate(positions):
+        if position in result.json_columns:
+            columns[index] = map(_from_json, columns[index])
     return list(zip(*columns, strict=True))
 
 
@@ -360,38 +360,38 @@ def _from_json(value: Any) -> Any:
 
 
 def _arrow_values(column: Any) -> list[Any]:
-    """Return a column of Arrow as a list of Python's own values."""
+    """Return an Arrow column as a list of Python values."""
     arrow = import_module("pyarrow")
     kind = column.type
-    make: Callable[[Any], Any] | None = None
+    convert: Callable[[Any], Any] | None = None
     if arrow.types.is_timestamp(kind):
-        # Arrow's own way takes six times as long. Python's times end at microseconds.
+        # Arrow's conversion takes six times as long. Python's times have microseconds at most.
         column = column.cast(arrow.timestamp("us", kind.tz), safe=False).cast(arrow.int64())
-        make = partial(_moment, datetime(1970, 1, 1, tzinfo=UTC if kind.tz else None))
+        convert = partial(_time_since, datetime(1970, 1, 1, tzinfo=UTC if kind.tz else None))
     elif arrow.types.is_map(kind):
-        make = dict
+        convert = dict
     try:
         values: list[Any] = column.to_pylist()
-        return [None if each is None else make(each) for each in values] if make else values
+        return [None if value is None else convert(value) for value in values] if convert else values
     except (ValueError, OverflowError):
-        return [_arrow_value(each, make) for each in column]
+        return [_arrow_value(scalar, convert) for scalar in column]
 
 
-def _moment(start: datetime, microseconds: int) -> datetime:
-    return start + timedelta(microseconds=microseconds)
+def _time_since(epoch: datetime, microseconds: int) -> datetime:
+    return epoch + timedelta(microseconds=microseconds)
 
 
-def _arrow_value(scalar: Any, make: Callable[[Any], Any] | None) -> Any:
+def _arrow_value(scalar: Any, convert: Callable[[Any], Any] | None) -> Any:
     try:
         value = scalar.as_py()
-        return value if value is None or make is None else make(value)
+        return value if value is None or convert is None else convert(value)
     except (ValueError, OverflowError):
         return unreadable_time()
 
 
 def bare(sql: str) -> str:
-    """Take off what a statement around this one could not hold: semicolons and comments at its end, a BOM."""
-    # Not parsed: sqlparse refuses to group statements that are long or deep.
+    """Remove what a subquery must not contain: a BOM, and semicolons and comments at the end."""
+    # Only tokenized, as sqlparse refuses to group long or deep statements.
     tokens = list(tokenize(sql.removeprefix("\ufeff")))  # type: ignore[no-untyped-call]
     while tokens and (tokens[-1][0] in Whitespace or tokens[-1][0] in Comment or tokens[-1][1] == ";"):
         tokens.pop()
@@ -399,26 +399,26 @@ def bare(sql: str) -> str:
 
 
 def column_positions(columns: Columns, names: Sequence[str]) -> list[int]:
-    """Find columns of a result.
+    """Return the positions of columns in a result.
 
     Raises:
-        InvalidInputError: The result lacks one, or has it twice.
+        InvalidInputError: The result lacks a column, or has it twice.
     """
     return [column_position(column, names) for column in (columns(names) if callable(columns) else columns)]
 
 
 def column_position(column: str, names: Sequence[str]) -> int:
-    """Find a column of a result; upper and lower case differ only where both exist.
+    """Return the position of a column in a result. Case matters only if names differ by nothing else.
 
     Raises:
-        InvalidInputError: The result lacks it, or has it twice.
+        InvalidInputError: The result lacks the column, or has it twice.
     """
-    matches = [each for each, name in enumerate(names) if name == column]
-    matches = matches or [each for each, name in enumerate(names) if name.lower() == column.lower()]
+    matches = [at for at, name in enumerate(names) if name == column]
+    matches = matches or [at for at, name in enumerate(names) if name.lower() == column.lower()]
     if len(matches) != 1:
         raise InvalidInputError(
             f"The query's result has {'no' if not matches else 'more than one'} column {column!r}.\n"
-            f"It has: {', '.join(names) or 'no columns at all'}.\n"
+            f"It has: {', '.join(names) or 'no columns'}.\n"
             "Name the column in SQL with AS, or pass its name."
         )
     return matches[0]
@@ -426,15 +426,15 @@ def column_position(column: str, names: Sequence[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileColumns:
-    """Which columns of a query make a profile.
+    """The columns of a query that make a profile.
 
     Args:
         profile_id: The column of profile integration IDs.
-        attributes: Attribute name by column; None for each other column under its own name, or none
-            where there is an ``attributes_column``.
+        attributes: Attribute name by column. None for all other columns under their own names, or for none
+            of them if there is an ``attributes_column``.
         attributes_column: A column of JSON objects of attributes, or None.
-        order_by: The column that says which of two rows of a profile is the last, or None.
-        declared: Attributes with a declared type.
+        order_by: The column that decides which of two rows of a profile is the last, or None.
+        declared: Names of attributes with a declared type.
     """
 
     profile_id: str
@@ -446,20 +446,21 @@ class ProfileColumns:
     @property
     def special(self) -> list[str]:
         """The columns that are not attributes."""
-        return [each for each in (self.profile_id, self.order_by, self.attributes_column) if each is not None]
+        columns = (self.profile_id, self.order_by, self.attributes_column)
+        return [column for column in columns if column is not None]
 
     def mapping(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return attribute name by column for a result with these columns.
 
         Raises:
-            InvalidInputError: There is no attribute, or one with a declared type is not there.
+            InvalidInputError: There is no column for attributes, or none for one with a declared type.
         """
         if self.attributes is not None or self.attributes_column is not None:
             mapping = self.attributes or {}
         else:
             mapping = self._others(names)
         unknown = sorted(set(self.declared) - set(mapping.values()))
-        # What is in a JSON column differs from row to row.
+        # A JSON column may have other attributes in every row.
         if unknown and self.attributes_column is None:
             raise InvalidInputError(
                 f"types has the attribute {unknown[0]!r}, which the query does not give. It gives: "
@@ -468,7 +469,7 @@ class ProfileColumns:
         return mapping
 
     def _others(self, names: Sequence[str]) -> Mapping[str, str]:
-        special = {column_position(each, names) for each in self.special}
+        special = {column_position(column, names) for column in self.special}
         others = [name for position, name in enumerate(names) if position not in special]
         if not others:
             raise InvalidInputError(
@@ -480,31 +481,30 @@ class ProfileColumns:
 def read_profiles(
     source: SqlSource, sql: str, columns: ProfileColumns, encode: Encode, parameters: Any = None
 ) -> Generator[Profile | Rejection, None, None]:
-    """Yield a profile for each row, sorted by the bytes of its ID where the database can be told so.
+    """Yield a profile for each row, sorted by the bytes of its ID if the database can sort so.
 
-    Call ``close()`` on it when you stop early. All of it must run in one thread.
+    Call ``close()`` on it if you stop early. It must be read and closed in one thread.
 
     Args:
-        source: Where to read.
+        source: The database.
         sql: One SELECT.
-        columns: What its columns mean.
-        encode: Makes JSON of a row's attributes.
+        columns: The columns that make a profile.
+        encode: Encodes a row's attributes.
         parameters: Bind parameters in the driver's style, or None.
 
     Raises:
-        InvalidInputError: The result lacks a column, or has it twice, or no profile ID can be of a column's
-            type.
+        InvalidInputError: The result lacks a column or has it twice, or the profile IDs have a wrong type.
     """
     attributes: list[str] = []
 
-    def pick(names: Sequence[str]) -> list[str]:
+    def select(names: Sequence[str]) -> list[str]:
         mapping = columns.mapping(names)
         attributes[:] = mapping.values()
         return [*columns.special, *mapping]
 
-    ordered = columns.order_by is not None
+    has_order = columns.order_by is not None
     first = len(columns.special)
-    with closing(stream_rows(source, sql, pick, parameters, order_by=1)) as blocks:
+    with closing(stream_rows(source, sql, select, parameters, order_by=1)) as blocks:
         for row in chain.from_iterable(blocks):
             profile_id = read_profile_id(row[0])
             if isinstance(profile_id, Rejection):
@@ -513,21 +513,21 @@ def read_profiles(
             if profile_id in DOTS:
                 yield Rejection(FAULT_OF_DOTS, profile_id)
                 continue
-            order = row[1] if ordered else None
+            order = row[1] if has_order else None
             try:
                 if isinstance(order, InvalidInputError):
                     order = None
                     raise InvalidInputError(f"order_by_column {row[1]}.")  # noqa: TRY301
                 values = dict(zip(attributes, row[first:], strict=True))
                 if columns.attributes_column is not None:
-                    values = _joined(values, row[first - 1])
+                    values = with_json_attributes(values, row[first - 1])
                 yield Profile(profile_id, *encode(values), order)
             except InvalidInputError as error:
                 yield Profile(profile_id, order=order, fault=str(error))
 
 
-def _joined(values: dict[str, Any], column: Any) -> dict[str, Any]:
-    """Add the attributes of a JSON column."""
+def with_json_attributes(values: dict[str, Any], column: Any) -> dict[str, Any]:
+    """Add the attributes of an ``attributes_column`` to those of other columns, or raise."""
     if isinstance(column, str):
         column = read_json(column)
     if column is None:
@@ -538,5 +538,5 @@ def _joined(values: dict[str, Any], column: Any) -> dict[str, Any]:
         raise InvalidInputError("attributes_column holds JSON that is not an object.")
     both = sorted(values.keys() & column.keys())
     if both:
-        raise InvalidInputError(f"Attribute {both[0]!r} stands in attributes_column and in another column.")
+        raise InvalidInputError(f"Attribute {both[0]!r} is in attributes_column and in another column.")
     return values | column

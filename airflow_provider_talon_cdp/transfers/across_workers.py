@@ -1,4 +1,4 @@
-"""Syncs that spread over Airflow's workers: one task plans, several push, one commits; several may read."""
+"""Syncs with several tasks: one plans, several push, and one commits. Several tasks may read the query."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 WORKERS = 4
 Approval = Literal["never", "always", "beyond_guard"]
 APPROVAL: Approval = "never"
-# Audiences that the question about a plan names.
-_ASKED = 50
+# Most audiences that the approval question lists.
+_MOST_LISTED = 50
 
 
 def talon_audience_sync(
@@ -65,44 +65,45 @@ def talon_audience_sync(
     talon_cdp_conn_id: str = DEFAULT_CONN_ID,
     **mirror: Any,
 ) -> TaskGroup:
-    """Keep an audience, or many, equal to a query, with several tasks that send at once.
+    """Keep one or many audiences equal to a query, with several tasks that send at once.
 
-    The group has three tasks, and with ``approval`` a fourth. ``plan`` reads the query, compares, asks the
-    guard and writes the plan under the state URI, which all workers must reach. ``push`` is mapped: each
-    instance sends a share of the plan, at its share of the connection's rate, and notes on its own what was
-    acknowledged; one that fails or is cleared sends what is left of its share. ``commit`` fails unless all is
-    in, and returns the report of the whole sync. Where nothing is to be sent, ``push`` is skipped.
+    The group has three tasks, and with ``approval`` a fourth. ``plan`` reads the query, compares it with the
+    ledger, checks the guard and writes the plan under the state URI, which all workers must reach. ``push``
+    is mapped: each instance sends a share of the plan at an equal part of the connection's rate, and records
+    the acknowledgements; an instance that fails or is cleared sends the rest of its share. ``commit`` fails
+    if not all of the plan was sent, and returns the report of the whole sync. If there is nothing to send,
+    ``push`` is skipped.
 
     Args:
         group_id: The group's ID.
-        workers: Instances of ``push`` at the most, all at once. A plan has one for each 100,000 changes, up
-            to so many.
-        plan_workers: Tasks that read the query at once. With more than one, ``ranges`` divides the query
-            into ranges of profile IDs before, and ``compare`` is mapped: each instance reads the rows of a
-            range, compares them, and leaves what changes under the state URI, where ``plan`` joins it. The
-            query runs once for each range and once more, so it must give the same rows each time, as one with
-            ``LIMIT`` may not.
-        pool: Pool of ``push``, else the Airflow setting ``[talon_cdp] pool``; with fewer slots than
-            ``workers`` the rate is not used up.
-        default_args: For all tasks of the group, such as ``retries``.
-        approval: Airflow 3.1 and newer: ``always`` has a person approve each plan before it is pushed, in the
-            task ``approve`` between ``plan`` and ``push``; ``beyond_guard`` only a plan that the guard would
-            refuse. ``never`` asks nobody, and such a plan fails. A plan that is rejected, or that is not the
-            newest any more, is not pushed.
-        max_rejected: How many records may be refused before ``commit`` fails. None for any number.
-        in_flight: Requests in flight at the most, of each instance.
+        workers: Most instances of ``push``, which run at once. A plan has one instance for every 100,000
+            changes, up to this number.
+        plan_workers: Number of tasks that read the query at once. If it is more than one, the task ``ranges``
+            first divides the query into ranges of profile IDs, and ``compare`` is mapped: each instance reads
+            the rows of a range, compares them, and writes the changes under the state URI, where ``plan``
+            joins them. The query runs once per range and once more, and must return the same rows every time;
+            a query with ``LIMIT`` may not.
+        pool: Pool of ``push``; default: the Airflow setting ``[talon_cdp] pool``. With fewer slots than
+            ``workers`` the connection's rate is not reached.
+        default_args: Default arguments of all tasks of the group, such as ``retries``.
+        approval: Airflow 3.1 and newer: whether a person approves a plan before it is pushed, in the task
+            ``approve`` between ``plan`` and ``push``. ``always``: every plan. ``beyond_guard``: only plans
+            that the guard would refuse. ``never``: no plan, and ``plan`` fails if the guard refuses. A plan
+            is not pushed if it was rejected or a newer one has been made.
+        max_rejected: Number of records that may be rejected before ``commit`` fails. None for any number.
+        in_flight: Most requests in flight of one instance.
         talon_cdp_conn_id: Airflow connection of Talon.One.
-        mirror: Other arguments of ``SqlToTalonAudienceOperator``, but for ``task_id`` and ``mode``.
+        mirror: Other arguments of ``SqlToTalonAudienceOperator``, except ``task_id`` and ``mode``.
 
     Returns:
-        The group. The XCom of its task ``commit`` is a report like that of ``SqlToTalonAudienceOperator``;
-        its ``requests``, ``retries`` and ``throttled`` are those of the last try of each task.
+        The group. The XCom of its task ``commit`` is a report as of ``SqlToTalonAudienceOperator``; its
+        ``requests``, ``retries`` and ``throttled`` count only the last try of every task.
     """
-    _refuse_own(mirror, "mode")
+    _refuse_reserved(mirror, "mode")
     limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
-    how: Any = {"pool": pool, "default_args": default_args, "approval": approval}
-    how["plan_workers"] = plan_workers
-    return _group(group_id, PlanAudienceOperator, mirror, limits, workers, None, **how)
+    options: Any = {"pool": pool, "default_args": default_args, "approval": approval}
+    options["plan_workers"] = plan_workers
+    return _group(group_id, PlanAudienceOperator, mirror, limits, workers, None, **options)
 
 
 def talon_profiles_sync(
@@ -119,10 +120,10 @@ def talon_profiles_sync(
 ) -> TaskGroup:
     """Keep attributes of customer profiles equal to a query, with several tasks that send at once.
 
-    As in ``talon_audience_sync``. The plan has no values in it, so each instance of ``push`` reads the query
-    again, and sorts its rows on the worker's disk. A profile whose row is no longer what was planned is not
-    sent: it is counted under ``rejected``, has a dead letter, does not count towards ``max_rejected``, and
-    the next run sends it.
+    As ``talon_audience_sync``. A plan does not contain attribute values, so each instance of ``push`` reads
+    the query again, and sorts its rows on the worker's disk. A profile whose row has changed since the plan
+    is not sent: it is counted in ``rejected`` but not towards ``max_rejected``, has a dead letter, and is
+    sent by the next run.
 
     Args:
         group_id: The group's ID.
@@ -133,47 +134,46 @@ def talon_profiles_sync(
         max_rejected: As in ``talon_audience_sync``.
         in_flight: As in ``talon_audience_sync``.
         talon_cdp_conn_id: As in ``talon_audience_sync``.
-        profiles: Other arguments of ``SqlToTalonProfilesOperator``, but for ``task_id``.
+        profiles: Other arguments of ``SqlToTalonProfilesOperator``, except ``task_id``.
 
     Returns:
-        The group; its task ``commit`` returns a report like that of ``SqlToTalonProfilesOperator``.
+        The group; its task ``commit`` returns a report as of ``SqlToTalonProfilesOperator``.
     """
-    _refuse_own(profiles)
+    _refuse_reserved(profiles)
     limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
-    how: Any = {"pool": pool, "default_args": default_args, "approval": approval}
-    return _group(group_id, PlanProfilesOperator, profiles, limits, workers, profiles, **how)
+    options: Any = {"pool": pool, "default_args": default_args, "approval": approval}
+    return _group(group_id, PlanProfilesOperator, profiles, limits, workers, profiles, **options)
 
 
 class _PlanOperator(LedgerOperator):
-    """Plans for other tasks to push, where its base would plan and send.
+    """Plans as its base, but leaves the push to other tasks.
 
     Args:
-        workers: Shares of the plan at the most.
-        asks: Whether a person decides about a plan that is beyond the guard's limits.
-        kwargs: As in its base.
+        workers: Most shares of the plan.
+        with_approval: Whether a person decides about a plan beyond the guard's limits.
+        kwargs: As in the base.
     """
 
-    is_published = False
+    emits_assets = False
     reading: Mapping[str, Any] | None = None
-    """One of the ranges that other tasks have read."""
+    """The first range, if other tasks have read the query."""
 
-    def __init__(self, *, workers: int, asks: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, workers: int, with_approval: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.workers = workers
-        self.asks = asks
+        self.with_approval = with_approval
 
     @ends_retries
     def execute(self, context: Context) -> Any:
         """Plan, and return the shares; the XCom ``planned`` is for ``CommitPlanOperator``."""
         began, hook = time.time(), self.hook()
-        mirror = replace(self.mirror(context, hook), asks=self.asks)
-        report = self.conclude_mirror(context, hook, mirror)
-        told = self.report
-        plan = self._plan(mirror, self.run_owner(context)) if told and told.state == "planned" else None
+        mirror = replace(self.mirror(context, hook), with_approval=self.with_approval)
+        summary, report = self.run_and_report_mirror(context, hook, mirror), self.report
+        plan = self._plan(mirror, self.run_owner(context)) if report and report.state == "planned" else None
         uris = self.asset_uris(hook.settings.deployment_host)
-        planned = {"report": report, "plan": plan, "began": began, "assets": uris, "reading": self.reading}
-        if told and self.asks:
-            planned["question"] = _question(told, mirror.kind.in_request, hook.settings.requests_per_second)
+        planned = {"report": summary, "plan": plan, "began": began, "assets": uris, "reading": self.reading}
+        if report and self.with_approval:
+            planned["question"] = _question(report, mirror.kind.in_request, hook.settings.requests_per_second)
         context["ti"].xcom_push("planned", planned)
         return _shares(plan, self.workers) if plan else []
 
@@ -181,11 +181,10 @@ class _PlanOperator(LedgerOperator):
         """Plan, for other tasks to push."""
         if isinstance(self, MembershipOperator):
             self.adopt_initial_members(context, mirror)
-        with self.remembering_version(context, mirror.ledger):
-            return mirror.hand_over(self.run_owner(context), report)
+        return mirror.hand_over(self.run_owner(context), report)
 
     def _plan(self, mirror: Mirror, owner: str) -> dict[str, Any]:
-        """Say where the plan is, and which audiences are to be looked at after the push."""
+        """Return where the plan is, and which audiences are checked after the push."""
         ledger, audiences, report = mirror.ledger, mirror.audiences, self.report
         return {
             "names": audiences.named_again(report) if audiences and report else {},
@@ -193,7 +192,7 @@ class _PlanOperator(LedgerOperator):
             "parts": ledger.parts,
             "ledger": ledger.identity.name,
             "holds": ledger.identity.holds,
-            "state_uri": self.where_state_is(),
+            "state_uri": self.resolved_state_uri(),
             "owner": owner,
             "audience_id_type": getattr(self, "audience_id_type", "external"),
         }
@@ -203,8 +202,8 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
     """The task ``plan`` of ``talon_audience_sync``.
 
     Args:
-        reads: What the tasks returned that read the query, a range each; None where this one reads it.
-        kwargs: As in its bases.
+        reads: The results of the ``compare`` tasks; None if this task reads the query itself.
+        kwargs: As in the bases.
     """
 
     template_fields: Sequence[str] = ("reads", *SqlToTalonAudienceOperator.template_fields)
@@ -214,58 +213,58 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
         self.reads = reads
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
-        """Return what makes the audiences equal to the query, or to what other tasks have read of it."""
-        from airflow_provider_talon_cdp.sync.mirror import Compared  # noqa: PLC0415
+        """Return the mirror of the query, or of the ranges that other tasks have read."""
+        from airflow_provider_talon_cdp.sync.mirror import ComparedRanges  # noqa: PLC0415
 
         mirror = super().mirror(context, hook)
         if self.reads is None:
             return mirror
-        reads = sorted(self.reads, key=lambda each: int(each["range"]))
+        reads = sorted(self.reads, key=lambda read: int(read["range"]))
         self.reading = first = reads[0]
-        parts = [(first["reading"], number) for number in range(first["of"])]
-        # Ranges of two readings may leave a gap, whose members would be removed.
-        if [(each["reading"], each["range"]) for each in reads] != parts:
+        complete = [(first["reading"], number) for number in range(first["of"])]
+        # Between ranges of different divisions there may be a gap, whose members would be removed.
+        if [(read["reading"], read["range"]) for read in reads] != complete:
             raise InvalidInputError(
                 "The rows were read in ranges that do not go together. Nothing was sent.\n"
                 "Clear the task that divides the query (ranges), and all after it."
             )
-        # Newer data may have been planned since they were read.
+        # The data are as old as when they were read: a newer run may have planned since.
         facts = replace(mirror.facts, data_until=first["data_until"])
         names: Any = mirror.audiences.names if mirror.audiences and self.audience_name_column else {}
 
-        def keep(found: Mapping[str, Any], join: Callable[[Any], object] = bool) -> None:
+        def keep_audiences(found: Mapping[str, Any], join: Callable[[Any], object] = bool) -> None:
             self.audiences_seen.update(found["audiences"])
             names.update(found["names"])
             join(found)
 
         records = _reading(mirror.ledger, first).records
-        source = partial(records, [each["file"] for each in reads], keep)
+        source = partial(records, [read["file"] for read in reads], keep_audiences)
         compared = None
-        if all(each["compared"] for each in reads):
-            changes, told = zip(*(each["compared"] for each in reads), strict=True)
-            compared = Compared(
+        if all(read["compared"] for read in reads):
+            changes, rejections = zip(*(read["compared"] for read in reads), strict=True)
+            compared = ComparedRanges(
                 partial(records, changes, lambda _: None),
-                lambda join: records(told, partial(keep, join=join)),
+                lambda join: records(rejections, partial(keep_audiences, join=join)),
             )
         return replace(mirror, source=source, facts=facts, compared=compared)
 
 
 class _BeforePlanOperator(SqlToTalonAudienceOperator):
-    """Works for another task that plans.
+    """Base of the tasks that read the query for the task that plans.
 
     Args:
-        plan_id: That task.
-        kwargs: As in its base.
+        plan_id: ID of the task that plans.
+        kwargs: As in the base.
     """
 
-    is_published = False
+    emits_assets = False
 
     def __init__(self, *, plan_id: str, **kwargs: Any) -> None:
         super().__init__(mode="mirror", **kwargs)
         self.plan_id = plan_id
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
-        """Return what that task makes the audiences equal with."""
+        """Return the mirror of the task that plans."""
         if self.audience_column is not None and self.ledger is None:
             self.ledger = f"{self.dag_id}.{self.plan_id}"
         return super().mirror(context, hook)
@@ -275,8 +274,8 @@ class DivideQueryOperator(_BeforePlanOperator):
     """The task ``ranges`` of ``talon_audience_sync``: divides the query into ranges of profile IDs.
 
     Args:
-        ranges: How many, at the most.
-        kwargs: As in its base.
+        ranges: Most ranges.
+        kwargs: As in the base.
 
     Returns:
         A range for each instance of ``CompareRangeOperator``; no profile IDs.
@@ -288,12 +287,12 @@ class DivideQueryOperator(_BeforePlanOperator):
 
     @ends_retries
     def execute(self, context: Context) -> Any:
-        """Divide."""
+        """Divide the query."""
         mirror = self.mirror(context, self.hook())
-        return self.when_free(lambda: self._divide(mirror, self.run_owner(context)))
+        return self.when_ledger_is_free(lambda: self._divide(mirror, self.run_owner(context)))
 
     def run_owner(self, context: Context) -> str:
-        """Name the instance of the task that plans."""
+        """Return the owner of the task that plans."""
         dag_id, _, *rest = super().run_owner(context).split("/")
         return "/".join([dag_id, self.plan_id, *rest])
 
@@ -303,7 +302,7 @@ class DivideQueryOperator(_BeforePlanOperator):
 
         ledger, is_dry_run = mirror.ledger, as_bool("dry_run", self.is_dry_run)
         reading = Reading(ledger.folder)
-        # A dry run keeps nobody out.
+        # A dry run does not lock the ledger.
         with nullcontext() if is_dry_run else ledger.divided(owner):
             if not is_dry_run:
                 reading.remove_others()
@@ -318,7 +317,7 @@ class DivideQueryOperator(_BeforePlanOperator):
             "owner": None if is_dry_run else owner,
             "ledger": ledger.identity.name,
             "holds": ledger.identity.holds,
-            "state_uri": self.where_state_is(),
+            "state_uri": self.resolved_state_uri(),
         }
         return [span | {"range": number} for number in range(len(bounds) + 1)]
 
@@ -327,11 +326,11 @@ class CompareRangeOperator(_BeforePlanOperator):
     """The task ``compare`` of ``talon_audience_sync``: reads the rows of a range, and compares them.
 
     Args:
-        span: One of what ``DivideQueryOperator`` returned.
-        kwargs: As in its base.
+        span: A range of ``DivideQueryOperator``.
+        kwargs: As in the base.
 
     Returns:
-        The range, and where its rows and its changes are.
+        The range, and the files of its rows and changes.
     """
 
     template_fields: Sequence[str] = ("span", *_BeforePlanOperator.template_fields)
@@ -344,25 +343,25 @@ class CompareRangeOperator(_BeforePlanOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Read and compare."""
         mirror = self.mirror(context, self.hook())
-        return self.when_free(lambda: self._compare(mirror, self.span["owner"], self.span["range"]))
+        return self.when_ledger_is_free(lambda: self._compare(mirror, self.span["owner"], self.span["range"]))
 
     def _compare(self, mirror: Mirror, owner: str | None, number: int) -> dict[str, Any]:
         reading = _reading(mirror.ledger, self.span)
         names: dict[str, str] = {}
 
-        def found() -> dict[str, Any]:
-            seen = sorted(map(str, self.audiences_seen))
-            return {"audiences": seen, "names": {str(each): name for each, name in names.items()}}
+        def audiences() -> dict[str, Any]:
+            by_id = {str(audience): name for audience, name in names.items()}
+            return {"audiences": sorted(map(str, self.audiences_seen)), "names": by_id}
 
-        def write(records: Iterable[Any], told: Callable[[], Mapping[str, Any]]) -> str:
-            return reading.write(number, records, lambda: {**found(), **told()})
+        def write(records: Iterable[Any], facts: Callable[[], Mapping[str, Any]]) -> str:
+            return reading.write(number, records, lambda: {**audiences(), **facts()})
 
         with mirror.ledger.divided(owner, number) if owner else nullcontext():
-            between = reading.bounds(number)
-            with closing(self._records(self.sql_hook(), "add", names, between)) as records:
+            bounds = reading.bounds(number)
+            with closing(self._records(self.sql_hook(), "add", names, bounds)) as records:
                 file = write(records, dict)
-            again = replace(mirror, source=partial(reading.records, [file], lambda _: None))
-            return {**self.span, "file": file, "compared": again.compare_range(*between, write)}
+            mirror = replace(mirror, source=partial(reading.records, [file], lambda _: None))
+            return {**self.span, "file": file, "compared": mirror.compare_range(*bounds, write)}
 
 
 class PlanProfilesOperator(_PlanOperator, SqlToTalonProfilesOperator):
@@ -370,14 +369,14 @@ class PlanProfilesOperator(_PlanOperator, SqlToTalonProfilesOperator):
 
 
 class PushShareOperator(SendingOperator):
-    """The task ``push`` of both groups: sends a share of a plan; again, what is left of it.
+    """The task ``push`` of both groups: sends a share of a plan. A retry sends the rest of the share.
 
     Args:
-        share: One of what the planning task returned.
-        profiles: Of attributes, the arguments of ``SqlToTalonProfilesOperator``: the query is read again, as
-            a plan holds no values.
-        kwargs: As in ``SendingOperator``. ``max_rejected`` says how many refused records are no reason to
-            give up; ``CommitPlanOperator`` judges them all.
+        share: A share that the planning task returned.
+        profiles: For attributes, the arguments of ``SqlToTalonProfilesOperator``: the query is read again,
+            as a plan does not contain values.
+        kwargs: As in ``SendingOperator``. Up to ``max_rejected`` refused records, the task does not give up
+            early; ``CommitPlanOperator`` checks their total.
 
     Returns:
         The counts of this try, in which ``resumed = sent + rejected + unclear``.
@@ -386,7 +385,7 @@ class PushShareOperator(SendingOperator):
     template_fields: Sequence[str] = ("share", "profiles", *SendingOperator.template_fields)
     template_ext: Sequence[str] = (".sql",)
     ui_color = MembershipOperator.ui_color
-    is_published = False
+    emits_assets = False
 
     def __init__(
         self, *, share: Mapping[str, Any], profiles: Mapping[str, Any] | None = None, **kwargs: Any
@@ -397,13 +396,13 @@ class PushShareOperator(SendingOperator):
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
-        """Send."""
+        """Send the share."""
         hook = self.hook()
         folder = _ledger(hook, self.share["plan"]).folder
-        return self.conclude(context, hook, folder, lambda report: self._push(hook, report))
+        return self.run_and_report(context, hook, folder, lambda report: self._push(hook, report))
 
     def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
-        """Return no assets: the task ``commit`` has them."""
+        """Return no assets, as ``commit`` emits them."""
         return {}
 
     def _push(self, hook: TalonCdpHook, report: Report) -> Report:
@@ -417,30 +416,30 @@ class PushShareOperator(SendingOperator):
         with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], facts) as share:
             self.log.info("%s changes are left in this share of the plan.", f"{share.changes:,}")
             if self.profiles is None:
-                how = {"audience_id_type": plan["audience_id_type"], "in_flight": limits.in_flight}
+                options = {"audience_id_type": plan["audience_id_type"], "in_flight": limits.in_flight}
                 return push_share(
                     share,
                     share.batches(),
                     Members(),
-                    lambda: hook.members_sender(**how, senders=senders),
+                    lambda: hook.members_sender(**options, senders=senders),
                     limits,
                     report,
                 )
-            given = {"in_flight": self.in_flight, "max_rejected": self.max_rejected, **self.profiles}
-            profiles = SqlToTalonProfilesOperator(task_id=self.task_id, **given)
+            arguments = {"in_flight": self.in_flight, "max_rejected": self.max_rejected, **self.profiles}
+            profiles = SqlToTalonProfilesOperator(task_id=self.task_id, **arguments)
             kind = profiles.kind()
             chunks = kind.reread(share.batches(), profiles.source(hook)(), ledger.names)
             return push_share(share, chunks, kind, lambda: profiles.sender(hook, senders), limits, report)
 
 
 class CommitPlanOperator(SendingOperator):
-    """The task ``commit`` of both groups: looks whether all of a plan is in, and reports.
+    """The task ``commit`` of both groups: checks that the whole plan was sent, and reports.
 
-    It looks whether the plan's audiences are still the same, as a mirror in one task does after its push.
+    As a mirror does after its push, it also checks that the plan's audiences are still the same.
 
     Args:
         planned: The planning task's XCom ``planned``.
-        pushed: What the pushing tasks returned.
+        pushed: The results of the pushing tasks.
         kwargs: As in ``SendingOperator``.
 
     Returns:
@@ -458,15 +457,17 @@ class CommitPlanOperator(SendingOperator):
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
-        """Look, and report."""
+        """Commit, and report."""
         hook = self.hook()
-        # Of a dry run, there is none.
-        place = self.planned["report"]["report_file"]
-        folder = storage("report", place).parent.parent if place else None
-        return self.conclude(context, hook, folder, lambda report: self._commit(hook, report.report_file))
+        # A dry run has no report file.
+        path = self.planned["report"]["report_file"]
+        folder = storage("report", path).parent.parent if path else None
+        return self.run_and_report(
+            context, hook, folder, lambda report: self._commit(hook, report.report_file)
+        )
 
     def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
-        """Return what the planning task found."""
+        """Return the assets of the planning task."""
         uris: Mapping[str, str] = self.planned["assets"]
         return uris
 
@@ -479,40 +480,40 @@ class CommitPlanOperator(SendingOperator):
         from airflow_provider_talon_cdp.sync.report import Report, planned_audiences  # noqa: PLC0415
 
         planned, plan = self.planned["report"], self.planned["plan"]
-        place = planned["report_file"]
-        report = Report.of(planned, planned_audiences(storage("report", place)) if place else {})
+        path = planned["report_file"]
+        report = Report.of(planned, planned_audiences(storage("report", path)) if path else {})
         report.state = "done" if report.verdict is None else "refused"
         if plan:
-            ledger, names, asked = _ledger(hook, plan), plan.get("names", {}), Report()
+            ledger, names, checks = _ledger(hook, plan), plan.get("names", {}), Report()
             audiences = Audiences(names=names, verify="identity")
             counts = Counts(additions=Counter(names.keys()))
             outcome = ledger.commit(
                 plan["owner"],
                 plan["name"],
-                lambda: audiences.check(ledger, counts, {}, hook.members_sender, asked, after=True),
+                lambda: audiences.check(ledger, counts, {}, hook.members_sender, checks, after=True),
             )
-            pushed = [*(each for each in self.pushed or () if each), asked.summary()]
+            pushed = [*filter(None, self.pushed or ()), checks.summary()]
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
         report.report_file = report_file
         if reading := self.planned.get("reading"):
             _reading(_ledger(hook, reading), reading).remove()
         self.log.info("Done:\n%s", report)
-        # Of a dry run, nothing was sent that could have failed in part.
+        # A report with a verdict is of a run that sent nothing.
         if report.verdict is None:
             fail_if_rejected(report, self.limits().max_rejected, excused=[CHANGED])
         return report
 
 
-def _refuse_own(given: Mapping[str, Any], *own: str) -> None:
-    for name in ("task_id", *own):
-        if name in given:
-            raise InvalidInputError(f"{name} is the group's own: take it out.")
+def _refuse_reserved(arguments: Mapping[str, Any], *reserved: str) -> None:
+    for name in ("task_id", *reserved):
+        if name in arguments:
+            raise InvalidInputError(f"{name} is set by the group. Remove the argument.")
 
 
 def _group(
     group_id: str,
     planner: type[PlanAudienceOperator | PlanProfilesOperator],
-    how: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     limits: Mapping[str, Any],
     workers: int,
     profiles: Mapping[str, Any] | None,
@@ -523,30 +524,30 @@ def _group(
     plan_workers: int = 1,
 ) -> TaskGroup:
     check_choice("approval", approval, Approval)
-    if approval != "never":
-        approver = _approver()
+    approver = None if approval == "never" else _approver()
     as_positive("workers", workers)
     as_positive("plan_workers", plan_workers)
     check_numbers(as_tolerance, max_rejected=limits["max_rejected"])
     check_numbers(as_positive, in_flight=limits["in_flight"])
-    common = dict(limits) | {name: how[name] for name in ("on_busy", "busy_timeout") if name in how}
-    given: Any = dict(default_args or {})
-    with TaskGroup(group_id, default_args=given) as group:
-        rest = {name: value for name, value in how.items() if name not in common and name != "outlets"}
-        reads = {"reads": _reads(group, plan_workers, {**common, **rest})} if plan_workers > 1 else {}
-        asks = approval != "never"
-        plan = planner(task_id="plan", workers=workers, asks=asks, **common, **rest, **reads)
+    busy = {name: arguments[name] for name in ("on_busy", "busy_timeout") if name in arguments}
+    common = {**limits, **busy}
+    with TaskGroup(group_id, default_args=dict(default_args or {})) as group:
+        rest = {name: value for name, value in arguments.items() if name not in (*common, "outlets")}
+        planning = {**common, **rest}
+        if plan_workers > 1:
+            planning["reads"] = _compare_tasks(group, plan_workers, planning)
+        plan = planner(task_id="plan", workers=workers, with_approval=approver is not None, **planning)
         planned: Any = plan.output
-        own = arguments_of(SqlOperator, ProfilesOperator, LedgerOperator)
+        of_profiles = arguments_of(SqlOperator, ProfilesOperator, LedgerOperator)
         push: Any = PushShareOperator.partial(
             task_id="push",
-            profiles=None if profiles is None else {name: rest[name] for name in own if name in rest},
+            profiles=None if profiles is None else {key: rest[key] for key in of_profiles if key in rest},
             max_active_tis_per_dagrun=workers,
             **common,
             **({} if pool is None else {"pool": pool}),
         )
         pushed = push.expand(share=planned)
-        if approval != "never":
+        if approver is not None:
             approve = approver(
                 task_id="approve", planned=planned["planned"], asks_always=approval == "always"
             )
@@ -555,30 +556,33 @@ def _group(
             task_id="commit",
             planned=planned["planned"],
             pushed=pushed.output,
-            outlets=how.get("outlets"),
-            # Without anything to push, that task is skipped.
+            outlets=arguments.get("outlets"),
+            # If there is nothing to push, that task is skipped.
             trigger_rule="none_failed",
             **common,
         )
     return group
 
 
-def _reads(group: TaskGroup, plan_workers: int, how: Mapping[str, Any]) -> Any:
-    """Make the tasks that read the query in ranges; return what they return."""
-    # Not the pool of tasks that send: one of few slots would have them wait for each other.
-    how = {"pool": group.default_args.get("pool", DEFAULT_POOL), **how}
-    how |= {"plan_id": f"{group.group_id}.plan"}
-    ranges = DivideQueryOperator(task_id="ranges", ranges=plan_workers, **how)
-    compare = CompareRangeOperator.partial(task_id="compare", max_active_tis_per_dagrun=plan_workers, **how)
+def _compare_tasks(group: TaskGroup, plan_workers: int, arguments: Mapping[str, Any]) -> Any:
+    """Create the tasks that read the query in ranges, and return their results."""
+    # Not the pool of tasks that send: with few slots, these tasks would wait for each other.
+    options = {"pool": group.default_args.get("pool", DEFAULT_POOL), **arguments}
+    options["plan_id"] = f"{group.group_id}.plan"
+    ranges = DivideQueryOperator(task_id="ranges", ranges=plan_workers, **options)
+    compare = CompareRangeOperator.partial(
+        task_id="compare", max_active_tis_per_dagrun=plan_workers, **options
+    )
     return compare.expand(span=ranges.output).output
 
 
 def _question(report: Report, in_request: int, rate: float) -> dict[str, Any]:
-    """Return what a person is to know about a plan."""
+    """Return the numbers of a plan for the approval question; ``rate`` is in requests per second."""
     requests = -(-report.unsent // in_request)
+    audiences = report.by_audience()
     return {
-        "audiences": dict(list(report.by_audience().items())[:_ASKED]),
-        "more": max(0, len(report.by_audience()) - _ASKED),
+        "audiences": dict(list(audiences.items())[:_MOST_LISTED]),
+        "more": max(0, len(audiences) - _MOST_LISTED),
         "verdict": report.verdict,
         "requests": requests,
         "minutes": requests / rate / 60,
@@ -588,17 +592,17 @@ def _question(report: Report, in_request: int, rate: float) -> dict[str, Any]:
 def _approver() -> Any:
     try:
         from airflow_provider_talon_cdp.transfers._approval import ApprovePlanOperator  # noqa: PLC0415
-    # Before Airflow 3.1 the provider says so with an error of Airflow's own.
+    # Before Airflow 3.1 the standard provider raises an AirflowException.
     except (ImportError, AirflowException) as error:
         raise InvalidInputError(
             "approval needs Airflow 3.1 or newer, and the package apache-airflow-providers-standard.\n"
-            f"Upgrade, or take approval out: the guard protects without it. ({error})"
+            f"Upgrade, or remove approval: the guard protects without it. ({error})"
         ) from error
     return ApprovePlanOperator
 
 
 def _shares(plan: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
-    """Divide a plan; its parts are equal, but for the last."""
+    """Divide a plan's parts, which have the same size except the last, into shares."""
     count = min(workers, plan["parts"])
     return [
         {"plan": plan, "parts": list(range(first, plan["parts"], count)), "of": count}

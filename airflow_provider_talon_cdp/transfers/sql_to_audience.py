@@ -1,4 +1,4 @@
-"""Rows of a SQL query become members of Talon.One audiences."""
+"""Sends the rows of a SQL query to Talon.One as members of audiences."""
 
 from __future__ import annotations
 
@@ -24,49 +24,48 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.sync.mirror import Mirror
-    from airflow_provider_talon_cdp.transfers._rows import Between, SqlSource
+    from airflow_provider_talon_cdp.transfers._rows import Bounds, SqlSource
 
 Mode = Literal["mirror", "add", "remove"]
 
 
 class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
-    """Keep an audience equal to a query, or add the customer profiles that it returns, or remove them.
+    """Keep an audience equal to a query, or add or remove the customer profiles that the query returns.
 
-    Rows are streamed: memory stays flat however many there are. Changes travel in requests of at most 1000,
-    many in flight, at the connection's rate. A profile that does not exist in Talon.One is created; it shows
-    up in an Application after its first session or profile update there.
+    Rows are streamed in constant memory. Changes are sent in requests of at most 1000, many of them in
+    flight, at the connection's rate. A profile that does not exist is created; it is shown in an Application
+    after its first session or profile update there.
 
-    A mirror sends only what changed since the last acknowledged run, which a ledger under ``state_uri``
-    remembers. It removes no member that it did not add itself, refuses to remove more than the guard allows,
-    and after a crash the next try sends what is left; a try that ends green has made the audience equal to
-    the query as that try read it.
+    A mirror sends only the changes since the last acknowledged run, which a ledger under ``state_uri`` holds.
+    It removes only members that it added or adopted, and not more than the guard allows. After a crash, the
+    next try sends the rest. A try that succeeds has made the audience equal to the query as that try read it.
 
     Args:
         sql: One SELECT, or the path of a ``.sql`` template.
         sql_conn_id: Airflow connection of any SQL database.
         mode: ``mirror``, ``add`` or ``remove``.
-        audience_column: Instead of ``audience_id``: the column that holds each row's audience ID. A null or
-            an empty text there stops a mirror before it sends anything; ``add`` and ``remove`` count the row
-            as rejected.
+        audience_column: Instead of ``audience_id``: the column with the audience ID of every row. If it is
+            null or empty, a mirror stops before it sends anything; ``add`` and ``remove`` count the row as
+            rejected.
         profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or
             UUIDs.
-        audiences: Mirror with ``audience_column``: the audiences that it manages. Without it, those that the
-            query has or had in an earlier run; one that disappears from the query loses its members, if the
-            guard allows it.
-        audience_name_column: Mirror with ``audience_column``: the column that holds the name under which a
-            missing audience is created.
+        audiences: Mirror with ``audience_column``: the audiences that the mirror manages. Default: the
+            audiences that the query has or had in an earlier run. An audience that is missing from the query
+            loses its members, if the guard allows it.
+        audience_name_column: Mirror with ``audience_column``: the column with the name to create a missing
+            audience with.
         ledger: Mirror with ``audience_column``: name of the ledger. Default: the DAG's and the task's ID; a
             mapped task must name one for each of its instances.
         parameters: Bind parameters of the query, in the driver's style.
         hook_params: Arguments of the SQL connection's hook.
-        kwargs: As in ``MembershipOperator``; its arguments for a mirror among them.
+        kwargs: As in ``MembershipOperator``.
 
     Returns:
         The counts of the sync, in which ``read + removals + resumed = unchanged + sent + duplicate + rejected
-        + unclear + unsent``: ``rejected`` by reason, ``unclear`` what ``rules`` may have run for, ``unsent``
-        0, ``resumed`` what an earlier try had left of its plan. And ``requests``, ``retries``, ``throttled``,
-        ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a dry run, the guard's
-        ``verdict``; no member IDs.
+        + unclear + unsent``: ``rejected`` by reason, ``unclear`` changes for which ``rules`` may have run,
+        ``unsent`` 0, ``resumed`` changes of an earlier try's plan. Also ``requests``, ``retries``,
+        ``throttled``, ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a dry run, the
+        guard's ``verdict``. There are no member IDs.
     """
 
     template_fields: Sequence[str] = (
@@ -78,7 +77,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
     names: ClassVar[Sequence[str]] = (
         *("profile_id_column", "audience_column", "audience_name_column", "ledger"),
     )
-    # Airflow's registry looks for it: a retry resumes from the task state store.
+    # For Airflow's registry: a retry resumes from the task state store.
     __supports_durable_execution = True
 
     def __init__(
@@ -117,7 +116,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         return self.send_changes(context, self._records(self.sql_hook(), self.mode, {}), reads_ahead=True)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
-        """Return what makes the audiences equal to the query."""
+        """Return the mirror that makes the audiences equal to the query."""
         from airflow_provider_talon_cdp.ledger.ledger import (  # noqa: PLC0415
             audience_ledger_name,
             sync_ledger_name,
@@ -126,59 +125,60 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         names: dict[str, str] = {}
         source = partial(self._records, self.sql_hook(), "add", names)
         managed: list[str] | None = None
-        created: dict[str, str] | None = names if self.audience_name_column else None
+        to_create: dict[str, str] | None = names if self.audience_name_column else None
         if self.audience_column is None:
             audience = self.one_audience()
             ledger, managed = audience_ledger_name(audience, self.audience_id_type), [audience]
-            created = None if self.audience_name is None else {audience: self.audience_name}
+            to_create = None if self.audience_name is None else {audience: self.audience_name}
         else:
             if self.ledger is None:
                 self.refuse_shared_ledger(context)
             ledger = sync_ledger_name(self.ledger or f"{self.dag_id}.{self.task_id}", self.audience_id_type)
             if self.audiences is not None:
                 managed = self._audience_ids("audiences", self.audiences)
-        return self.audience_mirror(context, hook, source, ledger_name=ledger, managed=managed, names=created)
+        return self.audience_mirror(
+            context, hook, source, ledger_name=ledger, managed=managed, names=to_create
+        )
 
     def _records(
-        self, source: SqlSource, verb: str, names: dict[str, str], between: Between | None = None
+        self, source: SqlSource, verb: str, names: dict[str, str], bounds: Bounds | None = None
     ) -> Generator[Record, None, None]:
-        """Read the query, or a range of its profile IDs; keep the names of its audiences on the way."""
+        """Yield the records of the query, or of a range of profile IDs; collect the names of audiences."""
         from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
             read_members,
             read_memberships,
         )
         from airflow_provider_talon_cdp.transfers._rows import stream_rows  # noqa: PLC0415
 
-        id_type = self.audience_id_type
-        columns = [
-            each for each in (self.profile_id_column, self.audience_column, self.audience_name_column) if each
-        ]
-        ordered = (2 if self.audience_column else 1) if self.mode == "mirror" else 0
-        one = None if self.audience_column else self.one_audience()
-        how: Any = {"order_by": ordered, "between": between}
-        with closing(stream_rows(source, self.sql, columns, self.parameters, **how)) as blocks:
+        columns = [self.profile_id_column, self.audience_column, self.audience_name_column]
+        order_by = (2 if self.audience_column else 1) if self.mode == "mirror" else 0
+        audience = None if self.audience_column else self.one_audience()
+        rows_in_blocks = stream_rows(
+            source, self.sql, list(filter(None, columns)), self.parameters, order_by=order_by, bounds=bounds
+        )
+        with closing(rows_in_blocks) as blocks:
             for rows in blocks:
-                if one is not None:
-                    yield from read_members([row[0] for row in rows], one, verb)
+                if audience is not None:
+                    yield from read_members([row[0] for row in rows], audience, verb)
                     continue
                 if self.mode == "mirror":
                     self._refuse_null_audiences(rows)
-                yield from read_memberships(rows, verb, id_type)
-                found = {row[1] for row in rows}
-                self.audiences_seen.update(each for each in found if not fault_of_text(str(each or "")))
+                yield from read_memberships(rows, verb, self.audience_id_type)
+                ids = {row[1] for row in rows}
+                self.audiences_seen.update(key for key in ids if not fault_of_text(str(key or "")))
                 if self.audience_name_column:
                     names.update((row[1], row[2]) for row in rows)
-        for audience, name in names.items():
-            check_text(f"The audience_name of {audience!r}", name)
+        for key, name in names.items():
+            check_text(f"The audience_name of {key!r}", name)
 
     def _refuse_null_audiences(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Stop where a mirror would take members out of an audience because a query has lost its name."""
+        """Refuse rows without an audience: the mirror would remove them from the audience they belong to."""
         if any(row[1] is None or row[1] == "" for row in rows):
             column = self.audience_column
             raise InvalidInputError(
                 f"The query has rows whose audience (column {column!r}) is null or empty,\n"
-                "so nobody can say to which audience they belong. Nothing was sent.\n"
-                f"Fix the join that leaves it so, or leave these rows out: WHERE {column} <> ''."
+                "so it is unknown to which audience they belong. Nothing was sent.\n"
+                f"Fix the join that does not find it, or leave these rows out: WHERE {column} <> ''."
             )
 
     def _refuse_misplaced(self) -> None:
@@ -194,4 +194,5 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                 raise InvalidInputError(f"{name} is for one audience. With audience_column, use {instead}.")
 
     def _audience_ids(self, name: str, value: Any) -> list[str]:
-        return [str(audience_id_of(name, each, self.audience_id_type)) for each in as_list(name, value)]
+        ids = as_list(name, value)
+        return [str(audience_id_of(name, audience, self.audience_id_type)) for audience in ids]

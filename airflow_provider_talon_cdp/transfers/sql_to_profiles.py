@@ -1,4 +1,4 @@
-"""Rows of a SQL query become attributes of Talon.One customer profiles."""
+"""Sends the rows of a SQL query to Talon.One as attributes of customer profiles."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Nulls = Literal["skip", "delete"]
 OnMissing = Literal["ignore", "clear"]
 OnDuplicate = Literal["error", "last"]
 
-_OF_AUDIENCES = ("audience_id", "audience_column", "audiences", "add_audiences", "remove_audiences")
+_AUDIENCE_ARGUMENTS = ("audience_id", "audience_column", "audiences", "add_audiences", "remove_audiences")
 
 
 class ProfilesOperator(LedgerOperator):
@@ -39,23 +39,22 @@ class ProfilesOperator(LedgerOperator):
     Args:
         profile_id_column: The column of profile integration IDs: text of 1 to 1000 characters, integers or
             UUIDs.
-        attributes: Attribute name by column, or a list of columns that are attributes under their own names.
-            Default: all other columns, or none where there is an ``attributes_column``.
-        attributes_column: A column that holds a JSON object of attributes: more of them, or all.
+        attributes: Attribute name by column, or a list of columns whose names are attribute names. Default:
+            all other columns, or none if there is an ``attributes_column``.
+        attributes_column: A column with a JSON object of further attributes, or of all.
         types: Talon.One's type by attribute name: ``string``, ``number``, ``boolean``, ``time``,
-            ``location``, ``(list string)``, ``(list number)``, ``(list time)`` or ``(list location)``. Values
-            are converted where that loses nothing; a row with another value is rejected. Without a type, the
-            value's own decides.
-        nulls: ``skip`` leaves them out; ``delete`` deletes the attribute.
-        on_missing: When a profile is in the ledger and not in the source: ``ignore`` it, or ``clear`` the
-            attributes that were ever sent for it, as far as the guard allows.
-        on_duplicate: When a profile has several rows: ``error``, or ``last`` to take the one in which
-            ``order_by_column`` is greatest; null is the smallest, and of equal ones each run takes the same.
-        order_by_column: The column that decides; it is an attribute only where ``attributes`` names it.
-        skip_unknown_attributes: Have Talon.One ignore attributes that are not defined there, instead of
-            refusing.
-        run_rule_engine: Run Talon.One's rules for each profile, which takes longer.
-        give_up_after: Stop when so many profiles, and more than ``max_rejected``, were all refused for one
+            ``location``, ``(list string)``, ``(list number)``, ``(list time)`` or ``(list location)``. A
+            value is converted if nothing is lost; otherwise its row is rejected. Without a type, the value's
+            own type decides.
+        nulls: ``skip`` leaves null attributes out; ``delete`` deletes them in Talon.One.
+        on_missing: What to do if a profile is in the ledger but not in the source: ``ignore`` it, or
+            ``clear`` all attributes that were ever sent for it, as far as the guard allows.
+        on_duplicate: What to do if a profile has several rows: ``error``, or ``last`` to take the row with
+            the greatest ``order_by_column``. Null is the smallest; of equal rows every run takes the same.
+        order_by_column: The column that decides; it is an attribute only if ``attributes`` names it.
+        skip_unknown_attributes: Ignore attributes that are not defined in Talon.One, instead of failing.
+        run_rule_engine: Run Talon.One's rules for every profile, which takes longer.
+        give_up_after: Stop if so many profiles, and more than ``max_rejected``, were all refused for the same
             reason and none was accepted; None for never.
         ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each
             of its instances.
@@ -105,34 +104,34 @@ class ProfilesOperator(LedgerOperator):
         self._check()
 
     def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
-        """Return what reads the profiles."""
+        """Return a function that reads the profiles."""
         raise NotImplementedError
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
-        """Return what keeps the attributes in step."""
+        """Return the mirror that makes the attributes equal to the rows."""
         from airflow_provider_talon_cdp.ledger.ledger import profiles_ledger_name  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
 
         if self.ledger is None:
             self.refuse_shared_ledger(context)
-        how = self.run_settings(context, hook)
-        kind = self.kind(sends_all=how.pop("sends_all"))
+        settings = self.run_settings(context, hook)
+        kind = self.kind(sends_all=settings.pop("sends_all"))
         return Mirror(
             source=self.source(hook),
-            ledger=self.open_ledger(hook, profiles_ledger_name(self._sync), holds="profiles"),
+            ledger=self.open_ledger(hook, profiles_ledger_name(self._ledger_name), holds="profiles"),
             sender=lambda: self.sender(hook),
             kind=kind,
-            **how,
+            **settings,
         )
 
     def guard(self) -> Guard:
-        """Return the guard that the arguments make."""
+        """Return the guard with the limits of the arguments."""
         from airflow_provider_talon_cdp.sync.guard import ProfileGuard  # noqa: PLC0415
 
         return ProfileGuard(**self.guard_limits())
 
     def kind(self, *, sends_all: bool = False) -> Profiles:
-        """Return how attributes are compared and sent."""
+        """Return the kind that compares and sends attributes."""
         from airflow_provider_talon_cdp.sync.profiles import Profiles  # noqa: PLC0415
 
         return Profiles(
@@ -144,11 +143,11 @@ class ProfilesOperator(LedgerOperator):
         )
 
     def sender(self, hook: TalonCdpHook, senders: int = 1) -> AbstractAsyncContextManager[Any]:
-        """Return what sends attributes.
+        """Return the sender of attributes.
 
         Args:
-            hook: The way to Talon.One.
-            senders: How many send at once, each at its share of the connection's rate.
+            hook: The hook of the Talon.One connection.
+            senders: Number of processes that send at once; each gets an equal part of the connection's rate.
         """
         return hook.attributes_sender(
             run_rule_engine=self.run_rule_engine,
@@ -158,19 +157,19 @@ class ProfilesOperator(LedgerOperator):
         )
 
     def encoder(self, hook: TalonCdpHook) -> Any:
-        """Return what makes JSON of a profile's attributes."""
+        """Return the encoder of profiles' attributes."""
         return hook.attributes_encoder(as_types("types", self.types), skip_nulls=self.nulls == "skip")
 
     def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
         """Return the profiles of this sync."""
-        return {assets.profiles_uri(deployment_host, self._sync): "profiles"}
+        return {assets.profiles_uri(deployment_host, self._ledger_name): "profiles"}
 
     @property
-    def _sync(self) -> str:
+    def _ledger_name(self) -> str:
         return self.ledger or f"{self.dag_id}.{self.task_id}"
 
     def _check(self) -> None:
-        """Refuse arguments that cannot work, or that nothing would heed."""
+        """Refuse arguments that cannot work, or that would have no effect."""
         check_choice("nulls", self.nulls, Nulls)
         check_choice("on_missing", self.on_missing, OnMissing)
         check_choice("on_duplicate", self.on_duplicate, OnDuplicate)
@@ -183,7 +182,8 @@ class ProfilesOperator(LedgerOperator):
             raise InvalidInputError(
                 "order_by_column and on_duplicate='last' go together: give both or neither."
             )
-        if self.on_missing != "clear" and self.given("max_removal_fraction", "min_removals", "max_removals"):
+        limits = self.changed_from_default("max_removal_fraction", "min_removals", "max_removals")
+        if limits and self.on_missing != "clear":
             raise InvalidInputError(
                 "max_removal_fraction, min_removals and max_removals are for on_missing='clear' "
                 "only: nothing else is removed.\n"
@@ -194,15 +194,14 @@ class ProfilesOperator(LedgerOperator):
 class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
     """Keep attributes of customer profiles equal to a query.
 
-    Talon.One has no bulk call for attributes: one profile is one request, a million are four to five hours at
-    60 a second. So only what changed since the last acknowledged run is sent, which a ledger under
-    ``state_uri`` knows by fingerprints; it holds profile IDs and no values. Rows are streamed, memory stays
-    flat, and after a crash the next try reads the query again and sends what is left. A profile that does not
-    exist in Talon.One is created.
+    Talon.One has no bulk call for attributes: every profile takes one request, and a million profiles take
+    four to five hours at 60 requests a second. So only profiles that changed since the last acknowledged run
+    are sent. The ledger under ``state_uri`` tells by fingerprints; it holds profile IDs and no values. Rows
+    are streamed in constant memory. After a crash, the next try reads the query again and sends the rest. A
+    profile that does not exist is created.
 
-    Attributes must be defined in the Campaign Manager. Null leaves an attribute as it is, or deletes it; a
-    row without any value sends nothing. An attribute that is no longer named in the query stays as it is,
-    too.
+    Attributes must be defined in the Campaign Manager. Null leaves an attribute as it is, or deletes it. A
+    row without any value sends nothing. An attribute that the query does not name any more stays as it is.
 
     Args:
         sql: One SELECT with one row for each profile, or the path of a ``.sql`` template.
@@ -213,9 +212,9 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
 
     Returns:
         The counts of the sync, in which ``read + removals = unchanged + sent + duplicate + rejected +
-        unsent``: ``rejected`` by reason, ``removals`` profiles to clear, ``unsent`` 0. And ``requests``,
+        unsent``: ``rejected`` by reason, ``removals`` profiles to clear, ``unsent`` 0. Also ``requests``,
         ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a
-        dry run, the guard's ``verdict``; no profile IDs.
+        dry run, the guard's ``verdict``. There are no profile IDs.
     """
 
     template_fields: Sequence[str] = (*SqlOperator.template_fields, *ProfilesOperator.template_fields)
@@ -227,7 +226,7 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
         return self.run_mirror(context)
 
     def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
-        """Return what reads the query."""
+        """Return a function that reads the query."""
         from airflow_provider_talon_cdp.transfers._rows import (  # noqa: PLC0415
             ProfileColumns,
             read_profiles,
@@ -244,11 +243,11 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
         return lambda: read_profiles(sql_hook, self.sql, columns, encode, self.parameters)
 
 
-def _refuse_audiences(given: Mapping[str, Any]) -> None:
-    asked = [name for name in _OF_AUDIENCES if name in given]
-    if asked:
+def _refuse_audiences(arguments: Mapping[str, Any]) -> None:
+    found = [name for name in _AUDIENCE_ARGUMENTS if name in arguments]
+    if found:
         raise InvalidInputError(
-            f"{asked[0]}: not with attributes, as Talon.One would run its rules for each profile then.\n"
-            "That takes longer. Use SqlToTalonAudienceOperator in a task of its own: it puts a thousand\n"
-            "members into a request."
+            f"{found[0]}: not with attributes, as Talon.One would run its rules for each profile then.\n"
+            "That takes longer. Use SqlToTalonAudienceOperator in a separate task: it sends a thousand\n"
+            "members in one request."
         )

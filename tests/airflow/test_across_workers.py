@@ -160,7 +160,7 @@ def test_a_dry_run_sends_nothing(fill, sync, talon, reports):
     ("wrong", "message"),
     [
         ({"workers": 0}, "workers must be"),
-        ({"task_id": "x"}, "task_id is the group's own"),
+        ({"task_id": "x"}, "task_id is set by the group"),
         ({"max_rejected": -1}, "max_rejected must be"),
         ({"in_flight": 0}, "in_flight must be"),
     ],
@@ -183,7 +183,7 @@ def test_less_than_one_task_cannot_read():
 
 def test_the_mode_is_the_groups_own():
     with (
-        pytest.raises(InvalidInputError, match="mode is the group's own"),
+        pytest.raises(InvalidInputError, match="mode is set by the group"),
         DAG("d", schedule=None, start_date=datetime(2026, 1, 1)),
     ):
         talon_audience_sync("vip", sql="SELECT 1", sql_conn_id="warehouse", audience_id="vip", mode="add")

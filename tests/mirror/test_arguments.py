@@ -10,7 +10,7 @@ from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOper
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 
 WRONG = [
-    ({"on_empty": "ignore"}, "on_empty must be 'fail', 'skip' or 'allow', but is 'ignore'"),
+    ({"on_empty": "ignore"}, "on_empty must be one of 'fail', 'skip', 'allow', but is 'ignore'"),
     ({"on_empty": None}, "on_empty must be"),
     ({"max_removal_fraction": 1.01}, "max_removal_fraction must be a number from 0 to 1, but is 1.01"),
     ({"max_removal_fraction": -0.1}, "max_removal_fraction"),

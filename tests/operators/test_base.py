@@ -167,7 +167,7 @@ class TestBusyLedger:
     def held(self, run, talon, vip, monkeypatch):
         """A ledger that another run has, and what gives it back."""
         run(mirror(["anna"]))
-        monkeypatch.setattr(_base, "_SECONDS_BETWEEN_LOOKS", 0.05)
+        monkeypatch.setattr(_base, "_SECONDS_BETWEEN_ATTEMPTS", 0.05)
         operator = mirror(["anna"])
         ledger = operator.mirror({}, operator.hook()).ledger
         free, taken = Event(), Event()
@@ -328,9 +328,9 @@ class TestStateOnAWorkersDisk:
     def test_a_task_with_an_executor_of_its_own_is_judged_by_that_one(self, monkeypatch, run):
         monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor,CeleryExecutor")
         with pytest.raises(InvalidInputError, match="CeleryExecutor"):
-            mirror(["anna"], executor="CeleryExecutor").where_state_is()
-        assert mirror(["anna"]).where_state_is().startswith("file://")
-        assert mirror(["anna"], state_uri="/shared").where_state_is() == "/shared"
+            mirror(["anna"], executor="CeleryExecutor").resolved_state_uri()
+        assert mirror(["anna"]).resolved_state_uri().startswith("file://")
+        assert mirror(["anna"], state_uri="/shared").resolved_state_uri() == "/shared"
 
 
 def test_on_kill_stops_what_is_being_sent(monkeypatch):

@@ -39,9 +39,9 @@ def removes(*profiles, audience="vip"):
     return Chunk(list(profiles), audience, "remove")
 
 
-def deliver(chunks, talon, counts=None, *, lets_audiences_go=True, **limits):
+def deliver(chunks, talon, counts=None, *, ignores_missing_audiences=True, **limits):
     journal = NotedJournal(chunks)
-    kind = Members(lets_audiences_go=lets_audiences_go)
+    kind = Members(ignores_missing_audiences=ignores_missing_audiences)
     return push(journal, talon, kind, counts=counts, **limits), journal
 
 
@@ -210,14 +210,14 @@ def test_many_bad_ones_in_a_row_do_not_stop_a_run_of_good_ones(bad, in_flight):
 # Unknown audiences
 
 
-@pytest.mark.parametrize("lets_audiences_go", [False, True])
-def test_an_unknown_audience_among_others_is_named(lets_audiences_go):
+@pytest.mark.parametrize("ignores_missing_audiences", [False, True])
+def test_an_unknown_audience_among_others_is_named(ignores_missing_audiences):
     talon = FakeTalon(missing=["gold"])
     chunk = Chunk(["a", "b", "c", "d"], ["vip", "gold", "gold", "vip"], ["add", "add", "remove", "add"])
     with pytest.raises(
         NotFoundError, match=r"Audience in the request: gold\.\nIf .*audience_name"
     ) as failure:
-        deliver([chunk], talon, lets_audiences_go=lets_audiences_go)
+        deliver([chunk], talon, ignores_missing_audiences=ignores_missing_audiences)
     assert failure.value.audiences == ["gold"]
     assert talon.requests <= 3
 
@@ -253,7 +253,7 @@ def test_an_audience_is_not_taken_as_gone_where_nobody_answers_or_the_path_is_wr
 
 def test_of_a_plain_removal_an_unknown_audience_is_an_error():
     with pytest.raises(NotFoundError, match="gold"):
-        deliver([removes("a", audience="gold")], FakeTalon(missing=["gold"]), lets_audiences_go=False)
+        deliver([removes("a", audience="gold")], FakeTalon(missing=["gold"]), ignores_missing_audiences=False)
 
 
 # Explicit adds and removes
@@ -394,7 +394,7 @@ def test_nothing_is_sent_that_a_ledger_cannot_be_told(sync, send):
 
 
 def test_a_long_source_is_noted_in_pieces(sync, send, monkeypatch):
-    monkeypatch.setattr(module, "_NOTED", 2)
+    monkeypatch.setattr(module, "_NOTED_AT_ONCE", 2)
     sync.run(adds("a"))
     ids = [f"{number:05}" for number in range(5500)]
     send(*(adds(*ids[start : start + 700]) for start in range(0, 5500, 700)))

@@ -106,7 +106,7 @@ def test_a_retry_sends_the_removals_that_are_left_too(sync):
 def test_the_guard_speaks_about_the_new_plan_of_a_retry_and_says_what_was_sent_before(sync):
     stopped(sync, numbers(3000))
     for sent in (
-        "as it is now:\n1,000 changes that an earlier try had left of its plan were sent before",
+        "as it is now.\nBefore it, 1,000 changes of an earlier try's plan were sent.",
         "on_empty='skip'",
     ):
         with pytest.raises(GuardError, match="3,000") as refusal:

@@ -50,13 +50,15 @@ def asked(monkeypatch):
 def members(sqlite, vip, tmp_path):
     """A function that sets the wanted members and plans; what the planning task has for the others."""
 
-    def plan(count, *, asks=True, **how):
+    def plan(count, *, with_approval=True, **how):
         sqlite("DELETE FROM customers")
         if count:
             sqlite("INSERT INTO customers VALUES (?, 'vip')", [(f"p{number:03}",) for number in range(count)])
         state = str(tmp_path / "state")
         return execute(
-            PlanAudienceOperator(task_id="plan", workers=2, asks=asks, state_uri=state, **SOURCE | how)
+            PlanAudienceOperator(
+                task_id="plan", workers=2, with_approval=with_approval, state_uri=state, **SOURCE | how
+            )
         )
 
     return plan
@@ -108,13 +110,13 @@ class TestTheGroup:
         assert dag.get_task("g.approve").upstream_task_ids == {"g.plan"}
         assert dag.get_task("g.push").upstream_task_ids == {"g.plan", "g.approve"}
         assert dag.get_task("g.approve").asks_always is (approval == "always")
-        assert dag.get_task("g.plan").asks
+        assert dag.get_task("g.plan").with_approval
 
     def test_without_approval_there_is_no_question(self):
         with DAG("d", schedule=None, start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) as dag:
             talon_audience_sync("g", **SOURCE)
         assert "g.approve" not in dag.task_ids
-        assert not dag.get_task("g.plan").asks
+        assert not dag.get_task("g.plan").with_approval
 
 
 @needs_people
@@ -161,7 +163,12 @@ class TestTheQuestion:
         sqlite("INSERT INTO people VALUES (?, 'gold')", [(f"p{number:02}",) for number in range(40)])
         how = {"sql": "SELECT * FROM people", "sql_conn_id": "warehouse", "ledger": "people"}
         plan = PlanProfilesOperator(
-            task_id="plan", workers=1, asks=True, max_additions=10, state_uri=str(tmp_path / "state"), **how
+            task_id="plan",
+            workers=1,
+            with_approval=True,
+            max_additions=10,
+            state_uri=str(tmp_path / "state"),
+            **how,
         )
         _, planned = execute(plan)
         with pytest.raises(Waits):
@@ -211,7 +218,7 @@ class TestTheAnswer:
     def test_without_approval_the_guard_refuses(self, members):
         synced(*members(100))
         with pytest.raises(GuardError, match="would lose 60 of 100"):
-            members(40, asks=False)
+            members(40, with_approval=False)
 
     def test_a_rejection_skips_the_rest_of_the_group_and_nothing_else(self):
         from airflow.providers.common.compat.sdk import BaseOperator  # noqa: PLC0415

@@ -75,7 +75,7 @@ def test_a_json_column_is_a_whole_object_of_attributes(customers):
         ("[1]", "holds JSON that is not an object"),
         ("{", "holds JSON that is not valid"),
         ('"x"', "holds JSON that is not an object"),
-        ('{"tier": 1}', "Attribute 'tier' stands in attributes_column and in another column"),
+        ('{"tier": 1}', "Attribute 'tier' is in attributes_column and in another column"),
         ('{"": 1}', "An attribute name must be a non-empty string"),
         ('{"a": NaN}', "Attribute 'a' is nan"),
         pytest.param(f'{{"a": {"[" * 600}{"]" * 600}}}', "Attribute 'a' is nested more than", id="nested"),
@@ -175,11 +175,11 @@ def test_a_time_of_postgres_that_python_has_not_is_the_fault_of_its_row_alone(po
     kind = "timestamp[]" if "ARRAY" in time else time.split()[0]
     sql = f"SELECT 'a' AS id, {time} AS at, 1 AS x UNION ALL SELECT 'b', NULL::{kind}, 2"
     one, other = profiles(sql)
-    assert "Attribute 'at' holds a time that Python has not" in one.fault
+    assert "Attribute 'at' holds a time that Python cannot represent" in one.fault
     assert other.attributes == b'{"x":2}'
     if "ARRAY" not in time:
         ordered, _ = profiles(sql, order_by="at")
-        assert "order_by_column holds a time that Python has not" in ordered.fault
+        assert "order_by_column holds a time that Python cannot represent" in ordered.fault
 
 
 def test_ids_that_do_not_survive_in_a_path_are_rejections(sqlite):

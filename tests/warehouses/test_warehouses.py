@@ -54,7 +54,7 @@ def test_each_row_is_in_one_range_and_nulls_are_in_the_first(warehouse):
     assert bounds
     ends = [None, *bounds, None]
     ranges = [
-        [row[0] for row in rows_of(warehouse.source, sql, order_by=1, between=(low, high))]
+        [row[0] for row in rows_of(warehouse.source, sql, order_by=1, bounds=(low, high))]
         for low, high in pairwise(ends)
     ]
     assert None in ranges[0]
@@ -167,7 +167,7 @@ def test_bigquery_rows_come_over_rest_where_its_storage_api_refuses(bigquery, mo
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(bigquery.connection | {"conn_type": conn_type}))
     monkeypatch.setattr(Client, "_ensure_bqstorage_client", lambda *_, **__: Refusing())
     assert len(rows_of(sql_hook("warehouse"), bigquery.many.format(30_000), order_by=1)) == 30_000
-    assert "BigQuery's Storage API did not answer (PermissionDenied). Rows come over REST" in caplog.text
+    assert "BigQuery's Storage API failed (PermissionDenied), so rows are read over REST" in caplog.text
 
 
 def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
