@@ -29,8 +29,6 @@ settings.load_profile("dev")
 SLOW_FOLDERS = {"airflow", "bench", "browser", "faults", "kill", "warehouses"}
 SLOW_FILES = ("*_property.py", "test_*memory*.py", "test_fuzz.py", "test_openapi.py", "test_installation.py")
 SLOW_PARTS = ("[S3", "-S3")
-# Coverage doubles the time of what runs the engine over and over; other tests cover the same lines.
-UNCOVERED_FILES = ("*_property.py", "test_histories.py", "test_crashes.py")
 # Where a release of Airflow makes most of the difference: a short matrix runs these, slow or not.
 RELEASE_FOLDERS = {"airflow", "kill", "package"}
 
@@ -162,8 +160,6 @@ def pytest_collection_modifyitems(items):
         slow = slow or any(fnmatch(item.path.name, pattern) for pattern in SLOW_FILES)
         if slow or any(part in item.name for part in SLOW_PARTS):
             item.add_marker("slow")
-        if any(fnmatch(item.path.name, pattern) for pattern in UNCOVERED_FILES):
-            item.add_marker("no_cover")
         if folder in RELEASE_FOLDERS:
             item.add_marker("release")
         if folder == "kill":

@@ -456,7 +456,7 @@ class Mirror:
 
     def _needs_approval(self, plan: Planned, report: Report) -> bool:
         """Return whether the guard refuses a plan that a person may allow; the report then has its text."""
-        report.allow = None
+        report.verdict = report.allow = None
         if self.with_approval and plan.counts.changes:
             try:
                 self.guard.check(plan.counts)

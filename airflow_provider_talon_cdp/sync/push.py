@@ -32,6 +32,7 @@ from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk, P
 from airflow_provider_talon_cdp.changes.diff import Member
 from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
+from airflow_provider_talon_cdp.contract import IN_FLIGHT
 from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     LedgerError,
@@ -255,7 +256,7 @@ class Limits:
             does not stay open during the whole push.
     """
 
-    in_flight: int = 64
+    in_flight: int = IN_FLIGHT
     max_rejected: int | None = 0
     suspicious_ids: SuspiciousIdsRule = "warn"
     refused_before: frozenset[Member] = frozenset()

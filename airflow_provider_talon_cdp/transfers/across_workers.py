@@ -99,7 +99,7 @@ def talon_audience_sync(
         The group. The XCom of its task ``commit`` is a report as of ``SqlToTalonAudienceOperator``; its
         ``requests``, ``retries`` and ``throttled`` count only the last try of every task.
     """
-    _refuse_reserved(mirror, "mode")
+    _refuse_reserved(mirror, "mode", "reads")
     limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
     options: Any = {"pool": pool, "default_args": default_args, "approval": approval}
     options["plan_workers"] = plan_workers
@@ -531,7 +531,8 @@ def _group(
     check_numbers(as_positive, in_flight=limits["in_flight"])
     busy = {name: arguments[name] for name in ("on_busy", "busy_timeout") if name in arguments}
     common = {**limits, **busy}
-    with TaskGroup(group_id, default_args=dict(default_args or {})) as group:
+    defaults: Any = dict(default_args or {})
+    with TaskGroup(group_id, default_args=defaults) as group:
         rest = {name: value for name, value in arguments.items() if name not in (*common, "outlets")}
         planning = {**common, **rest}
         if plan_workers > 1:
