@@ -10,6 +10,7 @@ from airflow_provider_talon_cdp.exceptions import (
     NotFoundError,
     UnexpectedAnswerError,
 )
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.operators.audience import (
     CreateAudienceOperator,
     DeleteAudienceOperator,
@@ -222,3 +223,8 @@ def test_an_upstream_task_that_returned_nothing_fails_before_anything_is_sent(ru
     with pytest.raises(InvalidInputError, match="audience_id.*null"):
         run(create(audience_id="{{ params.x }}"), native=True, params={"x": None})
     assert talon.requests() == []
+
+
+def test_the_default_connection_is_the_hooks():
+    operator = DeleteAudienceOperator(task_id="t", audience_id="vip")
+    assert operator.talon_cdp_conn_id == TalonCdpHook().talon_cdp_conn_id == "talon_cdp_default"

@@ -7,27 +7,13 @@ own house.
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from itertools import chain
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "airflow_provider_talon_cdp"
 OPERATORS = {"operators", "transfers"}
-# What a DAG's author writes in a DAG file; the package's own name gives them all, when they are asked for.
-DAG_MODULES = [
-    "airflow_provider_talon_cdp",
-    "airflow_provider_talon_cdp.operators.audience",
-    "airflow_provider_talon_cdp.operators.members",
-    "airflow_provider_talon_cdp.operators.profile",
-    "airflow_provider_talon_cdp.transfers.across_workers",
-    "airflow_provider_talon_cdp.transfers.sql_to_audience",
-    "airflow_provider_talon_cdp.transfers.sql_to_profiles",
-]
 MAX_ARGUMENTS = 6
 SMALL_FILE = 60
 IMPORTERS_OF_A_SMALL_FILE = 3
@@ -61,21 +47,6 @@ def classes(trees):
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     ]
-
-
-@pytest.mark.parametrize("module", DAG_MODULES)
-def test_what_a_dag_file_imports_brings_no_http_client(module):
-    """Beside Airflow's own names for DAGs, which every DAG file imports anyway."""
-    code = (
-        "from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskGroup, task; import sys; "
-        f"before = set(sys.modules); import {module}; print(*sorted(set(sys.modules) - before))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert run.returncode == 0, run.stderr
-    brought = set(run.stdout.splitlines()[-1].split())
-    assert {each for each in brought if each.split(".")[0] in {"requests", "aiohttp"}} == set()
 
 
 def test_no_two_classes_share_a_name():

@@ -163,6 +163,8 @@ PUBLIC = {
     "talon_audience_sync": "transfers.across_workers",
     "talon_profiles_sync": "transfers.across_workers",
 }
+# Of CPU, for an operator on top of Airflow's names.
+_SECONDS = 0.04
 OF_A_DAG = sorted({*PUBLIC.values(), "assets", "decorators"} - {"hooks.talon_cdp"})
 
 
@@ -186,14 +188,13 @@ def test_a_dag_file_pays_for_the_operator_alone(module):
         f"import {PACKAGE.name}.{module}\n"
         "print(time.process_time() - start, *set(sys.modules) - before)"
     )
-    seconds, loaded = [], set()
     # The best of three: a busy machine is no fault of ours.
     for _ in range(3):
         output = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, text=True)
-        first, *modules = output.splitlines()[-1].split()
-        seconds.append(float(first))
-        loaded.update(modules)
-    assert min(seconds) < 0.04
+        seconds, *loaded = output.splitlines()[-1].split()
+        if float(seconds) < _SECONDS:
+            break
+    assert float(seconds) < _SECONDS
     roots = {name.split(".")[0] for name in loaded}
     assert not roots & {"requests", "aiohttp", "sqlparse", "orjson"}
     ours = {name.split(".")[1] for name in loaded if name.startswith(f"{PACKAGE.name}.")}
