@@ -28,6 +28,7 @@ settings.load_profile("dev")
 # uses.
 SLOW_FOLDERS = {"airflow", "bench", "browser", "faults", "kill", "warehouses"}
 SLOW_FILES = ("*_property.py", "test_*memory*.py", "test_fuzz.py", "test_openapi.py", "test_installation.py")
+LONGEST_FILE = "test_memory.py"
 SLOW_PARTS = ("[S3", "-S3")
 # Where a release of Airflow makes most of the difference: a short matrix runs these, slow or not.
 RELEASE_FOLDERS = {"airflow", "kill", "package"}
@@ -154,6 +155,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
+    # The longest file comes first: as the last one it would keep one process waiting for another.
+    items.sort(key=lambda item: item.path.name != LONGEST_FILE)
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         slow = folder in SLOW_FOLDERS or "s3" in item.fixturenames
