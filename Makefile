@@ -41,7 +41,7 @@ SEED = 0
 	bench-scale pins dist sbom clean
 
 help:
-	@echo "make test-fast        lint, then the tests that take no second or two: for every change"
+	@echo "make test-fast        lint, then the quick tests of the engine, in a minute: for every change"
 	@echo "make test             lint, then all tests on Airflow $(MAIN), with branch coverage"
 	@echo "make test-matrix      tests and demo on Airflow $(MINORS); one of them: make test-2.11"
 	@echo "make test-faults      many histories of faults, kills and sleepers, in half an hour; more: STEPS=5000000 SEED=7"
@@ -59,7 +59,7 @@ help:
 	@echo "make sbom             what a release was tested with, into build/"
 	@echo "make clean            remove all that make made"
 
-# Coverage more than doubles the time of what runs the engine over and over, so the slow tests run without it.
+# Coverage more than doubles the time of a test, so the slow ones run without it.
 test: lint
 	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) -m "not slow" --ignore tests/browser --ignore tests/warehouses --cov --cov-report=
 	@$(BIN)/coverage report --skip-covered --show-missing --fail-under=95
@@ -67,9 +67,9 @@ test: lint
 	@$(BIN)/coverage report --include='*/api/*,*/hooks/*' --fail-under=95
 	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) -m slow --ignore tests/browser --ignore tests/warehouses
 
-# A test that takes ten seconds on its own is slow, and marked so.
+# A test that takes ten seconds on its own is slow, and marked so. Tests of what imports Airflow take longer to set up.
 test-fast: lint
-	@$(BIN)/$(PYTEST) -m "not slow" --hypothesis-profile dev --timeout 30 --ignore tests/browser --ignore tests/warehouses
+	@$(BIN)/$(PYTEST) -m "not slow" --hypothesis-profile dev --timeout 30 $(addprefix tests/,api changes ledger sync)
 
 lint: .venv/.ready
 	@$(BIN)/ruff check --quiet --output-format concise

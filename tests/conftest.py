@@ -24,7 +24,7 @@ settings.register_profile("dev", max_examples=25, deadline=None, print_blob=True
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, print_blob=True)
 settings.load_profile("dev")
 
-# What make test-fast leaves out besides tests that are marked themselves: by folder, by file, by what a test
+# What is slow besides tests that are marked themselves: by folder, by file, by what a test
 # uses.
 SLOW_FOLDERS = {"airflow", "bench", "browser", "faults", "kill", "warehouses"}
 SLOW_FILES = ("*_property.py", "test_*memory*.py", "test_fuzz.py", "test_openapi.py", "test_installation.py")
