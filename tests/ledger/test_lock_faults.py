@@ -254,13 +254,13 @@ def test_a_dead_run_is_waited_for_no_longer_than_its_lock_lasts(open_ledger, clo
         assert LOCK_LASTS <= clock.now - began < LOCK_LASTS + 10
 
 
-def test_runs_that_wait_all_get_their_turn(open_ledger, loaded, request):
-    """As catch-up runs do, each a thread here: eleven, and five on a server that runs here too."""
-    failed, runs = [], 5 if "S3" in request.node.name else 11
+def test_eleven_runs_that_wait_all_get_their_turn(open_ledger, loaded):
+    """As catch-up runs do, each a thread here."""
+    failed = []
 
     def run(number):
         try:
-            # Runs that look more often keep the server of the storage from its work.
+            # Eleven that look more often keep the server of the storage from its work.
             ledger = open_ledger(sleep=lambda _: threading.Event().wait(0.05))
             with ledger.held(f"run {number}", wait=1):
                 ledger.enforce(ledger.draft(plan_of(f"+{number:02}")), facts=FACTS)
@@ -271,14 +271,14 @@ def test_runs_that_wait_all_get_their_turn(open_ledger, loaded, request):
         except BaseException as error:  # noqa: BLE001
             failed.append(error)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(runs)]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(11)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(300)
     assert not failed
-    assert profiles(loaded().known()) == [f"{number:02}" for number in range(runs)]
-    assert loaded().version == runs
+    assert profiles(loaded().known()) == [f"{number:02}" for number in range(11)]
+    assert loaded().version == 11
 
 
 def test_a_lock_that_cannot_be_given_back_does_not_hide_why_the_run_ended(open_ledger, monkeypatch, caplog):

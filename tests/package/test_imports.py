@@ -197,5 +197,6 @@ def test_a_dag_file_pays_for_the_operator_alone(module):
     assert float(seconds) < _SECONDS
     roots = {name.split(".")[0] for name in loaded}
     assert not roots & {"requests", "aiohttp", "sqlparse", "orjson"}
+    assert not [name for name in loaded if ".hooks" in name or ".api" in name]
     ours = {name.split(".")[1] for name in loaded if name.startswith(f"{PACKAGE.name}.")}
     assert not ours & {"api", "changes", "hooks", "ledger", "ledgers", "sync"}
