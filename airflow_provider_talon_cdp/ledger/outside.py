@@ -103,7 +103,7 @@ class NoteWriter:
             self.end(WRITER_LASTS)
         file = io.BytesIO()
         lines = LineWriter(self._folder, file)
-        lines.write(Chunk.of(sorted(chunk.changes())))
+        lines.write(chunk.sorted())
         lines.finish()
         name = f"{self._writer}-{self.written:05}-{lines.as_file('').sha256[:_DIGEST]}.tsv.zst"
         write_bytes(self._folder / name, file.getvalue())
@@ -207,6 +207,7 @@ class Registry:
 
         Returns:
             By the ledger's name for ``folder``, its audiences: each by its ID here and by its ID there.
+            Deleted ledgers are left out.
         """
         by_digest = {self._digest(audience): audience for audience in audiences}
         by_other_digest = self._of_the_other_type(by_digest) if in_scope else {}
@@ -221,7 +222,8 @@ class Registry:
                 content := read_json(host / _REGISTRY / name)
             ):
                 found.setdefault(prefix + ledger, []).append((audience, content["audience"]))
-        return found
+        # A ledger in use has at least a lock; a deleted one may have got notes since.
+        return {name: ids for name, ids in found.items() if set(names_in(self.folder(name))) - {NOTES}}
 
     def _digest(self, audience: str) -> str:
         """Digest an audience ID of this task's type, or ``ATTRIBUTES``."""

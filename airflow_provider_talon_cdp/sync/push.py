@@ -378,9 +378,9 @@ class Push:
             counter = self._report.removed if part.verbs in REMOVING else self._report.added
             counter[keys] += len(part)
             return
-        for change in part.changes():
-            counter = self._report.removed if change.action == "remove" else self._report.added
-            counter[label or change.key] += 1
+        for (key, verb), count in Counter(zip(part.each_key, part.each_verb, strict=False)).items():
+            counter = self._report.removed if verb in REMOVING else self._report.added
+            counter[label or key] += count
 
     async def _send_all(
         self,

@@ -326,6 +326,22 @@ def test_mirrors_under_different_state_uris_tell_each_other(sqlite, vip, mirror,
     assert "Another task changed the same audiences since this one did" in caplog.text
 
 
+def test_a_deleted_ledger_gets_no_notes(sqlite, vip, mirror, context, tmp_path, state):
+    sqlite.fill(MANY)
+    mirror(state_uri=str(tmp_path / "deleted"))
+    for folder in (tmp_path / "deleted").glob("*/audience*"):
+        shutil.rmtree(folder)
+        # As if a version before had noted something after the deletion.
+        (folder / "outside").mkdir(parents=True)
+        (folder / "outside" / "x.json").write_text("{}")
+    mirror()
+    remove = SyncAudienceMembersOperator(
+        task_id="remove", audience_id="vip", remove=MANY[:1], state_uri=str(state)
+    )
+    remove.execute(context)
+    assert [path.name for path in (tmp_path / "deleted").glob("*/audience*/**/*.*")] == ["x.json"]
+
+
 @pytest.mark.parametrize("uri", ["{}/file", "s3://no_such_connection@bucket/talon_cdp"])
 def test_a_common_state_uri_that_cannot_be_reached_stops_no_mirror(
     sqlite, vip, mirror, tmp_path, monkeypatch, caplog, agrees, uri
