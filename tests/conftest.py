@@ -65,13 +65,17 @@ def _emulator():
 
 
 @pytest.fixture
-def talon(_emulator, monkeypatch, tmp_path):
-    """An empty local Talon.One, the Airflow connection ``talon_cdp_default`` that leads to it, and no
-    ledgers."""
-    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(tmp_path / "ledgers"))
+def talon(_emulator, monkeypatch, no_ledgers):
+    """An empty local Talon.One, and the Airflow connection ``talon_cdp_default`` that leads to it."""
     _emulator.reset()
     monkeypatch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", json.dumps(_emulator.connection()))
     return _emulator
+
+
+@pytest.fixture
+def no_ledgers(monkeypatch, tmp_path):
+    """A common state URI of its own for one test."""
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(tmp_path / "ledgers"))
 
 
 @pytest.fixture

@@ -219,6 +219,7 @@ class RunFacts:
         platform_name: The platform name on the connection.
         audiences: What Talon.One answered about each audience: its internal ID and its time of creation.
         filling: Audiences of a plan that runs rules whose first members are sent in bulk.
+        rejected: Whether a person rejected the plan, which must not be pushed then.
     """
 
     data_until: str = ""
@@ -226,6 +227,7 @@ class RunFacts:
     platform_name: str = ""
     audiences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     filling: list[str] = field(default_factory=list)
+    rejected: bool = False
 
     def has_key_of(self, other: RunFacts) -> bool:
         """Whether another run has the same API key and platform name. True if a key is not known."""
@@ -437,6 +439,11 @@ class Ledger:
     def has_lost_plans(self) -> bool:
         """Whether there are plans whose manifests are lost. The next version deletes them."""
         return bool(self._lost_parts)
+
+    @property
+    def has_unsent_changes(self) -> bool:
+        """Whether some changes of the plan in force have no outcome."""
+        return any(landed + withheld < lines for lines, landed, *_, withheld in self._progress())
 
     @property
     def dead_letters(self) -> str | None:
@@ -903,6 +910,7 @@ class Ledger:
         """Replace the facts of the current version; a ledger without a version remembers nothing."""
         if self.version:
             self.lock.confirm()
+            self._note_internal_ids(facts)
             self._write_manifest(replace(self.manifest, facts=asdict(facts), before=self.manifest.file))
 
     def _write_manifest(self, manifest: Manifest) -> None:
@@ -1032,6 +1040,30 @@ class Ledger:
             yield
 
     @contextmanager
+    def deciding(self, owner: str, plan: str, facts: RunFacts) -> Iterator[None]:
+        """Hold the ledger of a plan that waits for approval, until the plan is pushed or rejected.
+
+        Args:
+            owner: The owner of the plan.
+            plan: ID of the plan.
+            facts: Facts about this process's connection.
+
+        Raises:
+            LedgerError: The plan was replaced, or was made for another API key; or another run is active.
+        """
+        with self.held(owner):
+            self._refuse_other(plan)
+            self._refuse_other_key(facts)
+            self.lock.handed_over = True
+            yield
+
+    def reject_plan(self) -> None:
+        """Note, durably, that the plan must not be pushed, and release the ledger when this run ends."""
+        self.remember(replace(self.facts, rejected=True))
+        self._notified = self.manifest.told
+        self.lock.handed_over = False
+
+    @contextmanager
     def pushing(
         self, owner: str, plan: str, parts: Sequence[int], facts: RunFacts | None = None
     ) -> Iterator[Share]:
@@ -1059,14 +1091,8 @@ class Ledger:
             self._load_manifest()
             self._refuse_other(plan)
             self._refuse_suspected()
-            if facts and not self.identity.environment and not self.facts.has_key_of(facts):
-                raise LedgerError(
-                    "The API key or the platform name on the connection has changed since this plan was "
-                    "made.\n"
-                    "The new key may be of another environment (sandbox or live): Environment is not set.\n"
-                    "Nothing was sent. Clear the task that plans (plan).\n"
-                    f"Ledger: {self.folder}"
-                )
+            if facts:
+                self._refuse_other_key(facts)
             # The ledger stays in use until the plan is committed.
             self.lock.handed_over = True
             prefix = f"{parts[0]:05}-{self.run}-"
@@ -1128,7 +1154,22 @@ class Ledger:
                 dead_letters=str(letters) if names_in(letters) else None,
             )
 
+    def _refuse_other_key(self, facts: RunFacts) -> None:
+        if not self.identity.environment and not self.facts.has_key_of(facts):
+            raise LedgerError(
+                "The API key or the platform name on the connection has changed since this plan was made.\n"
+                "The new key may be of another environment (sandbox or live): Environment is not set.\n"
+                "Nothing was sent. Clear the task that plans (plan).\n"
+                f"Ledger: {self.folder}"
+            )
+
     def _refuse_other(self, plan: str) -> None:
+        """Raise an error if another run has planned since, or a person rejected the plan."""
+        if plan == self.plan and self.facts.rejected:
+            raise LedgerError(
+                f"The plan {plan} was rejected. Nothing was sent. Clear the task that plans (plan).\n"
+                f"Ledger: {self.folder}"
+            )
         if plan != self.plan:
             raise LedgerError(
                 f"The plan {plan} was replaced: another run has planned since.\n"
@@ -1285,9 +1326,7 @@ class Ledger:
             self.registry.register([ATTRIBUTES])
             return ()
         self.registry.register(draft.audiences)
-        if self.identity.id_type == "external":
-            answers = facts.audiences.items()
-            self.registry.note_internal_ids({audience: answer["id"] for audience, answer in answers})
+        self._note_internal_ids(facts)
         others = {}
         for name, audiences in self.registry.ledgers_of(draft.audiences).items():
             folder = self.registry.folder(name)
@@ -1303,6 +1342,11 @@ class Ledger:
                             notes.write(replace(changes, keys=ids_there[key]))
         self._notified = tuple(others)
         return self._notified
+
+    def _note_internal_ids(self, facts: RunFacts) -> None:
+        if self.identity.id_type == "external":
+            answers = facts.audiences.items()
+            self.registry.note_internal_ids({audience: answer["id"] for audience, answer in answers})
 
     def _end_notes(self, seconds: float) -> None:
         """Note in the notified ledgers that the plan's last request arrives within some seconds."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache, partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
 from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import (
@@ -80,6 +80,7 @@ Rules = Literal["none", "changes", "all"]
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 MAX_REJECTED = 0
 T = TypeVar("T")
+P = ParamSpec("P")
 Op = TypeVar("Op", bound=BaseOperator)
 
 # In names of executors that may run each try of a task on another machine.
@@ -96,7 +97,7 @@ _MIRROR_ONLY = (
 )
 
 
-def ends_retries(execute: Callable[[Op, Context], T]) -> Callable[[Op, Context], T]:
+def ends_retries(execute: Callable[Concatenate[Op, P], T]) -> Callable[Concatenate[Op, P], T]:
     """Decorate ``execute`` so that an error that another try cannot get past ends the task's retries.
 
     Such an error is raised as an ``AirflowFailException`` that is also of the error's own class, with the
@@ -104,9 +105,9 @@ def ends_retries(execute: Callable[[Op, Context], T]) -> Callable[[Op, Context],
     """
 
     @wraps(execute)
-    def executed(self: Op, context: Context) -> T:
+    def executed(self: Op, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return execute(self, context)
+            return execute(self, *args, **kwargs)
         except TalonCdpError as error:
             # Logged before Airflow's traceback, which the UI folds.
             self.log.error("%s", error)  # noqa: TRY400

@@ -40,10 +40,12 @@ class Audiences:
             read. A name that was changed in Talon.One is set back.
         verify: ``identity``: an update, for audiences that have a name here. ``exists``: an add of a known
             member. ``none``: no request.
+        creates: Whether to create audiences that do not exist, or only to collect them in ``missing``.
         state_uri: Where the ledgers are, for the text of a warning.
 
     Attributes:
         known: What Talon.One answered about each audience, for the ledger.
+        missing: Names of the audiences that were not created, by ID.
         key_has_changed: Whether the API key differs from that of the last run, so that every audience is
             checked.
     """
@@ -51,7 +53,9 @@ class Audiences:
     names: Mapping[str, str] = field(default_factory=dict)
     verify: Verify = "exists"
     state_uri: str = ""
+    creates: bool = True
     known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
     key_has_changed: bool = False
 
     def check(
@@ -125,6 +129,7 @@ class Audiences:
             run_apart(lambda _: ask_all())
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        self.known = {key: answer for key, answer in self.known.items() if key not in self.missing}
         return lost
 
     def named_again(self, counts: Counts) -> dict[str, str]:
@@ -144,6 +149,8 @@ class Audiences:
     async def _has_lost(
         self, audience: str, name: str, ledger: Ledger, sender: Any, *, has_members: bool
     ) -> bool:
+        if audience in self.missing:
+            return False
         if audience in self.known or has_members:
             try:
                 answer = await sender.update_audience(audience, name)
@@ -151,6 +158,9 @@ class Audiences:
                 ledger.suspect([audience])
             else:
                 return self._is_another(audience, answer, ledger) and has_members
+        if not self.creates:
+            self.missing[audience] = name
+            return has_members
         try:
             answer = await sender.create_audience(audience, name)
         except AudienceExistsError as error:

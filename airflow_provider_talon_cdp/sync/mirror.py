@@ -139,8 +139,8 @@ class Mirror:
         on_older_run: What to do if the ledger holds newer data than this run has.
         retry_rejected: Whether records that Talon.One refused in the last run are sent again.
         limits: How to push.
-        with_approval: Whether a person decides about a plan beyond the guard's limits. Such a plan is put in
-            force, and the report has the guard's text.
+        with_approval: Whether the plan waits for approval. A plan beyond the guard's limits is then put in
+            force too, and the report has the guard's text. The end of the ledger's data stays until approval.
         compared: Ranges of the source that other processes have compared. They are used only if the ledger
             has not changed since.
     """
@@ -511,8 +511,8 @@ class Mirror:
                 continue
             self._write_letters(plan.letters)
             if not plan.counts.changes:
-                if self.ledger.has_lost_plans:
-                    # The new version keeps what is known of the lost plans.
+                if self.ledger.has_lost_plans or self.ledger.has_unsent_changes:
+                    # The new version keeps what is known of lost plans, and an older plan is pushed no more.
                     self._enforce(plan)
                 else:
                     self.ledger.discard(plan.result)
@@ -607,6 +607,8 @@ class Mirror:
     def _enforce(self, plan: Planned, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
         facts = replace(self._facts(), filling=plan.comparison.filling(plan.counts.audiences))
+        if self.with_approval and plan.counts.changes:
+            facts = replace(facts, data_until=self.ledger.facts.data_until)
         if handed_over:
             self.ledger.note_refused_before(plan.result, plan.refused_before)
         self.ledger.enforce(plan.result, facts=facts, names=names, handed_over=handed_over)

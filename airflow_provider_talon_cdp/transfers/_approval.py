@@ -9,23 +9,39 @@ from typing import Any
 from airflow.providers.common.compat.sdk import Context
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
+from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
+from airflow_provider_talon_cdp.operators._base import ends_retries, open_hook
+from airflow_provider_talon_cdp.transfers.across_workers import decide
+
 
 class ApprovePlanOperator(ApprovalOperator):
     """The task ``approve`` of both groups: waits until a person approves the plan, if that is needed.
 
+    It creates the audiences of the plan that do not exist. A rejected plan cannot be pushed any more.
+
     Args:
         planned: The planning task's XCom ``planned``.
         asks_always: Whether a plan needs approval even if the guard lets it pass.
+        talon_cdp_conn_id: Airflow connection of Talon.One.
         kwargs: As in Airflow's ``ApprovalOperator``.
     """
 
-    template_fields: Collection[str] = ("planned", *ApprovalOperator.template_fields)
+    template_fields: Collection[str] = ("planned", "talon_cdp_conn_id", *ApprovalOperator.template_fields)
 
-    def __init__(self, *, planned: Mapping[str, Any], asks_always: bool, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        planned: Mapping[str, Any],
+        asks_always: bool,
+        talon_cdp_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(subject="May this plan be sent to Talon.One?", **kwargs)
         self.planned = planned
         self.asks_always = asks_always
+        self.talon_cdp_conn_id = talon_cdp_conn_id
 
+    @ends_retries
     def execute(self, context: Context) -> Any:
         """Ask for approval, unless there is nothing to send or the guard lets the plan pass."""
         question = self.planned["question"]
@@ -34,14 +50,18 @@ class ApprovePlanOperator(ApprovalOperator):
             return None
         if not self.asks_always and question["verdict"] is None:
             self.log.info("The guard lets the plan pass, so no approval is needed.")
+            self._decide(approved=True)
             return None
         self.body = question_text(question)
         return super().execute(context)
 
+    @ends_retries
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Continue if approved, else skip the rest of the group, but not tasks downstream of the group."""
         answer = super(ApprovalOperator, self).execute_complete(context, event)
-        if answer["chosen_options"] == [self.APPROVE]:
+        approved = answer["chosen_options"] == [self.APPROVE]
+        self._decide(approved=approved)
+        if approved:
             self.log.info("Approved: exactly this plan is pushed.")
             return answer
         self.log.warning("Rejected. Nothing was sent, and the next run plans anew.")
@@ -56,6 +76,9 @@ class ApprovePlanOperator(ApprovalOperator):
         self.skip(ti=context["ti"], tasks=rest)
         return answer
 
+    def _decide(self, *, approved: bool) -> None:
+        decide(open_hook(self.talon_cdp_conn_id), self.planned["plan"], approved=approved)
+
 
 def question_text(question: Mapping[str, Any]) -> str:
     """Return the question about a plan, in Markdown."""
@@ -67,6 +90,8 @@ def question_text(question: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {numbers['added']:,} | {numbers['removed']:,} | {members} |")
     if question["more"]:
         lines.append(f"| ... and {question['more']:,} more | | | |")
+    if missing := question["missing"]:
+        lines += ["", f"{missing:,} of these audiences do not exist yet, and are created."]
     minutes = math.ceil(question["minutes"])
     duration = "less than a minute" if question["minutes"] < 1 else f"about {minutes:,} minutes"
     lines += ["", f"{question['requests']:,} requests, {duration} at the connection's rate."]

@@ -39,7 +39,7 @@ from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperato
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.ledger.ledger import Ledger
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts
     from airflow_provider_talon_cdp.ledger.reading import Reading
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.sync.report import Report
@@ -150,7 +150,7 @@ class _PlanOperator(LedgerOperator):
 
     Args:
         workers: Most shares of the plan.
-        with_approval: Whether a person decides about a plan beyond the guard's limits.
+        with_approval: Whether the plan waits for the task ``approve``, which creates missing audiences.
         kwargs: As in the base.
     """
 
@@ -168,12 +168,15 @@ class _PlanOperator(LedgerOperator):
         """Plan, and return the shares; the XCom ``planned`` is for ``CommitPlanOperator``."""
         began, hook = time.time(), self.hook()
         mirror = replace(self.mirror(context, hook), with_approval=self.with_approval)
+        if mirror.audiences:
+            mirror.audiences.creates = not self.with_approval
         summary, report = self.run_and_report_mirror(context, hook, mirror), self.report
         plan = self._plan(mirror, self.run_owner(context)) if report and report.state == "planned" else None
         uris = self.asset_uris(hook.settings.deployment_host)
         planned = {"report": summary, "plan": plan, "began": began, "assets": uris, "reading": self.reading}
         if report and self.with_approval:
-            planned["question"] = _question(report, mirror.kind.in_request, hook.settings.requests_per_second)
+            rate, missing = hook.settings.requests_per_second, len(plan["missing"]) if plan else 0
+            planned["question"] = _question(report, mirror.kind.in_request, rate, missing)
         context["ti"].xcom_push("planned", planned)
         return _shares(plan, self.workers) if plan else []
 
@@ -188,6 +191,8 @@ class _PlanOperator(LedgerOperator):
         ledger, audiences, report = mirror.ledger, mirror.audiences, self.report
         return {
             "names": audiences.named_again(report) if audiences and report else {},
+            "missing": audiences.missing if audiences else {},
+            "data_until": mirror.facts.data_until,
             "name": ledger.plan,
             "parts": ledger.parts,
             "ledger": ledger.identity.name,
@@ -406,14 +411,12 @@ class PushShareOperator(SendingOperator):
         return {}
 
     def _push(self, hook: TalonCdpHook, report: Report) -> Report:
-        from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import push_share  # noqa: PLC0415
 
-        plan, senders, limits, settings = self.share["plan"], self.share["of"], self.limits(), hook.settings
+        plan, senders, limits = self.share["plan"], self.share["of"], self.limits()
         ledger = _ledger(hook, plan)
-        facts = RunFacts(key_fingerprint=settings.key_fingerprint, platform_name=settings.platform_name)
-        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], facts) as share:
+        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], _key_facts(hook)) as share:
             self.log.info("%s changes are left in this share of the plan.", f"{share.changes:,}")
             if self.profiles is None:
                 options = {"audience_id_type": plan["audience_id_type"], "in_flight": limits.in_flight}
@@ -550,7 +553,10 @@ def _group(
         pushed = push.expand(share=planned)
         if approver is not None:
             approve = approver(
-                task_id="approve", planned=planned["planned"], asks_always=approval == "always"
+                task_id="approve",
+                planned=planned["planned"],
+                asks_always=approval == "always",
+                talon_cdp_conn_id=limits["talon_cdp_conn_id"],
             )
             approve.set_downstream(pushed)
         CommitPlanOperator(
@@ -577,13 +583,21 @@ def _compare_tasks(group: TaskGroup, plan_workers: int, arguments: Mapping[str, 
     return compare.expand(span=ranges.output).output
 
 
-def _question(report: Report, in_request: int, rate: float) -> dict[str, Any]:
-    """Return the numbers of a plan for the approval question; ``rate`` is in requests per second."""
+def _question(report: Report, in_request: int, rate: float, missing: int) -> dict[str, Any]:
+    """Return the numbers of a plan for the approval question.
+
+    Args:
+        report: The plan's report.
+        in_request: Changes in a request.
+        rate: In requests per second.
+        missing: Number of audiences that do not exist yet.
+    """
     requests = -(-report.unsent // in_request)
     audiences = report.by_audience()
     return {
         "audiences": dict(list(audiences.items())[:_MOST_LISTED]),
         "more": max(0, len(audiences) - _MOST_LISTED),
+        "missing": missing,
         "verdict": report.verdict,
         "requests": requests,
         "minutes": requests / rate / 60,
@@ -609,6 +623,39 @@ def _shares(plan: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
         {"plan": plan, "parts": list(range(first, plan["parts"], count)), "of": count}
         for first in range(count)
     ]
+
+
+def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> None:
+    """Create the audiences of an approved plan that do not exist, or note that the plan was rejected.
+
+    Args:
+        hook: The hook of the Talon.One connection.
+        plan: The plan, as of the planning task's XCom ``planned``.
+        approved: Whether the plan may be pushed.
+
+    Raises:
+        LedgerError: The plan was replaced or made for another API key, or another run uses the ledger.
+        RequestError: An audience could not be created.
+    """
+    from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415
+    from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
+
+    ledger, names = _ledger(hook, plan), plan["missing"]
+    with ledger.deciding(plan["owner"], plan["name"], _key_facts(hook)):
+        if not approved:
+            ledger.reject_plan()
+            return
+        audiences = Audiences(names=names, state_uri=plan["state_uri"])
+        audiences.check(ledger, Counts(additions=Counter(names.keys())), {}, hook.members_sender, Counts())
+        facts = replace(ledger.facts, data_until=plan["data_until"], audiences=audiences.known)
+        ledger.remember(facts)
+
+
+def _key_facts(hook: TalonCdpHook) -> RunFacts:
+    from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
+
+    settings = hook.settings
+    return RunFacts(key_fingerprint=settings.key_fingerprint, platform_name=settings.platform_name)
 
 
 def _reading(ledger: Ledger, span: Mapping[str, Any]) -> Reading:

@@ -102,8 +102,8 @@ def test_a_plan_that_is_not_the_newest_any_more_is_refused(always):
     # another run replaces the first one then.
     new = always.asked(2950)
     states = always.answer(old, "Approve")
-    assert states["vip.push"] == "failed"
-    assert states["vip.commit"] == "upstream_failed"
+    assert states["vip.approve"] == "failed"
+    assert (states["vip.push"], states["vip.commit"]) == ("upstream_failed", "upstream_failed")
     assert always.answer(new, "Approve")["vip.commit"] == "success"
     assert always.members() == 2950
 

@@ -17,7 +17,7 @@ from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 
 
 @pytest.fixture
-def talon(own_talon):
+def talon(own_talon, no_ledgers):
     return own_talon
 
 

@@ -21,17 +21,17 @@ from airflow_provider_talon_cdp.transfers.across_workers import (
 CONN_ID = "talon_cdp_default"
 
 
-def execute(operator):
+def execute(operator, run_id="r", **context):
     """Execute a task; its result and its XCom ``planned``, as they come out of Airflow's database."""
     pushed = {}
     instance = SimpleNamespace(
         dag_id="d",
         task_id=operator.task_id,
-        run_id="r",
+        run_id=run_id,
         map_index=-1,
         xcom_push=lambda key, value: pushed.update({key: value}),
     )
-    result = operator.execute({"ti": instance})
+    result = operator.execute({"ti": instance} | context)
     return json.loads(json.dumps([result, pushed.get("planned")]))
 
 

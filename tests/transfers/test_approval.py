@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import DAG
 
-from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
 from airflow_provider_talon_cdp.transfers.across_workers import (
     PlanAudienceOperator,
     PlanProfilesOperator,
@@ -50,16 +50,19 @@ def asked(monkeypatch):
 def members(sqlite, vip, tmp_path):
     """A function that sets the wanted members and plans; what the planning task has for the others."""
 
-    def plan(count, *, with_approval=True, **how):
+    def plan(count, *, with_approval=True, run_id="r", day=None, **how):
         sqlite("DELETE FROM customers")
         if count:
             sqlite("INSERT INTO customers VALUES (?, 'vip')", [(f"p{number:03}",) for number in range(count)])
-        state = str(tmp_path / "state")
-        return execute(
-            PlanAudienceOperator(
-                task_id="plan", workers=2, with_approval=with_approval, state_uri=state, **SOURCE | how
-            )
+        operator = PlanAudienceOperator(
+            task_id="plan",
+            workers=2,
+            with_approval=with_approval,
+            state_uri=str(tmp_path / "state"),
+            **SOURCE | how,
         )
+        end = {} if day is None else {"data_interval_end": dt.datetime(2026, 1, day, tzinfo=dt.UTC)}
+        return execute(operator, run_id, **end)
 
     return plan
 
@@ -68,6 +71,16 @@ def approve(planned, *, always=False):
     """Run the task up to its question."""
     operator = ApprovePlanOperator(task_id="approve", planned=planned, asks_always=always)
     return operator.execute({"task_instance": SimpleNamespace(id=1)})
+
+
+def answer(planned, option):
+    """Resume the task with a person's answer."""
+    operator = ApprovePlanOperator(task_id="approve", planned=planned, asks_always=True)
+    event = {"chosen_options": [option], "params_input": {}, "responded_by_user": None}
+    event["responded_at"] = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    instance = SimpleNamespace(map_index=-1, xcom_push=lambda key, value: None)
+    task = SimpleNamespace(get_flat_relatives=lambda *, upstream: [])
+    return operator.execute_complete({"task": task, "ti": instance}, event)
 
 
 def push(shares):
@@ -179,7 +192,7 @@ class TestTheQuestion:
 
     def test_an_audiences_id_is_no_markdown(self):
         question = {"audiences": {"a|b<c>`d`": {"added": 1, "removed": 0, "members": None}}, "more": 3}
-        text = question_text(question | {"verdict": None, "requests": 600, "minutes": 10.0})
+        text = question_text(question | {"missing": 0, "verdict": None, "requests": 600, "minutes": 10.0})
         assert "| a&#124;b&#60;c&#62;&#96;d&#96; | 1 | 0 |  |" in text
         assert "and 3 more" in text
         assert "about 10 minutes" in text
@@ -203,12 +216,94 @@ class TestTheAnswer:
 
     def test_after_a_rejection_the_next_run_finds_all_as_it_was(self, members, talon):
         synced(*members(100))
-        members(40)
-        # Nobody pushes. The next plan compares with what Talon.One acknowledged.
+        answer(members(40)[1], "Reject")
         shares, planned = members(95)
         report = synced(shares, planned)
         assert (report["unchanged"], report["removed"], report["added"]) == (95, 5, 0)
         assert len(talon.members("vip")) == 95
+
+    def test_a_rejected_plan_cannot_be_pushed_any_more(self, members, talon):
+        synced(*members(100))
+        shares, planned = members(40)
+        answer(planned, "Reject")
+        # As if a person cleared the tasks after the rejection.
+        with pytest.raises(LedgerError, match="was rejected"):
+            push(shares)
+        with pytest.raises(LedgerError, match="was rejected"):
+            answer(planned, "Approve")
+        assert len(talon.members("vip")) == 100
+
+    def test_a_rejection_makes_no_request_and_gives_the_ledger_back(self, members, talon):
+        _, planned = members(100, audience_id="new", audience_name="New")
+        answer(planned, "Reject")
+        assert "new" not in talon.audiences()
+        # Of another DAG run, which would wait for a ledger that is in use.
+        shares, planned = members(100, audience_id="new", audience_name="New", run_id="other", on_busy="fail")
+        answer(planned, "Approve")
+        assert synced(shares, planned)["sent"] == 100
+
+    def test_the_data_of_a_rejected_plan_do_not_count_as_newer(self, members):
+        answer(members(100, day=3)[1], "Reject")
+        shares, planned = members(100, day=2)
+        answer(planned, "Approve")
+        assert synced(shares, planned)["sent"] == 100
+
+    def test_the_data_of_an_approved_plan_count_as_newer(self, members):
+        shares, planned = members(100, day=3)
+        answer(planned, "Approve")
+        synced(shares, planned)
+        with pytest.raises(OlderRunError):
+            members(50, day=2)
+
+    def test_an_approval_creates_the_audience_and_remembers_it(self, members, talon, asked):
+        shares, planned = members(100, audience_id="new", audience_name="New")
+        assert "new" not in talon.audiences()
+        with pytest.raises(Waits):
+            approve(planned, always=True)
+        assert "1 of these audiences do not exist yet" in asked[0]["body"]
+        answer(planned, "Approve")
+        assert synced(shares, planned)["sent"] == 100
+        talon.delete_audience("new")
+        # Its members are lost with it, which the next plan must find out.
+        shares, planned = members(100, audience_id="new", audience_name="New")
+        assert "new" not in talon.audiences()
+        answer(planned, "Approve")
+        assert synced(shares, planned)["added"] == 100
+        assert len(talon.members("new")) == 100
+
+    def test_an_audience_is_created_too_where_nobody_has_to_be_asked(self, members, talon, asked):
+        shares, planned = members(100, audience_id="new", audience_name="New")
+        assert approve(planned) is None
+        assert synced(shares, planned)["sent"] == 100
+        assert len(talon.members("new")) == 100
+
+    def test_an_answer_about_a_plan_that_is_not_the_newest_any_more_is_refused(self, members, talon):
+        synced(*members(100))
+        _, old = members(40)
+        members(50)
+        for option in ("Approve", "Reject"):
+            with pytest.raises(LedgerError, match="was replaced: another run has planned since"):
+                answer(old, option)
+
+    @pytest.mark.parametrize("option", ["Approve", "Reject"])
+    def test_a_newer_run_that_finds_nothing_to_send_replaces_a_plan_too(self, members, talon, option):
+        synced(*members(100))
+        shares, planned = members(40)
+        if option == "Reject":
+            answer(planned, "Reject")
+        assert members(100)[0] == []
+        with pytest.raises(LedgerError, match="was replaced: another run has planned since"):
+            answer(planned, "Approve")
+        with pytest.raises(LedgerError, match="was replaced: another run has planned since"):
+            push(shares)
+        assert len(talon.members("vip")) == 100
+
+    def test_an_approval_with_another_key_creates_nothing(self, members, talon, connect):
+        _, planned = members(100, audience_id="new", audience_name="New")
+        connect(password="0" * 40)
+        with pytest.raises(LedgerError, match="API key"):
+            answer(planned, "Approve")
+        assert "new" not in talon.audiences()
 
     def test_rows_of_which_none_can_be_sent_are_an_error_that_nobody_can_approve(self, members, sqlite):
         synced(*members(100))
@@ -220,7 +315,7 @@ class TestTheAnswer:
         with pytest.raises(GuardError, match="would lose 60 of 100"):
             members(40, with_approval=False)
 
-    def test_a_rejection_skips_the_rest_of_the_group_and_nothing_else(self):
+    def test_a_rejection_skips_the_rest_of_the_group_and_nothing_else(self, members):
         from airflow.providers.common.compat.sdk import BaseOperator  # noqa: PLC0415
 
         try:
@@ -232,6 +327,7 @@ class TestTheAnswer:
             group = talon_audience_sync("g", approval="always", **SOURCE)
             group >> BaseOperator(task_id="after", trigger_rule="all_done")
         task = dag.get_task("g.approve")
+        _, task.planned = members(100)
         said = {"chosen_options": ["Reject"], "params_input": {}, "responded_by_user": None}
         event = said | {"responded_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}
         pushed = {}
@@ -239,7 +335,6 @@ class TestTheAnswer:
         with pytest.raises(DownstreamTasksSkipped) as skipped:
             task.execute_complete({"task": task, "ti": instance}, event)
         assert set(skipped.value.tasks) == {"g.push", "g.commit"}
-        answer = task.execute_complete(
-            {"task": task, "ti": instance}, event | {"chosen_options": ["Approve"]}
-        )
-        assert answer["chosen_options"] == ["Approve"]
+        _, task.planned = members(100)
+        event["chosen_options"] = ["Approve"]
+        assert task.execute_complete({"task": task, "ti": instance}, event)["chosen_options"] == ["Approve"]
