@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal, get_args
@@ -103,16 +103,21 @@ class Settings:
             "Content-Type": "application/json",
         }
 
-    @cached_property
+    @property
     def key_fingerprint(self) -> str:
         """A short digest of the key, which shows that a key has changed and does not reveal it."""
-        salt = f"airflow-provider-talon-cdp {self.deployment_host}".encode()
-        return hashlib.pbkdf2_hmac("sha256", self.api_key.encode(), salt, 100_000, dklen=8).hex()
+        return _fingerprint(self.api_key, f"airflow-provider-talon-cdp {self.deployment_host}")
 
     @property
     def zone(self) -> ZoneInfo | None:
         """The time zone of naive timestamps."""
         return ZoneInfo(self.timezone) if self.timezone else None
+
+
+# Slow by intent, so a process with several tasks computes it once.
+@lru_cache(maxsize=8)
+def _fingerprint(api_key: str, salt: str) -> str:
+    return hashlib.pbkdf2_hmac("sha256", api_key.encode(), salt.encode(), 100_000, dklen=8).hex()
 
 
 def read_settings(api_key: str, base_url: str, extra: Mapping[str, Any]) -> Settings:

@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture
-def talon(own_talon):
+def talon(own_talon, no_ledgers):
     return own_talon
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-import s3fs
+from upath import UPath
 
 from airflow_provider_talon_cdp.transfers import across_workers
 from tests.conftest import attach
@@ -24,5 +24,5 @@ def run_task(environment, s3, operator, arguments, run_id, sender):
     """
     os.environ.update(environment)
     if s3:
-        attach("s3", "ledgers", fs=s3fs.S3FileSystem(endpoint_url=s3, key="a", secret="b"))
+        attach("s3", "ledgers", fs=UPath("s3://ledgers", endpoint_url=s3, key="a", secret="b").fs)
     sender.send(execute(getattr(across_workers, operator)(**arguments), run_id))
