@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
@@ -168,6 +167,7 @@ class Registry:
         self._identity = identity
         self._id_type = id_type
         scope = [identity.base_url, identity.environment]
+        self._hosts: list[Folder] | None = None
         self._scope = hashlib.sha256("\0".join(scope).encode()).hexdigest()[:_SCOPE]
 
     def register(self, audiences: Iterable[str]) -> None:
@@ -252,20 +252,24 @@ class Registry:
         """
         for name in names_in(self._host / folder):
             yield "", self._host, name
-        for host in self._other_hosts:
+        for host in self._other_hosts():
             with _skipping_unreachable():
                 for name in names_in(host / folder):
                     yield f"{host}/", host, name
 
-    @cached_property
     def _other_hosts(self) -> list[Folder]:
-        """The folders of the deployment under the state URIs of other tasks of this Airflow."""
+        """Return the folders of the deployment under the state URIs of other tasks of this Airflow."""
+        # No cached_property, as that of Python 3.11 locks the one of all objects while it reads the storage.
+        if self._hosts is not None:
+            return self._hosts
         states = [self.common]
         pointers = self._identity.host_folder(self.common) / _ELSEWHERE
         with _skipping_unreachable(), as_ledger_error("read", pointers):
             contents = [read_json(pointers / name) for name in names_in(pointers)]
             states += [type(self.common)(content["state_uri"]) for content in contents if content]
-        return [self._identity.host_folder(state) for state in states if not _is_same(state, self._state)]
+        others = [state for state in states if not _is_same(state, self._state)]
+        self._hosts = [self._identity.host_folder(state) for state in others]
+        return self._hosts
 
 
 class OutsideChanges:

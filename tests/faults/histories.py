@@ -801,7 +801,7 @@ def _faults(chance, environment, requests):
             if chance.random() < 0.1:
                 fault = environment, chance.choice(AUDIENCES), chance.random() < 0.7
             faults[chance.randrange(requests)] = fault
-        if chance.random() < 0.35:
+        if chance.random() < 0.6:
             # An outage.
             first, fault = chance.randrange(8), chance.choice(list(FAULTS))
             faults |= dict.fromkeys(range(first, first + 60), fault)
