@@ -90,7 +90,7 @@ test-faults: .venv/.ready
 		--faults-long --faults-steps $(STEPS) --faults-seed $(SEED) tests/faults
 
 test-warehouses: .venv-warehouses/.ready
-	@.venv-warehouses/bin/$(PYTEST) $(ALL_EXAMPLES) tests/warehouses
+	@.venv-warehouses/bin/$(subst loadfile,loadgroup,$(PYTEST)) $(ALL_EXAMPLES) tests/warehouses
 
 # One process: each release's Airflow is started once, and two at a time are too many for two cores.
 test-browser: .venv-browser/.ready .venv-2.11/.ready build/chromium

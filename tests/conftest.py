@@ -29,7 +29,7 @@ settings.load_profile("dev")
 # uses.
 SLOW_FOLDERS = {"airflow", "bench", "browser", "faults", "kill", "warehouses"}
 SLOW_FILES = ("*_property.py", "test_*memory*.py", "test_fuzz.py", "test_openapi.py", "test_installation.py")
-LONGEST_FILE = "test_memory.py"
+LONGEST_FILES = ("test_memory.py", "test_mirror_property.py", "test_scale.py", "test_stopped_tasks.py")
 SLOW_PARTS = ("[S3", "-S3")
 # Where a release of Airflow makes most of the difference: a short matrix runs these, slow or not.
 RELEASE_FOLDERS = {"airflow", "kill", "package"}
@@ -171,8 +171,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    # The longest file comes first: as the last one it would keep one process waiting for another.
-    items.sort(key=lambda item: item.path.name != LONGEST_FILE)
+    # The longest files come first: as the last one, each would keep one process waiting for another.
+    places = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         slow = folder in SLOW_FOLDERS or "s3" in item.fixturenames

@@ -354,19 +354,21 @@ def databricks(monkeypatch):
     )
 
 
-WAREHOUSES = [
-    "mariadb",
-    "mysql_connector",
-    "duckdb",
-    "snowflake",
-    "redshift",
-    "redshift_as_postgres",
-    "bigquery",
-    "databricks",
+SAME_SERVER = [
+    ("mariadb", "mysql_connector"),
+    ("duckdb",),
+    ("snowflake",),
+    ("redshift", "redshift_as_postgres"),
+    ("bigquery",),
+    ("databricks",),
 ]
 
 
-@pytest.fixture(params=WAREHOUSES)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(names[0])) for names in SAME_SERVER for name in names
+    ]
+)
 def warehouse(request, monkeypatch):
     """Each database in turn."""
     found = request.getfixturevalue(request.param)
