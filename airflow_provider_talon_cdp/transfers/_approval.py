@@ -90,7 +90,7 @@ def question_text(question: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {numbers['added']:,} | {numbers['removed']:,} | {members} |")
     if question["more"]:
         lines.append(f"| ... and {question['more']:,} more | | | |")
-    if missing := question["missing"]:
+    if missing := question.get("missing"):
         lines += ["", f"{missing:,} of these audiences do not exist yet, and are created."]
     minutes = math.ceil(question["minutes"])
     duration = "less than a minute" if question["minutes"] < 1 else f"about {minutes:,} minutes"

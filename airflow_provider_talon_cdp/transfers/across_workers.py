@@ -640,15 +640,16 @@ def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> No
     from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
 
-    ledger, names = _ledger(hook, plan), plan["missing"]
+    # A version before this one may have made the plan, and created the audiences.
+    ledger, names = _ledger(hook, plan), plan.get("missing", {})
     with ledger.deciding(plan["owner"], plan["name"], _key_facts(hook)):
         if not approved:
             ledger.reject_plan()
             return
         audiences = Audiences(names=names, state_uri=plan["state_uri"])
         audiences.check(ledger, Counts(additions=Counter(names.keys())), {}, hook.members_sender, Counts())
-        facts = replace(ledger.facts, data_until=plan["data_until"], audiences=audiences.known)
-        ledger.remember(facts)
+        data_until = plan.get("data_until", ledger.facts.data_until)
+        ledger.remember(replace(ledger.facts, data_until=data_until, audiences=audiences.known))
 
 
 def _key_facts(hook: TalonCdpHook) -> RunFacts:

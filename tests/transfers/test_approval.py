@@ -285,6 +285,14 @@ class TestTheAnswer:
             with pytest.raises(LedgerError, match="was replaced: another run has planned since"):
                 answer(old, option)
 
+    def test_a_plan_of_the_version_before_can_be_approved(self, members, talon, asked):
+        shares, planned = members(100)
+        del planned["plan"]["missing"], planned["plan"]["data_until"], planned["question"]["missing"]
+        with pytest.raises(Waits):
+            approve(planned, always=True)
+        answer(planned, "Approve")
+        assert synced(shares, planned)["sent"] == 100
+
     @pytest.mark.parametrize("option", ["Approve", "Reject"])
     def test_a_newer_run_that_finds_nothing_to_send_replaces_a_plan_too(self, members, talon, option):
         synced(*members(100))
