@@ -187,7 +187,8 @@ def test_many_unclear_answers_in_a_row_stop_the_push(filled, mirror_list, runs, 
     assert 10 <= singles() <= 14
     before = singles()
     summary = mirror_list(["a", "b", "c", *new], context=next_run(2), rules="changes")
-    assert summary["added"] + before == 200
+    # Calls that were in flight at the end are withheld too, and may never have arrived.
+    assert before <= 200 - summary["added"] <= before + 4
     assert set(runs().values()) == {1}
 
 
