@@ -865,7 +865,7 @@ _KINDS = MappingProxyType(
     {
         "mirror": (8, _mirror),
         "profiles": (4, lambda chance: _sync(chance) | {"clears": chance.random() < 0.4}),
-        "explicit": (3, _explicit),
+        "explicit": (5, _explicit),
         "push": (1, lambda _: {}),
         "rules": (
             2,
@@ -884,7 +884,7 @@ _KINDS = MappingProxyType(
         ),
         "remake": (1, lambda chance: {"audience": chance.choice(AUDIENCES), "anew": chance.random() < 0.7}),
         "hand": (1, lambda chance: {"audience": chance.choice(AUDIENCES)}),
-        "refuse": (1, lambda chance: {"profiles": chance.sample(PROFILES, chance.randint(0, 3))}),
+        "refuse": (2, lambda chance: {"profiles": chance.sample(PROFILES, chance.randint(0, 3))}),
         "rotate": (1, lambda _: {}),
         "move": (0, lambda _: {}),
     }
