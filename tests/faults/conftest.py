@@ -1,8 +1,14 @@
-"""A Talon.One for each test, and what was logged."""
+"""A Talon.One for each test, what was logged, chance, and an S3 API with faults."""
 
 from __future__ import annotations
 
+import logging
+import random
+
 import pytest
+from upath import UPath
+
+from tests.faults.s3_proxy import FaultyProxy
 
 
 @pytest.fixture
@@ -20,3 +26,26 @@ def logged(caplog, capfd):
         return caplog.text + out + err
 
     return text
+
+
+@pytest.fixture
+def is_long(request):
+    return request.config.getoption("--faults-long")
+
+
+@pytest.fixture
+def chance(request):
+    return random.Random(f"{request.config.getoption('--faults-seed')} {request.node.name}")
+
+
+@pytest.fixture
+def faulty_s3(chance):
+    server = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    served.start()
+    url = "http://{}:{}".format(*served.get_host_and_port())
+    UPath("s3://ledgers", endpoint_url=url, key="a", secret="b").fs.mkdirs("ledgers", exist_ok=True)
+    with FaultyProxy(url, chance.random()) as proxy:
+        yield proxy
+    served.stop()

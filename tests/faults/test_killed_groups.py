@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,7 +17,6 @@ import pytest
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from tests.faults.group_process import run_task
-from tests.faults.test_processes import faulty_s3  # noqa: F401 - a fixture
 
 RANGES = 3
 SERVER = multiprocessing.get_context("forkserver")
@@ -98,11 +96,6 @@ def sync_with_kills(group, chance, talon, warehouse, rounds, rows):
 
 
 @pytest.fixture
-def chance(request):
-    return random.Random(f"{request.config.getoption('--faults-seed')} {request.node.name}")
-
-
-@pytest.fixture
 def talon():
     with Emulator(service_time=0.05) as emulator:
         yield emulator
@@ -126,23 +119,13 @@ def arguments(tmp_path):
     return {**names, **source, "state_uri": str(tmp_path / "state"), "max_removal_fraction": 1}
 
 
-@pytest.fixture
-def is_long(request):
-    return request.config.getoption("--faults-long")
-
-
 def test_kills_on_a_local_disk_lose_nothing(arguments, chance, talon, warehouse, is_long):
     rounds, rows = (10, 150_000) if is_long else (2, 10_000)
     sync_with_kills(Group(arguments, chance), chance, talon, warehouse, rounds, rows)
 
 
 def test_kills_over_an_s3_api_with_faults_lose_nothing(
-    arguments,
-    chance,
-    talon,
-    warehouse,
-    is_long,
-    faulty_s3,  # noqa: F811 - a fixture
+    arguments, chance, talon, warehouse, is_long, faulty_s3
 ):
     arguments["state_uri"] = "s3://ledgers@ledgers/state"
     group = Group(arguments, chance, faulty_s3.url)

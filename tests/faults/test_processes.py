@@ -6,9 +6,7 @@ The short form has fewer kills and locks that last for seconds; ``--faults-long`
 from __future__ import annotations
 
 import json
-import logging
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,23 +14,11 @@ import time
 from collections import Counter
 
 import pytest
-from upath import UPath
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.ledger import lock
 from tests.faults.mirror_process import ids, ledger_of
-from tests.faults.s3_proxy import FaultyProxy
 from tests.processes import ROOT
-
-
-@pytest.fixture
-def is_long(request):
-    return request.config.getoption("--faults-long")
-
-
-@pytest.fixture
-def chance(request):
-    return random.Random(f"{request.config.getoption('--faults-seed')} {request.node.name}")
 
 
 @pytest.fixture
@@ -242,19 +228,6 @@ def test_kills_while_rules_run_repeat_no_call_and_leave_a_letter_of_each_that_is
     mirrors.told["sends_all"] = True
     mirrors.finish("run", first, first + 200)
     assert runs == Counter({each: talon.rule_runs(each) for each in talon.profiles()})
-
-
-@pytest.fixture
-def faulty_s3(chance):
-    server = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    served.start()
-    url = "http://{}:{}".format(*served.get_host_and_port())
-    UPath("s3://ledgers", endpoint_url=url, key="a", secret="b").fs.mkdirs("ledgers", exist_ok=True)
-    with FaultyProxy(url, chance.random()) as proxy:
-        yield proxy
-    served.stop()
 
 
 def test_kills_over_an_s3_api_with_errors_delays_and_cut_answers_lose_nothing(
