@@ -6,6 +6,8 @@ only the errors.
 
 from __future__ import annotations
 
+from decimal import Decimal
+from numbers import Integral
 from typing import Literal, get_args
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -113,6 +115,10 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
                 "Talon.One would treat it as another audience. Remove that character."
             )
         return text
+    # The integers of some databases, such as Oracle, are decimals, and those of numpy have their own type.
+    is_whole = isinstance(value, Decimal) and value.is_finite() and value.as_tuple().exponent == 0
+    if is_whole or (isinstance(value, Integral) and not isinstance(value, bool)):
+        value = int(value)  # type: ignore[call-overload]
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_INTERNAL_ID:
         raise InvalidInputError(
             f"{name} must be an internal audience ID, the integer >= 1 that Talon.One assigned,\n"

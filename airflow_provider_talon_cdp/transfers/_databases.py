@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 FETCH = 5000
 """Number of rows that are fetched at once."""
 
+_REDSHIFT_FETCH = 1000
+"""The most that Redshift lets a cursor fetch at once where it has a single node."""
+
 _CURSOR = "airflow_provider_talon_cdp"
 
 
@@ -134,12 +137,21 @@ def _rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) 
     return _from_cursor(connection.cursor(), statement, parameters, cleanup)
 
 
-def _from_cursor(cursor: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
+def _from_cursor(
+    cursor: Any,
+    statement: str,
+    parameters: Any,
+    cleanup: ExitStack,
+    *,
+    json_types: Collection[Any] = (),
+    fetch: int = FETCH,
+) -> Result:
     cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
     # A server-side cursor of psycopg2 describes its columns after the first fetch.
-    first = cursor.fetchmany(FETCH)
-    return Result(_names_of(cursor), _blocks(first, partial(cursor.fetchmany, FETCH)))
+    first = cursor.fetchmany(fetch)
+    blocks = _blocks(first, partial(cursor.fetchmany, fetch))
+    return Result(_names_of(cursor), blocks, _columns_of_type(cursor, json_types))
 
 
 def _blocks(first: Any, fetch: Callable[[], Any]) -> Iterator[Any]:
@@ -167,7 +179,24 @@ def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
         _tolerate_times_of_psycopg2(connection)
     else:
         return _rows(connection, statement, parameters, cleanup)
-    return _from_cursor(connection.cursor(_CURSOR), statement, parameters, cleanup)
+    cursor = connection.cursor(_CURSOR)
+    if not _is_redshift(connection):
+        return _from_cursor(cursor, statement, parameters, cleanup)
+    return _from_cursor(
+        cursor, statement, parameters, cleanup, json_types=_REDSHIFT_JSON, fetch=_REDSHIFT_FETCH
+    )
+
+
+# PostgreSQL 9.1. Redshift reports version 8.0.2.
+_FIRST_WITH_COLLATE = 90_100
+# SUPER.
+_REDSHIFT_JSON = {4000}
+
+
+def _is_redshift(connection: Any) -> bool:
+    """Whether a connection of psycopg leads to Redshift."""
+    version: int = connection.info.server_version
+    return version < _FIRST_WITH_COLLATE
 
 
 # OIDs of PostgreSQL's types of times and of their arrays.
@@ -222,6 +251,9 @@ def _tolerate_times_of_psycopg(connection: Any) -> None:
 def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Read with DECLARE and FETCH, as redshift_connector's cursor keeps all rows in memory."""
     cursor = connection.cursor()
+    if parameters is None:
+        # This driver looks for placeholders even without parameters. Redshift has no operator "?".
+        cursor.paramstyle = "qmark"
     cleanup.callback(close_quietly, cursor.close)
     # It closes the server's cursor, so that the next statement can use the name.
     cleanup.callback(close_quietly, connection.rollback)
@@ -233,14 +265,14 @@ def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
             "Redshift declared no cursor for the query (%s), so all its rows are kept in memory.",
             type(error).__name__,
         )
-        return _from_cursor(cursor, statement, parameters, cleanup)
+        return _from_cursor(cursor, statement, parameters, cleanup, json_types=_REDSHIFT_JSON)
 
     def fetch() -> Any:
-        cursor.execute(f"FETCH FORWARD {FETCH} FROM {_CURSOR}")
+        cursor.execute(f"FETCH FORWARD {_REDSHIFT_FETCH} FROM {_CURSOR}")
         return cursor.fetchall()
 
     first = fetch()
-    return Result(_names_of(cursor), _blocks(first, fetch))
+    return Result(_names_of(cursor), _blocks(first, fetch), _columns_of_type(cursor, _REDSHIFT_JSON))
 
 
 _MYSQL_JSON = 245
@@ -312,7 +344,7 @@ def _databricks_rows(connection: Any, statement: str, parameters: Any, cleanup: 
     cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
     fetch = partial(cursor.fetchmany_arrow if find_spec("pyarrow") else cursor.fetchmany, FETCH)
-    return Result(_names_of(cursor), _tables(fetch))
+    return Result(_names_of(cursor), _tables(fetch), _columns_of_type(cursor, {"variant"}))
 
 
 def _tables(fetch: Callable[[], Any]) -> Iterator[Any]:
@@ -371,14 +403,40 @@ def _bigquery_batches(rows: Any, storage: Any) -> Iterator[Any]:
     )
 
 
+# Only of LIMIT 0 does the driver ask for the names of an empty result.
+_CLICKHOUSE_PEEK = "SELECT * FROM (\n{}\n) LIMIT 0"
+
+
+def _trino_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
+    return _from_cursor(connection.cursor(), statement, parameters, cleanup, json_types={"json"})
+
+
+def _athena_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
+    """Refuse arrays, maps and rows: Athena writes them without quotes, so that the driver can only guess."""
+
+    def refuse(value: Any) -> InvalidInputError | None:
+        text = "is an array, a map or a row, which Athena writes without quotes: CAST it AS JSON in SQL"
+        return None if value is None else InvalidInputError(text)
+
+    converter = import_module("pyathena.converter").DefaultTypeConverter()
+    converter.update(dict.fromkeys(("array", "map", "row", "struct"), refuse))
+    return _from_cursor(connection.cursor(converter=converter), statement, parameters, cleanup)
+
+
 def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Read block by block, as the cursors of both drivers would wait for all rows."""
     client = getattr(connection, "_client", None)
     if client is not None and hasattr(client, "query_row_block_stream"):
         opened = ExitStack()
         cleanup.callback(close_quietly, opened.close)
-        stream = opened.enter_context(client.query_row_block_stream(statement, parameters))
-        return Result(stream.source.column_names, iter(stream))
+        # By default, a time in UTC has no zone.
+        stream = opened.enter_context(client.query_row_block_stream(statement, parameters, tz_mode="aware"))
+        # An empty result has no names.
+        names = (
+            stream.source.column_names
+            or client.query(_CLICKHOUSE_PEEK.format(statement), parameters).column_names
+        )
+        return Result(names, iter(stream))
     cursor = connection.cursor()
     if hasattr(cursor, "set_stream_results"):
         cursor.set_stream_results(stream_results=True, max_row_buffer=FETCH)
@@ -388,14 +446,23 @@ def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: 
 def _oracle_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Read NUMBER as Decimal, as oracledb returns a float if it has a fraction."""
     cursor = connection.cursor()
-    number = import_module("oracledb").DB_TYPE_NUMBER
+    oracledb = import_module("oracledb")
 
-    def as_decimal(cursor: Any, metadata: Any) -> Any:
-        if metadata.type_code is number:
+    def refuse(_: Any) -> InvalidInputError:
+        # The driver takes the offset away.
+        return InvalidInputError(
+            "is a TIMESTAMP WITH TIME ZONE, of which Oracle's driver loses the offset. Select "
+            """TO_CHAR(SYS_EXTRACT_UTC(...), 'YYYY-MM-DD"T"HH24:MI:SS.FF6"Z"')"""
+        )
+
+    def variable(cursor: Any, metadata: Any) -> Any:
+        if metadata.type_code is oracledb.DB_TYPE_NUMBER:
             return cursor.var(Decimal, arraysize=cursor.arraysize)
+        if metadata.type_code in (oracledb.DB_TYPE_TIMESTAMP_TZ, oracledb.DB_TYPE_TIMESTAMP_LTZ):
+            return cursor.var(metadata.type_code, arraysize=cursor.arraysize, outconverter=refuse)
         return None
 
-    cursor.outputtypehandler = as_decimal
+    cursor.outputtypehandler = variable
     return _from_cursor(cursor, statement, parameters, cleanup)
 
 
@@ -406,12 +473,8 @@ def _key(template: str) -> Callable[[Any, str, Any], str]:
     return lambda _, name, __: template.format(name)
 
 
-# PostgreSQL 9.1. Redshift reports version 8.0.2.
-_FIRST_WITH_COLLATE = 90_100
-
-
 def _postgres_key(connection: Any, name: str, _: Any) -> str:
-    if connection.info.server_version < _FIRST_WITH_COLLATE:
+    if _is_redshift(connection):
         return _REDSHIFT_KEY.format(name)
     return f'CAST({name} AS TEXT) COLLATE "C"'
 
@@ -473,12 +536,23 @@ DATABASES = (
     Database(
         connection_types=["athena", "aws"],
         hook=f"{_AMAZON}.athena_sql.AthenaSQLHook",
-        read=_rows,
+        read=_athena_rows,
         sort_key=_key("CAST({} AS VARCHAR)"),
     ),
-    Database(connection_types=["duckdb"], read=_duckdb_rows, sort_key=_key("encode(CAST({} AS VARCHAR))")),
-    Database(connection_types=["trino", "presto"], read=_rows, sort_key=_key("CAST({} AS VARCHAR)")),
-    Database(connection_types=["clickhouse"], read=_clickhouse_rows, sort_key=_key("toString({})")),
+    # DuckDB renames equal columns of a subquery, but not of a statement in parentheses.
+    Database(
+        connection_types=["duckdb"],
+        read=_duckdb_rows,
+        sort_key=_key("encode(CAST({} AS VARCHAR))"),
+        peek="(\n{}\n) LIMIT 0",
+    ),
+    Database(connection_types=["trino", "presto"], read=_trino_rows, sort_key=_key("CAST({} AS VARCHAR)")),
+    Database(
+        connection_types=["clickhouse"],
+        read=_clickhouse_rows,
+        sort_key=_key("toString({})"),
+        peek=_CLICKHOUSE_PEEK,
+    ),
     Database(
         connection_types=["oracle"],
         read=_oracle_rows,

@@ -368,13 +368,34 @@ def _arrow_values(column: Any) -> list[Any]:
         # Arrow's conversion takes six times as long. Python's times have microseconds at most.
         column = column.cast(arrow.timestamp("us", kind.tz), safe=False).cast(arrow.int64())
         convert = partial(_time_since, datetime(1970, 1, 1, tzinfo=UTC if kind.tz else None))
-    elif arrow.types.is_map(kind):
-        convert = dict
+    else:
+        convert = _map_converter(kind)
     try:
         values: list[Any] = column.to_pylist()
         return [None if value is None else convert(value) for value in values] if convert else values
     except (ValueError, OverflowError):
         return [_arrow_value(scalar, convert) for scalar in column]
+
+
+def _map_converter(kind: Any) -> Callable[[Any], Any] | None:
+    """Return a function that makes dictionaries of maps, wherever they are in a value; None without maps."""
+    types = import_module("pyarrow").types
+    if types.is_map(kind):
+        item = _map_converter(kind.item_type) or (lambda value: value)
+        return lambda pairs: {key: None if value is None else item(value) for key, value in pairs}
+    if types.is_struct(kind):
+        fields = {part.name: made for part in kind if (made := _map_converter(part.type))}
+        if not fields:
+            return None
+        return lambda value: {
+            name: fields[name](part) if name in fields and part is not None else part
+            for name, part in value.items()
+        }
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        if (made := _map_converter(kind.value_type)) is None:
+            return None
+        return lambda values: [None if value is None else made(value) for value in values]
+    return None
 
 
 def _time_since(epoch: datetime, microseconds: int) -> datetime:
@@ -390,12 +411,19 @@ def _arrow_value(scalar: Any, convert: Callable[[Any], Any] | None) -> Any:
 
 
 def bare(sql: str) -> str:
-    """Remove what a subquery must not contain: a BOM, and semicolons and comments at the end."""
+    """Remove what a subquery must not contain: a BOM, and the last semicolon with the comments around it.
+
+    Other comments stay, as what looks like one may be an operator: ``#`` in Postgres, ``--1`` in MySQL.
+    """
     # Only tokenized, as sqlparse refuses to group long or deep statements.
     tokens = list(tokenize(sql.removeprefix("\ufeff")))  # type: ignore[no-untyped-call]
-    while tokens and (tokens[-1][0] in Whitespace or tokens[-1][0] in Comment or tokens[-1][1] == ";"):
-        tokens.pop()
-    return "".join(text for _, text in tokens)
+    end = len(tokens)
+    while end and (
+        tokens[end - 1][0] in Whitespace or tokens[end - 1][0] in Comment or tokens[end - 1][1] == ";"
+    ):
+        end -= 1
+    ends = [at for at in range(end, len(tokens)) if tokens[at][1] == ";"]
+    return "".join(text for _, text in tokens[: ends[0] if ends else None]).rstrip()
 
 
 def column_positions(columns: Columns, names: Sequence[str]) -> list[int]:

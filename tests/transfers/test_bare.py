@@ -29,5 +29,20 @@ def test_semicolons_and_comments_go_from_the_end_alone(sql):
     assert bare(sql) == sql
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        "= flags # 3",  # of Postgres: exclusive or
+        "> 5--3",  # of MySQL: minus minus 3
+        "/*! AND is_active */",  # of MySQL: part of the statement
+        r"= '\' AND n <> '--'",  # of standard SQL: two literals
+        "= 1 -- a comment",
+    ],
+)
+def test_what_may_be_more_than_a_comment_stays(end):
+    sql = f"SELECT id FROM t WHERE 8 {end}"
+    assert bare(f"{sql}\n ") == sql
+
+
 def test_a_byte_order_mark_goes_from_the_front():
     assert bare("\ufeffSELECT '\ufeff' AS id;") == "SELECT '\ufeff' AS id"

@@ -167,6 +167,8 @@ def duckdb(tmp_path):
             ("['a', 'b']", '["a","b"]'),
             ("{'lat': 52.5, 'lng': 13}", '{"lat":52.5,"lng":13}'),
             ("MAP {'lat': 52.5}", '{"lat":52.5}'),
+            ("[MAP {'lat': 52.5}, NULL]", '[{"lat":52.5},null]'),
+            ("{'place': MAP {'lat': [MAP {'x': 1}]}}", '{"place":{"lat":[{"x":1}]}}'),
             ("'{\"x\": [1.50]}'::JSON", '{"x":[1.5]}'),
             ("'7b2e55a0-0000-4000-8000-000000000005'::UUID", '"7b2e55a0-0000-4000-8000-000000000005"'),
             ("'Zürich 😀'", '"Zürich 😀"'),
@@ -230,9 +232,9 @@ def postgres_folder():
 
 
 @pytest.fixture(scope="session")
-def redshift_port(postgres_folder):
+def redshift_server(postgres_folder):
     with FakeRedshift(postgres_folder) as proxy:
-        yield proxy.port
+        yield proxy
 
 
 def _like_redshift(port, conn_type, **extra):
@@ -257,6 +259,8 @@ def _like_redshift(port, conn_type, **extra):
             ("'2026-06-30 12:00:00'::timestamp", '"2026-06-30T10:00:00Z"'),
             ("'2026-06-30'::date", '"2026-06-29T22:00:00Z"'),
             ("true", "true"),
+            ("'{\"x\": [1.50]}'::json", '{"x":[1.5]}'),
+            ("'\"text\"'::json", '"text"'),
             ("'Zürich 😀'::varchar", '"Zürich 😀"'),
             ("NULL::varchar", "null"),
         ],
@@ -264,16 +268,16 @@ def _like_redshift(port, conn_type, **extra):
 
 
 @pytest.fixture
-def redshift(redshift_port):
+def redshift(redshift_server):
     pytest.importorskip("airflow.providers.amazon.aws.hooks.redshift_sql")
-    found = _like_redshift(redshift_port, "redshift", ssl=False)
+    found = _like_redshift(redshift_server.port, "redshift", ssl=False)
     found.percent = "%"
     return found
 
 
 @pytest.fixture
-def redshift_as_postgres(redshift_port):
-    return _like_redshift(redshift_port, "postgres")
+def redshift_as_postgres(redshift_server):
+    return _like_redshift(redshift_server.port, "postgres")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import socketserver
 import struct
@@ -37,9 +38,25 @@ def _startup(stream):
     return struct.pack("!i", len(body) + 4) + body
 
 
-def _pump(source, target):
+_JSON, _SUPER = 114, 4000
+
+
+def _described(body):
+    """Describe a result's columns as Redshift does, which calls JSON by another type."""
+    (count,) = struct.unpack("!h", body[:2])
+    at = 2
+    for _ in range(count):
+        at = body.index(b"\0", at) + 1 + 6
+        if struct.unpack("!i", body[at : at + 4])[0] == _JSON:
+            body = body[:at] + struct.pack("!i", _SUPER) + body[at + 4 :]
+        at += 12
+    return body
+
+
+def _pump(source, target, fetches):
     with suppress(OSError):
         while data := source.recv(65536):
+            fetches += map(int, re.findall(rb"FETCH FORWARD (\d+)", data))
             target.sendall(data)
     for each in (source, target):
         with suppress(OSError):
@@ -55,6 +72,8 @@ def _answers(server, client):
             body = _read(server, length - 4)
             if kind == b"S" and body.startswith(b"server_version\0"):
                 body = b"server_version\x008.0.2\0"
+            if kind == b"T":
+                body = _described(body)
             client.sendall(kind + struct.pack("!i", len(body) + 4) + body)
     except OSError:
         client.close()
@@ -62,17 +81,22 @@ def _answers(server, client):
 
 
 class FakeRedshift:
-    """Listens on loopback before a PostgreSQL whose socket is in a folder; use it as a context manager."""
+    """Listens on loopback before a PostgreSQL whose socket is in a folder; use it as a context manager.
+
+    Attributes:
+        fetches: How many rows clients asked for at once.
+    """
 
     def __init__(self, folder, port=5432):
         path = f"{folder}/.s.PGSQL.{port}"
+        fetches = self.fetches = []
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self):
                 with socket.socket(socket.AF_UNIX) as server:
                     server.connect(path)
                     server.sendall(_startup(self.request))
-                    threading.Thread(target=_pump, args=(self.request, server), daemon=True).start()
+                    threading.Thread(target=_pump, args=(self.request, server, fetches), daemon=True).start()
                     _answers(server, self.request)
 
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)

@@ -12,14 +12,18 @@ import time
 from contextlib import closing
 from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import pytest
+from airflow.providers.common.sql.hooks.sql import DbApiHook
 
 from airflow_provider_talon_cdp.api.values import AttributesEncoder
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.transfers._databases import DATABASES
 from airflow_provider_talon_cdp.transfers._rows import (
     ProfileColumns,
+    SqlSource,
     range_bounds,
     read_profiles,
     sql_hook,
@@ -76,6 +80,83 @@ def test_a_query_that_it_cannot_sort_is_read_as_it_is_written(warehouse):
     """Two columns of one name cannot stand in a subquery of any database."""
     sql = "SELECT 'b' AS profile_id, 1 AS x, 2 AS x UNION ALL SELECT 'a', 3, 4"
     assert sorted(rows_of(warehouse.source, sql, order_by=1)) == [("a",), ("b",)]
+
+
+@pytest.mark.parametrize("order_by", [0, 1])
+@pytest.mark.parametrize("name", ["mariadb", "duckdb", "redshift"])
+def test_an_ambiguous_column_is_refused(request, monkeypatch, name, order_by):
+    """Some databases rename the second one, if the query stands in a subquery. Stand-ins rename it always."""
+    found = request.getfixturevalue(name)
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(found.connection))
+    sql = "SELECT 'a' AS profile_id, 'b' AS profile_id"
+    with pytest.raises(InvalidInputError, match="more than one column 'profile_id'"):
+        rows_of(found.source, sql, order_by=order_by)
+
+
+@pytest.mark.parametrize("name", ["redshift", "redshift_as_postgres"])
+def test_redshift_is_asked_for_as_many_rows_as_one_node_gives(request, redshift_server, monkeypatch, name):
+    found = request.getfixturevalue(name)
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(found.connection))
+    redshift_server.fetches.clear()
+    assert len(rows_of(sql_hook("warehouse"), found.many.format(2500), order_by=1)) == 2500
+    assert set(redshift_server.fetches) == {1000}
+
+
+def test_an_operator_with_a_percent_sign_is_none_of_redshifts_placeholders(redshift, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(redshift.connection))
+    sql = "SELECT i::text AS profile_id FROM generate_series(1, 30) AS i WHERE i % 10 = 0"
+    assert rows_of(sql_hook("warehouse"), sql, order_by=1) == [("10",), ("20",), ("30",)]
+
+
+def test_what_mysql_does_not_take_for_a_comment_is_part_of_the_query(mariadb, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(mariadb.connection))
+    ids = "(SELECT '6' AS profile_id UNION SELECT '9') AS t"
+    for end in ("profile_id > 5--3", "TRUE /*! AND profile_id = 9 */"):
+        assert rows_of(sql_hook("warehouse"), f"SELECT profile_id FROM {ids} WHERE {end}", order_by=1) == [
+            ("9",)
+        ]
+
+
+def test_athenas_text_of_an_array_is_refused():
+    """It is the same for one text with a comma and for two texts."""
+    pytest.importorskip("pyathena")
+    texts = {
+        "array": "[Berlin, DE]",
+        "map": "{a=1}",
+        "row": "{a=1}",
+        "json": '["Berlin, DE"]',
+        "integer": "7",
+    }
+
+    class Cursor:
+        description = tuple((kind, kind) for kind in texts)
+
+        def __init__(self, converter):
+            self._rows = [tuple(converter.convert(kind, text) for kind, text in texts.items())]
+
+        def execute(self, *_):
+            """Keep the result."""
+
+        def fetchmany(self, count):
+            rows, self._rows = self._rows[:count], []
+            return rows
+
+        def close(self):
+            """Do nothing."""
+
+    class Hook(DbApiHook):
+        def __init__(self):
+            """Need no connection of Airflow."""
+
+        def get_conn(self):
+            return SimpleNamespace(cursor=Cursor, close=lambda: None)
+
+    athena = next(each for each in DATABASES if "athena" in each.connection_types)
+    source = SqlSource(athena, Hook)
+    ((array, mapping, row, parsed, number),) = rows_of(source, "SELECT ...", list(texts))
+    assert all(isinstance(each, InvalidInputError) for each in (array, mapping, row))
+    assert "CAST it AS JSON" in str(array)
+    assert (parsed, number) == (["Berlin, DE"], 7)
 
 
 def test_parameters_and_a_percent_sign(warehouse):
