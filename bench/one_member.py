@@ -6,6 +6,7 @@ module to another.
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import sqlite3
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,6 +50,24 @@ class Trace:
         self.crossings += self._last.get(thread, module) != module
         self._last[thread] = module
 
+    def begin(self) -> None:
+        """Trace this thread and those that start from now on.
+
+        A sync starts the thread of its event loop without ``threading``, which would set the profiler in it.
+        """
+        start = _thread.start_new_thread
+
+        def traced(function: Callable[..., object], *arguments: Any) -> int:
+            def run(*given: Any) -> None:
+                sys.setprofile(self)
+                function(*given)
+
+            return start(run, *arguments)
+
+        _thread.start_new_thread = traced
+        threading.setprofile(self)
+        sys.setprofile(self)
+
 
 def main() -> None:
     """Run a mirror of one member, once to import everything and once under the trace."""
@@ -76,8 +96,7 @@ def main() -> None:
                 state_uri=str(folder / state),
             )
             if state == "traced":
-                threading.setprofile(trace)
-                sys.setprofile(trace)
+                trace.begin()
             operator.execute({})
             sys.setprofile(None)
             threading.setprofile(None)

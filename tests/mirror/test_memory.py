@@ -19,9 +19,11 @@ ROOT = HERE.parent.parent
 
 
 @pytest.fixture(scope="module")
-def sink():
-    """A server in a process of its own that takes every change; its Airflow connection as JSON."""
-    with subprocess.Popen([sys.executable, HERE / "sink.py"], stdout=subprocess.PIPE, text=True) as process:
+def stub():
+    """A server in a process of its own that takes every change and costs less than the emulator; its Airflow
+    connection as JSON."""
+    command = [sys.executable, ROOT / "bench" / "stub.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield json.dumps(
                 {
@@ -37,7 +39,7 @@ def sink():
 
 
 @pytest.fixture(scope="module")
-def measure(sink, tmp_path_factory):
+def measure(stub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
 
     def grown(rows, sql, kind="mirror"):
@@ -68,9 +70,9 @@ def measure(sink, tmp_path_factory):
                 "PYTHONMALLOC": "default" if kind == "profiles" else "malloc",
                 "PYTHONPATH": str(ROOT),
                 # A profile is one request, a thousand members are one.
-                "AIRFLOW_CONN_TALON_CDP_DEFAULT": sink.replace("2000", "100000")
+                "AIRFLOW_CONN_TALON_CDP_DEFAULT": stub.replace("2000", "100000")
                 if "profiles" in kind
-                else sink,
+                else stub,
             },
             capture_output=True,
             text=True,
