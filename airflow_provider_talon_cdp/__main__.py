@@ -28,7 +28,7 @@ from airflow_provider_talon_cdp.ledger.storage import as_folder
 _COMMANDS = {
     "import": "adopt the members in a CSV file into a new ledger",
     "show": "print a ledger's folder, version and size",
-    "letters": "print a ledger's dead letters: records that were refused, with the reason",
+    "letters": "print dead letters: records that were refused, with the reason",
     "repair": "rebuild a damaged ledger from its kept versions, and say what is lost",
 }
 
@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "import":
             command.add_argument("--csv", required=True, help=f"file with a column {COLUMN}")
         else:
-            which.add_argument("folder", nargs="?", help="folder of the ledger, as the task's log has it")
+            which.add_argument(
+                "folder", nargs="?", help="folder of the ledger or of its dead letters, as in the log"
+            )
             which.add_argument(
                 "--sync", metavar="LEDGER", help="ledger of a mirror with an audience_column, or DAG.TASK"
             )
@@ -73,22 +75,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.command == "letters" and options.folder is not None:
+        # Explicit adds and removes have dead letters without a ledger.
+        found = False
+        for line in read_letters(as_folder(_storage("folder", options.folder))):
+            found = True
+            print(line)
+        if found:
+            return
     ledger = _ledger(options)
     if options.command == "import":
         file = _storage("CSV file", options.csv)
         print(f"Adopted {adopt_csv(ledger, _owner('import'), file, options.audience_id):,} members.")
     if isinstance(ledger, DamagedLedger):
         print("\n".join(ledger.repair(_owner("repair"))))
-    if options.command == "letters":
-        for line in read_letters(ledger.folder):
-            print(line)
-        return
     ledger.load()
     if not ledger.version:
         raise LedgerError(
             "There is no ledger here. Check the state URI, the deployment host, the base URL,\n"
             f"the environment and the ledger's name.\nFolder: {ledger.folder}"
         )
+    if options.command == "letters":
+        for line in read_letters(ledger.folder):
+            print(line)
+        return
     size = sum(map(len, ledger.known()))
     print(f"{ledger.folder}: version {ledger.version}, {size:,} {ledger.identity.holds}")
 

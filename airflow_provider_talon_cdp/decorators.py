@@ -70,8 +70,8 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
         *MembershipOperator.template_fields,
     )
     custom_operator_name = "@task.talon_audience"
-    # For Airflow's registry: a retry resumes from the task state store.
-    __supports_durable_execution = True
+    # The function may have been corrected since the earlier try.
+    resumes_plans = False
 
     def __init__(self, *, audience_id: str | int, mode: Mode = "mirror", **kwargs: Any) -> None:
         super().__init__(audience_id=audience_id, **kwargs)

@@ -73,7 +73,7 @@ def get_provider_info() -> dict[str, Any]:
                             "Folder of the ledgers, in which syncs record what Talon.One acknowledged: "
                             "an absolute path or a URI of any object storage that Airflow knows. Default: "
                             "talon_cdp in AIRFLOW_HOME, which only works where all tries of a task run on "
-                            "one machine; it is refused with Celery, Kubernetes and Edge executors."
+                            "one machine: with executors of several machines a mirror refuses it."
                         ),
                         "version_added": "0.1.0",
                         "type": "string",

@@ -24,10 +24,10 @@ with DAG(
     doc_md="""
 ### After an audience has changed
 
-Runs when `talon_across_workers` has changed the audience `example-everybody`: the task that did it emits the
-asset `talon-cdp://<deployment host>/audiences/example-everybody`. Then keeps every tenth customer in an
-audience of its own, which a campaign can leave out to measure its effect. The decorated function yields
-profile IDs, which are streamed.
+Runs after each green sync of the audience `example-everybody` by `talon_across_workers`, also one without
+changes: its task `commit` emits the asset `talon-cdp://<deployment host>/audiences/example-everybody`. Then
+keeps every tenth customer in an audience of its own, which a campaign can leave out to measure its effect.
+The decorated function yields profile IDs, which are streamed.
 
 Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
 """,

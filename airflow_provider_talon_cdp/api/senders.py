@@ -159,8 +159,22 @@ class AttributesSender(_MeteredSender):
         self._on_unclear: OnUnclear = options.pop("on_unclear", ON_UNCLEAR)
         self._options = options
 
-    async def __call__(self, profile_id: str, attributes: bytes, /) -> None:
+    async def __call__(
+        self,
+        profile_id: str,
+        attributes: bytes,
+        /,
+        *,
+        without_rules: bool = False,
+        aloft: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         """Send a JSON object of attributes.
+
+        Args:
+            profile_id: Integration ID of the profile.
+            attributes: The JSON object.
+            without_rules: Do not run rules, whatever the sender's options say.
+            aloft: As in ``AsyncTalonCdpClient.send``.
 
         Raises:
             InvalidInputError: The profile ID cannot be part of a URL's path.
@@ -170,7 +184,7 @@ class AttributesSender(_MeteredSender):
         request = calls.update_customer_profile_attributes(
             profile_id,
             attributes,
-            run_rule_engine=self._options.get("run_rule_engine", False),
+            run_rule_engine=self._options.get("run_rule_engine", False) and not without_rules,
             skip_unknown_attributes=self._options.get("skip_unknown_attributes", False),
         )
-        await self.client.send(request, on_unclear=self._on_unclear)
+        await self.client.send(request, on_unclear=self._on_unclear, aloft=aloft)

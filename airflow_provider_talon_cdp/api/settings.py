@@ -181,7 +181,7 @@ def _deployment_host(value: object) -> str:
 
 def _platform_name(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InvalidInputError("Platform name is empty. Set it to any text that names your CDP.")
+        raise InvalidInputError("Platform name must be text that names your CDP, and must not be empty.")
     name = value.strip()
     if not name.isascii() or not name.isprintable():
         raise InvalidInputError(
@@ -198,8 +198,11 @@ def _base_url(value: object) -> str:
     try:
         url = urlsplit(text if "://" in text else f"https://{text}")
         port = url.port
-    except ValueError as error:
-        raise InvalidInputError(f"Base URL must look like {DEFAULT_BASE_URL}: {error}.") from error
+    except ValueError:
+        # The parser's text may quote a password.
+        raise InvalidInputError(
+            f"Base URL must look like {DEFAULT_BASE_URL}, but its host or its port is not valid."
+        ) from None
     if url.username is not None or url.password is not None:
         raise InvalidInputError(
             "Base URL must not contain a user name or password; the API key has its own field."

@@ -26,11 +26,13 @@ class Counts:
             were not read from the source.
         unacknowledged_removals: Removals of members that Talon.One never acknowledged, by audience: an
             earlier request may have added them. The guard does not count them.
+        rule_changes: Changes of the plan that run rules.
+        rule_calls: Calls that these changes take: one for each profile.
         resumed: Changes of an earlier try's plan that it had not sent. They are sent first.
         added: Additions that Talon.One acknowledged, by audience.
         removed: Removals that Talon.One acknowledged, by audience.
-        unclear: Changes that run rules and got no clear answer: they may have been made, and are not sent
-            again.
+        unclear: Changes that run rules and got no clear answer. They may have been made, and their rules do
+            not run again.
         unsent: Changes without an acknowledgement; 0 after a sync that was not interrupted.
         requests: HTTP requests that were sent.
         retries: Requests that repeated a failed one.
@@ -47,6 +49,8 @@ class Counts:
     repeated: Counter[str] = field(default_factory=Counter)
     removals: Counter[str] = field(default_factory=Counter)
     unacknowledged_removals: Counter[str] = field(default_factory=Counter)
+    rule_changes: int = 0
+    rule_calls: int = 0
     resumed: int = 0
     added: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)

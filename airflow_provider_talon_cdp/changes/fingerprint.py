@@ -71,6 +71,11 @@ def holds(text: str, digest: str, *, partial: bool) -> bool:
     return text.startswith(digest + _NAMES) or (partial and text.startswith(digest + _PARTIAL))
 
 
+def in_doubt(text: str) -> str:
+    """Return the fingerprint of what was sent without an acknowledgement; empty if all was acknowledged."""
+    return text.removeprefix(_DOUBT) if text.startswith(_DOUBT) else ""
+
+
 def mask_of(text: str) -> int:
     """Return the names in a fingerprint, as bits.
 

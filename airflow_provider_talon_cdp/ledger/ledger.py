@@ -20,7 +20,8 @@ Known are the members in the file that the manifest names, plus the acknowledged
 names, in order. When these changes are many, the next version has a new file of members. If a worker is
 killed, changes that may have been sent and were not acknowledged are uncertain. The next plan sends them
 again, as ``add?`` or ``remove?``, whether the source has changed or not, and they are uncertain until they
-are acknowledged. A change that runs rules is withheld instead: it stays uncertain and is not sent again.
+are acknowledged. A member's change that runs rules is withheld instead: it stays uncertain and is not sent
+again. Attributes that were sent with rules are sent again without them.
 
 One process may plan and push, inside ``held``. Or one process plans, inside ``held``; others push a part
 each, inside ``pushing``, until all parts are complete; and a last one checks that, with ``commit``.
@@ -71,6 +72,7 @@ from airflow_provider_talon_cdp.ledger.format import (
 from airflow_provider_talon_cdp.ledger.letters import (
     LETTERS,
     UNCLEAR,
+    UNCLEAR_ATTRIBUTES,
     DeadLetters,
     letters_name,
     prune_letters,
@@ -220,6 +222,7 @@ class RunFacts:
         audiences: What Talon.One answered about each audience: its internal ID and its time of creation.
         filling: Audiences of a plan that runs rules whose first members are sent in bulk.
         rejected: Whether a person rejected the plan, which must not be pushed then.
+        awaits_approval: Whether the plan must not be pushed before a person approves it.
     """
 
     data_until: str = ""
@@ -228,6 +231,7 @@ class RunFacts:
     audiences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     filling: list[str] = field(default_factory=list)
     rejected: bool = False
+    awaits_approval: bool = False
 
     def has_key_of(self, other: RunFacts) -> bool:
         """Whether another run has the same API key and platform name. True if a key is not known."""
@@ -574,8 +578,10 @@ class Ledger:
         """Return changes that run rules and got no clear answer, as actions by member.
 
         They are not sent again, unless all is sent. Each of them cost a request without an answer, so there
-        are never many.
+        are never many. A ledger of profiles has none: ``known`` marks their fingerprints as doubtful.
         """
+        if self._holds_profiles:
+            return {}
         plan, carried = self.manifest.plan, self.manifest.withheld
         withheld: dict[Member, Action] = {}
         for chunk in read_chunks(self.folder, carried) if carried else ():
@@ -589,6 +595,18 @@ class Ledger:
         for change, _ in chain.from_iterable(map(self._sent_with_rules, self._lost_parts)):
             withheld[change[:2]] = change.action
         return withheld
+
+    def _sent_changes(self, file: File) -> Iterator[Chunk]:
+        """Yield the changes of a lost plan's part.
+
+        Attributes whose rules have surely not run are left out, as the next plan must run them.
+        """
+        sent = {change for change, _ in self._sent_with_rules(file)} if self._holds_profiles else set()
+        for chunk in read_chunks(self.folder, file):
+            if self._holds_profiles and chunk.runs_rules:
+                yield Chunk.of([each for each in chunk.changes() if not each.runs_rules or each in sent])
+            else:
+                yield chunk
 
     def _sent_with_rules(self, file: File) -> Iterator[tuple[Change, bool]]:
         """Yield changes of a lost plan's part that run rules and may have been sent.
@@ -955,12 +973,12 @@ class Ledger:
         return len(abandoned.withheld)
 
     def _unclear_letter(self, change: Change) -> dict[str, Any]:
+        membership = {"audience_id": change.key, "action": change.action}
         return {
             "time": datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds"),
             "profile_id": change.profile_id,
-            "audience_id": change.key,
-            "action": change.action,
-            "reason": UNCLEAR,
+            **({} if self._holds_profiles else membership),
+            "reason": UNCLEAR_ATTRIBUTES if self._holds_profiles else UNCLEAR,
             "status": None,
             "request_uuid": None,
         }
@@ -1057,6 +1075,15 @@ class Ledger:
             self.lock.handed_over = True
             yield
 
+    def _refuse_unapproved(self) -> None:
+        """Raise an error if the plan awaits approval, whatever made Airflow run this task."""
+        if self.facts.awaits_approval:
+            raise LedgerError(
+                f"The plan {self.plan} has not been approved. Nothing was sent.\n"
+                "Approve it in the task that asks (approve), or clear the task that plans (plan).\n"
+                f"Ledger: {self.folder}"
+            )
+
     def reject_plan(self) -> None:
         """Note, durably, that the plan must not be pushed, and release the ledger when this run ends."""
         self.remember(replace(self.facts, rejected=True))
@@ -1083,6 +1110,7 @@ class Ledger:
         """
         self._load_manifest()
         self._refuse_other(plan)
+        self._refuse_unapproved()
         if not parts or not all(type(part) is int and 0 <= part < self.parts for part in parts):
             raise InvalidInputError(f"Parts must be numbers from 0 to {self.parts - 1}, but are {parts!r}.")
         # This process holds the lock of its parts only.
@@ -1090,6 +1118,7 @@ class Ledger:
         with self.lock.held(owner):
             self._load_manifest()
             self._refuse_other(plan)
+            self._refuse_unapproved()
             self._refuse_suspected()
             if facts:
                 self._refuse_other_key(facts)
@@ -1120,6 +1149,7 @@ class Ledger:
         """
         with self.held(owner, waits_for_parts=True):
             self._refuse_other(plan)
+            self._refuse_unapproved()
             self._refuse_suspected()
             progress = self._progress()
             lines, landed, refused, skipped, unclear = (
@@ -1167,7 +1197,7 @@ class Ledger:
         """Raise an error if another run has planned since, or a person rejected the plan."""
         if plan == self.plan and self.facts.rejected:
             raise LedgerError(
-                f"The plan {plan} was rejected. Nothing was sent. Clear the task that plans (plan).\n"
+                f"The plan {plan} was rejected. Nothing more is sent. Clear the task that plans (plan).\n"
                 f"Ledger: {self.folder}"
             )
         if plan != self.plan:
@@ -1304,7 +1334,7 @@ class Ledger:
 
     def _changed_outside(self, action: str) -> Iterator[tuple[str, str]]:
         """Yield, sorted, members that notes or lost plans added or removed."""
-        lost = chain.from_iterable(read_chunks(self.folder, file) for file in self._lost_parts)
+        lost = chain.from_iterable(map(self._sent_changes, self._lost_parts))
         changes = chain(read_notes(self.folder, self._notes), lost)
         chunks = (
             Chunk.of([change for change in chunk.changes() if change.action == action]) for chunk in changes

@@ -22,7 +22,13 @@ UNCLEAR = (
     'It is not sent again. Look at the profile in the Campaign Manager. A run with send="all" makes the\n'
     "change in bulk, without rules; UpdateProfileAudiencesOperator makes it with rules."
 )
-"""The text of a dead letter for a change that runs rules and got no clear answer."""
+"""The text of a dead letter for a member whose change runs rules and got no clear answer."""
+UNCLEAR_ATTRIBUTES = (
+    "A call that runs rules got no clear answer: the rules may have run, or not.\n"
+    "They do not run for these attributes again. Look at the profile in the Campaign Manager. The next run\n"
+    "sends the attributes without rules."
+)
+"""The text of a dead letter for attributes that were sent with rules and got no clear answer."""
 # Characters that are kept in memory before they are written.
 _MOST_WAITING = 2**20
 
@@ -101,9 +107,14 @@ def prune_letters(ledger: Folder, keep: int, oldest: str = "") -> None:
             remove_folder(ledger / LETTERS / name)
 
 
-def read_letters(ledger: Folder) -> Iterator[str]:
-    """Yield the lines of all dead letters, the oldest first."""
-    for run in names_in(ledger / LETTERS):
-        for name in names_in(ledger / LETTERS / run):
-            data = b"".join(read_pieces(ledger / LETTERS / run / name))
+def read_letters(folder: Folder) -> Iterator[str]:
+    """Yield the lines of dead letters, the oldest first.
+
+    Args:
+        folder: The folder of a ledger, or of the dead letters of one run.
+    """
+    letters = folder / LETTERS
+    for run in [folder] if folder.parent.name == LETTERS else [letters / name for name in names_in(letters)]:
+        for name in names_in(run):
+            data = b"".join(read_pieces(run / name))
             yield from data.decode(errors="replace").removesuffix("\n").split("\n")

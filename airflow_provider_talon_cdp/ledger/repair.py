@@ -90,9 +90,11 @@ class DamagedLedger(Ledger):
         self._drop_notes(messages)
         notes = NoteWriter(self.folder, self.run, "", self._clock)
         for chunk in chain.from_iterable(uncertain):
-            if without_rules := [change for change in chunk.changes() if not change.runs_rules]:
-                notes.write(Chunk.of(without_rules))
-            withheld.update((change[:2], change.action) for change in chunk.changes() if change.runs_rules)
+            # Profiles are sent again without rules.
+            with_rules = () if self._holds_profiles else [each for each in chunk.changes() if each.runs_rules]
+            withheld.update((change[:2], change.action) for change in with_rules)
+            if sent_again := [change for change in chunk.changes() if change not in with_rules]:
+                notes.write(Chunk.of(sent_again))
         if newest.refused:
             messages.append("The list of records that Talon.One refused is dropped: they are sent again.")
         members = Folded(snapshot, changed, one_per_profile=self._holds_profiles)

@@ -35,7 +35,7 @@ class Share:
 
     Attributes:
         abandoned: Number of changes that run rules and may have been sent by a process that was killed. They
-            are not sent again.
+            have dead letters.
         refused_before: Members with a change that Talon.One refused in the run before.
     """
 
@@ -84,13 +84,17 @@ class Share:
             landed, *_, withheld = acks.counts(lines, plan.batch)
             self.changes += lines - landed - withheld
 
-    def batches(self) -> Generator[Chunk, None, None]:
+    def batches(self, *, in_order: bool = False) -> Generator[Chunk, None, None]:
         """Yield the chunks to send: batches without an outcome, in order.
 
         The batches of a plan that runs rules are single changes, and a chunk has several of them.
+
+        Args:
+            in_order: Whether the changes of a plan that runs rules keep their order. Otherwise those that run
+                none wait for a full chunk.
         """
         if self._plan.together:
-            yield from self._chunks_with_rules()
+            yield from self._chunks_with_rules(in_order=in_order)
             return
         last = ""
         for part, acks in self._known.items():
@@ -100,7 +104,7 @@ class Share:
                     yield replace(chunk, disjoint_from_recent=chunk.ids[0] != last)
                     last = chunk.ids[-1]
 
-    def _chunks_with_rules(self) -> Generator[Chunk, None, None]:
+    def _chunks_with_rules(self, *, in_order: bool) -> Generator[Chunk, None, None]:
         """Yield the changes of one profile that run rules, or changes of many profiles that run none."""
         size = self._plan.together
         number = 0
@@ -121,6 +125,9 @@ class Share:
                 with_rules: list[tuple[int, Chunk]] = []
                 for batch in of_profile:
                     (with_rules if batch[1].runs_rules else in_bulk).append(batch)
+                if in_order and with_rules and in_bulk:
+                    yield joined(part, in_bulk)
+                    in_bulk = []
                 for start in range(0, len(with_rules), size):
                     yield joined(part, with_rules[start : start + size])
                 while len(in_bulk) >= size:

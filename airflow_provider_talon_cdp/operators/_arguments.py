@@ -131,6 +131,13 @@ def as_bool(name: str, value: Any) -> bool:
     return value
 
 
+def check_bools(**values: Any) -> None:
+    """Refuse values that are not booleans, of arguments that cannot be templates."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InvalidInputError(f"{name} must be True or False, but is {value!r}.")
+
+
 def audience_id_of(name: str, value: Any, id_type: AudienceIdType) -> str | int:
     """Check an audience ID; an internal one may be text, as a template renders it."""
     if id_type == "internal" and isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value):

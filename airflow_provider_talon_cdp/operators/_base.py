@@ -85,6 +85,8 @@ Op = TypeVar("Op", bound=BaseOperator)
 
 # In names of executors that may run each try of a task on another machine.
 _REMOTE_EXECUTORS = ("Celery", "Kubernetes", "Edge", "Ecs", "Batch", "Lambda")
+# Types of DAG runs that have data until now, in all versions of Airflow.
+_RUNS_OF_NOW = ("manual", "asset_materialization", "asset_triggered", "dataset_triggered")
 DEFAULT_POOL = "default_pool"
 _SECONDS_BETWEEN_ATTEMPTS = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
@@ -321,7 +323,8 @@ class SendingOperator(BaseOperator):
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return the lineage of inputs and outputs, also of a failed task."""
         host = self.links.get(CampaignManagerLink.key, "").removeprefix("https://")
-        uris = list(self.asset_uris(host)) if host else ()
+        has_sent = self.report is None or self.report.verdict is None
+        uris = list(self.asset_uris(host)) if host and has_sent else ()
         return assets.lineage(self.lineage_inputs(), uris, self.report.sent if self.report else None)
 
     def run_owner(self, context: Context) -> str:
@@ -372,10 +375,10 @@ class LedgerOperator(SendingOperator):
         state_uri: Folder of the ledgers, as an absolute path or a URI of any object storage that Airflow
             supports, e.g. ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp]
             state_uri``, else ``$AIRFLOW_HOME/talon_cdp``, which only works if all tries run on one machine:
-            it is refused with Celery, Kubernetes and Edge executors.
+            with Celery, Kubernetes, Edge and AWS executors a mirror refuses it.
         keep_versions: Number of the ledger's versions that are kept.
-        kwargs: As in ``SendingOperator``. All but ``keep_versions``, ``on_busy`` and ``busy_timeout`` may be
-            templates.
+        kwargs: As in ``SendingOperator``. All but ``keep_versions``, ``suspicious_ids``, ``on_busy`` and
+            ``busy_timeout`` may be templates.
     """
 
     template_fields: Sequence[str] = (
@@ -593,6 +596,8 @@ class MembershipOperator(LedgerOperator):
     ui_color = "#d9f5e3"
     unrendered_lists: ClassVar[Sequence[str]] = ()
     """Fields with lists of data: only elements that are templates are rendered, and always to text."""
+    resumes_plans: ClassVar[bool] = True
+    """Whether a retry first sends the rest of an earlier try's plan, if the arguments are still the same."""
 
     def __init__(
         self,
@@ -748,7 +753,8 @@ class MembershipOperator(LedgerOperator):
         store = context.get("task_state_store")
         from airflow_provider_talon_cdp.sync.mirror import TaskCursor  # noqa: PLC0415
 
-        cursor = None if store is None else TaskCursor(store, self._plan_inputs(mirror))
+        resumes = self.resumes_plans and store is not None
+        cursor = TaskCursor(store, self._plan_inputs(mirror)) if resumes else None
         return mirror.run(self.run_owner(context), cursor, report)
 
     def adopt_initial_members(self, context: Context, mirror: Mirror) -> None:
@@ -764,8 +770,13 @@ class MembershipOperator(LedgerOperator):
             self._adopt(ledger, self.run_owner(context))
 
     def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
-        """Return the audiences: ``audience_id``, or those of the source."""
-        ids = {self.audience_id} if self.audience_id is not None else self.audiences_seen
+        """Return the audiences: ``audience_id``, or those of the source and those that it had before."""
+        if self.audience_id is not None:
+            ids = {self.audience_id}
+        else:
+            numbers = self.report.by_audience().items() if self.report else ()
+            changed = {audience for audience, each in numbers if each["added"] or each["removed"]}
+            ids = self.audiences_seen | changed
         if self.audience_id_type == "internal":
             ids = {audience_id_of("audience_id", audience, "internal") for audience in ids}
         uris = {assets.audience_uri(deployment_host, audience): str(audience) for audience in ids}
@@ -790,7 +801,7 @@ class MembershipOperator(LedgerOperator):
         """Return what a plan depends on, apart from the data."""
         excluded = {"is_dry_run", "in_flight", "max_rejected"}
         fields = [(name, getattr(self, name)) for name in self.template_fields if name not in excluded]
-        return [mirror.ledger.place, self.guard(), *fields]
+        return [mirror.ledger.place, self.guard(), self.suspicious_ids, *fields]
 
     def _adopt(self, ledger: Ledger, owner: str) -> None:
         from airflow_provider_talon_cdp.ledger.adopt import adopt_csv  # noqa: PLC0415
@@ -894,12 +905,20 @@ def note_internal_id(operator: Any, hook: TalonCdpHook, internal_id: int) -> Non
 
 
 def data_until(context: Context) -> str:
-    """Return the end of this run's data interval, or the current time if it has none, in ISO 8601."""
-    kind = str(getattr(context.get("dag_run"), "run_type", "") or "")
-    end: datetime | None = context.get("data_interval_end")
-    if end is None or kind.endswith(("manual", "asset_triggered", "dataset_triggered")):
-        end = datetime.now(UTC)
-    return end.astimezone(UTC).isoformat()
+    """Return the time until which a run has data, in ISO 8601.
+
+    It is the end of the run's data interval, or its logical date where that is later, as in a run of
+    ``TriggerDagRunOperator``. Runs that a person or an asset has triggered have data until now.
+    """
+    run_type = getattr(context.get("dag_run"), "run_type", "")
+    # Airflow 3 has an enumeration, whose members are not the texts that they stand for.
+    kind = getattr(run_type, "value", run_type)
+    times: list[datetime] = [
+        time for time in (context.get("data_interval_end"), context.get("logical_date")) if time
+    ]
+    if not times or kind in _RUNS_OF_NOW:
+        times = [datetime.now(UTC)]
+    return max(times).astimezone(UTC).isoformat()
 
 
 def storage(name: str, uri: str) -> ObjectStoragePath:

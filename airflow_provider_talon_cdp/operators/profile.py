@@ -15,6 +15,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
     as_mapping,
     audience_id_of,
+    check_bools,
     check_choice,
     check_literals,
     check_rendered,
@@ -91,6 +92,7 @@ class UpdateProfileOperator(BaseOperator):
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_literals(check_text, customer_profile_id=customer_profile_id)
         check_choice("on_unclear", on_unclear, OnUnclear)
+        check_bools(run_rule_engine=run_rule_engine, skip_unknown_attributes=skip_unknown_attributes)
         check_literals(as_mapping, attributes=attributes)
         check_literals(_internal_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
         if state_uri:

@@ -21,6 +21,7 @@ from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import DOTS, FAULT_OF_DOTS, MAX_CHANGES
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError, RequestError, UnclearError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
+from airflow_provider_talon_cdp.ledger.letters import UNCLEAR
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.loop import syncing
@@ -66,6 +67,7 @@ class Members:
     in_request: ClassVar[int] = MAX_CHANGES
     label: ClassVar[None] = None
     noun: ClassVar[str] = "records"
+    unclear: ClassVar[str] = UNCLEAR
     names: ClassVar[Sequence[str]] = ()
 
     def sort(self, records: Iterable[Record]) -> Iterator[Record]:

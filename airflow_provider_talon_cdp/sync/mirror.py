@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -299,16 +299,14 @@ class Mirror:
         """
         report = Report()
         self.ledger.load()
-        plan = self._plan(
-            lambda planner: _count_rule_calls(planner(self.ledger.known(), self.ledger.uncertain()))
-        )
+        plan = self._plan(lambda planner: deque(planner(self.ledger.known(), self.ledger.uncertain()), 0))
         check_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
         try:
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
         except GuardError as error:
             verdict = f"would be refused: {error}"
-        changes, calls = plan.result
+        changes, calls = counts.rule_changes, counts.rule_calls
         requests = calls + math.ceil((counts.changes - changes) / self.kind.in_request)
         if calls:
             verdict += (
@@ -600,7 +598,7 @@ class Mirror:
                 in_order = stack.enter_context(_closing(sort(count_suspicious(records, suspicious))))
                 on_rejected = partial(_write_letter, letters=letters)
                 changes = comparison.changes(in_order, known, uncertain, counts, on_rejected)
-                return comparison.kept(leave_out(changes, counts))
+                return comparison.kept(_counting_rules(leave_out(changes, counts), counts))
 
             return Planned(consume(planner), counts, letters, comparison, suspicious)
 
@@ -608,7 +606,7 @@ class Mirror:
         names = plan.comparison.names
         facts = replace(self._facts(), filling=plan.comparison.filling(plan.counts.audiences))
         if self.with_approval and plan.counts.changes:
-            facts = replace(facts, data_until=self.ledger.facts.data_until)
+            facts = replace(facts, data_until=self.ledger.facts.data_until, awaits_approval=True)
         if handed_over:
             self.ledger.note_refused_before(plan.result, plan.refused_before)
         self.ledger.enforce(plan.result, facts=facts, names=names, handed_over=handed_over)
@@ -628,11 +626,11 @@ class Mirror:
         return lost
 
     def _count_abandoned(self, report: Report) -> None:
-        """Count changes that run rules and that a killed run may have sent. They are not sent again."""
+        """Count changes that run rules and that a killed run may have sent. Their rules do not run again."""
         if abandoned := self.ledger.abandon():
             log.warning(
                 "An earlier run was killed while %s changes that run rules may have been in flight.\n"
-                "They are not sent again, and have dead letters.",
+                "Their rules do not run again, and they have dead letters.",
                 f"{abandoned:,}",
             )
             report.resumed += abandoned
@@ -786,17 +784,16 @@ def _task_of(owner: str) -> str:
     return ".".join(owner.split("/")[:2]) if owner.count("/") > 1 else owner.partition("/")[0]
 
 
-def _count_rule_calls(chunks: Iterable[Chunk]) -> tuple[int, int]:
-    """Return the number of changes that run rules, and the number of their profiles."""
-    changes = profiles = 0
+def _counting_rules(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
+    """Yield sorted changes, and count those that run rules and the calls that they take."""
     last = None
     for chunk in chunks:
         for change in chunk.changes() if chunk.runs_rules else ():
             if change.runs_rules:
-                changes += 1
-                profiles += change.profile_id != last
+                counts.rule_changes += 1
+                counts.rule_calls += change.profile_id != last
                 last = change.profile_id
-    return changes, profiles
+        yield chunk
 
 
 def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -21,6 +23,7 @@ from airflow_provider_talon_cdp.changes.fingerprint import (
     fingerprint,
     following,
     holds,
+    in_doubt,
     mask_of,
 )
 from airflow_provider_talon_cdp.changes.spool import Spool, sorted_profiles
@@ -30,8 +33,11 @@ from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     NotFoundError,
     RejectedError,
+    RequestError,
+    UnclearError,
 )
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
+from airflow_provider_talon_cdp.ledger.letters import UNCLEAR_ATTRIBUTES
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.push import UNDEFINED, Flight, Push
 
@@ -69,6 +75,8 @@ class Profiles:
         clears: Whether the attributes that were ever sent are deleted from profiles that the source does not
             have.
         partial: Whether Talon.One is told to ignore unknown attributes.
+        runs_rules: Whether the calls run rules. If such a call gets no clear answer, the next run sends the
+            profile without rules.
         on_duplicate: If a profile has several rows: ``error``, or ``last`` to take the row with the greatest
             order.
         give_up_after: Number of profiles after which the push stops if all were refused for the same reason:
@@ -78,12 +86,14 @@ class Profiles:
     sends_all: bool = False
     clears: bool = False
     partial: bool = False
+    runs_rules: bool = False
     on_duplicate: OnDuplicate = "error"
     give_up_after: int | None = 50
 
     in_request: ClassVar[int] = 1
     label: ClassVar[str] = PROFILES
     noun: ClassVar[str] = "profiles"
+    unclear: ClassVar[str] = UNCLEAR_ATTRIBUTES
 
     def sort(self, records: Iterable[Profile | Rejection]) -> Iterator[Profile | Rejection]:
         """Sort records on this worker's disk."""
@@ -137,15 +147,17 @@ class Profiles:
         return {"reason": reason_of(error)}
 
     async def deliver(self, flight: Flight, sender: Any) -> None:
-        """Send the profiles of a flight one after another."""
+        """Send the profiles of a flight one after another. A chunk that runs rules has only one profile."""
         chunk = flight.chunk
-        for position, (profile_id, body) in enumerate(zip(chunk.ids, chunk.bodies or (), strict=True)):
+        columns = zip(chunk.ids, chunk.bodies or (), chunk.each_verb, strict=False)
+        for position, (profile_id, body, verb) in enumerate(columns):
             if body is None:
                 # The ledger must not record the planned attributes, and cannot record others during a push.
                 flight.refused(position, RejectedError(CHANGED, method="PUT", path=""), CHANGED)
                 continue
+            aloft = partial(flight.aloft, [position]) if chunk.runs_rules else nullcontext
             try:
-                await sender(profile_id, body)
+                await sender(profile_id, body, without_rules="?" in verb, aloft=aloft)
             except NotFoundError as error:
                 raise error.become(
                     FatalError, f"{error}\nNo profile can be sent; check Base URL on the connection."
@@ -154,8 +166,14 @@ class Profiles:
                 reason = _within(flight.push.rejected, reason_of(error))
                 flight.refused(position, error, reason)
                 self._give_up(flight.push, error, reason)
+            except RequestError as error:
+                if not chunk.runs_rules or not error.is_unclear:
+                    raise
+                flight.no_answer(error)
+                if not isinstance(error, UnclearError):
+                    raise
             else:
-                flight.sent(chunk[position : position + 1])
+                flight.sent(chunk[position : position + 1], [position])
 
     def _give_up(self, push: Push, error: RejectedError, reason: str) -> None:
         """Stop the push if the configuration is wrong, and not the data."""
@@ -227,7 +245,7 @@ class ProfilePlan:
     def chunks(self, share: Share) -> Generator[Chunk, None, None]:
         """Return the chunks of the plan in force with their attributes, in the order of ``kept``."""
         bodies = iter(self._bodies)
-        for chunk in share.batches():
+        for chunk in share.batches(in_order=True):
             some = [next(bodies) for _ in chunk.ids]
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs, some, disjoint_from_recent=True)
 
@@ -246,7 +264,8 @@ class ProfilePlan:
                     counts.removals[PROFILES] += 1
                     profile_id, old = line
                     nulls = _nulls(self.names.of(mask_of(old)))
-                    yield Change(profile_id, following(old, old), "remove"), nulls
+                    marks = self._marks(bool(in_doubt(old)))
+                    yield Change(profile_id, following(old, old), "remove", *marks), nulls
                 line = next(lines, None)
 
         for profile in wanted:
@@ -268,8 +287,16 @@ class ProfilePlan:
             counts.additions[PROFILES] += 1
             counts.repeated[PROFILES] += bool(old)
             line_now = following(fingerprint(digest, mask, partial=partial), old)
-            yield Change(profile.profile_id, line_now, "add"), profile.attributes
+            may_have_run = not self._kind.sends_all and holds(in_doubt(old), digest, partial=partial)
+            yield Change(profile.profile_id, line_now, "add", *self._marks(may_have_run)), profile.attributes
         yield from missing(None)
+
+    def _marks(self, may_have_run: bool) -> tuple[bool, bool]:  # noqa: FBT001
+        """Return whether a change is uncertain, and whether it runs rules.
+
+        Rules that may have run for a change do not run for it again.
+        """
+        return (may_have_run, not may_have_run) if self._kind.runs_rules else (False, False)
 
 
 def one_each(

@@ -42,7 +42,6 @@ from airflow_provider_talon_cdp.exceptions import (
     RequestError,
     UnclearError,
 )
-from airflow_provider_talon_cdp.ledger.letters import UNCLEAR
 from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_apart
 from airflow_provider_talon_cdp.sync.report import Report
 
@@ -97,7 +96,7 @@ class Journal(Protocol):
             number: The chunk's number.
             refused: Positions of changes that Talon.One refused or that were not sent.
             skipped: Positions in ``refused`` that were never sent.
-            unclear: Positions of changes that run rules and got no clear answer. They are not sent again.
+            unclear: Positions of changes that run rules and got no clear answer. Their rules end here.
             left: Positions of changes that run rules and had no effect. They are sent again.
         """
         ...
@@ -141,6 +140,11 @@ class Kind(Protocol):
     @property
     def label(self) -> str | None:
         """The key under which acknowledged changes are counted; None to count them by their own keys."""
+        ...
+
+    @property
+    def unclear(self) -> str:
+        """The text of the dead letter for a change that runs rules and got no clear answer."""
         ...
 
     async def deliver(self, flight: Flight, sender: Any) -> None:
@@ -216,7 +220,7 @@ class Flight:
             raise
 
     def no_answer(self, error: RequestError | None = None) -> None:
-        """Count changes that run rules and got no clear answer. They are not sent again.
+        """Count changes that run rules and got no clear answer. Rules do not run for them again.
 
         Args:
             error: The answer; None if the push ended before it came.
@@ -353,11 +357,10 @@ class Push:
         if error and not self.unclear:
             log.warning("%s Others may follow.", summary)
         self.unclear += len(changes)
-        unclear = (
-            error.become(RejectedError, UNCLEAR) if error else RejectedError(UNCLEAR, method="PUT", path="")
-        )
+        text = self._kind.unclear
+        unclear = error.become(RejectedError, text) if error else RejectedError(text, method="PUT", path="")
         for change in changes:
-            self.journal.reject(self._letter(change, unclear))
+            self.journal.reject({**self._letter(change, unclear), "reason": text})
         if error:
             self._unclear_in_a_row += 1
             if self._unclear_in_a_row >= _MOST_UNCLEAR:
@@ -365,7 +368,7 @@ class Push:
                     UnclearError,
                     f"{_MOST_UNCLEAR} calls in a row that run rules got no clear answer; the last one:\n"
                     f"{summary}\n"
-                    "They are not sent again, and have dead letters. The next run sends the rest.",
+                    "Their rules do not run again, and they have dead letters. The next run sends the rest.",
                 ) from error
 
     def acknowledged(self, part: Chunk) -> None:
@@ -631,7 +634,7 @@ def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Seque
             f"{report.unclear:,} of {report.total:,} changes got no clear answer, so rules may have run, "
             f"and {rejected:,} were rejected.\n"
             f"max_rejected is {max_rejected:,}. Everything else was sent.\n"
-            "Unclear changes are not sent again: check the profiles in the dead letters.\n"
+            "Their rules do not run again: check the profiles in the dead letters.\n"
             + (f"{cure}\n" if rejected else "")
             + str(report),
             report,

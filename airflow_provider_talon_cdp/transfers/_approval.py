@@ -64,7 +64,7 @@ class ApprovePlanOperator(ApprovalOperator):
         if approved:
             self.log.info("Approved: exactly this plan is pushed.")
             return answer
-        self.log.warning("Rejected. Nothing was sent, and the next run plans anew.")
+        self.log.warning("Rejected. Nothing more is sent, and the next run plans anew.")
         group = self.task_group
         rest = [
             task
@@ -95,8 +95,11 @@ def question_text(question: Mapping[str, Any]) -> str:
     minutes = math.ceil(question["minutes"])
     duration = "less than a minute" if question["minutes"] < 1 else f"about {minutes:,} minutes"
     lines += ["", f"{question['requests']:,} requests, {duration} at the connection's rate."]
+    if question.get("run_rules"):
+        lines += ["", f"{question['run_rules']:,} changes run rules, with one request for each profile."]
     if question["verdict"]:
         lines += ["", "**The guard would refuse it:**", ""]
-        lines += [f"    {line}" for line in question["verdict"].split("\n") if not line.startswith("If that")]
+        # Without the arguments that would allow it.
+        lines += [f"    {line}" for line in question["verdict"].partition("\nIf that")[0].split("\n")]
     lines += ["", "*Approve* sends exactly this plan. *Reject* sends nothing; the next run plans anew."]
     return "\n".join(lines)

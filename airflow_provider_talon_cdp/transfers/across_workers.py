@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,19 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import AirflowException, Context, TaskGroup
 
-from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
-from airflow_provider_talon_cdp.contract import IN_FLIGHT
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_bool,
     as_positive,
-    as_tolerance,
     check_choice,
-    check_numbers,
 )
 from airflow_provider_talon_cdp.operators._base import (
     DEFAULT_POOL,
-    MAX_REJECTED,
     LedgerOperator,
     MembershipOperator,
     SendingOperator,
@@ -48,6 +44,8 @@ if TYPE_CHECKING:
 WORKERS = 4
 Approval = Literal["never", "always", "beyond_guard"]
 APPROVAL: Approval = "never"
+# Arguments that the tasks of a group have in common.
+_COMMON = ("max_rejected", "in_flight", "talon_cdp_conn_id", "on_busy", "busy_timeout")
 # Most audiences that the approval question lists.
 _MOST_LISTED = 50
 
@@ -60,9 +58,6 @@ def talon_audience_sync(
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
     approval: Approval = APPROVAL,
-    max_rejected: int | str | None = MAX_REJECTED,
-    in_flight: int | str = IN_FLIGHT,
-    talon_cdp_conn_id: str = DEFAULT_CONN_ID,
     **mirror: Any,
 ) -> TaskGroup:
     """Keep one or many audiences equal to a query, with several tasks that send at once.
@@ -90,20 +85,19 @@ def talon_audience_sync(
             ``approve`` between ``plan`` and ``push``. ``always``: every plan. ``beyond_guard``: only plans
             that the guard would refuse. ``never``: no plan, and ``plan`` fails if the guard refuses. A plan
             is not pushed if it was rejected or a newer one has been made.
-        max_rejected: Number of records that may be rejected before ``commit`` fails. None for any number.
-        in_flight: Most requests in flight of one instance.
-        talon_cdp_conn_id: Airflow connection of Talon.One.
         mirror: Other arguments of ``SqlToTalonAudienceOperator``, except ``task_id`` and ``mode``.
+            ``max_rejected`` is about ``commit``, and ``in_flight`` about each instance of ``push``. Arguments
+            of ``BaseOperator`` reach only ``plan``: give them in ``default_args`` for all tasks.
 
     Returns:
         The group. The XCom of its task ``commit`` is a report as of ``SqlToTalonAudienceOperator``; its
         ``requests``, ``retries`` and ``throttled`` count only the last try of every task.
     """
     _refuse_reserved(mirror, "mode", "reads")
-    limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
     options: Any = {"pool": pool, "default_args": default_args, "approval": approval}
-    options["plan_workers"] = plan_workers
-    return _group(group_id, PlanAudienceOperator, mirror, limits, workers, None, **options)
+    return _group(
+        group_id, PlanAudienceOperator, mirror, workers=workers, plan_workers=plan_workers, **options
+    )
 
 
 def talon_profiles_sync(
@@ -113,9 +107,6 @@ def talon_profiles_sync(
     pool: str | None = None,
     default_args: Mapping[str, Any] | None = None,
     approval: Approval = APPROVAL,
-    max_rejected: int | str | None = MAX_REJECTED,
-    in_flight: int | str = IN_FLIGHT,
-    talon_cdp_conn_id: str = DEFAULT_CONN_ID,
     **profiles: Any,
 ) -> TaskGroup:
     """Keep attributes of customer profiles equal to a query, with several tasks that send at once.
@@ -131,18 +122,15 @@ def talon_profiles_sync(
         pool: As in ``talon_audience_sync``.
         default_args: As in ``talon_audience_sync``.
         approval: As in ``talon_audience_sync``.
-        max_rejected: As in ``talon_audience_sync``.
-        in_flight: As in ``talon_audience_sync``.
-        talon_cdp_conn_id: As in ``talon_audience_sync``.
-        profiles: Other arguments of ``SqlToTalonProfilesOperator``, except ``task_id``.
+        profiles: Other arguments of ``SqlToTalonProfilesOperator``, except ``task_id``; as in
+            ``talon_audience_sync``.
 
     Returns:
         The group; its task ``commit`` returns a report as of ``SqlToTalonProfilesOperator``.
     """
     _refuse_reserved(profiles)
-    limits = {"max_rejected": max_rejected, "in_flight": in_flight, "talon_cdp_conn_id": talon_cdp_conn_id}
     options: Any = {"pool": pool, "default_args": default_args, "approval": approval}
-    return _group(group_id, PlanProfilesOperator, profiles, limits, workers, profiles, **options)
+    return _group(group_id, PlanProfilesOperator, profiles, workers=workers, **options)
 
 
 class _PlanOperator(LedgerOperator):
@@ -431,7 +419,7 @@ class PushShareOperator(SendingOperator):
             arguments = {"in_flight": self.in_flight, "max_rejected": self.max_rejected, **self.profiles}
             profiles = SqlToTalonProfilesOperator(task_id=self.task_id, **arguments)
             kind = profiles.kind()
-            chunks = kind.reread(share.batches(), profiles.source(hook)(), ledger.names)
+            chunks = kind.reread(share.batches(in_order=True), profiles.source(hook)(), ledger.names)
             return push_share(share, chunks, kind, lambda: profiles.sender(hook, senders), limits, report)
 
 
@@ -517,10 +505,8 @@ def _group(
     group_id: str,
     planner: type[PlanAudienceOperator | PlanProfilesOperator],
     arguments: Mapping[str, Any],
-    limits: Mapping[str, Any],
-    workers: int,
-    profiles: Mapping[str, Any] | None,
     *,
+    workers: int,
     pool: str | None,
     default_args: Mapping[str, Any] | None,
     approval: Approval,
@@ -530,22 +516,18 @@ def _group(
     approver = None if approval == "never" else _approver()
     as_positive("workers", workers)
     as_positive("plan_workers", plan_workers)
-    check_numbers(as_tolerance, max_rejected=limits["max_rejected"])
-    check_numbers(as_positive, in_flight=limits["in_flight"])
-    busy = {name: arguments[name] for name in ("on_busy", "busy_timeout") if name in arguments}
-    common = {**limits, **busy}
+    # What was not given is left to default_args, of the group or of the DAG.
+    common = {name: arguments[name] for name in _COMMON if name in arguments}
     defaults: Any = dict(default_args or {})
     with TaskGroup(group_id, default_args=defaults) as group:
-        rest = {name: value for name, value in arguments.items() if name not in (*common, "outlets")}
-        planning = {**common, **rest}
+        planning = {name: value for name, value in arguments.items() if name != "outlets"}
         if plan_workers > 1:
             planning["reads"] = _compare_tasks(group, plan_workers, planning)
         plan = planner(task_id="plan", workers=workers, with_approval=approver is not None, **planning)
         planned: Any = plan.output
-        of_profiles = arguments_of(SqlOperator, ProfilesOperator, LedgerOperator)
         push: Any = PushShareOperator.partial(
             task_id="push",
-            profiles=None if profiles is None else {key: rest[key] for key in of_profiles if key in rest},
+            profiles=_arguments_of_push(plan) if isinstance(plan, PlanProfilesOperator) else None,
             max_active_tis_per_dagrun=workers,
             **common,
             **({} if pool is None else {"pool": pool}),
@@ -556,7 +538,7 @@ def _group(
                 task_id="approve",
                 planned=planned["planned"],
                 asks_always=approval == "always",
-                talon_cdp_conn_id=limits["talon_cdp_conn_id"],
+                **{name: value for name, value in common.items() if name == "talon_cdp_conn_id"},
             )
             approve.set_downstream(pushed)
         CommitPlanOperator(
@@ -564,11 +546,25 @@ def _group(
             planned=planned["planned"],
             pushed=pushed.output,
             outlets=arguments.get("outlets"),
-            # If there is nothing to push, that task is skipped.
-            trigger_rule="none_failed",
+            # If there is nothing to push, that task is skipped, and this one runs. It is skipped with plan.
+            trigger_rule="none_failed_min_one_success",
             **common,
         )
     return group
+
+
+def _arguments_of_push(plan: PlanProfilesOperator) -> dict[str, Any]:
+    """Return the arguments of the operator with which ``push`` reads the rows that ``plan`` has read.
+
+    They are taken from the operator, as ``default_args`` may have set some.
+    """
+    defaults = arguments_of(SqlOperator, ProfilesOperator, LedgerOperator)
+    values = {name: getattr(plan, "is_dry_run" if name == "dry_run" else name, None) for name in defaults}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in (*_COMMON, "kwargs") and value != defaults[name]
+    }
 
 
 def _compare_tasks(group: TaskGroup, plan_workers: int, arguments: Mapping[str, Any]) -> Any:
@@ -592,13 +588,14 @@ def _question(report: Report, in_request: int, rate: float, missing: int) -> dic
         rate: In requests per second.
         missing: Number of audiences that do not exist yet.
     """
-    requests = -(-report.unsent // in_request)
+    requests = report.rule_calls + math.ceil((report.unsent - report.rule_changes) / in_request)
     audiences = report.by_audience()
     return {
         "audiences": dict(list(audiences.items())[:_MOST_LISTED]),
         "more": max(0, len(audiences) - _MOST_LISTED),
         "missing": missing,
         "verdict": report.verdict,
+        "run_rules": report.rule_changes,
         "requests": requests,
         "minutes": requests / rate / 60,
     }
@@ -649,7 +646,8 @@ def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> No
         audiences = Audiences(names=names, state_uri=plan["state_uri"])
         audiences.check(ledger, Counts(additions=Counter(names.keys())), {}, hook.members_sender, Counts())
         data_until = plan.get("data_until", ledger.facts.data_until)
-        ledger.remember(replace(ledger.facts, data_until=data_until, audiences=audiences.known))
+        facts = replace(ledger.facts, data_until=data_until, audiences=audiences.known)
+        ledger.remember(replace(facts, awaits_approval=False))
 
 
 def _key_facts(hook: TalonCdpHook) -> RunFacts:

@@ -14,6 +14,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     as_columns,
     as_limit,
     as_types,
+    check_bools,
     check_choice,
     check_literals,
 )
@@ -53,7 +54,9 @@ class ProfilesOperator(LedgerOperator):
             the greatest ``order_by_column``. Null is the smallest; of equal rows every run takes the same.
         order_by_column: The column that decides; it is an attribute only if ``attributes`` names it.
         skip_unknown_attributes: Ignore attributes that are not defined in Talon.One, instead of failing.
-        run_rule_engine: Run Talon.One's rules for every profile, which takes longer.
+        run_rule_engine: Run Talon.One's rules for every profile, which takes longer. If a call gets no clear
+            answer, the rules may have run: the profile counts as ``unclear``, has a dead letter, and the next
+            run sends it without rules.
         give_up_after: Stop if so many profiles, and more than ``max_rejected``, were all refused for the same
             reason and none was accepted; None for never.
         ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each
@@ -138,6 +141,7 @@ class ProfilesOperator(LedgerOperator):
             sends_all=sends_all,
             clears=self.on_missing == "clear",
             partial=self.skip_unknown_attributes,
+            runs_rules=self.run_rule_engine,
             on_duplicate=self.on_duplicate,
             give_up_after=self.give_up_after,
         )
@@ -175,9 +179,9 @@ class ProfilesOperator(LedgerOperator):
         check_choice("on_duplicate", self.on_duplicate, OnDuplicate)
         check_literals(as_columns, attributes=self.attributes)
         check_literals(as_types, types=self.types)
-        for name in ("skip_unknown_attributes", "run_rule_engine"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidInputError(f"{name} must be True or False, but is {getattr(self, name)!r}.")
+        check_bools(
+            skip_unknown_attributes=self.skip_unknown_attributes, run_rule_engine=self.run_rule_engine
+        )
         if (self.order_by_column is None) == (self.on_duplicate == "last"):
             raise InvalidInputError(
                 "order_by_column and on_duplicate='last' go together: give both or neither."
@@ -211,10 +215,10 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
         kwargs: As in ``ProfilesOperator``.
 
     Returns:
-        The counts of the sync, in which ``read + removals = unchanged + sent + duplicate + rejected +
-        unsent``: ``rejected`` by reason, ``removals`` profiles to clear, ``unsent`` 0. Also ``requests``,
-        ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a
-        dry run, the guard's ``verdict``. There are no profile IDs.
+        The counts of the sync, in which ``read + removals + resumed = unchanged + sent + duplicate + rejected
+        + unclear + unsent``: ``rejected`` by reason, ``removals`` profiles to clear, ``unsent`` 0. Also
+        ``requests``, ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder),
+        ``ledger_version`` and, of a dry run, the guard's ``verdict``. There are no profile IDs.
     """
 
     template_fields: Sequence[str] = (*SqlOperator.template_fields, *ProfilesOperator.template_fields)

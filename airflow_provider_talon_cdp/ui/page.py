@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,8 +122,8 @@ class ReportFile(_Strict):
         """The lines of the guard's text, without the argument, which is shown separately."""
         if self.guard is None:
             return []
-        allow = self.guard.allow
-        return [line for line in self.guard.verdict.split("\n") if not allow or allow not in line]
+        lines, allow = self.guard.verdict.split("\n"), self.guard.allow
+        return list(takewhile(lambda line: not allow or allow not in line, lines))
 
 
 class NoReportError(Exception):

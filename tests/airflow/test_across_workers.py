@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from contextlib import closing
 from datetime import datetime
@@ -171,6 +172,54 @@ def test_arguments_that_cannot_work_fail_where_the_dag_is_parsed(group, wrong, m
         DAG("d", schedule=None, start_date=datetime(2026, 1, 1)),
     ):
         group("vip", sql="SELECT 1", sql_conn_id="warehouse", **wrong)
+
+
+FROM_DEFAULTS = """
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG, task
+from airflow_provider_talon_cdp import talon_audience_sync, talon_profiles_sync
+
+try:
+    from airflow.sdk.exceptions import AirflowSkipException
+except ImportError:  # Airflow 2.11 and 3.1
+    from airflow.exceptions import AirflowSkipException
+
+DEFAULTS = {"talon_cdp_conn_id": "sandbox", "sql_conn_id": "warehouse", "nulls": "delete"}
+with DAG("defaults", schedule=None, start_date=datetime(2026, 1, 1), default_args=DEFAULTS):
+    everybody = talon_audience_sync(
+        "everybody", sql="SELECT profile_id FROM customers", audience_id="vip", audience_name="VIP"
+    )
+    everybody >> talon_profiles_sync("points", sql="SELECT profile_id, points FROM customers")
+
+with DAG("skipped", schedule=None, start_date=datetime(2026, 1, 1), default_args=DEFAULTS):
+    @task
+    def no_new_data():
+        raise AirflowSkipException
+
+    no_new_data() >> talon_audience_sync("everybody", sql="SELECT 1", audience_id="vip")
+"""
+
+
+def test_a_group_takes_default_args_and_is_skipped_with_what_is_before_it(
+    fill, talon, load_dags, tmp_path, monkeypatch
+):
+    """All tasks of a group take them, also those that are mapped."""
+    file = tmp_path / "dags" / "defaults.py"
+    file.parent.mkdir()
+    file.write_text(FROM_DEFAULTS)
+    monkeypatch.setattr(settings, "DAGS_FOLDER", str(file.parent))
+    monkeypatch.setenv("AIRFLOW_CONN_SANDBOX", os.environ.pop("AIRFLOW_CONN_TALON_CDP_DEFAULT"))
+    dags = load_dags(file).dags
+    fill(0, 3, points=[1, 2])
+    talon.set_attributes("c0000000", {"points": 9})
+    run = dags["defaults"].test()
+    assert {state for group in ("everybody", "points") for _, state in states(run, group)} == {"success"}
+    assert talon.members("vip") == {"c0000000", "c0000001", "c0000002"}
+    points = {each: talon.profile(each)["attributes"] for each in sorted(talon.profiles())}
+    assert points == {"c0000000": {}, "c0000001": {"points": 1}, "c0000002": {"points": 2}}
+    run = dags["skipped"].test()
+    assert run.state == "success"
+    assert {state for _, state in states(run, "everybody")} == {"skipped"}
 
 
 def test_less_than_one_task_cannot_read():

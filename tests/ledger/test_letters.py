@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_talon_cdp.__main__ import main
+from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name
 from airflow_provider_talon_cdp.ledger.storage import names_in
 from tests.ledger.conftest import FACTS, plan_of
 
@@ -72,6 +73,23 @@ def test_the_command_prints_them_by_path_and_by_name(run, loaded, capsys, state)
         assert main(["ledger", "letters", *which]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines == ['{"profile_id": "p1790000060"}', '{"profile_id": "p1790000120"}']
+
+
+def test_the_command_prints_those_of_one_run_by_the_path_that_the_log_has(run, loaded, capsys):
+    run("+a")
+    run()
+    for name in folders(loaded):
+        assert main(["ledger", "letters", str(loaded().folder / "dead-letters" / name)]) == 0
+    assert capsys.readouterr().out.count("profile_id") == 2
+
+
+def test_the_command_prints_those_of_explicit_changes_which_have_no_ledger(capsys, tmp_path):
+    letters = DeadLetters(tmp_path / "calls", letters_name(0, "run"), keep=3)
+    letters.add({"profile_id": "anna"})
+    letters.flush()
+    for place in (tmp_path / "calls", tmp_path / "calls" / "dead-letters" / letters_name(0, "run")):
+        assert main(["ledger", "letters", str(place)]) == 0
+        assert capsys.readouterr().out == '{"profile_id": "anna"}\n'
 
 
 @pytest.mark.parametrize("command", ["show", "letters", "repair"])

@@ -349,6 +349,16 @@ def attributes(talon):
 
 
 @pytest.fixture
+def runs(talon):
+    """Return how often rules ran, by profile that has any."""
+
+    def count():
+        return {each: talon.rule_runs(each) for each in sorted(talon.profiles()) if talon.rule_runs(each)}
+
+    return count
+
+
+@pytest.fixture
 def said(caplog, capsys):
     """All that was logged so far; the operators' own lines go past pytest to stdout from Airflow 3 on."""
     caplog.set_level(logging.DEBUG)

@@ -7,7 +7,13 @@ import logging
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import AuthenticationError, GuardError, RejectedRecordsError
+from airflow_provider_talon_cdp.decorators import TalonAudienceTask
+from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
+    GuardError,
+    InvalidInputError,
+    RejectedRecordsError,
+)
 
 RESUMING = "Resuming the plan of an earlier try"
 MANY = [f"customer-{each:05}" for each in range(5000)]
@@ -125,6 +131,32 @@ def test_a_guard_that_was_tightened_before_the_retry_speaks(failed, mirror, with
     with pytest.raises(GuardError, match="max_additions"):
         mirror(context=with_store, max_additions=10)
     assert calls() == before
+
+
+def test_a_check_that_was_added_before_the_retry_speaks(failed, mirror, with_store, calls):
+    failed.fill([*MANY, "None"])
+    before = calls()
+    with pytest.raises(InvalidInputError, match="text of a null"):
+        mirror(context=with_store, suspicious_ids="fail")
+    assert calls() == before
+
+
+def test_a_function_that_was_corrected_before_the_retry_is_called_anew(
+    vip, connect, with_store, state, agrees
+):
+    """Nothing tells a corrected function from the one of the try before."""
+
+    def send(ids, **how):
+        how |= {"audience_id": "vip", "state_uri": str(state), "in_flight": 1}
+        TalonAudienceTask(task_id="sync", python_callable=lambda: ids, **how).execute(with_store)
+
+    vip.fail_next("status", status=401, after=2, times=None)
+    with pytest.raises(AuthenticationError):
+        send(MANY)
+    vip.clear_faults()
+    send(MANY[:1900])
+    agrees(MANY[:1900])
+    assert len(vip.requests()) < 8
 
 
 def test_another_ledger_is_not_resumed(failed, mirror, with_store, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import UTC, datetime
+from enum import Enum
 from types import SimpleNamespace
 
 import pytest
@@ -82,10 +83,42 @@ def test_a_newer_run_without_changes_counts_too(sqlite, vip, mirror):
         mirror(context=until(15))
 
 
-@pytest.mark.parametrize("run_type", ["manual", "asset_triggered"])
-def test_a_run_that_somebody_starts_has_the_data_of_now(newer, mirror, agrees, run_type):
-    mirror(context=until(10) | {"dag_run": SimpleNamespace(run_type=run_type)})
+class RunType(str, Enum):  # noqa: UP042 - as in Airflow 3, whose members are not the texts that they stand for
+    """The types of runs as a task of Airflow 3 gets them."""
+
+    MANUAL = "manual"
+    ASSET_TRIGGERED = "asset_triggered"
+    ASSET_MATERIALIZATION = "asset_materialization"
+    SCHEDULED = "scheduled"
+    BACKFILL_JOB = "backfill"
+    OPERATOR_TRIGGERED = "operator_triggered"
+
+
+@pytest.mark.parametrize("as_type", [RunType, str])
+@pytest.mark.parametrize("run_type", ["manual", "asset_triggered", "asset_materialization"])
+def test_a_run_that_somebody_starts_has_the_data_of_now(newer, mirror, agrees, run_type, as_type):
+    mirror(context=until(10) | {"dag_run": SimpleNamespace(run_type=as_type(run_type))})
     agrees(MANY[5:])
+
+
+@pytest.mark.parametrize("as_type", [RunType, str])
+@pytest.mark.parametrize("run_type", ["scheduled", "backfill", "operator_triggered"])
+def test_a_run_of_a_schedule_or_of_another_dag_has_the_data_of_its_interval(newer, mirror, run_type, as_type):
+    with pytest.raises(OlderRunError):
+        mirror(context=until(10) | {"dag_run": SimpleNamespace(run_type=as_type(run_type))})
+
+
+def test_a_run_that_another_dag_starts_now_has_the_data_of_now(newer, mirror, agrees):
+    """Its data interval may be the last one of a schedule."""
+    run = SimpleNamespace(run_type=RunType.OPERATOR_TRIGGERED)
+    mirror(context=until(10) | {"dag_run": run, "logical_date": datetime(2026, 11, 21, tzinfo=UTC)})
+    agrees(MANY[5:])
+
+
+def test_these_are_the_types_that_a_task_of_airflow_3_gets():
+    found = pytest.importorskip("airflow.sdk.api.datamodels._generated").DagRunType
+    assert {each.value for each in found} <= {each.value for each in RunType}
+    assert str(found.MANUAL) == "DagRunType.MANUAL" or str(found.MANUAL) == "manual"
 
 
 def test_an_overlapping_run_waits_for_the_ledger(sqlite, vip, mirror, agrees, ledger_of, monkeypatch, said):

@@ -225,6 +225,14 @@ def test_the_event_of_each_audience_has_its_own_numbers(mirror_many, sqlite, ins
         "vip": (11, 11),
     }
     assert events.told["vip"]["run"] == "run-1"
+    # An audience that is in the query no more has lost its members.
+    events.told.clear()
+    sqlite.fill_pairs([pair for pair in PAIRS if pair[1] == "gold"])
+    mirror_many(context={"ti": instance, "outlet_events": events}, max_removal_fraction=1)
+    assert {name: (each["removed"], each["members"]) for name, each in events.told.items()} == {
+        "gold": (0, 10),
+        "vip": (11, 0),
+    }
 
 
 def test_a_dry_run_writes_no_file(mirror_pairs, instance, state):

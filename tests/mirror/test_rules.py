@@ -34,16 +34,6 @@ def next_run(number):
 
 
 @pytest.fixture
-def runs(talon):
-    """Return how often rules ran, by profile that has any."""
-
-    def count():
-        return {each: talon.rule_runs(each) for each in sorted(talon.profiles()) if talon.rule_runs(each)}
-
-    return count
-
-
-@pytest.fixture
 def singles(talon):
     """Count the requests for one profile's audiences so far."""
 

@@ -222,6 +222,8 @@ def test_attributes_may_be_json_text_from_a_template_as_lists_may(run, talon):
         {"remove_audiences": 1},
         {"add_audiences": [None]},
         {"add_audiences": ["9" * 4400]},
+        {"skip_unknown_attributes": "False"},
+        {"run_rule_engine": "False"},
     ],
     ids=lambda each: str(each)[:40],
 )

@@ -10,10 +10,12 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.transfers.across_workers import (
     PlanAudienceOperator,
     PlanProfilesOperator,
     PushShareOperator,
+    decide,
     talon_audience_sync,
     talon_profiles_sync,
 )
@@ -87,8 +89,14 @@ def push(shares):
     return [execute(PushShareOperator(task_id="push", share=share, in_flight=1))[0] for share in shares]
 
 
-def synced(shares, planned):
+def pushed(shares, planned):
     return commit(planned, push(shares))
+
+
+def synced(shares, planned):
+    """Push a plan that needs no person to be approved, or that one approves."""
+    decide(TalonCdpHook(), planned["plan"], approved=True)
+    return pushed(shares, planned)
 
 
 def test_a_word_that_is_none_is_refused():
@@ -162,7 +170,7 @@ class TestTheQuestion:
         shares, planned = members(100)
         assert approve(planned) is None
         assert asked == []
-        assert synced(shares, planned)["sent"] == 100
+        assert pushed(shares, planned)["sent"] == 100
 
     def test_where_nothing_is_to_be_sent_nobody_is_asked(self, members, asked):
         synced(*members(100))
@@ -190,6 +198,24 @@ class TestTheQuestion:
         assert "40 requests" in asked[0]["body"]
         assert "max_additions is 10" in asked[0]["body"]
 
+    def test_changes_that_run_rules_are_a_request_each(self, members, asked):
+        synced(*members(100))
+        _, planned = members(1600, rules="changes", audience_id="vip")
+        with pytest.raises(Waits):
+            approve(planned, always=True)
+        assert "1,500 changes run rules, with one request for each profile." in asked[0]["body"]
+        assert "1,500 requests" in asked[0]["body"]
+
+    def test_an_empty_source_is_asked_about_in_whole_sentences(self, members, asked):
+        synced(*members(100))
+        _, planned = members(0)
+        with pytest.raises(Waits):
+            approve(planned)
+        guard = asked[0]["body"].partition("**The guard would refuse it:**")[2]
+        assert [line.strip() for line in guard.split("\n") if line.startswith("    ")] == [
+            "The source has no rows, and the ledger has 100 members. Nothing was sent."
+        ]
+
     def test_an_audiences_id_is_no_markdown(self):
         question = {"audiences": {"a|b<c>`d`": {"added": 1, "removed": 0, "members": None}}, "more": 3}
         text = question_text(question | {"missing": 0, "verdict": None, "requests": 600, "minutes": 10.0})
@@ -205,6 +231,17 @@ class TestTheAnswer:
         shares, planned = members(40)
         assert synced(shares, planned)["removed"] == 60
         assert len(talon.members("vip")) == 40
+
+    def test_a_plan_that_nobody_approved_is_not_pushed(self, members, talon):
+        """Whatever made Airflow run the tasks: a trigger rule, or a person who marked ``approve`` as done."""
+        shares, planned = members(100)
+        with pytest.raises(LedgerError, match="has not been approved. Nothing was sent."):
+            push(shares)
+        with pytest.raises(LedgerError, match="has not been approved"):
+            commit(planned, [])
+        assert len(talon.members("vip")) == 0
+        answer(planned, "Approve")
+        assert pushed(shares, planned)["sent"] == 100
 
     def test_a_plan_that_is_not_the_newest_any_more_is_refused(self, members, talon):
         synced(*members(100))
@@ -240,18 +277,18 @@ class TestTheAnswer:
         # Of another DAG run, which would wait for a ledger that is in use.
         shares, planned = members(100, audience_id="new", audience_name="New", run_id="other", on_busy="fail")
         answer(planned, "Approve")
-        assert synced(shares, planned)["sent"] == 100
+        assert pushed(shares, planned)["sent"] == 100
 
     def test_the_data_of_a_rejected_plan_do_not_count_as_newer(self, members):
         answer(members(100, day=3)[1], "Reject")
         shares, planned = members(100, day=2)
         answer(planned, "Approve")
-        assert synced(shares, planned)["sent"] == 100
+        assert pushed(shares, planned)["sent"] == 100
 
     def test_the_data_of_an_approved_plan_count_as_newer(self, members):
         shares, planned = members(100, day=3)
         answer(planned, "Approve")
-        synced(shares, planned)
+        pushed(shares, planned)
         with pytest.raises(OlderRunError):
             members(50, day=2)
 
@@ -262,19 +299,19 @@ class TestTheAnswer:
             approve(planned, always=True)
         assert "1 of these audiences do not exist yet" in asked[0]["body"]
         answer(planned, "Approve")
-        assert synced(shares, planned)["sent"] == 100
+        assert pushed(shares, planned)["sent"] == 100
         talon.delete_audience("new")
         # Its members are lost with it, which the next plan must find out.
         shares, planned = members(100, audience_id="new", audience_name="New")
         assert "new" not in talon.audiences()
         answer(planned, "Approve")
-        assert synced(shares, planned)["added"] == 100
+        assert pushed(shares, planned)["added"] == 100
         assert len(talon.members("new")) == 100
 
     def test_an_audience_is_created_too_where_nobody_has_to_be_asked(self, members, talon, asked):
         shares, planned = members(100, audience_id="new", audience_name="New")
         assert approve(planned) is None
-        assert synced(shares, planned)["sent"] == 100
+        assert pushed(shares, planned)["sent"] == 100
         assert len(talon.members("new")) == 100
 
     def test_an_answer_about_a_plan_that_is_not_the_newest_any_more_is_refused(self, members, talon):
@@ -291,7 +328,7 @@ class TestTheAnswer:
         with pytest.raises(Waits):
             approve(planned, always=True)
         answer(planned, "Approve")
-        assert synced(shares, planned)["sent"] == 100
+        assert pushed(shares, planned)["sent"] == 100
 
     @pytest.mark.parametrize("option", ["Approve", "Reject"])
     def test_a_newer_run_that_finds_nothing_to_send_replaces_a_plan_too(self, members, talon, option):
