@@ -52,7 +52,10 @@ class TalonCdpHook(HttpHook):
         talon_cdp_conn_id: The connection.
 
     Raises:
-        InvalidInputError: From any method, if a field of the connection is missing or invalid.
+        InvalidInputError: From any method, if a field of the connection or an argument is missing or invalid.
+        AuthenticationError: From a call, if Talon.One refuses the key.
+        RejectedError: From a call, if Talon.One refuses its content.
+        TransientError: From a call that still fails after *Retry single calls for* seconds.
     """
 
     conn_name_attr = "talon_cdp_conn_id"
@@ -143,6 +146,9 @@ class TalonCdpHook(HttpHook):
             audience_id: ID of the audience in the CDP, 1 to 1000 characters.
             audience_name: Name in the Campaign Manager, 1 to 1000 characters.
 
+        Returns:
+            The audience, with Talon.One's own number as ``id``.
+
         Raises:
             AudienceExistsError: The ID exists already.
         """
@@ -151,13 +157,23 @@ class TalonCdpHook(HttpHook):
     def update_audience(self, audience_id: str, audience_name: str) -> Audience:
         """Rename an audience in the Campaign Manager.
 
+        Args:
+            audience_id: ID of the audience in the CDP.
+            audience_name: The new name, 1 to 1000 characters.
+
+        Returns:
+            The audience, as in ``create_audience``.
+
         Raises:
             NotFoundError: The audience does not exist.
         """
         return self.client.send(calls.update_audience(audience_id, audience_name))
 
     def delete_audience(self, audience_id: str) -> None:
-        """Delete an audience, by its ID in the CDP, and its memberships.
+        """Delete an audience and its memberships.
+
+        Args:
+            audience_id: ID of the audience in the CDP.
 
         Raises:
             NotFoundError: The audience does not exist.
@@ -182,6 +198,10 @@ class TalonCdpHook(HttpHook):
             options: ``run_rule_engine`` (always on if audiences change), ``add_audiences`` and
                 ``remove_audiences`` (internal IDs), ``skip_unknown_attributes``.
 
+        Returns:
+            Talon.One's answer, a mapping with ``effects``. Its attribute ``may_have_run_twice`` is true if
+            rules may have run in an earlier attempt, too.
+
         Raises:
             UnclearError: There was no clear answer, so the rules may have run.
         """
@@ -205,6 +225,9 @@ class TalonCdpHook(HttpHook):
             remove_audiences: External audience IDs to leave.
             on_unclear: If there is no clear answer: ``fail``, or ``retry``, with which the rules may run
                 twice.
+
+        Returns:
+            As in ``update_customer_profile``.
 
         Raises:
             UnclearError: There was no clear answer, so the rules may have run.

@@ -182,7 +182,7 @@ def stream_rows(
         if result is None:
             result = source.database.read(_connection(source, cleanup), statement, parameters, cleanup)
         positions = column_positions(columns, result.names)
-        for block in result.blocks:
+        for block in filter(len, result.blocks):
             yield _selected(block, positions, result)
 
 
