@@ -149,8 +149,9 @@ class Profiles:
     async def deliver(self, flight: Flight, sender: Any) -> None:
         """Send the profiles of a flight one after another. A chunk that runs rules has only one profile."""
         chunk = flight.chunk
-        columns = zip(chunk.ids, chunk.bodies or (), chunk.each_verb, strict=False)
-        for position, (profile_id, body, verb) in enumerate(columns):
+        profiles = zip(chunk.ids, chunk.bodies or (), strict=True)
+        changes = zip(profiles, chunk.each_verb, strict=False)
+        for position, ((profile_id, body), verb) in enumerate(changes):
             if body is None:
                 # The ledger must not record the planned attributes, and cannot record others during a push.
                 flight.refused(position, RejectedError(CHANGED, method="PUT", path=""), CHANGED)

@@ -140,8 +140,8 @@ class Session:
     def __getattr__(self, name):
         return getattr(self._talon, name) - self._before[name]
 
-    async def __call__(self, *request):
-        await self._talon(*request)
+    async def __call__(self, *request, **how):
+        await self._talon(*request, **how)
 
     @property
     def waiting(self):

@@ -170,7 +170,8 @@ class Batches:
     def __init__(self, chunks):
         self.chunks = chunks
 
-    def batches(self):
+    def batches(self, *, in_order):
+        assert in_order
         return iter(self.chunks)
 
 
@@ -323,7 +324,7 @@ class Talon:
         self.waits_for_company = waits_for_company
         self.company = asyncio.Event()
 
-    async def __call__(self, profile_id, attributes):
+    async def __call__(self, profile_id, attributes, **_):
         self.requests += 1
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)

@@ -242,6 +242,7 @@ class ProfileWorld:
     Attributes:
         profiles: Attributes by profile.
         last: By profile, what was last applied, as JSON.
+        called: By profile, the attributes of the last call that may have run rules, until others were sent.
     """
 
     by_hand = "by hand"
@@ -249,6 +250,7 @@ class ProfileWorld:
     def __init__(self):
         self.profiles = {}
         self.last = {}
+        self.called = {}
         self.bad = set()
 
     def ours(self, profile):
@@ -258,10 +260,35 @@ class ProfileWorld:
 
 
 class ProfileSender(Sender):
-    """One run's way to a ``ProfileWorld``; the arguments are those of ``Sender``."""
+    """One run's way to a ``ProfileWorld``; the arguments are those of ``Sender``.
 
-    async def __call__(self, profile, attributes):
-        await self.travel([profile], lambda: self._set(profile, attributes), profile)
+    Attributes:
+        runs_rules: Whether its calls run rules.
+        repeats: Whether rules may run again for the same attributes, as all are to be sent.
+    """
+
+    runs_rules = repeats = False
+
+    async def __call__(self, profile, attributes, *, without_rules, aloft):
+        called = self.world.called
+        if without_rules or not self.runs_rules:
+            if called.get(profile) != attributes:
+                called.pop(profile, None)
+            await self.travel([profile], lambda: self._set(profile, attributes), profile)
+            return
+        self.may_leave()
+        before = dict(called)
+        with aloft():
+            assert self.repeats or called.get(profile) != attributes, "a call that runs rules is repeated"
+            called[profile] = attributes
+            try:
+                await self.travel([profile], lambda: self._set(profile, attributes), profile)
+            except TransientError as failure:
+                raise failure.become(UnclearError, "no clear answer") from failure
+            except (RejectedError, AuthenticationError):
+                called.pop(profile)
+                called.update({profile: before[profile]} if profile in before else {})
+                raise
 
     def _set(self, profile, attributes):
         if profile in self.world.bad:
