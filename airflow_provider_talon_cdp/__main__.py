@@ -75,14 +75,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.command == "letters" and options.folder is not None:
-        # Explicit adds and removes have dead letters without a ledger.
-        found = False
-        for line in read_letters(as_folder(_storage("folder", options.folder))):
-            found = True
-            print(line)
-        if found:
-            return
+    if options.command == "letters" and _print_letters(options):
+        return
     ledger = _ledger(options)
     if options.command == "import":
         file = _storage("CSV file", options.csv)
@@ -96,11 +90,23 @@ def _run(options: argparse.Namespace) -> None:
             f"the environment and the ledger's name.\nFolder: {ledger.folder}"
         )
     if options.command == "letters":
-        for line in read_letters(ledger.folder):
-            print(line)
         return
     size = sum(map(len, ledger.known()))
     print(f"{ledger.folder}: version {ledger.version}, {size:,} {ledger.identity.holds}")
+
+
+def _print_letters(options: argparse.Namespace) -> bool:
+    """Print dead letters, and return whether there are some.
+
+    The ledger is not opened: it may be damaged, and explicit adds and removes have none.
+    """
+    by_path = options.folder is not None
+    folder = as_folder(_storage("folder", options.folder)) if by_path else _ledger(options).folder
+    found = False
+    for line in read_letters(folder):
+        found = True
+        print(line)
+    return found
 
 
 def _ledger(options: argparse.Namespace) -> Ledger:

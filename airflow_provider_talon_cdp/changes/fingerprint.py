@@ -3,7 +3,8 @@
 A fingerprint is text: the digest; ``~`` if Talon.One was told to ignore unknown attributes, so that it may
 not have taken all of them; and after a full stop the names, as a hexadecimal number whose bits are positions
 in the ledger's list of names. A question mark in front means that the attributes were sent without an
-acknowledgement. A plus at the end means that Talon.One had acknowledged earlier attributes of the profile.
+acknowledgement; a hyphen instead of the digest, that they were to be deleted; no digest, that it is not known
+what Talon.One has. A plus at the end means that Talon.One had acknowledged earlier attributes of the profile.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MAX_NAMES = 1000
 """Limit of attribute names in one ledger. A JSON column that has data as its keys exceeds it."""
 
 _DIGEST = 16
-_DOUBT, _PARTIAL, _NAMES, _HAD = "?", "~", ".", "+"
+_DOUBT, _PARTIAL, _NAMES, _HAD, _CLEARED = "?", "~", ".", "+", "-"
 
 
 def digest_of(profile_id: str, attributes: bytes) -> str:
@@ -74,6 +75,22 @@ def holds(text: str, digest: str, *, partial: bool) -> bool:
 def in_doubt(text: str) -> str:
     """Return the fingerprint of what was sent without an acknowledgement; empty if all was acknowledged."""
     return text.removeprefix(_DOUBT) if text.startswith(_DOUBT) else ""
+
+
+def cleared(text: str) -> str:
+    """Return the key of a change that deletes the attributes that a fingerprint names."""
+    doubt = _DOUBT if text.startswith(_DOUBT) else ""
+    return following(f"{doubt}{_CLEARED}{text[text.index(_NAMES) :]}", text)
+
+
+def may_be_cleared(text: str) -> bool:
+    """Whether a fingerprint says that its attributes were to be deleted, without an acknowledgement."""
+    return in_doubt(text).startswith(_CLEARED + _NAMES)
+
+
+def forgotten(text: str) -> str:
+    """Return a fingerprint for attributes that Talon.One may not have, as the API key has changed."""
+    return _DOUBT + following(text, text)[text.index(_NAMES) :]
 
 
 def mask_of(text: str) -> int:

@@ -51,7 +51,7 @@ from uuid import uuid4
 from airflow_provider_talon_cdp.changes.change import REMOVING, Action, Change, Chunk, Record, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, Member, in_order
-from airflow_provider_talon_cdp.changes.fingerprint import doubted, following, had
+from airflow_provider_talon_cdp.changes.fingerprint import doubted, following, forgotten, had
 from airflow_provider_talon_cdp.changes.spool import sorted_members
 from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, KEEP_VERSIONS, MAX_CHANGES, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
@@ -1433,7 +1433,11 @@ def _as_uncertain(chunk: Chunk) -> Chunk:
 def _with_doubts(chunk: Chunk, profiles: Collection[str] | None) -> Chunk:
     """Mark fingerprints as doubtful, of some profiles or of all, and keep that they were acknowledged."""
     keys = [
-        doubted(following(key, key)) if profiles is None or profile_id in profiles else key
+        forgotten(key)
+        if profiles is None
+        else doubted(following(key, key))
+        if profile_id in profiles
+        else key
         for profile_id, key in zip(chunk.ids, chunk.each_key, strict=False)
     ]
     return replace(chunk, keys=one_or_all(keys))

@@ -25,8 +25,8 @@ UNCLEAR = (
 """The text of a dead letter for a member whose change runs rules and got no clear answer."""
 UNCLEAR_ATTRIBUTES = (
     "A call that runs rules got no clear answer: the rules may have run, or not.\n"
-    "They do not run for these attributes again. Look at the profile in the Campaign Manager. The next run\n"
-    "sends the attributes without rules."
+    "Look at the profile in the Campaign Manager. The next run sends these attributes without rules, unless\n"
+    'it sends all (send="all").'
 )
 """The text of a dead letter for attributes that were sent with rules and got no clear answer."""
 # Characters that are kept in memory before they are written.

@@ -83,7 +83,10 @@ class DamagedLedger(Ledger):
             name for name in names_in(self.folder) if name[:8].isdigit() and int(name[:8]) > newest.version
         ]
         lost = chain.from_iterable(map(self._sent_parts, orphans))
-        uncertain += [saved_chunks(self.folder, file) for file in lost]
+        uncertain += [
+            self._sent_changes(file) if self._is_intact(file) else saved_chunks(self.folder, file)
+            for file in lost
+        ]
         withheld: dict[Member, Action] = {}
         for chunk in saved_chunks(self.folder, newest.withheld) if newest.withheld else ():
             withheld.update((change[:2], change.action) for change in chunk.changes())
@@ -91,10 +94,12 @@ class DamagedLedger(Ledger):
         notes = NoteWriter(self.folder, self.run, "", self._clock)
         for chunk in chain.from_iterable(uncertain):
             # Profiles are sent again without rules.
-            with_rules = () if self._holds_profiles else [each for each in chunk.changes() if each.runs_rules]
-            withheld.update((change[:2], change.action) for change in with_rules)
-            if sent_again := [change for change in chunk.changes() if change not in with_rules]:
+            withholds = chunk.runs_rules and not self._holds_profiles
+            if sent_again := [each for each in chunk.changes() if not (withholds and each.runs_rules)]:
                 notes.write(Chunk.of(sent_again))
+            for change in chunk.changes() if withholds else ():
+                if change.runs_rules:
+                    withheld[change[:2]] = change.action
         if newest.refused:
             messages.append("The list of records that Talon.One refused is dropped: they are sent again.")
         members = Folded(snapshot, changed, one_per_profile=self._holds_profiles)

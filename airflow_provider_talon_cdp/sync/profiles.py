@@ -19,12 +19,14 @@ from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
 from airflow_provider_talon_cdp.changes.fingerprint import (
     Names,
+    cleared,
     digest_of,
     fingerprint,
     following,
     holds,
     in_doubt,
     mask_of,
+    may_be_cleared,
 )
 from airflow_provider_talon_cdp.changes.spool import Spool, sorted_profiles
 from airflow_provider_talon_cdp.exceptions import (
@@ -265,8 +267,8 @@ class ProfilePlan:
                     counts.removals[PROFILES] += 1
                     profile_id, old = line
                     nulls = _nulls(self.names.of(mask_of(old)))
-                    marks = self._marks(bool(in_doubt(old)))
-                    yield Change(profile_id, following(old, old), "remove", *marks), nulls
+                    marks = self._marks(may_be_cleared(old))
+                    yield Change(profile_id, cleared(old), "remove", *marks), nulls
                 line = next(lines, None)
 
         for profile in wanted:
@@ -288,7 +290,7 @@ class ProfilePlan:
             counts.additions[PROFILES] += 1
             counts.repeated[PROFILES] += bool(old)
             line_now = following(fingerprint(digest, mask, partial=partial), old)
-            may_have_run = not self._kind.sends_all and holds(in_doubt(old), digest, partial=partial)
+            may_have_run = not self._kind.sends_all and holds(in_doubt(old), digest, partial=True)
             yield Change(profile.profile_id, line_now, "add", *self._marks(may_have_run)), profile.attributes
         yield from missing(None)
 

@@ -332,9 +332,11 @@ class Push:
         try:
             self.journal.end()
         except LedgerError:
-            # Also a push that has sent everything may find only here that another run took over.
+            # Also a push that has sent everything may find only here that another run took over. Calls that
+            # run rules and are not settled have not left.
+            flights = [each for each in self._flights.values() if each.settled or not each.chunk.runs_rules]
             with suppress(LedgerError):
-                self.journal.leave_behind([flight.chunk for flight in self._flights.values()])
+                self.journal.leave_behind([flight.chunk for flight in flights])
             raise
 
     def refuse(self, change: Change, error: RejectedError, reason: str) -> None:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
@@ -429,8 +430,10 @@ def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: 
     if client is not None and hasattr(client, "query_row_block_stream"):
         opened = ExitStack()
         cleanup.callback(close_quietly, opened.close)
-        # By default, a time in UTC has no zone.
-        stream = opened.enter_context(client.query_row_block_stream(statement, parameters, tz_mode="aware"))
+        # By default, a time in UTC has no zone. The second name is of clickhouse-connect before 0.14.
+        read: Any = client.query_row_block_stream
+        aware = {"tz_mode": "aware"} if "tz_mode" in signature(read).parameters else {"utc_tz_aware": True}
+        stream = opened.enter_context(read(statement, parameters, **aware))
         # An empty result has no names.
         names = (
             stream.source.column_names

@@ -423,7 +423,10 @@ def bare(sql: str) -> str:
     ):
         end -= 1
     ends = [at for at in range(end, len(tokens)) if tokens[at][1] == ";"]
-    return "".join(text for _, text in tokens[: ends[0] if ends else None]).rstrip()
+    left = tokens[: ends[0] if ends else None]
+    text = "".join(text for _, text in left).rstrip()
+    # What looks like a comment may have the semicolon in it.
+    return text.rstrip("; \n") if left and left[-1][0] in Comment else text
 
 
 def column_positions(columns: Columns, names: Sequence[str]) -> list[int]:

@@ -87,6 +87,44 @@ def test_profiles_with_and_without_rules_keep_their_own_attributes(send, people,
     assert runs() == dict.fromkeys(sorted(set(after) - {"p02", "p04", "p20", "p38"}), 1)
 
 
+def test_a_doubt_about_a_clear_is_none_about_an_add_nor_the_other_way_round(send, people, talon, runs):
+    how = {"on_missing": "clear", "max_removal_fraction": 1}
+    talon.fail_next("reset_after", times=1, only="b")
+    with pytest.raises(RejectedRecordsError):
+        send(**how)
+    people(a=1, c=1)
+    # The add of b is in doubt, and no clear was sent.
+    talon.fail_next("reset_after", times=1, only="b")
+    with pytest.raises(RejectedRecordsError):
+        send(context=next_run(2), **how)
+    assert runs()["b"] == 2
+    people(a=1, b=1, c=1)
+    # The clear of b is in doubt, and its attributes come after it.
+    send(context=next_run(3), **how)
+    assert runs()["b"] == 3
+
+
+def test_what_another_key_opens_has_run_no_rules(send, own_talon, connect):
+    connect(own_talon)
+    send()
+    own_talon.replace_key("another-key-0123456789")
+    connect(own_talon)
+    own_talon.fail_next("status", status=401, only="b")
+    with pytest.raises(AuthenticationError):
+        send(context=next_run(2), send="all")
+    own_talon.clear_faults()
+    send(context=next_run(3))
+    assert [own_talon.rule_runs(each) for each in "abc"] == [2, 2, 2]
+
+
+def test_a_doubt_outlives_that_unknown_attributes_are_skipped(send, talon, runs):
+    talon.fail_next("reset_after", times=1, only="b")
+    with pytest.raises(RejectedRecordsError):
+        send(skip_unknown_attributes=True)
+    send(context=next_run(2))
+    assert runs()["b"] == 1
+
+
 def test_attributes_that_go_away_run_rules_once(send, people, talon, runs, attributes):
     how = {"on_missing": "clear", "max_removal_fraction": 1}
     send(**how)
@@ -183,6 +221,23 @@ def test_a_repaired_ledger_runs_no_rules_twice(send, talon, runs, points, state,
     send(context=next_run(2))
     assert points() == {"a": 1, "b": 1, "c": 1}
     assert runs() == {"a": 1, "b": 1, "c": 1}
+
+
+def test_a_repair_without_the_last_manifest_leaves_what_was_not_sent_its_rules(
+    send, people, talon, runs, points, state, profiles_ledger
+):
+    send()
+    people(a=2, b=2, c=2)
+    talon.fail_next("status", status=401, only="a")
+    with pytest.raises(AuthenticationError):
+        send(context=next_run(2))
+    talon.clear_faults()
+    note_a_kill(state, may_have_left=1)
+    lose_the_last_version(state, lambda path: path.write_text("{"))
+    DamagedLedger(state, profiles_ledger().identity).repair("me")
+    send(context=next_run(3))
+    assert points() == {"a": 2, "b": 2, "c": 2}
+    assert runs() == {"a": 1, "b": 2, "c": 2}
 
 
 def test_tasks_of_a_group_run_rules_once(people, connect, talon, runs, points, state):

@@ -42,6 +42,7 @@ def test_semicolons_and_comments_go_from_the_end_alone(sql):
 def test_what_may_be_more_than_a_comment_stays(end):
     sql = f"SELECT id FROM t WHERE 8 {end}"
     assert bare(f"{sql}\n ") == sql
+    assert bare(f"{sql};\n") == sql
 
 
 def test_a_byte_order_mark_goes_from_the_front():

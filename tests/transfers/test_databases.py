@@ -93,10 +93,18 @@ class ClickHouse:
 AT = datetime(2026, 6, 30, 10, tzinfo=UTC)
 
 
+class OldClickHouse(ClickHouse):
+    """Before version 0.14."""
+
+    def query_row_block_stream(self, statement, parameters, *, utc_tz_aware=False):
+        return super().query_row_block_stream(statement, parameters, "aware" if utc_tz_aware else "naive_utc")
+
+
+@pytest.mark.parametrize("client", [ClickHouse, OldClickHouse])
 @pytest.mark.parametrize("order_by", [0, 1])
 @pytest.mark.parametrize("rows", [[("anna", AT)], []])
-def test_clickhouse_names_its_columns_also_of_no_rows_and_keeps_zones(order_by, rows):
-    client = ClickHouse(rows)
+def test_clickhouse_names_its_columns_also_of_no_rows_and_keeps_zones(client, order_by, rows):
+    client = client(rows)
     database = source("clickhouse", SimpleNamespace(_client=client))
     assert rows_of(database, ["profile_id", "at"], order_by=order_by) == rows
     assert set(client.modes) == {"aware"}
