@@ -29,6 +29,7 @@ ALL_EXAMPLES = --hypothesis-profile ci
 # The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
 # properties with few examples. The ledger's tests stay: its storage is Airflow's. A shorter matrix is
 # make test-matrix MATRIX_MARKS="not slow or release": of the slow tests only those of Airflow itself.
+# The demo runs beside the tests: it waits for Airflow more than it works.
 MATRIX_TESTS = $(foreach folder,api bench browser changes emulator sync typing warehouses,--ignore tests/$(folder))
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
@@ -81,8 +82,10 @@ test-matrix: $(MATRIX)
 
 $(MATRIX): test-%: .venv-%/.ready
 	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests and demo"
-	@.venv-$*/bin/$(PYTEST) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") $(MATRIX_TESTS)
-	@.venv-$*/bin/python demo/run.py
+	@mkdir -p build
+	@.venv-$*/bin/python demo/run.py >build/demo-$*.log 2>&1 & demo=$$!; \
+		.venv-$*/bin/$(PYTEST) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") $(MATRIX_TESTS); \
+		tests=$$?; wait $$demo || { cat build/demo-$*.log; exit 1; }; exit $$tests
 
 # The short form of these is part of make test.
 test-faults: .venv/.ready

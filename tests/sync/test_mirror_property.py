@@ -7,6 +7,7 @@ each creation of an audience, each move of the cursor, before and after its effe
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -480,6 +481,8 @@ def _silence():
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
+    # What a kill leaves open ends here, not in a thread of a later test: SQLite wants the one that opened it.
+    gc.collect()
 
 
 EXAMPLES = int(os.environ.get("TALON_CDP_HISTORIES", settings.default.max_examples * 3 // 2))

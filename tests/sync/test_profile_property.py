@@ -6,6 +6,7 @@ with or without clearing, leaving nulls out or sending them, sending all or what
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -473,6 +474,8 @@ def _silence():
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
+    # What a kill leaves open ends here, not in a thread of a later test: SQLite wants the one that opened it.
+    gc.collect()
 
 
 EXAMPLES = int(os.environ.get("TALON_CDP_HISTORIES", settings.default.max_examples * 3 // 2))
