@@ -33,6 +33,17 @@ def points(attributes):
     return lambda: {profile: found["points"] for profile, found in attributes().items()}
 
 
+def change_and_kill(send, people, talon, state):
+    """Send once; then leave a run that was killed when the first of three changes may have left."""
+    send()
+    people(a=2, b=2, c=2)
+    talon.fail_next("status", status=401, only="a")
+    with pytest.raises(AuthenticationError):
+        send(context=next_run(2))
+    talon.clear_faults()
+    note_a_kill(state, may_have_left=1)
+
+
 @pytest.mark.parametrize("fault", ["reset_before", "reset_after"])
 def test_after_an_unclear_answer_the_attributes_are_sent_again_without_rules(
     send, talon, runs, points, fault
@@ -195,13 +206,7 @@ def test_a_lost_manifest_runs_no_rules_twice(send, people, talon, runs, points, 
 
 
 def test_of_a_lost_manifest_what_was_not_sent_runs_its_rules(send, people, talon, runs, points, state):
-    send()
-    people(a=2, b=2, c=2)
-    talon.fail_next("status", status=401, only="a")
-    with pytest.raises(AuthenticationError):
-        send(context=next_run(2))
-    talon.clear_faults()
-    note_a_kill(state, may_have_left=1)
+    change_and_kill(send, people, talon, state)
     lose_the_last_version(state, Path.unlink)
     with pytest.raises(RejectedRecordsError, match="1 of 4 changes got no clear answer") as error:
         send(context=next_run(2))
@@ -226,13 +231,7 @@ def test_a_repaired_ledger_runs_no_rules_twice(send, talon, runs, points, state,
 def test_a_repair_without_the_last_manifest_leaves_what_was_not_sent_its_rules(
     send, people, talon, runs, points, state, profiles_ledger
 ):
-    send()
-    people(a=2, b=2, c=2)
-    talon.fail_next("status", status=401, only="a")
-    with pytest.raises(AuthenticationError):
-        send(context=next_run(2))
-    talon.clear_faults()
-    note_a_kill(state, may_have_left=1)
+    change_and_kill(send, people, talon, state)
     lose_the_last_version(state, lambda path: path.write_text("{"))
     DamagedLedger(state, profiles_ledger().identity).repair("me")
     send(context=next_run(3))
