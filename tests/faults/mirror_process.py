@@ -3,18 +3,22 @@
 Its argument is a JSON object: ``talon`` (URL), ``host``, ``key``, ``state`` (folder of the ledgers), ``s3``
 (URL of an S3 API, or null), ``owner``, ``members`` (numbers for ``range``), ``rules`` and ``sends_all`` (as
 in ``Members`` and its scope), ``lasts`` (seconds after which a silent run counts as dead; null for the real
-ones). It says ``ready``, waits for a line, and says ``green`` or the name of an error at its end.
+ones), ``stops`` (null, or when it sends itself SIGSTOP: number of a request, and whether its lock was checked
+for that request). It says ``ready``, waits for a line, and says ``green`` or the name of an error at its end.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
+import signal
 import sys
 
 from upath import UPath
 
-from airflow_provider_talon_cdp.api.client import Transport, open_client
+from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.api.senders import MembersSender
 from airflow_provider_talon_cdp.api.settings import Settings
 from airflow_provider_talon_cdp.changes.change import Chunk
@@ -75,6 +79,28 @@ class _Opened:
         return await self.opening.__aexit__(*error)
 
 
+def stop_at(number, checked):
+    """Stop this process at a request, just before or after the check that it still holds the lock."""
+    requests = itertools.count(1)
+
+    async def _pace(self):
+        left_at = await pace(self)
+        if next(requests) == number and not checked:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return left_at
+
+    async def _send_once(self, request):
+        if next(requests) == number and checked:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return await send_once(self, request)
+
+    client = AsyncTalonCdpClient
+    if checked:
+        send_once, client._send_once = client._send_once, _send_once
+    else:
+        pace, client._pace = client._pace, _pace
+
+
 def say(word):
     sys.stdout.write(f"{word}\n")
     sys.stdout.flush()
@@ -86,6 +112,8 @@ def main():
     if told["lasts"]:
         lock.LOCK_LASTS = told["lasts"]
         lock.LEASE, lock._FRESH, lock.LOCK_RENEWED = (told["lasts"] / each for each in (2, 8, 24))
+    if told["stops"]:
+        stop_at(*told["stops"])
     mirror = mirror_of(told)
     say("ready")
     sys.stdin.readline()

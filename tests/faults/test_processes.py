@@ -17,7 +17,7 @@ import pytest
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.ledger import lock
-from tests.faults.mirror_process import ids, ledger_of
+from tests.faults.mirror_process import BATCH, ids, ledger_of
 from tests.processes import ROOT
 
 
@@ -42,13 +42,14 @@ class Mirrors:
             "rules": "none",
             "sends_all": False,
             "lasts": 6.0,
+            "stops": None,
         }
         self.log = folder / "log"
         self.running = []
 
-    def ready(self, owner, *members):
+    def ready(self, owner, *members, stops=None):
         """Start a process, which waits for ``go``."""
-        told = self.told | {"owner": owner, "members": members}
+        told = self.told | {"owner": owner, "members": members, "stops": stops}
         with self.log.open("a") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.mirror_process", json.dumps(told)],
@@ -70,6 +71,16 @@ class Mirrors:
     def start(self, owner, *members):
         process = self.ready(owner, *members)
         self.go(process)
+        return process
+
+    def start_until_stopped(self, owner, *members, checked):
+        """Start a process, and wait until it has stopped itself at its 20th request."""
+        process = self.ready(owner, *members, stops=(20, checked))
+        self.go(process)
+        limit = time.monotonic() + 120
+        while os.waitpid(process.pid, os.WUNTRACED | os.WNOHANG) == (0, 0):
+            assert time.monotonic() < limit, self.said()
+            time.sleep(0.01)
         return process
 
     def finish(self, owner, *members, process=None):
@@ -137,9 +148,7 @@ def mirrors(talon, tmp_path):
 def test_a_process_that_is_stopped_while_another_one_finishes_sends_nothing_more(mirrors, is_long, retries):
     if is_long:
         mirrors.told["lasts"] = None
-    stopped = mirrors.start("first", 0, 4000)
-    mirrors.wait_for(20)
-    os.kill(stopped.pid, signal.SIGSTOP)
+    stopped = mirrors.start_until_stopped("first", 0, 4000, checked=False)
     if not retries:
         # Until the lock of a run that is silent counts no more.
         time.sleep(180 if is_long else mirrors.told["lasts"] + 1)
@@ -152,6 +161,19 @@ def test_a_process_that_is_stopped_while_another_one_finishes_sends_nothing_more
     assert mirrors.requests() == before
     assert mirrors.there() == set(ids((1000, 5000, 2)))
     mirrors.finish("third", 1000, 5000, 3)
+
+
+def test_the_request_in_which_a_process_is_stopped_is_all_that_it_sends_later_and_is_mended(mirrors):
+    """Talon.One takes a late request: there is no way to refuse what has left, only to know of it."""
+    stopped = mirrors.start_until_stopped("first", 0, 4000, checked=True)
+    mirrors.finish("first", 5000, 9000)
+    before = mirrors.requests()
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert mirrors.end(stopped) == "LedgerUnavailableError", mirrors.said()
+    assert mirrors.requests() == before + 1
+    assert len(mirrors.there() - set(ids((5000, 9000)))) == BATCH
+    # Also with the same members as before: the request was known to be in flight.
+    mirrors.finish("third", 5000, 9000)
 
 
 def test_a_process_in_back_off_whose_batch_was_overtaken_sends_nothing_more(mirrors, talon):
