@@ -139,39 +139,48 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
         return lambda: kind.sort(self._profiles(hook))
 
     def _profiles(self, hook: TalonCdpHook) -> Generator[Any, None, None]:
-        from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
-            Profile,
-            Rejection,
-            read_profile_id,
+        from airflow_provider_talon_cdp.transfers._rows import (  # noqa: PLC0415
+            read_profile,
+            with_json_attributes,
         )
-        from airflow_provider_talon_cdp.transfers._rows import with_json_attributes  # noqa: PLC0415
 
         encode, columns = self.encoder(hook), as_columns("attributes", self.attributes)
         special = {self.profile_id_column, self.order_by_column, self.attributes_column}
-        result = self.result()
+        in_every_row = {name for name in (self.profile_id_column, self.order_by_column) if name}
+        # What no row has is a mistake in the function or in the arguments.
+        unseen = {name for name in (*(columns or ()), self.attributes_column) if name}
+        # Attributes of a JSON column are not compared with the types, as in SQL.
+        untyped = set(self.types or () if self.attributes_column is None else ())
+
+        def attributes_of(row: Mapping[str, Any]) -> dict[str, Any]:
+            if columns is not None or self.attributes_column is not None:
+                values = {name: row[key] for key, name in (columns or {}).items() if key in row}
+            else:
+                values = {key: value for key, value in row.items() if key not in special}
+            untyped.difference_update(values)
+            if self.attributes_column is None:
+                return values
+            return with_json_attributes(values, row.get(self.attributes_column))
+
+        result, has_rows = self.result(), False
         for row in result if isinstance(result, Iterator) else as_list("The function's result", result):
-            if not isinstance(row, Mapping) or self.profile_id_column not in row:
+            if not isinstance(row, Mapping) or not in_every_row <= row.keys():
+                missing = min(in_every_row - set(row if isinstance(row, Mapping) else ()))
                 raise InvalidInputError(
-                    f"Each row of the function must be a mapping with the key {self.profile_id_column!r},\n"
+                    f"Each row of the function must be a mapping with the key {missing!r},\n"
                     f'such as {{"{self.profile_id_column}": "c1", "Tier": "gold"}}, but one is a '
                     f"{type(row).__name__}{' without that key' if isinstance(row, Mapping) else ''}."
                 )
-            profile_id = read_profile_id(row[self.profile_id_column])
-            if isinstance(profile_id, Rejection):
-                yield profile_id
-                continue
+            unseen.difference_update(row)
             order = row.get(self.order_by_column) if self.order_by_column else None
-            try:
-                if columns is not None or self.attributes_column is not None:
-                    values = {name: row[key] for key, name in (columns or {}).items() if key in row}
-                else:
-                    values = {key: value for key, value in row.items() if key not in special}
-                if self.attributes_column is not None:
-                    values = with_json_attributes(values, row.get(self.attributes_column))
-                attributes, names = encode(values)
-                yield Profile(profile_id, attributes, names, order)
-            except InvalidInputError as error:
-                yield Profile(profile_id, order=order, fault=str(error))
+            has_rows = True
+            yield read_profile(row, row[self.profile_id_column], order, attributes_of, encode)
+        if has_rows and (unseen or untyped):
+            raise InvalidInputError(
+                f"No row of the function has the key {min(unseen)!r}, which the task's arguments name."
+                if unseen
+                else f"types has the attribute {min(untyped)!r}, which no row of the function gives."
+            )
 
 
 def talon_audience_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

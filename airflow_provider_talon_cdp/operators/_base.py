@@ -342,6 +342,7 @@ class SendingOperator(BaseOperator):
         instance, run = context.get("ti"), context.get("dag_run")
         extra = {
             "rejected": report.rejected.total(),
+            "unclear": report.unclear,
             "ledger_version": report.ledger_version,
             "run": getattr(instance, "run_id", None),
         }

@@ -535,26 +535,39 @@ def read_profiles(
 
     has_order = columns.order_by is not None
     first = len(columns.special)
+
+    def attributes_of(row: Sequence[Any]) -> dict[str, Any]:
+        values = dict(zip(attributes, row[first:], strict=True))
+        return values if columns.attributes_column is None else with_json_attributes(values, row[first - 1])
+
     with closing(stream_rows(source, sql, select, parameters, order_by=1)) as blocks:
         for row in chain.from_iterable(blocks):
-            profile_id = read_profile_id(row[0])
-            if isinstance(profile_id, Rejection):
-                yield profile_id
-                continue
-            if profile_id in DOTS:
-                yield Rejection(FAULT_OF_DOTS, profile_id)
-                continue
-            order = row[1] if has_order else None
-            try:
-                if isinstance(order, InvalidInputError):
-                    order = None
-                    raise InvalidInputError(f"order_by_column {row[1]}.")  # noqa: TRY301
-                values = dict(zip(attributes, row[first:], strict=True))
-                if columns.attributes_column is not None:
-                    values = with_json_attributes(values, row[first - 1])
-                yield Profile(profile_id, *encode(values), order)
-            except InvalidInputError as error:
-                yield Profile(profile_id, order=order, fault=str(error))
+            yield read_profile(row, row[0], row[1] if has_order else None, attributes_of, encode)
+
+
+def read_profile(
+    row: Any, profile_id: Any, order: Any, attributes_of: Callable[[Any], dict[str, Any]], encode: Encode
+) -> Profile | Rejection:
+    """Return the profile of a row, or why there is none.
+
+    Args:
+        row: The row.
+        profile_id: The value for its profile ID.
+        order: The value for its order, or None.
+        attributes_of: Returns the attributes of a row, or raises ``InvalidInputError``.
+        encode: Encodes attributes.
+    """
+    profile_id = read_profile_id(profile_id)
+    if isinstance(profile_id, Rejection):
+        return profile_id
+    if profile_id in DOTS:
+        return Rejection(FAULT_OF_DOTS, profile_id)
+    if isinstance(order, InvalidInputError):
+        return Profile(profile_id, fault=f"order_by_column {order}.")
+    try:
+        return Profile(profile_id, *encode(attributes_of(row)), order)
+    except InvalidInputError as error:
+        return Profile(profile_id, order=order, fault=str(error))
 
 
 def with_json_attributes(values: dict[str, Any], column: Any) -> dict[str, Any]:

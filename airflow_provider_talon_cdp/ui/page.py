@@ -76,6 +76,8 @@ class ReportedCounts(_Strict):
     added: Count
     removed: Count
     rejected: dict[str, Count]
+    # Reports of earlier versions have none.
+    unclear: Count = 0
     unsent: Count
     resumed: Count
     requests: Count
@@ -211,7 +213,12 @@ def _parsed(file: Folder) -> ReportFile | None:
 def funnel(report: ReportFile) -> dict[str, Any]:
     """Return two bars: all records by outcome, and below it the records to change by outcome."""
     counts = report.counts
-    changes = {"added": counts.added, "removed": counts.removed, "rejected": sum(counts.rejected.values())}
+    changes = {
+        "added": counts.added,
+        "removed": counts.removed,
+        "rejected": sum(counts.rejected.values()),
+        "unclear": counts.unclear,
+    }
     to_add = sum(audience.added for audience in report.audiences.values())
     if report.is_plan and to_add <= counts.unsent:
         changes |= {"to add": to_add, "to remove": counts.unsent - to_add}

@@ -177,6 +177,46 @@ class TestProfiles:
             profiles(rows)
         assert talon.profiles() == {"bert"}
 
+    @pytest.mark.parametrize("profile_id", [".", ".."])
+    def test_an_id_that_no_path_can_hold_is_rejected_as_in_sql(self, profiles, talon, profile_id):
+        def rows():
+            yield {"profile_id": profile_id, "Tier": "gold"}
+            yield {"profile_id": "bert", "Tier": "gold"}
+
+        with pytest.raises(RejectedRecordsError, match="does not survive in the path"):
+            profiles(rows)
+        assert talon.profiles() == {"bert"}
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ({"attributes": {"tier": "Tier"}}, "No row of the function has the key 'tier'"),
+            ({"attributes": ["Tier", "Points"]}, "No row of the function has the key 'Points'"),
+            ({"attributes_column": "more"}, "No row of the function has the key 'more'"),
+            ({"types": {"Tir": "string"}}, "types has the attribute 'Tir', which no row"),
+            ({"on_duplicate": "last", "order_by_column": "at"}, "must be a mapping with the key 'at'"),
+        ],
+    )
+    def test_an_argument_that_fits_no_row_stops_before_anything_is_sent(
+        self, profiles, talon, arguments, said
+    ):
+        def rows():
+            yield {"profile_id": "anna", "Tier": "gold"}
+            yield {"profile_id": "anna", "Tier": "silver"}
+
+        with pytest.raises(InvalidInputError, match=said):
+            profiles(rows, **arguments)
+        assert talon.requests() == []
+
+    def test_an_attribute_that_some_rows_lack_is_sent_for_the_others(self, profiles, talon):
+        def rows():
+            yield {"profile_id": "anna", "tier": "gold"}
+            yield {"profile_id": "bert", "points": 5}
+
+        profiles(rows, attributes={"tier": "Tier", "points": "Points"}, types={"Points": "number"})
+        assert talon.profile("anna")["attributes"] == {"Tier": "gold"}
+        assert talon.profile("bert")["attributes"] == {"Points": 5}
+
     @pytest.mark.parametrize("row", ["anna", ("anna", 1), {"id": "anna"}])
     def test_a_row_without_an_id_stops_before_anything_is_sent(self, profiles, talon, row):
         def rows():

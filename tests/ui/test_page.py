@@ -125,12 +125,29 @@ class TestNumbers:
             assert numbers in text
         assert "Rejected, by reason" not in text
 
+    def test_a_run_with_unclear_calls_is_not_in_step_and_says_what_to_check(self, leave):
+        counts = {"unchanged": 890, "rejected": {}, "unclear": 25}
+        place = leave(counts=counts, dead_letters="s3://bucket/letters")
+        text = shown(place)
+        assert "Partly unclear" in text
+        assert "In step" not in text
+        assert "25 unclear These changes got no clear answer" in text
+        assert "Dead letters s3://bucket/letters" in text
+        report, _ = page.read(place, "sync")
+        bars = page.funnel(report)
+        assert {each["name"]: each["count"] for each in bars["changes"]} == {
+            "added": 80,
+            "removed": 30,
+            "unclear": 25,
+        }
+        assert sum(each["count"] for each in bars["records"]) == 1030
+
     def test_a_run_with_rejections_shows_reasons_the_most_first_and_the_dead_letters(self, leave):
         text = shown(leave(dead_letters="s3://bucket/letters"))
         assert "Partly rejected" in text
         assert "15 rejected" in text
         assert text.index("the profile ID is empty 12") < text.index("Talon.One refused it 3")
-        assert "Dead letters: s3://bucket/letters" in text
+        assert "Dead letters s3://bucket/letters" in text
 
     def test_a_run_that_the_guard_refused_shows_its_words_and_the_argument(self, leave):
         guard = {
