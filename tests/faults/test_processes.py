@@ -163,15 +163,17 @@ def test_a_process_that_is_stopped_while_another_one_finishes_sends_nothing_more
     mirrors.finish("third", 1000, 5000, 3)
 
 
-def test_the_request_in_which_a_process_is_stopped_is_all_that_it_sends_later_and_is_mended(mirrors):
+def test_a_process_sends_at_most_the_request_in_which_it_is_stopped_and_that_is_mended(mirrors):
     """Talon.One takes a late request: there is no way to refuse what has left, only to know of it."""
     stopped = mirrors.start_until_stopped("first", 0, 4000, checked=True)
     mirrors.finish("first", 5000, 9000)
     before = mirrors.requests()
     os.kill(stopped.pid, signal.SIGCONT)
     assert mirrors.end(stopped) == "LedgerUnavailableError", mirrors.said()
-    assert mirrors.requests() == before + 1
-    assert len(mirrors.there() - set(ids((5000, 9000)))) == BATCH
+    # None if the other one took so long that the connection was closed.
+    late = mirrors.requests() - before
+    assert late <= 1
+    assert len(mirrors.there() - set(ids((5000, 9000)))) == late * BATCH
     # Also with the same members as before: the request was known to be in flight.
     mirrors.finish("third", 5000, 9000)
 
