@@ -38,15 +38,15 @@ MATRIX = $(addprefix test-,$(MINORS))
 STEPS = 1000000
 SEED = 0
 
-.PHONY: help test test-fast test-matrix $(MATRIX) test-faults test-warehouses test-browser lint demo demo-guard ui docs docs-serve bench \
-	bench-scale pins dist sbom clean
+.PHONY: help test test-fast test-matrix $(MATRIX) test-faults test-warehouses test-embedded test-browser lint demo demo-guard \
+	ui docs docs-serve bench bench-scale pins dist sbom clean always
 
 help:
 	@echo "make test-fast        lint, then the quick tests of the engine, in a minute: for every change"
-	@echo "make test             lint, then all tests on Airflow $(MAIN), with branch coverage"
+	@echo "make test             lint, then all tests on Airflow $(MAIN), with branch coverage, and DuckDB and Snowflake"
 	@echo "make test-matrix      tests and demo on Airflow $(MINORS); one of them: make test-2.11"
 	@echo "make test-faults      many histories of faults, kills and sleepers, in half an hour; more: STEPS=5000000 SEED=7"
-	@echo "make test-warehouses  tests with the databases that are not part of make test"
+	@echo "make test-warehouses  tests with MariaDB, Redshift, BigQuery, Databricks and others"
 	@echo "make test-browser     the connection form and the tab in a real browser, on Airflow $(MAIN) and 2.11"
 	@echo "make lint             ruff, mypy and zizmor"
 	@echo "make demo             the provider at work, against a local Talon.One"
@@ -60,13 +60,15 @@ help:
 	@echo "make sbom             what a release was tested with, into build/"
 	@echo "make clean            remove all that make made"
 
-# Coverage more than doubles the time of a test, so the slow ones run without it.
+# Coverage more than doubles the time of a test, so the slow ones and those of many examples run without it.
 test: lint
-	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) -m "not slow" --ignore tests/browser --ignore tests/warehouses --cov --cov-report=
+	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) -m "not slow and not hypothesis" --ignore tests/browser --ignore tests/warehouses \
+		--cov --cov-report=
 	@$(BIN)/coverage report --skip-covered --show-missing --fail-under=95
 	@echo "Of this, api/ and hooks/:"
 	@$(BIN)/coverage report --include='*/api/*,*/hooks/*' --fail-under=95
-	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) -m slow --ignore tests/browser --ignore tests/warehouses
+	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) -m "slow or hypothesis" --ignore tests/browser --ignore tests/warehouses
+	@$(MAKE) --no-print-directory test-embedded
 
 # A test that takes ten seconds on its own is slow, and marked so. Tests of what imports Airflow take longer to set up.
 test-fast: lint
@@ -93,7 +95,13 @@ test-faults: .venv/.ready
 		--faults-long --faults-steps $(STEPS) --faults-seed $(SEED) tests/faults
 
 test-warehouses: .venv-warehouses/.ready
-	@.venv-warehouses/bin/$(subst loadfile,loadgroup,$(PYTEST)) $(ALL_EXAMPLES) tests/warehouses
+	@.venv-warehouses/bin/$(subst loadfile,loadgroup,$(PYTEST)) $(ALL_EXAMPLES) tests/warehouses \
+		$(if $(WAREHOUSES),-k "$(WAREHOUSES)")
+
+# The databases that are Python packages, and need nothing of Debian.
+EMBEDDED = duckdb or snowflake
+test-embedded: .venv-warehouses/.ready
+	@.venv-warehouses/bin/$(subst loadfile,loadgroup,$(PYTEST)) $(ALL_EXAMPLES) tests/warehouses -k "$(EMBEDDED)"
 
 # One process: each release's Airflow is started once, and two at a time are too many for two cores.
 test-browser: .venv-browser/.ready .venv-2.11/.ready build/chromium
@@ -196,16 +204,19 @@ build/chromium:
 	$(call set-up,$(PYTHON))
 
 # Airflow's driver for MySQL has no wheel: it is compiled, against headers that Debian has beside its MariaDB server.
-# Where root makes this, both are installed; where they are missing all the same, the tests that need them say so.
+# For test-warehouses both are installed where root makes it; where they are missing all the same, the tests that need
+# them say so. The file changes, and with it the environment, once they are there.
 DEBIAN_PACKAGES = gcc libmariadb-dev mariadb-server pkg-config
-build/warehouses.txt: constraints/warehouses.txt
+build/warehouses.txt: constraints/warehouses.txt always
 	@mkdir -p build
-	@{ command -v mariadbd && pkg-config --exists libmariadb; } >/dev/null || \
+	@test -z "$(filter test-warehouses,$(MAKECMDGOALS))" || \
+		{ command -v mariadbd && pkg-config --exists libmariadb; } >/dev/null || \
 		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "Installing $(DEBIAN_PACKAGES)" && \
 			{ apt-get update && DEBIAN_FRONTEND=noninteractive \
 				apt-get install --yes --no-install-recommends $(DEBIAN_PACKAGES); } >build/debian.log 2>&1 ; } || \
 		echo "Without $(DEBIAN_PACKAGES): tests with MySQL and MariaDB are skipped"
-	@pkg-config --exists libmariadb && cp $< $@ || grep -v '^mysqlclient==' $< >$@
+	@{ pkg-config --exists libmariadb && cat $< || grep -v '^mysqlclient==' $<; } >$@.new 2>/dev/null
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 # An order-only prerequisite: .venv must be there to fall back on, but need not be older.
 .venv-%/.ready: constraints/airflow-%.txt $(SET_UP_WITH) | .venv/.ready

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import datetime as dt
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from tests.processes import pytest_pyfunc_call  # noqa: F401 - a hook
+from tests.storage import s3_served
 
 # For the fast loop: few examples, and others in each run. A failure is kept and tried first the next time.
 settings.register_profile("dev", max_examples=25, deadline=None, print_blob=True)
@@ -149,16 +149,11 @@ def bucket():
 @pytest.fixture(scope="session")
 def s3(bucket):
     """An empty bucket, which moto serves on loopback."""
-    server = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    served.start()
-    host, port = served.get_host_and_port()
-    path = bucket("storage", f"http://{host}:{port}")
-    # Another test of this process may have made it: moto has one memory for all of its servers.
-    path.fs.mkdirs("ledgers", exist_ok=True)
-    yield path
-    served.stop()
+    with s3_served() as url:
+        path = bucket("storage", url)
+        # Another test of this process may have made it: moto has one memory for all of its servers.
+        path.fs.mkdirs("ledgers", exist_ok=True)
+        yield path
 
 
 def pytest_addoption(parser):

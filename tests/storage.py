@@ -1,8 +1,13 @@
-"""Object storage in memory, and a process that can be killed at any step."""
+"""Object storage in memory, and a process that can be killed at any step; moto's S3 on loopback."""
 
 from __future__ import annotations
 
 import io
+import logging
+import threading
+from contextlib import contextmanager
+
+import pytest
 
 
 class KilledError(BaseException):
@@ -143,3 +148,26 @@ class _Upload:
         if not self.closed:
             self.closed = True
             self._storage.put(self._name, b"".join(self._parts))
+
+
+@contextmanager
+def s3_served():
+    """Serve moto's S3 while the block runs; its URL.
+
+    S3 alone: moto's server for all services looks through its folders for each request.
+    """
+    moto = pytest.importorskip("moto.moto_server.werkzeug_app", reason="needs moto[server] and s3fs")
+    from werkzeug.serving import make_server  # noqa: PLC0415 - moto brings it
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = make_server(
+        "127.0.0.1", 0, moto.create_backend_app("s3"), threaded=True, request_handler=moto.MotoRequestHandler
+    )
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

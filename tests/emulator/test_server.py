@@ -257,6 +257,7 @@ async def never(scope, receive, send):
     """Answer nothing."""
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_members_take_seconds(caller):
     with Emulator() as talon:
         call = caller(talon)

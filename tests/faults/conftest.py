@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import random
 
 import pytest
 from upath import UPath
 
 from tests.faults.s3_proxy import FaultyProxy
+from tests.storage import s3_served
 
 
 @pytest.fixture
@@ -40,12 +40,7 @@ def chance(request):
 
 @pytest.fixture
 def faulty_s3(chance):
-    server = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    served.start()
-    url = "http://{}:{}".format(*served.get_host_and_port())
-    UPath("s3://ledgers", endpoint_url=url, key="a", secret="b").fs.mkdirs("ledgers", exist_ok=True)
-    with FaultyProxy(url, chance.random()) as proxy:
-        yield proxy
-    served.stop()
+    with s3_served() as url:
+        UPath("s3://ledgers", endpoint_url=url, key="a", secret="b").fs.mkdirs("ledgers", exist_ok=True)
+        with FaultyProxy(url, chance.random()) as proxy:
+            yield proxy

@@ -20,7 +20,7 @@ TAIL = " ; -- all; of them\n/* ; */\n;"
         "SELECT ';' AS id",
         "SELECT '--' AS id",
         'SELECT id AS "/*" FROM t',
-        pytest.param(MANY, id="many literals"),
+        pytest.param(MANY, id="many literals", marks=pytest.mark.slow),
         pytest.param(DEEP, id="many levels"),
     ],
 )
