@@ -697,26 +697,25 @@ class MembershipOperator(LedgerOperator):
         hook: TalonCdpHook,
         source: Source,
         *,
-        ledger_name: str,
-        managed: Collection[str] | None,
-        names: Mapping[str, str] | None,
+        ledger_name: str | None = None,
+        managed: Collection[str] | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> Mirror:
-        """Return the mirror that makes audiences equal to a source.
+        """Return the mirror that makes ``audience_id`` equal to a source, or the audiences of a named ledger.
 
-        Args:
-            context: The task's context.
-            hook: The hook of the Talon.One connection.
-            source: Reads the members.
-            ledger_name: Name of the ledger.
-            managed: Audiences that may change; None for all.
-            names: Name by audience ID, of audiences to create if they do not exist; filled while the source
-                is read. None to create no audiences.
+        With ``ledger_name``, only the ``managed`` audiences may change, or all if that is None. Missing
+        audiences are created if they are in ``names``, which is filled while the source is read.
         """
         from airflow_provider_talon_cdp.changes.diff import Scope  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
 
+        if ledger_name is None:
+            audience = self.one_audience()
+            ledger_name, managed = audience_ledger_name(audience, self.audience_id_type), [audience]
+            names = None if self.audience_name is None else {audience: self.audience_name}
         if self.audience_name is not None:
             check_text("audience_name", check_rendered("audience_name", self.audience_name))
         if self.verify is not None:
