@@ -160,11 +160,11 @@ class _PlanOperator(LedgerOperator):
             mirror.audiences.creates = not self.with_approval
         summary, report = self.run_and_report_mirror(context, hook, mirror), self.report
         plan = self._plan(mirror, self.run_owner(context)) if report and report.state == "planned" else None
-        uris = self.asset_uris(hook.settings.deployment_host)
-        planned = {"report": summary, "plan": plan, "began": began, "assets": uris, "reading": self.reading}
+        planned: Any = {"report": summary, "plan": plan, "began": began, "reading": self.reading}
+        planned["assets"] = self.asset_uris(hook.settings.deployment_host)
         if report and self.with_approval:
             rate, missing = hook.settings.requests_per_second, len(plan["missing"]) if plan else 0
-            planned["question"] = _question(report, mirror.kind.in_request, rate, missing)
+            planned["question"] = question_text(report, mirror.kind.in_request, rate, missing)
         context["ti"].xcom_push("planned", planned)
         return _shares(plan, self.workers) if plan else []
 
@@ -475,7 +475,7 @@ class CommitPlanOperator(SendingOperator):
         report = Report.of(planned, planned_audiences(storage("report", path)) if path else {})
         report.state = "done" if report.verdict is None else "refused"
         if plan:
-            ledger, names, checks = _ledger(hook, plan), plan.get("names", {}), Report()
+            ledger, names, checks = _ledger(hook, plan), plan["names"], Report()
             audiences = Audiences(names=names, verify="identity")
             counts = Counts(additions=Counter(names.keys()))
             outcome = ledger.commit(
@@ -486,7 +486,7 @@ class CommitPlanOperator(SendingOperator):
             pushed = [*filter(None, self.pushed or ()), checks.summary()]
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
         report.report_file = report_file
-        if reading := self.planned.get("reading"):
+        if reading := self.planned["reading"]:
             _reading(_ledger(hook, reading), reading).remove()
         self.log.info("Done:\n%s", report)
         # A report with a verdict is of a run that sent nothing.
@@ -579,8 +579,8 @@ def _compare_tasks(group: TaskGroup, plan_workers: int, arguments: Mapping[str, 
     return compare.expand(span=ranges.output).output
 
 
-def _question(report: Report, in_request: int, rate: float, missing: int) -> dict[str, Any]:
-    """Return the numbers of a plan for the approval question.
+def question_text(report: Report, in_request: int, rate: float, missing: int) -> str:
+    """Return the approval question about a plan, in Markdown.
 
     Args:
         report: The plan's report.
@@ -588,17 +588,29 @@ def _question(report: Report, in_request: int, rate: float, missing: int) -> dic
         rate: In requests per second.
         missing: Number of audiences that do not exist yet.
     """
-    requests = report.rule_calls + math.ceil((report.unsent - report.rule_changes) / in_request)
     audiences = report.by_audience()
-    return {
-        "audiences": dict(list(audiences.items())[:_MOST_LISTED]),
-        "more": max(0, len(audiences) - _MOST_LISTED),
-        "missing": missing,
-        "verdict": report.verdict,
-        "run_rules": report.rule_changes,
-        "requests": requests,
-        "minutes": requests / rate / 60,
-    }
+    lines = ["| audience | to add | to remove | members then |", "| --- | --: | --: | --: |"]
+    for audience, numbers in list(audiences.items())[:_MOST_LISTED]:
+        members = "" if numbers["members"] is None else f"{numbers['members']:,}"
+        # Escaped, as an audience's ID may contain Markdown.
+        name = "".join(char if char.isalnum() else f"&#{ord(char)};" for char in audience)
+        lines.append(f"| {name} | {numbers['added']:,} | {numbers['removed']:,} | {members} |")
+    if len(audiences) > _MOST_LISTED:
+        lines.append(f"| ... and {len(audiences) - _MOST_LISTED:,} more | | | |")
+    if missing:
+        lines += ["", f"{missing:,} of these audiences do not exist yet, and are created."]
+    requests = report.rule_calls + math.ceil((report.unsent - report.rule_changes) / in_request)
+    minutes = requests / rate / 60
+    duration = "less than a minute" if minutes < 1 else f"about {math.ceil(minutes):,} minutes"
+    lines += ["", f"{requests:,} requests, {duration} at the connection's rate."]
+    if report.rule_changes:
+        lines += ["", f"{report.rule_changes:,} changes run rules, with one request for each profile."]
+    if report.verdict:
+        lines += ["", "**The guard would refuse it:**", ""]
+        # Without the arguments that would allow it.
+        lines += [f"    {line}" for line in report.verdict.partition("\nIf that")[0].split("\n")]
+    lines += ["", "*Approve* sends exactly this plan. *Reject* sends nothing; the next run plans anew."]
+    return "\n".join(lines)
 
 
 def _approver() -> Any:
@@ -637,16 +649,14 @@ def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> No
     from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
 
-    # A version before this one may have made the plan, and created the audiences.
-    ledger, names = _ledger(hook, plan), plan.get("missing", {})
+    ledger, names = _ledger(hook, plan), plan["missing"]
     with ledger.deciding(plan["owner"], plan["name"], _key_facts(hook)):
         if not approved:
             ledger.reject_plan()
             return
         audiences = Audiences(names=names, state_uri=plan["state_uri"])
         audiences.check(ledger, Counts(additions=Counter(names.keys())), {}, hook.members_sender, Counts())
-        data_until = plan.get("data_until", ledger.facts.data_until)
-        facts = replace(ledger.facts, data_until=data_until, audiences=audiences.known)
+        facts = replace(ledger.facts, data_until=plan["data_until"], audiences=audiences.known)
         ledger.remember(replace(facts, awaits_approval=False))
 
 
