@@ -63,7 +63,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, RunFacts
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
     from airflow_provider_talon_cdp.sync.guard import Guard
     from airflow_provider_talon_cdp.sync.mirror import Mirror, Source
@@ -78,7 +78,6 @@ RetryRejected = Literal["always", "never"]
 Verify = Literal["identity", "exists", "none"]
 Rules = Literal["none", "changes", "all"]
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
-MAX_REJECTED = 0
 T = TypeVar("T")
 P = ParamSpec("P")
 Op = TypeVar("Op", bound=BaseOperator)
@@ -186,7 +185,7 @@ class SendingOperator(BaseOperator):
     def __init__(
         self,
         *,
-        max_rejected: int | str | None = MAX_REJECTED,
+        max_rejected: int | str | None = 0,
         in_flight: int | str = IN_FLIGHT,
         suspicious_ids: SuspiciousIdsRule = "warn",
         on_busy: OnBusy = "wait",
@@ -310,7 +309,7 @@ class SendingOperator(BaseOperator):
 
     def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
         """Return the assets that a successful run changes: by URI, the key of their counts in the report."""
-        raise NotImplementedError
+        return {}
 
     def lineage_inputs(self) -> Sequence[Any]:
         """Return the datasets that are read, for OpenLineage."""
@@ -425,8 +424,7 @@ class LedgerOperator(SendingOperator):
         check_literals(partial(check_choice, choices=OnOlderRun), on_older_run=on_older_run)
         check_literals(partial(check_choice, choices=RetryRejected), retry_rejected=retry_rejected)
         check_literals(as_bool, dry_run=dry_run)
-        if state_uri:
-            check_literals(check_state_uri, state_uri=state_uri)
+        check_literals(check_state_uri, state_uri=state_uri)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes Talon.One equal to the source."""
@@ -498,23 +496,15 @@ class LedgerOperator(SendingOperator):
         return self.send == "all"
 
     def run_settings(self, context: Context, hook: TalonCdpHook) -> dict[str, Any]:
-        """Return the arguments of ``Mirror`` that are the same for all kinds, and ``sends_all``."""
-        from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
-
+        """Return the arguments of ``Mirror`` that are the same for all kinds."""
         check_choice("on_older_run", self.on_older_run, OnOlderRun)
         check_choice("retry_rejected", self.retry_rejected, RetryRejected)
-        settings = hook.settings
         return {
             "guard": self.guard(),
-            "facts": RunFacts(
-                data_until=data_until(context),
-                key_fingerprint=settings.key_fingerprint,
-                platform_name=settings.platform_name,
-            ),
+            "facts": run_facts(hook, data_until(context)),
             "on_older_run": self.on_older_run,
             "retry_rejected": self.retry_rejected,
             "limits": self.limits(),
-            "sends_all": self.sends_all(),
         }
 
     def open_ledger(self, hook: TalonCdpHook, name: str, **options: Any) -> Ledger:
@@ -728,7 +718,7 @@ class MembershipOperator(LedgerOperator):
             ledger=self.open_ledger(hook, ledger_name),
             sender=lambda: self.members_sender(hook),
             kind=Members(
-                scope=Scope(managed=managed, sends_all=settings.pop("sends_all")),
+                scope=Scope(managed=managed, sends_all=self.sends_all()),
                 rules=self._check_rules("rules", self.rules),
             ),
             audiences=Audiences(
@@ -904,19 +894,30 @@ def note_internal_id(operator: Any, hook: TalonCdpHook, internal_id: int) -> Non
             )
 
 
+def run_facts(hook: TalonCdpHook, data_until: str = "") -> RunFacts:
+    """Return what a ledger remembers of a run with the connection's API key."""
+    from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
+
+    settings = hook.settings
+    return RunFacts(
+        data_until=data_until,
+        key_fingerprint=settings.key_fingerprint,
+        platform_name=settings.platform_name,
+    )
+
+
 def data_until(context: Context) -> str:
     """Return the time until which a run has data, in ISO 8601.
 
     It is the end of the run's data interval, or its logical date where that is later, as in a run of
     ``TriggerDagRunOperator``. Runs that a person or an asset has triggered have data until now.
     """
+    # Airflow 3 has an enumeration, whose members equal the texts that they stand for.
     run_type = getattr(context.get("dag_run"), "run_type", "")
-    # Airflow 3 has an enumeration, whose members are not the texts that they stand for.
-    kind = getattr(run_type, "value", run_type)
     times: list[datetime] = [
         time for time in (context.get("data_interval_end"), context.get("logical_date")) if time
     ]
-    if not times or kind in _RUNS_OF_NOW:
+    if not times or run_type in _RUNS_OF_NOW:
         times = [datetime.now(UTC)]
     return max(times).astimezone(UTC).isoformat()
 
@@ -962,14 +963,12 @@ def _owner(operator: BaseOperator, context: Context) -> str:
     return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
 
 
-def _state_uri(given: str | None) -> str | None:
-    """Return the URI of the folder of the ledgers, given or configured, or None for the default."""
+def _state_uri(given: str | None) -> str:
+    """Return the URI of the folder of the ledgers, given or configured; empty for the default."""
     configured: str | None = conf.get("talon_cdp", "state_uri", fallback=None)
-    if given:
-        return check_state_uri("state_uri", given)
-    if configured:
-        return check_state_uri("[talon_cdp] state_uri in Airflow's configuration", configured)
-    return None
+    return check_state_uri("state_uri", given) or check_state_uri(
+        "[talon_cdp] state_uri in Airflow's configuration", configured
+    )
 
 
 def _state_uri_or_default(given: str | None) -> str:
@@ -989,7 +988,9 @@ def _common_state(own: Any) -> Any:
 
 
 def check_state_uri(name: str, uri: Any) -> str:
-    """Refuse a relative path, which may be another folder on the next worker."""
+    """Return a URI, or "" for none; refuse a relative path: the next worker may have another folder there."""
+    if not uri:
+        return ""
     text = str(check_rendered(name, uri))
     if not text.startswith("/") and "://" not in text:
         raise InvalidInputError(

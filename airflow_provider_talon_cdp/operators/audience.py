@@ -171,8 +171,7 @@ class DeleteAudienceOperator(BaseOperator):
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_choice("if_missing", if_missing, IfMissing)
         check_literals(check_external_id, audience_id=audience_id)
-        if state_uri:
-            check_literals(check_state_uri, state_uri=state_uri)
+        check_literals(check_state_uri, state_uri=state_uri)
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from airflow_provider_talon_cdp.operators._base import (
     arguments_of,
     ends_retries,
     open_ledger,
+    run_facts,
     storage,
 )
 from airflow_provider_talon_cdp.transfers._base import SqlOperator
@@ -35,7 +36,7 @@ from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperato
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger
     from airflow_provider_talon_cdp.ledger.reading import Reading
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.sync.report import Report
@@ -378,6 +379,7 @@ class PushShareOperator(SendingOperator):
     template_fields: Sequence[str] = ("share", "profiles", *SendingOperator.template_fields)
     template_ext: Sequence[str] = (".sql",)
     ui_color = MembershipOperator.ui_color
+    # The task commit emits them.
     emits_assets = False
 
     def __init__(
@@ -394,17 +396,13 @@ class PushShareOperator(SendingOperator):
         folder = _ledger(hook, self.share["plan"]).folder
         return self.run_and_report(context, hook, folder, lambda report: self._push(hook, report))
 
-    def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
-        """Return no assets, as ``commit`` emits them."""
-        return {}
-
     def _push(self, hook: TalonCdpHook, report: Report) -> Report:
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import push_share  # noqa: PLC0415
 
         plan, senders, limits = self.share["plan"], self.share["of"], self.limits()
         ledger = _ledger(hook, plan)
-        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], _key_facts(hook)) as share:
+        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], run_facts(hook)) as share:
             self.log.info("%s changes are left in this share of the plan.", f"{share.changes:,}")
             if self.profiles is None:
                 options = {"audience_id_type": plan["audience_id_type"], "in_flight": limits.in_flight}
@@ -650,7 +648,7 @@ def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> No
     from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
 
     ledger, names = _ledger(hook, plan), plan["missing"]
-    with ledger.deciding(plan["owner"], plan["name"], _key_facts(hook)):
+    with ledger.deciding(plan["owner"], plan["name"], run_facts(hook)):
         if not approved:
             ledger.reject_plan()
             return
@@ -658,13 +656,6 @@ def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> No
         audiences.check(ledger, Counts(additions=Counter(names.keys())), {}, hook.members_sender, Counts())
         facts = replace(ledger.facts, data_until=plan["data_until"], audiences=audiences.known)
         ledger.remember(replace(facts, awaits_approval=False))
-
-
-def _key_facts(hook: TalonCdpHook) -> RunFacts:
-    from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
-
-    settings = hook.settings
-    return RunFacts(key_fingerprint=settings.key_fingerprint, platform_name=settings.platform_name)
 
 
 def _reading(ledger: Ledger, span: Mapping[str, Any]) -> Reading:

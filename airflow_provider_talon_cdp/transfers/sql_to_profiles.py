@@ -118,12 +118,11 @@ class ProfilesOperator(LedgerOperator):
         if self.ledger is None:
             self.refuse_shared_ledger(context)
         settings = self.run_settings(context, hook)
-        kind = self.kind(sends_all=settings.pop("sends_all"))
         return Mirror(
             source=self.source(hook),
             ledger=self.open_ledger(hook, profiles_ledger_name(self._ledger_name), holds="profiles"),
             sender=lambda: self.sender(hook),
-            kind=kind,
+            kind=self.kind(sends_all=self.sends_all()),
             **settings,
         )
 
