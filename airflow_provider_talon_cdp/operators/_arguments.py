@@ -13,7 +13,6 @@ from typing import Any, get_args
 from airflow_provider_talon_cdp.contract import (
     AttributeType,
     AudienceIdType,
-    check_attribute_type,
     check_audience_id,
     check_text,
 )
@@ -195,7 +194,7 @@ def as_types(name: str, value: Any) -> dict[str, AttributeType]:
     """Return types by attribute name, from a mapping, None, or JSON text of an object."""
     types = as_mapping(name, value) or {}
     for attribute, kind in types.items():
-        check_attribute_type(attribute, kind)
+        check_choice(f"The type of the attribute {attribute!r}", kind, AttributeType)
     return dict(types)
 
 
