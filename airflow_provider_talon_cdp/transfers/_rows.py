@@ -14,9 +14,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeAlias
 
-# Not in the oldest version of common-compat that is allowed.
-from airflow.exceptions import AirflowException  # type: ignore[attr-defined]
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 from sqlparse.lexer import tokenize
 from sqlparse.tokens import Comment, Whitespace
@@ -351,12 +349,8 @@ def _selected(block: Any, positions: Sequence[int], result: Result) -> Rows:
         columns = [map(itemgetter(key), block) for key in keys]
     for index, position in enumerate(positions):
         if position in result.json_columns:
-            columns[index] = map(_from_json, columns[index])
+            columns[index] = map(read_json, columns[index])
     return list(zip(*columns, strict=True))
-
-
-def _from_json(value: Any) -> Any:
-    return read_json(value) if isinstance(value, str | bytes) else value
 
 
 def _arrow_values(column: Any) -> list[Any]:
