@@ -106,7 +106,16 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         if audiences is not None:
             check_literals(self._audience_ids, audiences=audiences)
         self.check_mode(mode)
-        self._refuse_misplaced()
+        many = mode == "mirror" and audience_column is not None
+        for name in ("audiences", "audience_name_column", "ledger"):
+            if getattr(self, name) is not None and not many:
+                raise InvalidInputError(f"{name} goes with mode='mirror' and audience_column. Take it out.")
+        for name, instead in (
+            ("audience_name", "audience_name_column"),
+            ("initial_members", "one task for each audience"),
+        ):
+            if getattr(self, name) is not None and many:
+                raise InvalidInputError(f"{name} is for one audience. With audience_column, use {instead}.")
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
@@ -176,18 +185,6 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                 "so it is unknown to which audience they belong. Nothing was sent.\n"
                 f"Fix the join that does not find it, or leave these rows out: WHERE {column} <> ''."
             )
-
-    def _refuse_misplaced(self) -> None:
-        many = self.mode == "mirror" and self.audience_column is not None
-        for name in ("audiences", "audience_name_column", "ledger"):
-            if getattr(self, name) is not None and not many:
-                raise InvalidInputError(f"{name} goes with mode='mirror' and audience_column. Take it out.")
-        for name, instead in (
-            ("audience_name", "audience_name_column"),
-            ("initial_members", "one task for each audience"),
-        ):
-            if getattr(self, name) is not None and many:
-                raise InvalidInputError(f"{name} is for one audience. With audience_column, use {instead}.")
 
     def _audience_ids(self, name: str, value: Any) -> list[str]:
         ids = as_list(name, value)
