@@ -149,7 +149,8 @@ def app() -> FastAPI:
         try:
             return HTMLResponse(render(*read(place, dag_id)), headers=_HEADERS)
         except NoReportError as error:
-            return HTMLResponse(render_nothing(str(error)), headers=_HEADERS)
+            page = _TEMPLATES.get_template("nothing.html").render(lines=str(error).split("\n"))
+            return HTMLResponse(page, headers=_HEADERS)
 
     return served
 
@@ -329,8 +330,3 @@ def render(report: ReportFile, reports: Iterable[ReportFile]) -> str:
         width=WIDTH,
         height=HEIGHT,
     )
-
-
-def render_nothing(why: str) -> str:
-    """Return the page of a task instance without a report."""
-    return _TEMPLATES.get_template("nothing.html").render(lines=why.split("\n"))
