@@ -76,10 +76,6 @@ def fault_of_text(value: object) -> str | None:
 def check_text(name: str, value: object) -> str:
     """Return a string of 1 to 1000 characters, or raise.
 
-    Args:
-        name: The user's name for the value, e.g. ``audience_id``.
-        value: Anything.
-
     Raises:
         InvalidInputError: The value is not such a string. The text does not quote it, as it may be personal
             data.
@@ -93,11 +89,8 @@ def check_text(name: str, value: object) -> str:
 def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str | int:
     """Return an audience ID of the given type, or raise.
 
-    Args:
-        name: The user's name for the value, e.g. ``add_audiences``.
-        value: Anything.
-        id_type: ``external``: a string of 1 to 1000 characters without white space at its ends.
-            ``internal``: an integer >= 1.
+    An external ID is a string of 1 to 1000 characters without white space at its ends, an internal one an
+    integer >= 1.
 
     Raises:
         InvalidInputError: The value is of the wrong type or out of range.
@@ -131,10 +124,6 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
 
 def check_in_path(name: str, identifier: str) -> None:
     """Refuse an ID that clients and proxies would remove from a path, even if it is percent-encoded.
-
-    Args:
-        name: The user's name for the ID.
-        identifier: The ID.
 
     Raises:
         InvalidInputError: The ID is ``.`` or ``..``.

@@ -52,13 +52,7 @@ def check_numbers(check: Callable[..., object], **values: Any) -> None:
 
 
 def as_count(name: str, value: Any, least: int = 0) -> int:
-    """Return an integer, which may be text, as a template renders it.
-
-    Args:
-        name: The argument's name, for the error.
-        value: The argument.
-        least: The smallest integer that is accepted.
-    """
+    """Return an integer of at least ``least``, which may be text, as a template renders it."""
     number = _number(int, value)
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise InvalidInputError(f"{name} must be an integer >= {least}, but is {value!r}.")

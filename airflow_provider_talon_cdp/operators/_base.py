@@ -248,11 +248,8 @@ class SendingOperator(BaseOperator):
     ) -> dict[str, Any]:
         """Do the task's work, push its links and asset events, and return the report as a small JSON object.
 
-        Args:
-            context: The task's context.
-            hook: The hook of the Talon.One connection.
-            folder: The ledger's folder, for the report's file; None to write no file.
-            work: Called when the ledger is free, with the report to count in; returns the task's report.
+        ``work`` is called when the ledger is free, with the report to count in, and returns the task's
+        report. The report's file is in the ledger's ``folder``; without one there is no file.
         """
         from airflow_provider_talon_cdp.sync.report import (  # noqa: PLC0415
             RUN,
@@ -658,10 +655,7 @@ class MembershipOperator(LedgerOperator):
     ) -> dict[str, Any]:
         """Send explicit changes, and return the report.
 
-        Args:
-            context: The task's context.
-            records: The changes.
-            reads_ahead: Whether the changes are read onto disk as fast as the source yields them.
+        With ``reads_ahead`` the changes are read onto disk as fast as the source yields them.
         """
         from airflow_provider_talon_cdp.sync.members import send_members  # noqa: PLC0415
 
@@ -819,13 +813,7 @@ def open_hook(talon_cdp_conn_id: str) -> TalonCdpHook:
 
 
 def identity_of(hook: TalonCdpHook, name: str, **options: Any) -> LedgerIdentity:
-    """Return the identity of a ledger for the connection's deployment, base URL and environment.
-
-    Args:
-        hook: The hook of the Talon.One connection.
-        name: Name of the ledger.
-        options: ``holds``, as in ``LedgerIdentity``.
-    """
+    """Return the identity of a ledger for the connection's deployment, base URL and environment."""
     from airflow_provider_talon_cdp.ledger.ledger import LedgerIdentity  # noqa: PLC0415
 
     settings = hook.settings
@@ -841,15 +829,7 @@ def identity_of(hook: TalonCdpHook, name: str, **options: Any) -> LedgerIdentity
 def open_ledger(
     folder: Any, hook: TalonCdpHook, name: str, *, keep: int = KEEP_VERSIONS, **options: Any
 ) -> Ledger:
-    """Return a ledger for the connection's deployment, base URL and environment.
-
-    Args:
-        folder: Folder of all ledgers.
-        hook: The hook of the Talon.One connection.
-        name: Name of the ledger.
-        keep: Number of versions that are kept.
-        options: ``holds``, as in ``LedgerIdentity``.
-    """
+    """Return a ledger, in the folder of all ledgers, with the identity that ``identity_of`` returns."""
     from airflow_provider_talon_cdp.ledger.ledger import Ledger, Sizes  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.profiles import BATCH  # noqa: PLC0415
 
@@ -861,14 +841,7 @@ def open_ledger(
 
 
 def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **options: Any) -> OutsideChanges:
-    """Return the journal that notes explicit changes in the ledgers under the operator's ``state_uri``.
-
-    Args:
-        operator: An operator with a ``state_uri``.
-        context: The task's context.
-        hook: The hook of the Talon.One connection.
-        options: ``id_type`` and ``keep``, as in ``OutsideChanges``.
-    """
+    """Return the journal that notes explicit changes in the ledgers under the operator's ``state_uri``."""
     from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name  # noqa: PLC0415
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
 
@@ -923,11 +896,7 @@ def data_until(context: Context) -> str:
 
 
 def storage(name: str, uri: str) -> ObjectStoragePath:
-    """Return a path in any storage that Airflow supports.
-
-    Args:
-        name: The path's name in the error.
-        uri: A path or URI.
+    """Return a path in any storage that Airflow supports; ``name`` says in the error what it is for.
 
     Raises:
         InvalidInputError: Airflow has no file system for the URI.

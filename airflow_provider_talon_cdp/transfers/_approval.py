@@ -16,13 +16,8 @@ from airflow_provider_talon_cdp.transfers.across_workers import decide
 class ApprovePlanOperator(ApprovalOperator):
     """The task ``approve`` of both groups: waits until a person approves the plan, if that is needed.
 
-    It creates the audiences of the plan that do not exist. A rejected plan cannot be pushed any more.
-
-    Args:
-        planned: The planning task's XCom ``planned``.
-        asks_always: Whether a plan needs approval even if the guard lets it pass.
-        talon_cdp_conn_id: Airflow connection of Talon.One.
-        kwargs: As in Airflow's ``ApprovalOperator``.
+    It creates the audiences of the plan that do not exist. A rejected plan cannot be pushed any more. With
+    ``asks_always`` a plan needs approval even if the guard lets it pass.
     """
 
     template_fields: Collection[str] = ("planned", "talon_cdp_conn_id", *ApprovalOperator.template_fields)

@@ -135,12 +135,9 @@ def talon_profiles_sync(
 
 
 class _PlanOperator(LedgerOperator):
-    """Plans as its base, but leaves the push to other tasks.
+    """Plans as its base, but leaves the push to other tasks, in at most ``workers`` shares.
 
-    Args:
-        workers: Most shares of the plan.
-        with_approval: Whether the plan waits for the task ``approve``, which creates missing audiences.
-        kwargs: As in the base.
+    With ``with_approval`` the plan waits for the task ``approve``, which creates missing audiences.
     """
 
     emits_assets = False
@@ -195,9 +192,7 @@ class _PlanOperator(LedgerOperator):
 class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
     """The task ``plan`` of ``talon_audience_sync``.
 
-    Args:
-        reads: The results of the ``compare`` tasks; None if this task reads the query itself.
-        kwargs: As in the bases.
+    ``reads`` are the results of the ``compare`` tasks, or None if this task reads the query itself.
     """
 
     template_fields: Sequence[str] = ("reads", *SqlToTalonAudienceOperator.template_fields)
@@ -244,12 +239,7 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
 
 
 class _BeforePlanOperator(SqlToTalonAudienceOperator):
-    """Base of the tasks that read the query for the task that plans.
-
-    Args:
-        plan_id: ID of the task that plans.
-        kwargs: As in the base.
-    """
+    """Base of the tasks that read the query for the task that plans."""
 
     emits_assets = False
 
@@ -267,12 +257,8 @@ class _BeforePlanOperator(SqlToTalonAudienceOperator):
 class DivideQueryOperator(_BeforePlanOperator):
     """The task ``ranges`` of ``talon_audience_sync``: divides the query into ranges of profile IDs.
 
-    Args:
-        ranges: Most ranges.
-        kwargs: As in the base.
-
     Returns:
-        A range for each instance of ``CompareRangeOperator``; no profile IDs.
+        At most ``ranges`` ranges, one for each instance of ``CompareRangeOperator``; no profile IDs.
     """
 
     def __init__(self, *, ranges: int, **kwargs: Any) -> None:
@@ -319,10 +305,6 @@ class DivideQueryOperator(_BeforePlanOperator):
 class CompareRangeOperator(_BeforePlanOperator):
     """The task ``compare`` of ``talon_audience_sync``: reads the rows of a range, and compares them.
 
-    Args:
-        span: A range of ``DivideQueryOperator``.
-        kwargs: As in the base.
-
     Returns:
         The range, and the files of its rows and changes.
     """
@@ -365,12 +347,9 @@ class PlanProfilesOperator(_PlanOperator, SqlToTalonProfilesOperator):
 class PushShareOperator(SendingOperator):
     """The task ``push`` of both groups: sends a share of a plan. A retry sends the rest of the share.
 
-    Args:
-        share: A share that the planning task returned.
-        profiles: For attributes, the arguments of ``SqlToTalonProfilesOperator``: the query is read again,
-            as a plan does not contain values.
-        kwargs: As in ``SendingOperator``. Up to ``max_rejected`` refused records, the task does not give up
-            early; ``CommitPlanOperator`` checks their total.
+    For attributes, ``profiles`` has the arguments of ``SqlToTalonProfilesOperator``: the query is read again,
+    as a plan does not contain values. Up to ``max_rejected`` refused records, the task does not give up
+    early; ``CommitPlanOperator`` checks their total.
 
     Returns:
         The counts of this try, in which ``resumed = sent + rejected + unclear``.
@@ -425,11 +404,6 @@ class CommitPlanOperator(SendingOperator):
     """The task ``commit`` of both groups: checks that the whole plan was sent, and reports.
 
     As a mirror does after its push, it also checks that the plan's audiences are still the same.
-
-    Args:
-        planned: The planning task's XCom ``planned``.
-        pushed: The results of the pushing tasks.
-        kwargs: As in ``SendingOperator``.
 
     Returns:
         The counts of the whole sync.
@@ -634,11 +608,6 @@ def _shares(plan: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
 
 def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> None:
     """Create the audiences of an approved plan that do not exist, or note that the plan was rejected.
-
-    Args:
-        hook: The hook of the Talon.One connection.
-        plan: The plan, as of the planning task's XCom ``planned``.
-        approved: Whether the plan may be pushed.
 
     Raises:
         LedgerError: The plan was replaced or made for another API key, or another run uses the ledger.

@@ -167,12 +167,7 @@ class ProfilesOperator(LedgerOperator):
         )
 
     def sender(self, hook: TalonCdpHook, senders: int = 1) -> AbstractAsyncContextManager[Any]:
-        """Return the sender of attributes.
-
-        Args:
-            hook: The hook of the Talon.One connection.
-            senders: Number of processes that send at once; each gets an equal part of the connection's rate.
-        """
+        """Return the sender of attributes, with the part of the connection's rate of one of ``senders``."""
         return hook.attributes_sender(
             run_rule_engine=self.run_rule_engine,
             skip_unknown_attributes=self.skip_unknown_attributes,
