@@ -24,6 +24,7 @@ from airflow_provider_talon_cdp.ledger.ledger import (
 from airflow_provider_talon_cdp.ledger.letters import read_letters
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import as_folder
+from airflow_provider_talon_cdp.operators._base import storage
 
 _COMMANDS = {
     "import": "adopt the members in a CSV file into a new ledger",
@@ -140,16 +141,8 @@ def _owner(what: str) -> str:
 
 
 def _storage(name: str, place: str) -> ObjectStoragePath:
-    try:
-        # Airflow 2 reads a relative path as one from the root.
-        path = ObjectStoragePath(place if "://" in place else str(Path(place).absolute()))
-        # Only the attribute loads the file system.
-        _ = path.fs
-    except (ValueError, ImportError) as error:
-        raise InvalidInputError(
-            f"The {name} is not a place that Airflow can reach: {error}.\n{place}"
-        ) from error
-    return path
+    # Airflow 2 reads a relative path as one from the root.
+    return storage(name, place if "://" in place else str(Path(place).absolute()))
 
 
 if __name__ == "__main__":

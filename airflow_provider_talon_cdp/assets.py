@@ -109,10 +109,7 @@ def to_openlineage(asset: Asset, lineage_context: Any) -> Any:  # noqa: ARG001 -
 def lineage(inputs: Iterable[Any], uris: Sequence[str], rows: int | None = None) -> Any:
     """Return a sync's lineage for OpenLineage, or None if its provider is not installed.
 
-    Args:
-        inputs: Datasets that the sync read.
-        uris: URIs of the audiences or profiles that it changes.
-        rows: Number of changes that Talon.One acknowledged, or None if unknown.
+    ``rows`` is the number of changes that Talon.One acknowledged, or None if unknown.
     """
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage  # noqa: PLC0415
@@ -134,10 +131,7 @@ def lineage(inputs: Iterable[Any], uris: Sequence[str], rows: int | None = None)
 def sql_inputs(hook: Callable[[], Any], conn_id: str, sql: str) -> list[Any]:
     """Return the datasets that a query reads, as far as Airflow's OpenLineage provider can tell.
 
-    Args:
-        hook: Returns the SQL hook; some hooks query the database's default schema.
-        conn_id: The hook's connection.
-        sql: The query, which is parsed and not run.
+    The query is parsed and not run, but some hooks query the database's default schema.
     """
     try:
         from airflow.providers.openlineage.sqlparser import get_openlineage_facets_with_sql  # noqa: PLC0415
@@ -164,14 +158,7 @@ def emit(
     alias: AssetAlias | None,
     extras: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Add asset events that Airflow registers when the task succeeds.
-
-    Args:
-        context: The task's context.
-        task: The task that runs.
-        alias: The outlet from ``alias_of``.
-        extras: By the asset's URI, the extra of its event.
-    """
+    """Add asset events that Airflow registers when the task succeeds; ``extras`` are by the asset's URI."""
     events = context.get("outlet_events")
     if events is None:
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Literal
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
@@ -76,10 +76,6 @@ def fault_of_text(value: object) -> str | None:
 def check_text(name: str, value: object) -> str:
     """Return a string of 1 to 1000 characters, or raise.
 
-    Args:
-        name: The user's name for the value, e.g. ``audience_id``.
-        value: Anything.
-
     Raises:
         InvalidInputError: The value is not such a string. The text does not quote it, as it may be personal
             data.
@@ -93,11 +89,8 @@ def check_text(name: str, value: object) -> str:
 def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str | int:
     """Return an audience ID of the given type, or raise.
 
-    Args:
-        name: The user's name for the value, e.g. ``add_audiences``.
-        value: Anything.
-        id_type: ``external``: a string of 1 to 1000 characters without white space at its ends.
-            ``internal``: an integer >= 1.
+    An external ID is a string of 1 to 1000 characters without white space at its ends, an internal one an
+    integer >= 1.
 
     Raises:
         InvalidInputError: The value is of the wrong type or out of range.
@@ -129,17 +122,8 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
     return value
 
 
-def check_external_id(name: str, value: object) -> str:
-    """Return an external audience ID, or raise as ``check_audience_id`` does."""
-    return str(check_audience_id(name, value, "external"))
-
-
 def check_in_path(name: str, identifier: str) -> None:
     """Refuse an ID that clients and proxies would remove from a path, even if it is percent-encoded.
-
-    Args:
-        name: The user's name for the ID.
-        identifier: The ID.
 
     Raises:
         InvalidInputError: The ID is ``.`` or ``..``.
@@ -149,23 +133,6 @@ def check_in_path(name: str, identifier: str) -> None:
             f"{name} is {identifier!r}, which cannot be part of a request's path:\n"
             "a proxy may remove it from the path, so that the request changes another record.\n"
             "Give the record another ID. Members with such an ID can be added and removed in bulk."
-        )
-
-
-def check_attribute_type(name: str, kind: object) -> None:
-    """Refuse an unknown type of an attribute.
-
-    Args:
-        name: The attribute's name, for the error.
-        kind: The type.
-
-    Raises:
-        InvalidInputError: The type is not an ``AttributeType``.
-    """
-    if kind not in get_args(AttributeType):
-        raise InvalidInputError(
-            f"The type of the attribute {name!r} must be one of {', '.join(get_args(AttributeType))},\n"
-            f"but is {kind!r}."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     Context,
@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import as_columns, as_list, check_choice
 from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
+from airflow_provider_talon_cdp.transfers.sql_to_audience import Mode
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperator
 
 if TYPE_CHECKING:
@@ -25,14 +26,11 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.sync.mirror import Mirror
 
-Mode = Literal["mirror", "add", "remove"]
 _BLOCK = 5000
 
 
 class _FunctionOperator(DecoratedOperator):
     """Base of the operators that the decorators make of a function."""
-
-    template_fields: Sequence[str] = DecoratedOperator.template_fields
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
@@ -88,17 +86,8 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audience equal to the result."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
-        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
 
-        audience = self.one_audience()
-        return self.audience_mirror(
-            context,
-            hook,
-            lambda: sorted_members(self._records("add")),
-            ledger_name=audience_ledger_name(audience, self.audience_id_type),
-            managed=[audience],
-            names=None if self.audience_name is None else {audience: self.audience_name},
-        )
+        return self.audience_mirror(context, hook, lambda: sorted_members(self._records("add")))
 
     def _records(self, verb: str) -> Generator[Record, None, None]:
         from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415

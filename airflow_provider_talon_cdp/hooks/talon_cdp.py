@@ -86,12 +86,6 @@ class TalonCdpHook(HttpHook):
             base_url = join_url(connection.host, connection.schema, connection.port)
             return read_settings(connection.password or "", base_url, self._extra(connection))
 
-    @cached_property
-    def _network(self) -> dict[str, Any]:
-        """The options for proxies and certificates in the connection's extra, checked."""
-        with self._named():
-            return network_options(self._extra(self.get_connection(self.talon_cdp_conn_id)))
-
     def _extra(self, connection: Connection) -> dict[str, Any]:
         extra = connection.extra_dejson
         if not isinstance(extra, dict):
@@ -121,7 +115,9 @@ class TalonCdpHook(HttpHook):
             headers: Headers to send with every request of the session.
             extra_options: As in ``HttpHook``.
         """
-        session = super().get_conn(None, self._network | (extra_options or {}))
+        with self._named():
+            network = network_options(self._extra(self.get_connection(self.talon_cdp_conn_id)))
+        session = super().get_conn(None, network | (extra_options or {}))
         # HttpHook turns every extra that it does not know into a header.
         session.headers.clear()
         session.headers.update({**default_headers(), **(headers or {})})

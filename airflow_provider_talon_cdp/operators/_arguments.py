@@ -13,7 +13,6 @@ from typing import Any, get_args
 from airflow_provider_talon_cdp.contract import (
     AttributeType,
     AudienceIdType,
-    check_attribute_type,
     check_audience_id,
     check_text,
 )
@@ -53,13 +52,7 @@ def check_numbers(check: Callable[..., object], **values: Any) -> None:
 
 
 def as_count(name: str, value: Any, least: int = 0) -> int:
-    """Return an integer, which may be text, as a template renders it.
-
-    Args:
-        name: The argument's name, for the error.
-        value: The argument.
-        least: The smallest integer that is accepted.
-    """
+    """Return an integer of at least ``least``, which may be text, as a template renders it."""
     number = _number(int, value)
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise InvalidInputError(f"{name} must be an integer >= {least}, but is {value!r}.")
@@ -195,7 +188,7 @@ def as_types(name: str, value: Any) -> dict[str, AttributeType]:
     """Return types by attribute name, from a mapping, None, or JSON text of an object."""
     types = as_mapping(name, value) or {}
     for attribute, kind in types.items():
-        check_attribute_type(attribute, kind)
+        check_choice(f"The type of the attribute {attribute!r}", kind, AttributeType)
     return dict(types)
 
 

@@ -63,7 +63,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, RunFacts
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
     from airflow_provider_talon_cdp.sync.guard import Guard
     from airflow_provider_talon_cdp.sync.mirror import Mirror, Source
@@ -78,7 +78,6 @@ RetryRejected = Literal["always", "never"]
 Verify = Literal["identity", "exists", "none"]
 Rules = Literal["none", "changes", "all"]
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
-MAX_REJECTED = 0
 T = TypeVar("T")
 P = ParamSpec("P")
 Op = TypeVar("Op", bound=BaseOperator)
@@ -186,7 +185,7 @@ class SendingOperator(BaseOperator):
     def __init__(
         self,
         *,
-        max_rejected: int | str | None = MAX_REJECTED,
+        max_rejected: int | str | None = 0,
         in_flight: int | str = IN_FLIGHT,
         suspicious_ids: SuspiciousIdsRule = "warn",
         on_busy: OnBusy = "wait",
@@ -249,11 +248,8 @@ class SendingOperator(BaseOperator):
     ) -> dict[str, Any]:
         """Do the task's work, push its links and asset events, and return the report as a small JSON object.
 
-        Args:
-            context: The task's context.
-            hook: The hook of the Talon.One connection.
-            folder: The ledger's folder, for the report's file; None to write no file.
-            work: Called when the ledger is free, with the report to count in; returns the task's report.
+        ``work`` is called when the ledger is free, with the report to count in, and returns the task's
+        report. The report's file is in the ledger's ``folder``; without one there is no file.
         """
         from airflow_provider_talon_cdp.sync.report import (  # noqa: PLC0415
             RUN,
@@ -310,7 +306,7 @@ class SendingOperator(BaseOperator):
 
     def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
         """Return the assets that a successful run changes: by URI, the key of their counts in the report."""
-        raise NotImplementedError
+        return {}
 
     def lineage_inputs(self) -> Sequence[Any]:
         """Return the datasets that are read, for OpenLineage."""
@@ -425,8 +421,7 @@ class LedgerOperator(SendingOperator):
         check_literals(partial(check_choice, choices=OnOlderRun), on_older_run=on_older_run)
         check_literals(partial(check_choice, choices=RetryRejected), retry_rejected=retry_rejected)
         check_literals(as_bool, dry_run=dry_run)
-        if state_uri:
-            check_literals(check_state_uri, state_uri=state_uri)
+        check_literals(check_state_uri, state_uri=state_uri)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes Talon.One equal to the source."""
@@ -498,23 +493,15 @@ class LedgerOperator(SendingOperator):
         return self.send == "all"
 
     def run_settings(self, context: Context, hook: TalonCdpHook) -> dict[str, Any]:
-        """Return the arguments of ``Mirror`` that are the same for all kinds, and ``sends_all``."""
-        from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
-
+        """Return the arguments of ``Mirror`` that are the same for all kinds."""
         check_choice("on_older_run", self.on_older_run, OnOlderRun)
         check_choice("retry_rejected", self.retry_rejected, RetryRejected)
-        settings = hook.settings
         return {
             "guard": self.guard(),
-            "facts": RunFacts(
-                data_until=data_until(context),
-                key_fingerprint=settings.key_fingerprint,
-                platform_name=settings.platform_name,
-            ),
+            "facts": run_facts(hook, data_until(context)),
             "on_older_run": self.on_older_run,
             "retry_rejected": self.retry_rejected,
             "limits": self.limits(),
-            "sends_all": self.sends_all(),
         }
 
     def open_ledger(self, hook: TalonCdpHook, name: str, **options: Any) -> Ledger:
@@ -668,10 +655,7 @@ class MembershipOperator(LedgerOperator):
     ) -> dict[str, Any]:
         """Send explicit changes, and return the report.
 
-        Args:
-            context: The task's context.
-            records: The changes.
-            reads_ahead: Whether the changes are read onto disk as fast as the source yields them.
+        With ``reads_ahead`` the changes are read onto disk as fast as the source yields them.
         """
         from airflow_provider_talon_cdp.sync.members import send_members  # noqa: PLC0415
 
@@ -697,26 +681,25 @@ class MembershipOperator(LedgerOperator):
         hook: TalonCdpHook,
         source: Source,
         *,
-        ledger_name: str,
-        managed: Collection[str] | None,
-        names: Mapping[str, str] | None,
+        ledger_name: str | None = None,
+        managed: Collection[str] | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> Mirror:
-        """Return the mirror that makes audiences equal to a source.
+        """Return the mirror that makes ``audience_id`` equal to a source, or the audiences of a named ledger.
 
-        Args:
-            context: The task's context.
-            hook: The hook of the Talon.One connection.
-            source: Reads the members.
-            ledger_name: Name of the ledger.
-            managed: Audiences that may change; None for all.
-            names: Name by audience ID, of audiences to create if they do not exist; filled while the source
-                is read. None to create no audiences.
+        With ``ledger_name``, only the ``managed`` audiences may change, or all if that is None. Missing
+        audiences are created if they are in ``names``, which is filled while the source is read.
         """
         from airflow_provider_talon_cdp.changes.diff import Scope  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
 
+        if ledger_name is None:
+            audience = self.one_audience()
+            ledger_name, managed = audience_ledger_name(audience, self.audience_id_type), [audience]
+            names = None if self.audience_name is None else {audience: self.audience_name}
         if self.audience_name is not None:
             check_text("audience_name", check_rendered("audience_name", self.audience_name))
         if self.verify is not None:
@@ -729,7 +712,7 @@ class MembershipOperator(LedgerOperator):
             ledger=self.open_ledger(hook, ledger_name),
             sender=lambda: self.members_sender(hook),
             kind=Members(
-                scope=Scope(managed=managed, sends_all=settings.pop("sends_all")),
+                scope=Scope(managed=managed, sends_all=self.sends_all()),
                 rules=self._check_rules("rules", self.rules),
             ),
             audiences=Audiences(
@@ -830,13 +813,7 @@ def open_hook(talon_cdp_conn_id: str) -> TalonCdpHook:
 
 
 def identity_of(hook: TalonCdpHook, name: str, **options: Any) -> LedgerIdentity:
-    """Return the identity of a ledger for the connection's deployment, base URL and environment.
-
-    Args:
-        hook: The hook of the Talon.One connection.
-        name: Name of the ledger.
-        options: ``holds``, as in ``LedgerIdentity``.
-    """
+    """Return the identity of a ledger for the connection's deployment, base URL and environment."""
     from airflow_provider_talon_cdp.ledger.ledger import LedgerIdentity  # noqa: PLC0415
 
     settings = hook.settings
@@ -852,15 +829,7 @@ def identity_of(hook: TalonCdpHook, name: str, **options: Any) -> LedgerIdentity
 def open_ledger(
     folder: Any, hook: TalonCdpHook, name: str, *, keep: int = KEEP_VERSIONS, **options: Any
 ) -> Ledger:
-    """Return a ledger for the connection's deployment, base URL and environment.
-
-    Args:
-        folder: Folder of all ledgers.
-        hook: The hook of the Talon.One connection.
-        name: Name of the ledger.
-        keep: Number of versions that are kept.
-        options: ``holds``, as in ``LedgerIdentity``.
-    """
+    """Return a ledger, in the folder of all ledgers, with the identity that ``identity_of`` returns."""
     from airflow_provider_talon_cdp.ledger.ledger import Ledger, Sizes  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.profiles import BATCH  # noqa: PLC0415
 
@@ -872,14 +841,7 @@ def open_ledger(
 
 
 def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **options: Any) -> OutsideChanges:
-    """Return the journal that notes explicit changes in the ledgers under the operator's ``state_uri``.
-
-    Args:
-        operator: An operator with a ``state_uri``.
-        context: The task's context.
-        hook: The hook of the Talon.One connection.
-        options: ``id_type`` and ``keep``, as in ``OutsideChanges``.
-    """
+    """Return the journal that notes explicit changes in the ledgers under the operator's ``state_uri``."""
     from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name  # noqa: PLC0415
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
 
@@ -905,29 +867,36 @@ def note_internal_id(operator: Any, hook: TalonCdpHook, internal_id: int) -> Non
             )
 
 
+def run_facts(hook: TalonCdpHook, data_until: str = "") -> RunFacts:
+    """Return what a ledger remembers of a run with the connection's API key."""
+    from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
+
+    settings = hook.settings
+    return RunFacts(
+        data_until=data_until,
+        key_fingerprint=settings.key_fingerprint,
+        platform_name=settings.platform_name,
+    )
+
+
 def data_until(context: Context) -> str:
     """Return the time until which a run has data, in ISO 8601.
 
     It is the end of the run's data interval, or its logical date where that is later, as in a run of
     ``TriggerDagRunOperator``. Runs that a person or an asset has triggered have data until now.
     """
+    # Airflow 3 has an enumeration, whose members equal the texts that they stand for.
     run_type = getattr(context.get("dag_run"), "run_type", "")
-    # Airflow 3 has an enumeration, whose members are not the texts that they stand for.
-    kind = getattr(run_type, "value", run_type)
     times: list[datetime] = [
         time for time in (context.get("data_interval_end"), context.get("logical_date")) if time
     ]
-    if not times or kind in _RUNS_OF_NOW:
+    if not times or run_type in _RUNS_OF_NOW:
         times = [datetime.now(UTC)]
     return max(times).astimezone(UTC).isoformat()
 
 
 def storage(name: str, uri: str) -> ObjectStoragePath:
-    """Return a path in any storage that Airflow supports.
-
-    Args:
-        name: The path's name in the error.
-        uri: A path or URI.
+    """Return a path in any storage that Airflow supports; ``name`` says in the error what it is for.
 
     Raises:
         InvalidInputError: Airflow has no file system for the URI.
@@ -963,14 +932,12 @@ def _owner(operator: BaseOperator, context: Context) -> str:
     return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
 
 
-def _state_uri(given: str | None) -> str | None:
-    """Return the URI of the folder of the ledgers, given or configured, or None for the default."""
+def _state_uri(given: str | None) -> str:
+    """Return the URI of the folder of the ledgers, given or configured; empty for the default."""
     configured: str | None = conf.get("talon_cdp", "state_uri", fallback=None)
-    if given:
-        return check_state_uri("state_uri", given)
-    if configured:
-        return check_state_uri("[talon_cdp] state_uri in Airflow's configuration", configured)
-    return None
+    return check_state_uri("state_uri", given) or check_state_uri(
+        "[talon_cdp] state_uri in Airflow's configuration", configured
+    )
 
 
 def _state_uri_or_default(given: str | None) -> str:
@@ -990,7 +957,9 @@ def _common_state(own: Any) -> Any:
 
 
 def check_state_uri(name: str, uri: Any) -> str:
-    """Refuse a relative path, which may be another folder on the next worker."""
+    """Return a URI, or "" for none; refuse a relative path: the next worker may have another folder there."""
+    if not uri:
+        return ""
     text = str(check_rendered(name, uri))
     if not text.startswith("/") and "://" not in text:
         raise InvalidInputError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
-from airflow_provider_talon_cdp.contract import check_external_id, check_text
+from airflow_provider_talon_cdp.contract import check_audience_id, check_text
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError
 from airflow_provider_talon_cdp.operators._arguments import check_choice, check_literals, check_rendered
 from airflow_provider_talon_cdp.operators._base import (
@@ -60,7 +61,7 @@ class CreateAudienceOperator(BaseOperator):
         self.if_exists = if_exists
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_choice("if_exists", if_exists, IfExists)
-        check_literals(check_external_id, audience_id=audience_id)
+        check_literals(partial(check_audience_id, id_type="external"), audience_id=audience_id)
         check_literals(check_text, audience_name=audience_name)
 
     @ends_retries
@@ -121,7 +122,7 @@ class UpdateAudienceOperator(BaseOperator):
         self.audience_id = audience_id
         self.audience_name = audience_name
         self.talon_cdp_conn_id = talon_cdp_conn_id
-        check_literals(check_external_id, audience_id=audience_id)
+        check_literals(partial(check_audience_id, id_type="external"), audience_id=audience_id)
         check_literals(check_text, audience_name=audience_name)
 
     @ends_retries
@@ -170,9 +171,8 @@ class DeleteAudienceOperator(BaseOperator):
         self.state_uri = state_uri
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_choice("if_missing", if_missing, IfMissing)
-        check_literals(check_external_id, audience_id=audience_id)
-        if state_uri:
-            check_literals(check_state_uri, state_uri=state_uri)
+        check_literals(partial(check_audience_id, id_type="external"), audience_id=audience_id)
+        check_literals(check_state_uri, state_uri=state_uri)
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:

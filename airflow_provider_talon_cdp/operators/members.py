@@ -81,18 +81,9 @@ class SyncAudienceMembersOperator(MembershipOperator):
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audience equal to the list."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
-        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
 
-        audience = self.one_audience()
         records = list(sorted_members(self._records("members", "add", self.members)))
-        return self.audience_mirror(
-            context,
-            hook,
-            lambda: records,
-            ledger_name=audience_ledger_name(audience, self.audience_id_type),
-            managed=[audience],
-            names=None if self.audience_name is None else {audience: self.audience_name},
-        )
+        return self.audience_mirror(context, hook, lambda: records)
 
     def _records(self, name: str, verb: str, ids: Any) -> list[Record]:
         from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415

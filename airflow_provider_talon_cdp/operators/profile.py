@@ -95,8 +95,7 @@ class UpdateProfileOperator(BaseOperator):
         check_bools(run_rule_engine=run_rule_engine, skip_unknown_attributes=skip_unknown_attributes)
         check_literals(as_mapping, attributes=attributes)
         check_literals(_internal_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
-        if state_uri:
-            check_literals(check_state_uri, state_uri=state_uri)
+        check_literals(check_state_uri, state_uri=state_uri)
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
@@ -175,8 +174,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
         check_choice("on_unclear", on_unclear, OnUnclear)
         check_literals(check_text, customer_profile_id=customer_profile_id)
         check_literals(_external_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
-        if state_uri:
-            check_literals(check_state_uri, state_uri=state_uri)
+        check_literals(check_state_uri, state_uri=state_uri)
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,13 +16,8 @@ from airflow_provider_talon_cdp.transfers.across_workers import decide
 class ApprovePlanOperator(ApprovalOperator):
     """The task ``approve`` of both groups: waits until a person approves the plan, if that is needed.
 
-    It creates the audiences of the plan that do not exist. A rejected plan cannot be pushed any more.
-
-    Args:
-        planned: The planning task's XCom ``planned``.
-        asks_always: Whether a plan needs approval even if the guard lets it pass.
-        talon_cdp_conn_id: Airflow connection of Talon.One.
-        kwargs: As in Airflow's ``ApprovalOperator``.
+    It creates the audiences of the plan that do not exist. A rejected plan cannot be pushed any more. With
+    ``asks_always`` a plan needs approval even if the guard lets it pass.
     """
 
     template_fields: Collection[str] = ("planned", "talon_cdp_conn_id", *ApprovalOperator.template_fields)
@@ -44,15 +38,14 @@ class ApprovePlanOperator(ApprovalOperator):
     @ends_retries
     def execute(self, context: Context) -> Any:
         """Ask for approval, unless there is nothing to send or the guard lets the plan pass."""
-        question = self.planned["question"]
         if not self.planned["plan"]:
             self.log.info("There is nothing to send, so no approval is needed.")
             return None
-        if not self.asks_always and question["verdict"] is None:
+        if not self.asks_always and self.planned["report"]["verdict"] is None:
             self.log.info("The guard lets the plan pass, so no approval is needed.")
             self._decide(approved=True)
             return None
-        self.body = question_text(question)
+        self.body = self.planned["question"]
         return super().execute(context)
 
     @ends_retries
@@ -78,28 +71,3 @@ class ApprovePlanOperator(ApprovalOperator):
 
     def _decide(self, *, approved: bool) -> None:
         decide(open_hook(self.talon_cdp_conn_id), self.planned["plan"], approved=approved)
-
-
-def question_text(question: Mapping[str, Any]) -> str:
-    """Return the question about a plan, in Markdown."""
-    lines = ["| audience | to add | to remove | members then |", "| --- | --: | --: | --: |"]
-    for audience, numbers in question["audiences"].items():
-        members = "" if numbers["members"] is None else f"{numbers['members']:,}"
-        # Escaped, as an audience's ID may contain Markdown.
-        name = "".join(char if char.isalnum() else f"&#{ord(char)};" for char in audience)
-        lines.append(f"| {name} | {numbers['added']:,} | {numbers['removed']:,} | {members} |")
-    if question["more"]:
-        lines.append(f"| ... and {question['more']:,} more | | | |")
-    if missing := question.get("missing"):
-        lines += ["", f"{missing:,} of these audiences do not exist yet, and are created."]
-    minutes = math.ceil(question["minutes"])
-    duration = "less than a minute" if question["minutes"] < 1 else f"about {minutes:,} minutes"
-    lines += ["", f"{question['requests']:,} requests, {duration} at the connection's rate."]
-    if question.get("run_rules"):
-        lines += ["", f"{question['run_rules']:,} changes run rules, with one request for each profile."]
-    if question["verdict"]:
-        lines += ["", "**The guard would refuse it:**", ""]
-        # Without the arguments that would allow it.
-        lines += [f"    {line}" for line in question["verdict"].partition("\nIf that")[0].split("\n")]
-    lines += ["", "*Approve* sends exactly this plan. *Reject* sends nothing; the next run plans anew."]
-    return "\n".join(lines)

@@ -96,15 +96,17 @@ class Database:
             return list(result.names), row
 
 
-def read_json(text: str | bytes) -> Any:
-    """Parse JSON, with fractions as Decimal.
+def read_json(value: Any) -> Any:
+    """Parse JSON text, with fractions as Decimal; what is neither str nor bytes is returned as it is.
 
     Returns:
         The value. An ``InvalidInputError`` if it is not JSON, nested too deep, or has a number that is too
         long: only the row is rejected.
     """
+    if not isinstance(value, str | bytes):
+        return value
     try:
-        return json.loads(text, parse_float=Decimal)
+        return json.loads(value, parse_float=Decimal)
     except (ValueError, ArithmeticError, RecursionError):
         return InvalidInputError("holds JSON that is not valid, or nested too deep, or has too long a number")
 
@@ -156,6 +158,7 @@ def _from_cursor(
 
 
 def _blocks(first: Any, fetch: Callable[[], Any]) -> Iterator[Any]:
+    # An Arrow table without rows is false, too.
     while first:
         yield first
         first = fetch()
@@ -345,12 +348,7 @@ def _databricks_rows(connection: Any, statement: str, parameters: Any, cleanup: 
     cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
     fetch = partial(cursor.fetchmany_arrow if find_spec("pyarrow") else cursor.fetchmany, FETCH)
-    return Result(_names_of(cursor), _tables(fetch), _columns_of_type(cursor, {"variant"}))
-
-
-def _tables(fetch: Callable[[], Any]) -> Iterator[Any]:
-    while len(block := fetch()):
-        yield block
+    return Result(_names_of(cursor), _blocks(fetch(), fetch), _columns_of_type(cursor, {"variant"}))
 
 
 def _with_first_fetched(batches: Iterator[Any]) -> Iterator[Any]:

@@ -14,9 +14,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeAlias
 
-# Not in the oldest version of common-compat that is allowed.
-from airflow.exceptions import AirflowException  # type: ignore[attr-defined]
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 from sqlparse.lexer import tokenize
 from sqlparse.tokens import Comment, Whitespace
@@ -75,9 +73,7 @@ class SqlSource:
 def sql_hook(conn_id: str, hook_params: Mapping[str, Any] | None = None) -> SqlSource:
     """Return the database of an Airflow connection.
 
-    Args:
-        conn_id: Airflow connection of a database.
-        hook_params: Arguments of its hook. For a connection of type ``aws``, ``sql_hook`` selects the hook.
+    For a connection of type ``aws``, ``sql_hook`` in ``hook_params`` selects the hook.
 
     Raises:
         InvalidInputError: The connection is not of a database, or no installed provider has its type.
@@ -158,15 +154,10 @@ def stream_rows(
 
     Call ``close()`` on it if you stop early. It must be read and closed in one thread.
 
-    Args:
-        source: The database.
-        sql: One SELECT.
-        columns: Columns of the result. Case matters only if names differ by nothing else.
-        parameters: Bind parameters in the driver's style, or None.
-        order_by: Number of first columns by whose text's bytes the database sorts, if it can. Otherwise rows
-            have the query's order.
-        bounds: Yield only the rows of this range of the first column's text; nulls are in the first range.
-            Every row is in exactly one of the ranges of ``range_bounds``, whatever the database's order is.
+    The database sorts by the bytes of the text of the first ``order_by`` columns, if it can. Otherwise rows
+    have the query's order. With ``bounds``, only the rows of this range of the first column's text are
+    yielded; nulls are in the first range. Every row is in exactly one of the ranges of ``range_bounds``,
+    whatever the database's order is.
 
     Raises:
         InvalidInputError: The result lacks a column or has it twice, or ``bounds`` are given and the database
@@ -193,14 +184,7 @@ def _connection(source: SqlSource, cleanup: ExitStack) -> Any:
 
 
 def range_bounds(source: SqlSource, sql: str, column: str, parameters: Any, ranges: int) -> list[str]:
-    """Divide the rows of a query into ranges of a column's text with about the same number of rows.
-
-    Args:
-        source: The database.
-        sql: One SELECT.
-        column: A column of the result.
-        parameters: Bind parameters in the driver's style, or None.
-        ranges: Most ranges.
+    """Divide the rows of a query into at most ``ranges`` ranges of a column's text, of about the same size.
 
     Returns:
         The lower bound of every range but the first, sorted: values, cut off at the first character that
@@ -351,12 +335,8 @@ def _selected(block: Any, positions: Sequence[int], result: Result) -> Rows:
         columns = [map(itemgetter(key), block) for key in keys]
     for index, position in enumerate(positions):
         if position in result.json_columns:
-            columns[index] = map(_from_json, columns[index])
+            columns[index] = map(read_json, columns[index])
     return list(zip(*columns, strict=True))
-
-
-def _from_json(value: Any) -> Any:
-    return read_json(value) if isinstance(value, str | bytes) else value
 
 
 def _arrow_values(column: Any) -> list[Any]:
@@ -515,13 +495,6 @@ def read_profiles(
     """Yield a profile for each row, sorted by the bytes of its ID if the database can sort so.
 
     Call ``close()`` on it if you stop early. It must be read and closed in one thread.
-
-    Args:
-        source: The database.
-        sql: One SELECT.
-        columns: The columns that make a profile.
-        encode: Encodes a row's attributes.
-        parameters: Bind parameters in the driver's style, or None.
 
     Raises:
         InvalidInputError: The result lacks a column or has it twice, or the profile IDs have a wrong type.

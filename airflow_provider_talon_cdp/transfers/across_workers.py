@@ -27,6 +27,7 @@ from airflow_provider_talon_cdp.operators._base import (
     arguments_of,
     ends_retries,
     open_ledger,
+    run_facts,
     storage,
 )
 from airflow_provider_talon_cdp.transfers._base import SqlOperator
@@ -35,7 +36,7 @@ from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperato
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger
     from airflow_provider_talon_cdp.ledger.reading import Reading
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.sync.report import Report
@@ -134,12 +135,9 @@ def talon_profiles_sync(
 
 
 class _PlanOperator(LedgerOperator):
-    """Plans as its base, but leaves the push to other tasks.
+    """Plans as its base, but leaves the push to other tasks, in at most ``workers`` shares.
 
-    Args:
-        workers: Most shares of the plan.
-        with_approval: Whether the plan waits for the task ``approve``, which creates missing audiences.
-        kwargs: As in the base.
+    With ``with_approval`` the plan waits for the task ``approve``, which creates missing audiences.
     """
 
     emits_assets = False
@@ -160,11 +158,11 @@ class _PlanOperator(LedgerOperator):
             mirror.audiences.creates = not self.with_approval
         summary, report = self.run_and_report_mirror(context, hook, mirror), self.report
         plan = self._plan(mirror, self.run_owner(context)) if report and report.state == "planned" else None
-        uris = self.asset_uris(hook.settings.deployment_host)
-        planned = {"report": summary, "plan": plan, "began": began, "assets": uris, "reading": self.reading}
+        planned: Any = {"report": summary, "plan": plan, "began": began, "reading": self.reading}
+        planned["assets"] = self.asset_uris(hook.settings.deployment_host)
         if report and self.with_approval:
             rate, missing = hook.settings.requests_per_second, len(plan["missing"]) if plan else 0
-            planned["question"] = _question(report, mirror.kind.in_request, rate, missing)
+            planned["question"] = question_text(report, mirror.kind.in_request, rate, missing)
         context["ti"].xcom_push("planned", planned)
         return _shares(plan, self.workers) if plan else []
 
@@ -194,9 +192,7 @@ class _PlanOperator(LedgerOperator):
 class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
     """The task ``plan`` of ``talon_audience_sync``.
 
-    Args:
-        reads: The results of the ``compare`` tasks; None if this task reads the query itself.
-        kwargs: As in the bases.
+    ``reads`` are the results of the ``compare`` tasks, or None if this task reads the query itself.
     """
 
     template_fields: Sequence[str] = ("reads", *SqlToTalonAudienceOperator.template_fields)
@@ -243,12 +239,7 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
 
 
 class _BeforePlanOperator(SqlToTalonAudienceOperator):
-    """Base of the tasks that read the query for the task that plans.
-
-    Args:
-        plan_id: ID of the task that plans.
-        kwargs: As in the base.
-    """
+    """Base of the tasks that read the query for the task that plans."""
 
     emits_assets = False
 
@@ -266,12 +257,8 @@ class _BeforePlanOperator(SqlToTalonAudienceOperator):
 class DivideQueryOperator(_BeforePlanOperator):
     """The task ``ranges`` of ``talon_audience_sync``: divides the query into ranges of profile IDs.
 
-    Args:
-        ranges: Most ranges.
-        kwargs: As in the base.
-
     Returns:
-        A range for each instance of ``CompareRangeOperator``; no profile IDs.
+        At most ``ranges`` ranges, one for each instance of ``CompareRangeOperator``; no profile IDs.
     """
 
     def __init__(self, *, ranges: int, **kwargs: Any) -> None:
@@ -318,10 +305,6 @@ class DivideQueryOperator(_BeforePlanOperator):
 class CompareRangeOperator(_BeforePlanOperator):
     """The task ``compare`` of ``talon_audience_sync``: reads the rows of a range, and compares them.
 
-    Args:
-        span: A range of ``DivideQueryOperator``.
-        kwargs: As in the base.
-
     Returns:
         The range, and the files of its rows and changes.
     """
@@ -364,12 +347,9 @@ class PlanProfilesOperator(_PlanOperator, SqlToTalonProfilesOperator):
 class PushShareOperator(SendingOperator):
     """The task ``push`` of both groups: sends a share of a plan. A retry sends the rest of the share.
 
-    Args:
-        share: A share that the planning task returned.
-        profiles: For attributes, the arguments of ``SqlToTalonProfilesOperator``: the query is read again,
-            as a plan does not contain values.
-        kwargs: As in ``SendingOperator``. Up to ``max_rejected`` refused records, the task does not give up
-            early; ``CommitPlanOperator`` checks their total.
+    For attributes, ``profiles`` has the arguments of ``SqlToTalonProfilesOperator``: the query is read again,
+    as a plan does not contain values. Up to ``max_rejected`` refused records, the task does not give up
+    early; ``CommitPlanOperator`` checks their total.
 
     Returns:
         The counts of this try, in which ``resumed = sent + rejected + unclear``.
@@ -378,6 +358,7 @@ class PushShareOperator(SendingOperator):
     template_fields: Sequence[str] = ("share", "profiles", *SendingOperator.template_fields)
     template_ext: Sequence[str] = (".sql",)
     ui_color = MembershipOperator.ui_color
+    # The task commit emits them.
     emits_assets = False
 
     def __init__(
@@ -394,17 +375,13 @@ class PushShareOperator(SendingOperator):
         folder = _ledger(hook, self.share["plan"]).folder
         return self.run_and_report(context, hook, folder, lambda report: self._push(hook, report))
 
-    def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
-        """Return no assets, as ``commit`` emits them."""
-        return {}
-
     def _push(self, hook: TalonCdpHook, report: Report) -> Report:
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import push_share  # noqa: PLC0415
 
         plan, senders, limits = self.share["plan"], self.share["of"], self.limits()
         ledger = _ledger(hook, plan)
-        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], _key_facts(hook)) as share:
+        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], run_facts(hook)) as share:
             self.log.info("%s changes are left in this share of the plan.", f"{share.changes:,}")
             if self.profiles is None:
                 options = {"audience_id_type": plan["audience_id_type"], "in_flight": limits.in_flight}
@@ -427,11 +404,6 @@ class CommitPlanOperator(SendingOperator):
     """The task ``commit`` of both groups: checks that the whole plan was sent, and reports.
 
     As a mirror does after its push, it also checks that the plan's audiences are still the same.
-
-    Args:
-        planned: The planning task's XCom ``planned``.
-        pushed: The results of the pushing tasks.
-        kwargs: As in ``SendingOperator``.
 
     Returns:
         The counts of the whole sync.
@@ -475,7 +447,7 @@ class CommitPlanOperator(SendingOperator):
         report = Report.of(planned, planned_audiences(storage("report", path)) if path else {})
         report.state = "done" if report.verdict is None else "refused"
         if plan:
-            ledger, names, checks = _ledger(hook, plan), plan.get("names", {}), Report()
+            ledger, names, checks = _ledger(hook, plan), plan["names"], Report()
             audiences = Audiences(names=names, verify="identity")
             counts = Counts(additions=Counter(names.keys()))
             outcome = ledger.commit(
@@ -486,7 +458,7 @@ class CommitPlanOperator(SendingOperator):
             pushed = [*filter(None, self.pushed or ()), checks.summary()]
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
         report.report_file = report_file
-        if reading := self.planned.get("reading"):
+        if reading := self.planned["reading"]:
             _reading(_ledger(hook, reading), reading).remove()
         self.log.info("Done:\n%s", report)
         # A report with a verdict is of a run that sent nothing.
@@ -579,8 +551,8 @@ def _compare_tasks(group: TaskGroup, plan_workers: int, arguments: Mapping[str, 
     return compare.expand(span=ranges.output).output
 
 
-def _question(report: Report, in_request: int, rate: float, missing: int) -> dict[str, Any]:
-    """Return the numbers of a plan for the approval question.
+def question_text(report: Report, in_request: int, rate: float, missing: int) -> str:
+    """Return the approval question about a plan, in Markdown.
 
     Args:
         report: The plan's report.
@@ -588,17 +560,29 @@ def _question(report: Report, in_request: int, rate: float, missing: int) -> dic
         rate: In requests per second.
         missing: Number of audiences that do not exist yet.
     """
-    requests = report.rule_calls + math.ceil((report.unsent - report.rule_changes) / in_request)
     audiences = report.by_audience()
-    return {
-        "audiences": dict(list(audiences.items())[:_MOST_LISTED]),
-        "more": max(0, len(audiences) - _MOST_LISTED),
-        "missing": missing,
-        "verdict": report.verdict,
-        "run_rules": report.rule_changes,
-        "requests": requests,
-        "minutes": requests / rate / 60,
-    }
+    lines = ["| audience | to add | to remove | members then |", "| --- | --: | --: | --: |"]
+    for audience, numbers in list(audiences.items())[:_MOST_LISTED]:
+        members = "" if numbers["members"] is None else f"{numbers['members']:,}"
+        # Escaped, as an audience's ID may contain Markdown.
+        name = "".join(char if char.isalnum() else f"&#{ord(char)};" for char in audience)
+        lines.append(f"| {name} | {numbers['added']:,} | {numbers['removed']:,} | {members} |")
+    if len(audiences) > _MOST_LISTED:
+        lines.append(f"| ... and {len(audiences) - _MOST_LISTED:,} more | | | |")
+    if missing:
+        lines += ["", f"{missing:,} of these audiences do not exist yet, and are created."]
+    requests = report.rule_calls + math.ceil((report.unsent - report.rule_changes) / in_request)
+    minutes = requests / rate / 60
+    duration = "less than a minute" if minutes < 1 else f"about {math.ceil(minutes):,} minutes"
+    lines += ["", f"{requests:,} requests, {duration} at the connection's rate."]
+    if report.rule_changes:
+        lines += ["", f"{report.rule_changes:,} changes run rules, with one request for each profile."]
+    if report.verdict:
+        lines += ["", "**The guard would refuse it:**", ""]
+        # Without the arguments that would allow it.
+        lines += [f"    {line}" for line in report.verdict.partition("\nIf that")[0].split("\n")]
+    lines += ["", "*Approve* sends exactly this plan. *Reject* sends nothing; the next run plans anew."]
+    return "\n".join(lines)
 
 
 def _approver() -> Any:
@@ -625,11 +609,6 @@ def _shares(plan: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
 def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> None:
     """Create the audiences of an approved plan that do not exist, or note that the plan was rejected.
 
-    Args:
-        hook: The hook of the Talon.One connection.
-        plan: The plan, as of the planning task's XCom ``planned``.
-        approved: Whether the plan may be pushed.
-
     Raises:
         LedgerError: The plan was replaced or made for another API key, or another run uses the ledger.
         RequestError: An audience could not be created.
@@ -637,24 +616,15 @@ def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> No
     from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
 
-    # A version before this one may have made the plan, and created the audiences.
-    ledger, names = _ledger(hook, plan), plan.get("missing", {})
-    with ledger.deciding(plan["owner"], plan["name"], _key_facts(hook)):
+    ledger, names = _ledger(hook, plan), plan["missing"]
+    with ledger.deciding(plan["owner"], plan["name"], run_facts(hook)):
         if not approved:
             ledger.reject_plan()
             return
         audiences = Audiences(names=names, state_uri=plan["state_uri"])
         audiences.check(ledger, Counts(additions=Counter(names.keys())), {}, hook.members_sender, Counts())
-        data_until = plan.get("data_until", ledger.facts.data_until)
-        facts = replace(ledger.facts, data_until=data_until, audiences=audiences.known)
+        facts = replace(ledger.facts, data_until=plan["data_until"], audiences=audiences.known)
         ledger.remember(replace(facts, awaits_approval=False))
-
-
-def _key_facts(hook: TalonCdpHook) -> RunFacts:
-    from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
-
-    settings = hook.settings
-    return RunFacts(key_fingerprint=settings.key_fingerprint, platform_name=settings.platform_name)
 
 
 def _reading(ledger: Ledger, span: Mapping[str, Any]) -> Reading:

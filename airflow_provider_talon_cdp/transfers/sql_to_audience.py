@@ -106,7 +106,16 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         if audiences is not None:
             check_literals(self._audience_ids, audiences=audiences)
         self.check_mode(mode)
-        self._refuse_misplaced()
+        many = mode == "mirror" and audience_column is not None
+        for name in ("audiences", "audience_name_column", "ledger"):
+            if getattr(self, name) is not None and not many:
+                raise InvalidInputError(f"{name} goes with mode='mirror' and audience_column. Take it out.")
+        for name, instead in (
+            ("audience_name", "audience_name_column"),
+            ("initial_members", "one task for each audience"),
+        ):
+            if getattr(self, name) is not None and many:
+                raise InvalidInputError(f"{name} is for one audience. With audience_column, use {instead}.")
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
@@ -117,27 +126,23 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audiences equal to the query."""
-        from airflow_provider_talon_cdp.ledger.ledger import (  # noqa: PLC0415
-            audience_ledger_name,
-            sync_ledger_name,
-        )
+        from airflow_provider_talon_cdp.ledger.ledger import sync_ledger_name  # noqa: PLC0415
 
         names: dict[str, str] = {}
         source = partial(self._records, self.sql_hook(), "add", names)
-        managed: list[str] | None = None
-        to_create: dict[str, str] | None = names if self.audience_name_column else None
         if self.audience_column is None:
-            audience = self.one_audience()
-            ledger, managed = audience_ledger_name(audience, self.audience_id_type), [audience]
-            to_create = None if self.audience_name is None else {audience: self.audience_name}
-        else:
-            if self.ledger is None:
-                self.refuse_shared_ledger(context)
-            ledger = sync_ledger_name(self.ledger or f"{self.dag_id}.{self.task_id}", self.audience_id_type)
-            if self.audiences is not None:
-                managed = self._audience_ids("audiences", self.audiences)
+            return self.audience_mirror(context, hook, source)
+        if self.ledger is None:
+            self.refuse_shared_ledger(context)
         return self.audience_mirror(
-            context, hook, source, ledger_name=ledger, managed=managed, names=to_create
+            context,
+            hook,
+            source,
+            ledger_name=sync_ledger_name(
+                self.ledger or f"{self.dag_id}.{self.task_id}", self.audience_id_type
+            ),
+            managed=None if self.audiences is None else self._audience_ids("audiences", self.audiences),
+            names=names if self.audience_name_column else None,
         )
 
     def _records(
@@ -180,18 +185,6 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                 "so it is unknown to which audience they belong. Nothing was sent.\n"
                 f"Fix the join that does not find it, or leave these rows out: WHERE {column} <> ''."
             )
-
-    def _refuse_misplaced(self) -> None:
-        many = self.mode == "mirror" and self.audience_column is not None
-        for name in ("audiences", "audience_name_column", "ledger"):
-            if getattr(self, name) is not None and not many:
-                raise InvalidInputError(f"{name} goes with mode='mirror' and audience_column. Take it out.")
-        for name, instead in (
-            ("audience_name", "audience_name_column"),
-            ("initial_members", "one task for each audience"),
-        ):
-            if getattr(self, name) is not None and many:
-                raise InvalidInputError(f"{name} is for one audience. With audience_column, use {instead}.")
 
     def _audience_ids(self, name: str, value: Any) -> list[str]:
         ids = as_list(name, value)

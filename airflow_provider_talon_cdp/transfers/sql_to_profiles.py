@@ -90,7 +90,12 @@ class ProfilesOperator(LedgerOperator):
         ledger: str | None = None,
         **kwargs: Any,
     ) -> None:
-        _refuse_audiences(kwargs)
+        if found := [name for name in _AUDIENCE_ARGUMENTS if name in kwargs]:
+            raise InvalidInputError(
+                f"{found[0]}: not with attributes, as Talon.One would run its rules for each profile then.\n"
+                "That takes longer. Use SqlToTalonAudienceOperator in a separate task: it sends a thousand\n"
+                "members in one request."
+            )
         super().__init__(**kwargs)
         self.profile_id_column = profile_id_column
         self.attributes = attributes
@@ -104,7 +109,23 @@ class ProfilesOperator(LedgerOperator):
         self.run_rule_engine = run_rule_engine
         self.give_up_after = as_limit("give_up_after", give_up_after, 1)
         self.ledger = ledger
-        self._check()
+        check_choice("nulls", nulls, Nulls)
+        check_choice("on_missing", on_missing, OnMissing)
+        check_choice("on_duplicate", on_duplicate, OnDuplicate)
+        check_literals(as_columns, attributes=attributes)
+        check_literals(as_types, types=types)
+        check_bools(skip_unknown_attributes=skip_unknown_attributes, run_rule_engine=run_rule_engine)
+        if (order_by_column is None) == (on_duplicate == "last"):
+            raise InvalidInputError(
+                "order_by_column and on_duplicate='last' go together: give both or neither."
+            )
+        limits = self.changed_from_default("max_removal_fraction", "min_removals", "max_removals")
+        if limits and on_missing != "clear":
+            raise InvalidInputError(
+                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' "
+                "only: nothing else is removed.\n"
+                "Take them out."
+            )
 
     def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
         """Return a function that reads the profiles."""
@@ -118,12 +139,11 @@ class ProfilesOperator(LedgerOperator):
         if self.ledger is None:
             self.refuse_shared_ledger(context)
         settings = self.run_settings(context, hook)
-        kind = self.kind(sends_all=settings.pop("sends_all"))
         return Mirror(
             source=self.source(hook),
             ledger=self.open_ledger(hook, profiles_ledger_name(self._ledger_name), holds="profiles"),
             sender=lambda: self.sender(hook),
-            kind=kind,
+            kind=self.kind(sends_all=self.sends_all()),
             **settings,
         )
 
@@ -147,12 +167,7 @@ class ProfilesOperator(LedgerOperator):
         )
 
     def sender(self, hook: TalonCdpHook, senders: int = 1) -> AbstractAsyncContextManager[Any]:
-        """Return the sender of attributes.
-
-        Args:
-            hook: The hook of the Talon.One connection.
-            senders: Number of processes that send at once; each gets an equal part of the connection's rate.
-        """
+        """Return the sender of attributes, with the part of the connection's rate of one of ``senders``."""
         return hook.attributes_sender(
             run_rule_engine=self.run_rule_engine,
             skip_unknown_attributes=self.skip_unknown_attributes,
@@ -171,28 +186,6 @@ class ProfilesOperator(LedgerOperator):
     @property
     def _ledger_name(self) -> str:
         return self.ledger or f"{self.dag_id}.{self.task_id}"
-
-    def _check(self) -> None:
-        """Refuse arguments that cannot work, or that would have no effect."""
-        check_choice("nulls", self.nulls, Nulls)
-        check_choice("on_missing", self.on_missing, OnMissing)
-        check_choice("on_duplicate", self.on_duplicate, OnDuplicate)
-        check_literals(as_columns, attributes=self.attributes)
-        check_literals(as_types, types=self.types)
-        check_bools(
-            skip_unknown_attributes=self.skip_unknown_attributes, run_rule_engine=self.run_rule_engine
-        )
-        if (self.order_by_column is None) == (self.on_duplicate == "last"):
-            raise InvalidInputError(
-                "order_by_column and on_duplicate='last' go together: give both or neither."
-            )
-        limits = self.changed_from_default("max_removal_fraction", "min_removals", "max_removals")
-        if limits and self.on_missing != "clear":
-            raise InvalidInputError(
-                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' "
-                "only: nothing else is removed.\n"
-                "Take them out."
-            )
 
 
 class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
@@ -245,13 +238,3 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
             declared=as_types("types", self.types),
         )
         return lambda: read_profiles(sql_hook, self.sql, columns, encode, self.parameters)
-
-
-def _refuse_audiences(arguments: Mapping[str, Any]) -> None:
-    found = [name for name in _AUDIENCE_ARGUMENTS if name in arguments]
-    if found:
-        raise InvalidInputError(
-            f"{found[0]}: not with attributes, as Talon.One would run its rules for each profile then.\n"
-            "That takes longer. Use SqlToTalonAudienceOperator in a separate task: it sends a thousand\n"
-            "members in one request."
-        )

@@ -149,17 +149,14 @@ def app() -> FastAPI:
         try:
             return HTMLResponse(render(*read(place, dag_id)), headers=_HEADERS)
         except NoReportError as error:
-            return HTMLResponse(render_nothing(str(error)), headers=_HEADERS)
+            page = _TEMPLATES.get_template("nothing.html").render(lines=str(error).split("\n"))
+            return HTMLResponse(page, headers=_HEADERS)
 
     return served
 
 
 def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
     """Return a report, and the reports of the DAG's last runs with that ledger, the oldest first.
-
-    Args:
-        place: Path of the report, from the task's XCom.
-        dag_id: The DAG.
 
     Raises:
         NoReportError: There is no report at the path, or it is not a report of the DAG.
@@ -311,12 +308,7 @@ _TEMPLATES.filters |= {"number": "{:,}".format}
 
 
 def render(report: ReportFile, reports: Iterable[ReportFile]) -> str:
-    """Return the page of a report.
-
-    Args:
-        report: The report.
-        reports: Reports of the last runs, this one at the end.
-    """
+    """Return the page of a report, with charts of the last runs, this one at the end."""
     charts = sizes(list(reports))
     return _TEMPLATES.get_template("sync.html").render(
         report=report,
@@ -329,8 +321,3 @@ def render(report: ReportFile, reports: Iterable[ReportFile]) -> str:
         width=WIDTH,
         height=HEIGHT,
     )
-
-
-def render_nothing(why: str) -> str:
-    """Return the page of a task instance without a report."""
-    return _TEMPLATES.get_template("nothing.html").render(lines=why.split("\n"))

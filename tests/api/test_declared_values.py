@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.api.values import declared_value
-from airflow_provider_talon_cdp.contract import AttributeType, check_attribute_type
+from airflow_provider_talon_cdp.contract import AttributeType
 from airflow_provider_talon_cdp.emulator import attributes as emulated
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
@@ -126,12 +126,6 @@ def test_null_stays_null(kind):
 
 def test_the_types_are_those_that_the_api_knows():
     assert set(TYPES) == set(emulated.TYPES)
-
-
-@pytest.mark.parametrize("kind", ["text", "list string", None, ["string"]])
-def test_another_type_is_refused(kind):
-    with pytest.raises(InvalidInputError, match=r"'a' must be one of string, number, .*\(list location\)"):
-        check_attribute_type("a", kind)
 
 
 VALUES = st.recursive(

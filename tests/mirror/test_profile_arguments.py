@@ -23,7 +23,7 @@ def operator(**arguments):
         ({"on_duplicate": "first"}, "on_duplicate must be one of 'error', 'last'"),
         ({"on_duplicate": "last"}, "order_by_column and on_duplicate='last' go together"),
         ({"order_by_column": "at"}, "order_by_column and on_duplicate='last' go together"),
-        ({"types": {"born": "date"}}, "'born' must be one of string, number"),
+        ({"types": {"born": "date"}}, "'born' must be one of 'string', 'number'"),
         ({"types": ["born"]}, "types must be a mapping"),
         ({"attributes": [["tier"]]}, "Each column and each attribute in attributes must be a string"),
         ({"attributes": []}, "attributes is empty"),

@@ -13,6 +13,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     as_mapping,
     as_positive,
     as_tolerance,
+    as_types,
     audience_id_of,
     check_choice,
     check_numbers,
@@ -138,3 +139,11 @@ def test_a_literal_text_is_no_number(value):
     with pytest.raises(InvalidInputError, match="limit must be a number, but is the text"):
         check_numbers(as_limit, limit=value)
     check_numbers(as_limit, limit="{{ params.limit }}")
+
+
+@pytest.mark.parametrize("kind", ["text", "list string", None, ["string"]])
+def test_another_type_of_an_attribute_is_refused(kind):
+    with pytest.raises(
+        InvalidInputError, match=r"'a' must be one of 'string', 'number', .*'\(list location\)'"
+    ):
+        as_types("types", {"a": kind})

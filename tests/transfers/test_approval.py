@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -11,11 +12,13 @@ from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.sync.report import Report
 from airflow_provider_talon_cdp.transfers.across_workers import (
     PlanAudienceOperator,
     PlanProfilesOperator,
     PushShareOperator,
     decide,
+    question_text,
     talon_audience_sync,
     talon_profiles_sync,
 )
@@ -23,7 +26,7 @@ from tests.transfers.test_across_workers import commit, execute
 
 try:
     hitl = importlib.import_module("airflow.providers.standard.operators.hitl")
-    from airflow_provider_talon_cdp.transfers._approval import ApprovePlanOperator, question_text
+    from airflow_provider_talon_cdp.transfers._approval import ApprovePlanOperator
 except Exception:  # noqa: BLE001 - Airflow 2.11, whose standard provider has an error of its own
     hitl = None
 
@@ -217,8 +220,9 @@ class TestTheQuestion:
         ]
 
     def test_an_audiences_id_is_no_markdown(self):
-        question = {"audiences": {"a|b<c>`d`": {"added": 1, "removed": 0, "members": None}}, "more": 3}
-        text = question_text(question | {"missing": 0, "verdict": None, "requests": 600, "minutes": 10.0})
+        audiences = {"a|b<c>`d`": 1} | {f"b{number}": 1 for number in range(52)}
+        report = Report(state="planned", additions=Counter(audiences), unsent=600)
+        text = question_text(report, in_request=1, rate=1.0, missing=0)
         assert "| a&#124;b&#60;c&#62;&#96;d&#96; | 1 | 0 |  |" in text
         assert "and 3 more" in text
         assert "about 10 minutes" in text
@@ -321,14 +325,6 @@ class TestTheAnswer:
         for option in ("Approve", "Reject"):
             with pytest.raises(LedgerError, match="was replaced: another run has planned since"):
                 answer(old, option)
-
-    def test_a_plan_of_the_version_before_can_be_approved(self, members, talon, asked):
-        shares, planned = members(100)
-        del planned["plan"]["missing"], planned["plan"]["data_until"], planned["question"]["missing"]
-        with pytest.raises(Waits):
-            approve(planned, always=True)
-        answer(planned, "Approve")
-        assert pushed(shares, planned)["sent"] == 100
 
     @pytest.mark.parametrize("option", ["Approve", "Reject"])
     def test_a_newer_run_that_finds_nothing_to_send_replaces_a_plan_too(self, members, talon, option):
