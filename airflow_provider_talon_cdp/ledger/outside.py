@@ -305,6 +305,9 @@ class OutsideChanges:
         self.registry = Registry(state, identity, id_type)
         self.attributes: Collection[str] = ()
         """Names of the attributes that changes with the key ``ATTRIBUTES`` set."""
+        self.changes = 0
+        """Number of changes that were read from the source so far."""
+        self._in_flight = 0
         # By audience, the names of ledgers that hold members of it, and the audience's ID in each.
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
         self._writers: dict[str, NoteWriter] = {}
@@ -331,12 +334,12 @@ class OutsideChanges:
             LedgerError: A note cannot be written. Nothing was sent.
         """
         self.note(chunk)
+        self._in_flight += 1
         try:
             yield
-        except BaseException:
-            self.end(in_flight=True)
-            raise
-        self.end()
+            self._in_flight -= 1
+        finally:
+            self.end()
 
     @contextmanager
     def deleting(self, audience: str) -> Iterator[None]:
@@ -394,15 +397,26 @@ class OutsideChanges:
         """Folder of the dead letters, or None if there are none."""
         return self._letters.place
 
-    def end(self, *, in_flight: bool = False) -> None:
-        """Write the dead letters, and note in the ledgers that the changes end.
+    def leaving(self, *_: object) -> None:
+        """Count a chunk in flight. Its changes were noted before; see ``note``."""
+        self._in_flight += 1
 
-        Args:
-            in_flight: Whether requests may be in flight.
-        """
+    def landed(self, *_: object) -> None:
+        """Count a chunk that is not in flight any more."""
+        self._in_flight -= 1
+
+    without_effect = landed
+
+    def nothing(self, *_: object) -> None:
+        """Do nothing: explicit changes are not taken over, and mirrors check their audiences themselves."""
+
+    suspect = refuse_lost = leave_behind = nothing
+
+    def end(self) -> None:
+        """Write the dead letters, and note in the ledgers that the changes end, or may still arrive."""
         self.flush()
         for writer in self._writers.values():
-            writer.end(REQUEST_LASTS if in_flight else 0.0)
+            writer.end(REQUEST_LASTS if self._in_flight > 0 else 0.0)
 
 
 def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> Folder:

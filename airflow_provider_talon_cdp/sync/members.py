@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -228,85 +228,23 @@ def send_members(
         RequestError: The run stopped early; the log has the counts.
     """
     report = report or Report()
-    journal = ExplicitJournal(outside)
     suspicious = SuspiciousIds()
     checked = count_suspicious(records, suspicious, fails=limits.suspicious_ids == "fail")
-    chunks = _note_ahead(_batches(checked, report, journal, in_flight=limits.in_flight), outside)
+    chunks = _note_ahead(_batches(checked, report, outside, in_flight=limits.in_flight), outside)
     try:
-        Push(Members(ignores_missing_audiences=False), journal, report, limits).run(chunks, sender)
+        Push(Members(ignores_missing_audiences=False), outside, report, limits).run(chunks, sender)
         report.state = "done"
     except BaseException:
         log.warning("Stopped early:\n%s\nA retry may send some changes again, which is harmless.", report)
         raise
     finally:
         report.seconds = time.monotonic() - report.began
-        report.dead_letters = journal.dead_letters
+        report.dead_letters = outside.dead_letters
         report.suspicious = suspicious.counts
     check_suspicious(suspicious, limits.suspicious_ids)
     log.info("Done:\n%s", report)
     fail_if_rejected(report, limits.max_rejected)
     return report
-
-
-class ExplicitJournal:
-    """The journal of explicit changes. No ledger holds them, so it has only counts and dead letters.
-
-    Args:
-        outside: Writes the dead letters.
-
-    Attributes:
-        changes: Number of changes that were read from the source so far.
-    """
-
-    def __init__(self, outside: OutsideChanges) -> None:
-        self.changes = 0
-        self._outside = outside
-        self._in_flight = 0
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of the dead letters, or None if there are none."""
-        return self._outside.dead_letters
-
-    def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Count a chunk in flight. Its changes were noted before; see ``_note_ahead``."""
-        self._in_flight += 1
-
-    def landed(
-        self,
-        number: int,
-        refused: Iterable[int] = (),
-        skipped: Iterable[int] = (),
-        unclear: Iterable[int] = (),
-        left: Iterable[int] = (),
-    ) -> None:
-        """Count a chunk that is not in flight any more."""
-        self._in_flight -= 1
-
-    def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Count a chunk that is not in flight any more."""
-        self._in_flight -= 1
-
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Write a dead letter."""
-        self._outside.reject(letter)
-
-    def suspect(self, audiences: Iterable[str]) -> None:
-        """Do nothing: the mirrors of these audiences check them."""
-
-    def flush(self) -> None:
-        """Make the dead letters durable."""
-        self._outside.flush()
-
-    def end(self) -> None:
-        """Make the dead letters durable, and note in the ledgers whether changes may still take effect."""
-        self._outside.end(in_flight=self._in_flight > 0)
-
-    def refuse_lost(self) -> None:
-        """Do nothing: explicit changes are not taken over."""
-
-    def leave_behind(self, chunks: Iterable[Chunk]) -> None:
-        """Do nothing: explicit changes are not taken over."""
 
 
 def _note_ahead(
@@ -322,7 +260,7 @@ def _note_ahead(
 
 
 def _batches(
-    records: Iterable[Record], counts: Counts, journal: ExplicitJournal, *, in_flight: int
+    records: Iterable[Record], counts: Counts, outside: OutsideChanges, *, in_flight: int
 ) -> Generator[Chunk, None, None]:
     """Yield chunks that fill a request, without recent duplicates, and count the records."""
     # One request more than those in flight, as changes wait for a full request before they are sent.
@@ -336,14 +274,14 @@ def _batches(
                 counts.rejected[record.reason] += 1
                 if record.profile_id:
                     letter = {"time": now(), "profile_id": record.profile_id, "reason": record.reason}
-                    journal.reject(letter)
+                    outside.reject(letter)
                 continue
             for part in _parts_by_audience(record):
                 # Counted per part: if the push stops, the rest of a long list is not counted as read.
                 counts.read += len(part)
                 new = recent.add(part)
                 counts.duplicate += len(part) - len(new)
-                journal.changes += len(new)
+                outside.changes += len(new)
                 count += len(new)
                 waiting.append(new)
                 if count < MAX_CHANGES:

@@ -18,7 +18,6 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from math import ceil
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk, Profile
 from airflow_provider_talon_cdp.changes.diff import Member
@@ -44,6 +43,10 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_apart
 from airflow_provider_talon_cdp.sync.report import Report
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
+    from airflow_provider_talon_cdp.ledger.share import Share
 
 log = logging.getLogger(__name__)
 
@@ -63,75 +66,6 @@ _MOST_UNCLEAR = 10
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 UNDEFINED = "is not defined"
 """Part of the reason if a profile was refused for an unknown attribute."""
-
-
-class Journal(Protocol):
-    """Records the outcome of a push's chunks: the share of a plan, or the journal of explicit changes."""
-
-    @property
-    def changes(self) -> int:
-        """Number of changes to send."""
-        ...
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of this process's dead letters, or None if there are none."""
-        ...
-
-    def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Record durably, before it is sent, that a chunk may be sent now, or some changes that run rules."""
-        ...
-
-    def landed(
-        self,
-        number: int,
-        refused: Iterable[int] = (),
-        skipped: Iterable[int] = (),
-        unclear: Iterable[int] = (),
-        left: Iterable[int] = (),
-    ) -> None:
-        """Record the outcome of a chunk.
-
-        Args:
-            number: The chunk's number.
-            refused: Positions of changes that Talon.One refused or that were not sent.
-            skipped: Positions in ``refused`` that were never sent.
-            unclear: Positions of changes that run rules and got no clear answer. Their rules end here.
-            left: Positions of changes that run rules and had no effect. They are sent again.
-        """
-        ...
-
-    def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Record that sending a chunk, or some changes of it, failed and certainly changed nothing."""
-        ...
-
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Write a dead letter."""
-        ...
-
-    def suspect(self, audiences: Iterable[str]) -> None:
-        """Record durably that Talon.One may have lost the members of audiences."""
-        ...
-
-    def flush(self) -> None:
-        """Make all entries durable."""
-        ...
-
-    def end(self) -> None:
-        """Make all entries durable, and withdraw those of chunks that were never sent.
-
-        Raises:
-            LedgerError: Another process may have taken over.
-        """
-        ...
-
-    def refuse_lost(self) -> None:
-        """Raise an error if another process may have taken over; called before every attempt."""
-        ...
-
-    def leave_behind(self, chunks: Iterable[Chunk]) -> None:
-        """Record for the process that took over which changes were in flight."""
-        ...
 
 
 class Kind(Protocol):
@@ -273,7 +207,7 @@ class Push:
 
     Args:
         kind: Members or attributes.
-        journal: Records the outcome of the chunks.
+        journal: Records the outcome of the chunks: the share of a plan, or the journal of explicit changes.
         report: Updated while this runs: acknowledged, rejected and unsent changes, and requests.
         limits: How to behave.
 
@@ -284,7 +218,7 @@ class Push:
         unclear: Number of changes that run rules and got no clear answer.
     """
 
-    def __init__(self, kind: Kind, journal: Journal, report: Report, limits: Limits) -> None:
+    def __init__(self, kind: Kind, journal: Share | OutsideChanges, report: Report, limits: Limits) -> None:
         self.limits = limits
         self.rejected: Counter[str] = Counter()
         self.refused: set[Member] = set()

@@ -64,7 +64,8 @@ def test_while_the_changes_may_still_arrive_they_stay_uncertain_whoever_plans(op
     for _ in range(2):
         assert push(open_ledger(), []) == [("x", "vip")]
     calls.note(Chunk(["y"], "vip"))
-    calls.end(in_flight=True)
+    calls.leaving(1)
+    calls.end()
     assert push(open_ledger(), []) == [("x", "vip"), ("y", "vip")]
     clock.now += REQUEST_LASTS
     assert push(open_ledger(), []) == [("x", "vip"), ("y", "vip")]
