@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk, Profile
 from airflow_provider_talon_cdp.changes.diff import Member
@@ -47,6 +47,8 @@ from airflow_provider_talon_cdp.sync.report import Report
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
     from airflow_provider_talon_cdp.ledger.share import Share
+    from airflow_provider_talon_cdp.sync.members import Members
+    from airflow_provider_talon_cdp.sync.profiles import Profiles
 
 log = logging.getLogger(__name__)
 
@@ -66,28 +68,6 @@ _MOST_UNCLEAR = 10
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 UNDEFINED = "is not defined"
 """Part of the reason if a profile was refused for an unknown attribute."""
-
-
-class Kind(Protocol):
-    """What a sync keeps in step: members of audiences, or attributes of profiles."""
-
-    @property
-    def label(self) -> str | None:
-        """The key under which acknowledged changes are counted; None to count them by their own keys."""
-        ...
-
-    @property
-    def unclear(self) -> str:
-        """The text of the dead letter for a change that runs rules and got no clear answer."""
-        ...
-
-    async def deliver(self, flight: Flight, sender: Any) -> None:
-        """Send all changes of a flight, or raise an error that ends the whole push."""
-        ...
-
-    def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:
-        """Return the content of the dead letter for a refused change."""
-        ...
 
 
 class Refusal(NamedTuple):
@@ -218,7 +198,9 @@ class Push:
         unclear: Number of changes that run rules and got no clear answer.
     """
 
-    def __init__(self, kind: Kind, journal: Share | OutsideChanges, report: Report, limits: Limits) -> None:
+    def __init__(
+        self, kind: Members | Profiles, journal: Share | OutsideChanges, report: Report, limits: Limits
+    ) -> None:
         self.limits = limits
         self.rejected: Counter[str] = Counter()
         self.refused: set[Member] = set()
