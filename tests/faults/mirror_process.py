@@ -55,7 +55,7 @@ def mirror_of(told):
     )
 
     def sender():
-        return _Opened(open_client(settings, Transport(), in_flight=8))
+        return open_client(settings, Transport(), MembersSender, in_flight=8)
 
     return Mirror(
         source=lambda: iter([Chunk(ids(told["members"]), "vip")]),
@@ -66,17 +66,6 @@ def mirror_of(told):
         audiences=Audiences(names={"vip": "VIP"}, verify="identity"),
         limits=Limits(in_flight=8),
     )
-
-
-class _Opened:
-    def __init__(self, opening):
-        self.opening = opening
-
-    async def __aenter__(self):
-        return MembersSender(await self.opening.__aenter__(), "external")
-
-    async def __aexit__(self, *error):
-        return await self.opening.__aexit__(*error)
 
 
 def stop_at(number, checked):
