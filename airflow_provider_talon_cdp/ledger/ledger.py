@@ -369,7 +369,8 @@ class Ledger:
         self._host = identity.host_folder(state)
         self.registry = Registry(state, identity, identity.id_type)
         self._letters_name = letters_name(clock(), self.run)
-        self._letters = DeadLetters(self.folder, self._letters_name, keep=keep)
+        self.letters = DeadLetters(self.folder, self._letters_name, keep=keep)
+        """This run's dead letters."""
         self._owner = ""
         self._newest = 0
         self._manifests_written = 0
@@ -448,11 +449,6 @@ class Ledger:
     def has_unsent_changes(self) -> bool:
         """Whether some changes of the plan in force have no outcome."""
         return any(landed + withheld < lines for lines, landed, *_, withheld in self._progress())
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of this run's dead letters, or None if there are none."""
-        return self._letters.place
 
     def load(self) -> None:
         """Read the ledger without its lock.
@@ -766,13 +762,9 @@ class Ledger:
         self.suspected = suspected
         self.lock.confirm()
 
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Note a dead letter; ``flush`` makes it durable."""
-        self._letters.add(letter)
-
     def flush(self) -> None:
         """Make dead letters durable."""
-        self._letters.flush()
+        self.letters.flush()
         self.lock.confirm()
 
     def draft(self, planner: Planner) -> Draft:
@@ -954,9 +946,9 @@ class Ledger:
         calls = chain.from_iterable(map(self._sent_with_rules, self._lost_parts))
         lost = [change for change, is_settled in calls if not is_settled]
         for change in lost:
-            self._letters.add(self._unclear_letter(change))
+            self.letters.add(self._unclear_letter(change))
         parts = range(self.parts)
-        return len(lost) + sum(self._abandon(part, self.acks[part], self._letters) for part in parts)
+        return len(lost) + sum(self._abandon(part, self.acks[part], self.letters) for part in parts)
 
     def _abandon(self, part: int, acks: Acks, letters: DeadLetters) -> int:
         plan, abandoned = self.manifest.plan, Acks()
@@ -986,7 +978,7 @@ class Ledger:
     def share(self) -> Share:
         """Return all parts of the current plan, for a process that holds the ledger."""
         if self._share is None:
-            self._share = self._share_of(dict(enumerate(self.acks)), self._letters)
+            self._share = self._share_of(dict(enumerate(self.acks)), self.letters)
         return self._share
 
     def adopt(self, owner: str, records: Iterable[Record]) -> int:

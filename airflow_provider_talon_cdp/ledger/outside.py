@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
@@ -301,7 +301,7 @@ class OutsideChanges:
         self._clock = clock
         self._writer = uuid4().hex[:12]
         self.folder = identity.folder(state)
-        self._letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
+        self.letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
         self.registry = Registry(state, identity, id_type)
         self.attributes: Collection[str] = ()
         """Names of the attributes that changes with the key ``ATTRIBUTES`` set."""
@@ -384,18 +384,9 @@ class OutsideChanges:
         names = find_manifest(self.registry.folder(ledger[0])).manifest.names
         return not set(self.attributes).isdisjoint(names)
 
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Note a dead letter; ``flush`` makes it durable."""
-        self._letters.add(letter)
-
     def flush(self) -> None:
         """Make dead letters durable."""
-        self._letters.flush()
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of the dead letters, or None if there are none."""
-        return self._letters.place
+        self.letters.flush()
 
     def leaving(self, *_: object) -> None:
         """Count a chunk in flight. Its changes were noted before; see ``note``."""

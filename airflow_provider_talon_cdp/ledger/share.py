@@ -8,7 +8,6 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
@@ -52,7 +51,7 @@ class Share:
         self._plan = plan
         self._part_starts = plan.part_starts
         self._lock = lock
-        self._letters = letters
+        self.letters = letters
         self._ahead = ahead
         self._known = known
         self._acks: dict[int, Acks] = {}
@@ -207,10 +206,6 @@ class Share:
         for batch in batches:
             self._in_flight.pop(self._part_starts[part] + batch, None)
 
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Note a dead letter; ``flush`` makes it durable."""
-        self._letters.add(letter)
-
     def suspect(self, audiences: Iterable[str]) -> None:
         """Note, durably and until the next plan, that Talon.One may have lost the members of audiences."""
         write_suspects(self._folder, self._plan.folder, self._lock.run, audiences)
@@ -222,7 +217,7 @@ class Share:
             LedgerError: Another run took over. The notes are written nevertheless, and that run may read
                 them.
         """
-        self._letters.flush()
+        self.letters.flush()
         for part in sorted(self._unwritten):
             acks = self._acks[part]
             acks.write(self._folder / self._plan.acks_of(part, self._lock.run))
@@ -281,11 +276,6 @@ class Share:
                 error,
             )
         notes.end(REQUEST_LASTS)
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of the dead letters of this process, or None if there are none."""
-        return self._letters.place
 
     def _acks_of(self, part: int) -> Acks:
         return self._acks.setdefault(part, Acks())

@@ -239,7 +239,7 @@ def send_members(
         raise
     finally:
         report.seconds = time.monotonic() - report.began
-        report.dead_letters = outside.dead_letters
+        report.dead_letters = outside.letters.place
         report.suspicious = suspicious.counts
     check_suspicious(suspicious, limits.suspicious_ids)
     log.info("Done:\n%s", report)
@@ -274,7 +274,7 @@ def _batches(
                 counts.rejected[record.reason] += 1
                 if record.profile_id:
                     letter = {"time": now(), "profile_id": record.profile_id, "reason": record.reason}
-                    outside.reject(letter)
+                    outside.letters.add(letter)
                 continue
             for part in _parts_by_audience(record):
                 # Counted per part: if the push stops, the rest of a long list is not counted as read.

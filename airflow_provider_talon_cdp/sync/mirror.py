@@ -666,7 +666,7 @@ class Mirror:
     def _write_letters(self, letters: Spool) -> None:
         """Write the dead letters of records that cannot be sent."""
         for number, letter in enumerate(letters, start=1):
-            self.ledger.reject(json.loads(letter))
+            self.ledger.letters.add(json.loads(letter))
             if number % MAX_CHANGES == 0:
                 self.ledger.flush()
         self.ledger.flush()
@@ -683,7 +683,7 @@ class Mirror:
             raise
         finally:
             report.seconds = time.monotonic() - report.began
-            report.dead_letters = self.ledger.dead_letters
+            report.dead_letters = self.ledger.letters.place
             report.ledger_version = self.ledger.version
 
 
@@ -726,7 +726,7 @@ def push_share(
         report.state = "done"
     finally:
         report.seconds = time.monotonic() - report.began
-        report.dead_letters = share.dead_letters
+        report.dead_letters = share.letters.place
         log.info("%s", report)
     return report
 

@@ -278,7 +278,7 @@ class Push:
         text = self._kind.unclear
         unclear = error.become(RejectedError, text) if error else RejectedError(text, method="PUT", path="")
         for change in changes:
-            self.journal.reject({**self._letter(change, unclear), "reason": text})
+            self.journal.letters.add({**self._letter(change, unclear), "reason": text})
         if error:
             self._unclear_in_a_row += 1
             if self._unclear_in_a_row >= _MOST_UNCLEAR:
@@ -386,7 +386,7 @@ class Push:
             changes = list(flight.chunk.changes())
             for position, refusal in flight.refusals:
                 if changes[position][:2] not in self.limits.refused_in_run:
-                    self.journal.reject(self._letter(changes[position], refusal))
+                    self.journal.letters.add(self._letter(changes[position], refusal))
         self.journal.landed(
             flight.number,
             [position for position, _ in flight.refusals],

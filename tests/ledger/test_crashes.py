@@ -69,7 +69,7 @@ def test_a_state_is_the_old_or_the_new_one_at_any_step(storage):
         ledger = ledger_in(storage)
         with ledger.held("me"):
             ledger.enforce(ledger.draft(plan_of("-a", "+e", "+f", "+g", "+h")), facts=FACTS)
-            ledger.reject({"profile_id": "x"})
+            ledger.letters.add({"profile_id": "x"})
             ledger.share().leaving(0)
             ledger.share().landed(0, [])
             ledger.share().flush()

@@ -20,7 +20,7 @@ def run(open_ledger, clock):
         with ledger.held("me"):
             draft = ledger.draft(plan_of(*texts))
             if letter:
-                ledger.reject({"profile_id": f"p{clock.now:.0f}"})
+                ledger.letters.add({"profile_id": f"p{clock.now:.0f}"})
             if texts:
                 ledger.enforce(draft, facts=FACTS)
                 share = ledger.share()
@@ -31,7 +31,7 @@ def run(open_ledger, clock):
             else:
                 ledger.discard(draft)
             ledger.flush()
-        return ledger.dead_letters and ledger.dead_letters.rpartition("/")[2]
+        return ledger.letters.place and ledger.letters.place.rpartition("/")[2]
 
     return once
 

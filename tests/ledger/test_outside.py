@@ -124,7 +124,7 @@ def test_without_a_ledger_nothing_is_written(outside, state):
     calls.note(Chunk(["a"], "vip"))
     calls.end()
     assert not state.exists() or not list(state.iterdir())
-    assert calls.dead_letters is None
+    assert calls.letters.place is None
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
@@ -151,9 +151,9 @@ def test_dead_letters_of_explicit_changes_stay_for_some_runs(outside, clock, sta
     places = []
     for number in range(5):
         calls = outside()
-        calls.reject({"profile_id": str(number)})
+        calls.letters.add({"profile_id": str(number)})
         calls.end()
-        places.append(calls.dead_letters.rpartition("/")[2])
+        places.append(calls.letters.place.rpartition("/")[2])
         clock.now += 60
     folder = identified(name=calls_ledger_name("dag.explicit")).folder(state)
     assert names_in(folder / "dead-letters") == places[2:]
