@@ -17,9 +17,7 @@ from airflow_provider_talon_cdp.ledger.adopt import COLUMN, adopt_csv
 from airflow_provider_talon_cdp.ledger.ledger import (
     Ledger,
     LedgerIdentity,
-    audience_ledger_name,
-    profiles_ledger_name,
-    sync_ledger_name,
+    ledger_name,
 )
 from airflow_provider_talon_cdp.ledger.letters import read_letters
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
@@ -129,10 +127,10 @@ def _ledger(options: argparse.Namespace) -> Ledger:
 
 def _name(options: argparse.Namespace) -> str:
     if options.profiles is not None:
-        return profiles_ledger_name(options.profiles)
-    return (
-        audience_ledger_name(options.audience_id) if options.sync is None else sync_ledger_name(options.sync)
-    )
+        return ledger_name("profiles", options.profiles)
+    if options.sync is not None:
+        return ledger_name("sync", options.sync)
+    return ledger_name("audience", options.audience_id)
 
 
 def _owner(what: str) -> str:

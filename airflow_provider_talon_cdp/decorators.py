@@ -88,14 +88,14 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audience equal to the result."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
-        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
 
         audience = self.one_audience()
         return self.audience_mirror(
             context,
             hook,
             lambda: sorted_members(self._records("add")),
-            ledger_name=audience_ledger_name(audience, self.audience_id_type),
+            ledger_name=ledger_name("audience", audience, self.audience_id_type),
             managed=[audience],
             names=None if self.audience_name is None else {audience: self.audience_name},
         )

@@ -124,29 +124,16 @@ _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
 _SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
 
 
-def audience_ledger_name(audience_id: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
-    """Return the name of one audience's ledger. An internal ID and an equal external ID are two audiences."""
-    return f"{'' if id_type == 'external' else _INTERNAL}audience:{audience_id}"
-
-
-def sync_ledger_name(name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
-    """Return the name of a ledger of many audiences.
+def ledger_name(kind: str, name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
+    """Return the name of a ledger. An internal audience ID and an equal external ID are two audiences.
 
     Args:
-        name: The operator's name for it, by default DAG.TASK.
+        kind: ``audience``, ``sync`` (of many audiences), ``profiles``, or ``calls`` (a folder of dead letters
+            of a task that adds and removes without a ledger).
+        name: The audience ID, or the operator's name for the ledger, by default DAG.TASK.
         id_type: Whether the ledger has external or internal audience IDs.
     """
-    return f"{'' if id_type == 'external' else _INTERNAL}sync:{name}"
-
-
-def profiles_ledger_name(name: str) -> str:
-    """Return the name of a ledger of profiles, given the operator's name for it, by default DAG.TASK."""
-    return f"profiles:{name}"
-
-
-def calls_ledger_name(name: str) -> str:
-    """Return the name of the folder of dead letters of a task that adds and removes without a ledger."""
-    return f"calls:{name}"
+    return f"{'' if id_type == 'external' else _INTERNAL}{kind}:{name}"
 
 
 def _check_positive(what: str, number: Any) -> None:
@@ -162,7 +149,7 @@ class LedgerIdentity:
     Args:
         deployment_host: Host of the Talon.One deployment.
         base_url: Base URL of the API.
-        name: The audience or the sync, for example from ``audience_ledger_name``.
+        name: The audience or the sync, for example from ``ledger_name``.
         environment: Free text that distinguishes environments of one deployment, such as ``live``.
         holds: Whether the keys are audiences or fingerprints of attributes.
     """
@@ -208,7 +195,7 @@ class LedgerIdentity:
 
     def of_audience(self, audience_id: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> LedgerIdentity:
         """Return the identity of one audience's own ledger in the same deployment and environment."""
-        return replace(self, name=audience_ledger_name(audience_id, id_type), holds="members")
+        return replace(self, name=ledger_name("audience", audience_id, id_type), holds="members")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -277,7 +277,7 @@ class OutsideChanges:
 
     Args:
         state: Folder of all ledgers.
-        identity: Its ``name`` names the folder of the dead letters; see ``calls_ledger_name``.
+        identity: Its ``name`` names the folder of the dead letters; see ``ledger_name``.
         owner: The owner of this run; see ``Lock``.
         id_type: Whether the keys of changes are external or internal audience IDs.
         keep: Runs whose dead letters are kept.

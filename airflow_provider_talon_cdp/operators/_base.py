@@ -880,11 +880,11 @@ def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **optio
         hook: The hook of the Talon.One connection.
         options: ``id_type`` and ``keep``, as in ``OutsideChanges``.
     """
-    from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name  # noqa: PLC0415
+    from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
 
     folder = storage("state URI", _state_uri_or_default(operator.state_uri))
-    identity = identity_of(hook, calls_ledger_name(f"{operator.dag_id}.{operator.task_id}"))
+    identity = identity_of(hook, ledger_name("calls", f"{operator.dag_id}.{operator.task_id}"))
     outside = OutsideChanges(folder, identity, _owner(operator, context), **options)
     outside.registry.common = _common_state(folder)
     return outside

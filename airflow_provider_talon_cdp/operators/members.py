@@ -81,7 +81,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audience equal to the list."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
-        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
 
         audience = self.one_audience()
         records = list(sorted_members(self._records("members", "add", self.members)))
@@ -89,7 +89,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
             context,
             hook,
             lambda: records,
-            ledger_name=audience_ledger_name(audience, self.audience_id_type),
+            ledger_name=ledger_name("audience", audience, self.audience_id_type),
             managed=[audience],
             names=None if self.audience_name is None else {audience: self.audience_name},
         )

@@ -118,8 +118,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audiences equal to the query."""
         from airflow_provider_talon_cdp.ledger.ledger import (  # noqa: PLC0415
-            audience_ledger_name,
-            sync_ledger_name,
+            ledger_name,
         )
 
         names: dict[str, str] = {}
@@ -128,12 +127,13 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         to_create: dict[str, str] | None = names if self.audience_name_column else None
         if self.audience_column is None:
             audience = self.one_audience()
-            ledger, managed = audience_ledger_name(audience, self.audience_id_type), [audience]
+            ledger, managed = ledger_name("audience", audience, self.audience_id_type), [audience]
             to_create = None if self.audience_name is None else {audience: self.audience_name}
         else:
             if self.ledger is None:
                 self.refuse_shared_ledger(context)
-            ledger = sync_ledger_name(self.ledger or f"{self.dag_id}.{self.task_id}", self.audience_id_type)
+            name = self.ledger or f"{self.dag_id}.{self.task_id}"
+            ledger = ledger_name("sync", name, self.audience_id_type)
             if self.audiences is not None:
                 managed = self._audience_ids("audiences", self.audiences)
         return self.audience_mirror(

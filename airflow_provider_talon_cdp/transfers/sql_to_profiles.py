@@ -112,7 +112,7 @@ class ProfilesOperator(LedgerOperator):
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the attributes equal to the rows."""
-        from airflow_provider_talon_cdp.ledger.ledger import profiles_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
 
         if self.ledger is None:
@@ -121,7 +121,7 @@ class ProfilesOperator(LedgerOperator):
         kind = self.kind(sends_all=settings.pop("sends_all"))
         return Mirror(
             source=self.source(hook),
-            ledger=self.open_ledger(hook, profiles_ledger_name(self._ledger_name), holds="profiles"),
+            ledger=self.open_ledger(hook, ledger_name("profiles", self._ledger_name), holds="profiles"),
             sender=lambda: self.sender(hook),
             kind=kind,
             **settings,

@@ -25,7 +25,7 @@ from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.changes.diff import Scope
 from airflow_provider_talon_cdp.exceptions import TalonCdpError
 from airflow_provider_talon_cdp.ledger import lock
-from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, Sizes, audience_ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, Sizes, ledger_name
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.members import Members
@@ -43,7 +43,7 @@ def ids(span):
 def ledger_of(told):
     options = {"endpoint_url": told["s3"], "key": "a", "secret": "b"} if told["s3"] else {}
     identity = LedgerIdentity(
-        deployment_host=told["host"], base_url=told["talon"], name=audience_ledger_name("vip")
+        deployment_host=told["host"], base_url=told["talon"], name=ledger_name("audience", "vip")
     )
     sizes = Sizes(batch=BATCH, part=10 * BATCH, ahead=8)
     return Ledger(UPath(told["state"], **options), identity, sizes=sizes)

@@ -13,7 +13,7 @@ from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledger import format as format_module
 from airflow_provider_talon_cdp.ledger import storage
-from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import ledger_name
 from tests.ledger.conftest import (
     FACTS,
     changes,
@@ -334,7 +334,7 @@ ODD = [
 
 
 def test_odd_names_have_folders_of_their_own_below_the_deployment(tmp_path):
-    folders = {identified(name=audience_ledger_name(each)).folder(tmp_path) for each in ODD}
+    folders = {identified(name=ledger_name("audience", each)).folder(tmp_path) for each in ODD}
     assert len(folders) == len(set(ODD))
     assert {folder.parent for folder in folders} == {tmp_path / "acme.talon.one"}
     assert all(len(folder.name) < 100 and folder.name.isascii() for folder in folders)

@@ -13,15 +13,13 @@ from airflow_provider_talon_cdp.ledger.ledger import (
     Ledger,
     LedgerIdentity,
     RunFacts,
-    audience_ledger_name,
-    profiles_ledger_name,
-    sync_ledger_name,
+    ledger_name,
 )
 from tests.ledger.conftest import FACTS, changes, members, names, plan_of, spelt
 
 DATA = Path(__file__).parent / "data" / "format-1"
 MEMBERS = sorted([f"m{number:02}" for number in range(4, 60)] + ["a\tb\n\\", "n22", "ü", "x1", "x2", "😀"])
-NAMES = [audience_ledger_name("vip"), sync_ledger_name("dag.task"), profiles_ledger_name("dag.task")]
+NAMES = [ledger_name("audience", "vip"), ledger_name("sync", "dag.task"), ledger_name("profiles", "dag.task")]
 
 
 @pytest.fixture

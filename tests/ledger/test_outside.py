@@ -6,7 +6,7 @@ import pytest
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import ledger_name
 from airflow_provider_talon_cdp.ledger.outside import NOTES, REQUEST_LASTS, WRITER_LASTS, OutsideChanges
 from airflow_provider_talon_cdp.ledger.storage import names_in
 from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles
@@ -17,7 +17,7 @@ def outside(state, clock):
     """The journal of a task that adds and removes explicitly."""
 
     def opened(owner="dag/explicit/run", **parts):
-        identity = identified(name=calls_ledger_name("dag.explicit"), **parts)
+        identity = identified(name=ledger_name("calls", "dag.explicit"), **parts)
         return OutsideChanges(state, identity, owner, clock=clock)
 
     return opened
@@ -155,7 +155,7 @@ def test_dead_letters_of_explicit_changes_stay_for_some_runs(outside, clock, sta
         calls.end()
         places.append(calls.letters.place.rpartition("/")[2])
         clock.now += 60
-    folder = identified(name=calls_ledger_name("dag.explicit")).folder(state)
+    folder = identified(name=ledger_name("calls", "dag.explicit")).folder(state)
     assert names_in(folder / "dead-letters") == places[2:]
 
 

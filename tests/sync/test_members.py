@@ -24,7 +24,7 @@ from airflow_provider_talon_cdp.exceptions import (
     UnclearError,
     UnexpectedAnswerError,
 )
-from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import ledger_name
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.sync import members as module
 from airflow_provider_talon_cdp.sync.members import Members, send_members
@@ -265,7 +265,7 @@ def outside(sync):
     identity = sync.identity.of_audience("x")
     return OutsideChanges(
         sync.storage.folder(),
-        type(identity)(**identity.parts | {"name": calls_ledger_name("dag.task")}),
+        type(identity)(**identity.parts | {"name": ledger_name("calls", "dag.task")}),
         "dag.task/run",
         clock=lambda: sync.now,
     )
