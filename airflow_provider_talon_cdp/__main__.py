@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError, TalonCdpError
-from airflow_provider_talon_cdp.ledger.adopt import COLUMN, adopt_csv
+from airflow_provider_talon_cdp.ledger.adopt import COLUMN, members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import (
     Ledger,
     LedgerIdentity,
@@ -78,7 +78,8 @@ def _run(options: argparse.Namespace) -> None:
     ledger = _ledger(options)
     if options.command == "import":
         file = _storage("CSV file", options.csv)
-        print(f"Adopted {adopt_csv(ledger, _owner('import'), file, options.audience_id):,} members.")
+        members = members_of_csv(file, options.audience_id)
+        print(f"Adopted {ledger.adopt(_owner('import'), members):,} members.")
     if isinstance(ledger, DamagedLedger):
         print("\n".join(ledger.repair(_owner("repair"))))
     ledger.load()

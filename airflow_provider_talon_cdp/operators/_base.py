@@ -805,10 +805,10 @@ class MembershipOperator(LedgerOperator):
         return [mirror.ledger.place, self.guard(), self.suspicious_ids, *fields]
 
     def _adopt(self, ledger: Ledger, owner: str) -> None:
-        from airflow_provider_talon_cdp.ledger.adopt import adopt_csv  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.adopt import members_of_csv  # noqa: PLC0415
 
         file = storage("initial members file", str(self.initial_members))
-        adopted = adopt_csv(ledger, owner, file, str(self.audience_id))
+        adopted = ledger.adopt(owner, members_of_csv(file, str(self.audience_id)))
         self.log.info("Adopted %s members into a new ledger.", f"{adopted:,}")
 
     def _check_rules(self, name: str, value: object) -> Any:

@@ -117,9 +117,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audiences equal to the query."""
-        from airflow_provider_talon_cdp.ledger.ledger import (  # noqa: PLC0415
-            ledger_name,
-        )
+        from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
 
         names: dict[str, str] = {}
         source = partial(self._records, self.sql_hook(), "add", names)
