@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache, partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import (
@@ -477,20 +477,17 @@ class LedgerOperator(SendingOperator):
         return mirror.run(self.run_owner(context), report=report)
 
     def guard(self) -> Guard:
-        """Return the guard with the limits of the arguments."""
+        """Return the guard with the limits of the arguments, checked after templates were rendered."""
         from airflow_provider_talon_cdp.sync.guard import Guard  # noqa: PLC0415
 
-        return Guard(**self.guard_limits())
-
-    def guard_limits(self) -> dict[str, Any]:
-        """Return the arguments of the guard, checked."""
-        return {
-            "on_empty": self.on_empty,
-            "max_removal_fraction": as_fraction("max_removal_fraction", self.max_removal_fraction),
-            "min_removals": as_count("min_removals", self.min_removals),
-            "max_removals": as_limit("max_removals", self.max_removals),
-            "max_additions": as_limit("max_additions", self.max_additions),
-        }
+        check_choice("on_empty", self.on_empty, OnEmpty)
+        return Guard(
+            on_empty=cast("OnEmpty", self.on_empty),
+            max_removal_fraction=as_fraction("max_removal_fraction", self.max_removal_fraction),
+            min_removals=as_count("min_removals", self.min_removals),
+            max_removals=as_limit("max_removals", self.max_removals),
+            max_additions=as_limit("max_additions", self.max_additions),
+        )
 
     def sends_all(self) -> bool:
         """Return whether unchanged records are sent too."""

@@ -131,7 +131,7 @@ class ProfilesOperator(LedgerOperator):
         """Return the guard with the limits of the arguments."""
         from airflow_provider_talon_cdp.sync.guard import ProfileGuard  # noqa: PLC0415
 
-        return ProfileGuard(**self.guard_limits())
+        return ProfileGuard(**vars(super().guard()))
 
     def kind(self, *, sends_all: bool = False) -> Profiles:
         """Return the kind that compares and sends attributes."""
