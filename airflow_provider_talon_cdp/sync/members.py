@@ -66,9 +66,7 @@ class Members:
 
     in_request: ClassVar[int] = MAX_CHANGES
     label: ClassVar[None] = None
-    noun: ClassVar[str] = "records"
     unclear: ClassVar[str] = UNCLEAR
-    names: ClassVar[Sequence[str]] = ()
 
     def sort(self, records: Iterable[Record]) -> Iterator[Record]:
         """Sort records on this worker's disk."""

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
@@ -22,7 +22,7 @@ from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import MAX_CHANGES
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
-from airflow_provider_talon_cdp.ledger.ledger import Ledger, Outcome, RunFacts
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, Outcome, Planner, RunFacts
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
@@ -40,7 +40,6 @@ from airflow_provider_talon_cdp.sync.push import (
 from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 Source: TypeAlias = Callable[[], Iterable[Any]]
 """Reads the wanted records from the start. It is called a second time if they are not sorted by bytes."""
@@ -278,7 +277,7 @@ class Mirror:
         facts = {
             "state": state,
             "held": sorted(audiences),
-            "counts": plan.counts.numbers,
+            "counts": vars(plan.counts),
             "suspicious": plan.suspicious.sums,
             "witnesses": plan.comparison.witnesses,
         }
@@ -685,10 +684,6 @@ class Mirror:
             report.seconds = time.monotonic() - report.began
             report.dead_letters = self.ledger.letters.place
             report.ledger_version = self.ledger.version
-
-
-Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk]]
-"""Turns known members and uncertain changes into the changes of a plan."""
 
 
 @syncing()

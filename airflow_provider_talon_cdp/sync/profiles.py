@@ -94,7 +94,6 @@ class Profiles:
 
     in_request: ClassVar[int] = 1
     label: ClassVar[str] = PROFILES
-    noun: ClassVar[str] = "profiles"
     unclear: ClassVar[str] = UNCLEAR_ATTRIBUTES
 
     def sort(self, records: Iterable[Profile | Rejection]) -> Iterator[Profile | Rejection]:
