@@ -700,19 +700,18 @@ class Ledger:
     # A run in one process
 
     @contextmanager
-    def held(self, owner: str, *, wait: float = 0.0, waits_for_parts: bool = False) -> Iterator[None]:
+    def held(self, owner: str, *, waits_for_parts: bool = False) -> Iterator[None]:
         """Hold the ledger's lock, and read the ledger.
 
         Args:
             owner: The owner of this run, which takes over from an earlier try of the same owner.
-            wait: Seconds to wait until another owner ends.
             waits_for_parts: Whether to give way to the same owner's pushes of parts.
 
         Raises:
             LedgerBusyError: Another owner holds the ledger, or other processes push its plan.
         """
         token = partial(last_fencing_token, self.folder)
-        with self.lock.held(owner, last_token=token, waits_for_parts=waits_for_parts, wait=wait):
+        with self.lock.held(owner, last_token=token, waits_for_parts=waits_for_parts):
             self._load_manifest()
             self._owner = owner
             self._notified = ()

@@ -53,9 +53,6 @@ _FRESH = 3 * LOCK_RENEWED
 # Seconds between reads of the claim of a run that asks for the lock too, and most reads.
 _PAUSE = 0.2
 _MAX_READS = 20
-# Seconds between attempts, and between log lines, of a run that waits for another owner.
-_WAIT = 5.0
-_SECONDS_BETWEEN_LINES = 30.0
 # Earlier versions wrote .beat.json files, which are deleted.
 _NAME = re.compile(r"(all|part-\d+)-([0-9a-f]+)(\.heartbeat|\.beat)?\.json")
 _ALL = "all"
@@ -110,7 +107,6 @@ class Lock:
         *,
         last_token: Callable[[], int] = lambda: 0,
         waits_for_parts: bool = False,
-        wait: float = 0.0,
     ) -> Iterator[None]:
         """Take the lock, renew it while the block runs, and release it.
 
@@ -118,12 +114,11 @@ class Lock:
             owner: Owner of this run, such as a task.
             last_token: Returns the fencing token of the last run that changed the ledger.
             waits_for_parts: Whether to give way to the same owner's pushes of parts.
-            wait: Seconds to wait for another run to end.
 
         Raises:
             LedgerBusyError: Another owner holds it.
         """
-        self._take_within(wait, owner, last_token, waits_for_parts=waits_for_parts)
+        self.take(owner, last_token=last_token, waits_for_parts=waits_for_parts)
         stop = threading.Event()
         heartbeat = threading.Thread(target=self.renew, args=(stop,), name="talon-cdp-lock", daemon=True)
         heartbeat.start()
@@ -137,22 +132,6 @@ class Lock:
             except LedgerError as error:
                 # Not raised, as it would hide an error of the block.
                 log.warning("The ledger's lock stays for %.0f s:\n%s", LOCK_LASTS, error)
-
-    def _take_within(
-        self, wait: float, owner: str, last_token: Callable[[], int], *, waits_for_parts: bool
-    ) -> None:
-        end, log_at = self.clock() + wait, self.clock()
-        while True:
-            try:
-                return self.take(owner, last_token=last_token, waits_for_parts=waits_for_parts)
-            except LedgerBusyError as error:
-                left = end - self.clock()
-                if left <= 0:
-                    raise
-                if self.clock() >= log_at:
-                    log.info("Waiting for another run, at most %.0f s.\n%s", left, error)
-                    log_at += _SECONDS_BETWEEN_LINES
-                self._sleep(min(_WAIT, left))
 
     def take(
         self, owner: str, *, last_token: Callable[[], int] = lambda: 0, waits_for_parts: bool = False
