@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk, Profile
 from airflow_provider_talon_cdp.changes.diff import Member
@@ -70,18 +70,6 @@ UNDEFINED = "is not defined"
 """Part of the reason if a profile was refused for an unknown attribute."""
 
 
-class Refusal(NamedTuple):
-    """One change that Talon.One refused, with its answer.
-
-    Args:
-        position: The change's position in its chunk.
-        error: The answer.
-    """
-
-    position: int
-    error: RejectedError
-
-
 class Flight:
     """A chunk that is being sent, and the outcome of its changes so far.
 
@@ -91,7 +79,7 @@ class Flight:
         push: The push that it belongs to.
 
     Attributes:
-        refusals: The changes that were refused.
+        refusals: Talon.One's answers by position, for changes that were refused.
         unclear: Positions of changes that run rules and got no clear answer.
         settled: Number of changes with an outcome.
     """
@@ -100,7 +88,7 @@ class Flight:
         self.number = number
         self.chunk = chunk
         self.push = push
-        self.refusals: list[Refusal] = []
+        self.refusals: dict[int, RejectedError] = {}
         self.unclear: list[int] = []
         self.settled = 0
         self._sent: list[int] = []
@@ -110,7 +98,7 @@ class Flight:
     @property
     def unsettled(self) -> list[int]:
         """Positions without an outcome, if the chunk runs rules."""
-        settled = {*self._sent, *self.unclear, *(position for position, _ in self.refusals)}
+        settled = {*self._sent, *self.unclear, *self.refusals}
         return [position for position in range(len(self.chunk)) if position not in settled]
 
     def sent(self, part: Chunk, positions: Iterable[int] = ()) -> None:
@@ -154,7 +142,7 @@ class Flight:
             reason: The reason to count it by, without IDs and values.
         """
         self.settled += 1
-        self.refusals.append(Refusal(position, error))
+        self.refusals[position] = error
         (change,) = self.chunk.at([position]).changes()
         self.push.refuse(change, error, reason)
 
@@ -384,14 +372,14 @@ class Push:
     def _settle(self, flight: Flight, left: Iterable[int] = ()) -> None:
         if flight.refusals:
             changes = list(flight.chunk.changes())
-            for position, refusal in flight.refusals:
+            for position, refusal in flight.refusals.items():
                 if changes[position][:2] not in self.limits.refused_in_run:
                     self.journal.letters.add(self._letter(changes[position], refusal))
         self.journal.landed(
             flight.number,
-            [position for position, _ in flight.refusals],
+            list(flight.refusals),
             # A refusal without a status is not Talon.One's: the change was not sent.
-            [position for position, error in flight.refusals if error.status is None],
+            [position for position, error in flight.refusals.items() if error.status is None],
             flight.unclear,
             left,
         )
