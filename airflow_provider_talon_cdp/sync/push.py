@@ -106,7 +106,18 @@ class Flight:
         self._unanswered = ()
         self._sent += positions
         self.settled += len(part)
-        self.push.acknowledged(part)
+        push = self.push
+        push.unclear_in_a_row = 0
+        push.sent += len(part)
+        label = push.kind.label
+        keys: Sequence[str] | str = part.keys if label is None else label
+        if isinstance(keys, str) and isinstance(part.verbs, str):
+            counter = push.report.removed if part.verbs in REMOVING else push.report.added
+            counter[keys] += len(part)
+            return
+        for (key, verb), count in Counter(zip(part.each_key, part.each_verb, strict=False)).items():
+            counter = push.report.removed if verb in REMOVING else push.report.added
+            counter[label or key] += count
 
     @contextmanager
     def aloft(self, positions: Collection[int]) -> Iterator[None]:
@@ -143,8 +154,14 @@ class Flight:
         """
         self.settled += 1
         self.refusals[position] = error
-        (change,) = self.chunk.at([position]).changes()
-        self.push.refuse(change, error, reason)
+        push, member = self.push, next(self.chunk.at([position]).changes())[:2]
+        push.refused.add(member)
+        if member in push.limits.refused_in_run:
+            push.refused_again += 1
+            return
+        if reason not in push.rejected:
+            log.warning("A record was refused, and others may follow:\n%s", error)
+        push.rejected[reason] += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +199,10 @@ class Push:
     Attributes:
         rejected: Number of changes that Talon.One refused in this push, by reason.
         refused: Members of refused changes. They fit in memory, as a refusal takes at least one request.
+        refused_again: Number of refusals that count as duplicates; see ``Limits``.
         sent: Number of changes that Talon.One acknowledged in this push.
         unclear: Number of changes that run rules and got no clear answer.
+        unclear_in_a_row: Requests without a clear answer since the last acknowledgement.
     """
 
     def __init__(
@@ -192,13 +211,13 @@ class Push:
         self.limits = limits
         self.rejected: Counter[str] = Counter()
         self.refused: set[Member] = set()
-        self._refused_again = 0
+        self.refused_again = 0
         self.sent = 0
         self.unclear = 0
-        self._unclear_in_a_row = 0
-        self._kind = kind
+        self.unclear_in_a_row = 0
+        self.kind = kind
         self.journal = journal
-        self._report = report
+        self.report = report
         self._flights: dict[asyncio.Task[None], Flight] = {}
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
@@ -225,33 +244,21 @@ class Push:
             self.journal.suspect(error.audiences)
             raise
         finally:
-            self._report.rejected.update(self.rejected)
-            self._report.duplicate += self._refused_again
-            self._report.unclear += self.unclear
-            settled = self.sent + self.rejected.total() + self._refused_again + self.unclear
-            self._report.unsent += self.journal.changes - settled
-            self._end_journal()
-
-    def _end_journal(self) -> None:
-        try:
-            self.journal.end()
-        except LedgerError:
-            # Also a push that has sent everything may find only here that another run took over. Calls that
-            # run rules and are not settled have not left.
-            flights = [each for each in self._flights.values() if each.settled or not each.chunk.runs_rules]
-            with suppress(LedgerError):
-                self.journal.leave_behind([flight.chunk for flight in flights])
-            raise
-
-    def refuse(self, change: Change, error: RejectedError, reason: str) -> None:
-        """Count a refused change."""
-        self.refused.add(change[:2])
-        if change[:2] in self.limits.refused_in_run:
-            self._refused_again += 1
-            return
-        if reason not in self.rejected:
-            log.warning("A record was refused, and others may follow:\n%s", error)
-        self.rejected[reason] += 1
+            self.report.rejected.update(self.rejected)
+            self.report.duplicate += self.refused_again
+            self.report.unclear += self.unclear
+            settled = self.sent + self.rejected.total() + self.refused_again + self.unclear
+            self.report.unsent += self.journal.changes - settled
+            try:
+                self.journal.end()
+            except LedgerError:
+                # Also a push that has sent everything may find only here that another run took over. Calls
+                # that run rules and are not settled have not left.
+                flights = self._flights.values()
+                left = [each.chunk for each in flights if each.settled or not each.chunk.runs_rules]
+                with suppress(LedgerError):
+                    self.journal.leave_behind(left)
+                raise
 
     def no_answer(self, changes: Collection[Change], error: RequestError | None) -> None:
         """Count changes that run rules and got no clear answer, and write their dead letters.
@@ -263,33 +270,19 @@ class Push:
         if error and not self.unclear:
             log.warning("%s Others may follow.", summary)
         self.unclear += len(changes)
-        text = self._kind.unclear
+        text = self.kind.unclear
         unclear = error.become(RejectedError, text) if error else RejectedError(text, method="PUT", path="")
         for change in changes:
             self.journal.letters.add({**self._letter(change, unclear), "reason": text})
         if error:
-            self._unclear_in_a_row += 1
-            if self._unclear_in_a_row >= _MOST_UNCLEAR:
+            self.unclear_in_a_row += 1
+            if self.unclear_in_a_row >= _MOST_UNCLEAR:
                 raise error.become(
                     UnclearError,
                     f"{_MOST_UNCLEAR} calls in a row that run rules got no clear answer; the last one:\n"
                     f"{summary}\n"
                     "Their rules do not run again, and they have dead letters. The next run sends the rest.",
                 ) from error
-
-    def acknowledged(self, part: Chunk) -> None:
-        """Count acknowledged changes."""
-        self._unclear_in_a_row = 0
-        self.sent += len(part)
-        label = self._kind.label
-        keys: Sequence[str] | str = part.keys if label is None else label
-        if isinstance(keys, str) and isinstance(part.verbs, str):
-            counter = self._report.removed if part.verbs in REMOVING else self._report.added
-            counter[keys] += len(part)
-            return
-        for (key, verb), count in Counter(zip(part.each_key, part.each_verb, strict=False)).items():
-            counter = self._report.removed if verb in REMOVING else self._report.added
-            counter[label or key] += count
 
     async def _send_all(
         self,
@@ -308,17 +301,20 @@ class Push:
                         await self._wait_for_slot(chunk, number)
                         if not chunk.runs_rules:
                             self.journal.leaving(number)
-                        self._start(Flight(number, chunk, self), sender)
+                        flight = Flight(number, chunk, self)
+                        task = asyncio.create_task(self._deliver(flight, sender))
+                        self._flights[task] = flight
+                        task.add_done_callback(self._note_end)
                         number += 1
                     while self._flights:
                         await self._wait_for_flight()
             finally:
                 progress.cancel()
                 throughput.cancel()
-                self._report.requests += sender.requests
-                self._report.retries += sender.retries
-                self._report.throttled += sender.throttled
-                self._report.note_throughput(0, ends=True)
+                self.report.requests += sender.requests
+                self.report.retries += sender.retries
+                self.report.throttled += sender.throttled
+                self.report.note_throughput(0, ends=True)
 
     @asynccontextmanager
     async def _ending_flights(self) -> AsyncIterator[None]:
@@ -352,14 +348,9 @@ class Push:
                 return True
         return False
 
-    def _start(self, flight: Flight, sender: Any) -> None:
-        task = asyncio.create_task(self._deliver(flight, sender))
-        self._flights[task] = flight
-        task.add_done_callback(self._note_end)
-
     async def _deliver(self, flight: Flight, sender: Any) -> None:
         try:
-            await self._kind.deliver(flight, sender)
+            await self.kind.deliver(flight, sender)
         except RequestError as error:
             if not flight.settled and not error.is_unclear and not error.repeated:
                 self.journal.without_effect(flight.number)
@@ -388,7 +379,7 @@ class Push:
         return {
             "time": now(),
             "profile_id": change.profile_id,
-            **self._kind.letter(change, error),
+            **self.kind.letter(change, error),
             "status": error.status,
             "request_uuid": error.request_uuid,
         }
@@ -417,7 +408,7 @@ class Push:
 
     async def _note_throughput(self, sender: Any) -> None:
         while True:
-            self._report.note_throughput(sender.throttled)
+            self.report.note_throughput(sender.throttled)
             await asyncio.sleep(_SECONDS_BETWEEN_POINTS)
 
     async def _log_progress(self, sender: Any) -> None:
