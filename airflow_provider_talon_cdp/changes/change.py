@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -173,6 +174,15 @@ class Chunk:
             positions_by_key.setdefault(key, []).append(position)
         for key, positions in positions_by_key.items():
             yield key, self.at(positions)
+
+    def tally(self, added: Counter[str], removed: Counter[str], label: str | None = None) -> None:
+        """Count additions and removals by key, or all of them under a label."""
+        key = self.keys if label is None else label
+        if isinstance(key, str) and isinstance(self.verbs, str):
+            (removed if self.verbs in REMOVING else added)[key] += len(self)
+            return
+        for (key, verb), count in Counter(zip(self.each_key, self.each_verb, strict=False)).items():
+            (removed if verb in REMOVING else added)[label or key] += count
 
     def at(self, positions: Sequence[int]) -> Chunk:
         """Return a chunk of the changes at some positions."""

@@ -48,7 +48,7 @@ from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 from uuid import uuid4
 
-from airflow_provider_talon_cdp.changes.change import REMOVING, Action, Change, Chunk, Record, one_or_all
+from airflow_provider_talon_cdp.changes.change import Action, Change, Chunk, Record, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, Member, in_order
 from airflow_provider_talon_cdp.changes.fingerprint import doubted, following, forgotten, had
@@ -1222,10 +1222,7 @@ class Ledger:
         removed: Counter[str] = Counter()
         for part, acks in enumerate(self.acks):
             for chunk in _acknowledged(self._batches(part), acks):
-                for key, changes in [("profiles", chunk)] if self._holds_profiles else chunk.by_key():
-                    additions = _count_additions(changes)
-                    added[key] += additions
-                    removed[key] += len(changes) - additions
+                chunk.tally(added, removed, "profiles" if self._holds_profiles else None)
         return +added, +removed
 
     def _has_effects(self, acks: Acks) -> bool:
@@ -1425,12 +1422,6 @@ def _uncertain_refusals(chunk: Chunk, number: int, acks: Acks) -> list[int]:
     """Return positions of refused changes of a batch that an earlier request may have made."""
     verbs = [chunk.verbs] * len(chunk) if isinstance(chunk.verbs, str) else chunk.verbs
     return [at for at in acks.refused.get(number, ()) if number in acks.doubtful or verbs[at].endswith("?")]
-
-
-def _count_additions(chunk: Chunk) -> int:
-    if isinstance(chunk.verbs, str):
-        return 0 if chunk.verbs in REMOVING else len(chunk)
-    return sum(verb not in REMOVING for verb in chunk.verbs)
 
 
 def _acknowledged(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:

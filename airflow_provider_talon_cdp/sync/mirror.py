@@ -794,8 +794,7 @@ def _counting_rules(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
 def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
     """Yield changes and count them."""
     for chunk in chunks:
-        for change in chunk.changes():
-            (counts.additions if change.action == "add" else counts.removals)[change.key] += 1
+        chunk.tally(counts.additions, counts.removals)
         yield chunk
 
 

@@ -27,7 +27,7 @@ from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk, Profile
+from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile
 from airflow_provider_talon_cdp.changes.diff import Member
 from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
@@ -109,15 +109,7 @@ class Flight:
         push = self.push
         push.unclear_in_a_row = 0
         push.sent += len(part)
-        label = push.kind.label
-        keys: Sequence[str] | str = part.keys if label is None else label
-        if isinstance(keys, str) and isinstance(part.verbs, str):
-            counter = push.report.removed if part.verbs in REMOVING else push.report.added
-            counter[keys] += len(part)
-            return
-        for (key, verb), count in Counter(zip(part.each_key, part.each_verb, strict=False)).items():
-            counter = push.report.removed if verb in REMOVING else push.report.added
-            counter[label or key] += count
+        part.tally(push.report.added, push.report.removed, push.kind.label)
 
     @contextmanager
     def aloft(self, positions: Collection[int]) -> Iterator[None]:
