@@ -173,17 +173,13 @@ class LedgerIdentity:
     def folder_name(self) -> str:
         """Name of the ledger's folder: a readable part, and a digest that makes it unique."""
         digest = hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()[:16]
-        return f"{self.readable}-{digest}"
+        readable = re.sub(r"[^\w.-]", "_", quote(self.name, safe=""))[:_READABLE_LENGTH]
+        return f"{readable}-{digest}"
 
     @property
     def id_type(self) -> AudienceIdType:
         """Whether the ledger's audience IDs are external or internal."""
         return "internal" if self.name.startswith(_INTERNAL) else "external"
-
-    @property
-    def readable(self) -> str:
-        """The readable part of the folder's name."""
-        return re.sub(r"[^\w.-]", "_", quote(self.name, safe=""))[:_READABLE_LENGTH]
 
     def folder(self, state: Folder) -> Folder:
         """Return the ledger's folder."""
@@ -353,7 +349,6 @@ class Ledger:
         self._sizes = sizes
         self._clock = clock
         self._sleep = sleep
-        self._host = identity.host_folder(state)
         self.registry = Registry(state, identity, identity.id_type)
         self._letters_name = letters_name(clock(), self.run)
         self.letters = DeadLetters(self.folder, self._letters_name, keep=keep)
@@ -392,11 +387,6 @@ class Ledger:
     # The ledger's content
 
     @property
-    def place(self) -> str:
-        """The ledger's folder, as text."""
-        return str(self.folder)
-
-    @property
     def version(self) -> int:
         """Number of the current version; 0 before the first one."""
         return self.manifest.version
@@ -428,14 +418,14 @@ class Ledger:
         return RunFacts(**{name: value for name, value in self.manifest.facts.items() if name in known})
 
     @property
-    def has_lost_plans(self) -> bool:
-        """Whether there are plans whose manifests are lost. The next version deletes them."""
-        return bool(self._lost_parts)
+    def must_be_replaced(self) -> bool:
+        """Whether some changes of the plan in force have no outcome, or the manifests of plans are lost.
 
-    @property
-    def has_unsent_changes(self) -> bool:
-        """Whether some changes of the plan in force have no outcome."""
-        return any(landed + withheld < lines for lines, landed, *_, withheld in self._progress())
+        The next version deletes lost plans.
+        """
+        return bool(self._lost_parts) or any(
+            landed + withheld < lines for lines, landed, *_, withheld in self._progress()
+        )
 
     def load(self) -> None:
         """Read the ledger without its lock.
@@ -455,7 +445,12 @@ class Ledger:
                 "The ledger in this folder belongs to another deployment, environment or audience.\n"
                 f"Ledger: {self.folder}"
             )
-        if found.newest < self.at_least and not self._has_files_since(self.at_least):
+        # If there are files of that version, only its manifest is lost.
+        if found.newest < self.at_least and not any(
+            int(name.partition("-")[0]) >= self.at_least
+            for name in names_in(self.folder)
+            if _VERSION.match(name)
+        ):
             raise LedgerError(
                 f"The ledger has version {found.newest}, but this task last wrote version {self.at_least}.\n"
                 "An older state was put back, or the ledger was deleted. Nothing was sent.\n"
@@ -477,18 +472,12 @@ class Ledger:
         self.other_writers = sorted(filter(None, set(self._notes.writers.values())))
         self._acks = self._share = None
 
-    def _has_files_since(self, version: int) -> bool:
-        """Whether there are files of a version or of a later one, so that only its manifest is lost."""
-        numbers = [int(name.split("-")[0]) for name in names_in(self.folder) if _VERSION.match(name)]
-        return any(number >= version for number in numbers)
-
     def neighbours(self) -> list[str]:
         """Return a line for each other ledger of the same audience: the differences, and its folder."""
-        similar = [
-            name
-            for name in names_in(self._host)
-            if name.rpartition("-")[0] == self.identity.readable and name != self.folder.name
-        ]
+        own = self.folder.name
+        readable = own.rpartition("-")[0]
+        names = names_in(self.folder.parent)
+        similar = [name for name in names if name.rpartition("-")[0] == readable and name != own]
         if self.identity.holds == "members":
             kind, _, audience = self.identity.name.partition(":")
             audiences = [audience] if kind == "audience" else ()

@@ -460,13 +460,14 @@ class LedgerOperator(SendingOperator):
             key=_VERSION_WRITTEN,
             include_prior_dates=True,
         )
-        if isinstance(written, dict) and written["ledger"] == ledger.place and not self.sends_all():
+        place = str(ledger.folder)
+        if isinstance(written, dict) and written["ledger"] == place and not self.sends_all():
             ledger.at_least = written["version"]
         try:
             yield
         finally:
             if ledger.version:
-                instance.xcom_push(_VERSION_WRITTEN, {"ledger": ledger.place, "version": ledger.version})
+                instance.xcom_push(_VERSION_WRITTEN, {"ledger": place, "version": ledger.version})
 
     def run_dry(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
         """Plan, but send and record nothing."""
@@ -763,7 +764,7 @@ class MembershipOperator(LedgerOperator):
         if self.initial_members is None:
             return
         if ledger.version:
-            self.log.info("The ledger exists already, so initial_members is not read.\n%s", ledger.place)
+            self.log.info("The ledger exists already, so initial_members is not read.\n%s", ledger.folder)
         else:
             self._adopt(ledger, self.run_owner(context))
 
@@ -792,14 +793,14 @@ class MembershipOperator(LedgerOperator):
                 f"Instance {other} of the mapped task {self.task_id} has mirrored the same members in this\n"
                 "DAG run, and this one would remove them again. Nothing was sent.\n"
                 "Join their queries with UNION ALL in one task, or give each instance its own audience or,\n"
-                f"with an audience column, its own ledger=. Both use the ledger in\n{ledger.place}"
+                f"with an audience column, its own ledger=. Both use the ledger in\n{ledger.folder}"
             )
 
     def _plan_inputs(self, mirror: Mirror) -> list[Any]:
         """Return what a plan depends on, apart from the data."""
         excluded = {"is_dry_run", "in_flight", "max_rejected"}
         fields = [(name, getattr(self, name)) for name in self.template_fields if name not in excluded]
-        return [mirror.ledger.place, self.guard(), self.suspicious_ids, *fields]
+        return [str(mirror.ledger.folder), self.guard(), self.suspicious_ids, *fields]
 
     def _adopt(self, ledger: Ledger, owner: str) -> None:
         from airflow_provider_talon_cdp.ledger.adopt import members_of_csv  # noqa: PLC0415

@@ -188,7 +188,7 @@ class Mirror:
             self._count_abandoned(report)
             refused: set[Member] = set()
             # A plan is not resumed if it may be for another environment, or if an audience was lost.
-            same_environment = self._has_key_of_last_run or self.ledger.identity.environment
+            same_environment = self.ledger.facts.has_key_of(self.facts) or self.ledger.identity.environment
             may_resume = same_environment and not self.ledger.suspected
             if cursor and may_resume and 0 < self.ledger.version == cursor.get():
                 refused = self._resume(report, cursor)
@@ -341,13 +341,9 @@ class Mirror:
         report.verdict = f"skipped: {text}"
         return True
 
-    @property
-    def _has_key_of_last_run(self) -> bool:
-        return self.ledger.facts.has_key_of(self.facts)
-
     def _check_key(self) -> None:
         """Warn if the API key has changed, as the new one may be of another environment."""
-        if self._has_key_of_last_run:
+        if self.ledger.facts.has_key_of(self.facts):
             return
         text = (
             "The API key or the platform name on the connection has changed since the last run.\n"
@@ -508,7 +504,7 @@ class Mirror:
                 continue
             self._write_letters(plan.letters)
             if not plan.counts.changes:
-                if self.ledger.has_lost_plans or self.ledger.has_unsent_changes:
+                if self.ledger.must_be_replaced:
                     # The new version keeps what is known of lost plans, and an older plan is pushed no more.
                     self._enforce(plan)
                 else:
@@ -544,7 +540,7 @@ class Mirror:
             log.info("The source is not sorted by bytes: it is read again and sorted on this worker's disk.")
             plan = self._plan_once(consume, self.source, leave_out, self.kind.sort)
         plan = replace(plan, refused_before=refused_before)
-        log.info("Plan: %s\nLedger: %s", self.kind.describe(plan.counts), self.ledger.place)
+        log.info("Plan: %s\nLedger: %s", self.kind.describe(plan.counts), self.ledger.folder)
         return plan
 
     def _plan_of_ranges(self, compared: ComparedRanges, consume: Callable[[Planner], Any]) -> Planned | None:

@@ -69,7 +69,7 @@ def test_the_command_prints_them_by_path_and_by_name(run, loaded, capsys, state)
     run("+a")
     run()
     place = ["--state-uri", str(state), "--deployment-host", "acme.talon.one", "--audience-id", "vip"]
-    for which in ([loaded().place], place):
+    for which in ([str(loaded().folder)], place):
         assert main(["ledger", "letters", *which]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines == ['{"profile_id": "p1790000060"}', '{"profile_id": "p1790000120"}']

@@ -219,7 +219,8 @@ def test_a_new_ledger_says_which_others_there_are_of_the_audience(open_ledger, l
         if "base_url" in each and "sync" not in each
     ]
     assert base == (
-        "base_url is 'https://integration.talon.one' there and 'https://b.example' here: " + loaded().place
+        "base_url is 'https://integration.talon.one' there and 'https://b.example' here: "
+        + str(loaded().folder)
     )
 
 
