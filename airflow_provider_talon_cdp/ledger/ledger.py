@@ -771,7 +771,8 @@ class Ledger:
         audiences: set[str] = set()
         known = self.known()
         with ExitStack() as files:
-            carried = _LazyFile(files, self.folder, f"{draft.folder}/refused.tsv.zst")
+            refused = f"{draft.folder}/refused.tsv.zst"
+            carried = files.enter_context(writing_lines(self.folder / refused))
             self._write_carried = carried.write
             if rewrites_members:
                 name = f"{draft.folder}/members.tsv.zst"
@@ -780,24 +781,19 @@ class Ledger:
                 draft = self._write_plan(draft, planner(copying, self.uncertain()), audiences)
                 for _ in copying:
                     """Copy the members that the planner did not ask for."""
-                file.finish()
-                draft = replace(draft, members=file.as_file(name) if file.lines else None, since=())
+                draft = replace(draft, members=file.as_file(name), since=())
             else:
                 known.snapshot = self._collecting(known.snapshot, audiences)
                 draft = self._write_plan(draft, planner(known, self.uncertain()), audiences)
-            refused = carried.as_file()
+            draft = replace(draft, refused=carried.as_file(refused), audiences=frozenset(audiences))
         self._write_carried = None
-        withheld = self._write_withheld(draft, self.withheld())
-        return replace(draft, refused=refused, withheld=withheld, audiences=frozenset(audiences))
+        return replace(draft, withheld=self._write_withheld(draft, self.withheld()))
 
     def _write_withheld(self, draft: Draft, withheld: Mapping[Member, Action]) -> File | None:
-        if not withheld:
-            return None
         name = f"{draft.folder}/withheld.tsv.zst"
         with writing_lines(self.folder / name) as file:
             file.write(Chunk.of(Change(*member, action) for member, action in sorted(withheld.items())))
-            file.finish()
-            return file.as_file(name)
+        return file.as_file(name)
 
     def _write_plan(self, draft: Draft, changes: Iterable[Chunk], audiences: set[str]) -> Draft:
         size = -(-self._sizes.part // self._sizes.batch) * self._sizes.batch
@@ -821,9 +817,8 @@ class Ledger:
 
     def note_refused_before(self, draft: Draft, members: Iterable[Member]) -> None:
         """Write a draft's changes that Talon.One refused before, for the processes that push the draft."""
-        if changes := [Change(*member, "add") for member in sorted(members)]:
-            with writing_lines(self.folder / draft.folder / _REFUSED_BEFORE) as file:
-                file.write(Chunk.of(changes))
+        with writing_lines(self.folder / draft.folder / _REFUSED_BEFORE) as file:
+            file.write(Chunk.of(Change(*member, "add") for member in sorted(members)))
 
     def _refused_before(self) -> frozenset[Member]:
         folder = self.folder / self.plan
@@ -996,11 +991,13 @@ class Ledger:
         with writing_lines(self.folder / name) as file:
             for _ in self._collecting(_copied(members, file), audiences):
                 """Copying is all there is to do."""
-        draft = Draft(version=self._newest + 1, folder=folder, audiences=frozenset(audiences))
-        if file.lines:
-            draft = replace(draft, members=file.as_file(name))
-        if withheld:
-            draft = replace(draft, withheld=self._write_withheld(draft, withheld))
+        draft = Draft(
+            version=self._newest + 1,
+            folder=folder,
+            members=file.as_file(name),
+            audiences=frozenset(audiences),
+        )
+        draft = replace(draft, withheld=self._write_withheld(draft, withheld or {}))
         self.enforce(draft, facts=facts, names=names)
 
     # A run in several processes
@@ -1349,27 +1346,6 @@ class Ledger:
 
 
 _IDENTITY_DEFAULTS = {part.name: "members" if part.name == "holds" else "" for part in fields(LedgerIdentity)}
-
-
-class _LazyFile:
-    """A file of lines that is created with its first line."""
-
-    def __init__(self, files: ExitStack, ledger: Folder, name: str) -> None:
-        self._files = files
-        self._ledger = ledger
-        self._name = name
-        self._writer: LineWriter | None = None
-
-    def write(self, chunk: Chunk) -> None:
-        if self._writer is None:
-            self._writer = self._files.enter_context(writing_lines(self._ledger / self._name))
-        self._writer.write(chunk)
-
-    def as_file(self) -> File | None:
-        if self._writer is None:
-            return None
-        self._writer.finish()
-        return self._writer.as_file(self._name)
 
 
 def _copied(chunks: Iterable[Chunk], file: LineWriter) -> Iterator[Chunk]:

@@ -101,11 +101,12 @@ class NoteWriter:
         if not self.written:
             self.end(WRITER_LASTS)
         file = io.BytesIO()
-        lines = LineWriter(self._folder, file)
+        lines = LineWriter(self._folder, lambda: file)
         lines.write(chunk.sorted())
         lines.finish()
-        name = f"{self._writer}-{self.written:05}-{lines.as_file('').sha256[:_DIGEST]}.tsv.zst"
-        write_bytes(self._folder / name, file.getvalue())
+        data = file.getvalue()
+        name = f"{self._writer}-{self.written:05}-{hashlib.sha256(data).hexdigest()[:_DIGEST]}.tsv.zst"
+        write_bytes(self._folder / name, data)
         self.written += 1
 
     def end(self, seconds: float = 0.0) -> None:
