@@ -139,12 +139,6 @@ class Chunk:
         return frozenset(self.ids)
 
     @property
-    def removes(self) -> bool:
-        """Whether at least one change is a removal."""
-        verbs = (self.verbs,) if isinstance(self.verbs, str) else self.verbs
-        return not REMOVING.isdisjoint(verbs)
-
-    @property
     def runs_rules(self) -> bool:
         """Whether at least one change is sent by a call that runs rules."""
         return "!" in self.verbs if isinstance(self.verbs, str) else any("!" in verb for verb in self.verbs)
