@@ -136,12 +136,6 @@ def ledger_name(kind: str, name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE
     return f"{'' if id_type == 'external' else _INTERNAL}{kind}:{name}"
 
 
-def _check_positive(what: str, number: Any) -> None:
-    """Raise an error unless a number is an integer greater than 0."""
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise InvalidInputError(f"{what} must be an integer >= 1, but is {number!r}.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class LedgerIdentity:
     """What a ledger belongs to.
@@ -240,10 +234,6 @@ class Sizes:
     part: int = 100 * MAX_CHANGES
     ahead: int = 64
 
-    def __post_init__(self) -> None:
-        for size in fields(self):
-            _check_positive(size.name, getattr(self, size.name))
-
 
 _SIZES = Sizes()
 
@@ -333,7 +323,6 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        _check_positive("keep", keep)
         self.identity = identity
         self.folder = identity.folder(state)
         self.manifest = Manifest()

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
+from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger import format as format_module
 from airflow_provider_talon_cdp.ledger import storage
 from airflow_provider_talon_cdp.ledger.ledger import ledger_name
@@ -281,12 +281,6 @@ def test_a_plan_need_not_ask_for_all_members(open_ledger, loaded, commit):
     commit(open_ledger(), "+a", "+b")
     commit(open_ledger(), "+c")
     assert members(loaded().known()) == vip("a", "b", "c")
-
-
-@pytest.mark.parametrize("keep", [0, -1, 1.5, True, "3", None])
-def test_versions_to_keep_are_a_positive_integer(open_ledger, keep):
-    with pytest.raises(InvalidInputError, match="keep"):
-        open_ledger(keep=keep)
 
 
 @pytest.mark.parametrize(
