@@ -165,6 +165,13 @@ def test_dead_letters_are_lines_of_json_in_the_folder_that_is_named(open_ledger)
 # A state URI that does not work
 
 
+def test_a_bucket_that_does_not_exist_is_one_clear_error_also_for_an_upload_in_parts(s3):
+    path = type(s3)("s3://storage@no-such-bucket/parts")
+    path.fs.default_block_size = 5 << 20
+    with pytest.raises(LedgerError, match=r"Cannot write parts, .*\nCheck the state URI"):
+        storage.write_bytes(path, b"x" * (11 << 20))
+
+
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_a_state_folder_below_a_file_is_one_clear_error(open_ledger, commit, tmp_path):
     (tmp_path / "file").write_text("x")

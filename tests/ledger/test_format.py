@@ -241,3 +241,14 @@ def test_a_disk_that_is_full_on_the_way_is_one_clear_error_and_leaves_nothing(st
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(error.value).endswith(f"Folder: {state}")
     assert not list(state.iterdir())
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_folder_that_vanishes_on_the_way_is_one_clear_error(state):
+    with (  # noqa: PT012
+        pytest.raises(LedgerError, match=r"Cannot write x\.zst, .*\nCheck the state URI"),
+        writing_lines(state / "folder" / "x.zst") as writer,
+    ):
+        writer.write(Chunk(["a"], "vip"))
+        writer.finish()
+        shutil.rmtree(state / "folder")
