@@ -206,6 +206,25 @@ class Chunk:
         return [(profile_id, *changed) for profile_id, changed in entries.items()]
 
 
+def in_batches(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
+    """Yield the same changes in chunks of one size; the last one may be smaller. Bodies may be left out."""
+    buffer: list[Chunk] = []
+    count = 0
+    for chunk in chunks:
+        buffer.append(chunk)
+        count += len(chunk)
+        if count < size:
+            continue
+        joined = Chunk.joined(buffer)
+        full = count // size * size
+        buffer, count = [joined[full:count]] if full < count else [], count - full
+        for start in range(0, full, size):
+            yield joined[start : start + size]
+        del joined
+    if count:
+        yield Chunk.joined(buffer)
+
+
 Record: TypeAlias = Chunk | Rejection
 """What a source of members yields."""
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, chain
 from typing import IO, Any, NamedTuple
 
-from airflow_provider_talon_cdp.changes.change import VERBS, Chunk, one_or_all
+from airflow_provider_talon_cdp.changes.change import VERBS, Chunk, in_batches, one_or_all
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
@@ -586,21 +586,7 @@ class Plan:
         Raises:
             DamagedError: The part is missing or damaged.
         """
-        buffer: list[Chunk] = []
-        count = 0
-        for chunk in read_chunks(ledger, self.parts[part]):
-            buffer.append(chunk)
-            count += len(chunk)
-            if count < self.batch:
-                continue
-            joined = Chunk.joined(buffer)
-            full = count // self.batch * self.batch
-            buffer, count = [joined[full:count]] if full < count else [], count - full
-            for start in range(0, full, self.batch):
-                yield joined[start : start + self.batch]
-            del joined
-        if count:
-            yield Chunk.joined(buffer)
+        return in_batches(read_chunks(ledger, self.parts[part]), self.batch)
 
 
 def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int) -> tuple[File, ...]:

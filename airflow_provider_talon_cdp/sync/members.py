@@ -13,7 +13,7 @@ from itertools import chain, islice
 from operator import lt
 from typing import Any, ClassVar, Literal
 
-from airflow_provider_talon_cdp.changes.change import Change, Chunk, Record, Rejection
+from airflow_provider_talon_cdp.changes.change import Change, Chunk, Record, Rejection, in_batches
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import EVERYTHING, Scope, diff, in_order
 from airflow_provider_talon_cdp.changes.spool import sorted_members
@@ -263,9 +263,8 @@ def _batches(
     """Yield chunks that fill a request, without recent duplicates, and count the records."""
     # One request more than those in flight, as changes wait for a full request before they are sent.
     recent = _RecentChanges((in_flight + 1) * MAX_CHANGES)
-    waiting: list[Chunk] = []
-    count = 0
-    try:
+
+    def new_changes() -> Iterator[Chunk]:
         for record in records:
             if isinstance(record, Rejection):
                 counts.read += 1
@@ -280,25 +279,15 @@ def _batches(
                 new = recent.add(part)
                 counts.duplicate += len(part) - len(new)
                 outside.changes += len(new)
-                count += len(new)
-                waiting.append(new)
-                if count < MAX_CHANGES:
-                    continue
-                joined = Chunk.joined(waiting)
-                full = count // MAX_CHANGES * MAX_CHANGES
-                for start in range(0, full, MAX_CHANGES):
-                    yield _marked(joined[start : start + MAX_CHANGES], recent)
-                waiting, count = [joined[full:]] if full < count else [], count - full
-        if count:
-            yield _marked(Chunk.joined(waiting), recent)
+                yield new
+
+    try:
+        for chunk in in_batches(new_changes(), MAX_CHANGES):
+            yield replace(chunk, disjoint_from_recent=recent.have_distinct_profiles)
     finally:
         # A generator with a cursor must be closed with this one, and not at a later garbage collection.
         if isinstance(records, Generator):
             records.close()
-
-
-def _marked(chunk: Chunk, recent: _RecentChanges) -> Chunk:
-    return Chunk(chunk.ids, chunk.keys, chunk.verbs, disjoint_from_recent=recent.have_distinct_profiles)
 
 
 def _parts_by_audience(chunk: Chunk) -> Iterator[Chunk]:
