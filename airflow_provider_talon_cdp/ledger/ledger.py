@@ -1,20 +1,4 @@
-r"""The ledger: a few files under a state URI, on a local disk or in an object store.
-
-```
-STATE_URI/<deployment host>/<name>/
-    manifest-TOKEN-VERSION-N-RUN.json  the current files and their checksums; the last one by name is used
-    locks/                             runs that use the ledger; see ``lock``
-    00000007-RUN/members.tsv.zst       sorted members
-    00000007-RUN/plan-00000.tsv.zst    sorted changes, about 100,000 a part
-    00000007-RUN/acks-00000-RUN.json   outcomes of that part's batches of 1000 changes
-    00000007-RUN/refused.tsv.zst       changes that Talon.One refused before and that this plan does not have
-    00000007-RUN/withheld.tsv.zst      changes that run rules and got no clear answer before this plan
-    00000007-RUN/again.tsv.zst         changes of this plan that Talon.One refused before, for other processes
-    00000007-RUN/suspects-RUN.json     audiences that Talon.One may have lost
-    outside/                           changes from outside the ledger's plans; see ``outside``
-    readings/                          rows that several processes read for the next plan; see ``reading``
-    dead-letters/<time>-RUN/00000.ndjson
-```
+"""The ledger: a few files under a state URI, on a local disk or in an object store; see docs/ARCHITECTURE.md.
 
 Known are the members in the file that the manifest names, plus the acknowledged changes of the plans that it
 names, in order. When these changes are many, the next version has a new file of members. If a worker is
