@@ -139,13 +139,7 @@ def update_customer_profile(
 ) -> Request[IntegrationState]:
     """``PUT /cdp/customer_profile/{customerProfileId}``; audiences by internal ID.
 
-    Args:
-        customer_profile_id: Integration ID of the profile.
-        attributes: JSON-ready values by attribute name (see ``values.py``); None deletes an attribute.
-        run_rule_engine: Run Talon.One's rules; Talon.One always does if audiences change.
-        add_audiences: Internal audience IDs to join.
-        remove_audiences: Internal audience IDs to leave.
-        skip_unknown_attributes: Ignore attributes that Talon.One does not know, instead of failing the call.
+    The arguments are those of the hook's method, but attributes are JSON-ready values; see ``values.py``.
     """
     body: dict[str, Any] = {"runRuleEngine": run_rule_engine}
     if attributes is not None:
@@ -218,11 +212,8 @@ def update_customer_profiles_audiences(
 ) -> Request[None]:
     """``PUT /cdp[/v2]/customer_profiles/audiences``: many profiles, at most 1000 changes together.
 
-    Args:
-        entries: ``(customer profile ID, audience IDs to join, audience IDs to leave)`` of each profile; all
-            audience IDs are external (strings) or all are internal (integers).
-        audience_id_type: External IDs go to the ``v2`` path, internal ones to the path without it.
-        multi_profile_path: The spelling that this deployment knows.
+    The arguments are those of the hook's method, and the spelling that this deployment knows. External IDs go
+    to the ``v2`` path, internal ones to the path without it.
     """
     data: list[dict[str, Any]] = []
     changes = 0
@@ -249,8 +240,8 @@ def update_audiences_of_customer_profiles(
         groups: Integration IDs of profiles that join or leave an audience, the audience ID, and ``add`` or
             ``remove``. No profile is in them twice, and every ID has been checked to have 1 to 1000
             characters.
-        audience_id_type: Whether the audience IDs are external or internal.
-        multi_profile_path: The spelling that this deployment knows.
+        audience_id_type: As there.
+        multi_profile_path: As there.
     """
     groups = [group for group in groups if group[0]]
     # Joined once, as a copy of a body takes much memory.

@@ -29,14 +29,7 @@ class MembersSender(AsyncTalonCdpClient):
         self._audience_id_type = audience_id_type
 
     async def __call__(self, chunk: Any, /) -> None:
-        """Send at most 1000 changes in one request.
-
-        Args:
-            chunk: A ``changes.change.Chunk``, of which ``groups()`` and ``entries()`` are called.
-
-        Raises:
-            RequestError: The request failed, after its retries.
-        """
+        """Send at most 1000 changes, a ``changes.change.Chunk``, in one request."""
         spelling: Spelling = self.settings.multi_profile_path
         if groups := chunk.groups():
             if self._audience_id_type == "internal":
@@ -56,21 +49,11 @@ class MembersSender(AsyncTalonCdpClient):
         await self.send(request)
 
     async def create_audience(self, audience_id: str, audience_name: str) -> Audience:
-        """Create an audience.
-
-        Raises:
-            AudienceExistsError: The ID is taken.
-            RequestError: The request failed, after its retries.
-        """
+        """Create an audience, as the hook does."""
         return await self.send(calls.create_audience(audience_id, audience_name))
 
     async def update_audience(self, audience_id: str, audience_name: str) -> Audience:
-        """Rename an audience; the result has its internal ID and its time of creation.
-
-        Raises:
-            NotFoundError: The audience does not exist.
-            RequestError: The request failed, after its retries.
-        """
+        """Rename an audience, as the hook does; the result has its internal ID and its time of creation."""
         return await self.send(calls.update_audience(audience_id, audience_name))
 
     async def update_profile_audiences(
@@ -81,18 +64,7 @@ class MembersSender(AsyncTalonCdpClient):
         *,
         aloft: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Add one profile to audiences and remove it from others; Talon.One runs its rules.
-
-        Args:
-            profile_id: Integration ID of the profile.
-            adds: External IDs of audiences to join.
-            removes: External IDs of audiences to leave.
-            aloft: As in ``AsyncTalonCdpClient.send``.
-
-        Raises:
-            UnclearError: There was no clear answer, so the rules may have run.
-            RequestError: The request failed, after its retries.
-        """
+        """Change the audiences of one profile, as the hook does: rules run. ``aloft`` is that of ``send``."""
         await self.send(
             calls.update_customer_profile_audiences(profile_id, add_audiences=adds, remove_audiences=removes),
             aloft=aloft,
@@ -132,19 +104,7 @@ class AttributesSender(AsyncTalonCdpClient):
         without_rules: bool = False,
         aloft: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Send a JSON object of attributes.
-
-        Args:
-            profile_id: Integration ID of the profile.
-            attributes: The JSON object.
-            without_rules: Do not run rules, whatever the sender's options say.
-            aloft: As in ``AsyncTalonCdpClient.send``.
-
-        Raises:
-            InvalidInputError: The profile ID cannot be part of a URL's path.
-            UnclearError: The request runs rules and got no clear answer.
-            RequestError: The request failed, after its retries.
-        """
+        """Send a JSON object of attributes, without rules if told so. ``aloft`` is that of ``send``."""
         request = calls.update_customer_profile_attributes(
             profile_id,
             attributes,
