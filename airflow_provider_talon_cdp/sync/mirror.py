@@ -691,23 +691,7 @@ def push_share(
     limits: Limits,
     report: Report | None = None,
 ) -> Report:
-    """Send the unsent changes of some parts of a plan.
-
-    Args:
-        share: The parts.
-        chunks: The share's chunks to send.
-        kind: Members or attributes.
-        sender: Opens the sender.
-        limits: How to push.
-        report: Where to count, so that the caller has the counts if the push fails.
-
-    Returns:
-        The counts, in which ``resumed`` is the number of unsent changes.
-
-    Raises:
-        RequestError: The push stopped early; what was acknowledged is recorded.
-        LedgerError: Another run took over.
-    """
+    """Send the unsent changes of some parts of a plan, as in ``Push.run``; they are counted as resumed."""
     report = report or Report()
     report.resumed += share.changes + share.abandoned
     report.unclear += share.abandoned

@@ -217,15 +217,8 @@ class ProfilePlan:
     ) -> Iterator[Chunk]:
         """Return a change for each profile to send, with its new fingerprint and attributes, sorted.
 
-        Args:
-            records: The source, sorted.
-            known: Profile IDs and fingerprints of the ledger, also the uncertain ones, sorted.
-            counts: Updated while this runs.
-            on_rejected: Called for each record that cannot be sent.
-
-        Raises:
-            OutOfOrderError: The source is not sorted.
-            InvalidInputError: At the end, if profiles have several rows and ``on_duplicate`` is ``error``.
+        ``known`` are profile IDs and fingerprints of the ledger, also the uncertain ones; the other arguments
+        and errors are those of ``one_each``.
         """
         wanted = one_each(records, counts, on_duplicate=self._kind.on_duplicate, on_rejected=on_rejected)
         compared = self._compared(known, wanted, counts)
