@@ -95,8 +95,7 @@ class Request(Generic[Result]):
         path: Path and query, percent-encoded, starting with ``/``.
         body: JSON in UTF-8, or None.
         changes: Number of membership changes.
-        private: Profile IDs and attribute values, which are masked in error texts; or a function that returns
-            them, as few requests need them.
+        private: Returns profile IDs and attribute values, which are masked in error texts.
         runs_rules: Whether Talon.One runs its rules, so that a repetition may give a coupon or points twice.
     """
 
@@ -106,7 +105,7 @@ class Request(Generic[Result]):
     # Not in the repr: bodies have profile IDs and attribute values, which must not be logged.
     body: bytes | None = field(default=None, repr=False)
     changes: int = 0
-    private: tuple[str, ...] | Callable[[], Iterable[str]] = field(default=(), repr=False)
+    private: Callable[[], Iterable[str]] = field(default=tuple, repr=False)
     runs_rules: bool = False
 
 
@@ -199,7 +198,7 @@ def update_customer_profile_audiences(
         f"{path}/audiences",
         encode_json({"data": {"adds": adds, "deletes": deletes}}),
         len(adds) + len(deletes),
-        _private_id(customer_profile_id),
+        lambda: _private_id(customer_profile_id),
         runs_rules=True,
     )
 
@@ -222,8 +221,9 @@ def update_customer_profiles_audiences(
         adds, deletes = _changes(joins, leaves, audience_id_type)
         changes += len(adds) + len(deletes)
         data.append({"customerProfileId": customer_profile_id, "adds": adds, "deletes": deletes})
-    private = tuple(entry["customerProfileId"] for entry in data)
-    return _multi_profile(encode_json({"data": data}), changes, private, audience_id_type, multi_profile_path)
+    body = encode_json({"data": data})
+    ids = [entry["customerProfileId"] for entry in data]
+    return _multi_profile(body, changes, lambda: ids, audience_id_type, multi_profile_path)
 
 
 def update_audiences_of_customer_profiles(
@@ -272,7 +272,7 @@ def _entries(ids: Sequence[str], change: dict[str, Any]) -> list[bytes]:
 def _multi_profile(
     body: bytes,
     changes: int,
-    private: tuple[str, ...] | Callable[[], Iterable[str]],
+    private: Callable[[], Iterable[str]],
     audience_id_type: AudienceIdType,
     spelling: Spelling,
 ) -> Request[None]:
