@@ -68,9 +68,7 @@ class Members:
     label: ClassVar[None] = None
     unclear: ClassVar[str] = UNCLEAR
 
-    def sort(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Sort records on this worker's disk."""
-        return sorted_members(records)
+    sort = staticmethod(sorted_members)
 
     def compare(self, ledger: Ledger, /) -> MemberPlan:
         """Return a plan that compares a source with the ledger."""

@@ -96,9 +96,7 @@ class Profiles:
     label: ClassVar[str] = PROFILES
     unclear: ClassVar[str] = UNCLEAR_ATTRIBUTES
 
-    def sort(self, records: Iterable[Profile | Rejection]) -> Iterator[Profile | Rejection]:
-        """Sort records on this worker's disk."""
-        return sorted_profiles(records)
+    sort = staticmethod(sorted_profiles)
 
     def compare(self, ledger: Ledger, /) -> ProfilePlan:
         """Return a plan that compares a source with the ledger."""
