@@ -144,7 +144,7 @@ class Lock:
         asked = self.clock()
         self._reads = 0
         claim = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "time": asked}
-        write_json(self._claim(self._scope, self.run), claim)
+        write_json(self._path(self._scope, self.run), claim)
         try:
             tokens = [
                 self._take_over(
@@ -157,7 +157,7 @@ class Lock:
                 for scope, run in self._others()
             ]
         except BaseException:
-            remove(self._claim(self._scope, self.run))
+            remove(self._path(self._scope, self.run))
             raise
         self.fencing_token = 1 + max([last_token(), *tokens])
         self._write_heartbeat()
@@ -185,7 +185,7 @@ class Lock:
     def is_ours(self) -> bool:
         """Whether this run still holds the lock."""
         try:
-            return read_json(self._claim(self._scope, self.run)) is not None
+            return read_json(self._path(self._scope, self.run)) is not None
         except DamagedError:
             # The claim exists; only other runs need its content.
             return True
@@ -237,11 +237,8 @@ class Lock:
             f"Ledger: {self._ledger}"
         )
 
-    def _claim(self, scope: str, run: str) -> Folder:
-        return self._folder / f"{scope}-{run}.json"
-
-    def _heartbeat(self, scope: str, run: str) -> Folder:
-        return self._folder / f"{scope}-{run}.heartbeat.json"
+    def _path(self, scope: str, run: str, end: str = "") -> Folder:
+        return self._folder / f"{scope}-{run}{end}.json"
 
     def _write_heartbeat(self) -> None:
         heartbeat = {
@@ -249,18 +246,18 @@ class Lock:
             "fencing_token": self.fencing_token,
             "handed_over": self.handed_over,
         }
-        write_json(self._heartbeat(self._scope, self.run), heartbeat)
+        write_json(self._path(self._scope, self.run, ".heartbeat"), heartbeat)
 
     def _delete(self, scope: str, run: str) -> None:
-        remove(self._claim(scope, run))
-        remove(self._heartbeat(scope, run))
+        remove(self._path(scope, run))
+        remove(self._path(scope, run, ".heartbeat"))
 
     def _others(self) -> list[tuple[str, str]]:
         """Return scope and run of the claims that conflict with this one."""
         found = [match for name in names_in(self._folder) if (match := _NAME.fullmatch(name))]
         claims = {(match[1], match[2]) for match in found if not match[3]}
         for match in found:
-            if (match[1], match[2]) not in claims and _read(self._claim(match[1], match[2])) is None:
+            if (match[1], match[2]) not in claims and _read(self._path(match[1], match[2])) is None:
                 # The last heartbeat of a run that was taken over.
                 remove(self._folder / match[0])
         return sorted(
@@ -304,8 +301,8 @@ class Lock:
 
     def _read_claim(self, scope: str, run: str) -> _Claim | None:
         # In this order, as a run that ends deletes its claim first.
-        heartbeat = _read(self._heartbeat(scope, run)) or {}
-        claim = _read(self._claim(scope, run))
+        heartbeat = _read(self._path(scope, run, ".heartbeat")) or {}
+        claim = _read(self._path(scope, run))
         if claim is None:
             return None
         # A damaged file is read as empty. Without the time of a heartbeat, the run counts as dead.
