@@ -163,11 +163,15 @@ class Chunk:
         if isinstance(self.keys, str):
             yield self.keys, self
             return
-        positions_by_key: dict[str, list[int]] = {}
-        for position, key in enumerate(self.keys):
-            positions_by_key.setdefault(key, []).append(position)
-        for key, positions in positions_by_key.items():
+        for key, positions in self.positions_by_key().items():
             yield key, self.at(positions)
+
+    def positions_by_key(self) -> dict[str, list[int]]:
+        """The positions of the changes of each key."""
+        found: dict[str, list[int]] = {}
+        for position, key in zip(range(len(self)), self.each_key, strict=False):
+            found.setdefault(key, []).append(position)
+        return found
 
     def tally(self, added: Counter[str], removed: Counter[str], label: str | None = None) -> None:
         """Count additions and removals by key, or all of them under a label."""

@@ -30,6 +30,7 @@ from airflow_provider_talon_cdp.sync.push import (
     Limits,
     Push,
     check_suspicious,
+    closing,
     count_suspicious,
     fail_if_rejected,
     now,
@@ -109,9 +110,12 @@ class Members:
             try:
                 await _send(flight, positions, chunk, sender)
             except NotFoundError as error:
-                audience, *others = dict(chunk.by_key())
+                by_audience = chunk.positions_by_key()
+                audience, *others = by_audience
                 if others:
-                    pending += _by_audience(positions, chunk)
+                    pending += [
+                        ([positions[at] for at in some], chunk.at(some)) for some in by_audience.values()
+                    ]
                     continue
                 if self.ignores_missing_audiences and await _needs_no_removal(sender, chunk):
                     log.warning(
@@ -279,13 +283,9 @@ def _batches(
                 outside.changes += len(new)
                 yield new
 
-    try:
+    with closing(records):
         for chunk in in_batches(new_changes(), MAX_CHANGES):
             yield replace(chunk, disjoint_from_recent=recent.have_distinct_profiles)
-    finally:
-        # A generator with a cursor must be closed with this one, and not at a later garbage collection.
-        if isinstance(records, Generator):
-            records.close()
 
 
 def _parts_by_audience(chunk: Chunk) -> Iterator[Chunk]:
@@ -384,14 +384,6 @@ def _initial_requests(flight: Flight) -> list[tuple[Sequence[int], Chunk]]:
     if rest := sorted(set(range(len(chunk))).difference(bad)):
         requests.append((rest, chunk.at(rest)))
     return requests
-
-
-def _by_audience(positions: Sequence[int], chunk: Chunk) -> Iterator[tuple[Sequence[int], Chunk]]:
-    indices_by_audience: dict[str, list[int]] = {}
-    for at, audience in zip(range(len(chunk)), chunk.each_key, strict=False):
-        indices_by_audience.setdefault(audience, []).append(at)
-    for indices in indices_by_audience.values():
-        yield [positions[at] for at in indices], chunk.at(indices)
 
 
 def _gives_up_soon(flight: Flight, error: RejectedError) -> bool:

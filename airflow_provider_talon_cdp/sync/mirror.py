@@ -33,6 +33,7 @@ from airflow_provider_talon_cdp.sync.push import (
     Limits,
     Push,
     check_suspicious,
+    closing,
     count_suspicious,
     fail_if_rejected,
     now,
@@ -587,10 +588,10 @@ class Mirror:
         suspicious = SuspiciousIds()
 
         with ExitStack() as stack:
-            records = stack.enter_context(_closing(source()))
+            records = stack.enter_context(closing(source()))
 
             def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
-                in_order = stack.enter_context(_closing(sort(count_suspicious(records, suspicious))))
+                in_order = stack.enter_context(closing(sort(count_suspicious(records, suspicious))))
                 on_rejected = partial(_write_letter, letters=letters)
                 changes = comparison.changes(in_order, known, uncertain, counts, on_rejected)
                 return comparison.kept(_counting_rules(leave_out(changes, counts), counts))
@@ -810,13 +811,3 @@ def _without_refused(
         counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - in_run})
         if rest := chunk.without(bad):
             yield rest
-
-
-@contextmanager
-def _closing(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
-    """Close a generator at the end: the source's cursor before another one is opened, or a sort's files."""
-    try:
-        yield records
-    finally:
-        if isinstance(records, Generator):
-            records.close()

@@ -540,6 +540,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@contextmanager
+def closing(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
+    """Close a generator at the end, and not at a later garbage collection: it may have a cursor or files."""
+    try:
+        yield records
+    finally:
+        if isinstance(records, Generator):
+            records.close()
+
+
 def count_suspicious(
     records: Iterable[Any], suspicious: SuspiciousIds, *, fails: bool = False
 ) -> Generator[Any, None, None]:
@@ -555,24 +565,23 @@ def count_suspicious(
         StoppedError: The task was told to stop.
     """
     of_profiles: list[str] = []
-    try:
-        for record in records:
-            refuse_stopped()
-            if isinstance(record, Chunk):
-                suspicious.add(record.ids)
-            elif isinstance(record, Profile):
-                of_profiles.append(record.profile_id)
-                # Many at once take a fraction of the time.
-                if fails or len(of_profiles) == MAX_CHANGES:
-                    suspicious.add(of_profiles)
-                    of_profiles = []
-            if fails:
-                check_suspicious(suspicious, "fail")
-            yield record
-    finally:
-        suspicious.add(of_profiles)
-        if isinstance(records, Generator):
-            records.close()
+    with closing(records):
+        try:
+            for record in records:
+                refuse_stopped()
+                if isinstance(record, Chunk):
+                    suspicious.add(record.ids)
+                elif isinstance(record, Profile):
+                    of_profiles.append(record.profile_id)
+                    # Many at once take a fraction of the time.
+                    if fails or len(of_profiles) == MAX_CHANGES:
+                        suspicious.add(of_profiles)
+                        of_profiles = []
+                if fails:
+                    check_suspicious(suspicious, "fail")
+                yield record
+        finally:
+            suspicious.add(of_profiles)
 
 
 def check_suspicious(suspicious: SuspiciousIds, rule: SuspiciousIdsRule) -> None:
