@@ -13,13 +13,11 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError, TalonCdpError
-from airflow_provider_talon_cdp.ledger.adopt import COLUMN, adopt_csv
+from airflow_provider_talon_cdp.ledger.adopt import COLUMN, members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import (
     Ledger,
     LedgerIdentity,
-    audience_ledger_name,
-    profiles_ledger_name,
-    sync_ledger_name,
+    ledger_name,
 )
 from airflow_provider_talon_cdp.ledger.letters import read_letters
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
@@ -81,7 +79,8 @@ def _run(options: argparse.Namespace) -> None:
     ledger = _ledger(options)
     if options.command == "import":
         file = _storage("CSV file", options.csv)
-        print(f"Adopted {adopt_csv(ledger, _owner('import'), file, options.audience_id):,} members.")
+        members = members_of_csv(file, options.audience_id)
+        print(f"Adopted {ledger.adopt(_owner('import'), members):,} members.")
     if isinstance(ledger, DamagedLedger):
         print("\n".join(ledger.repair(_owner("repair"))))
     ledger.load()
@@ -130,10 +129,10 @@ def _ledger(options: argparse.Namespace) -> Ledger:
 
 def _name(options: argparse.Namespace) -> str:
     if options.profiles is not None:
-        return profiles_ledger_name(options.profiles)
-    return (
-        audience_ledger_name(options.audience_id) if options.sync is None else sync_ledger_name(options.sync)
-    )
+        return ledger_name("profiles", options.profiles)
+    if options.sync is not None:
+        return ledger_name("sync", options.sync)
+    return ledger_name("audience", options.audience_id)
 
 
 def _owner(what: str) -> str:

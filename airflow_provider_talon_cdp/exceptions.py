@@ -1,19 +1,4 @@
-"""Every error of this package, named by what the caller should do.
-
-| class | what to do | another try |
-| --- | --- | --- |
-| ``InvalidInputError`` | correct the argument, the connection or the query; nothing was sent | no |
-| ``FatalError`` | stop: every other request of this run would fail too | no |
-| ``RejectedError`` | correct this request; others may be sent | no |
-| ``UnclearError`` | check whether the rules ran before sending the call again | no |
-| ``TransientError`` | wait and send the same request again | yes |
-| ``GuardError`` | check the numbers; allow them with the named argument, or correct the query | no |
-| ``LedgerError`` | correct the state URI, or repair the ledger; nothing was sent | no |
-| ``LedgerUnavailableError`` | wait for the other run, or for the storage | yes |
-| ``OlderRunError`` | nothing, or allow it with ``on_older_run`` | no |
-| ``SpoolError`` | free space on the worker's temporary disk | yes |
-| ``StoppedError`` | nothing: somebody stopped the task | yes |
-| ``RejectedRecordsError`` | correct the rejected records; all others were sent | no |
+"""Every error of this package, named by what the caller should do: docs/red.md has them in a table.
 
 A message is a few short lines: what happened, the numbers, what to do. Airflow's UI does not wrap lines.
 """
@@ -75,7 +60,10 @@ class RequestError(TalonCdpError):
         retry_after: Seconds that the answer asks to wait, or None.
         repeated: Whether an earlier attempt of the call got no clear answer, so that it may have had its
             effect.
+        unclear: What ``is_unclear`` says, of most classes.
     """
+
+    unclear = False
 
     def __init__(
         self,
@@ -100,7 +88,7 @@ class RequestError(TalonCdpError):
     @property
     def is_unclear(self) -> bool:
         """Whether the failed attempt may have had its effect."""
-        return False
+        return self.unclear
 
     def explain(self, more: str) -> None:
         """Add lines to the message, as notes (``add_note``) are not shown in every Airflow log."""
@@ -142,11 +130,6 @@ class UnexpectedAnswerError(FatalError):
 
     unclear = True
 
-    @property
-    def is_unclear(self) -> bool:
-        """Whether the call may have had its effect."""
-        return self.unclear
-
 
 class RejectedError(RequestError):
     """400, 404 and the like: Talon.One refuses the content of this one request, and would refuse it again."""
@@ -172,10 +155,7 @@ class UnclearError(RequestError):
     The rules may have run, so another try may give a coupon or points twice. A person has to check first.
     """
 
-    @property
-    def is_unclear(self) -> bool:
-        """Always."""
-        return True
+    unclear = True
 
 
 class TransientError(RequestError):

@@ -287,7 +287,7 @@ def _refused(request: Request[Result], status: int, body: bytes, said: str) -> R
         text = "That port requires TLS. Write https:// in Base URL on the connection."
         return _fail(FatalError, request, status, body, text)
     # Profile IDs and values are masked first, as they may contain such a word.
-    if _BLAMES_CONNECTION.search(_mask(said, _private(request))):
+    if _BLAMES_CONNECTION.search(_mask(said, request.private())):
         text = "Check Deployment host and Platform name on the connection."
         return _fail(FatalError, request, status, body, text)
     return _fail(RejectedError, request, status, body)
@@ -323,7 +323,7 @@ def _fail(
     kind: type[Kind], request: Request[Result], status: int, body: bytes, cure: str | None = None
 ) -> Kind:
     said, uuid, blames = _read_error_body(body)
-    private = _private(request)
+    private = list(request.private())
 
     def masked(text: str) -> str:
         return _mask_others(_mask(text, private), request.operation)
@@ -367,10 +367,6 @@ def _read_error_body(body: bytes) -> tuple[str, str | None, tuple[Blame, ...]]:
                 at = f"at {key} {source[key]}"
         said.append(" ".join(part for part in (title, details, at) if part))
     return "; ".join(part for part in said if part), str(uuid) if uuid else None, tuple(blames)
-
-
-def _private(request: Request[Result]) -> list[str]:
-    return list(request.private() if callable(request.private) else request.private)
 
 
 @cache

@@ -95,8 +95,7 @@ class Request(Generic[Result]):
         path: Path and query, percent-encoded, starting with ``/``.
         body: JSON in UTF-8, or None.
         changes: Number of membership changes.
-        private: Profile IDs and attribute values, which are masked in error texts; or a function that returns
-            them, as few requests need them.
+        private: Returns profile IDs and attribute values, which are masked in error texts.
         runs_rules: Whether Talon.One runs its rules, so that a repetition may give a coupon or points twice.
     """
 
@@ -106,7 +105,7 @@ class Request(Generic[Result]):
     # Not in the repr: bodies have profile IDs and attribute values, which must not be logged.
     body: bytes | None = field(default=None, repr=False)
     changes: int = 0
-    private: tuple[str, ...] | Callable[[], Iterable[str]] = field(default=(), repr=False)
+    private: Callable[[], Iterable[str]] = field(default=tuple, repr=False)
     runs_rules: bool = False
 
 
@@ -139,13 +138,7 @@ def update_customer_profile(
 ) -> Request[IntegrationState]:
     """``PUT /cdp/customer_profile/{customerProfileId}``; audiences by internal ID.
 
-    Args:
-        customer_profile_id: Integration ID of the profile.
-        attributes: JSON-ready values by attribute name (see ``values.py``); None deletes an attribute.
-        run_rule_engine: Run Talon.One's rules; Talon.One always does if audiences change.
-        add_audiences: Internal audience IDs to join.
-        remove_audiences: Internal audience IDs to leave.
-        skip_unknown_attributes: Ignore attributes that Talon.One does not know, instead of failing the call.
+    The arguments are those of the hook's method, but attributes are JSON-ready values; see ``values.py``.
     """
     body: dict[str, Any] = {"runRuleEngine": run_rule_engine}
     if attributes is not None:
@@ -205,7 +198,7 @@ def update_customer_profile_audiences(
         f"{path}/audiences",
         encode_json({"data": {"adds": adds, "deletes": deletes}}),
         len(adds) + len(deletes),
-        _private_id(customer_profile_id),
+        lambda: _private_id(customer_profile_id),
         runs_rules=True,
     )
 
@@ -218,11 +211,8 @@ def update_customer_profiles_audiences(
 ) -> Request[None]:
     """``PUT /cdp[/v2]/customer_profiles/audiences``: many profiles, at most 1000 changes together.
 
-    Args:
-        entries: ``(customer profile ID, audience IDs to join, audience IDs to leave)`` of each profile; all
-            audience IDs are external (strings) or all are internal (integers).
-        audience_id_type: External IDs go to the ``v2`` path, internal ones to the path without it.
-        multi_profile_path: The spelling that this deployment knows.
+    The arguments are those of the hook's method, and the spelling that this deployment knows. External IDs go
+    to the ``v2`` path, internal ones to the path without it.
     """
     data: list[dict[str, Any]] = []
     changes = 0
@@ -231,8 +221,9 @@ def update_customer_profiles_audiences(
         adds, deletes = _changes(joins, leaves, audience_id_type)
         changes += len(adds) + len(deletes)
         data.append({"customerProfileId": customer_profile_id, "adds": adds, "deletes": deletes})
-    private = tuple(entry["customerProfileId"] for entry in data)
-    return _multi_profile(encode_json({"data": data}), changes, private, audience_id_type, multi_profile_path)
+    body = encode_json({"data": data})
+    ids = [entry["customerProfileId"] for entry in data]
+    return _multi_profile(body, changes, lambda: ids, audience_id_type, multi_profile_path)
 
 
 def update_audiences_of_customer_profiles(
@@ -249,8 +240,8 @@ def update_audiences_of_customer_profiles(
         groups: Integration IDs of profiles that join or leave an audience, the audience ID, and ``add`` or
             ``remove``. No profile is in them twice, and every ID has been checked to have 1 to 1000
             characters.
-        audience_id_type: Whether the audience IDs are external or internal.
-        multi_profile_path: The spelling that this deployment knows.
+        audience_id_type: As there.
+        multi_profile_path: As there.
     """
     groups = [group for group in groups if group[0]]
     # Joined once, as a copy of a body takes much memory.
@@ -281,7 +272,7 @@ def _entries(ids: Sequence[str], change: dict[str, Any]) -> list[bytes]:
 def _multi_profile(
     body: bytes,
     changes: int,
-    private: tuple[str, ...] | Callable[[], Iterable[str]],
+    private: Callable[[], Iterable[str]],
     audience_id_type: AudienceIdType,
     spelling: Spelling,
 ) -> Request[None]:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import requests
@@ -37,6 +37,7 @@ from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
 from airflow_provider_talon_cdp.contract import IN_FLIGHT, ON_UNCLEAR, OnUnclear
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, RequestError, TransientError
 
+S = TypeVar("S", bound="AsyncTalonCdpClient")
 log = logging.getLogger(__name__)
 _TOO_MANY_REQUESTS = 429
 _CHUNK = 8192
@@ -331,13 +332,14 @@ class AsyncTalonCdpClient(_Client):
 
 @contextlib.asynccontextmanager
 async def open_client(
-    settings: Settings, transport: Transport, *, in_flight: int = IN_FLIGHT
-) -> AsyncIterator[AsyncTalonCdpClient]:
+    settings: Settings, transport: Transport, make: Callable[..., S], *, in_flight: int = IN_FLIGHT
+) -> AsyncIterator[S]:
     """Open a client with its own aiohttp session, and close the session at the end.
 
     Args:
         settings: The connection.
         transport: Proxy and certificates.
+        make: Makes the client, as ``AsyncTalonCdpClient`` does.
         in_flight: Limit of connections.
     """
     # Reading the CA bundle takes longer than a few requests, and is not needed without TLS.
@@ -358,7 +360,7 @@ async def open_client(
         ) as session:
             # aiohttp would repeat some requests by itself, which the pacer and the counters would not see.
             session._retry_connection = False  # noqa: SLF001
-            yield AsyncTalonCdpClient(settings, session, proxy=transport.proxy)
+            yield make(settings, session, proxy=transport.proxy)
     finally:
         if needs_tls:
             # TLS inside a proxy's connection is closed after the session, and the loop must run until then.

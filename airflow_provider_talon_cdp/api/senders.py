@@ -1,80 +1,36 @@
-"""The callables that send a sync's changes, each with one open client, one pacer and one set of counters."""
+"""The callables that send a sync's changes, each a client with one pacer and one set of counters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.calls import Audience
 from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient
 from airflow_provider_talon_cdp.api.settings import Spelling
-from airflow_provider_talon_cdp.contract import ON_UNCLEAR, AudienceIdType, OnUnclear
+from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, ON_UNCLEAR, AudienceIdType, OnUnclear
 
 
-class _MeteredSender:
-    """A sender with the counters of its client.
-
-    Args:
-        client: An open client.
-    """
-
-    def __init__(self, client: AsyncTalonCdpClient) -> None:
-        self.client = client
-
-    @property
-    def requests(self) -> int:
-        """Number of HTTP requests that were sent."""
-        return self.client.requests
-
-    @property
-    def retries(self) -> int:
-        """Number of requests that repeated a failed one."""
-        return self.client.retries
-
-    @property
-    def throttled(self) -> int:
-        """Number of responses with status 429."""
-        return self.client.throttled
-
-    @property
-    def waiting(self) -> str | None:
-        """Why requests fail at present, and for how long; None while they succeed."""
-        return self.client.waiting
-
-    @property
-    def may_leave(self) -> Callable[[], None]:
-        """Called before every attempt is sent, also a retry; raises if it must not be sent."""
-        return self.client.may_leave
-
-    @may_leave.setter
-    def may_leave(self, check: Callable[[], None]) -> None:
-        self.client.may_leave = check
-
-
-class MembersSender(_MeteredSender):
+class MembersSender(AsyncTalonCdpClient):
     """Sends membership changes, and creates and renames audiences.
 
     Args:
-        client: An open client.
+        args: As in ``AsyncTalonCdpClient``.
         audience_id_type: Whether the audience IDs of the changes are external or internal.
+        options: As in ``AsyncTalonCdpClient``.
     """
 
-    def __init__(self, client: AsyncTalonCdpClient, audience_id_type: AudienceIdType) -> None:
-        super().__init__(client)
+    def __init__(
+        self, *args: Any, audience_id_type: AudienceIdType = AUDIENCE_ID_TYPE, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
         self._audience_id_type = audience_id_type
 
     async def __call__(self, chunk: Any, /) -> None:
-        """Send at most 1000 changes in one request.
-
-        Args:
-            chunk: A ``changes.change.Chunk``, of which ``groups()`` and ``entries()`` are called.
-
-        Raises:
-            RequestError: The request failed, after its retries.
-        """
-        spelling: Spelling = self.client.settings.multi_profile_path
+        """Send at most 1000 changes, a ``changes.change.Chunk``, in one request."""
+        spelling: Spelling = self.settings.multi_profile_path
         if groups := chunk.groups():
             if self._audience_id_type == "internal":
                 groups = [(ids, int(audience), action) for ids, audience, action in groups]
@@ -90,25 +46,15 @@ class MembersSender(_MeteredSender):
             request = calls.update_customer_profiles_audiences(
                 entries, audience_id_type=self._audience_id_type, multi_profile_path=spelling
             )
-        await self.client.send(request)
+        await self.send(request)
 
     async def create_audience(self, audience_id: str, audience_name: str) -> Audience:
-        """Create an audience.
-
-        Raises:
-            AudienceExistsError: The ID is taken.
-            RequestError: The request failed, after its retries.
-        """
-        return await self.client.send(calls.create_audience(audience_id, audience_name))
+        """Create an audience, as the hook does."""
+        return await self.send(calls.create_audience(audience_id, audience_name))
 
     async def update_audience(self, audience_id: str, audience_name: str) -> Audience:
-        """Rename an audience; the result has its internal ID and its time of creation.
-
-        Raises:
-            NotFoundError: The audience does not exist.
-            RequestError: The request failed, after its retries.
-        """
-        return await self.client.send(calls.update_audience(audience_id, audience_name))
+        """Rename an audience, as the hook does; the result has its internal ID and its time of creation."""
+        return await self.send(calls.update_audience(audience_id, audience_name))
 
     async def update_profile_audiences(
         self,
@@ -118,46 +64,36 @@ class MembersSender(_MeteredSender):
         *,
         aloft: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Add one profile to audiences and remove it from others; Talon.One runs its rules.
-
-        Args:
-            profile_id: Integration ID of the profile.
-            adds: External IDs of audiences to join.
-            removes: External IDs of audiences to leave.
-            aloft: As in ``AsyncTalonCdpClient.send``.
-
-        Raises:
-            UnclearError: There was no clear answer, so the rules may have run.
-            RequestError: The request failed, after its retries.
-        """
-        await self.client.send(
+        """Change the audiences of one profile, as the hook does: rules run. ``aloft`` is that of ``send``."""
+        await self.send(
             calls.update_customer_profile_audiences(profile_id, add_audiences=adds, remove_audiences=removes),
             aloft=aloft,
         )
 
 
-class AttributesOptions(TypedDict, total=False):
-    """Options of ``AttributesSender``."""
-
-    run_rule_engine: bool
-    skip_unknown_attributes: bool
-    on_unclear: OnUnclear
-
-
-class AttributesSender(_MeteredSender):
+class AttributesSender(AsyncTalonCdpClient):
     """Sends the attributes of one profile a request.
 
     Args:
-        client: An open client.
-        options: ``run_rule_engine`` and ``skip_unknown_attributes`` as in ``calls.update_customer_profile``;
-            ``on_unclear`` is ``fail`` or ``retry``: what to do if a request that runs rules gets no clear
-            answer.
+        args: As in ``AsyncTalonCdpClient``.
+        run_rule_engine: As in ``calls.update_customer_profile``.
+        skip_unknown_attributes: As there.
+        on_unclear: ``fail`` or ``retry``: what to do if a request that runs rules gets no clear answer.
+        options: As in ``AsyncTalonCdpClient``.
     """
 
-    def __init__(self, client: AsyncTalonCdpClient, **options: Unpack[AttributesOptions]) -> None:
-        super().__init__(client)
-        self._on_unclear: OnUnclear = options.pop("on_unclear", ON_UNCLEAR)
-        self._options = options
+    def __init__(
+        self,
+        *args: Any,
+        run_rule_engine: bool = False,
+        skip_unknown_attributes: bool = False,
+        on_unclear: OnUnclear = ON_UNCLEAR,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self._run_rule_engine = run_rule_engine
+        self._skip_unknown_attributes = skip_unknown_attributes
+        self._on_unclear = on_unclear
 
     async def __call__(
         self,
@@ -168,23 +104,11 @@ class AttributesSender(_MeteredSender):
         without_rules: bool = False,
         aloft: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Send a JSON object of attributes.
-
-        Args:
-            profile_id: Integration ID of the profile.
-            attributes: The JSON object.
-            without_rules: Do not run rules, whatever the sender's options say.
-            aloft: As in ``AsyncTalonCdpClient.send``.
-
-        Raises:
-            InvalidInputError: The profile ID cannot be part of a URL's path.
-            UnclearError: The request runs rules and got no clear answer.
-            RequestError: The request failed, after its retries.
-        """
+        """Send a JSON object of attributes, without rules if told so. ``aloft`` is that of ``send``."""
         request = calls.update_customer_profile_attributes(
             profile_id,
             attributes,
-            run_rule_engine=self._options.get("run_rule_engine", False) and not without_rules,
-            skip_unknown_attributes=self._options.get("skip_unknown_attributes", False),
+            run_rule_engine=self._run_rule_engine and not without_rules,
+            skip_unknown_attributes=self._skip_unknown_attributes,
         )
-        await self.client.send(request, on_unclear=self._on_unclear, aloft=aloft)
+        await self.send(request, on_unclear=self._on_unclear, aloft=aloft)

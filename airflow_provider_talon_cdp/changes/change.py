@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -138,12 +139,6 @@ class Chunk:
         return frozenset(self.ids)
 
     @property
-    def removes(self) -> bool:
-        """Whether at least one change is a removal."""
-        verbs = (self.verbs,) if isinstance(self.verbs, str) else self.verbs
-        return not REMOVING.isdisjoint(verbs)
-
-    @property
     def runs_rules(self) -> bool:
         """Whether at least one change is sent by a call that runs rules."""
         return "!" in self.verbs if isinstance(self.verbs, str) else any("!" in verb for verb in self.verbs)
@@ -168,11 +163,24 @@ class Chunk:
         if isinstance(self.keys, str):
             yield self.keys, self
             return
-        positions_by_key: dict[str, list[int]] = {}
-        for position, key in enumerate(self.keys):
-            positions_by_key.setdefault(key, []).append(position)
-        for key, positions in positions_by_key.items():
+        for key, positions in self.positions_by_key().items():
             yield key, self.at(positions)
+
+    def positions_by_key(self) -> dict[str, list[int]]:
+        """The positions of the changes of each key."""
+        found: dict[str, list[int]] = {}
+        for position, key in zip(range(len(self)), self.each_key, strict=False):
+            found.setdefault(key, []).append(position)
+        return found
+
+    def tally(self, added: Counter[str], removed: Counter[str], label: str | None = None) -> None:
+        """Count additions and removals by key, or all of them under a label."""
+        key = self.keys if label is None else label
+        if isinstance(key, str) and isinstance(self.verbs, str):
+            (removed if self.verbs in REMOVING else added)[key] += len(self)
+            return
+        for (key, verb), count in Counter(zip(self.each_key, self.each_verb, strict=False)).items():
+            (removed if verb in REMOVING else added)[label or key] += count
 
     def at(self, positions: Sequence[int]) -> Chunk:
         """Return a chunk of the changes at some positions."""
@@ -200,6 +208,25 @@ class Chunk:
         for profile_id, key, action, *_ in self.changes():
             entries.setdefault(profile_id, ([], []))[action == "remove"].append(key)
         return [(profile_id, *changed) for profile_id, changed in entries.items()]
+
+
+def in_batches(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
+    """Yield the same changes in chunks of one size; the last one may be smaller. Bodies may be left out."""
+    buffer: list[Chunk] = []
+    count = 0
+    for chunk in chunks:
+        buffer.append(chunk)
+        count += len(chunk)
+        if count < size:
+            continue
+        joined = Chunk.joined(buffer)
+        full = count // size * size
+        buffer, count = [joined[full:count]] if full < count else [], count - full
+        for start in range(0, full, size):
+            yield joined[start : start + size]
+        del joined
+    if count:
+        yield Chunk.joined(buffer)
 
 
 Record: TypeAlias = Chunk | Rejection

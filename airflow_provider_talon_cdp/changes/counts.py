@@ -70,14 +70,9 @@ class Counts:
                 setattr(self, counter.name, value + getattr(other, counter.name))
         return self
 
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """All of them, as JSON can hold them."""
-        return {each.name: getattr(self, each.name) for each in fields(Counts)}
-
     @classmethod
     def of(cls, numbers: Mapping[str, Any]) -> Counts:
-        """Make them of ``numbers``."""
+        """Make them of their numbers by name, as JSON holds them."""
         told: Any = {name: Counter(n) if isinstance(n, dict) else n for name, n in numbers.items()}
         return Counts(**told)
 

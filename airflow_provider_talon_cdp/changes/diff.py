@@ -251,13 +251,10 @@ class _Reader:
                 return False
             self._members, self.key = _comparable(chunk)
             self._at = 0
-            self.removed = frozenset()
-            if chunk.removes:
-                self.removed = frozenset(
-                    self._members
-                    if isinstance(chunk.verbs, str)
-                    else compress(self._members, [verb in REMOVING for verb in chunk.verbs])
-                )
+            if isinstance(chunk.verbs, str):
+                self.removed = frozenset(self._members if chunk.verbs in REMOVING else ())
+            else:
+                self.removed = frozenset(compress(self._members, map(REMOVING.__contains__, chunk.verbs)))
             self.last = self._members[-1] if self._members else None
         return True
 

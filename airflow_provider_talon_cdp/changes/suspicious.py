@@ -10,7 +10,6 @@ from operator import ne
 _NULLS = frozenset(
     {"None", "none", "NONE", "nan", "NaN", "NAN", "null", "Null", "NULL", "<NA>", "NaT", "N/A"}
 )
-_LONGEST_NULL = max(map(len, _NULLS))
 _WHITE_SPACE = " \t\n\r\v\f\0"
 # Stands between the IDs, which are searched as one text.
 _SEPARATOR = "\x1e"
@@ -39,13 +38,11 @@ class SuspiciousIds:
         self._counts: Counter[str] = Counter()
         self._ids = 0
 
-    def add(self, ids: Sequence[str], *, shortest: int = 0) -> None:
+    def add(self, ids: Sequence[str]) -> None:
         """Count the valid IDs that look wrong.
 
         Args:
             ids: Valid IDs, as they will be sent.
-            shortest: Length of the shortest ID, if it is known. Long IDs are not compared with the texts of
-                null.
         """
         if not ids:
             return
@@ -54,7 +51,7 @@ class SuspiciousIds:
         # Searching single characters is many times faster than a regular expression.
         if any(map(text.__contains__, _WHITE_SPACE)) or not text.isascii() or "\x7f" in text:
             self._count_characters(ids, text)
-        if shortest <= _LONGEST_NULL and not _NULLS.isdisjoint(ids):
+        if not _NULLS.isdisjoint(ids):
             self._counts["null_text"] += sum(profile_id in _NULLS for profile_id in ids)
         if any(profile_id.endswith(".0") for profile_id in (ids[0], ids[len(ids) // 2], ids[-1])):
             self._counts["point_zero"] += sum(map(bool, map(_POINT_ZERO.fullmatch, ids)))

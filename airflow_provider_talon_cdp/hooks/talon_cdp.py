@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import requests
 from airflow.providers.common.compat.sdk import Connection
@@ -17,8 +17,8 @@ from requests.utils import default_headers
 from airflow_provider_talon_cdp import connection_form
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.calls import Audience, IntegrationState, ProfileOptions
-from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, TalonCdpClient, Transport, open_client
-from airflow_provider_talon_cdp.api.senders import AttributesOptions, AttributesSender, MembersSender
+from airflow_provider_talon_cdp.api.client import S, TalonCdpClient, Transport, open_client
+from airflow_provider_talon_cdp.api.senders import AttributesSender, MembersSender
 from airflow_provider_talon_cdp.api.settings import (
     DEFAULT_BASE_URL,
     Settings,
@@ -36,8 +36,6 @@ from airflow_provider_talon_cdp.contract import (
     OnUnclear,
 )
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
-
-S = TypeVar("S")
 
 
 class TalonCdpHook(HttpHook):
@@ -267,20 +265,33 @@ class TalonCdpHook(HttpHook):
             in_flight: Most requests in flight.
             senders: Number of processes that send at once; each gets an equal part of the connection's rate.
         """
-        return self._opened(lambda client: MembersSender(client, audience_id_type), in_flight, senders)
+        return self._opened(partial(MembersSender, audience_id_type=audience_id_type), in_flight, senders)
 
     def attributes_sender(
-        self, *, in_flight: int = IN_FLIGHT, senders: int = 1, **options: Unpack[AttributesOptions]
+        self,
+        *,
+        run_rule_engine: bool = False,
+        skip_unknown_attributes: bool = False,
+        on_unclear: OnUnclear = ON_UNCLEAR,
+        in_flight: int = IN_FLIGHT,
+        senders: int = 1,
     ) -> AbstractAsyncContextManager[AttributesSender]:
         """Open a paced sender for attributes of many profiles.
 
         Args:
+            run_rule_engine: As in ``AttributesSender``.
+            skip_unknown_attributes: As there.
+            on_unclear: As there.
             in_flight: Most requests in flight.
             senders: Number of processes that send at once; each gets an equal part of the connection's rate.
-            options: ``run_rule_engine``, ``skip_unknown_attributes`` and ``on_unclear``, as in
-                ``AttributesSender``.
         """
-        return self._opened(lambda client: AttributesSender(client, **options), in_flight, senders)
+        make = partial(
+            AttributesSender,
+            run_rule_engine=run_rule_engine,
+            skip_unknown_attributes=skip_unknown_attributes,
+            on_unclear=on_unclear,
+        )
+        return self._opened(make, in_flight, senders)
 
     def attributes_encoder(
         self, types: Mapping[str, AttributeType], *, skip_nulls: bool
@@ -293,20 +304,12 @@ class TalonCdpHook(HttpHook):
         """
         return AttributesEncoder(types=types, zone=self.settings.zone, skip_nulls=skip_nulls)
 
-    def _opened(
-        self, make: Callable[[AsyncTalonCdpClient], S], in_flight: int, senders: int
-    ) -> AbstractAsyncContextManager[S]:
+    def _opened(self, make: Callable[..., S], in_flight: int, senders: int) -> AbstractAsyncContextManager[S]:
         # The connection is read here, as Airflow cannot read it in an event loop.
         settings = replace(self.settings, requests_per_second=self.settings.requests_per_second / senders)
         with self.get_conn() as session:
             transport = Transport.of(session, settings.base_url)
-
-        @asynccontextmanager
-        async def opened() -> AsyncIterator[S]:
-            async with open_client(settings, transport, in_flight=in_flight) as client:
-                yield make(client)
-
-        return opened()
+        return open_client(settings, transport, make, in_flight=in_flight)
 
     def check_deployment(self) -> None:
         """Ask Talon.One whether it knows the deployment: a 404 about an audience may mean that it does not.

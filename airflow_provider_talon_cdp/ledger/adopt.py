@@ -10,7 +10,6 @@ from typing import Any
 
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection, read_members, read_profile_id
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.ledger.ledger import Ledger
 
 COLUMN = "profileintegrationid"
 """Header of the column of profile IDs, as the Campaign Manager's export has it."""
@@ -18,26 +17,16 @@ COLUMN = "profileintegrationid"
 _ROWS = 1000
 
 
-def adopt_csv(ledger: Ledger, owner: str, file: Any, audience_id: str) -> int:
-    """Record the members in a CSV file as acknowledged.
+def members_of_csv(file: Any, audience_id: str) -> Iterator[Chunk]:
+    """Yield the members in a CSV file, for ``Ledger.adopt``.
 
     Args:
-        ledger: The audience's ledger.
-        owner: Who holds the ledger's lock meanwhile.
         file: A ``pathlib.Path`` or a ``UPath``-like object; CSV with commas and the header ``COLUMN``.
         audience_id: ID of the audience in the CDP.
 
-    Returns:
-        Number of adopted members.
-
     Raises:
         InvalidInputError: The file cannot be read, has no such column or no members, or has an invalid ID.
-        LedgerError: The ledger is not new.
     """
-    return ledger.adopt(owner, _members(file, audience_id))
-
-
-def _members(file: Any, audience_id: str) -> Iterator[Chunk]:
     try:
         opened = file.open("rb")
     except OSError as error:

@@ -17,12 +17,12 @@ import sys
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, chain
 from typing import IO, Any, NamedTuple
 
-from airflow_provider_talon_cdp.changes.change import VERBS, Chunk, one_or_all
+from airflow_provider_talon_cdp.changes.change import VERBS, Chunk, in_batches, one_or_all
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
@@ -162,16 +162,17 @@ class File:
 
 
 class LineWriter:
-    """Writes changes into an open file.
+    """Writes changes into a file.
 
     Args:
         path: Path of the file, for error texts.
-        file: Gets the compressed bytes.
+        open_file: Opens it for the compressed bytes, when the first of them are written.
     """
 
-    def __init__(self, path: Folder, file: IO[bytes]) -> None:
+    def __init__(self, path: Folder, open_file: Callable[[], IO[bytes]]) -> None:
         self._path = path
-        self._file = file
+        self._open_file = open_file
+        self._file: IO[bytes] | None = None
         self._hash = hashlib.sha256()
         self._compressor = zstd.ZstdCompressor(options=_ZSTD_OPTIONS)
         self._buffer: list[Chunk] = []
@@ -196,6 +197,7 @@ class LineWriter:
         data = lines_of(chunk, self._key).encode()
         if self._key is None:
             self._key = chunk.keys if isinstance(chunk.keys, str) else chunk.keys[0]
+        file = self._file = self._file or self._open_file()
         start = 0
         while start < len(data):
             end = len(data)
@@ -204,23 +206,26 @@ class LineWriter:
             frame = self._compressor.compress(data[start:end], zstd.ZstdCompressor.FLUSH_FRAME)
             self._hash.update(frame)
             with as_ledger_error("write", self._path):
-                self._file.write(frame)
+                file.write(frame)
             start = end
 
-    def as_file(self, name: str) -> File:
-        """Return what the manifest says about the file. Call ``finish`` before.
+    def as_file(self, name: str) -> File | None:
+        """Return what the manifest says about the file with all changes; None if there were none.
 
         Args:
             name: Path of the file relative to the ledger's folder.
         """
-        return File(file=name, sha256=self._hash.hexdigest(), lines=self.lines, key=self._key or "")
+        self.finish()
+        if self._key is None:
+            return None
+        return File(file=name, sha256=self._hash.hexdigest(), lines=self.lines, key=self._key)
 
 
 @contextmanager
 def writing_lines(path: Folder) -> Iterator[LineWriter]:
-    """Open a file for changes; readers see it when the block ends without an error."""
-    with replacing(path) as file:
-        writer = LineWriter(path, file)
+    """Write changes. The first creates the file; readers see it when the block ends without an error."""
+    with ExitStack() as stack:
+        writer = LineWriter(path, lambda: stack.enter_context(replacing(path)))
         yield writer
         writer.finish()
 
@@ -581,21 +586,7 @@ class Plan:
         Raises:
             DamagedError: The part is missing or damaged.
         """
-        buffer: list[Chunk] = []
-        count = 0
-        for chunk in read_chunks(ledger, self.parts[part]):
-            buffer.append(chunk)
-            count += len(chunk)
-            if count < self.batch:
-                continue
-            joined = Chunk.joined(buffer)
-            full = count // self.batch * self.batch
-            buffer, count = [joined[full:count]] if full < count else [], count - full
-            for start in range(0, full, self.batch):
-                yield joined[start : start + self.batch]
-            del joined
-        if count:
-            yield Chunk.joined(buffer)
+        return in_batches(read_chunks(ledger, self.parts[part]), self.batch)
 
 
 def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int) -> tuple[File, ...]:
@@ -625,10 +616,8 @@ def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int)
                     rest = rest[end:]
                     break
                 rest = next(chunks, None)
-        if file.lines:
-            parts.append(file.as_file(name))
-        else:
-            remove(ledger / name)
+        if part := file.as_file(name):
+            parts.append(part)
     return tuple(parts)
 
 

@@ -1,20 +1,4 @@
-r"""The ledger: a few files under a state URI, on a local disk or in an object store.
-
-```
-STATE_URI/<deployment host>/<name>/
-    manifest-TOKEN-VERSION-N-RUN.json  the current files and their checksums; the last one by name is used
-    locks/                             runs that use the ledger; see ``lock``
-    00000007-RUN/members.tsv.zst       sorted members
-    00000007-RUN/plan-00000.tsv.zst    sorted changes, about 100,000 a part
-    00000007-RUN/acks-00000-RUN.json   outcomes of that part's batches of 1000 changes
-    00000007-RUN/refused.tsv.zst       changes that Talon.One refused before and that this plan does not have
-    00000007-RUN/withheld.tsv.zst      changes that run rules and got no clear answer before this plan
-    00000007-RUN/again.tsv.zst         changes of this plan that Talon.One refused before, for other processes
-    00000007-RUN/suspects-RUN.json     audiences that Talon.One may have lost
-    outside/                           changes from outside the ledger's plans; see ``outside``
-    readings/                          rows that several processes read for the next plan; see ``reading``
-    dead-letters/<time>-RUN/00000.ndjson
-```
+"""The ledger: a few files under a state URI, on a local disk or in an object store; see docs/ARCHITECTURE.md.
 
 Known are the members in the file that the manifest names, plus the acknowledged changes of the plans that it
 names, in order. When these changes are many, the next version has a new file of members. If a worker is
@@ -48,7 +32,7 @@ from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 from uuid import uuid4
 
-from airflow_provider_talon_cdp.changes.change import REMOVING, Action, Change, Chunk, Record, one_or_all
+from airflow_provider_talon_cdp.changes.change import Action, Change, Chunk, Record, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, Member, in_order
 from airflow_provider_talon_cdp.changes.fingerprint import doubted, following, forgotten, had
@@ -124,35 +108,16 @@ _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
 _SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
 
 
-def audience_ledger_name(audience_id: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
-    """Return the name of one audience's ledger. An internal ID and an equal external ID are two audiences."""
-    return f"{'' if id_type == 'external' else _INTERNAL}audience:{audience_id}"
-
-
-def sync_ledger_name(name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
-    """Return the name of a ledger of many audiences.
+def ledger_name(kind: str, name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
+    """Return the name of a ledger. An internal audience ID and an equal external ID are two audiences.
 
     Args:
-        name: The operator's name for it, by default DAG.TASK.
+        kind: ``audience``, ``sync`` (of many audiences), ``profiles``, or ``calls`` (a folder of dead letters
+            of a task that adds and removes without a ledger).
+        name: The audience ID, or the operator's name for the ledger, by default DAG.TASK.
         id_type: Whether the ledger has external or internal audience IDs.
     """
-    return f"{'' if id_type == 'external' else _INTERNAL}sync:{name}"
-
-
-def profiles_ledger_name(name: str) -> str:
-    """Return the name of a ledger of profiles, given the operator's name for it, by default DAG.TASK."""
-    return f"profiles:{name}"
-
-
-def calls_ledger_name(name: str) -> str:
-    """Return the name of the folder of dead letters of a task that adds and removes without a ledger."""
-    return f"calls:{name}"
-
-
-def _check_positive(what: str, number: Any) -> None:
-    """Raise an error unless a number is an integer greater than 0."""
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise InvalidInputError(f"{what} must be an integer >= 1, but is {number!r}.")
+    return f"{'' if id_type == 'external' else _INTERNAL}{kind}:{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +127,7 @@ class LedgerIdentity:
     Args:
         deployment_host: Host of the Talon.One deployment.
         base_url: Base URL of the API.
-        name: The audience or the sync, for example from ``audience_ledger_name``.
+        name: The audience or the sync, for example from ``ledger_name``.
         environment: Free text that distinguishes environments of one deployment, such as ``live``.
         holds: Whether the keys are audiences or fingerprints of attributes.
     """
@@ -186,17 +151,13 @@ class LedgerIdentity:
     def folder_name(self) -> str:
         """Name of the ledger's folder: a readable part, and a digest that makes it unique."""
         digest = hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()[:16]
-        return f"{self.readable}-{digest}"
+        readable = re.sub(r"[^\w.-]", "_", quote(self.name, safe=""))[:_READABLE_LENGTH]
+        return f"{readable}-{digest}"
 
     @property
     def id_type(self) -> AudienceIdType:
         """Whether the ledger's audience IDs are external or internal."""
         return "internal" if self.name.startswith(_INTERNAL) else "external"
-
-    @property
-    def readable(self) -> str:
-        """The readable part of the folder's name."""
-        return re.sub(r"[^\w.-]", "_", quote(self.name, safe=""))[:_READABLE_LENGTH]
 
     def folder(self, state: Folder) -> Folder:
         """Return the ledger's folder."""
@@ -208,7 +169,7 @@ class LedgerIdentity:
 
     def of_audience(self, audience_id: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> LedgerIdentity:
         """Return the identity of one audience's own ledger in the same deployment and environment."""
-        return replace(self, name=audience_ledger_name(audience_id, id_type), holds="members")
+        return replace(self, name=ledger_name("audience", audience_id, id_type), holds="members")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,10 +217,6 @@ class Sizes:
     batch: int = MAX_CHANGES
     part: int = 100 * MAX_CHANGES
     ahead: int = 64
-
-    def __post_init__(self) -> None:
-        for size in fields(self):
-            _check_positive(size.name, getattr(self, size.name))
 
 
 _SIZES = Sizes()
@@ -350,7 +307,6 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        _check_positive("keep", keep)
         self.identity = identity
         self.folder = identity.folder(state)
         self.manifest = Manifest()
@@ -366,10 +322,10 @@ class Ledger:
         self._sizes = sizes
         self._clock = clock
         self._sleep = sleep
-        self._host = identity.host_folder(state)
         self.registry = Registry(state, identity, identity.id_type)
         self._letters_name = letters_name(clock(), self.run)
-        self._letters = DeadLetters(self.folder, self._letters_name, keep=keep)
+        self.letters = DeadLetters(self.folder, self._letters_name, keep=keep)
+        """This run's dead letters."""
         self._owner = ""
         self._newest = 0
         self._manifests_written = 0
@@ -404,11 +360,6 @@ class Ledger:
     # The ledger's content
 
     @property
-    def place(self) -> str:
-        """The ledger's folder, as text."""
-        return str(self.folder)
-
-    @property
     def version(self) -> int:
         """Number of the current version; 0 before the first one."""
         return self.manifest.version
@@ -440,19 +391,14 @@ class Ledger:
         return RunFacts(**{name: value for name, value in self.manifest.facts.items() if name in known})
 
     @property
-    def has_lost_plans(self) -> bool:
-        """Whether there are plans whose manifests are lost. The next version deletes them."""
-        return bool(self._lost_parts)
+    def must_be_replaced(self) -> bool:
+        """Whether some changes of the plan in force have no outcome, or the manifests of plans are lost.
 
-    @property
-    def has_unsent_changes(self) -> bool:
-        """Whether some changes of the plan in force have no outcome."""
-        return any(landed + withheld < lines for lines, landed, *_, withheld in self._progress())
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of this run's dead letters, or None if there are none."""
-        return self._letters.place
+        The next version deletes lost plans.
+        """
+        return bool(self._lost_parts) or any(
+            landed + withheld < lines for lines, landed, *_, withheld in self._progress()
+        )
 
     def load(self) -> None:
         """Read the ledger without its lock.
@@ -472,7 +418,12 @@ class Ledger:
                 "The ledger in this folder belongs to another deployment, environment or audience.\n"
                 f"Ledger: {self.folder}"
             )
-        if found.newest < self.at_least and not self._has_files_since(self.at_least):
+        # If there are files of that version, only its manifest is lost.
+        if found.newest < self.at_least and not any(
+            int(name.partition("-")[0]) >= self.at_least
+            for name in names_in(self.folder)
+            if _VERSION.match(name)
+        ):
             raise LedgerError(
                 f"The ledger has version {found.newest}, but this task last wrote version {self.at_least}.\n"
                 "An older state was put back, or the ledger was deleted. Nothing was sent.\n"
@@ -494,18 +445,12 @@ class Ledger:
         self.other_writers = sorted(filter(None, set(self._notes.writers.values())))
         self._acks = self._share = None
 
-    def _has_files_since(self, version: int) -> bool:
-        """Whether there are files of a version or of a later one, so that only its manifest is lost."""
-        numbers = [int(name.split("-")[0]) for name in names_in(self.folder) if _VERSION.match(name)]
-        return any(number >= version for number in numbers)
-
     def neighbours(self) -> list[str]:
         """Return a line for each other ledger of the same audience: the differences, and its folder."""
-        similar = [
-            name
-            for name in names_in(self._host)
-            if name.rpartition("-")[0] == self.identity.readable and name != self.folder.name
-        ]
+        own = self.folder.name
+        readable = own.rpartition("-")[0]
+        names = names_in(self.folder.parent)
+        similar = [name for name in names if name.rpartition("-")[0] == readable and name != own]
         if self.identity.holds == "members":
             kind, _, audience = self.identity.name.partition(":")
             audiences = [audience] if kind == "audience" else ()
@@ -717,19 +662,18 @@ class Ledger:
     # A run in one process
 
     @contextmanager
-    def held(self, owner: str, *, wait: float = 0.0, waits_for_parts: bool = False) -> Iterator[None]:
+    def held(self, owner: str, *, waits_for_parts: bool = False) -> Iterator[None]:
         """Hold the ledger's lock, and read the ledger.
 
         Args:
             owner: The owner of this run, which takes over from an earlier try of the same owner.
-            wait: Seconds to wait until another owner ends.
             waits_for_parts: Whether to give way to the same owner's pushes of parts.
 
         Raises:
             LedgerBusyError: Another owner holds the ledger, or other processes push its plan.
         """
         token = partial(last_fencing_token, self.folder)
-        with self.lock.held(owner, last_token=token, waits_for_parts=waits_for_parts, wait=wait):
+        with self.lock.held(owner, last_token=token, waits_for_parts=waits_for_parts):
             self._load_manifest()
             self._owner = owner
             self._notified = ()
@@ -766,13 +710,9 @@ class Ledger:
         self.suspected = suspected
         self.lock.confirm()
 
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Note a dead letter; ``flush`` makes it durable."""
-        self._letters.add(letter)
-
     def flush(self) -> None:
         """Make dead letters durable."""
-        self._letters.flush()
+        self.letters.flush()
         self.lock.confirm()
 
     def draft(self, planner: Planner) -> Draft:
@@ -804,7 +744,8 @@ class Ledger:
         audiences: set[str] = set()
         known = self.known()
         with ExitStack() as files:
-            carried = _LazyFile(files, self.folder, f"{draft.folder}/refused.tsv.zst")
+            refused = f"{draft.folder}/refused.tsv.zst"
+            carried = files.enter_context(writing_lines(self.folder / refused))
             self._write_carried = carried.write
             if rewrites_members:
                 name = f"{draft.folder}/members.tsv.zst"
@@ -813,24 +754,19 @@ class Ledger:
                 draft = self._write_plan(draft, planner(copying, self.uncertain()), audiences)
                 for _ in copying:
                     """Copy the members that the planner did not ask for."""
-                file.finish()
-                draft = replace(draft, members=file.as_file(name) if file.lines else None, since=())
+                draft = replace(draft, members=file.as_file(name), since=())
             else:
                 known.snapshot = self._collecting(known.snapshot, audiences)
                 draft = self._write_plan(draft, planner(known, self.uncertain()), audiences)
-            refused = carried.as_file()
+            draft = replace(draft, refused=carried.as_file(refused), audiences=frozenset(audiences))
         self._write_carried = None
-        withheld = self._write_withheld(draft, self.withheld())
-        return replace(draft, refused=refused, withheld=withheld, audiences=frozenset(audiences))
+        return replace(draft, withheld=self._write_withheld(draft, self.withheld()))
 
     def _write_withheld(self, draft: Draft, withheld: Mapping[Member, Action]) -> File | None:
-        if not withheld:
-            return None
         name = f"{draft.folder}/withheld.tsv.zst"
         with writing_lines(self.folder / name) as file:
             file.write(Chunk.of(Change(*member, action) for member, action in sorted(withheld.items())))
-            file.finish()
-            return file.as_file(name)
+        return file.as_file(name)
 
     def _write_plan(self, draft: Draft, changes: Iterable[Chunk], audiences: set[str]) -> Draft:
         size = -(-self._sizes.part // self._sizes.batch) * self._sizes.batch
@@ -854,9 +790,8 @@ class Ledger:
 
     def note_refused_before(self, draft: Draft, members: Iterable[Member]) -> None:
         """Write a draft's changes that Talon.One refused before, for the processes that push the draft."""
-        if changes := [Change(*member, "add") for member in sorted(members)]:
-            with writing_lines(self.folder / draft.folder / _REFUSED_BEFORE) as file:
-                file.write(Chunk.of(changes))
+        with writing_lines(self.folder / draft.folder / _REFUSED_BEFORE) as file:
+            file.write(Chunk.of(Change(*member, "add") for member in sorted(members)))
 
     def _refused_before(self) -> frozenset[Member]:
         folder = self.folder / self.plan
@@ -954,9 +889,9 @@ class Ledger:
         calls = chain.from_iterable(map(self._sent_with_rules, self._lost_parts))
         lost = [change for change, is_settled in calls if not is_settled]
         for change in lost:
-            self._letters.add(self._unclear_letter(change))
+            self.letters.add(self._unclear_letter(change))
         parts = range(self.parts)
-        return len(lost) + sum(self._abandon(part, self.acks[part], self._letters) for part in parts)
+        return len(lost) + sum(self._abandon(part, self.acks[part], self.letters) for part in parts)
 
     def _abandon(self, part: int, acks: Acks, letters: DeadLetters) -> int:
         plan, abandoned = self.manifest.plan, Acks()
@@ -986,7 +921,7 @@ class Ledger:
     def share(self) -> Share:
         """Return all parts of the current plan, for a process that holds the ledger."""
         if self._share is None:
-            self._share = self._share_of(dict(enumerate(self.acks)), self._letters)
+            self._share = self._share_of(dict(enumerate(self.acks)), self.letters)
         return self._share
 
     def adopt(self, owner: str, records: Iterable[Record]) -> int:
@@ -1029,11 +964,13 @@ class Ledger:
         with writing_lines(self.folder / name) as file:
             for _ in self._collecting(_copied(members, file), audiences):
                 """Copying is all there is to do."""
-        draft = Draft(version=self._newest + 1, folder=folder, audiences=frozenset(audiences))
-        if file.lines:
-            draft = replace(draft, members=file.as_file(name))
-        if withheld:
-            draft = replace(draft, withheld=self._write_withheld(draft, withheld))
+        draft = Draft(
+            version=self._newest + 1,
+            folder=folder,
+            members=file.as_file(name),
+            audiences=frozenset(audiences),
+        )
+        draft = replace(draft, withheld=self._write_withheld(draft, withheld or {}))
         self.enforce(draft, facts=facts, names=names)
 
     # A run in several processes
@@ -1244,10 +1181,7 @@ class Ledger:
         removed: Counter[str] = Counter()
         for part, acks in enumerate(self.acks):
             for chunk in _acknowledged(self._batches(part), acks):
-                for key, changes in [("profiles", chunk)] if self._holds_profiles else chunk.by_key():
-                    additions = _count_additions(changes)
-                    added[key] += additions
-                    removed[key] += len(changes) - additions
+                chunk.tally(added, removed, "profiles" if self._holds_profiles else None)
         return +added, +removed
 
     def _has_effects(self, acks: Acks) -> bool:
@@ -1387,27 +1321,6 @@ class Ledger:
 _IDENTITY_DEFAULTS = {part.name: "members" if part.name == "holds" else "" for part in fields(LedgerIdentity)}
 
 
-class _LazyFile:
-    """A file of lines that is created with its first line."""
-
-    def __init__(self, files: ExitStack, ledger: Folder, name: str) -> None:
-        self._files = files
-        self._ledger = ledger
-        self._name = name
-        self._writer: LineWriter | None = None
-
-    def write(self, chunk: Chunk) -> None:
-        if self._writer is None:
-            self._writer = self._files.enter_context(writing_lines(self._ledger / self._name))
-        self._writer.write(chunk)
-
-    def as_file(self) -> File | None:
-        if self._writer is None:
-            return None
-        self._writer.finish()
-        return self._writer.as_file(self._name)
-
-
 def _copied(chunks: Iterable[Chunk], file: LineWriter) -> Iterator[Chunk]:
     for chunk in chunks:
         file.write(chunk)
@@ -1447,12 +1360,6 @@ def _uncertain_refusals(chunk: Chunk, number: int, acks: Acks) -> list[int]:
     """Return positions of refused changes of a batch that an earlier request may have made."""
     verbs = [chunk.verbs] * len(chunk) if isinstance(chunk.verbs, str) else chunk.verbs
     return [at for at in acks.refused.get(number, ()) if number in acks.doubtful or verbs[at].endswith("?")]
-
-
-def _count_additions(chunk: Chunk) -> int:
-    if isinstance(chunk.verbs, str):
-        return 0 if chunk.verbs in REMOVING else len(chunk)
-    return sum(verb not in REMOVING for verb in chunk.verbs)
 
 
 def _acknowledged(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:

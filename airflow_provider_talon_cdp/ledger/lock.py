@@ -53,9 +53,6 @@ _FRESH = 3 * LOCK_RENEWED
 # Seconds between reads of the claim of a run that asks for the lock too, and most reads.
 _PAUSE = 0.2
 _MAX_READS = 20
-# Seconds between attempts, and between log lines, of a run that waits for another owner.
-_WAIT = 5.0
-_SECONDS_BETWEEN_LINES = 30.0
 # Earlier versions wrote .beat.json files, which are deleted.
 _NAME = re.compile(r"(all|part-\d+)-([0-9a-f]+)(\.heartbeat|\.beat)?\.json")
 _ALL = "all"
@@ -110,7 +107,6 @@ class Lock:
         *,
         last_token: Callable[[], int] = lambda: 0,
         waits_for_parts: bool = False,
-        wait: float = 0.0,
     ) -> Iterator[None]:
         """Take the lock, renew it while the block runs, and release it.
 
@@ -118,12 +114,11 @@ class Lock:
             owner: Owner of this run, such as a task.
             last_token: Returns the fencing token of the last run that changed the ledger.
             waits_for_parts: Whether to give way to the same owner's pushes of parts.
-            wait: Seconds to wait for another run to end.
 
         Raises:
             LedgerBusyError: Another owner holds it.
         """
-        self._take_within(wait, owner, last_token, waits_for_parts=waits_for_parts)
+        self.take(owner, last_token=last_token, waits_for_parts=waits_for_parts)
         stop = threading.Event()
         heartbeat = threading.Thread(target=self.renew, args=(stop,), name="talon-cdp-lock", daemon=True)
         heartbeat.start()
@@ -138,22 +133,6 @@ class Lock:
                 # Not raised, as it would hide an error of the block.
                 log.warning("The ledger's lock stays for %.0f s:\n%s", LOCK_LASTS, error)
 
-    def _take_within(
-        self, wait: float, owner: str, last_token: Callable[[], int], *, waits_for_parts: bool
-    ) -> None:
-        end, log_at = self.clock() + wait, self.clock()
-        while True:
-            try:
-                return self.take(owner, last_token=last_token, waits_for_parts=waits_for_parts)
-            except LedgerBusyError as error:
-                left = end - self.clock()
-                if left <= 0:
-                    raise
-                if self.clock() >= log_at:
-                    log.info("Waiting for another run, at most %.0f s.\n%s", left, error)
-                    log_at += _SECONDS_BETWEEN_LINES
-                self._sleep(min(_WAIT, left))
-
     def take(
         self, owner: str, *, last_token: Callable[[], int] = lambda: 0, waits_for_parts: bool = False
     ) -> None:
@@ -165,7 +144,7 @@ class Lock:
         asked = self.clock()
         self._reads = 0
         claim = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "time": asked}
-        write_json(self._claim(self._scope, self.run), claim)
+        write_json(self._path(self._scope, self.run), claim)
         try:
             tokens = [
                 self._take_over(
@@ -178,7 +157,7 @@ class Lock:
                 for scope, run in self._others()
             ]
         except BaseException:
-            remove(self._claim(self._scope, self.run))
+            remove(self._path(self._scope, self.run))
             raise
         self.fencing_token = 1 + max([last_token(), *tokens])
         self._write_heartbeat()
@@ -206,7 +185,7 @@ class Lock:
     def is_ours(self) -> bool:
         """Whether this run still holds the lock."""
         try:
-            return read_json(self._claim(self._scope, self.run)) is not None
+            return read_json(self._path(self._scope, self.run)) is not None
         except DamagedError:
             # The claim exists; only other runs need its content.
             return True
@@ -258,11 +237,8 @@ class Lock:
             f"Ledger: {self._ledger}"
         )
 
-    def _claim(self, scope: str, run: str) -> Folder:
-        return self._folder / f"{scope}-{run}.json"
-
-    def _heartbeat(self, scope: str, run: str) -> Folder:
-        return self._folder / f"{scope}-{run}.heartbeat.json"
+    def _path(self, scope: str, run: str, end: str = "") -> Folder:
+        return self._folder / f"{scope}-{run}{end}.json"
 
     def _write_heartbeat(self) -> None:
         heartbeat = {
@@ -270,18 +246,18 @@ class Lock:
             "fencing_token": self.fencing_token,
             "handed_over": self.handed_over,
         }
-        write_json(self._heartbeat(self._scope, self.run), heartbeat)
+        write_json(self._path(self._scope, self.run, ".heartbeat"), heartbeat)
 
     def _delete(self, scope: str, run: str) -> None:
-        remove(self._claim(scope, run))
-        remove(self._heartbeat(scope, run))
+        remove(self._path(scope, run))
+        remove(self._path(scope, run, ".heartbeat"))
 
     def _others(self) -> list[tuple[str, str]]:
         """Return scope and run of the claims that conflict with this one."""
         found = [match for name in names_in(self._folder) if (match := _NAME.fullmatch(name))]
         claims = {(match[1], match[2]) for match in found if not match[3]}
         for match in found:
-            if (match[1], match[2]) not in claims and _read(self._claim(match[1], match[2])) is None:
+            if (match[1], match[2]) not in claims and _read(self._path(match[1], match[2])) is None:
                 # The last heartbeat of a run that was taken over.
                 remove(self._folder / match[0])
         return sorted(
@@ -325,8 +301,8 @@ class Lock:
 
     def _read_claim(self, scope: str, run: str) -> _Claim | None:
         # In this order, as a run that ends deletes its claim first.
-        heartbeat = _read(self._heartbeat(scope, run)) or {}
-        claim = _read(self._claim(scope, run))
+        heartbeat = _read(self._path(scope, run, ".heartbeat")) or {}
+        claim = _read(self._path(scope, run))
         if claim is None:
             return None
         # A damaged file is read as empty. Without the time of a heartbeat, the run counts as dead.

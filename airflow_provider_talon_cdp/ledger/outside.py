@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
@@ -101,11 +101,12 @@ class NoteWriter:
         if not self.written:
             self.end(WRITER_LASTS)
         file = io.BytesIO()
-        lines = LineWriter(self._folder, file)
+        lines = LineWriter(self._folder, lambda: file)
         lines.write(chunk.sorted())
         lines.finish()
-        name = f"{self._writer}-{self.written:05}-{lines.as_file('').sha256[:_DIGEST]}.tsv.zst"
-        write_bytes(self._folder / name, file.getvalue())
+        data = file.getvalue()
+        name = f"{self._writer}-{self.written:05}-{hashlib.sha256(data).hexdigest()[:_DIGEST]}.tsv.zst"
+        write_bytes(self._folder / name, data)
         self.written += 1
 
     def end(self, seconds: float = 0.0) -> None:
@@ -277,7 +278,7 @@ class OutsideChanges:
 
     Args:
         state: Folder of all ledgers.
-        identity: Its ``name`` names the folder of the dead letters; see ``calls_ledger_name``.
+        identity: Its ``name`` names the folder of the dead letters; see ``ledger_name``.
         owner: The owner of this run; see ``Lock``.
         id_type: Whether the keys of changes are external or internal audience IDs.
         keep: Runs whose dead letters are kept.
@@ -301,10 +302,13 @@ class OutsideChanges:
         self._clock = clock
         self._writer = uuid4().hex[:12]
         self.folder = identity.folder(state)
-        self._letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
+        self.letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
         self.registry = Registry(state, identity, id_type)
         self.attributes: Collection[str] = ()
         """Names of the attributes that changes with the key ``ATTRIBUTES`` set."""
+        self.changes = 0
+        """Number of changes that were read from the source so far."""
+        self._in_flight = 0
         # By audience, the names of ledgers that hold members of it, and the audience's ID in each.
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
         self._writers: dict[str, NoteWriter] = {}
@@ -331,12 +335,12 @@ class OutsideChanges:
             LedgerError: A note cannot be written. Nothing was sent.
         """
         self.note(chunk)
+        self._in_flight += 1
         try:
             yield
-        except BaseException:
-            self.end(in_flight=True)
-            raise
-        self.end()
+            self._in_flight -= 1
+        finally:
+            self.end()
 
     @contextmanager
     def deleting(self, audience: str) -> Iterator[None]:
@@ -381,28 +385,30 @@ class OutsideChanges:
         names = find_manifest(self.registry.folder(ledger[0])).manifest.names
         return not set(self.attributes).isdisjoint(names)
 
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Note a dead letter; ``flush`` makes it durable."""
-        self._letters.add(letter)
-
     def flush(self) -> None:
         """Make dead letters durable."""
-        self._letters.flush()
+        self.letters.flush()
 
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of the dead letters, or None if there are none."""
-        return self._letters.place
+    def leaving(self, *_: object) -> None:
+        """Count a chunk in flight. Its changes were noted before; see ``note``."""
+        self._in_flight += 1
 
-    def end(self, *, in_flight: bool = False) -> None:
-        """Write the dead letters, and note in the ledgers that the changes end.
+    def landed(self, *_: object) -> None:
+        """Count a chunk that is not in flight any more."""
+        self._in_flight -= 1
 
-        Args:
-            in_flight: Whether requests may be in flight.
-        """
+    without_effect = landed
+
+    def nothing(self, *_: object) -> None:
+        """Do nothing: explicit changes are not taken over, and mirrors check their audiences themselves."""
+
+    suspect = refuse_lost = leave_behind = nothing
+
+    def end(self) -> None:
+        """Write the dead letters, and note in the ledgers that the changes end, or may still arrive."""
         self.flush()
         for writer in self._writers.values():
-            writer.end(REQUEST_LASTS if in_flight else 0.0)
+            writer.end(REQUEST_LASTS if self._in_flight > 0 else 0.0)
 
 
 def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> Folder:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
@@ -52,10 +51,12 @@ class Share:
         self._plan = plan
         self._part_starts = plan.part_starts
         self._lock = lock
-        self._letters = letters
+        self.refuse_lost = lock.refuse_lost
+        """Called before every attempt of a request; see ``Lock``."""
+        self.letters = letters
         self._ahead = ahead
         self._known = known
-        self._acks: dict[int, Acks] = {}
+        self._acks: defaultdict[int, Acks] = defaultdict(Acks)
         self._unwritten: set[int] = set()
         # Sent batches without an outcome, by number in the plan, and whether they run rules.
         self._in_flight: dict[int, bool] = {}
@@ -148,7 +149,7 @@ class Share:
         """
         self.refuse_lost()
         part, batches = self._locate(number, positions)
-        acks = self._acks_of(part)
+        acks = self._acks[part]
         start, end = self._part_starts[part : part + 2]
         if batches[-1] >= acks.may_have_left:
             acks.may_have_left = min(batches[-1] + self._ahead, end - start)
@@ -178,7 +179,7 @@ class Share:
             LedgerError: Another run took over; the outcome is noted.
         """
         part, batches = self._locate(number)
-        acks = self._acks_of(part)
+        acks = self._acks[part]
         if self._plan.together:
             refused, skipped, unclear, left = set(refused), set(skipped), set(unclear), set(left)
             for at, batch in enumerate(batches):
@@ -207,10 +208,6 @@ class Share:
         for batch in batches:
             self._in_flight.pop(self._part_starts[part] + batch, None)
 
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Note a dead letter; ``flush`` makes it durable."""
-        self._letters.add(letter)
-
     def suspect(self, audiences: Iterable[str]) -> None:
         """Note, durably and until the next plan, that Talon.One may have lost the members of audiences."""
         write_suspects(self._folder, self._plan.folder, self._lock.run, audiences)
@@ -222,7 +219,7 @@ class Share:
             LedgerError: Another run took over. The notes are written nevertheless, and that run may read
                 them.
         """
-        self._letters.flush()
+        self.letters.flush()
         for part in sorted(self._unwritten):
             acks = self._acks[part]
             acks.write(self._folder / self._plan.acks_of(part, self._lock.run))
@@ -247,14 +244,6 @@ class Share:
             acks.may_have_left = 0
             self._unwritten.add(part)
         self.flush()
-
-    def refuse_lost(self) -> None:
-        """Stop a run that may have lost its lock; call it before every attempt of a request.
-
-        Raises:
-            LedgerError: The lock is lost, or was not confirmed for too long.
-        """
-        self._lock.refuse_lost()
 
     def leave_behind(self, chunks: Iterable[Chunk]) -> None:
         """Leave notes of what may have landed after another run took over, whose next plan sends it again.
@@ -281,14 +270,6 @@ class Share:
                 error,
             )
         notes.end(REQUEST_LASTS)
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of the dead letters of this process, or None if there are none."""
-        return self._letters.place
-
-    def _acks_of(self, part: int) -> Acks:
-        return self._acks.setdefault(part, Acks())
 
     def _locate(self, number: int, positions: Iterable[int] | None = None) -> tuple[int, Sequence[int]]:
         """Return the part of a chunk, and the numbers of its batches in that part."""

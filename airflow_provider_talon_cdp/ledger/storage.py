@@ -149,10 +149,24 @@ def as_ledger_error(doing: str, path: Folder) -> Iterator[None]:
     """Raise an error of a file system or of an object store's client as a LedgerError."""
     try:
         yield
-    except (FileNotFoundError, LedgerError):
+    except LedgerError:
         raise
     except Exception as error:  # every fsspec backend raises other errors
-        raise _cannot(doing, path, error) from error
+        # A missing file is an error only if it is to be written.
+        if isinstance(error, FileNotFoundError) and doing != "write":
+            raise
+        number = error.errno if isinstance(error, OSError) else None
+        cure = (
+            "Its disk or its quota is full: free some space there, and run the task again."
+            if number in _FULL
+            else "Check the state URI and the rights on it."
+        )
+        why = (isinstance(error, OSError) and error.strerror) or error
+        folder = getattr(path, "parent", path)
+        kind = LedgerError if number in _PERSISTENT else LedgerUnavailableError
+        raise kind(
+            f"Cannot {doing} {path.name}, a file of the ledger: {why}.\n{cure}\nFolder: {folder}"
+        ) from error
 
 
 @contextmanager
@@ -168,11 +182,11 @@ def replacing(path: Folder) -> Iterator[IO[bytes]]:
             _abandon(file)
             raise
         # An object store gets the complete object when the file is closed.
-        with _required(path), as_ledger_error("write", path):
+        with as_ledger_error("write", path):
             file.close()
         return
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
-    with _required(path), as_ledger_error("write", path):
+    with as_ledger_error("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Only the owner may read the file, as IDs are personal data.
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -198,28 +212,6 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextmanager
-def _required(path: Folder) -> Iterator[None]:
-    """Raise a missing folder or bucket as a LedgerError too."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise _cannot("write", path, error) from error
-
-
-def _cannot(doing: str, path: Folder, error: Exception) -> LedgerError:
-    number = error.errno if isinstance(error, OSError) else None
-    cure = (
-        "Its disk or its quota is full: free some space there, and run the task again."
-        if number in _FULL
-        else "Check the state URI and the rights on it."
-    )
-    why = (isinstance(error, OSError) and error.strerror) or error
-    folder = getattr(path, "parent", path)
-    kind = LedgerError if number in _PERSISTENT else LedgerUnavailableError
-    return kind(f"Cannot {doing} {path.name}, a file of the ledger: {why}.\n{cure}\nFolder: {folder}")
 
 
 def _abandon(file: Any) -> None:

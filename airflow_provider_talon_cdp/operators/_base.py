@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache, partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import (
@@ -455,13 +455,14 @@ class LedgerOperator(SendingOperator):
             key=_VERSION_WRITTEN,
             include_prior_dates=True,
         )
-        if isinstance(written, dict) and written["ledger"] == ledger.place and not self.sends_all():
+        place = str(ledger.folder)
+        if isinstance(written, dict) and written["ledger"] == place and not self.sends_all():
             ledger.at_least = written["version"]
         try:
             yield
         finally:
             if ledger.version:
-                instance.xcom_push(_VERSION_WRITTEN, {"ledger": ledger.place, "version": ledger.version})
+                instance.xcom_push(_VERSION_WRITTEN, {"ledger": place, "version": ledger.version})
 
     def run_dry(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
         """Plan, but send and record nothing."""
@@ -472,20 +473,17 @@ class LedgerOperator(SendingOperator):
         return mirror.run(self.run_owner(context), report=report)
 
     def guard(self) -> Guard:
-        """Return the guard with the limits of the arguments."""
+        """Return the guard with the limits of the arguments, checked after templates were rendered."""
         from airflow_provider_talon_cdp.sync.guard import Guard  # noqa: PLC0415
 
-        return Guard(**self.guard_limits())
-
-    def guard_limits(self) -> dict[str, Any]:
-        """Return the arguments of the guard, checked."""
-        return {
-            "on_empty": self.on_empty,
-            "max_removal_fraction": as_fraction("max_removal_fraction", self.max_removal_fraction),
-            "min_removals": as_count("min_removals", self.min_removals),
-            "max_removals": as_limit("max_removals", self.max_removals),
-            "max_additions": as_limit("max_additions", self.max_additions),
-        }
+        check_choice("on_empty", self.on_empty, OnEmpty)
+        return Guard(
+            on_empty=cast("OnEmpty", self.on_empty),
+            max_removal_fraction=as_fraction("max_removal_fraction", self.max_removal_fraction),
+            min_removals=as_count("min_removals", self.min_removals),
+            max_removals=as_limit("max_removals", self.max_removals),
+            max_additions=as_limit("max_additions", self.max_additions),
+        )
 
     def sends_all(self) -> bool:
         """Return whether unchanged records are sent too."""
@@ -681,24 +679,24 @@ class MembershipOperator(LedgerOperator):
         hook: TalonCdpHook,
         source: Source,
         *,
-        ledger_name: str | None = None,
+        ledger: str | None = None,
         managed: Collection[str] | None = None,
         names: Mapping[str, str] | None = None,
     ) -> Mirror:
         """Return the mirror that makes ``audience_id`` equal to a source, or the audiences of a named ledger.
 
-        With ``ledger_name``, only the ``managed`` audiences may change, or all if that is None. Missing
+        With ``ledger``, the name of one, only the ``managed`` audiences may change, or all if that is None. Missing
         audiences are created if they are in ``names``, which is filled while the source is read.
         """
         from airflow_provider_talon_cdp.changes.diff import Scope  # noqa: PLC0415
-        from airflow_provider_talon_cdp.ledger.ledger import audience_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
 
-        if ledger_name is None:
+        if ledger is None:
             audience = self.one_audience()
-            ledger_name, managed = audience_ledger_name(audience, self.audience_id_type), [audience]
+            ledger, managed = ledger_name("audience", audience, self.audience_id_type), [audience]
             names = None if self.audience_name is None else {audience: self.audience_name}
         if self.audience_name is not None:
             check_text("audience_name", check_rendered("audience_name", self.audience_name))
@@ -709,7 +707,7 @@ class MembershipOperator(LedgerOperator):
         verify: Any = self.verify or ("exists" if names is None else "identity")
         return Mirror(
             source=source,
-            ledger=self.open_ledger(hook, ledger_name),
+            ledger=self.open_ledger(hook, ledger),
             sender=lambda: self.members_sender(hook),
             kind=Members(
                 scope=Scope(managed=managed, sends_all=self.sends_all()),
@@ -749,7 +747,7 @@ class MembershipOperator(LedgerOperator):
         if self.initial_members is None:
             return
         if ledger.version:
-            self.log.info("The ledger exists already, so initial_members is not read.\n%s", ledger.place)
+            self.log.info("The ledger exists already, so initial_members is not read.\n%s", ledger.folder)
         else:
             self._adopt(ledger, self.run_owner(context))
 
@@ -778,20 +776,20 @@ class MembershipOperator(LedgerOperator):
                 f"Instance {other} of the mapped task {self.task_id} has mirrored the same members in this\n"
                 "DAG run, and this one would remove them again. Nothing was sent.\n"
                 "Join their queries with UNION ALL in one task, or give each instance its own audience or,\n"
-                f"with an audience column, its own ledger=. Both use the ledger in\n{ledger.place}"
+                f"with an audience column, its own ledger=. Both use the ledger in\n{ledger.folder}"
             )
 
     def _plan_inputs(self, mirror: Mirror) -> list[Any]:
         """Return what a plan depends on, apart from the data."""
         excluded = {"is_dry_run", "in_flight", "max_rejected"}
         fields = [(name, getattr(self, name)) for name in self.template_fields if name not in excluded]
-        return [mirror.ledger.place, self.guard(), self.suspicious_ids, *fields]
+        return [str(mirror.ledger.folder), self.guard(), self.suspicious_ids, *fields]
 
     def _adopt(self, ledger: Ledger, owner: str) -> None:
-        from airflow_provider_talon_cdp.ledger.adopt import adopt_csv  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.adopt import members_of_csv  # noqa: PLC0415
 
         file = storage("initial members file", str(self.initial_members))
-        adopted = adopt_csv(ledger, owner, file, str(self.audience_id))
+        adopted = ledger.adopt(owner, members_of_csv(file, str(self.audience_id)))
         self.log.info("Adopted %s members into a new ledger.", f"{adopted:,}")
 
     def _check_rules(self, name: str, value: object) -> Any:
@@ -842,11 +840,11 @@ def open_ledger(
 
 def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **options: Any) -> OutsideChanges:
     """Return the journal that notes explicit changes in the ledgers under the operator's ``state_uri``."""
-    from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name  # noqa: PLC0415
+    from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
 
     folder = storage("state URI", _state_uri_or_default(operator.state_uri))
-    identity = identity_of(hook, calls_ledger_name(f"{operator.dag_id}.{operator.task_id}"))
+    identity = identity_of(hook, ledger_name("calls", f"{operator.dag_id}.{operator.task_id}"))
     outside = OutsideChanges(folder, identity, _owner(operator, context), **options)
     outside.registry.common = _common_state(folder)
     return outside

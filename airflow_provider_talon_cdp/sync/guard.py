@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from airflow_provider_talon_cdp.changes.counts import Counts
-from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError
+from airflow_provider_talon_cdp.exceptions import GuardError
 
 OnEmpty = Literal["fail", "skip", "allow"]
 Verdict = Literal["send", "skip"]
@@ -24,9 +24,6 @@ class Guard:
             members is a quarter.
         max_removals: Most removals of known members, of all audiences together; None for no limit.
         max_additions: Most additions, to all audiences together; None for no limit.
-
-    Raises:
-        InvalidInputError: A limit has a wrong type or is out of its range.
     """
 
     on_empty: OnEmpty = "fail"
@@ -41,21 +38,6 @@ class Guard:
         "or on_empty='skip' to leave it as it is."
     )
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
-
-    def __post_init__(self) -> None:
-        if self.on_empty not in get_args(OnEmpty):
-            raise InvalidInputError(f"on_empty must be 'fail', 'skip' or 'allow', but is {self.on_empty!r}.")
-        fraction = self.max_removal_fraction
-        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-            raise InvalidInputError(
-                f"max_removal_fraction must be a number from 0 to 1, but is {fraction!r}."
-            )
-        for name in ("min_removals", "max_removals", "max_additions"):
-            value = getattr(self, name)
-            if value is None and name != "min_removals":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InvalidInputError(f"{name} must be an integer >= 0, but is {value!r}.")
 
     def check(self, counts: Counts) -> Verdict:
         """Return whether to send a plan.

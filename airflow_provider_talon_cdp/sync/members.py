@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,7 @@ from itertools import chain, islice
 from operator import lt
 from typing import Any, ClassVar, Literal
 
-from airflow_provider_talon_cdp.changes.change import Change, Chunk, Record, Rejection
+from airflow_provider_talon_cdp.changes.change import Change, Chunk, Record, Rejection, in_batches
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import EVERYTHING, Scope, diff, in_order
 from airflow_provider_talon_cdp.changes.spool import sorted_members
@@ -30,6 +30,7 @@ from airflow_provider_talon_cdp.sync.push import (
     Limits,
     Push,
     check_suspicious,
+    closing,
     count_suspicious,
     fail_if_rejected,
     now,
@@ -66,13 +67,9 @@ class Members:
 
     in_request: ClassVar[int] = MAX_CHANGES
     label: ClassVar[None] = None
-    noun: ClassVar[str] = "records"
     unclear: ClassVar[str] = UNCLEAR
-    names: ClassVar[Sequence[str]] = ()
 
-    def sort(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Sort records on this worker's disk."""
-        return sorted_members(records)
+    sort = staticmethod(sorted_members)
 
     def compare(self, ledger: Ledger, /) -> MemberPlan:
         """Return a plan that compares a source with the ledger."""
@@ -113,9 +110,12 @@ class Members:
             try:
                 await _send(flight, positions, chunk, sender)
             except NotFoundError as error:
-                audience, *others = dict(chunk.by_key())
+                by_audience = chunk.positions_by_key()
+                audience, *others = by_audience
                 if others:
-                    pending += _by_audience(positions, chunk)
+                    pending += [
+                        ([positions[at] for at in some], chunk.at(some)) for some in by_audience.values()
+                    ]
                     continue
                 if self.ignores_missing_audiences and await _needs_no_removal(sender, chunk):
                     log.warning(
@@ -228,85 +228,23 @@ def send_members(
         RequestError: The run stopped early; the log has the counts.
     """
     report = report or Report()
-    journal = ExplicitJournal(outside)
     suspicious = SuspiciousIds()
     checked = count_suspicious(records, suspicious, fails=limits.suspicious_ids == "fail")
-    chunks = _note_ahead(_batches(checked, report, journal, in_flight=limits.in_flight), outside)
+    chunks = _note_ahead(_batches(checked, report, outside, in_flight=limits.in_flight), outside)
     try:
-        Push(Members(ignores_missing_audiences=False), journal, report, limits).run(chunks, sender)
+        Push(Members(ignores_missing_audiences=False), outside, report, limits).run(chunks, sender)
         report.state = "done"
     except BaseException:
         log.warning("Stopped early:\n%s\nA retry may send some changes again, which is harmless.", report)
         raise
     finally:
         report.seconds = time.monotonic() - report.began
-        report.dead_letters = journal.dead_letters
+        report.dead_letters = outside.letters.place
         report.suspicious = suspicious.counts
     check_suspicious(suspicious, limits.suspicious_ids)
     log.info("Done:\n%s", report)
     fail_if_rejected(report, limits.max_rejected)
     return report
-
-
-class ExplicitJournal:
-    """The journal of explicit changes. No ledger holds them, so it has only counts and dead letters.
-
-    Args:
-        outside: Writes the dead letters.
-
-    Attributes:
-        changes: Number of changes that were read from the source so far.
-    """
-
-    def __init__(self, outside: OutsideChanges) -> None:
-        self.changes = 0
-        self._outside = outside
-        self._in_flight = 0
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of the dead letters, or None if there are none."""
-        return self._outside.dead_letters
-
-    def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Count a chunk in flight. Its changes were noted before; see ``_note_ahead``."""
-        self._in_flight += 1
-
-    def landed(
-        self,
-        number: int,
-        refused: Iterable[int] = (),
-        skipped: Iterable[int] = (),
-        unclear: Iterable[int] = (),
-        left: Iterable[int] = (),
-    ) -> None:
-        """Count a chunk that is not in flight any more."""
-        self._in_flight -= 1
-
-    def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Count a chunk that is not in flight any more."""
-        self._in_flight -= 1
-
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Write a dead letter."""
-        self._outside.reject(letter)
-
-    def suspect(self, audiences: Iterable[str]) -> None:
-        """Do nothing: the mirrors of these audiences check them."""
-
-    def flush(self) -> None:
-        """Make the dead letters durable."""
-        self._outside.flush()
-
-    def end(self) -> None:
-        """Make the dead letters durable, and note in the ledgers whether changes may still take effect."""
-        self._outside.end(in_flight=self._in_flight > 0)
-
-    def refuse_lost(self) -> None:
-        """Do nothing: explicit changes are not taken over."""
-
-    def leave_behind(self, chunks: Iterable[Chunk]) -> None:
-        """Do nothing: explicit changes are not taken over."""
 
 
 def _note_ahead(
@@ -322,47 +260,32 @@ def _note_ahead(
 
 
 def _batches(
-    records: Iterable[Record], counts: Counts, journal: ExplicitJournal, *, in_flight: int
+    records: Iterable[Record], counts: Counts, outside: OutsideChanges, *, in_flight: int
 ) -> Generator[Chunk, None, None]:
     """Yield chunks that fill a request, without recent duplicates, and count the records."""
     # One request more than those in flight, as changes wait for a full request before they are sent.
     recent = _RecentChanges((in_flight + 1) * MAX_CHANGES)
-    waiting: list[Chunk] = []
-    count = 0
-    try:
+
+    def new_changes() -> Iterator[Chunk]:
         for record in records:
             if isinstance(record, Rejection):
                 counts.read += 1
                 counts.rejected[record.reason] += 1
                 if record.profile_id:
                     letter = {"time": now(), "profile_id": record.profile_id, "reason": record.reason}
-                    journal.reject(letter)
+                    outside.letters.add(letter)
                 continue
             for part in _parts_by_audience(record):
                 # Counted per part: if the push stops, the rest of a long list is not counted as read.
                 counts.read += len(part)
                 new = recent.add(part)
                 counts.duplicate += len(part) - len(new)
-                journal.changes += len(new)
-                count += len(new)
-                waiting.append(new)
-                if count < MAX_CHANGES:
-                    continue
-                joined = Chunk.joined(waiting)
-                full = count // MAX_CHANGES * MAX_CHANGES
-                for start in range(0, full, MAX_CHANGES):
-                    yield _marked(joined[start : start + MAX_CHANGES], recent)
-                waiting, count = [joined[full:]] if full < count else [], count - full
-        if count:
-            yield _marked(Chunk.joined(waiting), recent)
-    finally:
-        # A generator with a cursor must be closed with this one, and not at a later garbage collection.
-        if isinstance(records, Generator):
-            records.close()
+                outside.changes += len(new)
+                yield new
 
-
-def _marked(chunk: Chunk, recent: _RecentChanges) -> Chunk:
-    return Chunk(chunk.ids, chunk.keys, chunk.verbs, disjoint_from_recent=recent.have_distinct_profiles)
+    with closing(records):
+        for chunk in in_batches(new_changes(), MAX_CHANGES):
+            yield replace(chunk, disjoint_from_recent=recent.have_distinct_profiles)
 
 
 def _parts_by_audience(chunk: Chunk) -> Iterator[Chunk]:
@@ -461,14 +384,6 @@ def _initial_requests(flight: Flight) -> list[tuple[Sequence[int], Chunk]]:
     if rest := sorted(set(range(len(chunk))).difference(bad)):
         requests.append((rest, chunk.at(rest)))
     return requests
-
-
-def _by_audience(positions: Sequence[int], chunk: Chunk) -> Iterator[tuple[Sequence[int], Chunk]]:
-    indices_by_audience: dict[str, list[int]] = {}
-    for at, audience in zip(range(len(chunk)), chunk.each_key, strict=False):
-        indices_by_audience.setdefault(audience, []).append(at)
-    for indices in indices_by_audience.values():
-        yield [positions[at] for at in indices], chunk.at(indices)
 
 
 def _gives_up_soon(flight: Flight, error: RejectedError) -> bool:

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
@@ -22,7 +22,7 @@ from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import MAX_CHANGES
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
-from airflow_provider_talon_cdp.ledger.ledger import Ledger, Outcome, RunFacts
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, Outcome, Planner, RunFacts
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
@@ -33,6 +33,7 @@ from airflow_provider_talon_cdp.sync.push import (
     Limits,
     Push,
     check_suspicious,
+    closing,
     count_suspicious,
     fail_if_rejected,
     now,
@@ -40,7 +41,6 @@ from airflow_provider_talon_cdp.sync.push import (
 from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 Source: TypeAlias = Callable[[], Iterable[Any]]
 """Reads the wanted records from the start. It is called a second time if they are not sorted by bytes."""
@@ -189,7 +189,7 @@ class Mirror:
             self._count_abandoned(report)
             refused: set[Member] = set()
             # A plan is not resumed if it may be for another environment, or if an audience was lost.
-            same_environment = self._has_key_of_last_run or self.ledger.identity.environment
+            same_environment = self.ledger.facts.has_key_of(self.facts) or self.ledger.identity.environment
             may_resume = same_environment and not self.ledger.suspected
             if cursor and may_resume and 0 < self.ledger.version == cursor.get():
                 refused = self._resume(report, cursor)
@@ -278,7 +278,7 @@ class Mirror:
         facts = {
             "state": state,
             "held": sorted(audiences),
-            "counts": plan.counts.numbers,
+            "counts": vars(plan.counts),
             "suspicious": plan.suspicious.sums,
             "witnesses": plan.comparison.witnesses,
         }
@@ -342,13 +342,9 @@ class Mirror:
         report.verdict = f"skipped: {text}"
         return True
 
-    @property
-    def _has_key_of_last_run(self) -> bool:
-        return self.ledger.facts.has_key_of(self.facts)
-
     def _check_key(self) -> None:
         """Warn if the API key has changed, as the new one may be of another environment."""
-        if self._has_key_of_last_run:
+        if self.ledger.facts.has_key_of(self.facts):
             return
         text = (
             "The API key or the platform name on the connection has changed since the last run.\n"
@@ -509,7 +505,7 @@ class Mirror:
                 continue
             self._write_letters(plan.letters)
             if not plan.counts.changes:
-                if self.ledger.has_lost_plans or self.ledger.has_unsent_changes:
+                if self.ledger.must_be_replaced:
                     # The new version keeps what is known of lost plans, and an older plan is pushed no more.
                     self._enforce(plan)
                 else:
@@ -545,7 +541,7 @@ class Mirror:
             log.info("The source is not sorted by bytes: it is read again and sorted on this worker's disk.")
             plan = self._plan_once(consume, self.source, leave_out, self.kind.sort)
         plan = replace(plan, refused_before=refused_before)
-        log.info("Plan: %s\nLedger: %s", self.kind.describe(plan.counts), self.ledger.place)
+        log.info("Plan: %s\nLedger: %s", self.kind.describe(plan.counts), self.ledger.folder)
         return plan
 
     def _plan_of_ranges(self, compared: ComparedRanges, consume: Callable[[Planner], Any]) -> Planned | None:
@@ -592,10 +588,10 @@ class Mirror:
         suspicious = SuspiciousIds()
 
         with ExitStack() as stack:
-            records = stack.enter_context(_closing(source()))
+            records = stack.enter_context(closing(source()))
 
             def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
-                in_order = stack.enter_context(_closing(sort(count_suspicious(records, suspicious))))
+                in_order = stack.enter_context(closing(sort(count_suspicious(records, suspicious))))
                 on_rejected = partial(_write_letter, letters=letters)
                 changes = comparison.changes(in_order, known, uncertain, counts, on_rejected)
                 return comparison.kept(_counting_rules(leave_out(changes, counts), counts))
@@ -666,7 +662,7 @@ class Mirror:
     def _write_letters(self, letters: Spool) -> None:
         """Write the dead letters of records that cannot be sent."""
         for number, letter in enumerate(letters, start=1):
-            self.ledger.reject(json.loads(letter))
+            self.ledger.letters.add(json.loads(letter))
             if number % MAX_CHANGES == 0:
                 self.ledger.flush()
         self.ledger.flush()
@@ -683,12 +679,8 @@ class Mirror:
             raise
         finally:
             report.seconds = time.monotonic() - report.began
-            report.dead_letters = self.ledger.dead_letters
+            report.dead_letters = self.ledger.letters.place
             report.ledger_version = self.ledger.version
-
-
-Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk]]
-"""Turns known members and uncertain changes into the changes of a plan."""
 
 
 @syncing()
@@ -700,23 +692,7 @@ def push_share(
     limits: Limits,
     report: Report | None = None,
 ) -> Report:
-    """Send the unsent changes of some parts of a plan.
-
-    Args:
-        share: The parts.
-        chunks: The share's chunks to send.
-        kind: Members or attributes.
-        sender: Opens the sender.
-        limits: How to push.
-        report: Where to count, so that the caller has the counts if the push fails.
-
-    Returns:
-        The counts, in which ``resumed`` is the number of unsent changes.
-
-    Raises:
-        RequestError: The push stopped early; what was acknowledged is recorded.
-        LedgerError: Another run took over.
-    """
+    """Send the unsent changes of some parts of a plan, as in ``Push.run``; they are counted as resumed."""
     report = report or Report()
     report.resumed += share.changes + share.abandoned
     report.unclear += share.abandoned
@@ -726,7 +702,7 @@ def push_share(
         report.state = "done"
     finally:
         report.seconds = time.monotonic() - report.began
-        report.dead_letters = share.dead_letters
+        report.dead_letters = share.letters.place
         log.info("%s", report)
     return report
 
@@ -799,8 +775,7 @@ def _counting_rules(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
 def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
     """Yield changes and count them."""
     for chunk in chunks:
-        for change in chunk.changes():
-            (counts.additions if change.action == "add" else counts.removals)[change.key] += 1
+        chunk.tally(counts.additions, counts.removals)
         yield chunk
 
 
@@ -836,13 +811,3 @@ def _without_refused(
         counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - in_run})
         if rest := chunk.without(bad):
             yield rest
-
-
-@contextmanager
-def _closing(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
-    """Close a generator at the end: the source's cursor before another one is opened, or a sort's files."""
-    try:
-        yield records
-    finally:
-        if isinstance(records, Generator):
-            records.close()

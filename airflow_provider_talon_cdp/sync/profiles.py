@@ -94,12 +94,9 @@ class Profiles:
 
     in_request: ClassVar[int] = 1
     label: ClassVar[str] = PROFILES
-    noun: ClassVar[str] = "profiles"
     unclear: ClassVar[str] = UNCLEAR_ATTRIBUTES
 
-    def sort(self, records: Iterable[Profile | Rejection]) -> Iterator[Profile | Rejection]:
-        """Sort records on this worker's disk."""
-        return sorted_profiles(records)
+    sort = staticmethod(sorted_profiles)
 
     def compare(self, ledger: Ledger, /) -> ProfilePlan:
         """Return a plan that compares a source with the ledger."""
@@ -218,15 +215,8 @@ class ProfilePlan:
     ) -> Iterator[Chunk]:
         """Return a change for each profile to send, with its new fingerprint and attributes, sorted.
 
-        Args:
-            records: The source, sorted.
-            known: Profile IDs and fingerprints of the ledger, also the uncertain ones, sorted.
-            counts: Updated while this runs.
-            on_rejected: Called for each record that cannot be sent.
-
-        Raises:
-            OutOfOrderError: The source is not sorted.
-            InvalidInputError: At the end, if profiles have several rows and ``on_duplicate`` is ``error``.
+        ``known`` are profile IDs and fingerprints of the ledger, also the uncertain ones; the other arguments
+        and errors are those of ``one_each``.
         """
         wanted = one_each(records, counts, on_duplicate=self._kind.on_duplicate, on_rejected=on_rejected)
         compared = self._compared(known, wanted, counts)

@@ -18,7 +18,6 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
@@ -26,9 +25,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from math import ceil
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_talon_cdp.changes.change import REMOVING, Change, Chunk, Profile
+from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile
 from airflow_provider_talon_cdp.changes.diff import Member
 from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
@@ -44,6 +43,12 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_apart
 from airflow_provider_talon_cdp.sync.report import Report
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
+    from airflow_provider_talon_cdp.ledger.share import Share
+    from airflow_provider_talon_cdp.sync.members import Members
+    from airflow_provider_talon_cdp.sync.profiles import Profiles
 
 log = logging.getLogger(__name__)
 
@@ -65,109 +70,6 @@ UNDEFINED = "is not defined"
 """Part of the reason if a profile was refused for an unknown attribute."""
 
 
-class Journal(Protocol):
-    """Records the outcome of a push's chunks: the share of a plan, or the journal of explicit changes."""
-
-    @property
-    def changes(self) -> int:
-        """Number of changes to send."""
-        ...
-
-    @property
-    def dead_letters(self) -> str | None:
-        """Folder of this process's dead letters, or None if there are none."""
-        ...
-
-    def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Record durably, before it is sent, that a chunk may be sent now, or some changes that run rules."""
-        ...
-
-    def landed(
-        self,
-        number: int,
-        refused: Iterable[int] = (),
-        skipped: Iterable[int] = (),
-        unclear: Iterable[int] = (),
-        left: Iterable[int] = (),
-    ) -> None:
-        """Record the outcome of a chunk.
-
-        Args:
-            number: The chunk's number.
-            refused: Positions of changes that Talon.One refused or that were not sent.
-            skipped: Positions in ``refused`` that were never sent.
-            unclear: Positions of changes that run rules and got no clear answer. Their rules end here.
-            left: Positions of changes that run rules and had no effect. They are sent again.
-        """
-        ...
-
-    def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
-        """Record that sending a chunk, or some changes of it, failed and certainly changed nothing."""
-        ...
-
-    def reject(self, letter: Mapping[str, Any]) -> None:
-        """Write a dead letter."""
-        ...
-
-    def suspect(self, audiences: Iterable[str]) -> None:
-        """Record durably that Talon.One may have lost the members of audiences."""
-        ...
-
-    def flush(self) -> None:
-        """Make all entries durable."""
-        ...
-
-    def end(self) -> None:
-        """Make all entries durable, and withdraw those of chunks that were never sent.
-
-        Raises:
-            LedgerError: Another process may have taken over.
-        """
-        ...
-
-    def refuse_lost(self) -> None:
-        """Raise an error if another process may have taken over; called before every attempt."""
-        ...
-
-    def leave_behind(self, chunks: Iterable[Chunk]) -> None:
-        """Record for the process that took over which changes were in flight."""
-        ...
-
-
-class Kind(Protocol):
-    """What a sync keeps in step: members of audiences, or attributes of profiles."""
-
-    @property
-    def label(self) -> str | None:
-        """The key under which acknowledged changes are counted; None to count them by their own keys."""
-        ...
-
-    @property
-    def unclear(self) -> str:
-        """The text of the dead letter for a change that runs rules and got no clear answer."""
-        ...
-
-    async def deliver(self, flight: Flight, sender: Any) -> None:
-        """Send all changes of a flight, or raise an error that ends the whole push."""
-        ...
-
-    def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:
-        """Return the content of the dead letter for a refused change."""
-        ...
-
-
-class Refusal(NamedTuple):
-    """One change that Talon.One refused, with its answer.
-
-    Args:
-        position: The change's position in its chunk.
-        error: The answer.
-    """
-
-    position: int
-    error: RejectedError
-
-
 class Flight:
     """A chunk that is being sent, and the outcome of its changes so far.
 
@@ -177,7 +79,7 @@ class Flight:
         push: The push that it belongs to.
 
     Attributes:
-        refusals: The changes that were refused.
+        refusals: Talon.One's answers by position, for changes that were refused.
         unclear: Positions of changes that run rules and got no clear answer.
         settled: Number of changes with an outcome.
     """
@@ -186,7 +88,7 @@ class Flight:
         self.number = number
         self.chunk = chunk
         self.push = push
-        self.refusals: list[Refusal] = []
+        self.refusals: dict[int, RejectedError] = {}
         self.unclear: list[int] = []
         self.settled = 0
         self._sent: list[int] = []
@@ -196,7 +98,7 @@ class Flight:
     @property
     def unsettled(self) -> list[int]:
         """Positions without an outcome, if the chunk runs rules."""
-        settled = {*self._sent, *self.unclear, *(position for position, _ in self.refusals)}
+        settled = {*self._sent, *self.unclear, *self.refusals}
         return [position for position in range(len(self.chunk)) if position not in settled]
 
     def sent(self, part: Chunk, positions: Iterable[int] = ()) -> None:
@@ -204,7 +106,10 @@ class Flight:
         self._unanswered = ()
         self._sent += positions
         self.settled += len(part)
-        self.push.acknowledged(part)
+        push = self.push
+        push.unclear_in_a_row = 0
+        push.sent += len(part)
+        part.tally(push.report.added, push.report.removed, push.kind.label)
 
     @contextmanager
     def aloft(self, positions: Collection[int]) -> Iterator[None]:
@@ -240,9 +145,15 @@ class Flight:
             reason: The reason to count it by, without IDs and values.
         """
         self.settled += 1
-        self.refusals.append(Refusal(position, error))
-        (change,) = self.chunk.at([position]).changes()
-        self.push.refuse(change, error, reason)
+        self.refusals[position] = error
+        push, member = self.push, next(self.chunk.at([position]).changes())[:2]
+        push.refused.add(member)
+        if member in push.limits.refused_in_run:
+            push.refused_again += 1
+            return
+        if reason not in push.rejected:
+            log.warning("A record was refused, and others may follow:\n%s", error)
+        push.rejected[reason] += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,28 +184,32 @@ class Push:
 
     Args:
         kind: Members or attributes.
-        journal: Records the outcome of the chunks.
+        journal: Records the outcome of the chunks: the share of a plan, or the journal of explicit changes.
         report: Updated while this runs: acknowledged, rejected and unsent changes, and requests.
         limits: How to behave.
 
     Attributes:
         rejected: Number of changes that Talon.One refused in this push, by reason.
         refused: Members of refused changes. They fit in memory, as a refusal takes at least one request.
+        refused_again: Number of refusals that count as duplicates; see ``Limits``.
         sent: Number of changes that Talon.One acknowledged in this push.
         unclear: Number of changes that run rules and got no clear answer.
+        unclear_in_a_row: Requests without a clear answer since the last acknowledgement.
     """
 
-    def __init__(self, kind: Kind, journal: Journal, report: Report, limits: Limits) -> None:
+    def __init__(
+        self, kind: Members | Profiles, journal: Share | OutsideChanges, report: Report, limits: Limits
+    ) -> None:
         self.limits = limits
         self.rejected: Counter[str] = Counter()
         self.refused: set[Member] = set()
-        self._refused_again = 0
+        self.refused_again = 0
         self.sent = 0
         self.unclear = 0
-        self._unclear_in_a_row = 0
-        self._kind = kind
+        self.unclear_in_a_row = 0
+        self.kind = kind
         self.journal = journal
-        self._report = report
+        self.report = report
         self._flights: dict[asyncio.Task[None], Flight] = {}
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
@@ -321,33 +236,21 @@ class Push:
             self.journal.suspect(error.audiences)
             raise
         finally:
-            self._report.rejected.update(self.rejected)
-            self._report.duplicate += self._refused_again
-            self._report.unclear += self.unclear
-            settled = self.sent + self.rejected.total() + self._refused_again + self.unclear
-            self._report.unsent += self.journal.changes - settled
-            self._end_journal()
-
-    def _end_journal(self) -> None:
-        try:
-            self.journal.end()
-        except LedgerError:
-            # Also a push that has sent everything may find only here that another run took over. Calls that
-            # run rules and are not settled have not left.
-            flights = [each for each in self._flights.values() if each.settled or not each.chunk.runs_rules]
-            with suppress(LedgerError):
-                self.journal.leave_behind([flight.chunk for flight in flights])
-            raise
-
-    def refuse(self, change: Change, error: RejectedError, reason: str) -> None:
-        """Count a refused change."""
-        self.refused.add(change[:2])
-        if change[:2] in self.limits.refused_in_run:
-            self._refused_again += 1
-            return
-        if reason not in self.rejected:
-            log.warning("A record was refused, and others may follow:\n%s", error)
-        self.rejected[reason] += 1
+            self.report.rejected.update(self.rejected)
+            self.report.duplicate += self.refused_again
+            self.report.unclear += self.unclear
+            settled = self.sent + self.rejected.total() + self.refused_again + self.unclear
+            self.report.unsent += self.journal.changes - settled
+            try:
+                self.journal.end()
+            except LedgerError:
+                # Also a push that has sent everything may find only here that another run took over. Calls
+                # that run rules and are not settled have not left.
+                flights = self._flights.values()
+                left = [each.chunk for each in flights if each.settled or not each.chunk.runs_rules]
+                with suppress(LedgerError):
+                    self.journal.leave_behind(left)
+                raise
 
     def no_answer(self, changes: Collection[Change], error: RequestError | None) -> None:
         """Count changes that run rules and got no clear answer, and write their dead letters.
@@ -359,33 +262,19 @@ class Push:
         if error and not self.unclear:
             log.warning("%s Others may follow.", summary)
         self.unclear += len(changes)
-        text = self._kind.unclear
+        text = self.kind.unclear
         unclear = error.become(RejectedError, text) if error else RejectedError(text, method="PUT", path="")
         for change in changes:
-            self.journal.reject({**self._letter(change, unclear), "reason": text})
+            self.journal.letters.add({**self._letter(change, unclear), "reason": text})
         if error:
-            self._unclear_in_a_row += 1
-            if self._unclear_in_a_row >= _MOST_UNCLEAR:
+            self.unclear_in_a_row += 1
+            if self.unclear_in_a_row >= _MOST_UNCLEAR:
                 raise error.become(
                     UnclearError,
                     f"{_MOST_UNCLEAR} calls in a row that run rules got no clear answer; the last one:\n"
                     f"{summary}\n"
                     "Their rules do not run again, and they have dead letters. The next run sends the rest.",
                 ) from error
-
-    def acknowledged(self, part: Chunk) -> None:
-        """Count acknowledged changes."""
-        self._unclear_in_a_row = 0
-        self.sent += len(part)
-        label = self._kind.label
-        keys: Sequence[str] | str = part.keys if label is None else label
-        if isinstance(keys, str) and isinstance(part.verbs, str):
-            counter = self._report.removed if part.verbs in REMOVING else self._report.added
-            counter[keys] += len(part)
-            return
-        for (key, verb), count in Counter(zip(part.each_key, part.each_verb, strict=False)).items():
-            counter = self._report.removed if verb in REMOVING else self._report.added
-            counter[label or key] += count
 
     async def _send_all(
         self,
@@ -404,17 +293,20 @@ class Push:
                         await self._wait_for_slot(chunk, number)
                         if not chunk.runs_rules:
                             self.journal.leaving(number)
-                        self._start(Flight(number, chunk, self), sender)
+                        flight = Flight(number, chunk, self)
+                        task = asyncio.create_task(self._deliver(flight, sender))
+                        self._flights[task] = flight
+                        task.add_done_callback(self._note_end)
                         number += 1
                     while self._flights:
                         await self._wait_for_flight()
             finally:
                 progress.cancel()
                 throughput.cancel()
-                self._report.requests += sender.requests
-                self._report.retries += sender.retries
-                self._report.throttled += sender.throttled
-                self._report.note_throughput(0, ends=True)
+                self.report.requests += sender.requests
+                self.report.retries += sender.retries
+                self.report.throttled += sender.throttled
+                self.report.note_throughput(0, ends=True)
 
     @asynccontextmanager
     async def _ending_flights(self) -> AsyncIterator[None]:
@@ -448,14 +340,9 @@ class Push:
                 return True
         return False
 
-    def _start(self, flight: Flight, sender: Any) -> None:
-        task = asyncio.create_task(self._deliver(flight, sender))
-        self._flights[task] = flight
-        task.add_done_callback(self._note_end)
-
     async def _deliver(self, flight: Flight, sender: Any) -> None:
         try:
-            await self._kind.deliver(flight, sender)
+            await self.kind.deliver(flight, sender)
         except RequestError as error:
             if not flight.settled and not error.is_unclear and not error.repeated:
                 self.journal.without_effect(flight.number)
@@ -468,14 +355,14 @@ class Push:
     def _settle(self, flight: Flight, left: Iterable[int] = ()) -> None:
         if flight.refusals:
             changes = list(flight.chunk.changes())
-            for position, refusal in flight.refusals:
+            for position, refusal in flight.refusals.items():
                 if changes[position][:2] not in self.limits.refused_in_run:
-                    self.journal.reject(self._letter(changes[position], refusal))
+                    self.journal.letters.add(self._letter(changes[position], refusal))
         self.journal.landed(
             flight.number,
-            [position for position, _ in flight.refusals],
+            list(flight.refusals),
             # A refusal without a status is not Talon.One's: the change was not sent.
-            [position for position, error in flight.refusals if error.status is None],
+            [position for position, error in flight.refusals.items() if error.status is None],
             flight.unclear,
             left,
         )
@@ -484,7 +371,7 @@ class Push:
         return {
             "time": now(),
             "profile_id": change.profile_id,
-            **self._kind.letter(change, error),
+            **self.kind.letter(change, error),
             "status": error.status,
             "request_uuid": error.request_uuid,
         }
@@ -513,7 +400,7 @@ class Push:
 
     async def _note_throughput(self, sender: Any) -> None:
         while True:
-            self._report.note_throughput(sender.throttled)
+            self.report.note_throughput(sender.throttled)
             await asyncio.sleep(_SECONDS_BETWEEN_POINTS)
 
     async def _log_progress(self, sender: Any) -> None:
@@ -653,6 +540,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@contextmanager
+def closing(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
+    """Close a generator at the end, and not at a later garbage collection: it may have a cursor or files."""
+    try:
+        yield records
+    finally:
+        if isinstance(records, Generator):
+            records.close()
+
+
 def count_suspicious(
     records: Iterable[Any], suspicious: SuspiciousIds, *, fails: bool = False
 ) -> Generator[Any, None, None]:
@@ -668,24 +565,23 @@ def count_suspicious(
         StoppedError: The task was told to stop.
     """
     of_profiles: list[str] = []
-    try:
-        for record in records:
-            refuse_stopped()
-            if isinstance(record, Chunk):
-                suspicious.add(record.ids)
-            elif isinstance(record, Profile):
-                of_profiles.append(record.profile_id)
-                # Many at once take a fraction of the time.
-                if fails or len(of_profiles) == MAX_CHANGES:
-                    suspicious.add(of_profiles)
-                    of_profiles = []
-            if fails:
-                check_suspicious(suspicious, "fail")
-            yield record
-    finally:
-        suspicious.add(of_profiles)
-        if isinstance(records, Generator):
-            records.close()
+    with closing(records):
+        try:
+            for record in records:
+                refuse_stopped()
+                if isinstance(record, Chunk):
+                    suspicious.add(record.ids)
+                elif isinstance(record, Profile):
+                    of_profiles.append(record.profile_id)
+                    # Many at once take a fraction of the time.
+                    if fails or len(of_profiles) == MAX_CHANGES:
+                        suspicious.add(of_profiles)
+                        of_profiles = []
+                if fails:
+                    check_suspicious(suspicious, "fail")
+                yield record
+        finally:
+            suspicious.add(of_profiles)
 
 
 def check_suspicious(suspicious: SuspiciousIds, rule: SuspiciousIdsRule) -> None:

@@ -1,22 +1,7 @@
 """What a sync did, in counts that balance, and the file of them, for people who look at a task later.
 
-```
-<ledger's folder>/reports/<UTC time of the start>-<digest of the DAG run><random>.json
-{"run": {"dag_id", "run_id", "task_id", "map_index", "try_number"},   null if unknown
- "finished": time in ISO 8601,
- "state": "done" | "stopped" | "refused" | "planned",                 see Report
- "counts": {"read", "removals", "resumed", "unchanged", "sent", "added", "removed", "duplicate",
-            "rejected": {reason: number}, "unclear", "unsent", "requests", "retries", "throttled",
-            "seconds"},
- "audiences": {ID: {"added", "removed", "members"}},                  for "planned" and "refused": as planned
- "guard": null | {"verdict", "allow"},                                why nothing was sent
- "ledger_version": null | number,
- "dead_letters": null | folder,
- "throughput": [[seconds since the start, acknowledged, throttled], ...]}
-```
-
-Attributes of profiles count as one audience, ``profiles``. ``members`` is null without a ledger. The file
-has no profile ID and no attribute's value.
+The file is ``reports/<UTC time of the start>-<digest of the DAG run><random>.json`` in the ledger's folder;
+docs/mirrors.md says what is in it. It has no profile ID and no attribute's value.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audiences equal to the query."""
-        from airflow_provider_talon_cdp.ledger.ledger import sync_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
 
         names: dict[str, str] = {}
         source = partial(self._records, self.sql_hook(), "add", names)
@@ -138,9 +138,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
             context,
             hook,
             source,
-            ledger_name=sync_ledger_name(
-                self.ledger or f"{self.dag_id}.{self.task_id}", self.audience_id_type
-            ),
+            ledger=ledger_name("sync", self.ledger or f"{self.dag_id}.{self.task_id}", self.audience_id_type),
             managed=None if self.audiences is None else self._audience_ids("audiences", self.audiences),
             names=names if self.audience_name_column else None,
         )

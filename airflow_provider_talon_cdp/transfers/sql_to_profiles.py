@@ -133,7 +133,7 @@ class ProfilesOperator(LedgerOperator):
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the attributes equal to the rows."""
-        from airflow_provider_talon_cdp.ledger.ledger import profiles_ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
 
         if self.ledger is None:
@@ -141,7 +141,7 @@ class ProfilesOperator(LedgerOperator):
         settings = self.run_settings(context, hook)
         return Mirror(
             source=self.source(hook),
-            ledger=self.open_ledger(hook, profiles_ledger_name(self._ledger_name), holds="profiles"),
+            ledger=self.open_ledger(hook, ledger_name("profiles", self._ledger_name), holds="profiles"),
             sender=lambda: self.sender(hook),
             kind=self.kind(sends_all=self.sends_all()),
             **settings,
@@ -151,7 +151,7 @@ class ProfilesOperator(LedgerOperator):
         """Return the guard with the limits of the arguments."""
         from airflow_provider_talon_cdp.sync.guard import ProfileGuard  # noqa: PLC0415
 
-        return ProfileGuard(**self.guard_limits())
+        return ProfileGuard(**vars(super().guard()))
 
     def kind(self, *, sends_all: bool = False) -> Profiles:
         """Return the kind that compares and sends attributes."""

@@ -64,7 +64,7 @@ async def client_to(talon, clock, **changes):
         "base_url": talon.url,
     }
     settings = Settings(**fields | changes)
-    async with open_client(settings, Transport()) as opened:
+    async with open_client(settings, Transport(), AsyncTalonCdpClient) as opened:
         yield AsyncTalonCdpClient(
             settings, opened._session, clock=clock, sleep=clock.sleep, jitter=lambda: 1.0
         )
@@ -203,7 +203,7 @@ def test_a_slow_answer_times_out_and_is_retried(talon):
             base_url=talon.url,
             timeout=0.3,
         )
-        async with open_client(settings, Transport()) as client:
+        async with open_client(settings, Transport(), AsyncTalonCdpClient) as client:
             await client.send(calls.update_customer_profile("anna", attributes={"n": 1}))
             return client.retries
 

@@ -259,7 +259,7 @@ def test_the_quick_form_of_a_batch_is_the_same_request_as_the_plain_one(ids, aud
     quick = calls.update_audiences_of_customer_profiles(groups, **kind)
     plain = calls.update_customer_profiles_audiences(entries, **kind)
     assert json.loads(quick.body) == json.loads(plain.body)
-    assert tuple(quick.private()) == plain.private
+    assert tuple(quick.private()) == tuple(plain.private())
     for name in ("operation", "method", "path", "changes"):
         assert getattr(quick, name) == getattr(plain, name)
 

@@ -25,7 +25,7 @@ from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.changes.diff import Scope
 from airflow_provider_talon_cdp.exceptions import TalonCdpError
 from airflow_provider_talon_cdp.ledger import lock
-from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, Sizes, audience_ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, Sizes, ledger_name
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.members import Members
@@ -43,7 +43,7 @@ def ids(span):
 def ledger_of(told):
     options = {"endpoint_url": told["s3"], "key": "a", "secret": "b"} if told["s3"] else {}
     identity = LedgerIdentity(
-        deployment_host=told["host"], base_url=told["talon"], name=audience_ledger_name("vip")
+        deployment_host=told["host"], base_url=told["talon"], name=ledger_name("audience", "vip")
     )
     sizes = Sizes(batch=BATCH, part=10 * BATCH, ahead=8)
     return Ledger(UPath(told["state"], **options), identity, sizes=sizes)
@@ -55,7 +55,7 @@ def mirror_of(told):
     )
 
     def sender():
-        return _Opened(open_client(settings, Transport(), in_flight=8))
+        return open_client(settings, Transport(), MembersSender, in_flight=8)
 
     return Mirror(
         source=lambda: iter([Chunk(ids(told["members"]), "vip")]),
@@ -66,17 +66,6 @@ def mirror_of(told):
         audiences=Audiences(names={"vip": "VIP"}, verify="identity"),
         limits=Limits(in_flight=8),
     )
-
-
-class _Opened:
-    def __init__(self, opening):
-        self.opening = opening
-
-    async def __aenter__(self):
-        return MembersSender(await self.opening.__aenter__(), "external")
-
-    async def __aexit__(self, *error):
-        return await self.opening.__aexit__(*error)
 
 
 def stop_at(number, checked):

@@ -19,7 +19,7 @@ from multidict import CIMultiDict
 from requests.adapters import BaseAdapter
 from urllib3 import HTTPResponse
 
-from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, TalonCdpClient
+from airflow_provider_talon_cdp.api.client import TalonCdpClient
 from airflow_provider_talon_cdp.api.senders import AttributesSender, MembersSender
 from airflow_provider_talon_cdp.api.settings import Settings
 from airflow_provider_talon_cdp.emulator.service import EmulatorSettings, Incoming, Service
@@ -213,16 +213,14 @@ class Wire:
 
     @asynccontextmanager
     async def members(self, settings):
-        yield MembersSender(self._client(settings), "external")
+        yield self._client(settings, MembersSender)
 
     @asynccontextmanager
     async def attributes(self, settings):
-        yield AttributesSender(self._client(settings))
+        yield self._client(settings, AttributesSender)
 
-    def _client(self, settings):
-        return AsyncTalonCdpClient(
-            settings, self, clock=self.clock, sleep=self._back_off, jitter=self.chance.random
-        )
+    def _client(self, settings, make):
+        return make(settings, self, clock=self.clock, sleep=self._back_off, jitter=self.chance.random)
 
     async def _back_off(self, seconds):
         await asyncio.sleep(seconds)

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.client import TalonCdpClient, Transport, open_client
+from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, TalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
 
@@ -69,7 +69,7 @@ def _send_bulk(hook, request):
         transport = Transport.of(session, hook.settings.base_url)
 
     async def send():
-        async with open_client(once(hook), transport) as client:
+        async with open_client(once(hook), transport, AsyncTalonCdpClient) as client:
             return await client.send(request)
 
     return asyncio.run(send())

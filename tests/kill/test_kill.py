@@ -25,7 +25,7 @@ import pytest
 import requests
 from packaging.version import Version
 
-from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, audience_ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, ledger_name
 
 # The first test waits until Airflow has made its database, and several wait for many tries of a task.
 pytestmark = pytest.mark.timeout(235)
@@ -248,7 +248,7 @@ def wait_until(ready, seconds=60):
 def ledger_of(folder, emulator):
     def read(audience):
         identity = LedgerIdentity(
-            deployment_host=DEPLOYMENT_HOST, base_url=emulator.url, name=audience_ledger_name(audience)
+            deployment_host=DEPLOYMENT_HOST, base_url=emulator.url, name=ledger_name("audience", audience)
         )
         return Ledger(folder / "state", identity)
 

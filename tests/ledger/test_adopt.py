@@ -9,7 +9,7 @@ import pytest
 from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
-from airflow_provider_talon_cdp.ledger.adopt import adopt_csv
+from airflow_provider_talon_cdp.ledger.adopt import members_of_csv
 from tests.ledger.conftest import profiles, spelt
 
 
@@ -41,7 +41,7 @@ def test_a_ledger_that_holds_something_is_not_overwritten(open_ledger, loaded, c
     with pytest.raises(LedgerError, match="exists already"):
         open_ledger().adopt("me", [Chunk(["a"], "vip")])
     with pytest.raises(LedgerError, match="exists already"):
-        adopt_csv(open_ledger(), "me", csv("profileintegrationid\na\n"), "vip")
+        open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\na\n"), "vip"))
     assert profiles(loaded().known()) == ["z"]
     assert loaded().version == 1
 
@@ -54,7 +54,7 @@ def test_members_are_adopted_in_one_version_with_an_empty_plan(open_ledger, load
 
 def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
     with open_ledger().held("other"), pytest.raises(LedgerError, match="in use by other"):
-        adopt_csv(open_ledger(), "me", csv("profileintegrationid\na\n"), "vip")
+        open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\na\n"), "vip"))
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
@@ -69,13 +69,13 @@ def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
     ],
 )
 def test_exports_in_many_shapes_are_read(open_ledger, loaded, csv, text):
-    assert adopt_csv(open_ledger(), "me", csv(text), "vip") == 2
+    assert open_ledger().adopt("me", members_of_csv(csv(text), "vip")) == 2
     assert profiles(loaded().known()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_quoted_ids_keep_what_they_hold(open_ledger, loaded, csv):
-    adopt_csv(open_ledger(), "me", csv('profileintegrationid\n"a\nb"\n" c "\n"d""e"\n'), "vip")
+    open_ledger().adopt("me", members_of_csv(csv('profileintegrationid\n"a\nb"\n" c "\n"d""e"\n'), "vip"))
     assert profiles(loaded().known()) == [" c ", "a\nb", 'd"e']
 
 
@@ -108,14 +108,14 @@ def test_a_file_that_holds_no_members_is_refused_and_the_ledger_stays_new(
     open_ledger, loaded, csv, text, error
 ):
     with pytest.raises(InvalidInputError, match=error):
-        adopt_csv(open_ledger(), "me", csv(text), "vip")
+        open_ledger().adopt("me", members_of_csv(csv(text), "vip"))
     assert loaded().version == 0
-    assert adopt_csv(open_ledger(), "me", csv("profileintegrationid\na\n"), "vip") == 1
+    assert open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\na\n"), "vip")) == 1
 
 
 def test_a_file_that_is_not_there_is_refused(open_ledger, tmp_path):
     with pytest.raises(InvalidInputError, match=r"cannot be read"):
-        adopt_csv(open_ledger(), "me", tmp_path / "none.csv", "vip")
+        open_ledger().adopt("me", members_of_csv(tmp_path / "none.csv", "vip"))
 
 
 def test_a_rejection_is_no_member(open_ledger):

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledger.adopt import adopt_csv
+from airflow_provider_talon_cdp.ledger.adopt import members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts, Sizes
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
@@ -69,7 +69,7 @@ def test_a_state_is_the_old_or_the_new_one_at_any_step(storage):
         ledger = ledger_in(storage)
         with ledger.held("me"):
             ledger.enforce(ledger.draft(plan_of("-a", "+e", "+f", "+g", "+h")), facts=FACTS)
-            ledger.reject({"profile_id": "x"})
+            ledger.letters.add({"profile_id": "x"})
             ledger.share().leaving(0)
             ledger.share().landed(0, [])
             ledger.share().flush()
@@ -113,7 +113,7 @@ def test_a_death_while_members_are_adopted_leaves_none_or_all(storage, tmp_path)
     file.write_text("profileintegrationid\nc\na\nb\n")
 
     def adopt():
-        adopt_csv(ledger_in(storage), "me", file, "vip")
+        ledger_in(storage).adopt("me", members_of_csv(file, "vip"))
 
     versions = []
     for dies_at in deaths(storage, adopt):

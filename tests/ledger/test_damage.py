@@ -137,7 +137,7 @@ def test_an_interrupted_upload_in_parts_leaves_nothing(s3):
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_files_are_for_the_owners_eyes_alone(open_ledger, commit):
     ledger = open_ledger()
-    ledger.reject({"profile_id": "a"})
+    ledger.letters.add({"profile_id": "a"})
     commit(ledger, "+a")
     commit(ledger, "+b")
     for path in (each for each in ledger.folder.rglob("*") if each.is_file()):
@@ -147,15 +147,15 @@ def test_files_are_for_the_owners_eyes_alone(open_ledger, commit):
 def test_dead_letters_are_lines_of_json_in_the_folder_that_is_named(open_ledger):
     ledger = open_ledger()
     with ledger.held("me"):
-        assert ledger.dead_letters is None
-        ledger.reject({"profile_id": "ü\n\u2028", "reason": "x"})
-        ledger.reject({"profile_id": "\udcff", "reason": "y"})
+        assert ledger.letters.place is None
+        ledger.letters.add({"profile_id": "ü\n\u2028", "reason": "x"})
+        ledger.letters.add({"profile_id": "\udcff", "reason": "y"})
         ledger.share().flush()
-        ledger.reject({"profile_id": "z"})
+        ledger.letters.add({"profile_id": "z"})
         ledger.share().flush()
         ledger.share().flush()
-    folder = ledger.folder / "dead-letters" / str(ledger.dead_letters).rpartition("/")[2]
-    assert str(folder) == ledger.dead_letters
+    folder = ledger.folder / "dead-letters" / str(ledger.letters.place).rpartition("/")[2]
+    assert str(folder) == ledger.letters.place
     texts = {path.name: path.read_bytes().decode() for path in folder.iterdir()}
     assert sorted(texts) == ["00000.ndjson", "00001.ndjson"]
     first = [json.loads(line) for line in texts["00000.ndjson"].removesuffix("\n").split("\n")]
@@ -163,6 +163,13 @@ def test_dead_letters_are_lines_of_json_in_the_folder_that_is_named(open_ledger)
 
 
 # A state URI that does not work
+
+
+def test_a_bucket_that_does_not_exist_is_one_clear_error_also_for_an_upload_in_parts(s3):
+    path = type(s3)("s3://storage@no-such-bucket/parts")
+    path.fs.default_block_size = 5 << 20
+    with pytest.raises(LedgerError, match=r"Cannot write parts, .*\nCheck the state URI"):
+        storage.write_bytes(path, b"x" * (11 << 20))
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)

@@ -137,8 +137,10 @@ def test_any_changes_come_back(tmp_path_factory, several):
     folder = tmp_path_factory.mktemp("lines")
     changes = [sorted(changes) for changes in several]
     file = write(folder / "x.zst", *(Chunk.of(some) for some in changes))
+    # Without changes there is no file.
+    assert (folder / "x.zst").exists() == (file is not None)
     # One frame, so that there is no order between frames to break.
-    assert spelt(read_chunks(folder, file)) == list(itertools.chain.from_iterable(changes))
+    assert spelt(read_chunks(folder, file) if file else ()) == list(itertools.chain.from_iterable(changes))
 
 
 @pytest.mark.parametrize("size", [1, 1000, format_module._FRAME_TEXT])
@@ -239,3 +241,14 @@ def test_a_disk_that_is_full_on_the_way_is_one_clear_error_and_leaves_nothing(st
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(error.value).endswith(f"Folder: {state}")
     assert not list(state.iterdir())
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_folder_that_vanishes_on_the_way_is_one_clear_error(state):
+    with (  # noqa: PT012
+        pytest.raises(LedgerError, match=r"Cannot write x\.zst, .*\nCheck the state URI"),
+        writing_lines(state / "folder" / "x.zst") as writer,
+    ):
+        writer.write(Chunk(["a"], "vip"))
+        writer.finish()
+        shutil.rmtree(state / "folder")

@@ -13,15 +13,13 @@ from airflow_provider_talon_cdp.ledger.ledger import (
     Ledger,
     LedgerIdentity,
     RunFacts,
-    audience_ledger_name,
-    profiles_ledger_name,
-    sync_ledger_name,
+    ledger_name,
 )
 from tests.ledger.conftest import FACTS, changes, members, names, plan_of, spelt
 
 DATA = Path(__file__).parent / "data" / "format-1"
 MEMBERS = sorted([f"m{number:02}" for number in range(4, 60)] + ["a\tb\n\\", "n22", "ü", "x1", "x2", "😀"])
-NAMES = [audience_ledger_name("vip"), sync_ledger_name("dag.task"), profiles_ledger_name("dag.task")]
+NAMES = [ledger_name("audience", "vip"), ledger_name("sync", "dag.task"), ledger_name("profiles", "dag.task")]
 
 
 @pytest.fixture
@@ -107,7 +105,7 @@ def test_with_an_environment_a_ledger_without_one_is_not_taken(copied):
     assert ledger.version == 0
     (neighbour,) = ledger.neighbours()
     assert neighbour.startswith("environment is '' there and 'live' here: ")
-    assert neighbour.endswith(copied(NAMES[0]).place)
+    assert neighbour.endswith(str(copied(NAMES[0]).folder))
 
 
 @pytest.mark.parametrize("kind", ["members", "plan"])
@@ -125,7 +123,7 @@ def test_a_flipped_bit_is_one_error_before_any_line_is_believed(copied, kind, at
 
 
 def test_the_command_shows_it_by_its_folder(copied, capsys):
-    assert main(["ledger", "show", copied(NAMES[0]).place]) == 0
+    assert main(["ledger", "show", str(copied(NAMES[0]).folder)]) == 0
     assert f"version 4, {len(MEMBERS)} members" in capsys.readouterr().out
-    assert main(["ledger", "letters", copied(NAMES[0]).place]) == 0
+    assert main(["ledger", "letters", str(copied(NAMES[0]).folder)]) == 0
     assert capsys.readouterr().out == '{"profile_id": "n23", "reason": "x"}\n'

@@ -20,7 +20,7 @@ def run(open_ledger, clock):
         with ledger.held("me"):
             draft = ledger.draft(plan_of(*texts))
             if letter:
-                ledger.reject({"profile_id": f"p{clock.now:.0f}"})
+                ledger.letters.add({"profile_id": f"p{clock.now:.0f}"})
             if texts:
                 ledger.enforce(draft, facts=FACTS)
                 share = ledger.share()
@@ -31,7 +31,7 @@ def run(open_ledger, clock):
             else:
                 ledger.discard(draft)
             ledger.flush()
-        return ledger.dead_letters and ledger.dead_letters.rpartition("/")[2]
+        return ledger.letters.place and ledger.letters.place.rpartition("/")[2]
 
     return once
 
@@ -69,7 +69,7 @@ def test_the_command_prints_them_by_path_and_by_name(run, loaded, capsys, state)
     run("+a")
     run()
     place = ["--state-uri", str(state), "--deployment-host", "acme.talon.one", "--audience-id", "vip"]
-    for which in ([loaded().place], place):
+    for which in ([str(loaded().folder)], place):
         assert main(["ledger", "letters", *which]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines == ['{"profile_id": "p1790000060"}', '{"profile_id": "p1790000120"}']

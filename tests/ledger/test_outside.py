@@ -6,7 +6,7 @@ import pytest
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import ledger_name
 from airflow_provider_talon_cdp.ledger.outside import NOTES, REQUEST_LASTS, WRITER_LASTS, OutsideChanges
 from airflow_provider_talon_cdp.ledger.storage import names_in
 from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles
@@ -17,7 +17,7 @@ def outside(state, clock):
     """The journal of a task that adds and removes explicitly."""
 
     def opened(owner="dag/explicit/run", **parts):
-        identity = identified(name=calls_ledger_name("dag.explicit"), **parts)
+        identity = identified(name=ledger_name("calls", "dag.explicit"), **parts)
         return OutsideChanges(state, identity, owner, clock=clock)
 
     return opened
@@ -64,7 +64,8 @@ def test_while_the_changes_may_still_arrive_they_stay_uncertain_whoever_plans(op
     for _ in range(2):
         assert push(open_ledger(), []) == [("x", "vip")]
     calls.note(Chunk(["y"], "vip"))
-    calls.end(in_flight=True)
+    calls.leaving(1)
+    calls.end()
     assert push(open_ledger(), []) == [("x", "vip"), ("y", "vip")]
     clock.now += REQUEST_LASTS
     assert push(open_ledger(), []) == [("x", "vip"), ("y", "vip")]
@@ -123,7 +124,7 @@ def test_without_a_ledger_nothing_is_written(outside, state):
     calls.note(Chunk(["a"], "vip"))
     calls.end()
     assert not state.exists() or not list(state.iterdir())
-    assert calls.dead_letters is None
+    assert calls.letters.place is None
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
@@ -150,11 +151,11 @@ def test_dead_letters_of_explicit_changes_stay_for_some_runs(outside, clock, sta
     places = []
     for number in range(5):
         calls = outside()
-        calls.reject({"profile_id": str(number)})
+        calls.letters.add({"profile_id": str(number)})
         calls.end()
-        places.append(calls.dead_letters.rpartition("/")[2])
+        places.append(calls.letters.place.rpartition("/")[2])
         clock.now += 60
-    folder = identified(name=calls_ledger_name("dag.explicit")).folder(state)
+    folder = identified(name=ledger_name("calls", "dag.explicit")).folder(state)
     assert names_in(folder / "dead-letters") == places[2:]
 
 
@@ -218,7 +219,8 @@ def test_a_new_ledger_says_which_others_there_are_of_the_audience(open_ledger, l
         if "base_url" in each and "sync" not in each
     ]
     assert base == (
-        "base_url is 'https://integration.talon.one' there and 'https://b.example' here: " + loaded().place
+        "base_url is 'https://integration.talon.one' there and 'https://b.example' here: "
+        + str(loaded().folder)
     )
 
 

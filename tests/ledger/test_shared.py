@@ -61,7 +61,7 @@ def push(opened):
                 sent.append(list(batch.ids))
                 bad = (refused or {}).get(number, ())
                 for at in bad:
-                    pushing.reject({"profile_id": sent[-1][at]})
+                    pushing.letters.add({"profile_id": sent[-1][at]})
                 pushing.landed(number, bad)
             pushing.flush()
         return sent

@@ -19,7 +19,7 @@ import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_talon_cdp.emulator import Emulator
-from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, audience_ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, ledger_name
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
@@ -261,7 +261,7 @@ def ledger_of(talon, state):
         identity = LedgerIdentity(
             deployment_host=connection["extra"]["deployment_host"],
             base_url=connection["host"],
-            name=name if name.startswith("sync:") else audience_ledger_name(name),
+            name=name if name.startswith("sync:") else ledger_name("audience", name),
         )
         ledger = Ledger(state, identity)
         ledger.load()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
-from airflow_provider_talon_cdp.ledger.adopt import adopt_csv
+from airflow_provider_talon_cdp.ledger.adopt import members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
 from tests.mirror.test_ledger import TEN
 
@@ -59,7 +59,7 @@ def test_adoption_over_again_after_a_crash_of_it(
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "enforce", dies)
         with pytest.raises(KeyboardInterrupt):
-            adopt_csv(ledger_of(), "dag/sync/run-1/-1", Path(file), "vip")
+            ledger_of().adopt("dag/sync/run-1/-1", members_of_csv(Path(file), "vip"))
     mirror(initial_members=file)
     agrees(TEN[1:])
 

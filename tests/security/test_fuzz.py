@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.client import TalonCdpClient, Transport, open_client
+from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, TalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.api.settings import Settings
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, InvalidInputError
@@ -134,7 +134,7 @@ def test_any_id_goes_round_trip_in_bulk(talon, plain_settings):
     """One session for all examples, as a run has one; both the path and the body of a request carry IDs."""
 
     async def run(ids):
-        async with open_client(plain_settings, Transport()) as client:
+        async with open_client(plain_settings, Transport(), AsyncTalonCdpClient) as client:
             await client.send(calls.create_audience("vip", "VIP"))
             await client.send(calls.update_customer_profiles_audiences([(each, ["vip"], []) for each in ids]))
             for each in ids:

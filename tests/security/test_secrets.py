@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_talon_cdp.api import calls
-from airflow_provider_talon_cdp.api.client import TalonCdpClient, Transport, open_client
+from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient, TalonCdpClient, Transport, open_client
 from airflow_provider_talon_cdp.exceptions import TalonCdpError
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator, DeleteAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
@@ -51,7 +51,7 @@ def _bulk(hook, request):
         transport = Transport.of(session, hook.settings.base_url)
 
     async def send():
-        async with open_client(once(hook), transport) as client:
+        async with open_client(once(hook), transport, AsyncTalonCdpClient) as client:
             return await client.send(request)
 
     return asyncio.run(send())

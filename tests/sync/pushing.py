@@ -33,14 +33,16 @@ class Plain:
         return {"key": change.key, "reason": str(error)}
 
 
+class _Letters(list):
+    add = list.append
+
+
 class NotedJournal:
     """A journal in memory, which checks that notes come in the order that it is promised.
 
     Args:
         chunks: What is to be sent.
     """
-
-    dead_letters = None
 
     def __init__(self, chunks=()):
         self.chunks = list(chunks)
@@ -50,7 +52,7 @@ class NotedJournal:
         self.outcomes = {}
         self.harmless = []
         self.unclear = []
-        self.letters = []
+        self.letters = _Letters()
         self.suspected = []
         self.behind = None
         self.ends = 0
@@ -75,9 +77,6 @@ class NotedJournal:
         assert number in self.left + self.called
         assert number not in self.outcomes
         self.harmless.append(number)
-
-    def reject(self, letter):
-        self.letters.append(letter)
 
     def suspect(self, audiences):
         self.suspected += audiences

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -23,10 +24,10 @@ from airflow_provider_talon_cdp.exceptions import (
     UnclearError,
     UnexpectedAnswerError,
 )
-from airflow_provider_talon_cdp.ledger.ledger import calls_ledger_name
+from airflow_provider_talon_cdp.ledger.ledger import ledger_name
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.sync import members as module
-from airflow_provider_talon_cdp.sync.members import ExplicitJournal, Members, send_members
+from airflow_provider_talon_cdp.sync.members import Members, send_members
 from airflow_provider_talon_cdp.sync.push import Limits
 from airflow_provider_talon_cdp.sync.report import Report
 from tests.changes.strategies import spelt_out
@@ -264,7 +265,7 @@ def outside(sync):
     identity = sync.identity.of_audience("x")
     return OutsideChanges(
         sync.storage.folder(),
-        type(identity)(**identity.parts | {"name": calls_ledger_name("dag.task")}),
+        type(identity)(**identity.parts | {"name": ledger_name("calls", "dag.task")}),
         "dag.task/run",
         clock=lambda: sync.now,
     )
@@ -432,7 +433,7 @@ def test_a_profile_waits_for_a_flight_that_is_retried_for_long(sync, send):
 
 
 def batches(records, counts=None, in_flight=64):
-    journal = ExplicitJournal(None)
+    journal = OutsideChanges(Path(), Sync.identity, "")
     return module._batches(records, counts or Counts(), journal, in_flight=in_flight), journal
 
 
