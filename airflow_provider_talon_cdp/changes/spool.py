@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import marshal
+import os
 import pickle
 import sqlite3
 import tempfile
@@ -38,7 +39,8 @@ class Spool:
 
     def __init__(self) -> None:
         with _disk():
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+            # Without a buffer: what a full disk refused must not be in the way of what is there.
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with this object
         # Not in __del__: the garbage collector may have taken the file before.
         self._closing = weakref.finalize(self, self._file.close)
         self._end = 0
@@ -54,16 +56,18 @@ class Spool:
         Raises:
             SpoolError: The disk is full or cannot be written.
         """
-        with _disk():
-            self._file.seek(self._end)
-            self._file.write(len(piece).to_bytes(4) + piece)
-        self._end += 4 + len(piece)
+        left, end = memoryview(len(piece).to_bytes(4) + piece), self._end
+        while left:
+            with _disk():
+                written = os.pwrite(self._file.fileno(), left, end)
+            left, end = left[written:], end + written
+        self._end = end
 
     def take(self) -> bytes:
         """Return the first piece that was not taken yet."""
         with _disk():
-            self._file.seek(self._taken)
-            piece = self._file.read(int.from_bytes(self._file.read(4)))
+            length = int.from_bytes(os.pread(self._file.fileno(), 4, self._taken))
+            piece = os.pread(self._file.fileno(), length, self._taken + 4)
         self._taken += 4 + len(piece)
         return piece
 

@@ -685,8 +685,8 @@ class MembershipOperator(LedgerOperator):
     ) -> Mirror:
         """Return the mirror that makes ``audience_id`` equal to a source, or the audiences of a named ledger.
 
-        With ``ledger``, the name of one, only the ``managed`` audiences may change, or all if that is None. Missing
-        audiences are created if they are in ``names``, which is filled while the source is read.
+        With ``ledger``, the name of one, only the ``managed`` audiences may change, or all if that is None.
+        Missing audiences are created if they are in ``names``, which is filled while the source is read.
         """
         from airflow_provider_talon_cdp.changes.diff import Scope  # noqa: PLC0415
         from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415

@@ -39,6 +39,7 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedError,
     RejectedRecordsError,
     RequestError,
+    SpoolError,
     UnclearError,
 )
 from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_apart
@@ -440,6 +441,9 @@ class Push:
                 following = reader(take)
                 for chunk in current:
                     yield chunk
+            if filling:
+                # At the end of the source it ends, too. Its error must not pass unseen.
+                await filling
         finally:
             if filling:
                 filling.cancel()
@@ -461,21 +465,28 @@ class _Backlog:
         self._chunks = chunks
         self._length = length
         self._spool = Spool()
+        # Chunks that the disk did not take. They come after those in the spool.
+        self._rest: list[Chunk] = []
         self._is_over = False
         self._failure: BaseException | None = None
 
     def fill(self) -> bool:
         """Read the next chunks; return false at the end of the source, or if the disk space is used up."""
-        if self._is_over or len(self._spool) > _MOST_ON_DISK:
+        if self._is_over or self._rest or len(self._spool) > _MOST_ON_DISK:
             return False
         try:
             chunks = list(islice(self._chunks, self._length))
         except BaseException as error:  # noqa: BLE001 - raised after the chunks before it were taken
             chunks, self._failure = [], error
         self._is_over = not chunks
-        for chunk in chunks:
+        for position, chunk in enumerate(chunks):
             columns = (chunk.ids, chunk.keys, chunk.verbs, chunk.disjoint_from_recent)
-            self._spool.write(marshal.dumps(columns, 2))
+            try:
+                self._spool.write(marshal.dumps(columns, 2))
+            except SpoolError as error:
+                log.warning("From here on the source is read as slowly as its changes are sent.\n%s", error)
+                self._rest = chunks[position:]
+                return False
         return bool(chunks)
 
     def take(self) -> list[Chunk]:
@@ -483,7 +494,8 @@ class _Backlog:
         if not self._spool:
             if self._failure:
                 raise self._failure
-            return list(islice(self._chunks, self._length))
+            rest, self._rest = self._rest, []
+            return rest or list(islice(self._chunks, self._length))
         chunks: list[Chunk] = []
         while self._spool and len(chunks) < self._length:
             # This process wrote it, and no other process can reach it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sqlite3
 import tempfile
 from types import SimpleNamespace
@@ -198,31 +199,34 @@ class FullDisk(io.BytesIO):
 @pytest.mark.parametrize("room", [0, 100])
 def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch, tmp_path, room):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    disks = []
+    disks, write_at = [], os.pwrite
 
-    def full():
+    def full(**_):
         disks.append(FullDisk(room))
         return disks[-1]
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    def pwrite(descriptor, data, at):
+        if at + len(data) > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_at(descriptor, data, at)
+
     ids = [f"{number:03}" for number in range(100)]
-
-    def write():
-        spooled = Spool()
-        for each in ids:
-            spooled.write(each.encode())
-
-    for use in (write, lambda: list(sorted_members([Chunk(ids, "x")], run=10))):
-        with pytest.raises(
-            SpoolError, match=rf"(?s)No space left on device\..*TMPDIR.*\nFolder: {tmp_path}$"
-        ):
-            use()
+    said = rf"(?s)No space left on device\..*TMPDIR.*\nFolder: {tmp_path}$"
+    spooled = Spool()
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(SpoolError, match=said):
+        list(map(spooled.write, map(str.encode, ids)))
+    # What fitted is there.
+    assert [piece.decode() for piece in spooled] == ids[: room // 7]
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(SpoolError, match=said):
+        list(sorted_members([Chunk(ids, "x")], run=10))
     # A run of the sort that cannot be written is closed at once.
     assert disks[-1].closed
 
 
 def test_no_folder_for_temporary_files_is_such_an_error(monkeypatch):
-    def nowhere():
+    def nowhere(**_):
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
+import os
 import re
 
 import pytest
@@ -328,6 +330,39 @@ def test_what_fails_while_reading_ahead_fails_in_its_place(failing):
     # What was read before the source failed has been sent.
     assert failing == "Talon.One" or len(talon.members) >= 298
     assert closed == [True]
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 7, 8, 9])
+def test_all_is_sent_though_the_disk_is_full_while_reading_ahead(monkeypatch, caplog, pieces):
+    write, written = os.pwrite, []
+
+    def fills_up(descriptor, piece, at):
+        if len(written) == pieces:
+            # What a full disk takes of a piece.
+            if len(piece) > 10:
+                return write(descriptor, piece[:10], at)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(piece)
+        return write(descriptor, piece, at)
+
+    def stream():
+        yield from journal.chunks
+
+    monkeypatch.setattr(os, "pwrite", fills_up)
+    journal, talon = NotedJournal(singles(100)), FakeTalon()
+    talon.pause = 0.001
+    counts = push(journal, talon, Plain(), stream=stream(), in_flight=2, reads_ahead=True)
+    assert (counts.sent, counts.unsent, len(talon.members)) == (100, 0, 100)
+    assert "No space left on device" in caplog.text
+
+
+def test_an_error_of_reading_ahead_itself_does_not_pass_unseen(monkeypatch):
+    def fails(spool, piece):
+        raise MemoryError
+
+    monkeypatch.setattr(Spool, "write", fails)
+    with pytest.raises(MemoryError):
+        run(singles(100), in_flight=2, reads_ahead=True)
 
 
 def test_reading_ahead_pauses_while_much_waits_on_disk(monkeypatch):
