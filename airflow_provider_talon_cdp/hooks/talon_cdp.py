@@ -114,8 +114,12 @@ class TalonCdpHook(HttpHook):
             extra_options: As in ``HttpHook``.
         """
         with self._named():
-            network = network_options(self._extra(self.get_connection(self.talon_cdp_conn_id)))
-        session = super().get_conn(None, network | (extra_options or {}))
+            extra = self._extra(self.get_connection(self.talon_cdp_conn_id))
+            network = network_options(extra | (extra_options or {}))
+        session = super().get_conn(None, network)
+        # HttpHook takes empty values as they are: an empty verify would turn off the check of certificates.
+        for name, value in ({"proxies": {}, "verify": True, "cert": None, "trust_env": True} | network).items():
+            setattr(session, name, value)
         # HttpHook turns every extra that it does not know into a header.
         session.headers.clear()
         session.headers.update({**default_headers(), **(headers or {})})

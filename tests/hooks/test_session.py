@@ -105,6 +105,14 @@ def test_verification_is_on_by_default(connect, requests_mock):
     assert requests_mock.last_request.verify is True
 
 
+@pytest.mark.parametrize("name", ["verify", "verify_ssl", "cert", "trust_env", "proxies", "proxy"])
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_option_is_its_default_and_turns_nothing_off(connect, name, empty):
+    ours, plain = connect({name: empty}).get_conn(), connect().get_conn()
+    assert (ours.verify, ours.cert, ours.trust_env, ours.proxies) == (True, None, True, {})
+    assert (plain.verify, plain.cert, plain.trust_env, plain.proxies) == (True, None, True, {})
+
+
 def test_a_hook_opens_one_connection_and_reuses_it(connect, talon, monkeypatch):
     opened = []
     create = socket.create_connection
