@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> None:
     ledger = _ledger(options)
     if options.command == "import":
         file = _storage("CSV file", options.csv)
-        members = members_of_csv(file, options.audience_id)
+        members = members_of_csv(file, options.audience_id, "warn")
         print(f"Adopted {ledger.adopt(_owner('import'), members):,} members.")
     if isinstance(ledger, DamagedLedger):
         print("\n".join(ledger.repair(_owner("repair"))))

@@ -23,6 +23,8 @@ _LARGEST_INTERNAL_ID = 2**63 - 1
 _INVISIBLE = "\ufeff\u200b\u2060"
 
 DOTS = frozenset((".", ".."))
+NULL_AUDIENCES = frozenset(("None", "nan", "NaN", "null", "NULL", "<NA>", "NaT"))
+"""Audience IDs that are a null that became text on the way: no audience is called so on purpose."""
 """Profile IDs that HTTP clients and proxies remove from a path, as steps of a relative path."""
 
 FAULT_OF_DOTS = "profile ID '.' or '..', which does not survive in the path of a URL"
@@ -45,6 +47,7 @@ AttributeType = Literal[
 """Type of a customer-profile attribute, spelled as in Talon.One's own API."""
 
 OnUnclear = Literal["fail", "retry"]
+SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 """If a call that runs rules gets no clear answer: ``fail``, or ``retry``, with which they may run twice."""
 ON_UNCLEAR: OnUnclear = "fail"
 
@@ -84,6 +87,11 @@ def check_text(name: str, value: object) -> str:
     if fault:
         raise InvalidInputError(f"{name} must be a string of 1 to {MAX_LENGTH} characters, but is {fault}.")
     return str(value)
+
+
+def is_null_audience(value: object) -> bool:
+    """Return whether a value says that there is no audience: a null, or the text of one."""
+    return value is None or (isinstance(value, str) and value in NULL_AUDIENCES)
 
 
 def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str | int:

@@ -18,6 +18,7 @@ from airflow_provider_talon_cdp.contract import (
     AudienceIdType,
     check_audience_id,
     fault_of_text,
+    is_null_audience,
     is_unicode,
 )
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -328,7 +329,7 @@ def one_or_all(texts: list[str]) -> str | list[str]:
 
 
 def _fault_of_audience(value: Any, id_type: AudienceIdType) -> str | None:
-    if value is None:
+    if is_null_audience(value):
         return "audience ID null"
     fault = fault_of_text(value) if isinstance(value, str) and id_type == "external" else None
     return f"audience ID {fault}" if fault else None
@@ -347,10 +348,10 @@ def _joined(columns: Sequence[str | list[str]], counts: Sequence[int]) -> str | 
 
 
 def _are_ids(values: list[Any]) -> bool:
-    try:
-        joined = "".join(values)
-    except TypeError:
+    # No subclasses, such as numpy's text: they cannot be written to a disk like text.
+    if not set(map(type, values)) <= {str}:
         return False
+    joined = "".join(values)
     lengths = set(map(len, values))
     return not lengths or (0 not in lengths and max(lengths) <= MAX_LENGTH and is_unicode(joined))
 

@@ -118,7 +118,9 @@ class TalonCdpHook(HttpHook):
             network = network_options(extra | (extra_options or {}))
         session = super().get_conn(None, network)
         # HttpHook takes empty values as they are: an empty verify would turn off the check of certificates.
-        for name, value in ({"proxies": {}, "verify": True, "cert": None, "trust_env": True} | network).items():
+        for name, value in (
+            {"proxies": {}, "verify": True, "cert": None, "trust_env": True} | network
+        ).items():
             setattr(session, name, value)
         # HttpHook turns every extra that it does not know into a header.
         session.headers.clear()

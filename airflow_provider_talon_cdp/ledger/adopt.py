@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection, read_members, read_profile_id
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
+from airflow_provider_talon_cdp.contract import SuspiciousIdsRule
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+log = logging.getLogger(__name__)
 
 COLUMN = "profileintegrationid"
 """Header of the column of profile IDs, as the Campaign Manager's export has it."""
@@ -17,16 +22,19 @@ COLUMN = "profileintegrationid"
 _ROWS = 1000
 
 
-def members_of_csv(file: Any, audience_id: str) -> Iterator[Chunk]:
+def members_of_csv(file: Any, audience_id: str, suspicious_ids: SuspiciousIdsRule) -> Iterator[Chunk]:
     """Yield the members in a CSV file, for ``Ledger.adopt``.
 
     Args:
         file: A ``pathlib.Path`` or a ``UPath``-like object; CSV with commas and the header ``COLUMN``.
         audience_id: ID of the audience in the CDP.
+        suspicious_ids: What to do at the end of the file if IDs look wrong.
 
     Raises:
-        InvalidInputError: The file cannot be read, has no such column or no members, or has an invalid ID.
+        InvalidInputError: The file cannot be read, has no such column or no members, or has an invalid ID, or
+            IDs look wrong and ``suspicious_ids`` is ``fail``.
     """
+    suspicious = SuspiciousIds()
     try:
         opened = file.open("rb")
     except OSError as error:
@@ -49,9 +57,22 @@ def members_of_csv(file: Any, audience_id: str) -> Iterator[Chunk]:
                         f"Row {some[bad][0]} of the members: {record.reason}. Nothing was adopted.\n"
                         f"File: {file}"
                     )
+                suspicious.add(record.ids)
                 yield record
         if not found:
             raise InvalidInputError(f"The file has no members, so nothing was adopted.\nFile: {file}")
+    texts = "\n".join(suspicious.texts)
+    if texts and suspicious_ids == "fail":
+        raise InvalidInputError(
+            f"{texts}\nNothing was adopted. Correct the file, or pass suspicious_ids='warn'.\nFile: {file}"
+        )
+    if texts and suspicious_ids == "warn":
+        log.warning(
+            "%s\nThey are adopted as they are: members whom Talon.One knows by other IDs are never removed.\n"
+            "File: %s",
+            texts,
+            file,
+        )
 
 
 def _rows(text: io.TextIOWrapper, file: Any) -> Iterator[list[str]]:

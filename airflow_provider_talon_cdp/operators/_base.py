@@ -36,6 +36,7 @@ from airflow_provider_talon_cdp.contract import (
     IN_FLIGHT,
     KEEP_VERSIONS,
     AudienceIdType,
+    SuspiciousIdsRule,
     check_text,
 )
 from airflow_provider_talon_cdp.exceptions import (
@@ -77,7 +78,6 @@ OnOlderRun = Literal["fail", "skip", "allow"]
 RetryRejected = Literal["always", "never"]
 Verify = Literal["identity", "exists", "none"]
 Rules = Literal["none", "changes", "all"]
-SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 T = TypeVar("T")
 P = ParamSpec("P")
 Op = TypeVar("Op", bound=BaseOperator)
@@ -789,7 +789,8 @@ class MembershipOperator(LedgerOperator):
         from airflow_provider_talon_cdp.ledger.adopt import members_of_csv  # noqa: PLC0415
 
         file = storage("initial members file", str(self.initial_members))
-        adopted = ledger.adopt(owner, members_of_csv(file, str(self.audience_id)))
+        members = members_of_csv(file, str(self.audience_id), self.limits().suspicious_ids)
+        adopted = ledger.adopt(owner, members)
         self.log.info("Adopted %s members into a new ledger.", f"{adopted:,}")
 
     def _check_rules(self, name: str, value: object) -> Any:

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile
 from airflow_provider_talon_cdp.changes.diff import Member
 from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
-from airflow_provider_talon_cdp.contract import IN_FLIGHT, MAX_CHANGES
+from airflow_provider_talon_cdp.contract import IN_FLIGHT, MAX_CHANGES, SuspiciousIdsRule
 from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     LedgerError,
@@ -66,7 +66,6 @@ _SECONDS_BETWEEN_POINTS = 1.0
 _SECONDS_BETWEEN_WAITING_LINES = 30.0
 # Calls in a row without a clear answer after which a push stops, as a person has to check every one of them.
 _MOST_UNCLEAR = 10
-SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 UNDEFINED = "is not defined"
 """Part of the reason if a profile was refused for an unknown attribute."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.contract import check_text, fault_of_text
+from airflow_provider_talon_cdp.contract import check_text, fault_of_text, is_null_audience
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
@@ -176,11 +176,11 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
 
     def _refuse_null_audiences(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Refuse rows without an audience: the mirror would remove them from the audience they belong to."""
-        if any(row[1] is None or row[1] == "" for row in rows):
+        if any(row[1] == "" or is_null_audience(row[1]) for row in rows):
             column = self.audience_column
             raise InvalidInputError(
-                f"The query has rows whose audience (column {column!r}) is null or empty,\n"
-                "so it is unknown to which audience they belong. Nothing was sent.\n"
+                f"The query has rows whose audience (column {column!r}) is null, empty, or a null as text\n"
+                "('None', 'nan'), so it is unknown to which audience they belong. Nothing was sent.\n"
                 f"Fix the join that does not find it, or leave these rows out: WHERE {column} <> ''."
             )
 

@@ -54,6 +54,12 @@ class NaTType:
     """Like pandas' NaT."""
 
 
+def test_subclasses_of_text_become_text():
+    """They cannot be written to a disk as such."""
+    (chunk,) = read_members([Name("anna"), Name("bert")], "vip", "add")
+    assert [type(profile_id) for profile_id in chunk.ids] == [str, str]
+
+
 @pytest.mark.parametrize(
     "value, text",
     [
@@ -100,6 +106,8 @@ def test_a_record_without_a_usable_id_is_rejected_for_a_reason_that_does_not_quo
     "audience, reason",
     [
         (None, "audience ID null"),
+        ("None", "audience ID null"),
+        ("nan", "audience ID null"),
         ("", "audience ID empty"),
         ("x" * 1001, "audience ID longer than 1000 characters"),
         ("\udcff", "audience ID not valid Unicode (a lone surrogate)"),

@@ -41,7 +41,7 @@ def test_a_ledger_that_holds_something_is_not_overwritten(open_ledger, loaded, c
     with pytest.raises(LedgerError, match="exists already"):
         open_ledger().adopt("me", [Chunk(["a"], "vip")])
     with pytest.raises(LedgerError, match="exists already"):
-        open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\na\n"), "vip"))
+        open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\na\n"), "vip", "warn"))
     assert profiles(loaded().known()) == ["z"]
     assert loaded().version == 1
 
@@ -54,7 +54,7 @@ def test_members_are_adopted_in_one_version_with_an_empty_plan(open_ledger, load
 
 def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
     with open_ledger().held("other"), pytest.raises(LedgerError, match="in use by other"):
-        open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\na\n"), "vip"))
+        open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\na\n"), "vip", "warn"))
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
@@ -69,14 +69,37 @@ def test_nothing_is_adopted_while_another_run_is_at_work(open_ledger, csv):
     ],
 )
 def test_exports_in_many_shapes_are_read(open_ledger, loaded, csv, text):
-    assert open_ledger().adopt("me", members_of_csv(csv(text), "vip")) == 2
+    assert open_ledger().adopt("me", members_of_csv(csv(text), "vip", "warn")) == 2
     assert profiles(loaded().known()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_quoted_ids_keep_what_they_hold(open_ledger, loaded, csv):
-    open_ledger().adopt("me", members_of_csv(csv('profileintegrationid\n"a\nb"\n" c "\n"d""e"\n'), "vip"))
+    open_ledger().adopt(
+        "me", members_of_csv(csv('profileintegrationid\n"a\nb"\n" c "\n"d""e"\n'), "vip", "warn")
+    )
     assert profiles(loaded().known()) == [" c ", "a\nb", 'd"e']
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_ids_that_look_wrong_are_told(open_ledger, loaded, csv, caplog):
+    """A member whom Talon.One knows by another ID would stay for ever."""
+    file = csv("profileintegrationid\na \nNone\nb\n")
+    with pytest.raises(
+        InvalidInputError, match=r"(?s)1 of 3 profile IDs have white space.*Nothing was adopt"
+    ):
+        open_ledger().adopt("me", members_of_csv(file, "vip", "fail"))
+    assert not loaded().version
+    open_ledger().adopt("me", members_of_csv(file, "vip", "ignore"))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_ids_that_look_wrong_are_adopted_with_a_warning(open_ledger, loaded, csv, caplog):
+    open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\n12.0\n13.0\n"), "vip", "warn"))
+    assert profiles(loaded().known()) == ["12.0", "13.0"]
+    assert "2 of 2 profile IDs end with '.0'" in caplog.text
+    assert "never removed" in caplog.text
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
@@ -108,14 +131,14 @@ def test_a_file_that_holds_no_members_is_refused_and_the_ledger_stays_new(
     open_ledger, loaded, csv, text, error
 ):
     with pytest.raises(InvalidInputError, match=error):
-        open_ledger().adopt("me", members_of_csv(csv(text), "vip"))
+        open_ledger().adopt("me", members_of_csv(csv(text), "vip", "warn"))
     assert loaded().version == 0
-    assert open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\na\n"), "vip")) == 1
+    assert open_ledger().adopt("me", members_of_csv(csv("profileintegrationid\na\n"), "vip", "warn")) == 1
 
 
 def test_a_file_that_is_not_there_is_refused(open_ledger, tmp_path):
     with pytest.raises(InvalidInputError, match=r"cannot be read"):
-        open_ledger().adopt("me", members_of_csv(tmp_path / "none.csv", "vip"))
+        open_ledger().adopt("me", members_of_csv(tmp_path / "none.csv", "vip", "warn"))
 
 
 def test_a_rejection_is_no_member(open_ledger):

@@ -113,7 +113,7 @@ def test_a_death_while_members_are_adopted_leaves_none_or_all(storage, tmp_path)
     file.write_text("profileintegrationid\nc\na\nb\n")
 
     def adopt():
-        ledger_in(storage).adopt("me", members_of_csv(file, "vip"))
+        ledger_in(storage).adopt("me", members_of_csv(file, "vip", "warn"))
 
     versions = []
     for dies_at in deaths(storage, adopt):

@@ -120,7 +120,7 @@ def test_audiences_are_a_list_of_external_ids(sqlite, talon, mirror_many, calls,
     assert calls() == 0
 
 
-@pytest.mark.parametrize("audience", [None, ""])
+@pytest.mark.parametrize("audience", [None, "", "None", "nan", "NULL", "<NA>"])
 @pytest.mark.parametrize("rejected", [0, None])
 def test_a_null_audience_is_refused_before_the_first_request(
     warehouse, talon, mirror_many, calls, state, rejected, audience
@@ -130,7 +130,7 @@ def test_a_null_audience_is_refused_before_the_first_request(
     many = [(f"customer-{each:05}", "vip") for each in range(20_000)]
     warehouse.fill_pairs([*many, ("customer-lost", audience)])
     with pytest.raises(
-        InvalidInputError, match=r"(?s)\(column 'audience_id'\) is null or empty.*WHERE audience_id <> ''"
+        InvalidInputError, match=r"(?s)\(column 'audience_id'\) is null, empty, or.*WHERE audience_id <> ''"
     ) as error:
         mirror_many(max_rejected=rejected)
     assert "customer" not in str(error.value)
