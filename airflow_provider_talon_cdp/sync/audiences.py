@@ -110,6 +110,10 @@ class Audiences:
                         witness = witnesses[audience]
                         async with locks[witness], places:
                             await self._add_witness(audience, witness, ledger, opened)
+                        if self.key_has_changed and not ledger.identity.environment:
+                            # It exists, but may be that of another environment, with other members.
+                            ledger.suspect([audience])
+                            lost.append(audience)
                         return
                     async with places:
                         has_members = after or bool(counts.known[audience])

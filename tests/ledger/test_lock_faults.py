@@ -226,7 +226,7 @@ def test_eleven_runs_that_wait_all_get_their_turn(open_ledger, loaded):
         ledger = open_ledger(sleep=lambda _: threading.Event().wait(0.05))
         try:
             while not add(ledger, number):
-                threading.Event().wait(0.05)
+                threading.Event().wait(0.5)
         except BaseException as error:  # noqa: BLE001
             failed.append(error)
 

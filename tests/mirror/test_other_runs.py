@@ -19,6 +19,7 @@ from airflow_provider_talon_cdp.exceptions import (
     OlderRunError,
     RejectedRecordsError,
 )
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator, DeleteAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator, UpdateProfileOperator
@@ -547,16 +548,19 @@ def environments(connect, talon):
         yield emulator, use
 
 
+@pytest.mark.parametrize("audience_name", ["VIP", None])
 @pytest.mark.parametrize("verify", ["identity", "none"])
 def test_a_key_of_another_environment_finds_its_audience_and_fills_it(
-    sqlite, environments, mirror, said, verify
+    sqlite, environments, mirror, said, verify, audience_name
 ):
     """What one environment acknowledged says nothing about the other, though the ledger is the same."""
     emulator, use = environments
     sqlite.fill(MANY)
     for name in ("sandbox", "live"):
         use(name)
-        assert mirror(audience_name="VIP", verify=verify)["sent"] == len(MANY)
+        if audience_name is None:
+            TalonCdpHook().create_audience("vip", "VIP")
+        assert mirror(audience_name=audience_name, verify=verify)["sent"] == len(MANY)
         assert emulator.members("vip", name) == set(MANY)
     assert "The API key or the platform name on the connection has changed" in said()
     assert "-key-000" not in said()

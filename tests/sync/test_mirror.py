@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -453,13 +454,17 @@ def keyed(fingerprint, platform="live"):
 
 
 @pytest.mark.parametrize("other", [keyed("2"), keyed("1", "sandbox")])
-def test_another_key_is_a_warning_and_the_audiences_are_checked(sync, caplog, other):
+@pytest.mark.parametrize("environment", ["", "live"])
+def test_another_key_is_a_warning_and_the_audiences_are_checked(sync, caplog, other, environment):
+    """An audience that exists may be that of another environment, unless Environment says that it is not."""
+    sync.identity = replace(sync.identity, environment=environment)
     audiences = {"audiences": Audiences(verify="none")}
     sync.run(adds("a"), facts=keyed("1"), **audiences)
     assert sync.run(adds("a"), facts=keyed("1"), **audiences).requests == 0
     assert "API key" not in caplog.text
     audiences = {"audiences": Audiences(verify="none")}
-    assert sync.run(adds("a"), facts=other, **audiences).requests == 1
+    report = sync.run(adds("a"), facts=other, **audiences)
+    assert (report.requests, report.sent) == ((1, 0) if environment else (2, 1))
     assert "The API key or the platform name on the connection has changed since the last run." in caplog.text
     assert "set Environment on the connection" in caplog.text
     caplog.clear()
