@@ -303,8 +303,11 @@ class Mirror:
         check_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
         try:
+            self._check_key(suspects=False)
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
-        except GuardError as error:
+            if self._skips_older_data(report):
+                verdict = f"would be {report.verdict}"
+        except (GuardError, LedgerError, OlderRunError) as error:
             verdict = f"would be refused: {error}"
         changes, calls = counts.rule_changes, counts.rule_calls
         requests = calls + math.ceil((counts.changes - changes) / self.kind.in_request)
@@ -342,8 +345,12 @@ class Mirror:
         report.verdict = f"skipped: {text}"
         return True
 
-    def _check_key(self) -> None:
-        """Warn if the API key has changed, as the new one may be of another environment."""
+    def _check_key(self, *, suspects: bool = True) -> None:
+        """Warn if the API key has changed, as the new one may be of another environment.
+
+        Args:
+            suspects: Whether to note that the attributes in the ledger are not those of Talon.One.
+        """
         if self.ledger.facts.has_key_of(self.facts):
             return
         text = (
@@ -359,7 +366,8 @@ class Mirror:
                     "send='all'."
                 )
             # Until all is sent, the ledger has only what the other key's environment acknowledged.
-            self.ledger.suspect([PROFILES])
+            if suspects:
+                self.ledger.suspect([PROFILES])
         log.warning("%s", text)
         if self.audiences is not None:
             self.audiences.key_has_changed = True

@@ -70,6 +70,20 @@ def test_a_run_with_older_data_goes_ahead_where_that_is_allowed(newer, mirror, a
     agrees(MANY[5:])
 
 
+@pytest.mark.parametrize(
+    "rule, verdict",
+    [
+        ("fail", "would be refused: The ledger holds data until 2026-11-20"),
+        ("skip", "would be skipped: The ledger holds data until 2026-11-20"),
+        ("allow", "would be sent"),
+    ],
+)
+def test_a_dry_run_says_what_the_run_would_do(newer, mirror, calls, rule, verdict):
+    before = calls()
+    assert mirror(context=until(10), dry_run=True, on_older_run=rule)["verdict"].startswith(verdict)
+    assert calls() == before
+
+
 def test_the_same_data_again_is_not_older(newer, mirror, agrees):
     """A cleared run, or a retry."""
     mirror(context=until(20, "again"))

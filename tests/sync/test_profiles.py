@@ -481,9 +481,9 @@ class ProfileSync:
             deployment_host="acme", base_url="u", name="profiles:x", environment=environment, holds="profiles"
         )
 
-    def run(self, *rows, facts=None, max_rejected=0, guard=None, retry_rejected="always", **how):
+    def mirror(self, *rows, facts=None, max_rejected=0, guard=None, retry_rejected="always", **how):
         self.now += 1
-        mirror = Mirror(
+        return Mirror(
             source=lambda: iter(rows),
             ledger=Ledger(
                 self.storage.folder(), self.identity, sizes=Sizes(batch=BATCH), clock=lambda: self.now
@@ -495,7 +495,9 @@ class ProfileSync:
             limits=Limits(max_rejected=max_rejected),
             retry_rejected=retry_rejected,
         )
-        report = mirror.run("task")
+
+    def run(self, *rows, **how):
+        report = self.mirror(*rows, **how).run("task")
         assert report.balances
         return report
 
@@ -553,6 +555,18 @@ def test_a_refused_profile_is_left_out_until_it_changes_where_that_is_asked_for(
     assert (report.sent, report.rejected.total()) == (4, 1)
     assert profiles.run(*rows, max_rejected=1, retry_rejected="never").requests == 0
     assert profiles.run(*rows).sent == 1
+
+
+def test_a_dry_run_with_another_key_says_that_the_run_would_be_refused_and_writes_nothing():
+    profiles = ProfileSync()
+    profiles.run(wanted("a", tier=1), facts=RunFacts(key_fingerprint="1"))
+    before = dict(profiles.storage.objects)
+    for sends_all, verdict in ((False, "would be refused: The API key"), (True, "would be sent")):
+        mirror = profiles.mirror(
+            wanted("a", tier=2), facts=RunFacts(key_fingerprint="2"), sends_all=sends_all
+        )
+        assert mirror.dry_run(10).verdict.startswith(verdict)
+    assert profiles.storage.objects == before
 
 
 @pytest.mark.parametrize("environment, sends_all", [("", False), ("live", False), ("", True)])
