@@ -339,7 +339,8 @@ def databricks(monkeypatch):
             "extra": {"http_path": "/sql/1.0/warehouses/1"},
         },
         many="SELECT 'customer-' || lpad(CAST(i * 7919 % {0} AS STRING), 19, '0') AS profile_id "
-        "FROM (SELECT explode(sequence(1, {0})) AS i)",
+        # DuckDB would have a sequence that is exploded in memory.
+        "FROM (SELECT id + 1 AS i FROM range({0}) AS t(id))",
         broken="SELECT CAST(CASE WHEN i > 60000 THEN 'x' ELSE '1' END AS BIGINT) AS profile_id "
         "FROM (SELECT explode(sequence(1, 90000)) AS i)",
         parameter=":x",
