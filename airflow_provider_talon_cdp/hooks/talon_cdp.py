@@ -245,6 +245,8 @@ class TalonCdpHook(HttpHook):
     ) -> None:
         """Add many profiles to audiences and remove them, in one request of at most 1000 changes.
 
+        A mirror of these audiences does not learn of it, as it does of what the operators change.
+
         Args:
             entries: ``(customer profile ID, audience IDs to join, audience IDs to leave)`` of each profile.
             audience_id_type: ``external`` (strings) or ``internal`` (integers).
