@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -68,7 +69,9 @@ class DamagedLedger(Ledger):
                 f"adds all members of its query and removes none.\nFolder: {self.folder}"
             )
         messages = [f"{name} is damaged: what was sent since is sent again." for name, _ in damaged]
-        self.manifest = newest = manifests[-1]
+        newest = manifests[-1]
+        # The new version may leave out what this one's plan covers, so it needs the notes again.
+        self.manifest = replace(newest, spent=())
         self._newest = max([newest.version, *(version for _, version in damaged)])
         base, snapshot = self._base(manifests, messages)
         newer = [manifest for manifest in manifests if manifest.version >= base.version]

@@ -223,6 +223,20 @@ def test_members_are_rebuilt_from_an_earlier_version_and_the_plans_since(worn, l
     assert set(profiles(loaded().uncertain())) == unsure
 
 
+def test_a_rebuilt_ledger_knows_of_a_note_whose_plan_was_never_sent(open_ledger, loaded, state, clock):
+    run(open_ledger(), adds("a", "b"))
+    writer = NoteWriter(loaded().folder, "another", "other", clock)
+    writer.write(Chunk(["a"], "vip", "remove"))
+    writer.end()
+    ledger = open_ledger()
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+a?")), facts=FACTS)
+    (ledger.folder / ledger.manifest.members.file).unlink()
+    (line,) = repaired(state)
+    assert line == "The ledger has version 3 now."
+    assert (profiles(loaded().known()), profiles(loaded().uncertain())) == (["a", "b"], ["a"])
+
+
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_where_no_earlier_members_are_left_all_but_the_damaged_frame_are_saved(open_ledger, loaded, state):
     run(open_ledger(keep=1), adds(*MANY))
