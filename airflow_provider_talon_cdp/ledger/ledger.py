@@ -391,6 +391,11 @@ class Ledger:
         return RunFacts(**{name: value for name, value in self.manifest.facts.items() if name in known})
 
     @property
+    def has_acknowledged_attributes(self) -> bool:
+        """Whether Talon.One acknowledged attributes of any profile in this ledger of profiles."""
+        return any(had(key) for chunk in self.known() for key in chunk.each_key)
+
+    @property
     def must_be_replaced(self) -> bool:
         """Whether some changes of the plan in force have no outcome, or the manifests of plans are lost.
 

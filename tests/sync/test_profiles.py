@@ -570,6 +570,37 @@ def test_after_a_change_of_the_key_the_environment_is_named_or_all_is_sent(caplo
         assert profiles.talon.requests == 1
 
 
+@pytest.mark.parametrize("sends_all", [False, True])
+@pytest.mark.parametrize("first_error", [FatalError, TransientError])
+def test_a_key_under_which_nothing_was_acknowledged_may_be_corrected(first_error, sends_all):
+    profiles = ProfileSync()
+    rows = [wanted(f"{number:03}", tier=1) for number in range(100)]
+    profiles.talon.answers = {row.profile_id: error(first_error) for row in rows}
+    with pytest.raises(first_error):
+        profiles.run(*rows, facts=RunFacts(key_fingerprint="wrong"))
+    assert not profiles.talon.arrived
+    profiles.talon.answers = {}
+    right = RunFacts(key_fingerprint="right")
+    assert profiles.run(*rows, facts=right, sends_all=sends_all).sent == 100
+    assert profiles.talon.arrived.keys() == {row.profile_id for row in rows}
+    assert profiles.run(*rows, facts=right).requests == 0
+    with pytest.raises(LedgerError, match="set Environment on the connection"):
+        profiles.run(*rows, facts=RunFacts(key_fingerprint="another"))
+
+
+def test_one_acknowledged_profile_among_doubtful_ones_ties_the_ledger_to_its_key():
+    profiles = ProfileSync()
+    profiles.run(wanted("b", tier=1), facts=RunFacts(key_fingerprint="1"))
+    profiles.talon.answers = {each: error(TransientError) for each in "abc"}
+    rows = [wanted(each, tier=2) for each in "abc"]
+    with pytest.raises(TransientError):
+        profiles.run(*rows, facts=RunFacts(key_fingerprint="1"))
+    profiles.talon.answers = {}
+    # The doubtful fingerprint of b says that an earlier one was acknowledged.
+    with pytest.raises(LedgerError, match="set Environment on the connection"):
+        profiles.run(*rows, facts=RunFacts(key_fingerprint="2"))
+
+
 def test_all_that_is_sent_under_another_key_and_stops_midway_is_sent_by_the_next_run():
     profiles = ProfileSync()
     rows = [wanted(f"{number:03}", tier=1) for number in range(500)]
