@@ -657,6 +657,7 @@ class Manifest:
         names: Attribute names. Fingerprints refer to positions in them, so that no name is ever taken out.
         facts: The ``RunFacts`` of that run.
         told: Names of other ledgers that have notes of this plan's changes.
+        spent: Names of files of notes that this version covers. The next version deletes them.
         before: Name of the manifest of the same version that this one replaced.
         history: What is kept of earlier versions, the newest first.
     """
@@ -675,6 +676,7 @@ class Manifest:
     names: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     told: tuple[str, ...] = ()
+    spent: tuple[str, ...] = ()
     before: str = ""
     history: tuple[Mapping[str, Any], ...] = ()
 
@@ -751,7 +753,7 @@ class Manifest:
             known[name] = File(**content[name]) if content.get(name) else None
         known["since"] = tuple(map(Plan.of, content["since"]))
         known["plan"] = Plan.of(content["plan"])
-        known |= {name: tuple(content.get(name, ())) for name in ("names", "told", "history")}
+        known |= {name: tuple(content.get(name, ())) for name in ("names", "told", "spent", "history")}
         return cls(**known)
 
     def remove_others(self, folder: Folder, check: Callable[[], None]) -> None:

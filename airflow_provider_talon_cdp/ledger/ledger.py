@@ -391,6 +391,11 @@ class Ledger:
         return RunFacts(**{name: value for name, value in self.manifest.facts.items() if name in known})
 
     @property
+    def has_acknowledged_attributes(self) -> bool:
+        """Whether Talon.One acknowledged attributes of any profile in this ledger of profiles."""
+        return any(had(key) for chunk in self.known() for key in chunk.each_key)
+
+    @property
     def must_be_replaced(self) -> bool:
         """Whether some changes of the plan in force have no outcome, or the manifests of plans are lost.
 
@@ -441,7 +446,7 @@ class Ledger:
         suspects = [read_json(self.folder / name) for name in self._files(self.manifest.plan, _SUSPECTS)]
         self.suspected = frozenset(audience for audiences in suspects for audience in audiences or ())
         self._lost_parts = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
-        self._notes = find_notes(self.folder, self._clock()) if found.has_notes else Notes()
+        self._notes = self._find_notes() if found.has_notes else Notes()
         self.other_writers = sorted(filter(None, set(self._notes.writers.values())))
         self._acks = self._share = None
 
@@ -720,7 +725,7 @@ class Ledger:
 
         The planner may iterate over its arguments once.
         """
-        self._notes = find_notes(self.folder, self._clock())
+        self._notes = self._find_notes()
         draft = Draft(
             version=self._newest + 1,
             folder=f"{self._newest + 1:08}-{self.run}",
@@ -849,9 +854,12 @@ class Ledger:
             names=tuple(names),
             facts=asdict(facts),
             told=self._notify_others(draft, facts),
+            spent=draft.spent,
         )
+        # The notes that this version covers stay: if its manifest is lost, the version before it needs them.
+        spent_before = self.manifest.spent
         self._write_manifest(self.manifest.followed_by(manifest, self._keep))
-        for name in draft.spent:
+        for name in spent_before:
             remove(self.folder / NOTES / name)
         self.lock.handed_over = handed_over
         self._newest = draft.version
@@ -1261,6 +1269,9 @@ class Ledger:
                     sent.add(int(match[1]))
         parts = [name for name in names if (match := _PART.fullmatch(name)) and int(match[1]) in sent]
         return [File(file=f"{folder}/{name}", sha256="", lines=0, key="") for name in parts]
+
+    def _find_notes(self) -> Notes:
+        return find_notes(self.folder, self._clock(), self.manifest.spent)
 
     @property
     def _has_outside_changes(self) -> bool:

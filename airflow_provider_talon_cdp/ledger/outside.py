@@ -12,8 +12,9 @@ The scope is a digest of API base and environment. If a ledger is under another 
 of this Airflow, a pointer in ``elsewhere`` under the common one leads to it, so that all tasks find it.
 
 If a note contradicts the ledger, the member is uncertain, and the next plan sends its wanted state. A note
-about attributes marks the profile's fingerprint as doubtful. A note is deleted when a plan has covered it and
-no request of its writer can arrive any more.
+about attributes marks the profile's fingerprint as doubtful. A note is spent when a plan has covered it and
+no request of its writer can arrive any more. The version after that plan's deletes it: if the manifest of the
+plan is lost, the version before it needs the note.
 """
 
 from __future__ import annotations
@@ -119,9 +120,15 @@ class NoteWriter:
         write_json(self._folder / f"{self._writer}.json", content)
 
 
-def find_notes(ledger: Folder, now: float) -> Notes:
-    """List the notes in a ledger's folder."""
-    names = names_in(ledger / NOTES)
+def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -> Notes:
+    """List the notes in a ledger's folder.
+
+    Args:
+        ledger: The ledger's folder.
+        now: Seconds since the epoch.
+        spent_before: Names of files that the current version has spent. They are left out.
+    """
+    names = sorted(set(names_in(ledger / NOTES)).difference(spent_before))
     found = [match for name in names if (match := _NOTE.fullmatch(name))]
     writers: dict[str, str] = {}
     spent: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -68,7 +69,9 @@ class DamagedLedger(Ledger):
                 f"adds all members of its query and removes none.\nFolder: {self.folder}"
             )
         messages = [f"{name} is damaged: what was sent since is sent again." for name, _ in damaged]
-        self.manifest = newest = manifests[-1]
+        newest = manifests[-1]
+        # The new version may leave out what this one's plan covers, so it needs the notes again.
+        self.manifest = replace(newest, spent=())
         self._newest = max([newest.version, *(version for _, version in damaged)])
         base, snapshot = self._base(manifests, messages)
         newer = [manifest for manifest in manifests if manifest.version >= base.version]
@@ -97,6 +100,11 @@ class DamagedLedger(Ledger):
             withholds = chunk.runs_rules and not self._holds_profiles
             if sent_again := [each for each in chunk.changes() if not (withholds and each.runs_rules)]:
                 notes.write(Chunk.of(sent_again))
+            if either := [change for change in sent_again if change.uncertain and not self._holds_profiles]:
+                # Another request may have made the opposite change, and a note that agrees with the members
+                # that are known leaves nothing uncertain.
+                opposite: dict[Action, Action] = {"add": "remove", "remove": "add"}
+                notes.write(Chunk.of(change._replace(action=opposite[change.action]) for change in either))
             for change in chunk.changes() if withholds else ():
                 if change.runs_rules:
                     withheld[change[:2]] = change.action
@@ -131,7 +139,13 @@ class DamagedLedger(Ledger):
         except DamagedError:
             messages.append(f"It is unknown what became of the changes in {file.file}. {_SENT_AGAIN}")
         if acks and acks.is_empty:
-            return (), ()
+            if not self._holds_profiles and not self._is_intact(file):
+                messages.append(
+                    f"{file.file} is damaged, and nothing of it was sent.\n"
+                    "It may have had changes of unknown outcome that were sent before it:\n"
+                    'run the task once with send="all".'
+                )
+            return (), map(self._in_doubt_before, saved_chunks(self.folder, file))
         if not self._is_intact(file):
             saved = sum(map(len, saved_chunks(self.folder, file)))
             messages.append(
@@ -153,6 +167,13 @@ class DamagedLedger(Ledger):
                 elif number in acks.refused:
                     # Refused changes ran no rules.
                     yield Chunk.of(change._replace(runs_rules=False) for change in chunk.changes())
+                elif number not in acks.landed:
+                    yield self._in_doubt_before(chunk)
+
+    def _in_doubt_before(self, chunk: Chunk) -> Chunk:
+        """Return the changes of a batch that was never sent which an earlier request may have made."""
+        doubtful = () if self._holds_profiles else chunk.changes()
+        return Chunk.of(change._replace(runs_rules=False) for change in doubtful if change.uncertain)
 
     def _drop_notes(self, messages: list[str]) -> None:
         for file in find_notes(self.folder, self._clock()).files:

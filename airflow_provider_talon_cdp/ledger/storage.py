@@ -191,11 +191,17 @@ def replacing(path: Folder) -> Iterator[IO[bytes]]:
         # Only the owner may read the file, as IDs are personal data.
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123
+        file = open(descriptor, "wb")  # noqa: PTH123, SIM115
+        try:
             yield file
             with as_ledger_error("write", path):
                 file.flush()
                 os.fsync(file.fileno())
+                file.close()
+        finally:
+            # After an error, close() writes the buffer again, and its error would replace the first one.
+            with suppress(OSError):
+                file.close()
         with as_ledger_error("write", path):
             draft.replace(path)
             _sync(path.parent)

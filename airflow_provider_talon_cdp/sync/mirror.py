@@ -358,7 +358,12 @@ class Mirror:
             "If the new key is of another environment (sandbox or live), this ledger says nothing about it:\n"
             "set Environment on the connection, so that each environment has a ledger of its own."
         )
-        if isinstance(self.kind, Profiles) and not self.ledger.identity.environment:
+        # What is doubtful is sent again under any key, so a ledger that has nothing else is used.
+        if (
+            isinstance(self.kind, Profiles)
+            and not self.ledger.identity.environment
+            and self.ledger.has_acknowledged_attributes
+        ):
             if not self.kind.sends_all:
                 raise LedgerError(
                     f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has.\n"

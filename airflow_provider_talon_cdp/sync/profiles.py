@@ -23,6 +23,7 @@ from airflow_provider_talon_cdp.changes.fingerprint import (
     digest_of,
     fingerprint,
     following,
+    had,
     holds,
     in_doubt,
     mask_of,
@@ -252,10 +253,11 @@ class ProfilePlan:
         def missing(before: str | None) -> Iterator[tuple[Change, bytes]]:
             nonlocal line
             while line is not None and (before is None or line[0] < before):
-                counts.known[PROFILES] += 1
+                profile_id, old = line
+                counts.known[PROFILES] += had(old)
                 if self._kind.clears:
                     counts.removals[PROFILES] += 1
-                    profile_id, old = line
+                    counts.unacknowledged_removals[PROFILES] += not had(old)
                     nulls = _nulls(self.names.of(mask_of(old)))
                     marks = self._marks(may_be_cleared(old))
                     yield Change(profile_id, cleared(old), "remove", *marks), nulls
@@ -265,8 +267,8 @@ class ProfilePlan:
             yield from missing(profile.profile_id)
             old = ""
             if line is not None and line[0] == profile.profile_id:
-                counts.known[PROFILES] += 1
                 old = line[1]
+                counts.known[PROFILES] += had(old)
                 line = next(lines, None)
             # A profile with a fault stays as it is.
             if profile.fault:
@@ -278,7 +280,7 @@ class ProfilePlan:
                 continue
             mask = self.names.mask(profile.names) | (mask_of(old) if old else 0)
             counts.additions[PROFILES] += 1
-            counts.repeated[PROFILES] += bool(old)
+            counts.repeated[PROFILES] += bool(old) and had(old)
             line_now = following(fingerprint(digest, mask, partial=partial), old)
             may_have_run = not self._kind.sends_all and holds(in_doubt(old), digest, partial=True)
             yield Change(profile.profile_id, line_now, "add", *self._marks(may_have_run)), profile.attributes

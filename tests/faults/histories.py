@@ -319,11 +319,12 @@ class History:
         return {(profile, audience) for profile in self.bad for audience in AUDIENCES}
 
     def knows_another_key(self, environment):
-        """Whether the profiles of a connection without Environment were sent with another key."""
+        """Whether profiles of a connection without Environment were acknowledged under another key."""
         ledger = self._ledger(environment, "profiles:people", holds="profiles")
         ledger.load()
         known = ledger.facts.key_fingerprint
-        return not environment and known not in ("", self.settings(environment).key_fingerprint)
+        is_other = not environment and known not in ("", self.settings(environment).key_fingerprint)
+        return is_other and ledger.has_acknowledged_attributes
 
     def target(self, environment):
         """The environment whose key a connection has."""

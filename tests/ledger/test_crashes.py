@@ -16,9 +16,9 @@ from tests.ledger.conftest import FACTS, VIP, plan_of, profiles
 from tests.storage import KilledError, Process, Storage
 
 
-def ledger_in(storage):
+def ledger_in(storage, keep=1):
     sizes = Sizes(batch=2, part=4, ahead=2)
-    return Ledger(storage.folder(), VIP, keep=1, sizes=sizes, sleep=lambda _: None)
+    return Ledger(storage.folder(), VIP, keep=keep, sizes=sizes, sleep=lambda _: None)
 
 
 def said_by(storage):
@@ -186,6 +186,48 @@ def second_version(storage):
             share.leaving(batch)
             share.landed(batch)
         share.end()
+
+
+@pytest.mark.parametrize("first_is_sent", [True, False])
+@pytest.mark.parametrize("damage", [None, b"torn"])
+def test_an_explicit_change_is_not_forgotten_if_the_last_manifest_is_lost_after_any_step_of_two_mirrors(
+    storage, first_is_sent, damage
+):
+    first_version(storage)
+    calls = OutsideChanges(storage.folder(), replace(VIP, name="calls:x"), "calls")
+    calls.note(Chunk(["a"], "vip", "remove"))
+    calls.end()
+    world = set()
+
+    def add_uncertain(_, uncertain):
+        return [Chunk(chunk.ids, "vip", "add?") for chunk in uncertain]
+
+    def two_mirrors():
+        world.clear()
+        for is_sent in (first_is_sent, True):
+            ledger = ledger_in(storage, keep=2)
+            with ledger.held("me"):
+                ledger.enforce(ledger.draft(add_uncertain), facts=FACTS)
+                share = ledger.share()
+                for batch, chunk in enumerate(share.batches() if is_sent else ()):
+                    share.leaving(batch)
+                    world.update(chunk.ids)
+                    share.landed(batch)
+                share.end()
+
+    seen = set()
+    for dies_at in deaths(storage, two_mirrors):
+        manifests = sorted(name for name in storage.objects if "/manifest-" in name)
+        if len(manifests) > 1:
+            if damage is None:
+                del storage.objects[manifests[-1]]
+            else:
+                storage.objects[manifests[-1]] = damage
+        version, known, uncertain = said_by(storage)
+        assert known == ["a", "b", "c"]
+        assert "a" in world or "a" in uncertain, f"dead at {dies_at}"
+        seen.add((version, *uncertain))
+    assert seen >= {(1, "a"), (2,) if first_is_sent else (2, "a")}
 
 
 def test_whatever_another_ledger_sent_before_it_died_is_known_to_be_uncertain(storage):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -207,7 +208,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_draft(open_ledger, commit,
         (errno.EIO, "Check the state URI"),
     ],
 )
-@pytest.mark.parametrize("step", ["open", "fsync", "write", "replace"])
+@pytest.mark.parametrize("step", ["open", "fsync", "write", "flush", "replace"])
 def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_folder(
     open_ledger, commit, loaded, monkeypatch, number, cure, step
 ):
@@ -226,6 +227,8 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
         with monkeypatch.context() as patch:
             if step == "write":
                 patch.setattr(storage, "open", partial(Unwritable, fails), raising=False)
+            elif step == "flush":
+                patch.setattr(storage, "open", partial(unflushable, fails), raising=False)
             elif step == "replace":
                 patch.setattr(Path, "replace", fails(Path.replace))
             else:
@@ -243,8 +246,19 @@ def test_an_error_of_the_disk_at_any_write_is_one_clear_error_that_names_the_fol
         assert lines[2].startswith(f"Folder: {open_ledger().folder}")
         assert all(len(line) <= 110 for line in lines[:-1])
         assert profiles(loaded().known())[0] == "a"
+        assert not [name for name in names(loaded()) if Path(name).name.startswith(".")]
     # Without fsync of the folder a file system does what it can.
     assert fails_at > 4
+
+
+def unflushable(fails, descriptor, _):
+    """Open a file that takes data into its buffer, and cannot write the buffer."""
+
+    class Raw(io.FileIO):
+        def write(self, data):
+            return fails(super().write)(data)
+
+    return io.BufferedWriter(Raw(descriptor, "wb"))
 
 
 class Unwritable:

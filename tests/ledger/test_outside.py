@@ -7,7 +7,14 @@ import pytest
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.ledger import ledger_name
-from airflow_provider_talon_cdp.ledger.outside import NOTES, REQUEST_LASTS, WRITER_LASTS, OutsideChanges
+from airflow_provider_talon_cdp.ledger.outside import (
+    ATTRIBUTES,
+    NOTES,
+    REQUEST_LASTS,
+    WRITER_LASTS,
+    NoteWriter,
+    OutsideChanges,
+)
 from airflow_provider_talon_cdp.ledger.storage import names_in
 from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles
 
@@ -90,6 +97,56 @@ def test_a_draft_that_never_came_into_force_spends_no_note(open_ledger, outside,
     with ledger.held("me"):
         ledger.discard(ledger.draft(plan_of("+a")))
     assert profiles(loaded().uncertain()) == ["a"]
+
+
+@pytest.mark.parametrize("damage", [b"", None])
+def test_a_note_is_deleted_by_the_version_after_the_one_that_covered_it(
+    open_ledger, outside, loaded, caplog, damage
+):
+    push(open_ledger(), adds("a"))
+    calls = outside()
+    calls.note(Chunk(["a"], "vip", "remove"))
+    calls.end()
+    ledger = open_ledger()
+    with ledger.held("me"):
+        # It is stopped before it sends anything.
+        ledger.enforce(ledger.draft(plan_of("+a?")), facts=FACTS)
+    assert loaded().other_writers == []
+    manifest = ledger.folder / ledger.manifest.file
+    if damage is None:
+        manifest.unlink()
+    else:
+        manifest.write_bytes(damage)
+    assert profiles(loaded().uncertain()) == ["a"]
+    assert loaded().other_writers == ["dag/explicit/run"]
+    assert push(open_ledger(), adds("a")) == [("a", "vip")]
+    assert len(names_in(ledger.folder / NOTES)) == 2
+    assert push(open_ledger(), []) == []
+    assert not names_in(ledger.folder / NOTES)
+
+
+def test_a_note_about_attributes_outlives_the_manifest_of_a_plan_that_was_never_sent(
+    open_ledger, loaded, clock
+):
+    how = {"name": "profiles:x", "holds": "profiles"}
+    first = open_ledger(**how)
+    with first.held("me"):
+        first.enforce(
+            first.draft(planned([Change("a", "1.1", "add"), Change("b", "2.1", "add")])),
+            facts=FACTS,
+            names=["tier"],
+        )
+        first.share().leaving(0)
+        first.share().landed(0)
+        first.share().end()
+    writer = NoteWriter(first.folder, "another", "other", clock)
+    writer.write(Chunk(["a"], ATTRIBUTES))
+    writer.end()
+    second = open_ledger(**how)
+    with second.held("me"):
+        second.enforce(second.draft(planned([Change("a", "1.1", "add")])), facts=FACTS, names=["tier"])
+    (second.folder / second.manifest.file).unlink()
+    assert members(loaded(**how).known()) == [("a", "?1.1+"), ("b", "2.1")]
 
 
 def test_ledgers_of_many_audiences_are_told_of_their_own_only(open_ledger, outside, loaded):

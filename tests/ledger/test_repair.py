@@ -223,6 +223,60 @@ def test_members_are_rebuilt_from_an_earlier_version_and_the_plans_since(worn, l
     assert set(profiles(loaded().uncertain())) == unsure
 
 
+def test_a_rebuilt_ledger_knows_of_a_note_whose_plan_was_never_sent(open_ledger, loaded, state, clock):
+    run(open_ledger(), adds("a", "b"))
+    writer = NoteWriter(loaded().folder, "another", "other", clock)
+    writer.write(Chunk(["a"], "vip", "remove"))
+    writer.end()
+    ledger = open_ledger()
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+a?")), facts=FACTS)
+    (ledger.folder / ledger.manifest.members.file).unlink()
+    (line,) = repaired(state)
+    assert line == "The ledger has version 3 now."
+    assert (profiles(loaded().known()), profiles(loaded().uncertain())) == (["a", "b"], ["a"])
+
+
+@pytest.mark.parametrize("sent", [None, 2])
+def test_what_was_uncertain_and_has_not_been_sent_again_is_uncertain_in_a_rebuilt_ledger(
+    open_ledger, loaded, state, sent
+):
+    run(open_ledger(), adds("a", "b"))
+    run(open_ledger(), removes("a"), landed=[])
+    older = loaded().folder / loaded().manifest.file
+    ledger = open_ledger(batch=1)
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+a?", "+c", "+d")), facts=FACTS)
+        share = ledger.share()
+        if sent:
+            share.leaving(sent)
+            share.landed(sent)
+            share.end()
+    older.write_bytes(b"")
+    assert profiles(loaded().uncertain()) == ["a"]
+    (line, _) = repaired(state)
+    assert line.startswith(older.name)
+    assert profiles(loaded().known()) == ["a", "b", *(["d"] if sent else [])]
+    assert profiles(loaded().uncertain()) == ["a"]
+
+
+def test_a_damaged_plan_that_was_never_sent_withholds_nothing_and_says_what_may_be_lost(
+    open_ledger, loaded, state
+):
+    run(open_ledger(), adds("a", "b"))
+    ledger = open_ledger()
+    with ledger.held("me"):
+        plan = [Change("c", "vip", "add", runs_rules=True)]
+        ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+    path = ledger.folder / ledger.manifest.plan.parts[0].file
+    path.write_bytes(path.read_bytes() + b"x")
+    (line, _) = repaired(state)
+    assert "is damaged, and nothing of it was sent." in line
+    assert line.endswith('run the task once with send="all".')
+    assert (profiles(loaded().known()), profiles(loaded().uncertain())) == (["a", "b"], [])
+    assert not loaded().withheld()
+
+
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_where_no_earlier_members_are_left_all_but_the_damaged_frame_are_saved(open_ledger, loaded, state):
     run(open_ledger(keep=1), adds(*MANY))

@@ -20,6 +20,7 @@ from airflow_provider_talon_cdp.changes.spool import sorted_profiles
 from airflow_provider_talon_cdp.exceptions import (
     Blame,
     FatalError,
+    GuardError,
     InvalidInputError,
     LedgerError,
     NotFoundError,
@@ -528,6 +529,43 @@ def test_a_profile_whose_request_may_have_arrived_is_sent_again(profiles):
     assert profiles.run(wanted("a", tier=1)).sent == 1
 
 
+def test_the_guard_does_not_count_profiles_of_which_nothing_was_ever_acknowledged(profiles):
+    rows = [wanted(f"{number:03}", tier=1) for number in range(100)]
+    profiles.talon.answers = {row.profile_id: error(TransientError) for row in rows}
+    with pytest.raises(TransientError):
+        profiles.run(*rows, clears=True)
+    profiles.talon.answers = {}
+    report = profiles.run(wanted("x", tier=1), clears=True)
+    assert report.removals == report.removed == report.unacknowledged_removals
+    assert report.removals[PROFILES] >= ProfileGuard().min_removals
+    assert report.by_audience() == {PROFILES: {"added": 1, "removed": report.sent - 1, "members": 1}}
+    assert profiles.run(wanted("x", tier=1), clears=True).requests == 0
+
+
+def test_the_guard_counts_doubtful_profiles_of_which_earlier_attributes_were_acknowledged(profiles):
+    rows = [wanted(f"{number:03}", tier=1) for number in range(20)]
+    profiles.run(*rows)
+    profiles.talon.answers = {row.profile_id: error(TransientError) for row in rows}
+    with pytest.raises(TransientError):
+        profiles.run(*(wanted(row.profile_id, tier=2) for row in rows))
+    profiles.talon.answers = {}
+    with pytest.raises(GuardError, match="20 of 20 profiles would lose their attributes"):
+        profiles.run(wanted("x", tier=1), clears=True)
+
+
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_the_number_of_profiles_is_right_after_doubtful_ones_are_sent_again(profiles, acknowledged):
+    if acknowledged:
+        profiles.run(wanted("a", tier=1))
+    profiles.talon.answers = {"a": error(TransientError)}
+    with pytest.raises(TransientError):
+        profiles.run(wanted("a", tier=2))
+    profiles.talon.answers = {}
+    report = profiles.run(wanted("a", tier=2), wanted("b", tier=1))
+    assert report.by_audience() == {PROFILES: {"added": 2, "removed": 0, "members": 2}}
+    assert (report.known.total(), report.repeated.total()) == (acknowledged, acknowledged)
+
+
 def test_a_refused_profile_is_tried_again_by_the_next_run_with_its_new_attributes(profiles):
     profiles.talon.answers = {"a": refused()}
     assert profiles.run(wanted("a", tier=1), wanted("b", tier=1), max_rejected=1).sent == 1
@@ -582,6 +620,37 @@ def test_after_a_change_of_the_key_the_environment_is_named_or_all_is_sent(caplo
         with pytest.raises(LedgerError, match="set Environment on the connection"):
             profiles.run(wanted("a", tier=1), wanted("b", tier=1), facts=other)
         assert profiles.talon.requests == 1
+
+
+@pytest.mark.parametrize("sends_all", [False, True])
+@pytest.mark.parametrize("first_error", [FatalError, TransientError])
+def test_a_key_under_which_nothing_was_acknowledged_may_be_corrected(first_error, sends_all):
+    profiles = ProfileSync()
+    rows = [wanted(f"{number:03}", tier=1) for number in range(100)]
+    profiles.talon.answers = {row.profile_id: error(first_error) for row in rows}
+    with pytest.raises(first_error):
+        profiles.run(*rows, facts=RunFacts(key_fingerprint="wrong"))
+    assert not profiles.talon.arrived
+    profiles.talon.answers = {}
+    right = RunFacts(key_fingerprint="right")
+    assert profiles.run(*rows, facts=right, sends_all=sends_all).sent == 100
+    assert profiles.talon.arrived.keys() == {row.profile_id for row in rows}
+    assert profiles.run(*rows, facts=right).requests == 0
+    with pytest.raises(LedgerError, match="set Environment on the connection"):
+        profiles.run(*rows, facts=RunFacts(key_fingerprint="another"))
+
+
+def test_one_acknowledged_profile_among_doubtful_ones_ties_the_ledger_to_its_key():
+    profiles = ProfileSync()
+    profiles.run(wanted("b", tier=1), facts=RunFacts(key_fingerprint="1"))
+    profiles.talon.answers = {each: error(TransientError) for each in "abc"}
+    rows = [wanted(each, tier=2) for each in "abc"]
+    with pytest.raises(TransientError):
+        profiles.run(*rows, facts=RunFacts(key_fingerprint="1"))
+    profiles.talon.answers = {}
+    # The doubtful fingerprint of b says that an earlier one was acknowledged.
+    with pytest.raises(LedgerError, match="set Environment on the connection"):
+        profiles.run(*rows, facts=RunFacts(key_fingerprint="2"))
 
 
 def test_all_that_is_sent_under_another_key_and_stops_midway_is_sent_by_the_next_run():
