@@ -653,6 +653,9 @@ class Manifest:
         refused: Changes that Talon.One refused in earlier plans and that this plan does not have; None if
             there are none.
         withheld: Changes of earlier plans that run rules and got no clear answer; None if there are none.
+        unreported: Changes of earlier plans that run rules, got no clear answer, and are in the report of no
+            run that finished; None if there are none.
+        reported: Whether a run that finished has reported all changes of the plan without a clear answer.
         letters: Name of the folder of the plan's dead letters.
         names: Attribute names. Fingerprints refer to positions in them, so that no name is ever taken out.
         facts: The ``RunFacts`` of that run.
@@ -672,6 +675,8 @@ class Manifest:
     plan: Plan = field(default_factory=Plan)
     refused: File | None = None
     withheld: File | None = None
+    unreported: File | None = None
+    reported: bool = False
     letters: str = ""
     names: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -687,7 +692,7 @@ class Manifest:
 
     @property
     def _files(self) -> list[str]:
-        return [file.file for file in (self.members, self.refused, self.withheld) if file]
+        return [file.file for file in (self.members, self.refused, self.withheld, self.unreported) if file]
 
     def file_name(self, serial: int) -> str:
         """Return the name of its file.
@@ -749,7 +754,7 @@ class Manifest:
                     "letters": "",
                 }
         known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-        for name in ("members", "refused", "withheld"):
+        for name in ("members", "refused", "withheld", "unreported"):
             known[name] = File(**content[name]) if content.get(name) else None
         known["since"] = tuple(map(Plan.of, content["since"]))
         known["plan"] = Plan.of(content["plan"])

@@ -235,6 +235,7 @@ class Draft:
         refused: The file of refused changes that the plan does not have; None if there are none.
         withheld: The file of changes of earlier plans that run rules and got no clear answer; None if there
             are none.
+        unreported: The file of those that no run that finished has reported; None if there are none.
         runs_rules: Whether changes of the plan run rules.
         audiences: Audiences of its members and changes.
         spent: Names of the files of notes that it covers.
@@ -247,6 +248,7 @@ class Draft:
     parts: tuple[File, ...] = ()
     refused: File | None = None
     withheld: File | None = None
+    unreported: File | None = None
     runs_rules: bool = False
     audiences: frozenset[str] = frozenset()
     spent: tuple[str, ...] = ()
@@ -334,6 +336,8 @@ class Ledger:
         self._notes = Notes()
         # Parts of plans whose manifests are lost.
         self._lost_parts: tuple[File, ...] = ()
+        # Their changes without an answer, to which this run has given dead letters.
+        self._lost_unclear: list[Change] = []
         # Names of other ledgers that have notes of the current plan.
         self._notified: tuple[str, ...] = ()
         self._write_carried: Callable[[Chunk], None] | None = None
@@ -765,7 +769,11 @@ class Ledger:
                 draft = self._write_plan(draft, planner(known, self.uncertain()), audiences)
             draft = replace(draft, refused=carried.as_file(refused), audiences=frozenset(audiences))
         self._write_carried = None
-        return replace(draft, withheld=self._write_withheld(draft, self.withheld()))
+        draft = replace(draft, withheld=self._write_withheld(draft, self.withheld()))
+        name = f"{draft.folder}/unreported.tsv.zst"
+        with writing_lines(self.folder / name) as file:
+            file.write(Chunk.of(sorted(self._unreported())))
+        return replace(draft, unreported=file.as_file(name))
 
     def _write_withheld(self, draft: Draft, withheld: Mapping[Member, Action]) -> File | None:
         name = f"{draft.folder}/withheld.tsv.zst"
@@ -850,6 +858,7 @@ class Ledger:
             plan=replace(plan, acks=tuple(acks)),
             refused=draft.refused,
             withheld=draft.withheld,
+            unreported=draft.unreported,
             letters=self._letters_name,
             names=tuple(names),
             facts=asdict(facts),
@@ -865,6 +874,7 @@ class Ledger:
         self._newest = draft.version
         self.suspected = frozenset()
         self._lost_parts = ()
+        self._lost_unclear = []
         self._notes = Notes()
 
     def remember(self, facts: RunFacts) -> None:
@@ -892,14 +902,36 @@ class Ledger:
         """Withhold changes that run rules and may have been sent by a run that was killed.
 
         Returns:
-            Their number. Each of them gets a dead letter.
+            Their number, with that of other changes without a clear answer that no run that finished has
+            reported. Each of them gets a dead letter of this run.
         """
         calls = chain.from_iterable(map(self._sent_with_rules, self._lost_parts))
-        lost = [change for change, is_settled in calls if not is_settled]
-        for change in lost:
+        self._lost_unclear = [change for change, is_settled in calls if not is_settled]
+        unreported = self._unreported()
+        for change in unreported:
             self.letters.add(self._unclear_letter(change))
         parts = range(self.parts)
-        return len(lost) + sum(self._abandon(part, self.acks[part], self.letters) for part in parts)
+        return len(unreported) + sum(self._abandon(part, self.acks[part], self.letters) for part in parts)
+
+    def _unreported(self) -> list[Change]:
+        """Return changes that run rules, got no clear answer, and are in no report of a run that finished."""
+        carried, plan = self.manifest.unreported, self.manifest.plan
+        chunks = read_chunks(self.folder, carried) if carried else ()
+        found = [*chain.from_iterable(map(Chunk.changes, chunks)), *self._lost_unclear]
+        for part, acks in enumerate(self.acks if plan.together and not self.manifest.reported else ()):
+            if acks.withheld:
+                found += [
+                    change for number, change in self._unclear_in(part, acks) if number in acks.withheld
+                ]
+        return found
+
+    def note_reported(self) -> None:
+        """Note, durably, that this run's report has all changes without a clear answer so far."""
+        if self._unreported():
+            self.lock.confirm()
+            self._write_manifest(
+                replace(self.manifest, unreported=None, reported=True, before=self.manifest.file)
+            )
 
     def _abandon(self, part: int, acks: Acks, letters: DeadLetters) -> int:
         plan, abandoned = self.manifest.plan, Acks()
@@ -1114,7 +1146,11 @@ class Ledger:
             sealed = replace(self.manifest.plan, acks=tuple(self._files(self.manifest.plan, _ACKS)))
             before = self.manifest.file
             facts = {**self.manifest.facts, "filling": []}
-            self._write_manifest(replace(self.manifest, plan=sealed, facts=facts, before=before))
+            self._write_manifest(
+                replace(
+                    self.manifest, plan=sealed, facts=facts, unreported=None, reported=True, before=before
+                )
+            )
             self._notified = self.manifest.told
             letters = self.folder / LETTERS / self.manifest.letters
             added, removed = self._acknowledged_by_audience()

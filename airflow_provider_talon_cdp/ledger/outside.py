@@ -6,6 +6,7 @@ STATE_URI/<deployment host>/internal-ids/<external>-<internal>-<scope>      two 
 STATE_URI/<deployment host>/elsewhere/<digest>.json                         another state URI with ledgers
 STATE_URI/<deployment host>/<ledger>/outside/WRITER.json                    a writer, and when its changes end
 STATE_URI/<deployment host>/<ledger>/outside/WRITER-<n>-<sha256>.tsv.zst    a note of changes that it made
+STATE_URI/<deployment host>/rule-calls/<digest>.json                        a task that calls with rules
 ```
 
 The scope is a digest of API base and environment. If a ledger is under another state URI than the common one
@@ -33,7 +34,13 @@ from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, KEEP_VERSIONS, AudienceIdType
-from airflow_provider_talon_cdp.exceptions import LedgerError, NotFoundError, RequestError
+from airflow_provider_talon_cdp.exceptions import (
+    LedgerError,
+    NotFoundError,
+    RequestError,
+    TalonCdpError,
+    UnclearError,
+)
 from airflow_provider_talon_cdp.ledger.format import File, LineWriter, find_manifest, read_chunks
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name
 from airflow_provider_talon_cdp.ledger.storage import (
@@ -61,6 +68,7 @@ REQUEST_LASTS = 600.0
 ATTRIBUTES = "\0attributes"
 """The key of a note about attributes of a profile, in place of an audience."""
 _REGISTRY, _SAME, _ELSEWHERE = "registry", "internal-ids", "elsewhere"
+_RULE_CALLS = "rule-calls"
 _NOTE = re.compile(r"(.+)-\d{5}-([0-9a-f]{16})\.tsv\.zst")
 _DIGEST = 16
 _SCOPE = 8
@@ -347,7 +355,52 @@ class OutsideChanges:
             yield
             self._in_flight -= 1
         finally:
-            self.end()
+            try:
+                self.end()
+            except LedgerError as error:
+                # The notes only stay longer. Another try would send the change again, and its rules may run.
+                log.warning("The end of this change cannot be noted.\n%s", error)
+
+    @contextmanager
+    def calling_with_rules(self, *, again: bool) -> Iterator[bool]:
+        """Mark, durably, that the block makes a call that runs rules, until the call has a clear outcome.
+
+        Args:
+            again: Whether the call is made again if an earlier try of this owner may have made it.
+
+        Yields:
+            Whether an earlier try may have made the call.
+
+        Raises:
+            UnclearError: An earlier try may have made the call. The mark is gone: if a person clears the
+                task, the call is made.
+            LedgerError: The mark cannot be written. Nothing was sent.
+        """
+        folder = self._identity.host_folder(self._state) / _RULE_CALLS
+        mark = folder / f"{_digest(self._owner)}.json"
+        is_marked = mark.name in names_in(folder)
+        if is_marked and not again:
+            remove(mark)
+            raise UnclearError(
+                "An earlier try of this task ended during its call, and this call runs rules.\n"
+                "The rules may have run: they may have given coupons, points or rewards.\n"
+                "The call was not repeated. Look at the profile in the Campaign Manager first.\n"
+                "If they did not run, clear this task, which makes the call.\n"
+                'If the rules may run twice without harm, set on_unclear="retry".',
+                method="PUT",
+                path="",
+            )
+        write_json(mark, {"owner": self._owner})
+        try:
+            yield is_marked
+        except TalonCdpError as error:
+            # Without ``again`` the error of an unclear answer ends the retries, and says that rules may have
+            # run.
+            is_unclear = isinstance(error, RequestError) and (error.is_unclear or error.repeated)
+            if not (again and (is_marked or is_unclear)):
+                _remove_mark(mark)
+            raise
+        _remove_mark(mark)
 
     @contextmanager
     def deleting(self, audience: str) -> Iterator[None]:
@@ -416,6 +469,14 @@ class OutsideChanges:
         self.flush()
         for writer in self._writers.values():
             writer.end(REQUEST_LASTS if self._in_flight > 0 else 0.0)
+
+
+def _remove_mark(mark: Folder) -> None:
+    try:
+        remove(mark)
+    except LedgerError as error:
+        # The outcome of the call is known, and an error here would have Airflow make the call again.
+        log.warning("If this task is cleared, it will say that its rules may have run.\n%s", error)
 
 
 def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> Folder:

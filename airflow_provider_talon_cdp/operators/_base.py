@@ -532,13 +532,7 @@ class LedgerOperator(SendingOperator):
 
     def _refuse_local_disk(self) -> None:
         """Refuse a ledger on the worker's disk if the next try may run on another machine."""
-        configured = conf.get("core", "executor", fallback="").split(",")
-        wanted = self.executor
-        executor = next((name for name in configured if wanted and wanted in name), wanted or configured[0])
-        if os.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD"):
-            # The configuration in the pod names another executor.
-            executor = "KubernetesExecutor"
-        if any(name in executor for name in _REMOTE_EXECUTORS):
+        if executor := _remote_executor(self):
             raise InvalidInputError(
                 f"The ledger would be on this worker's disk, and {executor} may run the next try elsewhere.\n"
                 "Without its ledger a mirror removes no members. Nothing was sent.\n"
@@ -851,6 +845,19 @@ def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **optio
     return outside
 
 
+def warn_of_unknown_try(operator: Any, context: Context) -> None:
+    """Log it if the mark of an earlier try's call that runs rules may be on another worker's disk."""
+    is_retry = getattr(context.get("ti"), "try_number", 1) > 1
+    if is_retry and not _state_uri(operator.state_uri) and (executor := _remote_executor(operator)):
+        operator.log.warning(
+            "The rules of this call may run twice: %s may have run the earlier try elsewhere, and whether\n"
+            "that try made the call is on its worker's disk. Look at the profile in the Campaign Manager.\n"
+            "Set [talon_cdp] state_uri in Airflow's configuration, or state_uri= of this task, to a place\n"
+            "that all workers reach.",
+            executor,
+        )
+
+
 def note_internal_id(operator: Any, hook: TalonCdpHook, internal_id: int) -> None:
     """Note the internal ID of an operator's audience, so that tasks with either ID find its ledgers."""
     from airflow_provider_talon_cdp.ledger.outside import Registry  # noqa: PLC0415
@@ -929,6 +936,17 @@ def _owner(operator: BaseOperator, context: Context) -> str:
     if instance is None:
         return f"{operator.task_id}/{uuid4().hex}"
     return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
+
+
+def _remote_executor(operator: BaseOperator) -> str | None:
+    """Return the executor of a task if it may run each try on another machine."""
+    configured = conf.get("core", "executor", fallback="").split(",")
+    wanted = operator.executor
+    executor = next((name for name in configured if wanted and wanted in name), wanted or configured[0])
+    if os.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD"):
+        # The configuration in the pod names another executor.
+        executor = "KubernetesExecutor"
+    return executor if any(name in executor for name in _REMOTE_EXECUTORS) else None
 
 
 def _state_uri(given: str | None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, Context
@@ -25,6 +25,7 @@ from airflow_provider_talon_cdp.operators._base import (
     ends_retries,
     open_hook,
     outside_changes,
+    warn_of_unknown_try,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +114,10 @@ class UpdateProfileOperator(BaseOperator):
             )
         profile_id = check_text("customer_profile_id", self.customer_profile_id)
         hook = open_hook(self.talon_cdp_conn_id)
-        with _noting_changes(self, context, hook, profile_id, added, removed, attributes or ()):
+        runs_rules = bool(self.run_rule_engine or added or removed)
+        with _noting_changes(
+            self, context, hook, profile_id, added, removed, attributes or (), runs_rules=runs_rules
+        ) as was_sent:
             state = hook.update_customer_profile(
                 profile_id,
                 attributes=attributes,
@@ -123,7 +127,7 @@ class UpdateProfileOperator(BaseOperator):
                 skip_unknown_attributes=self.skip_unknown_attributes,
                 on_unclear=self.on_unclear,
             )
-        return _summary(added, removed, state) | {"attributes": len(attributes or ())}
+        return _summary(added, removed, state, was_sent=was_sent) | {"attributes": len(attributes or ())}
 
 
 class UpdateProfileAudiencesOperator(BaseOperator):
@@ -191,13 +195,14 @@ class UpdateProfileAudiencesOperator(BaseOperator):
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
             )
         hook = open_hook(self.talon_cdp_conn_id)
-        with _noting_changes(self, context, hook, profile_id, added, removed):
+        with _noting_changes(self, context, hook, profile_id, added, removed) as was_sent:
             state = hook.update_customer_profile_audiences(
                 profile_id, add_audiences=added, remove_audiences=removed, on_unclear=self.on_unclear
             )
-        return _summary(added, removed, state)
+        return _summary(added, removed, state, was_sent=was_sent)
 
 
+@contextmanager
 def _noting_changes(
     operator: UpdateProfileOperator | UpdateProfileAudiencesOperator,
     context: Context,
@@ -206,19 +211,32 @@ def _noting_changes(
     added: Sequence[int | str],
     removed: Sequence[int | str],
     attributes: Collection[str] = (),
-) -> AbstractContextManager[None]:
-    """Note the change in the ledgers of the audiences and of the attributes, while the block sends it."""
+    *,
+    runs_rules: bool = True,
+) -> Iterator[bool]:
+    """Note the change in the ledgers of the audiences and of the attributes, while the block sends it.
+
+    Yields:
+        Whether an earlier try may have run the call's rules.
+    """
     from airflow_provider_talon_cdp.changes.change import Chunk  # noqa: PLC0415
     from airflow_provider_talon_cdp.ledger.outside import ATTRIBUTES  # noqa: PLC0415
 
     keys = [*map(str, (*added, *removed)), *([ATTRIBUTES] if attributes else ())]
-    if not keys:
-        return nullcontext()
     verbs = ["add"] * len(added) + ["remove"] * len(removed) + ["add"] * bool(attributes)
     id_type = "internal" if isinstance(operator, UpdateProfileOperator) else "external"
     outside = outside_changes(operator, context, hook, id_type=id_type)
     outside.attributes = attributes
-    return outside.noting(Chunk([profile_id] * len(verbs), keys, verbs))
+    again = operator.on_unclear == "retry"
+    if runs_rules:
+        warn_of_unknown_try(operator, context)
+    with (
+        outside.noting(Chunk([profile_id] * len(verbs), keys, verbs)) if keys else nullcontext(),
+        outside.calling_with_rules(again=again)
+        if runs_rules
+        else nullcontext(enter_result=False) as was_sent,
+    ):
+        yield was_sent
 
 
 def _internal_ids(name: str, value: Any) -> list[int]:
@@ -229,10 +247,12 @@ def _external_ids(name: str, value: Any) -> list[str]:
     return [str(audience_id_of(name, audience_id, "external")) for audience_id in as_list(name, value)]
 
 
-def _summary(added: Sequence[object], removed: Sequence[object], state: IntegrationState) -> dict[str, Any]:
+def _summary(
+    added: Sequence[object], removed: Sequence[object], state: IntegrationState, *, was_sent: bool
+) -> dict[str, Any]:
     return {
         "added": len(added),
         "removed": len(removed),
         "effects": len(state.get("effects") or ()),
-        "may_have_run_twice": state.may_have_run_twice,
+        "may_have_run_twice": state.may_have_run_twice or was_sent,
     }

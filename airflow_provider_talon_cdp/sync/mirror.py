@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -21,7 +21,13 @@ from airflow_provider_talon_cdp.changes.diff import Folded, Member, OutOfOrderEr
 from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import MAX_CHANGES
-from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
+from airflow_provider_talon_cdp.exceptions import (
+    GuardError,
+    InvalidInputError,
+    LedgerError,
+    OlderRunError,
+    RequestError,
+)
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, Outcome, Planner, RunFacts
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.audiences import Audiences
@@ -196,6 +202,7 @@ class Mirror:
             self._plan_and_push(report, cursor, refused)
             if cursor:
                 cursor.set(0)
+            self.ledger.note_reported()
         log.info("Done:\n%s", report)
         fail_if_rejected(report, self.limits.max_rejected)
         return report
@@ -229,6 +236,9 @@ class Mirror:
                 self._enforce(plan, handed_over=True)
                 report += plan.counts
                 report.unsent = plan.counts.changes
+            elif report.verdict is None:
+                # No process commits. With a verdict that of the report is not looked at.
+                self.ledger.note_reported()
         if report.unsent:
             report.state = "planned"
         return report
@@ -635,10 +645,11 @@ class Mirror:
         return lost
 
     def _count_abandoned(self, report: Report) -> None:
-        """Count changes that run rules and that a killed run may have sent. Their rules do not run again."""
+        """Count changes without a clear answer of earlier runs that no run that finished has reported."""
         if abandoned := self.ledger.abandon():
             log.warning(
-                "An earlier run was killed while %s changes that run rules may have been in flight.\n"
+                "%s changes that run rules got no clear answer in an earlier run that did not finish,\n"
+                "or may have been in flight when it was killed.\n"
                 "Their rules do not run again, and they have dead letters.",
                 f"{abandoned:,}",
             )
@@ -665,10 +676,14 @@ class Mirror:
         push = Push(self.kind, share, report, limits)
         try:
             push.run(chunks, self.sender)
-        except BaseException:
+        except BaseException as error:
             report += counts
             report.seconds = time.monotonic() - report.began
             log.warning("Stopped early:\n%s\nA retry may send some changes again, which is harmless.", report)
+            if isinstance(error, RequestError) and not error.retryable:
+                # Airflow does not retry this run, so its report is not replaced by that of a retry.
+                with suppress(LedgerError):
+                    self.ledger.note_reported()
             raise
         return push.refused
 

@@ -64,6 +64,20 @@ def test_an_explicit_change_is_uncertain_for_the_next_plan_of_the_audience_and_c
     assert not names_in(loaded().folder / NOTES)
 
 
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_change_that_was_made_succeeds_though_its_end_cannot_be_noted(open_ledger, outside, loaded, caplog):
+    """Another try would send it again, and its rules may run twice. The note only stays longer."""
+    push(open_ledger(), adds("a"))
+    with outside().noting(Chunk(["a"], "vip", "remove")):
+        notes = loaded().folder / NOTES
+        notes.rename(notes.with_name("kept"))
+        notes.touch()
+    assert "The end of this change cannot be noted." in caplog.text
+    notes.unlink()
+    notes.with_name("kept").rename(notes)
+    assert profiles(loaded().uncertain()) == ["a"]
+
+
 def test_while_the_changes_may_still_arrive_they_stay_uncertain_whoever_plans(open_ledger, outside, clock):
     push(open_ledger(), adds("a"))
     calls = outside()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
+    GuardError,
     InvalidInputError,
     NotFoundError,
     RejectedRecordsError,
+    TransientError,
     UnclearError,
 )
 from airflow_provider_talon_cdp.ledger.format import Acks
@@ -23,6 +26,7 @@ from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOper
 from airflow_provider_talon_cdp.transfers.across_workers import PlanAudienceOperator, PushShareOperator
 from tests.changes.strategies import spelt_out
 from tests.mirror.conftest import task_instance
+from tests.mirror.test_cursor import Store
 from tests.transfers.test_across_workers import commit, execute
 
 SINGLE = "update_profile_audiences"
@@ -521,6 +525,94 @@ def test_an_orderly_stop_leaves_only_what_is_under_way_unclear(filled, mirror_li
     mirror_list(["a", "b", "c", *new], context=next_run(2), rules="changes")
     assert all(number == 1 for number in runs().values())
     assert not runs().keys() & {profile for profile, _ in withheld} or max(runs().values()) == 1
+
+
+@pytest.fixture
+def throttle(talon, connect):
+    """Make one profile's call fail so that Airflow would retry the task, after others were unclear."""
+
+    def throttle(*unclear, stops_at):
+        connect(talon, bulk_retry_seconds=0)
+        talon.clear_faults()
+        for each in unclear:
+            talon.fail_next("reset_after", times=1, only=each)
+        if stops_at:
+            talon.fail_next("status", status=429, times=None, only=stops_at)
+
+    return throttle
+
+
+@pytest.mark.parametrize("store", [None, Store()], ids=["planned anew", "resumed"])
+def test_a_retry_reports_what_was_unclear_in_the_tries_before_it_once(
+    filled, mirror_list, runs, throttle, context, store
+):
+    """Each try is stopped by what a retry may overcome. The one that comes to its end is red."""
+    context = context | ({"task_state_store": store} if store else {})
+    wanted = ["a", "b", "c", "d", "e", "f", "g", "h"]
+
+    def sync(context=context):
+        return mirror_list(wanted, rules="changes", in_flight=1, context=context)
+
+    for unclear, stops_at in (("d", "e"), ("f", "g")):
+        throttle(unclear, stops_at=stops_at)
+        with pytest.raises(TransientError):
+            sync()
+    throttle(stops_at=None)
+    with pytest.raises(RejectedRecordsError, match=r"2 of \d+ changes got no clear answer") as error:
+        sync()
+    report = error.value.report
+    assert report.balances
+    assert report.unclear == 2
+    assert [each["profile_id"] for each in letters(report.summary())] == ["d", "f"]
+    # A person clears the task, and then there is the next run.
+    for again in (context, next_run(2)):
+        summary = sync(again)
+        assert (summary["unclear"], summary["unchanged"]) == (0, 8)
+    assert runs() == dict.fromkeys("defgh", 1)
+
+
+def test_another_run_reports_what_was_unclear_before_retries_were_used_up(filled, mirror_list, throttle):
+    throttle("d", stops_at="e")
+    with pytest.raises(TransientError):
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes", in_flight=1)
+    throttle(stops_at=None)
+    with pytest.raises(RejectedRecordsError, match="1 of 6 changes got no clear answer"):
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes", context=next_run(2))
+    assert mirror_list(["a", "b", "c", "d", "e"], context=next_run(3))["unclear"] == 0
+
+
+def test_a_refused_plan_leaves_what_was_unclear_to_the_next_run(filled, mirror_list, throttle):
+    throttle("d", stops_at="e")
+    with pytest.raises(TransientError):
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes", in_flight=1)
+    throttle(stops_at=None)
+    with pytest.raises(GuardError):
+        mirror_list([], rules="changes")
+    with pytest.raises(RejectedRecordsError, match="1 of 6 changes got no clear answer"):
+        mirror_list(["a", "b", "c", "d", "e"], rules="changes")
+
+
+@pytest.mark.parametrize("has_changes", [True, False])
+def test_a_new_plan_of_a_group_reports_what_was_unclear_in_the_plan_before_it_once(
+    group, sqlite, runs, throttle, has_changes
+):
+    """A push was stopped, and a person clears the task that plans."""
+    group.sync()
+    sqlite.fill_pairs([tuple(each.split()) for each in (*FIRST, "c gold", "d gold")])
+    shares, _ = group.plan()
+    throttle("c", stops_at="d" if has_changes else None)
+    with pytest.raises(TransientError) if has_changes else nullcontext():
+        group.push(shares)
+    throttle(stops_at=None)
+    with pytest.raises(RejectedRecordsError, match="1 of 6 changes got no clear answer") as error:
+        group.sync()
+    report = error.value.report
+    assert report.balances
+    assert (report.unclear, report.sent, report.unsent) == (1, int(has_changes), 0)
+    assert len(letters(report.summary())) == 1
+    summary = group.sync()
+    assert (summary["unclear"], summary["unchanged"]) == (0, 5)
+    assert runs() == {"c": 1, "d": 1}
 
 
 def lose_the_last_version(state, damage):

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import AuthenticationError, RejectedRecordsError, UnclearError
+from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
+    RejectedRecordsError,
+    TransientError,
+    UnclearError,
+)
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileOperator
 from airflow_provider_talon_cdp.transfers.across_workers import PlanProfilesOperator, PushShareOperator
@@ -172,6 +177,25 @@ def test_many_unclear_answers_in_a_row_stop_the_push(send, people, talon, runs, 
     assert send(context=next_run(2))["sent"] == 30
     assert points() == wanted
     assert set(runs().values()) == {1}
+
+
+def test_a_retry_reports_what_was_unclear_in_the_try_before_it_once(send, talon, connect, runs, points):
+    connect(talon, bulk_retry_seconds=0)
+    talon.fail_next("reset_after", times=1, only="a")
+    talon.fail_next("status", status=429, times=None, only="b")
+    with pytest.raises(TransientError):
+        send()
+    talon.clear_faults()
+    with pytest.raises(RejectedRecordsError, match="1 of 4 changes got no clear answer") as error:
+        send()
+    report = error.value.report
+    assert report.balances
+    assert (report.unclear, report.sent) == (1, 3)
+    (letter,) = letters(report.summary())
+    assert letter["profile_id"] == "a"
+    assert send()["unclear"] == 0
+    assert points() == {"a": 1, "b": 1, "c": 1}
+    assert runs() == {"a": 1, "b": 1, "c": 1}
 
 
 def test_a_run_after_a_killed_one_sends_without_rules_what_may_have_been_sent(

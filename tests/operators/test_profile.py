@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
+import requests
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_talon_cdp.emulator import Emulator
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedError, UnclearError
+from airflow_provider_talon_cdp.exceptions import (
+    InvalidInputError,
+    LedgerError,
+    RejectedError,
+    TransientError,
+    UnclearError,
+)
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator, UpdateProfileOperator
+
+pytestmark = pytest.mark.usefixtures("no_ledgers")
 
 ODD_IDS = [
     "a/b",
@@ -161,6 +172,130 @@ def test_a_call_that_runs_rules_is_sent_again_if_that_was_asked_for_and_the_resu
     talon.fail_next("reset_after", times=2)
     assert run(operator(on_unclear="retry"))["may_have_run_twice"] is True
     assert len(sent(talon)) == 3
+
+
+def instance(number=1, **other):
+    parts = {"dag_id": "dag", "task_id": "t", "run_id": "run", "map_index": -1} | other
+    return SimpleNamespace(**parts, try_number=number)
+
+
+@pytest.fixture
+def stopped(run, monkeypatch):
+    """Run a try that ends after its request was sent and before the answer, as by execution_timeout."""
+
+    def stopped(operator, **instance_of):
+        def send_and_end(session, prepared, **options):
+            send(session, prepared, **options)
+            raise KeyboardInterrupt
+
+        send = requests.Session.send
+        with monkeypatch.context() as patched:
+            patched.setattr(requests.Session, "send", send_and_end)
+            with pytest.raises(KeyboardInterrupt):
+                run(operator, ti=instance(**instance_of))
+
+    return stopped
+
+
+@pytest.fixture
+def marks(tmp_path):
+    return lambda: list((tmp_path / "ledgers").glob("*/rule-calls/*"))
+
+
+@pytest.mark.parametrize("operator", RUNS_RULES.values(), ids=RUNS_RULES)
+def test_a_call_that_runs_rules_is_not_repeated_after_its_try_ended_without_an_answer(
+    run, talon, vip, operator, stopped, marks
+):
+    """The error ends the task's retries; a person who clears the task then has the call made."""
+    stopped(operator())
+    (mark,) = marks()
+    assert "anna" not in mark.read_text()
+    with pytest.raises(UnclearError, match="An earlier try of this task ended during its call") as error:
+        run(operator(), ti=instance(2))
+    assert isinstance(error.value, AirflowFailException)
+    assert len(sent(talon)) == 1
+    assert run(operator(), ti=instance(3))["may_have_run_twice"] is False
+    assert len(sent(talon)) == 2
+    assert marks() == []
+
+
+@pytest.mark.parametrize("operator", RUNS_RULES.values(), ids=RUNS_RULES)
+def test_a_try_that_may_repeat_the_call_of_an_earlier_one_does_and_its_result_says_so(
+    run, talon, vip, operator, stopped, connect, marks
+):
+    stopped(operator(on_unclear="retry"))
+    connect({"call_retry_seconds": 0})
+    talon.fail_next("status", status=429)
+    with pytest.raises(TransientError):
+        run(operator(on_unclear="retry"), ti=instance(2))
+    assert run(operator(on_unclear="retry"), ti=instance(3))["may_have_run_twice"] is True
+    assert run(operator(on_unclear="retry"), ti=instance(4))["may_have_run_twice"] is False
+    assert marks() == []
+
+
+def test_a_try_whose_budget_ended_with_an_unclear_answer_is_told_of_by_the_next_one(run, talon, connect):
+    connect({"call_retry_seconds": 0})
+    talon.fail_next("reset_after")
+    operator = RUNS_RULES["asked for"]
+    with pytest.raises(TransientError):
+        run(operator(on_unclear="retry"), ti=instance())
+    assert run(operator(on_unclear="retry"), ti=instance(2))["may_have_run_twice"] is True
+
+
+@pytest.mark.parametrize("other", [{"run_id": "another"}, {"map_index": 1}, {"task_id": "u"}], ids=str)
+def test_another_task_instance_is_not_stopped_by_it(run, talon, stopped, other):
+    operator = RUNS_RULES["asked for"]
+    stopped(operator())
+    assert run(operator(), ti=instance(**other))["may_have_run_twice"] is False
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(400, RejectedError), (429, TransientError), (500, UnclearError)]
+)
+def test_after_an_answer_the_next_try_makes_the_call(run, talon, connect, status, error):
+    """That of 429 had no effect, and the other errors ended the retries: a person has seen them."""
+    connect({"call_retry_seconds": 0})
+    talon.fail_next("status", status=status)
+    operator = RUNS_RULES["asked for"]
+    with pytest.raises(error):
+        run(operator(), ti=instance())
+    run(operator(), ti=instance(2))
+    assert len(sent(talon)) == 2
+
+
+def test_a_call_that_runs_no_rules_leaves_no_mark_and_is_repeated(run, talon, stopped, marks):
+    stopped(profile(attributes={"x": 1}))
+    assert marks() == []
+    run(profile(attributes={"x": 1}), ti=instance(2))
+    assert len(sent(talon)) == 2
+
+
+def test_a_value_that_cannot_be_sent_leaves_no_mark(run, talon, marks):
+    with pytest.raises(InvalidInputError, match="'Field'"):
+        run(profile(attributes={"Field": object()}, run_rule_engine=True), ti=instance())
+    assert marks() == []
+
+
+def test_without_its_mark_a_call_that_runs_rules_is_not_sent(run, talon, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LedgerError, match="Check the state URI"):
+        run(profile(run_rule_engine=True, state_uri=str(tmp_path / "file")), ti=instance())
+    assert talon.requests() == []
+
+
+def test_a_retry_that_cannot_find_the_mark_of_another_worker_says_so(
+    run, talon, monkeypatch, caplog, capfd, tmp_path
+):
+    monkeypatch.delenv("AIRFLOW__TALON_CDP__STATE_URI")
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    text = "The rules of this call may run twice: CeleryExecutor"
+    run(profile(run_rule_engine=True), ti=instance())
+    run(profile(run_rule_engine=True, state_uri=str(tmp_path)), ti=instance(2))
+    run(profile(attributes={"x": 1}), ti=instance(2))
+    assert text not in caplog.text + capfd.readouterr().out
+    run(profile(run_rule_engine=True), ti=instance(2))
+    assert text in caplog.text + capfd.readouterr().out
 
 
 @pytest.mark.parametrize("operator", RUNS_RULES.values(), ids=RUNS_RULES)
