@@ -107,12 +107,11 @@ class UpdateProfileOperator(BaseOperator):
         added = _internal_ids("add_audiences", self.add_audiences)
         removed = _internal_ids("remove_audiences", self.remove_audiences)
         attributes = as_mapping("attributes", self.attributes)
-        check_rendered("customer_profile_id", self.customer_profile_id)
+        profile_id = _read_profile_id(self)
         if attributes is None and not added and not removed and not self.run_rule_engine:
             raise InvalidInputError(
                 "There is nothing to do: no attributes, no audiences and no run_rule_engine."
             )
-        profile_id = check_text("customer_profile_id", self.customer_profile_id)
         hook = open_hook(self.talon_cdp_conn_id)
         runs_rules = bool(self.run_rule_engine or added or removed)
         with _noting_changes(
@@ -188,8 +187,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
     def _send(self, context: Context) -> dict[str, Any]:
         added = _external_ids("add_audiences", self.add_audiences)
         removed = _external_ids("remove_audiences", self.remove_audiences)
-        check_rendered("customer_profile_id", self.customer_profile_id)
-        profile_id = check_text("customer_profile_id", self.customer_profile_id)
+        profile_id = _read_profile_id(self)
         if not added and not removed:
             raise InvalidInputError(
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
@@ -200,6 +198,22 @@ class UpdateProfileAudiencesOperator(BaseOperator):
                 profile_id, add_audiences=added, remove_audiences=removed, on_unclear=self.on_unclear
             )
         return _summary(added, removed, state, was_sent=was_sent)
+
+
+def _read_profile_id(operator: UpdateProfileOperator | UpdateProfileAudiencesOperator) -> str:
+    """Return the profile ID, checked; warn if it looks wrong, as it would make a new profile."""
+    from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds  # noqa: PLC0415
+
+    check_rendered("customer_profile_id", operator.customer_profile_id)
+    profile_id = check_text("customer_profile_id", operator.customer_profile_id)
+    suspicious = SuspiciousIds()
+    suspicious.add([profile_id])
+    if suspicious.texts:
+        operator.log.warning(
+            "%s\nIt is sent as it is: a profile that Talon.One does not know by this ID is a new one.",
+            "\n".join(suspicious.texts),
+        )
+    return profile_id
 
 
 @contextmanager

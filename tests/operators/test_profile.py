@@ -135,6 +135,29 @@ def test_a_profile_id_of_odd_characters_is_one_profile(run, talon, vip, profile_
     assert talon.profiles() == talon.members("vip") == {profile_id}
 
 
+@pytest.mark.parametrize(
+    "profile_id, said",
+    [
+        ("anna ", "white space at their ends"),
+        ("nan", "text of a null"),
+        ("123.0", "end with '.0'"),
+        ("anna", ""),
+    ],
+)
+def test_a_profile_id_that_looks_wrong_is_sent_with_a_warning(
+    run, talon, vip, profile_id, said, capfd, caplog
+):
+    for operator in (
+        profile(customer_profile_id=profile_id, attributes={"x": 1}),
+        audiences(customer_profile_id=profile_id, add_audiences=["vip"]),
+    ):
+        caplog.clear()
+        run(operator)
+        text = caplog.text + "".join(capfd.readouterr())
+        assert (said in text) if said else ("profile IDs" not in text)
+    assert talon.profiles() == {profile_id}
+
+
 @pytest.mark.parametrize("profile_id", [".", ".."])
 def test_a_profile_id_that_is_a_step_in_a_path_is_refused(run, talon, profile_id):
     """A proxy may make ``customer_profile/audiences`` of it: another call, with 200."""
