@@ -130,7 +130,7 @@ class Sender:
         assert 1 <= len(chunk) <= self.world.limit
         # Whoever took over sees to it that nothing leaves any more.
         self.may_leave()
-        before = dict(self.world.called)
+        before = {change[:2]: self.world.called.get(change[:2]) for change in chunk.changes()}
         alone = next(chunk.changes())[:2] if len(chunk) == 1 else None
         with aloft():
             for change in chunk.changes():
@@ -142,7 +142,8 @@ class Sender:
             except TransientError as failure:
                 raise failure.become(UnclearError, "no clear answer") from failure
             except (RejectedError, AuthenticationError):
-                self.world.called = before
+                # Of this call alone: others are in flight.
+                self.world.called.update(before)
                 raise
 
     async def create_audience(self, audience, _):
