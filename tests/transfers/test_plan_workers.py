@@ -566,7 +566,7 @@ def test_no_profile_id_is_in_what_airflow_keeps_or_in_the_log(group, fill, caplo
 
 def test_a_null_audience_stops_the_reader(sqlite, connect, talon, tmp_path):
     sqlite("INSERT INTO customers VALUES ('a', 'vip'), ('b', NULL)")
-    with pytest.raises(InvalidInputError, match="null or empty"):
+    with pytest.raises(InvalidInputError, match="null, empty, or a null as text"):
         Group(tmp_path / "state", audience_column="audience_id").run()
 
 
