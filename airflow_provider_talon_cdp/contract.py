@@ -22,9 +22,10 @@ _LARGEST_INTERNAL_ID = 2**63 - 1
 # Byte order mark, zero-width space and word joiner: text from files and web pages may begin or end with them.
 _INVISIBLE = "\ufeff\u200b\u2060"
 
-DOTS = frozenset((".", ".."))
 NULL_AUDIENCES = frozenset(("None", "nan", "NaN", "null", "NULL", "<NA>", "NaT"))
 """Audience IDs that are a null that became text on the way: no audience is called so on purpose."""
+
+DOTS = frozenset((".", ".."))
 """Profile IDs that HTTP clients and proxies remove from a path, as steps of a relative path."""
 
 FAULT_OF_DOTS = "profile ID '.' or '..', which does not survive in the path of a URL"
@@ -46,8 +47,10 @@ AttributeType = Literal[
 ]
 """Type of a customer-profile attribute, spelled as in Talon.One's own API."""
 
-OnUnclear = Literal["fail", "retry"]
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
+"""What to do about profile IDs that are valid and look wrong."""
+
+OnUnclear = Literal["fail", "retry"]
 """If a call that runs rules gets no clear answer: ``fail``, or ``retry``, with which they may run twice."""
 ON_UNCLEAR: OnUnclear = "fail"
 

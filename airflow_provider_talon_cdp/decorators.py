@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.operators._arguments import as_columns, as_list, check_choice
+from airflow_provider_talon_cdp.operators._arguments import as_columns, as_list, as_types, check_choice
 from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
 from airflow_provider_talon_cdp.transfers.sql_to_audience import Mode
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperator
@@ -136,20 +136,18 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
         encode, columns = self.encoder(hook), as_columns("attributes", self.attributes)
         special = {self.profile_id_column, self.order_by_column, self.attributes_column}
         in_every_row = {name for name in (self.profile_id_column, self.order_by_column) if name}
-        # What no row has is a mistake in the function or in the arguments.
-        unseen = {name for name in (*(columns or ()), self.attributes_column) if name}
-        # Attributes of a JSON column are not compared with the types, as in SQL.
-        untyped = set(self.types or () if self.attributes_column is None else ())
+        named = {name for name in (*(columns or ()), self.attributes_column) if name}
+        unseen, untyped = set(named), set(as_types("types", self.types))
 
         def attributes_of(row: Mapping[str, Any]) -> dict[str, Any]:
             if columns is not None or self.attributes_column is not None:
                 values = {name: row[key] for key, name in (columns or {}).items() if key in row}
             else:
                 values = {key: value for key, value in row.items() if key not in special}
+            if self.attributes_column is not None:
+                values = with_json_attributes(values, row.get(self.attributes_column))
             untyped.difference_update(values)
-            if self.attributes_column is None:
-                return values
-            return with_json_attributes(values, row.get(self.attributes_column))
+            return values
 
         result, has_rows = self.result(), False
         for row in result if isinstance(result, Iterator) else as_list("The function's result", result):
@@ -164,11 +162,15 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
             order = row.get(self.order_by_column) if self.order_by_column else None
             has_rows = True
             yield read_profile(row, row[self.profile_id_column], order, attributes_of, encode)
-        if has_rows and (unseen or untyped):
+        if has_rows and named and unseen == named:
             raise InvalidInputError(
-                f"No row of the function has the key {min(unseen)!r}, which the task's arguments name."
-                if unseen
-                else f"types has the attribute {min(untyped)!r}, which no row of the function gives."
+                f"No row of the function has the key {min(unseen)!r}, or another one\n"
+                "that the task's arguments name for attributes. Nothing was sent."
+            )
+        if has_rows and (unseen or untyped):
+            self.log.warning(
+                "No row of the function has what the task's arguments name: %s.",
+                ", ".join(sorted(unseen | untyped)),
             )
 
 

@@ -116,7 +116,7 @@ class TalonCdpHook(HttpHook):
         with self._named():
             extra = self._extra(self.get_connection(self.talon_cdp_conn_id))
             network = network_options(extra | (extra_options or {}))
-        session = super().get_conn(None, network)
+        session = super().get_conn(None, (extra_options or {}) | network)
         # HttpHook takes empty values as they are: an empty verify would turn off the check of certificates.
         for name, value in (
             {"proxies": {}, "verify": True, "cert": None, "trust_env": True} | network

@@ -113,6 +113,8 @@ class UpdateProfileOperator(BaseOperator):
                 "There is nothing to do: no attributes, no audiences and no run_rule_engine."
             )
         hook = open_hook(self.talon_cdp_conn_id)
+        # Opened here: without a connection there is no call that may have run rules.
+        _ = hook.client
         runs_rules = bool(self.run_rule_engine or added or removed)
         with _noting_changes(
             self, context, hook, profile_id, added, removed, attributes or (), runs_rules=runs_rules
@@ -193,6 +195,7 @@ class UpdateProfileAudiencesOperator(BaseOperator):
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
             )
         hook = open_hook(self.talon_cdp_conn_id)
+        _ = hook.client
         with _noting_changes(self, context, hook, profile_id, added, removed) as was_sent:
             state = hook.update_customer_profile_audiences(
                 profile_id, add_audiences=added, remove_audiences=removed, on_unclear=self.on_unclear

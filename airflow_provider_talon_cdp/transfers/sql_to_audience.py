@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_talon_cdp.contract import check_text, fault_of_text, is_null_audience
+from airflow_provider_talon_cdp.contract import NULL_AUDIENCES, check_text, fault_of_text, is_null_audience
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
@@ -168,7 +168,9 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                     self._refuse_null_audiences(rows)
                 yield from read_memberships(rows, verb, self.audience_id_type)
                 ids = {row[1] for row in rows}
-                self.audiences_seen.update(key for key in ids if not fault_of_text(str(key or "")))
+                self.audiences_seen.update(
+                    key for key in ids if not is_null_audience(key) and not fault_of_text(str(key))
+                )
                 if self.audience_name_column:
                     names.update((row[1], row[2]) for row in rows)
         for key, name in names.items():
@@ -181,7 +183,8 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
             raise InvalidInputError(
                 f"The query has rows whose audience (column {column!r}) is null, empty, or a null as text\n"
                 "('None', 'nan'), so it is unknown to which audience they belong. Nothing was sent.\n"
-                f"Fix the join that does not find it, or leave these rows out: WHERE {column} <> ''."
+                f"Fix the join that does not find it, or leave these rows out:\n"
+                f"WHERE {column} NOT IN ('', {', '.join(map(repr, sorted(NULL_AUDIENCES)))})."
             )
 
     def _audience_ids(self, name: str, value: Any) -> list[str]:

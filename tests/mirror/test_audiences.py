@@ -130,7 +130,8 @@ def test_a_null_audience_is_refused_before_the_first_request(
     many = [(f"customer-{each:05}", "vip") for each in range(20_000)]
     warehouse.fill_pairs([*many, ("customer-lost", audience)])
     with pytest.raises(
-        InvalidInputError, match=r"(?s)\(column 'audience_id'\) is null, empty, or.*WHERE audience_id <> ''"
+        InvalidInputError,
+        match=r"(?s)\(column 'audience_id'\) is null, empty, or.*WHERE audience_id NOT IN \(''",
     ) as error:
         mirror_many(max_rejected=rejected)
     assert "customer" not in str(error.value)

@@ -191,9 +191,7 @@ class TestProfiles:
         ("arguments", "said"),
         [
             ({"attributes": {"tier": "Tier"}}, "No row of the function has the key 'tier'"),
-            ({"attributes": ["Tier", "Points"]}, "No row of the function has the key 'Points'"),
             ({"attributes_column": "more"}, "No row of the function has the key 'more'"),
-            ({"types": {"Tir": "string"}}, "types has the attribute 'Tir', which no row"),
             ({"on_duplicate": "last", "order_by_column": "at"}, "must be a mapping with the key 'at'"),
         ],
     )
@@ -207,6 +205,29 @@ class TestProfiles:
         with pytest.raises(InvalidInputError, match=said):
             profiles(rows, **arguments)
         assert talon.requests() == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "missing"),
+        [
+            ({"attributes": ["Tier", "Points"]}, "Points"),
+            ({"attributes": ["Tier"], "attributes_column": "more"}, "more"),
+            ({"types": {"Tir": "string", "Tier": "string"}}, "Tir"),
+            ({"types": '{"Tir": "string"}'}, "Tir"),
+            ({"types": '{"Tier": "string"}'}, None),
+        ],
+    )
+    def test_what_only_no_row_of_this_run_has_is_a_warning(
+        self, profiles, talon, arguments, missing, capfd, caplog
+    ):
+        """A feed of changes may have no row with it on one day."""
+
+        def rows():
+            yield {"profile_id": "anna", "Tier": "gold"}
+
+        assert profiles(rows, **arguments)["sent"] == 1
+        text = caplog.text + "".join(capfd.readouterr())
+        said = f"No row of the function has what the task's arguments name: {missing}."
+        assert (said in text) == (missing is not None)
 
     def test_an_attribute_that_some_rows_lack_is_sent_for_the_others(self, profiles, talon):
         def rows():
