@@ -753,7 +753,9 @@ class Manifest:
                     "files": [version.pop("members")] if version["members"] else [],
                     "letters": "",
                 }
-        known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+        # The version before had reported what its runs found, as far as they finished.
+        known: dict[str, Any] = {"reported": True}
+        known |= {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         for name in ("members", "refused", "withheld", "unreported"):
             known[name] = File(**content[name]) if content.get(name) else None
         known["since"] = tuple(map(Plan.of, content["since"]))

@@ -317,6 +317,7 @@ class Ledger:
         self.at_least = 0
         """The version that this task last wrote, if Airflow knows it. An older ledger is refused."""
         self.suspected: frozenset[str] = frozenset()
+        self.doubted: frozenset[str] = frozenset()
         """Audiences that Talon.One may have lost since the current plan was made."""
         self.other_writers: list[str] = []
         """Owners of runs that left notes here, or that hold the same audiences in other ledgers."""
@@ -520,9 +521,9 @@ class Ledger:
         )
         suspects = (
             member
-            for chunk in (self.known() if self.suspected else ())
+            for chunk in (self.known() if self.suspected or self.doubted else ())
             for member in zip(chunk.ids, chunk.each_key, strict=False)
-            if member[1] in self.suspected
+            if member[1] in self.suspected or member[1] in self.doubted
         )
         return _chunks_of_members(
             heapq.merge(unacknowledged, suspects, self._contradicted(), sorted(self.withheld()))
@@ -590,7 +591,7 @@ class Ledger:
         """Return a digest of all that ``known`` and ``uncertain`` depend on."""
         acks = [name for plan in self.manifest.plans for name in self._files(plan, _ACKS)]
         content = [
-            *(self.manifest.file, sorted(self.suspected)),
+            *(self.manifest.file, sorted(self.suspected), sorted(self.doubted)),
             *([file.file for file in files] for files in (self._notes.files, self._lost_parts)),
             *([name, read_json(self.folder / name)] for name in acks),
         ]
@@ -693,7 +694,11 @@ class Ledger:
                 with suppress(LedgerError):
                     self._end_notes(REQUEST_LASTS)
                 raise
-            self._end_notes(0.0)
+            try:
+                self._end_notes(0.0)
+            except LedgerError as error:
+                # Not raised: a retry would not report this run's changes without a clear answer again.
+                log.warning("Other ledgers take this run's changes for uncertain for a day.\n%s", error)
 
     @contextmanager
     def _confirming_damage(self) -> Iterator[None]:
@@ -718,6 +723,14 @@ class Ledger:
             write_suspects(self.folder, self.plan, self.run, suspected)
         self.suspected = suspected
         self.lock.confirm()
+
+    def doubt(self, audience: str) -> None:
+        """Have the next plan send all members of an audience again, as it may be another one of the same ID.
+
+        Other than of one that is suspected, what was sent before with rules counts. It need not be durable:
+        until a plan has the members, the ledger's facts have the key of the other audience.
+        """
+        self.doubted |= {audience}
 
     def flush(self) -> None:
         """Make dead letters durable."""
@@ -872,7 +885,7 @@ class Ledger:
             remove(self.folder / NOTES / name)
         self.lock.handed_over = handed_over
         self._newest = draft.version
-        self.suspected = frozenset()
+        self.suspected = self.doubted = frozenset()
         self._lost_parts = ()
         self._lost_unclear = []
         self._notes = Notes()
@@ -927,7 +940,8 @@ class Ledger:
 
     def note_reported(self) -> None:
         """Note, durably, that this run's report has all changes without a clear answer so far."""
-        if self._unreported():
+        # A manifest of the old version would delete what is left of a lost plan.
+        if self._unreported() and not self._lost_parts:
             self.lock.confirm()
             self._write_manifest(
                 replace(self.manifest, unreported=None, reported=True, before=self.manifest.file)

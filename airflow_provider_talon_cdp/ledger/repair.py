@@ -57,6 +57,7 @@ class DamagedLedger(Ledger):
         for stream in (self.known(), self.uncertain(), self.refused(), self.changes()):
             for _ in stream:
                 """Reading a damaged file raises DamagedError."""
+        self._unreported()
         if bad := kept_manifests(self.folder)[1]:
             raise DamagedError(bad[0][0])
 
@@ -108,6 +109,10 @@ class DamagedLedger(Ledger):
             for change in chunk.changes() if withholds else ():
                 if change.runs_rules:
                     withheld[change[:2]] = change.action
+        if newest.unreported or (withheld and not newest.reported):
+            messages.append(
+                "Changes that got no clear answer are not sent again, and no later report has them."
+            )
         if newest.refused:
             messages.append("The list of records that Talon.One refused is dropped: they are sent again.")
         members = Folded(snapshot, changed, one_per_profile=self._holds_profiles)

@@ -79,7 +79,7 @@ class Audiences:
             after: Whether the plan was sent already, so that only the audiences that it changes are checked.
 
         Returns:
-            Audiences whose members Talon.One has lost.
+            Audiences whose members Talon.One has lost, or may not have.
 
         Raises:
             NotFoundError: An audience does not exist, and has no name here to create it with.
@@ -112,7 +112,7 @@ class Audiences:
                             await self._add_witness(audience, witness, ledger, opened)
                         if self.key_has_changed and not ledger.identity.environment:
                             # It exists, but may be that of another environment, with other members.
-                            ledger.suspect([audience])
+                            ledger.doubt(audience)
                             lost.append(audience)
                         return
                     async with places:

@@ -519,11 +519,14 @@ class Mirror:
                 _count_unsent(report, plan.counts)
                 raise
             if lost:
-                log.warning(
-                    "Talon.One has lost the members of %d audience(s) that the ledger has. All "
-                    "members are sent again.",
-                    len(lost),
-                )
+                if self.ledger.doubted.issuperset(lost):
+                    text = "%d audience(s) may be those of another environment. All members are sent again."
+                else:
+                    text = (
+                        "Talon.One has lost the members of %d audience(s) that the ledger has. All "
+                        "members are sent again."
+                    )
+                log.warning(text, len(lost))
                 self.ledger.discard(plan.result)
                 continue
             self._write_letters(plan.letters)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
-from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.exceptions import LedgerError, LedgerUnavailableError
+from airflow_provider_talon_cdp.ledger.format import FORMAT, Manifest
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts
 from airflow_provider_talon_cdp.ledger.lock import LOCK_LASTS
 from airflow_provider_talon_cdp.ledger.outside import REQUEST_LASTS
@@ -197,6 +200,33 @@ def test_facts_of_a_later_version_of_this_package_are_passed_over(open_ledger, l
         ledger.manifest.facts["unheard of"] = 1
         ledger.manifest.write(ledger.folder, ledger.identity.parts)
     assert loaded().facts == FACTS
+
+
+def test_a_manifest_of_the_version_before_counts_as_reported(open_ledger, loaded, commit):
+    commit(open_ledger(), "+a")
+    manifest = loaded().manifest
+    assert not manifest.reported
+    content = {
+        name: value for name, value in vars(manifest).items() if name not in ("reported", "unreported")
+    }
+    parts = {
+        name: part and vars(part) for name in ("members", "refused", "withheld") for part in [content[name]]
+    }
+    plans = {"plan": asdict(manifest.plan), "since": [asdict(plan) for plan in manifest.since]}
+    assert Manifest.of({**content, **parts, **plans, "format": FORMAT}, manifest.file).reported
+
+
+def test_an_error_of_ending_the_notes_does_not_fail_a_run_that_has_ended(open_ledger, monkeypatch, caplog):
+    """A retry would be green for what this run reports."""
+
+    def fails(seconds):
+        raise LedgerUnavailableError("The other state URI does not answer.")
+
+    ledger = open_ledger()
+    monkeypatch.setattr(ledger, "_end_notes", fails)
+    with ledger.held("me"):
+        pass
+    assert "The other state URI does not answer." in caplog.text
 
 
 # A run that lost its lock

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
@@ -22,6 +23,7 @@ from airflow_provider_talon_cdp.exceptions import (
 from airflow_provider_talon_cdp.ledger.format import Acks
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
+from airflow_provider_talon_cdp.ledger.storage import DamagedError
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.transfers.across_workers import PlanAudienceOperator, PushShareOperator
 from tests.changes.strategies import spelt_out
@@ -569,6 +571,37 @@ def test_a_retry_reports_what_was_unclear_in_the_tries_before_it_once(
         summary = sync(again)
         assert (summary["unclear"], summary["unchanged"]) == (0, 8)
     assert runs() == dict.fromkeys("defgh", 1)
+
+
+def test_a_damaged_list_of_what_is_in_no_report_is_repaired(filled, mirror_list, throttle, ledger_of):
+    for unclear, stops_at in (("d", "e"), ("f", "g")):
+        throttle(unclear, stops_at=stops_at)
+        with pytest.raises(TransientError):
+            mirror_list(["a", "b", "c", "d", "e", "f", "g"], rules="changes", in_flight=1)
+    throttle(stops_at=None)
+    folder = ledger_of().folder
+    (file,) = folder.rglob("unreported.tsv.zst")
+    file.write_bytes(b"damaged")
+    with pytest.raises(DamagedError, match="ledger repair"):
+        mirror_list(["a", "b", "c", "d", "e", "f", "g"], rules="changes")
+    assert main(["ledger", "repair", str(folder)]) == 0
+    summary = mirror_list(["a", "b", "c", "d", "e", "f", "g"], rules="changes", context=next_run(2))
+    assert (summary["unclear"], summary["unsent"]) == (0, 0)
+
+
+@pytest.mark.parametrize("rules", ["changes", "all"])
+def test_with_a_new_key_no_rule_runs_again_and_none_is_left_out(filled, mirror_list, runs, connect, rules):
+    """The audience may be that of another environment, so its members are sent again: in bulk."""
+    filled.fail_next("reset_after", times=1, only="d")
+    with pytest.raises(RejectedRecordsError):
+        mirror_list(["a", "b", "c", "d"], rules=rules)
+    filled.clear_faults()
+    connect(filled, platform_name="Another name")
+    summary = mirror_list(["b", "c", "d", "e"], rules=rules, max_removal_fraction=1, context=next_run(2))
+    assert runs() == {"a": 1, "d": 1, "e": 1}
+    assert (summary["added"], summary["removed"], summary["unchanged"]) == (3, 1, 1)
+    summary = mirror_list(["b", "c", "d", "e"], rules=rules, context=next_run(3), verify="none")
+    assert (summary["requests"], summary["unchanged"]) == (0, 4)
 
 
 def test_another_run_reports_what_was_unclear_before_retries_were_used_up(filled, mirror_list, throttle):
