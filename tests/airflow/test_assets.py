@@ -53,6 +53,7 @@ def test_a_sync_emits_its_audience_and_its_profiles_with_counts(run, examples, t
         "removed": 0,
         "members": 40,
         "rejected": 0,
+        "unclear": 0,
         "ledger_version": 1,
         "run": dag_run.run_id,
     }
