@@ -331,7 +331,10 @@ class SendingOperator(BaseOperator):
         """Keep a link for the UI, also as an XCom, which Airflow 2's web server reads."""
         self.links[key] = link
         if push := getattr(context.get("ti"), "xcom_push", None):
-            push(key=key, value=link)
+            try:
+                push(key=key, value=link)
+            except Exception as error:  # noqa: BLE001 - a link must not fail a task, nor hide why one failed
+                self.log.warning("The link %s cannot be kept for the UI: %s", key, error)
 
     def _event_extras(self, context: Context, host: str, report: Report) -> dict[str, dict[str, Any]]:
         """Return the extras of the asset events by URI: the counts of the audience, and facts of the run."""

@@ -406,6 +406,15 @@ class TestLinks:
             _base.REPORT_KEY: error.value.report.report_file,
         }
 
+    def test_a_link_that_cannot_be_kept_fails_no_task_and_hides_no_error(self, run, talon, vip):
+        def fails(key, value):
+            raise ConnectionError("the API server went away")
+
+        assert run(members(add=["anna"]), ti=instance(xcom_push=fails))["sent"] == 1
+        talon.reject_profiles(["bert"])
+        with pytest.raises(RejectedRecordsError):
+            run(mirror(["anna", "bert"]), ti=instance(xcom_push=fails))
+
     def test_there_is_none_before_the_task_has_run(self):
         operator = members(add=["anna"])
         assert [each.get_link(operator, ti_key=None) for each in operator.operator_extra_links] == [
