@@ -216,6 +216,8 @@ class History:
         guard = WatchedGuard()
         self.sender = ProfileSender(self.world, process, lambda: guard.passed, run.faults, run.seed)
         self.sender.runs_rules, self.sender.repeats = run.runs_rules, run.sends_all
+        # As the plan sees them: the warehouse may change under way.
+        self.sender.wanted = frozenset(self.warehouse)
         self.limits = Limits(in_flight=run.in_flight)
         mirror = Mirror(
             source=lambda: iter(self.rows(run)),

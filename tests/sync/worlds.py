@@ -266,22 +266,25 @@ class ProfileSender(Sender):
     Attributes:
         runs_rules: Whether its calls run rules.
         repeats: Whether rules may run again for the same attributes, as all are to be sent.
+        wanted: Profiles that the source has. Clearing another one is a change of its own, also if its
+            attributes were nulls.
     """
 
     runs_rules = repeats = False
+    wanted = frozenset()
 
     async def __call__(self, profile, attributes, *, without_rules, aloft):
-        called = self.world.called
+        called, call = self.world.called, (profile in self.wanted, attributes)
         if without_rules or not self.runs_rules:
-            if called.get(profile) != attributes:
+            if called.get(profile) != call:
                 called.pop(profile, None)
             await self.travel([profile], lambda: self._set(profile, attributes), profile)
             return
         self.may_leave()
         before = dict(called)
         with aloft():
-            assert self.repeats or called.get(profile) != attributes, "a call that runs rules is repeated"
-            called[profile] = attributes
+            assert self.repeats or called.get(profile) != call, "a call that runs rules is repeated"
+            called[profile] = call
             try:
                 await self.travel([profile], lambda: self._set(profile, attributes), profile)
             except TransientError as failure:
