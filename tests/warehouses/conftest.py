@@ -76,13 +76,16 @@ def mariadb_port():
     if user:
         shutil.chown(folder, user)
     port = 21000 + os.getpid() % 9000
-    subprocess.run(
+    installed = subprocess.run(
         [install, f"--datadir={folder}/data", "--auth-root-authentication-method=normal", "--skip-test-db"],
         user=user,
-        check=True,
+        check=False,
         timeout=120,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
+        text=True,
     )
+    assert installed.returncode == 0, installed.stdout + installed.stderr
     address = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/s"]
     process = subprocess.Popen(
         [server, "--no-defaults", f"--datadir={folder}/data", *address],

@@ -83,7 +83,11 @@ def test_a_query_that_it_cannot_sort_is_read_as_it_is_written(warehouse):
 
 
 @pytest.mark.parametrize("order_by", [0, 1])
-@pytest.mark.parametrize("name", ["mariadb", "duckdb", "redshift"])
+# In the process that has the server already.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("mariadb", "duckdb", "redshift")],
+)
 def test_an_ambiguous_column_is_refused(request, monkeypatch, name, order_by):
     """Some databases rename the second one, if the query stands in a subquery. Stand-ins rename it always."""
     found = request.getfixturevalue(name)
@@ -108,6 +112,7 @@ def test_an_operator_with_a_percent_sign_is_none_of_redshifts_placeholders(redsh
     assert rows_of(sql_hook("warehouse"), sql, order_by=1) == [("10",), ("20",), ("30",)]
 
 
+@pytest.mark.xdist_group("mariadb")
 def test_what_mysql_does_not_take_for_a_comment_is_part_of_the_query(mariadb, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(mariadb.connection))
     ids = "(SELECT '6' AS profile_id UNION SELECT '9') AS t"
