@@ -9,6 +9,7 @@ for that request). It says ``ready``, waits for a line, and says ``green`` or th
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -72,15 +73,21 @@ def stop_at(number, checked):
     """Stop this process at a request, just before or after the check that it still holds the lock."""
     requests = itertools.count(1)
 
+    async def stop(self):
+        # No other request passes the check meanwhile, and those that have passed it are written.
+        async with self._gate:
+            await asyncio.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
     async def _pace(self):
         left_at = await pace(self)
         if next(requests) == number and not checked:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            await stop(self)
         return left_at
 
     async def _send_once(self, request):
         if next(requests) == number and checked:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            await stop(self)
         return await send_once(self, request)
 
     client = AsyncTalonCdpClient
