@@ -149,11 +149,19 @@ class Chunk:
         for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
             yield Change(profile_id, key, "remove" if verb in REMOVING else "add", "?" in verb, "!" in verb)
 
-    def sorted(self) -> Chunk:
-        """Return a chunk of the same changes, sorted by profile and key; bodies are left out."""
-        rows = sorted(zip(self.ids, self.each_key, self.each_verb, strict=False))
-        ids, keys, verbs = ([row[column] for row in rows] for column in range(3))
-        return Chunk(ids, one_or_all(keys), one_or_all(verbs))
+    def sorted(self) -> Iterator[Chunk]:
+        """Yield the additions and then the removals, sorted by profile and key, and each member once.
+
+        Bodies are left out.
+        """
+        additions: dict[tuple[str, str], Verb] = {}
+        removals: dict[tuple[str, str], Verb] = {}
+        for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
+            (removals if verb in REMOVING else additions)[profile_id, key] = verb
+        for verbs in filter(None, (additions, removals)):
+            members = sorted(verbs)
+            ids, keys = map(list, zip(*members, strict=True))
+            yield Chunk(ids, one_or_all(keys), one_or_all([verbs[member] for member in members]))
 
     def without(self, positions: Collection[int]) -> Chunk:
         """Return a chunk without the changes at some positions."""

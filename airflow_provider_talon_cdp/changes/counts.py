@@ -18,14 +18,15 @@ class Counts:
         rejected: Records that cannot be sent, or that Talon.One refused, by reason. No reason holds an ID or
             a value.
         unchanged: Records that the ledger has already, so that nothing is sent.
-        known: Members that the ledger has, by audience.
+        known: Members that the ledger has, and guests that are removed, by audience.
         wanted: Distinct valid records of the source.
         additions: Members of the source that are to be sent, by audience.
         repeated: Additions of members that the ledger has too, by audience: uncertain ones, or all.
         removals: Members that the ledger has and the source does not, by audience. They are to be sent, but
             were not read from the source.
         unacknowledged_removals: Removals of members that Talon.One never acknowledged, by audience: an
-            earlier request may have added them. The guard does not count them.
+            earlier request may have added them. The guard does not count them. Guests, which another task has
+            added, are not among them.
         rule_changes: Changes of the plan that run rules.
         rule_calls: Calls that these changes take: one for each profile.
         resumed: Changes of an earlier try's plan that it had not sent. They are sent first.

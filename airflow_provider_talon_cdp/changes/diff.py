@@ -146,7 +146,8 @@ def diff(
         wanted: Members in the source, sorted.
         counts: Updated while this runs.
         uncertain: Memberships that may have changed without an acknowledgement, sorted. They are sent
-            again, as an add or as a remove, unless they are withheld.
+            again, as an add or as a remove, unless they are withheld. Those with the verb ``remove`` are
+            guests: members that another task has added. The guard counts the removal of a guest.
         scope: What may change.
         witnesses: Filled with one unchanged member of each audience that has one: the profile ID by audience.
 
@@ -159,7 +160,8 @@ def diff(
         # A stretch is compared as sets, so the plans need not be merged into the snapshot in order.
         plans = [_Reader(plan) for plan in known.plans]
         known = known.snapshot
-    readers = [*(_Reader(stream) for stream in (known, wanted, uncertain)), *plans]
+    doubts = _Reader(uncertain)
+    readers = [_Reader(known), _Reader(wanted), doubts, *plans]
     for audience, bound in _stretches(readers):
         old, new, doubtful, *changed = (reader.up_to(bound) for reader in readers)
         counts.wanted += len(new)
@@ -189,7 +191,7 @@ def diff(
                 joining = [member for member in joining if member not in withheld]
         if witnesses is not None and audience not in witnesses and len(joining) < len(new):
             _witness(witnesses, sorted(set(new).difference(joining, withheld)), audience)
-        _count(counts.unacknowledged_removals, (unsure - had).difference(new), audience)
+        _count_unknown((unsure - had).difference(new), doubts.removed, counts, audience)
         if scope.sends_all or unsure:
             _count(counts.repeated, had.intersection(joining), audience)
         had |= unsure
@@ -412,8 +414,8 @@ def _refuse_others(new: list[Any], doubt: list[Any], audience: str | None, manag
         )
     for other in _audiences(doubt, audience) - set(managed):
         raise InvalidInputError(
-            f"An earlier run was stopped while it changed the audience {other!r}, which is not in "
-            "audiences now.\n"
+            "An earlier run was stopped while it changed, or another task has changed,\n"
+            f"the audience {other!r}, which is not in audiences now.\n"
             "Keep it there until one run has ended, then take it out."
         )
 
@@ -427,6 +429,14 @@ def _count(counter: Counter[str], members: Collection[Any], audience: str | None
         counter.update(map(_key, members))
     elif members:
         counter[audience] += len(members)
+
+
+def _count_unknown(
+    members: frozenset[Any], guests: Collection[Any], counts: Counts, audience: str | None
+) -> None:
+    """Count removals of members that the ledger never had."""
+    _count(counts.known, members.intersection(guests), audience)
+    _count(counts.unacknowledged_removals, members.difference(guests), audience)
 
 
 def _without(members: list[Any], removed: Collection[Any]) -> list[Any]:

@@ -429,11 +429,12 @@ class Acks:
         refused: Positions of refused changes in their batch, by number of the batch.
         skipped: Refused positions that were never sent.
         may_have_left: During a push: batches below this number may have been sent.
-        unclear: After a push that ended cleanly: batches that were sent and may have had an effect.
+        unclear: After a push that ended cleanly: batches that were sent and may have had an effect. A batch
+            that has landed, too, had an attempt without a clear answer, so its refusals are doubtful.
         withheld: Changes that run rules and got no clear answer, each with a dead letter. They are not sent
             again. If merged, none of them has landed.
-        doubtful: Only if merged: batches with refusals that another process may have sent, with an unknown
-            outcome.
+        doubtful: Only if merged: batches with refusals of changes that another attempt or process may have
+            made.
     """
 
     landed: Ranges = field(default_factory=Ranges)
@@ -525,7 +526,7 @@ class Acks:
             if refused := set.intersection(*(set(acks.refused.get(batch, ())) for acks in landed)):
                 skipped = set.intersection(*(set(acks.skipped.get(batch, ())) for acks in landed))
                 merged.land(batch, refused, skipped)
-                if any(acks.is_open(batch) for acks in files):
+                if any(acks.is_open(batch) or batch in acks.unclear for acks in files):
                     merged.doubtful |= {batch}
         # A process may have got its answer after another one had taken over and withheld the change.
         spans = (range(first, last + 1) for first, last in merged.withheld.pairs)
@@ -658,7 +659,7 @@ class Manifest:
         reported: Whether a run that finished has reported all changes of the plan without a clear answer.
         letters: Name of the folder of the plan's dead letters.
         names: Attribute names. Fingerprints refer to positions in them, so that no name is ever taken out.
-        facts: The ``RunFacts`` of that run.
+        facts: The ``RunFacts`` of that run, and the ``owner`` of a later run that had nothing to send.
         told: Names of other ledgers that have notes of this plan's changes.
         spent: Names of files of notes that this version covers. The next version deletes them.
         before: Name of the manifest of the same version that this one replaced.

@@ -20,7 +20,7 @@ import logging
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -32,7 +32,7 @@ from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 from uuid import uuid4
 
-from airflow_provider_talon_cdp.changes.change import Action, Change, Chunk, Record, one_or_all
+from airflow_provider_talon_cdp.changes.change import Action, Change, Chunk, Record, Verb, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, Member, in_order
 from airflow_provider_talon_cdp.changes.fingerprint import doubted, following, forgotten, had
@@ -105,7 +105,7 @@ _INTERNAL = "internal-"
 _VERSION = re.compile(r"\d{8}-")
 _ACKS = re.compile(r"acks-(\d+)-[0-9a-f]+\.json")
 _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
-_SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
+SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
 
 
 def ledger_name(kind: str, name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
@@ -158,6 +158,11 @@ class LedgerIdentity:
     def id_type(self) -> AudienceIdType:
         """Whether the ledger's audience IDs are external or internal."""
         return "internal" if self.name.startswith(_INTERNAL) else "external"
+
+    @property
+    def is_of_one_audience(self) -> bool:
+        """Whether the ledger is of one audience, and not of a sync of many."""
+        return self.name.removeprefix(_INTERNAL).startswith("audience:")
 
     def folder(self, state: Folder) -> Folder:
         """Return the ledger's folder."""
@@ -316,6 +321,8 @@ class Ledger:
         self.lock = Lock(self.folder, self.run, clock, sleep)
         self.at_least = 0
         """The version that this task last wrote, if Airflow knows it. An older ledger is refused."""
+        self.accepts_older = False
+        """Whether an older ledger is accepted; its next version then follows ``at_least``."""
         self.suspected: frozenset[str] = frozenset()
         self.doubted: frozenset[str] = frozenset()
         """Audiences that Talon.One may have lost since the current plan was made."""
@@ -400,6 +407,19 @@ class Ledger:
         """Whether Talon.One acknowledged attributes of any profile in this ledger of profiles."""
         return any(had(key) for chunk in self.known() for key in chunk.each_key)
 
+    def may_be_elsewhere(self, facts: RunFacts) -> bool:
+        """Whether a run's key or platform name may lead to other audiences than those of this ledger."""
+        mine = self.facts.platform_name
+        has_other_platform = bool(mine and facts.platform_name and mine != facts.platform_name)
+        is_distinct = self.identity.environment and (self._holds_profiles or not has_other_platform)
+        return not is_distinct and not self.facts.has_key_of(facts)
+
+    @property
+    def last_owner(self) -> str:
+        """The owner of the last run, also of one that had nothing to send."""
+        owner: str = self.manifest.facts.get("owner") or self.owner
+        return owner
+
     @property
     def must_be_replaced(self) -> bool:
         """Whether some changes of the plan in force have no outcome, or the manifests of plans are lost.
@@ -429,10 +449,15 @@ class Ledger:
                 f"Ledger: {self.folder}"
             )
         # If there are files of that version, only its manifest is lost.
-        if found.newest < self.at_least and not any(
-            int(name.partition("-")[0]) >= self.at_least
-            for name in names_in(self.folder)
-            if _VERSION.match(name)
+        is_older = found.newest < self.at_least
+        if (
+            is_older
+            and not self.accepts_older
+            and not any(
+                int(name.partition("-")[0]) >= self.at_least
+                for name in names_in(self.folder)
+                if _VERSION.match(name)
+            )
         ):
             raise LedgerError(
                 f"The ledger has version {found.newest}, but this task last wrote version {self.at_least}.\n"
@@ -441,19 +466,24 @@ class Ledger:
                 "and that the query does not have now are unknown to the ledger and stay in the audience.\n"
                 f"Ledger: {self.folder}"
             )
-        self.manifest, self._newest = found.manifest, found.newest
+        self.manifest = found.manifest
+        # After an older state was accepted, no run finds it older again.
+        self._newest = max(found.newest, self.at_least) if self.accepts_older else found.newest
         if found.damaged:
             log.warning(
                 "The ledger's last manifest is damaged, so the one before it is used.\n"
                 "Changes that were sent since then are sent again.\nManifest: %s",
                 self.folder / found.damaged[0],
             )
-        suspects = [read_json(self.folder / name) for name in self._files(self.manifest.plan, _SUSPECTS)]
-        self.suspected = frozenset(audience for audiences in suspects for audience in audiences or ())
+        self.suspected = self._suspects_of(self.manifest.plan)
         self._lost_parts = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
         self._notes = self._find_notes() if found.has_notes else Notes()
         self.other_writers = sorted(filter(None, set(self._notes.writers.values())))
         self._acks = self._share = None
+
+    def _suspects_of(self, plan: Plan) -> frozenset[str]:
+        noted = [read_json(self.folder / name) for name in self._files(plan, SUSPECTS)]
+        return frozenset(audience for audiences in noted for audience in audiences or ())
 
     def neighbours(self) -> list[str]:
         """Return a line for each other ledger of the same audience: the differences, and its folder."""
@@ -509,7 +539,8 @@ class Ledger:
     def uncertain(self) -> Iterator[Chunk]:
         """Yield members that a request may have changed without an acknowledgement, sorted and distinct.
 
-        A ledger of profiles yields none: ``known`` marks their fingerprints as doubtful.
+        The verb is ``remove`` for a guest: a member that another task has added. A ledger of profiles yields
+        none: ``known`` marks their fingerprints as doubtful.
         """
         if self._holds_profiles:
             return iter(())
@@ -525,9 +556,8 @@ class Ledger:
             for member in zip(chunk.ids, chunk.each_key, strict=False)
             if member[1] in self.suspected or member[1] in self.doubted
         )
-        return _chunks_of_members(
-            heapq.merge(unacknowledged, suspects, self._contradicted(), sorted(self.withheld()))
-        )
+        own = heapq.merge(unacknowledged, suspects, sorted(self.withheld()))
+        return _chunks_of_members(heapq.merge(((*member, "add") for member in own), self._contradicted()))
 
     def withheld(self) -> dict[Member, Action]:
         """Return changes that run rules and got no clear answer, as actions by member.
@@ -593,34 +623,55 @@ class Ledger:
         content = [
             *(self.manifest.file, sorted(self.suspected), sorted(self.doubted)),
             *([file.file for file in files] for files in (self._notes.files, self._lost_parts)),
+            sorted(self._notes.by_others),
             *([name, read_json(self.folder / name)] for name in acks),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def filled(self) -> frozenset[str]:
         """Return the known audiences, except those whose first members are still being sent."""
+        return self._known_audiences().difference(self.facts.filling, self.suspected)
+
+    def _known_audiences(self) -> frozenset[str]:
         audiences: set[str] = set()
         for chunk in self.known():
             audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
-        return frozenset(audiences.difference(self.facts.filling, self.suspected))
+        return frozenset(audiences)
 
-    def _contradicted(self) -> Iterator[tuple[str, str]]:
-        """Yield, sorted, members that changes from outside leave in another state than ``known``."""
-        changes = heapq.merge(
-            zip(self._changed_outside("add"), repeat("add"), strict=False),
+    def _contradicted(self) -> Iterator[tuple[str, str, Verb]]:
+        """Yield, sorted, members that changes from outside leave in another state than ``known``.
+
+        Yields:
+            The member, and ``remove`` if it is a guest, else ``add``. An audience of which a sync of many has
+            no members has no guests: by now it may be another task's.
+        """
+        notes = heapq.merge(
+            zip(self._changed_outside("add", by_others=False), repeat("add"), strict=False),
+            zip(self._changed_outside("add", by_others=True), repeat("guest"), strict=False),
             zip(self._changed_outside("remove"), repeat("remove"), strict=False),
         )
+        changes = ((member, {what for _, what in same}) for member, same in groupby(notes, key=itemgetter(0)))
         change = next(changes, None)
+        audiences = self._known_audiences() if change and not self.identity.is_of_one_audience else None
+
+        def of_unknown(member: Member, noted: set[str]) -> Iterator[tuple[str, str, Verb]]:
+            if "add" in noted:
+                yield *member, "add"
+            elif "guest" in noted and (audiences is None or member[1] in audiences):
+                # One that was removed again may be in the audience or not.
+                yield *member, "add" if "remove" in noted else "remove"
+
         for chunk in self.known() if change else ():
             last = chunk.ids[-1], key_at(chunk, -1)
             known = set(zip(chunk.ids, chunk.each_key, strict=False)) if change and change[0] <= last else ()
             while change and change[0] <= last:
-                if (change[0] in known) == (change[1] == "remove"):
-                    yield change[0]
+                if change[0] not in known:
+                    yield from of_unknown(*change)
+                elif "remove" in change[1]:
+                    yield *change[0], "add"
                 change = next(changes, None)
         while change:
-            if change[1] == "add":
-                yield change[0]
+            yield from of_unknown(*change)
             change = next(changes, None)
 
     def unacknowledged(self, *, withheld: bool = True) -> Iterator[Chunk]:
@@ -743,6 +794,7 @@ class Ledger:
         The planner may iterate over its arguments once.
         """
         self._notes = self._find_notes()
+        self.suspected |= self._suspects_of(self.manifest.plan)
         draft = Draft(
             version=self._newest + 1,
             folder=f"{self._newest + 1:08}-{self.run}",
@@ -879,23 +931,27 @@ class Ledger:
             spent=draft.spent,
         )
         # The notes that this version covers stay: if its manifest is lost, the version before it needs them.
-        spent_before = self.manifest.spent
+        before, spent_before = self.manifest.plan, self._spent_before
         self._write_manifest(self.manifest.followed_by(manifest, self._keep))
         for name in spent_before:
             remove(self.folder / NOTES / name)
         self.lock.handed_over = handed_over
         self._newest = draft.version
+        # An audience may have been deleted after this version was drafted.
+        missed = self._suspects_of(before) - self.suspected
         self.suspected = self.doubted = frozenset()
         self._lost_parts = ()
         self._lost_unclear = []
         self._notes = Notes()
+        self.suspect(missed)
 
     def remember(self, facts: RunFacts) -> None:
         """Replace the facts of the current version; a ledger without a version remembers nothing."""
         if self.version:
             self.lock.confirm()
             self._note_internal_ids(facts)
-            self._write_manifest(replace(self.manifest, facts=asdict(facts), before=self.manifest.file))
+            known = {**asdict(facts), "owner": self._owner}
+            self._write_manifest(replace(self.manifest, facts=known, before=self.manifest.file))
 
     def _write_manifest(self, manifest: Manifest) -> None:
         """Make a manifest the current one, and delete files that it does not name."""
@@ -1180,10 +1236,11 @@ class Ledger:
             )
 
     def _refuse_other_key(self, facts: RunFacts) -> None:
-        if not self.identity.environment and not self.facts.has_key_of(facts):
+        if self.may_be_elsewhere(facts):
             raise LedgerError(
                 "The API key or the platform name on the connection has changed since this plan was made.\n"
-                "The new key may be of another environment (sandbox or live): Environment is not set.\n"
+                "Another platform has other audiences, and another key may be of another environment\n"
+                "(sandbox or live) where Environment is not set on the connection.\n"
                 "Nothing was sent. Clear the task that plans (plan).\n"
                 f"Ledger: {self.folder}"
             )
@@ -1321,16 +1378,27 @@ class Ledger:
         return [File(file=f"{folder}/{name}", sha256="", lines=0, key="") for name in parts]
 
     def _find_notes(self) -> Notes:
-        return find_notes(self.folder, self._clock(), self.manifest.spent)
+        return find_notes(self.folder, self._clock(), self._spent_before)
+
+    @property
+    def _spent_before(self) -> tuple[str, ...]:
+        """The notes that the current version covers; none if nothing of its plan was sent."""
+        return () if self.facts.awaits_approval else self.manifest.spent
 
     @property
     def _has_outside_changes(self) -> bool:
         return bool(self._notes.files or self._lost_parts)
 
-    def _changed_outside(self, action: str) -> Iterator[tuple[str, str]]:
-        """Yield, sorted, members that notes or lost plans added or removed."""
-        lost = chain.from_iterable(map(self._sent_changes, self._lost_parts))
-        changes = chain(read_notes(self.folder, self._notes), lost)
+    def _changed_outside(self, action: str, *, by_others: bool | None = None) -> Iterator[tuple[str, str]]:
+        """Yield, sorted, members that notes or lost plans added or removed.
+
+        Args:
+            action: ``add`` or ``remove``.
+            by_others: Whether to yield changes of other tasks, or of this ledger's runs; None for all.
+        """
+        own = by_others is not True
+        lost = chain.from_iterable(map(self._sent_changes, self._lost_parts if own else ()))
+        changes = chain(read_notes(self.folder, self._notes, by_others=by_others), lost)
         chunks = (
             Chunk.of([change for change in chunk.changes() if change.action == action]) for chunk in changes
         )
@@ -1343,7 +1411,7 @@ class Ledger:
         changes = heapq.merge(self._changed_outside("add"), self._changed_outside("remove"))
         fingerprints = (change for change in changes if change[1] != ATTRIBUTES)
         first = (next(group) for _, group in groupby(fingerprints, key=itemgetter(0)))
-        return _chunks_of_members((profile, doubted(key)) for profile, key in first)
+        return _chunks_of_members((profile, doubted(key), "add") for profile, key in first)
 
     def _notify_others(self, draft: Draft, facts: RunFacts) -> tuple[str, ...]:
         """Write notes of a draft's changes into other ledgers that hold its audiences; return their names."""
@@ -1361,10 +1429,11 @@ class Ledger:
             others[name] = dict(audiences), notes
         for file in draft.parts if others else ():
             for chunk in read_chunks(self.folder, file):
-                for key, changes in chunk.by_key():
-                    for ids_there, notes in others.values():
-                        if key in ids_there:
-                            notes.write(replace(changes, keys=ids_there[key]))
+                by_key = dict(chunk.by_key())
+                for ids_there, notes in others.values():
+                    if shared := by_key.keys() & ids_there:
+                        told = [replace(by_key[key], keys=ids_there[key]) for key in sorted(shared)]
+                        notes.write(Chunk.joined(told))
         self._notified = tuple(others)
         return self._notified
 
@@ -1388,12 +1457,12 @@ def _copied(chunks: Iterable[Chunk], file: LineWriter) -> Iterator[Chunk]:
         yield chunk
 
 
-def _chunks_of_members(members: Iterable[tuple[str, str]]) -> Iterator[Chunk]:
-    """Yield chunks of sorted members, without duplicates."""
-    distinct = (member for member, _ in groupby(members))
+def _chunks_of_members(members: Iterable[tuple[str, str, Verb]]) -> Iterator[Chunk]:
+    """Yield chunks of sorted members, each once, with its last verb."""
+    distinct = (deque(same, 1).pop() for _, same in groupby(members, key=itemgetter(0, 1)))
     while block := list(islice(distinct, BLOCK)):
-        ids, keys = map(list, zip(*block, strict=True))
-        yield Chunk(ids, one_or_all(keys))
+        ids, keys, verbs = map(list, zip(*block, strict=True))
+        yield Chunk(ids, one_or_all(keys), one_or_all(verbs))
 
 
 def _as_uncertain(chunk: Chunk) -> Chunk:

@@ -38,7 +38,7 @@ def letters_name(time: float, run: str) -> str:
 
     Args:
         time: Seconds since the epoch.
-        run: ID of the run.
+        run: ID of the run. If several folders belong to one run, what follows a hyphen tells them apart.
     """
     return f"{datetime.fromtimestamp(time, UTC):%Y%m%dT%H%M%S.%fZ}-{run}"
 
@@ -84,10 +84,10 @@ class DeadLetters:
                 self._write()
 
     def _write(self) -> None:
-        lines, self._waiting, self._size = self._waiting, [], 0
         name = f"{self._prefix}{self._files:05}.ndjson"
-        write_bytes(self._folder / name, "".join(lines).encode(errors="backslashreplace"))
+        write_bytes(self._folder / name, "".join(self._waiting).encode(errors="backslashreplace"))
         self._files += 1
+        self._waiting, self._size = [], 0
         if self._files == 1:
             prune_letters(self._ledger, self._keep)
 
@@ -101,10 +101,15 @@ def prune_letters(ledger: Folder, keep: int, oldest: str = "") -> None:
         oldest: Name of the folder of the oldest run that is kept.
     """
     names = names_in(ledger / LETTERS)
-    kept = [name for name in names[-keep:] if name >= oldest]
+    runs = list(dict.fromkeys(map(_run_of, reversed(names))))[:keep]
     for name in names:
-        if name not in kept:
+        if name < oldest or _run_of(name) not in runs:
             remove_folder(ledger / LETTERS / name)
+
+
+def _run_of(name: str) -> str:
+    """Return the run of a folder of dead letters."""
+    return "-".join(name.split("-")[1:2])
 
 
 def read_letters(folder: Folder) -> Iterator[str]:

@@ -26,10 +26,10 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
@@ -69,7 +69,7 @@ ATTRIBUTES = "\0attributes"
 """The key of a note about attributes of a profile, in place of an audience."""
 _REGISTRY, _SAME, _ELSEWHERE = "registry", "internal-ids", "elsewhere"
 _RULE_CALLS = "rule-calls"
-_NOTE = re.compile(r"(.+)-\d{5}-([0-9a-f]{16})\.tsv\.zst")
+_NOTE = re.compile(r"(.+)-\d{5,}-([0-9a-f]{16})\.tsv\.zst")
 _DIGEST = 16
 _SCOPE = 8
 
@@ -79,11 +79,13 @@ class Notes(NamedTuple):
 
     Args:
         files: The notes.
+        by_others: The names of notes that other tasks wrote.
         writers: The owner of each writer.
         spent: Names of files that can be deleted once a plan has covered them.
     """
 
     files: tuple[File, ...] = ()
+    by_others: frozenset[str] = frozenset()
     writers: Mapping[str, str] = {}
     spent: tuple[str, ...] = ()
 
@@ -109,9 +111,14 @@ class NoteWriter:
         """Note, durably, that changes may be sent."""
         if not self.written:
             self.end(WRITER_LASTS)
+        # Explicit changes may have a member twice, and a file that has is refused as damaged.
+        for part in chunk.sorted():
+            self._write(part)
+
+    def _write(self, chunk: Chunk) -> None:
         file = io.BytesIO()
         lines = LineWriter(self._folder, lambda: file)
-        lines.write(chunk.sorted())
+        lines.write(chunk)
         lines.finish()
         data = file.getvalue()
         name = f"{self._writer}-{self.written:05}-{hashlib.sha256(data).hexdigest()[:_DIGEST]}.tsv.zst"
@@ -138,31 +145,42 @@ def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -
     """
     names = sorted(set(names_in(ledger / NOTES)).difference(spent_before))
     found = [match for name in names if (match := _NOTE.fullmatch(name))]
+    ends = {name for name in names if name.endswith(".json")}
     writers: dict[str, str] = {}
+    by_others: list[str] = []
     spent: list[str] = []
-    for writer in [name.removesuffix(".json") for name in names if name.endswith(".json")]:
-        try:
-            content = read_json(ledger / NOTES / f"{writer}.json") or {}
-        except DamagedError:
-            # The notes can be read without it.
-            content = {}
+    # A note is without its writer's end if it came when the writer's other notes were being spent.
+    for end in sorted(ends.union(f"{match[1]}.json" for match in found)):
+        writer = end.removesuffix(".json")
+        content: dict[str, Any] = {}
+        # The notes can be read without it.
+        with suppress(DamagedError):
+            content = read_json(ledger / NOTES / end) or {}
         its_notes = [match[0] for match in found if match[1] == writer]
         if its_notes:
             writers[writer] = content.get("owner", "")
+        if content.get("owner"):
+            by_others += [f"{NOTES}/{name}" for name in its_notes]
         if content.get("until", 0.0) <= now:
-            spent += [*its_notes, f"{writer}.json"]
+            spent += [*its_notes, *ends.intersection([end])]
     files = [File(file=f"{NOTES}/{match[0]}", sha256=match[2], lines=0, key="") for match in found]
-    return Notes(tuple(files), writers, tuple(spent))
+    return Notes(tuple(files), frozenset(by_others), writers, tuple(spent))
 
 
-def read_notes(ledger: Folder, notes: Notes) -> Iterator[Chunk]:
+def read_notes(ledger: Folder, notes: Notes, *, by_others: bool | None = None) -> Iterator[Chunk]:
     """Read the changes in notes.
+
+    Args:
+        ledger: The ledger's folder.
+        notes: The notes.
+        by_others: Whether to read notes of other tasks, or of runs of this ledger; None for all.
 
     Raises:
         DamagedError: A note is damaged.
     """
     for file in notes.files:
-        yield from read_chunks(ledger, file)
+        if by_others is None or by_others == (file.file in notes.by_others):
+            yield from read_chunks(ledger, file)
 
 
 class Registry:
@@ -317,7 +335,10 @@ class OutsideChanges:
         self._clock = clock
         self._writer = uuid4().hex[:12]
         self.folder = identity.folder(state)
-        self.letters = DeadLetters(self.folder, letters_name(clock(), self._writer), keep=keep)
+        # The instances of a mapped task in one DAG run are one run.
+        run = re.sub(r"(.*/.*/.*)/.*", r"\1", owner)
+        name = letters_name(clock(), f"{_digest(run)}-{self._writer}")
+        self.letters = DeadLetters(self.folder, name, keep=keep)
         self.registry = Registry(state, identity, id_type)
         self.attributes: Collection[str] = ()
         """Names of the attributes that changes with the key ``ATTRIBUTES`` set."""
@@ -335,12 +356,15 @@ class OutsideChanges:
             LedgerError: A note cannot be written. The changes must not be sent.
         """
         self._find_ledgers({chunk.keys} if isinstance(chunk.keys, str) else set(chunk.keys))
+        parts: dict[str, list[Chunk]] = {}
         for key, part in chunk.by_key():
             for name, audience in self._ledgers[key]:
-                if name not in self._writers:
-                    ledger = self.registry.folder(name)
-                    self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
-                self._writers[name].write(replace(part, keys=audience))
+                parts.setdefault(name, []).append(replace(part, keys=audience))
+        for name, told in parts.items():
+            if name not in self._writers:
+                ledger = self.registry.folder(name)
+                self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
+            self._writers[name].write(Chunk.joined(told))
 
     @contextmanager
     def noting(self, chunk: Chunk) -> Iterator[None]:
@@ -410,18 +434,27 @@ class OutsideChanges:
             LedgerError: The note cannot be written. Nothing was sent.
         """
         self._find_ledgers({audience})
-        written = []
-        for name, audience_there in self._ledgers[audience]:
-            folder = self.registry.folder(name)
-            if plan := find_manifest(folder).manifest.plan.folder:
-                written.append(write_suspects(folder, plan, self._writer, [audience_there]))
+        written: dict[Folder, Folder] = {}
+
+        def note() -> None:
+            # A run that is planning meanwhile puts another plan in force, which must know of it, too.
+            for name, audience_there in self._ledgers[audience]:
+                folder = self.registry.folder(name)
+                if (plan := find_manifest(folder).manifest.plan.folder) and folder / plan not in written:
+                    path = write_suspects(folder, plan, self._writer, [audience_there])
+                    written[folder / plan] = path
+
+        note()
         try:
             yield
         except RequestError as error:
-            if not (error.is_unclear or error.repeated or isinstance(error, NotFoundError)):
-                for path in written:
-                    remove(path)
+            if error.is_unclear or error.repeated or isinstance(error, NotFoundError):
+                note()
+                raise
+            for path in written.values():
+                remove(path)
             raise
+        note()
 
     def _find_ledgers(self, audiences: set[str]) -> None:
         new = audiences.difference(self._ledgers)
@@ -453,7 +486,7 @@ class OutsideChanges:
         """Count a chunk in flight. Its changes were noted before; see ``note``."""
         self._in_flight += 1
 
-    def landed(self, *_: object) -> None:
+    def landed(self, *_: object, **__: object) -> None:
         """Count a chunk that is not in flight any more."""
         self._in_flight -= 1
 

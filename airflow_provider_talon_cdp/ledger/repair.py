@@ -20,9 +20,9 @@ from airflow_provider_talon_cdp.ledger.format import (
     read_chunks,
     saved_chunks,
 )
-from airflow_provider_talon_cdp.ledger.ledger import Ledger
+from airflow_provider_talon_cdp.ledger.ledger import SUSPECTS, Ledger
 from airflow_provider_talon_cdp.ledger.outside import NoteWriter, find_notes
-from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in, remove
+from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in, read_json, remove
 
 _SENT_AGAIN = "The next mirror sends them again."
 _LOST_MEMBERS = (
@@ -95,6 +95,7 @@ class DamagedLedger(Ledger):
         for chunk in saved_chunks(self.folder, newest.withheld) if newest.withheld else ():
             withheld.update((change[:2], change.action) for change in chunk.changes())
         self._drop_notes(messages)
+        self._drop_damaged_suspects(newest.plan, messages)
         notes = NoteWriter(self.folder, self.run, "", self._clock)
         for chunk in chain.from_iterable(uncertain):
             # Profiles are sent again without rules.
@@ -120,6 +121,19 @@ class DamagedLedger(Ledger):
         if notes.written:
             notes.end()
         return [*messages, f"The ledger has version {self.version} now."]
+
+    def _drop_damaged_suspects(self, plan: Plan, messages: list[str]) -> None:
+        for name in self._files(plan, SUSPECTS):
+            try:
+                read_json(self.folder / name)
+            except DamagedError:
+                remove(self.folder / name)
+                messages.append(
+                    f"{name} is damaged: it says which audiences may have lost their members. "
+                    'Run the task once with send="all".'
+                )
+        # The new version takes over those that can be read.
+        self.suspected = frozenset()
 
     def _base(self, manifests: list[Manifest], messages: list[str]) -> tuple[Manifest, Iterable[Chunk]]:
         """Return the version to begin with, and its members as far as they can be read."""

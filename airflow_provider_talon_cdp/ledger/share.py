@@ -8,6 +8,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
@@ -165,6 +166,8 @@ class Share:
         skipped: Iterable[int] = (),
         unclear: Iterable[int] = (),
         left: Iterable[int] = (),
+        *,
+        is_doubtful: bool = False,
     ) -> None:
         """Note the outcome of a chunk; ``flush`` makes it durable.
 
@@ -174,6 +177,7 @@ class Share:
             skipped: Refused positions that were never sent.
             unclear: Positions of changes that run rules and got no clear answer. They have dead letters.
             left: Positions of changes that had no effect, of a plan that runs rules.
+            is_doubtful: Whether a refused change may have been made by an earlier attempt.
 
         Raises:
             LedgerError: Another run took over; the outcome is noted.
@@ -189,10 +193,14 @@ class Share:
                     acks.withheld.add(batch)
                 else:
                     acks.land(batch, [0] if at in refused else (), [0] if at in skipped else ())
+                    if is_doubtful and at in refused:
+                        acks.unclear.add(batch)
             batches = [batch for at, batch in enumerate(batches) if at not in left]
             del self._batches_of[number]
         else:
             acks.land(batches[0], refused, skipped)
+            if is_doubtful:
+                acks.unclear.add(batches[0])
         self._unwritten.add(part)
         now, start = self._lock.now(), self._part_starts[part]
         for batch in batches:
@@ -210,7 +218,8 @@ class Share:
 
     def suspect(self, audiences: Iterable[str]) -> None:
         """Note, durably and until the next plan, that Talon.One may have lost the members of audiences."""
-        write_suspects(self._folder, self._plan.folder, self._lock.run, audiences)
+        # Not under this run's ID, under which the ledger may have noted others.
+        write_suspects(self._folder, self._plan.folder, uuid4().hex[:12], audiences)
 
     def flush(self) -> None:
         """Write all notes; dead letters first, so that no refusal is recorded without its letter.

@@ -48,6 +48,7 @@ class Audiences:
         missing: Names of the audiences that were not created, by ID.
         key_has_changed: Whether the API key differs from that of the last run, so that every audience is
             checked.
+        may_be_others: Whether audiences that exist may be other ones of the same ID.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class Audiences:
     known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     key_has_changed: bool = False
+    may_be_others: bool = False
 
     def check(
         self,
@@ -110,8 +112,7 @@ class Audiences:
                         witness = witnesses[audience]
                         async with locks[witness], places:
                             await self._add_witness(audience, witness, ledger, opened)
-                        if self.key_has_changed and not ledger.identity.environment:
-                            # It exists, but may be that of another environment, with other members.
+                        if self.may_be_others:
                             ledger.doubt(audience)
                             lost.append(audience)
                         return
@@ -194,6 +195,9 @@ class Audiences:
     def _is_another(self, audience: str, answer: Any, ledger: Ledger) -> bool:
         before = self.known.get(audience)
         self._learn(audience, answer)
+        if before is None and self.may_be_others:
+            ledger.doubt(audience)
+            return True
         if before is None or dict(before) == dict(self.known[audience]):
             return False
         log.warning("Audience %r was deleted and made again since the last run.", audience)

@@ -356,7 +356,11 @@ class _RecentChanges:
 async def _send(flight: Flight, positions: Sequence[int], chunk: Chunk, sender: Any) -> None:
     """Send changes of a flight in one request."""
     if not chunk.runs_rules:
-        await sender(chunk)
+        try:
+            await sender(chunk)
+        except RequestError as error:
+            flight.is_doubtful |= error.repeated
+            raise
         flight.sent(chunk)
         return
     ((profile_id, adds, removes),) = chunk.entries()

@@ -194,9 +194,8 @@ class Mirror:
             self._warn_of_other_writers(owner)
             self._count_abandoned(report)
             refused: set[Member] = set()
-            # A plan is not resumed if it may be for another environment, or if an audience was lost.
-            same_environment = self.ledger.facts.has_key_of(self.facts) or self.ledger.identity.environment
-            may_resume = same_environment and not self.ledger.suspected
+            # A plan is not resumed if it may be for other audiences, or if an audience was lost.
+            may_resume = not self.ledger.may_be_elsewhere(self.facts) and not self.ledger.suspected
             if cursor and may_resume and 0 < self.ledger.version == cursor.get():
                 refused = self._resume(report, cursor)
             self._plan_and_push(report, cursor, refused)
@@ -366,7 +365,9 @@ class Mirror:
         text = (
             "The API key or the platform name on the connection has changed since the last run.\n"
             "If the new key is of another environment (sandbox or live), this ledger says nothing about it:\n"
-            "set Environment on the connection, so that each environment has a ledger of its own."
+            "set Environment on the connection, so that each environment has a ledger of its own.\n"
+            "Another platform name may lead to other audiences: members are sent again, unless Talon.One\n"
+            "says that an audience is the same."
         )
         # What is doubtful is sent again under any key, so a ledger that has nothing else is used.
         if (
@@ -386,6 +387,7 @@ class Mirror:
         log.warning("%s", text)
         if self.audiences is not None:
             self.audiences.key_has_changed = True
+            self.audiences.may_be_others = self.ledger.may_be_elsewhere(self.facts)
 
     def _warn_of_other_writers(self, owner: str) -> None:
         """Log which other tasks change the same audiences or attributes, and their ledgers."""
@@ -417,7 +419,8 @@ class Mirror:
         # Notes of other writers are left for the next plan, which is compared with the source.
         draft = replace(self.ledger.draft(plan_rest), spent=())
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
-        if not counts.changes:
+        # An audience may have been deleted since the ledger was read; this plan would not fill it.
+        if not counts.changes or self.ledger.suspected:
             self.ledger.discard(draft)
             return set()
         # The audiences are checked for the next plan, against the facts of the plan that is resumed.
@@ -520,7 +523,10 @@ class Mirror:
                 raise
             if lost:
                 if self.ledger.doubted.issuperset(lost):
-                    text = "%d audience(s) may be those of another environment. All members are sent again."
+                    text = (
+                        "%d audience(s) may be those of another environment or platform. All members are "
+                        "sent again."
+                    )
                 else:
                     text = (
                         "Talon.One has lost the members of %d audience(s) that the ledger has. All "

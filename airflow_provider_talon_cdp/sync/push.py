@@ -66,6 +66,8 @@ _SECONDS_BETWEEN_POINTS = 1.0
 _SECONDS_BETWEEN_WAITING_LINES = 30.0
 # Calls in a row without a clear answer after which a push stops, as a person has to check every one of them.
 _MOST_UNCLEAR = 10
+# Characters of an answer that are kept of a refused change.
+_MOST_OF_A_BODY = 1000
 UNDEFINED = "is not defined"
 """Part of the reason if a profile was refused for an unknown attribute."""
 
@@ -82,6 +84,8 @@ class Flight:
         refusals: Talon.One's answers by position, for changes that were refused.
         unclear: Positions of changes that run rules and got no clear answer.
         settled: Number of changes with an outcome.
+        is_settled: Whether all changes have an outcome, and those that were refused their dead letters.
+        is_doubtful: Whether an attempt got no clear answer, so that a refused change may have been made.
     """
 
     def __init__(self, number: int, chunk: Chunk, push: Push) -> None:
@@ -91,6 +95,7 @@ class Flight:
         self.refusals: dict[int, RejectedError] = {}
         self.unclear: list[int] = []
         self.settled = 0
+        self.is_settled = self.is_doubtful = False
         self._sent: list[int] = []
         # Positions of changes that run rules, in a request without an answer so far.
         self._unanswered: Collection[int] = ()
@@ -145,7 +150,10 @@ class Flight:
             reason: The reason to count it by, without IDs and values.
         """
         self.settled += 1
-        self.refusals[position] = error
+        # There may be thousands of them, so they keep neither frames nor long answers alive.
+        error.body, error.__context__ = error.body[:_MOST_OF_A_BODY], None
+        self.refusals[position] = error.with_traceback(None)
+        self.is_doubtful |= error.repeated
         push, member = self.push, next(self.chunk.at([position]).changes())[:2]
         push.refused.add(member)
         if member in push.limits.refused_in_run:
@@ -317,12 +325,19 @@ class Push:
                 task.cancel()
             await asyncio.gather(*self._flights, return_exceptions=True)
             for flight in self._flights.values():
+                if flight.is_settled:
+                    # Only the record of its outcome failed.
+                    continue
                 flight.no_answer()
-                if flight.settled and flight.chunk.runs_rules:
-                    # Its acknowledged changes must not count as unclear. If another run took over, the end of
-                    # the journal raises the error and leaves a record for that run.
-                    with suppress(LedgerError):
+                # If another run took over, the end of the journal raises the error and leaves a record for
+                # that run.
+                with suppress(LedgerError):
+                    if flight.settled and flight.chunk.runs_rules:
+                        # Its acknowledged changes must not count as unclear.
                         self._settle(flight, flight.unsettled)
+                    else:
+                        # Its refused changes are counted.
+                        self._write_letters(flight)
 
     async def _wait_for_slot(self, chunk: Chunk, number: int) -> None:
         """Wait until another flight may start and no flight has a profile of the chunk."""
@@ -334,7 +349,7 @@ class Push:
         """Return whether a flight has a profile of the chunk."""
         # Flights are in the order of their numbers. One that is retried for long may not count as recent.
         for flight in self._flights.values():
-            if chunk.disjoint_from_recent and flight.number >= number - self.limits.in_flight:
+            if chunk.disjoint_from_recent and flight.number > number - self.limits.in_flight:
                 return False
             if not flight.chunk.profiles.isdisjoint(chunk.profiles):
                 return True
@@ -344,7 +359,7 @@ class Push:
         try:
             await self.kind.deliver(flight, sender)
         except RequestError as error:
-            if not flight.settled and not error.is_unclear and not error.repeated:
+            if not (flight.settled or flight.is_doubtful or error.is_unclear or error.repeated):
                 self.journal.without_effect(flight.number)
             raise
         self._settle(flight)
@@ -352,12 +367,15 @@ class Push:
             self.journal.flush()
             self._flushed = time.monotonic()
 
+    def _write_letters(self, flight: Flight) -> None:
+        changes = list(flight.chunk.changes()) if flight.refusals else ()
+        for position, refusal in flight.refusals.items():
+            if changes[position][:2] not in self.limits.refused_in_run:
+                self.journal.letters.add(self._letter(changes[position], refusal))
+
     def _settle(self, flight: Flight, left: Iterable[int] = ()) -> None:
-        if flight.refusals:
-            changes = list(flight.chunk.changes())
-            for position, refusal in flight.refusals.items():
-                if changes[position][:2] not in self.limits.refused_in_run:
-                    self.journal.letters.add(self._letter(changes[position], refusal))
+        self._write_letters(flight)
+        flight.is_settled = True
         self.journal.landed(
             flight.number,
             list(flight.refusals),
@@ -365,6 +383,7 @@ class Push:
             [position for position, error in flight.refusals.items() if error.status is None],
             flight.unclear,
             left,
+            is_doubtful=flight.is_doubtful,
         )
 
     def _letter(self, change: Change, error: RejectedError) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from airflow_provider_talon_cdp.changes.change import REMOVING, VERBS, Change, Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, OutOfOrderError, Scope, diff, fold, in_order
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError
+from airflow_provider_talon_cdp.sync.guard import Guard
 from tests.changes.strategies import CUTS, IDS, KEYS, MEMBERS, chunks_of, spelt_out
 
 PLAIN = [(3, True)]
@@ -157,6 +158,21 @@ def test_an_uncertain_member_of_an_audience_that_is_not_managed_any_more_is_an_e
     )
     with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nKeep it there"):
         list(changes)
+
+
+def test_a_guest_is_removed_and_protected_by_the_guard_as_a_known_member_is():
+    counts = Counts()
+    uncertain = Chunk(["b", "c", "d"], "vip", ["remove", "add", "remove"])
+    changes = diff([Chunk(["a"], "vip")], [Chunk(["a", "d"], "vip")], counts, uncertain=[uncertain])
+    assert [tuple(change[:3]) for chunk in changes for change in chunk.changes()] == [
+        ("b", "vip", "remove"),
+        ("c", "vip", "remove"),
+        ("d", "vip", "add"),
+    ]
+    assert (counts.known, counts.removals) == ({"vip": 2}, {"vip": 2})
+    assert counts.unacknowledged_removals == {"vip": 1}
+    with pytest.raises(GuardError, match="would lose 1 of 2 members"):
+        Guard(min_removals=1).check(counts)
 
 
 def test_a_managed_audience_that_the_source_lacks_is_emptied():

@@ -7,7 +7,9 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_talon_cdp.changes.change import Change
 from airflow_provider_talon_cdp.ledger.format import Acks
+from tests.ledger.conftest import FACTS, plan_of, profiles, spelt
 
 BATCHES = range(6)
 REFUSED = st.dictionaries(
@@ -64,6 +66,18 @@ def test_a_refusal_is_doubtful_where_another_process_may_have_sent_the_batch():
     joined = Acks.merged([killed, after])
     assert joined.refused == {1: [3], 2: [0]}
     assert joined.doubtful == {1}
+
+
+def test_a_refusal_after_an_attempt_without_an_answer_is_doubtful(open_ledger, loaded):
+    ledger = open_ledger()
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+a", "+b")), facts=FACTS)
+        share = ledger.share()
+        share.leaving(0)
+        share.landed(0, [1], is_doubtful=True)
+        share.end()
+    assert profiles(loaded().known()) == ["a"]
+    assert spelt(loaded().uncertain()) == [Change("b", "vip", "add")]
 
 
 def test_a_change_that_was_given_up_and_has_landed_counts_once():

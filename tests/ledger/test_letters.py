@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from airflow_provider_talon_cdp.__main__ import main
-from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name
+from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.ledger import letters as module
+from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name, read_letters
 from airflow_provider_talon_cdp.ledger.storage import names_in
 from tests.ledger.conftest import FACTS, plan_of
 
@@ -90,6 +94,22 @@ def test_the_command_prints_those_of_explicit_changes_which_have_no_ledger(capsy
     for place in (tmp_path / "calls", tmp_path / "calls" / "dead-letters" / letters_name(0, "run")):
         assert main(["ledger", "letters", str(place)]) == 0
         assert capsys.readouterr().out == '{"profile_id": "anna"}\n'
+
+
+def test_letters_that_could_not_be_written_are_written_later(tmp_path, monkeypatch):
+    letters = DeadLetters(tmp_path, letters_name(0, "run"), keep=3)
+    letters.add({"profile_id": "anna"})
+
+    def full(*_):
+        raise LedgerError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_bytes", full)
+        with pytest.raises(LedgerError):
+            letters.flush()
+    letters.add({"profile_id": "bo"})
+    letters.flush()
+    assert [json.loads(line)["profile_id"] for line in read_letters(tmp_path)] == ["anna", "bo"]
 
 
 @pytest.mark.parametrize("command", ["show", "letters", "repair"])

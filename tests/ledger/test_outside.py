@@ -6,7 +6,8 @@ import pytest
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledger.ledger import ledger_name
+from airflow_provider_talon_cdp.ledger import outside as module
+from airflow_provider_talon_cdp.ledger.ledger import RunFacts, ledger_name
 from airflow_provider_talon_cdp.ledger.outside import (
     ATTRIBUTES,
     NOTES,
@@ -15,8 +16,8 @@ from airflow_provider_talon_cdp.ledger.outside import (
     NoteWriter,
     OutsideChanges,
 )
-from airflow_provider_talon_cdp.ledger.storage import names_in
-from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles
+from airflow_provider_talon_cdp.ledger.storage import names_in, read_json
+from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles, spelt
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_many_changes_in_any_order_are_merged(open_ledger, outside, loaded):
 def test_dead_letters_of_explicit_changes_stay_for_some_runs(outside, clock, state):
     places = []
     for number in range(5):
-        calls = outside()
+        calls = outside(f"dag/explicit/run-{number}/-1")
         calls.letters.add({"profile_id": str(number)})
         calls.end()
         places.append(calls.letters.place.rpartition("/")[2])
@@ -231,6 +232,145 @@ def test_dead_letters_of_explicit_changes_stay_for_some_runs(outside, clock, sta
 
 
 # Two mirrors of one audience
+
+
+def test_dead_letters_of_all_instances_of_a_mapped_task_stay(outside, clock):
+    for run in range(5):
+        for index in range(6):
+            calls = outside(f"dag/explicit/run-{run}/{index}")
+            calls.letters.add({"profile_id": "a"})
+            calls.end()
+            clock.now += 1
+    assert len(names_in(calls.folder / "dead-letters")) == 3 * 6
+
+
+def test_a_guest_is_told_from_a_member_of_which_this_ledger_is_not_sure(open_ledger, outside, loaded, clock):
+    push(open_ledger(), adds("a", "b"))
+    calls = outside()
+    calls.note(Chunk(["a", "x"], "vip", ["remove", "add"]))
+    calls.end()
+    # A run that lost its lock leaves notes in its own ledger, which have no owner.
+    own = NoteWriter(loaded().folder, "another", "", clock)
+    own.write(Chunk(["y"], "vip"))
+    own.end()
+    assert spelt(loaded().uncertain()) == [
+        Change("a", "vip", "add"),
+        Change("x", "vip", "remove"),
+        Change("y", "vip", "add"),
+    ]
+
+
+def test_a_sync_has_no_guests_in_an_audience_of_which_it_has_no_members(open_ledger, outside, loaded, clock):
+    """By now the audience may be that of another mirror, which the sync would empty."""
+    how = {"name": "sync:x"}
+    push(open_ledger(**how), sorted([*adds("a"), *adds("a", key="gold")]))
+    push(open_ledger(**how), [Change("a", "gold", "remove")])
+    calls = outside()
+    calls.note(Chunk(["b", "c"], ["gold", "vip"]))
+    calls.end()
+    assert members(loaded(**how).uncertain()) == [("c", "vip")]
+    own = NoteWriter(loaded(**how).folder, "another", "", clock)
+    own.write(Chunk(["d"], "gold"))
+    own.end()
+    assert members(loaded(**how).uncertain()) == [("c", "vip"), ("d", "gold")]
+
+
+def test_a_note_may_have_a_member_twice(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a"))
+    calls = outside()
+    ids = [f"customer-{number:06}@mail.example.com" for number in range(10_000)]
+    calls.note(Chunk([each for each in ids for _ in range(3)], "vip", ["add", "remove", "add"] * 10_000))
+    assert profiles(loaded().uncertain()) == ids
+
+
+def test_a_writer_may_write_more_notes_than_five_digits_count(open_ledger, loaded, clock):
+    push(open_ledger(), adds("a"))
+    writer = NoteWriter(loaded().folder, "another", "dag/other/run/-1", clock)
+    writer.write(Chunk(["x"], "vip"))
+    writer.written = 100_000
+    writer.write(Chunk(["y"], "vip"))
+    assert profiles(loaded().uncertain()) == ["x", "y"]
+
+
+def test_changes_of_many_audiences_are_one_note_in_a_ledger(open_ledger, outside, loaded):
+    audiences = [f"audience-{number:02}" for number in range(50)]
+    push(open_ledger(name="sync:x"), [Change("a", each, "add") for each in audiences])
+    outside().note(Chunk(["b"] * 50, audiences))
+    assert members(loaded(name="sync:x").uncertain()) == [("b", each) for each in audiences]
+    # The note, and its writer's end.
+    assert len(names_in(loaded(name="sync:x").folder / NOTES)) == 2
+
+
+def test_a_note_that_comes_while_the_ends_are_read_is_not_kept_for_ever(
+    open_ledger, outside, loaded, monkeypatch
+):
+    push(open_ledger(), adds("a"))
+    calls = outside()
+    calls.note(Chunk(["x"], "vip"))
+
+    def slowly(path):
+        monkeypatch.setattr(module, "read_json", read_json)
+        calls.note(Chunk(["y"], "vip"))
+        calls.end()
+        return read_json(path)
+
+    ledger = open_ledger()
+    with ledger.held("me"):
+        monkeypatch.setattr(module, "read_json", slowly)
+        draft = ledger.draft(plan_of())
+        assert profiles(ledger.uncertain()) == ["x"]
+        ledger.enforce(draft, facts=FACTS)
+    assert push(open_ledger(), []) == [("y", "vip")]
+    assert push(open_ledger(), []) == []
+    assert not names_in(loaded().folder / NOTES)
+
+
+def test_a_guest_that_was_removed_again_is_none_for_the_guard(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a"))
+    for action in ("add", "remove"):
+        calls = outside()
+        calls.note(Chunk(["x"], "vip", action))
+        calls.end()
+    assert spelt(loaded().uncertain()) == [Change("x", "vip", "add")]
+
+
+def test_guests_of_a_plan_that_was_never_approved_are_guests_of_the_next_one(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a"))
+    calls = outside()
+    calls.note(Chunk(["x"], "vip"))
+    calls.end()
+    for awaits in (True, False):
+        ledger = open_ledger()
+        with ledger.held("me"):
+            assert spelt(ledger.uncertain()) == [Change("x", "vip", "remove")]
+            facts = RunFacts(awaits_approval=awaits)
+            ledger.enforce(ledger.draft(plan_of("-x?")), facts=facts)
+    assert spelt(loaded().uncertain()) == [Change("x", "vip", "add")]
+
+
+def test_a_note_without_its_writers_end_is_spent_once_it_is_covered(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a"))
+    outside().note(Chunk(["x"], "vip"))
+    (end,) = [name for name in names_in(loaded().folder / NOTES) if name.endswith(".json")]
+    (loaded().folder / NOTES / end).unlink()
+    assert push(open_ledger(), []) == [("x", "vip")]
+    assert push(open_ledger(), []) == []
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_an_audience_that_is_deleted_during_the_planning_is_filled_by_the_next_plan(
+    open_ledger, outside, loaded, monkeypatch, noticed
+):
+    """Whoever comes first: the plan looks for the deletion when it is in force, and the deletion for it."""
+    push(open_ledger(), adds("a"))
+    ledger = open_ledger()
+    with ledger.held("me"):
+        draft = ledger.draft(plan_of("+b"))
+        if not noticed:
+            monkeypatch.setattr(ledger, "_suspects_of", lambda _: frozenset())
+        with outside().deleting("vip"):
+            ledger.enforce(draft, facts=FACTS)
+    assert loaded().suspected == {"vip"}
 
 
 def test_a_mirror_tells_the_other_ledgers_of_its_audience(open_ledger, loaded):

@@ -12,7 +12,7 @@ from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts
-from airflow_provider_talon_cdp.ledger.outside import ATTRIBUTES, NoteWriter
+from airflow_provider_talon_cdp.ledger.outside import ATTRIBUTES, NoteWriter, write_suspects
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in
 from tests.ledger.conftest import FACTS, VIP, members, names, plan_of, planned, profiles
@@ -292,6 +292,18 @@ def test_where_no_earlier_members_are_left_all_but_the_damaged_frame_are_saved(o
     assert len(saved) == 20_000 - 5000 - 1
     assert set(saved) < set(MANY)
     assert loaded().facts == facts
+
+
+def test_deleted_audiences_are_not_forgotten_but_for_those_in_a_damaged_file(open_ledger, loaded, state):
+    run(open_ledger(), adds("a"))
+    folder, plan = loaded().folder, loaded().plan
+    write_suspects(folder, plan, "a1", ["gold"])
+    write_suspects(folder, plan, "a2", ["vip"]).write_bytes(b"{")
+    with pytest.raises(DamagedError):
+        loaded()
+    assert any("suspects-a2.json is damaged" in message for message in repaired(state))
+    assert loaded().suspected == {"gold"}
+    assert repaired(state) == ["Nothing is damaged."]
 
 
 def test_the_command_repairs_by_path_and_says_what_it_did(worn, loaded, capsys, state):

@@ -52,6 +52,7 @@ class NotedJournal:
         self.outcomes = {}
         self.harmless = []
         self.unclear = []
+        self.doubtful = []
         self.letters = _Letters()
         self.suspected = []
         self.behind = None
@@ -66,11 +67,12 @@ class NotedJournal:
             assert number == len(self.left) + sum(chunk.runs_rules for chunk in self.chunks[:number])
         (self.left if positions is None else self.called).append(number)
 
-    def landed(self, number, refused=(), skipped=(), unclear=(), left=()):
+    def landed(self, number, refused=(), skipped=(), unclear=(), left=(), *, is_doubtful=False):
         assert number in self.left + self.called
         assert number not in self.outcomes
         self.outcomes[number] = list(refused), list(skipped)
         self.unclear += [(number, position) for position in unclear]
+        self.doubtful += [number] if is_doubtful else []
         assert not {*left} & {*refused, *unclear}
 
     def without_effect(self, number, positions=None):
@@ -117,12 +119,10 @@ def push(journal, talon, kind, *, stream=None, counts=None, **limits):
         assert journal.changes == counts.sent + counts.rejected.total() + counts.unclear + counts.unsent
         assert (counts.requests, counts.retries) == (talon.requests, talon.retries)
         assert not getattr(talon, "in_flight", Counter()).total()
-        # Of what has an outcome.
         refused = len(journal.letters) - counts.unclear
-        assert sum(len(positions) for positions, _ in journal.outcomes.values()) == refused
-        assert counts.rejected.total() == refused or len(journal.outcomes) < len(
-            journal.left + journal.called
-        )
+        assert counts.rejected.total() == refused
+        noted = sum(len(positions) for positions, _ in journal.outcomes.values())
+        assert noted == refused or len(journal.outcomes) < len(journal.left + journal.called)
     return counts
 
 

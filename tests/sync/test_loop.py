@@ -49,9 +49,9 @@ def test_the_journal_finds_the_context_of_the_caller():
             found.add(task.get())
             super().leaving(number)
 
-        def landed(self, *args):
+        def landed(self, *args, **options):
             found.add(task.get())
-            super().landed(*args)
+            super().landed(*args, **options)
 
     push(Asking([Chunk([str(number)], "vip") for number in range(20)]), FakeTalon(), Plain())
     assert found == {"push"}

@@ -186,6 +186,31 @@ def test_when_everything_is_refused_the_run_stops_early():
     assert talon.requests < 250
 
 
+def test_what_was_refused_before_the_end_of_a_run_has_a_dead_letter():
+    journal, counts = NotedJournal(batched([str(number) for number in range(3000)])), Report()
+    with pytest.raises(RejectedError, match="first 100 records were all refused"):
+        push(journal, FakeTalon(bad=set(map(str, range(3000)))), Members(), counts=counts, in_flight=1)
+    assert counts.rejected.total() == len(journal.letters) == 100
+    assert not journal.outcomes
+
+
+def test_a_missing_audience_after_an_attempt_without_an_answer_leaves_the_others_doubtful():
+    """The first attempt may have made the changes of the audience that is there."""
+    first = error(NotFoundError, 404)
+    first.repeated = True
+    chunk = Chunk(["a", "b"], ["gold", "vip"])
+    journal = NotedJournal([chunk])
+    with pytest.raises(NotFoundError):
+        push(journal, FakeTalon(errors={0: first}, missing={"gold", "vip"}), Members(), in_flight=1)
+    assert journal.left == [0]
+    assert not journal.harmless
+    first.repeated = False
+    journal = NotedJournal([chunk])
+    with pytest.raises(NotFoundError):
+        push(journal, FakeTalon(errors={0: first}, missing={"gold", "vip"}), Members(), in_flight=1)
+    assert journal.harmless == [0]
+
+
 def test_it_does_not_stop_before_more_are_refused_than_are_tolerated():
     profiles = [str(number) for number in range(400)]
     counts, _ = deliver(batched(profiles), FakeTalon(bad=profiles), max_rejected=400)

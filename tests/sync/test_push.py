@@ -20,6 +20,7 @@ from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     LedgerError,
     NotFoundError,
+    RejectedError,
     TransientError,
     UnexpectedAnswerError,
 )
@@ -161,6 +162,22 @@ def test_a_request_that_surely_changed_nothing_is_noted_as_such(failure, is_sure
         push(journal, FakeTalon(errors={1: failure}), Plain(), in_flight=1)
     assert journal.outcomes == {0: ([], [])}
     assert journal.harmless == ([1] if is_sure else [])
+
+
+def test_a_change_that_is_refused_after_an_attempt_without_an_answer_may_have_been_made():
+    refusal = error(RejectedError, 400)
+    refusal.repeated = True
+    counts, journal = run(singles(5), FakeTalon(errors={2: refusal}), in_flight=1)
+    assert counts.rejected == {"refused (400)": 1}
+    assert journal.doubtful == [2]
+
+
+def test_a_refusal_keeps_neither_frames_nor_long_answers_in_memory():
+    refusal = error(RejectedError, 400)
+    refusal.body = "x" * 1_000_000
+    run(singles(2), FakeTalon(errors={1: refusal}), in_flight=1)
+    assert refusal.__traceback__ is refusal.__context__ is None
+    assert len(refusal.body) == 1000
 
 
 def test_a_chunk_of_which_a_part_landed_has_changed_something():

@@ -1,0 +1,52 @@
+"""A connection that leads elsewhere: another API key, or another platform name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_provider_talon_cdp.emulator import Emulator
+from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+
+MANY = [f"customer-{each:03}" for each in range(100)]
+
+
+@pytest.fixture
+def use(connect):
+    """Two environments of one deployment, and a function that puts the key of one on the connection."""
+    keys = {"sandbox": "sandbox-key-0000000001", "live": "live-key-000000000002"}
+    with Emulator(environments=keys) as emulator:
+
+        def use(name, **extra):
+            connection = emulator.connection(name)
+            connection["extra"] = connection["extra"] | extra
+            connect(SimpleNamespace(connection=lambda: connection))
+            return emulator
+
+        yield use
+
+
+def test_a_first_name_beside_another_key_fills_the_audience_of_that_key(sqlite, use, mirror):
+    sqlite.fill(MANY)
+    for name, audience_name in (("sandbox", None), ("live", "VIP")):
+        emulator = use(name)
+        TalonCdpHook().create_audience("vip", "VIP")
+        assert mirror(audience_name=audience_name)["sent"] == len(MANY)
+        assert emulator.members("vip", name) == set(MANY)
+    assert mirror(audience_name="VIP")["sent"] == 0
+
+
+@pytest.mark.parametrize("audience_name, again", [("VIP", 0), (None, len(MANY))])
+def test_members_are_sent_again_under_another_platform_name_though_the_environment_is_named(
+    sqlite, use, mirror, said, audience_name, again
+):
+    """An audience of the same ID may be another one there; only the answer to an update tells."""
+    sqlite.fill(MANY)
+    use("live", environment="live", platform_name="segment")
+    TalonCdpHook().create_audience("vip", "VIP")
+    mirror(audience_name=audience_name)
+    use("live", environment="live", platform_name="warehouse")
+    assert mirror(audience_name=audience_name)["sent"] == again
+    assert "Another platform name may lead to other audiences" in said()
+    assert mirror(audience_name=audience_name)["sent"] == 0
