@@ -177,6 +177,8 @@ def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
             return _timestamp(datetime.combine(value, time()), name, zone, is_date=True)
         case UUID():
             return str(value)
+        case tuple() if names := _names_of_row(value):
+            return _value(dict(zip(names, value, strict=True)), name, zone, depth)
         case list() | tuple():
             depth = _deeper(depth, name)
             return [_value(item, name, zone, depth) for item in value]
@@ -185,6 +187,14 @@ def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
             return {_text(key, name): _value(item, name, zone, depth) for key, item in value.items()}
         case _:
             return _value(_known(value, name), name, zone, depth)
+
+
+def _names_of_row(value: tuple[Any, ...]) -> list[str] | None:
+    """Return the names of a ROW as Trino's driver returns it; None if it has none, or one of them twice."""
+    if type(value).__name__ != "NamedRowTuple":
+        return None
+    names: list[str] = value.__annotations__["names"]
+    return names if all(names) and len(set(names)) == len(names) else None
 
 
 def _known(value: Any, name: str) -> Any:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
-from inspect import signature
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
+from uuid import uuid4
 
 from airflow.providers.common.sql.hooks.sql import DbApiHook
+from packaging.version import Version
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
@@ -259,10 +261,12 @@ def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
         # This driver looks for placeholders even without parameters. Redshift has no operator "?".
         cursor.paramstyle = "qmark"
     cleanup.callback(close_quietly, cursor.close)
-    # It closes the server's cursor, so that the next statement can use the name.
+    # It closes the server's cursor, as Redshift allows one at a time in a connection.
     cleanup.callback(close_quietly, connection.rollback)
+    # Older drivers remember the columns of a statement by its text, so each result needs another FETCH.
+    name = f"{_CURSOR}_{uuid4().hex}"
     try:
-        _execute(cursor, f"DECLARE {_CURSOR} CURSOR FOR\n{statement}", parameters)
+        _execute(cursor, f"DECLARE {name} CURSOR FOR\n{statement}", parameters)
     except Exception as error:  # noqa: BLE001 - drivers have their own errors
         connection.rollback()
         log.warning(
@@ -272,7 +276,7 @@ def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
         return _from_cursor(cursor, statement, parameters, cleanup, json_types=_REDSHIFT_JSON)
 
     def fetch() -> Any:
-        cursor.execute(f"FETCH FORWARD {_REDSHIFT_FETCH} FROM {_CURSOR}")
+        cursor.execute(f"FETCH FORWARD {_REDSHIFT_FETCH} FROM {name}")
         return cursor.fetchall()
 
     first = fetch()
@@ -285,6 +289,8 @@ _MYSQL_JSON = 245
 def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Read with an unbuffered cursor. Closing it would read all remaining rows, so only the connection is."""
     if type(connection).__module__.startswith("MySQLdb"):
+        # The server sends "?" for a character that the connection's character set lacks.
+        connection.set_character_set("utf8mb4")
         cursor = connection.cursor(import_module("MySQLdb.cursors").SSCursor)
     else:
         cursor = connection.cursor(buffered=False)
@@ -338,9 +344,25 @@ def _snowflake_rows(connection: Any, statement: str, parameters: Any, cleanup: E
             pass
         else:
             batches = (batch for table in tables for batch in table.to_batches(max_chunksize=FETCH))
-            return Result(_names_of(cursor), _with_first_fetched(batches), json_columns)
+            blocks = _with_first_fetched(_complete(batches, cursor))
+            return Result(_names_of(cursor), blocks, json_columns)
     fetch = partial(cursor.fetchmany, FETCH)
-    return Result(_names_of(cursor), _blocks(fetch(), fetch), json_columns)
+    return Result(_names_of(cursor), _complete(_blocks(fetch(), fetch), cursor), json_columns)
+
+
+def _complete(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
+    """Raise after the last block if rows are missing, as Snowflake's connector before 4.7.4 may lose some."""
+    read = 0
+    for block in blocks:
+        read += len(block)
+        yield block
+    total = cursor.rowcount
+    if total is not None and total > read:
+        # Not an error of this package, so that Airflow retries the task.
+        raise RuntimeError(
+            f"Snowflake has {total:,} rows in the result and gave {read:,}.\n"
+            "Another try may get all of them. If not, install snowflake-connector-python>=4.7.4."
+        )
 
 
 def _databricks_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
@@ -404,6 +426,8 @@ def _bigquery_batches(rows: Any, storage: Any) -> Iterator[Any]:
 
 # Only of LIMIT 0 does the driver ask for the names of an empty result.
 _CLICKHOUSE_PEEK = "SELECT * FROM (\n{}\n) LIMIT 0"
+# The first version that raises an error if the connection breaks after the first rows.
+_CLICKHOUSE_CONNECT = Version("1.4")
 
 
 def _trino_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
@@ -426,12 +450,16 @@ def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: 
     """Read block by block, as the cursors of both drivers would wait for all rows."""
     client = getattr(connection, "_client", None)
     if client is not None and hasattr(client, "query_row_block_stream"):
+        installed = version("clickhouse-connect")
+        if Version(installed) < _CLICKHOUSE_CONNECT:
+            raise InvalidInputError(
+                f"clickhouse-connect {installed} takes a broken connection for the end of the rows.\n"
+                f"Install clickhouse-connect>={_CLICKHOUSE_CONNECT}."
+            )
         opened = ExitStack()
         cleanup.callback(close_quietly, opened.close)
-        # By default, a time in UTC has no zone. The second name is of clickhouse-connect before 0.14.
-        read: Any = client.query_row_block_stream
-        aware = {"tz_mode": "aware"} if "tz_mode" in signature(read).parameters else {"utc_tz_aware": True}
-        stream = opened.enter_context(read(statement, parameters, **aware))
+        # By default, a time in UTC has no zone.
+        stream = opened.enter_context(client.query_row_block_stream(statement, parameters, tz_mode="aware"))
         # An empty result has no names.
         names = (
             stream.source.column_names
@@ -447,6 +475,8 @@ def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: 
 def _oracle_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Read NUMBER as Decimal, as oracledb returns a float if it has a fraction."""
     cursor = connection.cursor()
+    # By default, the driver asks the server for 100 rows at a time.
+    cursor.arraysize = FETCH
     oracledb = import_module("oracledb")
 
     def refuse(_: Any) -> InvalidInputError:
@@ -563,7 +593,10 @@ DATABASES = (
     Database(
         connection_types=["mssql"],
         read=_rows,
-        sort_key=_key("CAST({} AS VARCHAR(8000)) COLLATE Latin1_General_100_BIN2_UTF8"),
+        # A cast from NVARCHAR straight to VARCHAR loses what the code page of the database lacks.
+        sort_key=_key(
+            "CAST(CAST({} AS NVARCHAR(4000)) COLLATE Latin1_General_100_BIN2_UTF8 AS VARCHAR(8000))"
+        ),
         quotes="[]",
     ),
 )

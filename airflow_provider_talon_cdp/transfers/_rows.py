@@ -76,9 +76,16 @@ def sql_hook(conn_id: str, hook_params: Mapping[str, Any] | None = None) -> SqlS
     For a connection of type ``aws``, ``sql_hook`` in ``hook_params`` selects the hook.
 
     Raises:
-        InvalidInputError: The connection is not of a database, or no installed provider has its type.
+        InvalidInputError: The connection is not of a database, or of Druid, or no installed provider has its
+            type.
     """
     connection = BaseHook.get_connection(conn_id)
+    if connection.conn_type == "druid":
+        raise InvalidInputError(
+            f"Connection {conn_id!r} is of the type 'druid', which is refused.\n"
+            "Druid's client does not notice when a response is cut off, so rows could be missing.\n"
+            "Copy the rows to another database, and name its connection."
+        )
     params = dict(hook_params or {})
     entry = _entry(conn_id, connection.conn_type, params.pop(_HOOK_CHOICE, None))
     if entry.hook is None:
@@ -339,6 +346,11 @@ def _selected(block: Any, positions: Sequence[int], result: Result) -> Rows:
     return list(zip(*columns, strict=True))
 
 
+_INT64_MAX = 2**63 - 1
+# Every time of Python is nearer to 1970 than so many ticks. In nanoseconds, only infinity has so many.
+_TOO_MANY_TICKS = {"s": 10**12, "ms": 10**15, "ns": _INT64_MAX}
+
+
 def _arrow_values(column: Any) -> list[Any]:
     """Return an Arrow column as a list of Python values."""
     arrow = import_module("pyarrow")
@@ -346,7 +358,13 @@ def _arrow_values(column: Any) -> list[Any]:
     convert: Callable[[Any], Any] | None = None
     if arrow.types.is_timestamp(kind):
         # Arrow's conversion takes six times as long. Python's times have microseconds at most.
+        ticks = column.cast(arrow.int64())
         column = column.cast(arrow.timestamp("us", kind.tz), safe=False).cast(arrow.int64())
+        if kind.unit != "us":
+            # The cast may make a valid time of infinity, and of what overflows in microseconds.
+            compute, limit = import_module("pyarrow.compute"), _TOO_MANY_TICKS[kind.unit]
+            is_time = compute.and_(compute.less(ticks, limit), compute.greater(ticks, -limit))
+            column = compute.if_else(is_time, column, _INT64_MAX)
         convert = partial(_time_since, datetime(1970, 1, 1, tzinfo=UTC if kind.tz else None))
     else:
         convert = _map_converter(kind)

@@ -263,6 +263,35 @@ def test_foreign_numbers_and_na_are_what_they_stand_for():
         encode({"a": [NAType()]})
 
 
+class NamedRowTuple(tuple):  # noqa: SLOT001 - names are attributes of the driver's, too
+    """Like a ROW of Trino's driver: the names are beside the values, and any other attribute is None."""
+
+    def __new__(cls, values, names):
+        return super().__new__(cls, values)
+
+    def __init__(self, values, names):
+        self.__annotations__ = {"names": names, "types": ["double"] * len(names)}
+
+    def __getattr__(self, name):
+        return None
+
+
+def test_a_row_of_trino_is_an_object_of_its_names():
+    place = NamedRowTuple([Decimal("52.50"), 13], ["lat", "lng"])
+    assert wire(place) == '{"lat":52.5,"lng":13}'
+    assert wire([place]) == '[{"lat":52.5,"lng":13}]'
+    assert wire({"home": NamedRowTuple([place, None], ["at", "since"])}) == (
+        '{"home":{"at":{"lat":52.5,"lng":13},"since":null}}'
+    )
+    body, _ = AttributesEncoder(types={"a": "location"})({"a": place})
+    assert body == b'{"a":{"lat":52.5,"lng":13}}'
+
+
+@pytest.mark.parametrize("names", [[None, None], ["lat", None], ["x", "x"]])
+def test_a_row_of_trino_whose_names_do_not_tell_its_values_apart_is_an_array(names):
+    assert wire(NamedRowTuple([52.5, 13], names)) == "[52.5,13]"
+
+
 def test_what_a_reader_could_not_read_is_said_with_the_attributes_name():
     unreadable = InvalidInputError("holds a time that Python cannot hold")
     with pytest.raises(InvalidInputError, match="^Attribute 'a' holds a time that Python cannot hold"):

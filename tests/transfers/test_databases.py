@@ -12,7 +12,7 @@ import pytest
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.transfers._databases import DATABASES
+from airflow_provider_talon_cdp.transfers._databases import DATABASES, FETCH
 from airflow_provider_talon_cdp.transfers._rows import SqlSource, stream_rows
 
 
@@ -28,6 +28,8 @@ class Hook(DbApiHook):
 
 class Cursor:
     """A DB-API cursor with one result."""
+
+    rowcount = None
 
     def __init__(self, description, rows):
         self.description = description
@@ -93,22 +95,117 @@ class ClickHouse:
 AT = datetime(2026, 6, 30, 10, tzinfo=UTC)
 
 
-class OldClickHouse(ClickHouse):
-    """Before version 0.14."""
+@pytest.fixture
+def clickhouse_connect(tmp_path, monkeypatch):
+    """Pretends that a version of clickhouse-connect is installed."""
 
-    def query_row_block_stream(self, statement, parameters, *, utc_tz_aware=False):
-        return super().query_row_block_stream(statement, parameters, "aware" if utc_tz_aware else "naive_utc")
+    def install(version):
+        metadata = tmp_path / f"clickhouse_connect-{version}.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: clickhouse-connect\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return install
 
 
-@pytest.mark.parametrize("client", [ClickHouse, OldClickHouse])
 @pytest.mark.parametrize("order_by", [0, 1])
 @pytest.mark.parametrize("rows", [[("anna", AT)], []])
-def test_clickhouse_names_its_columns_also_of_no_rows_and_keeps_zones(client, order_by, rows):
-    client = client(rows)
+def test_clickhouse_names_its_columns_also_of_no_rows_and_keeps_zones(clickhouse_connect, order_by, rows):
+    clickhouse_connect("1.4.0")
+    client = ClickHouse(rows)
     database = source("clickhouse", SimpleNamespace(_client=client))
     assert rows_of(database, ["profile_id", "at"], order_by=order_by) == rows
     assert set(client.modes) == {"aware"}
     assert database.sorts
+
+
+@pytest.mark.parametrize("order_by", [0, 1])
+def test_a_clickhouse_client_that_takes_a_broken_connection_for_the_end_is_refused(
+    clickhouse_connect, order_by
+):
+    clickhouse_connect("1.3.0")
+    client = ClickHouse([("anna", AT)])
+    database = source("clickhouse", SimpleNamespace(_client=client))
+    says = "clickhouse-connect 1.3.0 takes a broken connection .*\nInstall clickhouse-connect>=1.4."
+    with pytest.raises(InvalidInputError, match=says):
+        rows_of(database, ["profile_id"], order_by=order_by)
+    assert client.modes == []
+
+
+@pytest.mark.parametrize("total, is_short", [(3, True), (2, False), (None, False), (-1, False)])
+def test_fewer_rows_than_snowflake_counts_are_an_error_that_another_try_may_not_have(
+    monkeypatch, total, is_short
+):
+    # As where it is not installed.
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    cursor = Cursor([("PROFILE_ID", 2)], [("u1",), ("u2",)])
+    cursor.rowcount = total
+    database = source("snowflake", SimpleNamespace(cursor=lambda: cursor))
+    if not is_short:
+        assert rows_of(database, ["profile_id"]) == [("u1",), ("u2",)]
+        return
+    with pytest.raises(RuntimeError, match="has 3 rows in the result and gave 2"):
+        rows_of(database, ["profile_id"])
+
+
+class Redshift:
+    """A connection of redshift_connector 2.1.0, which asks once for the columns of equal statements."""
+
+    def __init__(self):
+        self._described = {}
+
+    def cursor(self):
+        described = self._described
+
+        class RedshiftCursor(Cursor):
+            def execute(self, statement):
+                if statement.startswith("DECLARE"):
+                    is_peek = "WHERE 1 = 0" in statement
+                    self._columns = ["other", "profile_id"] if is_peek else ["profile_id", "other"]
+                    self._rows = [] if is_peek else [("u1", "x")]
+                else:
+                    columns = described.setdefault(statement, self._columns)
+                    self.description = [(name.encode(), 1043) for name in columns]
+
+            def fetchall(self):
+                return self.fetchmany(1000)
+
+        return RedshiftCursor([], [])
+
+    def rollback(self):
+        """Do nothing."""
+
+
+def test_columns_of_redshift_are_those_of_the_statement_not_of_the_one_before():
+    assert rows_of(source("redshift", Redshift()), ["profile_id", "other"], order_by=1) == [("u1", "x")]
+
+
+def test_sql_server_sorts_text_by_its_bytes_in_utf8_whatever_its_code_page_is():
+    statements = []
+
+    class Noting(Cursor):
+        def execute(self, statement):
+            statements.append(statement)
+
+    connection = SimpleNamespace(cursor=lambda: Noting([("profile_id", str)], [("u1",)]))
+    assert rows_of(source("mssql", connection), ["profile_id"], order_by=1) == [("u1",)]
+    key = "CAST(CAST([profile_id] AS NVARCHAR(4000)) COLLATE Latin1_General_100_BIN2_UTF8 AS VARCHAR(8000))"
+    assert statements[-1].endswith(f" ORDER BY {key}")
+
+
+def test_oracle_sends_as_many_rows_at_a_time_as_are_fetched(monkeypatch):
+    monkeypatch.setitem(sys.modules, "oracledb", SimpleNamespace())
+    sizes = []
+
+    class Sized(Cursor):
+        arraysize = 100
+
+        def execute(self, _):
+            sizes.append(self.arraysize)
+
+    connection = SimpleNamespace(cursor=lambda: Sized([("ID", "number")], [(7,)]))
+    assert rows_of(source("oracle", connection), ["id"]) == [(7,)]
+    assert sizes == [FETCH]
 
 
 def test_oracle_refuses_a_time_whose_offset_its_driver_loses(monkeypatch):

@@ -40,6 +40,12 @@ def test_a_connection_type_without_a_hook_is_said_with_what_to_do(connection, co
         sql_hook("warehouse")
 
 
+def test_druid_is_refused_as_its_client_does_not_notice_a_response_that_is_cut_off(connection):
+    connection(conn_type="druid", host="127.0.0.1")
+    with pytest.raises(InvalidInputError, match="(?s)is of the type 'druid'.*rows could be missing"):
+        sql_hook("warehouse")
+
+
 def test_hook_params_reach_the_hook(connection, tmp_path):
     connection(conn_type="sqlite", host=str(tmp_path / "a.db"))
     assert sql_hook("warehouse", {"log_sql": False}).hook().log_sql is False

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from contextlib import closing
+from datetime import UTC, datetime
 from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from airflow.providers.common.sql.hooks.sql import DbApiHook
 
 from airflow_provider_talon_cdp.api.values import AttributesEncoder
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.transfers._databases import DATABASES
+from airflow_provider_talon_cdp.transfers._databases import DATABASES, Database, Result
 from airflow_provider_talon_cdp.transfers._rows import (
     ProfileColumns,
     SqlSource,
@@ -113,6 +114,18 @@ def test_an_operator_with_a_percent_sign_is_none_of_redshifts_placeholders(redsh
 
 
 @pytest.mark.xdist_group("mariadb")
+@pytest.mark.parametrize("charset", ["latin1", "utf8"])
+@pytest.mark.parametrize("name", ["mariadb", "mysql_connector"])
+def test_the_character_set_of_a_connection_loses_no_character(request, monkeypatch, name, charset):
+    found = request.getfixturevalue(name)
+    found.connection["extra"]["charset"] = charset
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(found.connection))
+    # In hex, so that only its way back is tested.
+    sql = "SELECT _utf8mb4 0xF09F9880 AS profile_id"
+    assert rows_of(sql_hook("warehouse"), sql, order_by=1) == [("\U0001f600",)]
+
+
+@pytest.mark.xdist_group("mariadb")
 def test_what_mysql_does_not_take_for_a_comment_is_part_of_the_query(mariadb, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(mariadb.connection))
     ids = "(SELECT '6' AS profile_id UNION SELECT '9') AS t"
@@ -120,6 +133,52 @@ def test_what_mysql_does_not_take_for_a_comment_is_part_of_the_query(mariadb, mo
         assert rows_of(sql_hook("warehouse"), f"SELECT profile_id FROM {ids} WHERE {end}", order_by=1) == [
             ("9",)
         ]
+
+
+@pytest.mark.xdist_group("snowflake")
+def test_a_result_that_the_snowflake_connector_cuts_off_is_an_error(snowflake, monkeypatch):
+    from snowflake.connector.cursor import SnowflakeCursor  # noqa: PLC0415 - it may not be installed
+
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(snowflake.connection))
+    fetch = SnowflakeCursor.fetch_arrow_batches
+    monkeypatch.setattr(
+        SnowflakeCursor, "fetch_arrow_batches", lambda self: (table.slice(0, 7) for table in fetch(self))
+    )
+    with pytest.raises(RuntimeError, match="Snowflake has 10 rows in the result and gave 7"):
+        rows_of(sql_hook("warehouse"), snowflake.many.format(10), order_by=1)
+
+
+@pytest.mark.xdist_group("snowflake")
+def test_what_is_not_a_query_of_snowflake_is_read(snowflake, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(snowflake.connection))
+    assert ("PUBLIC",) in rows_of(sql_hook("warehouse"), "SHOW SCHEMAS", ["name"])
+
+
+# Ticks that a cast to microseconds would wrap around to 1970.
+@pytest.mark.parametrize("unit, far", [("s", 2**58), ("ms", 2**61), ("us", 2**62), ("ns", 2**63 - 1)])
+def test_a_time_of_arrow_that_python_cannot_represent_is_the_fault_of_its_row(unit, far):
+    pyarrow = pytest.importorskip("pyarrow")
+    infinity = 2**63 - 1
+    ticks = pyarrow.array([0, far, -far, infinity, -infinity, None])
+    batch = pyarrow.record_batch({"at": ticks.cast(pyarrow.timestamp(unit, "UTC"))})
+    database = Database(
+        connection_types=(),
+        connect=lambda _: SimpleNamespace(close=lambda: None),
+        read=lambda *_: Result(["at"], iter([batch])),
+    )
+    first, *others, last = rows_of(SqlSource(database, lambda: None), "SELECT ...", ["at"])
+    assert (first, last) == ((datetime(1970, 1, 1, tzinfo=UTC),), (None,))
+    assert all(isinstance(each, InvalidInputError) for (each,) in others)
+
+
+@pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_infinity_of_duckdb_is_the_fault_of_its_row_in_every_unit(duckdb, monkeypatch, sign):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    units = ["TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP", "TIMESTAMP_NS", "TIMESTAMPTZ"]
+    sql = "SELECT " + ", ".join(f"'{sign}infinity'::{unit} AS {unit.lower()}_" for unit in units)
+    (row,) = rows_of(sql_hook("warehouse"), sql, [f"{unit.lower()}_" for unit in units])
+    assert all(isinstance(each, InvalidInputError) for each in row)
 
 
 def test_athenas_text_of_an_array_is_refused():
