@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,8 @@ class _FunctionOperator(DecoratedOperator):
 class TalonAudienceTask(_FunctionOperator, MembershipOperator):
     """``@task.talon_audience``: the profile IDs that a function returns or yields become an audience.
 
-    A function that yields is streamed in constant memory. A mirror sorts the IDs on the worker's disk, so the
-    function is called once.
+    A function that yields is streamed in constant memory, and each try of the task calls it once: a mirror
+    keeps the sorted IDs on the worker's disk, also for a second plan.
 
     Args:
         audience_id: The audience.
@@ -87,7 +88,7 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
         """Return the mirror that makes the audience equal to the result."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
 
-        return self.audience_mirror(context, hook, lambda: sorted_members(self._records("add")))
+        return self.audience_mirror(context, hook, _read_once(lambda: sorted_members(self._records("add"))))
 
     def _records(self, verb: str) -> Generator[Record, None, None]:
         from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415
@@ -102,8 +103,8 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
     """``@task.talon_profiles``: the rows that a function returns or yields become attributes of profiles.
 
     A row is a mapping with the profile's ID under ``profile_id_column``; its other keys are attributes,
-    or only those that ``attributes`` names. A function that yields is streamed and called once, as the rows
-    are sorted on the worker's disk.
+    or only those that ``attributes`` names. A function that yields is streamed, and each try of the task
+    calls it once, as the rows are sorted on the worker's disk.
 
     Args:
         kwargs: As in ``ProfilesOperator``.
@@ -172,6 +173,28 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
                 "No row of the function has what the task's arguments name: %s.",
                 ", ".join(sorted(unseen | untyped)),
             )
+
+
+def _read_once(read: Callable[[], Iterable[Record]]) -> Callable[[], Generator[Record, None, None]]:
+    """Return a source that reads once, and keeps the records on this worker's disk for a second plan.
+
+    A function that takes its result out of a queue would give that plan only the rest.
+    """
+    from airflow_provider_talon_cdp.changes.spool import Spool  # noqa: PLC0415
+
+    kept: list[Spool] = []
+
+    def records() -> Generator[Record, None, None]:
+        if not kept:
+            spool = Spool()
+            for record in read():
+                spool.write(pickle.dumps(record))
+            kept.append(spool)
+        for piece in kept[0]:
+            # This process wrote it, and no other process can reach it.
+            yield pickle.loads(piece)  # noqa: S301
+
+    return records
 
 
 def talon_audience_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -91,6 +91,9 @@ _SECONDS_BETWEEN_ATTEMPTS = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
 # Key of the XCom with the ledger's version that a run wrote.
 _VERSION_WRITTEN = "talon_cdp_ledger"
+# Template fields whose text stays text, also if it looks like a number and the DAG renders native objects.
+_TEXT_FIELDS = ("audience_id", "audience_name", "customer_profile_id", "ledger")
+_TEXT_PREFIX = "text:"
 _MIRROR_ONLY = (
     *("audience_name", "initial_members", "on_empty", "max_removal_fraction", "min_removals", "max_removals"),
     *("max_additions", "send", "dry_run", "on_older_run", "retry_rejected", "rules", "verify"),
@@ -131,6 +134,36 @@ def _as_fail_exception(error: TalonCdpError) -> TalonCdpError:
     return failing
 
 
+class TextFieldsOperator(BaseOperator):
+    """Base of the operators with IDs and names that are rendered to text, never to a number."""
+
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: Any,
+        seen_oids: set[int],
+        **more: Any,
+    ) -> None:
+        """Render all fields. Airflow calls this for mapped tasks too, so it is the method to extend."""
+        values = {name: getattr(self, name, None) for name in _TEXT_FIELDS if parent is self}
+        # Airflow has resolved those in seen_oids from another task's result, and they are no templates.
+        texts = [name for name, each in values.items() if isinstance(each, str) and id(each) not in seen_oids]
+        for name in texts:
+            # With the prefix, native rendering cannot turn the text into a number.
+            setattr(self, name, f"{_TEXT_PREFIX}{values[name]}")
+        try:
+            super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids, **more)
+        finally:
+            for name in texts:
+                setattr(self, name, getattr(self, name).removeprefix(_TEXT_PREFIX))
+        for name in texts:
+            if getattr(self, name) == "None":
+                # Native rendering makes None of it, which stays a missing value.
+                setattr(self, name, self.render_template(values[name], context, jinja_env))
+
+
 class _TalonLink(BaseOperatorLink):
     """A link that a task sets while it runs."""
 
@@ -161,7 +194,7 @@ REPORT_KEY = "talon_cdp_report"
 """Key of the XCom with the path of the report's file, also of a failed task."""
 
 
-class SendingOperator(BaseOperator):
+class SendingOperator(TextFieldsOperator):
     """Base of the operators that send many changes.
 
     Args:
@@ -437,13 +470,22 @@ class LedgerOperator(SendingOperator):
 
     def run_and_report_mirror(self, context: Context, hook: TalonCdpHook, mirror: Mirror) -> dict[str, Any]:
         """Run a mirror as ``run_mirror`` does."""
+
+        def current() -> Mirror:
+            # A run of now that waited for the ledger reads its source only then.
+            return replace(mirror, facts=replace(mirror.facts, data_until=self.data_until(context)))
+
         if as_bool("dry_run", self.is_dry_run):
-            return self.run_and_report(context, hook, None, lambda _: self.run_dry(mirror, hook))
+            return self.run_and_report(context, hook, None, lambda _: self.run_dry(current(), hook))
         folder = mirror.ledger.folder
         with self.tracking_version(context, mirror.ledger):
             return self.run_and_report(
-                context, hook, folder, lambda report: self.send_plan(context, mirror, report)
+                context, hook, folder, lambda report: self.send_plan(context, current(), report)
             )
+
+    def data_until(self, context: Context) -> str:
+        """Return the time until which the run has data if it reads its source now."""
+        return data_until(context)
 
     @contextmanager
     def tracking_version(self, context: Context, ledger: Ledger) -> Iterator[None]:
@@ -459,13 +501,22 @@ class LedgerOperator(SendingOperator):
             include_prior_dates=True,
         )
         place = str(ledger.folder)
-        if isinstance(written, dict) and written["ledger"] == place and not self.sends_all():
+        if isinstance(written, dict) and written["ledger"] == place:
             ledger.at_least = written["version"]
+            # The next version's number is then higher than at_least, so that every later run accepts it.
+            ledger.accepts_older = self.sends_all()
         try:
             yield
         finally:
             if ledger.version:
-                instance.xcom_push(_VERSION_WRITTEN, {"ledger": place, "version": ledger.version})
+                try:
+                    instance.xcom_push(_VERSION_WRITTEN, {"ledger": place, "version": ledger.version})
+                except Exception as error:  # noqa: BLE001 - as for a link
+                    self.log.warning(
+                        "The ledger's version cannot be kept as an XCom, so the next run does not notice if\n"
+                        "an older state of the ledger is put back: %s",
+                        error,
+                    )
 
     def run_dry(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
         """Plan, but send and record nothing."""
@@ -499,7 +550,7 @@ class LedgerOperator(SendingOperator):
         check_choice("retry_rejected", self.retry_rejected, RetryRejected)
         return {
             "guard": self.guard(),
-            "facts": run_facts(hook, data_until(context)),
+            "facts": run_facts(hook, self.data_until(context)),
             "on_older_run": self.on_older_run,
             "retry_rejected": self.retry_rejected,
             "limits": self.limits(),
@@ -532,6 +583,16 @@ class LedgerOperator(SendingOperator):
                 "Name a ledger= for each instance, for example with\n"
                 'expand_kwargs([{"sql": ..., "ledger": ...}, ...]).'
             )
+
+    def other_instance(self, context: Context, ledger: Ledger) -> str | None:
+        """Return the index of another instance of this mapped task that has used a ledger in this DAG run."""
+        instance = context.get("ti")
+        if instance is None or instance.map_index in (None, -1):
+            return None
+        task, _, index = self.run_owner(context).rpartition("/")
+        # The owner has changed the ledger; the last owner may have found nothing to send.
+        owners = (owner.rpartition("/") for owner in (ledger.owner, ledger.last_owner))
+        return next((other for of, _, other in owners if of == task and other != index), None)
 
     def _refuse_local_disk(self) -> None:
         """Refuse a ledger on the worker's disk if the next try may run on another machine."""
@@ -623,9 +684,9 @@ class MembershipOperator(LedgerOperator):
 
         def rendered(element: Any) -> Any:
             if is_template(element):
-                # With the prefix, native rendering cannot turn the ID into a number.
-                text = super(MembershipOperator, self).render_template(f"id:{element}", context, jinja_env)
-                return text[3:]
+                template = _TEXT_PREFIX + element
+                text: str = super(MembershipOperator, self).render_template(template, context, jinja_env)
+                return text.removeprefix(_TEXT_PREFIX)
             return element.resolve(context) if hasattr(element, "resolve") else element
 
         return [rendered(element) for element in content]
@@ -763,12 +824,7 @@ class MembershipOperator(LedgerOperator):
 
     def _refuse_ledger_of_other_instance(self, context: Context, ledger: Ledger) -> None:
         """Refuse a ledger that another instance of this mapped task has used in this DAG run."""
-        instance = context.get("ti")
-        if instance is None or instance.map_index in (None, -1):
-            return
-        task, _, index = self.run_owner(context).rpartition("/")
-        other_task, _, other = ledger.owner.rpartition("/")
-        if other_task == task and other != index:
+        if (other := self.other_instance(context, ledger)) is not None:
             raise InvalidInputError(
                 f"Instance {other} of the mapped task {self.task_id} has mirrored the same members in this\n"
                 "DAG run, and this one would remove them again. Nothing was sent.\n"
@@ -892,13 +948,18 @@ def data_until(context: Context) -> str:
     """Return the time until which a run has data, in ISO 8601.
 
     It is the end of the run's data interval, or its logical date where that is later, as in a run of
-    ``TriggerDagRunOperator``. Runs that a person or an asset has triggered have data until now.
+    ``TriggerDagRunOperator``. A run of a partition has neither: its ``run_after`` counts, which in a backfill
+    is the partition's date. Runs that a person or an asset has triggered have data until now.
     """
+    dag_run = context.get("dag_run")
     # Airflow 3 has an enumeration, whose members equal the texts that they stand for.
-    run_type = getattr(context.get("dag_run"), "run_type", "")
+    run_type = getattr(dag_run, "run_type", "")
     times: list[datetime] = [
         time for time in (context.get("data_interval_end"), context.get("logical_date")) if time
     ]
+    # Airflow 2 has no run_after.
+    if not times and (run_after := getattr(dag_run, "run_after", None)):
+        times = [run_after]
     if not times or run_type in _RUNS_OF_NOW:
         times = [datetime.now(UTC)]
     return max(times).astimezone(UTC).isoformat()

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-from airflow.providers.common.compat.sdk import BaseOperator, Context
+from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import check_audience_id, check_text
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError
 from airflow_provider_talon_cdp.operators._arguments import check_choice, check_literals, check_rendered
 from airflow_provider_talon_cdp.operators._base import (
+    TextFieldsOperator,
     check_state_uri,
     ends_retries,
     note_internal_id,
@@ -24,7 +25,7 @@ IfExists = Literal["fail", "skip", "update"]
 IfMissing = Literal["fail", "skip"]
 
 
-class CreateAudienceOperator(BaseOperator):
+class CreateAudienceOperator(TextFieldsOperator):
     """Create an audience.
 
     Since Talon.One 26.13 (July 2026) an audience is connected to Applications, and this API has no field for
@@ -95,7 +96,7 @@ class CreateAudienceOperator(BaseOperator):
         return _summary(self.audience_id, outcome, audience_name=self.audience_name, internal_id=internal_id)
 
 
-class UpdateAudienceOperator(BaseOperator):
+class UpdateAudienceOperator(TextFieldsOperator):
     """Rename an audience.
 
     Args:
@@ -138,7 +139,7 @@ class UpdateAudienceOperator(BaseOperator):
         )
 
 
-class DeleteAudienceOperator(BaseOperator):
+class DeleteAudienceOperator(TextFieldsOperator):
     """Delete an audience and its memberships.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator, Context
+from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import ON_UNCLEAR, OnUnclear, check_text
@@ -21,6 +21,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_rendered,
 )
 from airflow_provider_talon_cdp.operators._base import (
+    TextFieldsOperator,
     check_state_uri,
     ends_retries,
     open_hook,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
 
-class UpdateProfileOperator(BaseOperator):
+class UpdateProfileOperator(TextFieldsOperator):
     """Set attributes of one customer profile, and add it to and remove it from audiences by internal ID.
 
     A profile that does not exist is created. For many profiles use SqlToTalonProfilesOperator.
@@ -131,7 +132,7 @@ class UpdateProfileOperator(BaseOperator):
         return _summary(added, removed, state, was_sent=was_sent) | {"attributes": len(attributes or ())}
 
 
-class UpdateProfileAudiencesOperator(BaseOperator):
+class UpdateProfileAudiencesOperator(TextFieldsOperator):
     """Add one customer profile to audiences and remove it from others, by their IDs in the CDP.
 
     Talon.One runs its rules for this call.

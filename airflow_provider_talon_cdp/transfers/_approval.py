@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,8 +10,12 @@ from airflow.providers.common.compat.sdk import Context
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
+from airflow_provider_talon_cdp.exceptions import LedgerUnavailableError, TransientError
 from airflow_provider_talon_cdp.operators._base import ends_retries, open_hook
 from airflow_provider_talon_cdp.transfers.across_workers import decide
+
+_SECONDS_OF_ATTEMPTS = 600.0
+_SECONDS_BETWEEN_ATTEMPTS = 5.0
 
 
 class ApprovePlanOperator(ApprovalOperator):
@@ -70,4 +75,15 @@ class ApprovePlanOperator(ApprovalOperator):
         return answer
 
     def _decide(self, *, approved: bool) -> None:
-        decide(open_hook(self.talon_cdp_conn_id), self.planned["plan"], approved=approved)
+        """Carry out the answer; after a passing failure again, as a retry of the task would ask again."""
+        limit = time.monotonic() + _SECONDS_OF_ATTEMPTS
+        while True:
+            try:
+                decide(open_hook(self.talon_cdp_conn_id), self.planned["plan"], approved=approved)
+            except (LedgerUnavailableError, TransientError) as error:
+                if time.monotonic() >= limit:
+                    raise
+                self.log.warning("The answer cannot be carried out yet and is tried again: %s", error)
+                time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+            else:
+                return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import AirflowException, Context, TaskGroup
 
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedRecordsError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_bool,
     as_positive,
@@ -88,7 +88,8 @@ def talon_audience_sync(
             is not pushed if it was rejected or a newer one has been made.
         mirror: Other arguments of ``SqlToTalonAudienceOperator``, except ``task_id`` and ``mode``.
             ``max_rejected`` is about ``commit``, and ``in_flight`` about each instance of ``push``. Arguments
-            of ``BaseOperator`` reach only ``plan``: give them in ``default_args`` for all tasks.
+            of ``BaseOperator`` reach only ``plan``: give them in ``default_args`` for all tasks. ``outlets``
+            are emitted by ``commit`` only, wherever they are given.
 
     Returns:
         The group. The XCom of its task ``commit`` is a report as of ``SqlToTalonAudienceOperator``; its
@@ -115,7 +116,8 @@ def talon_profiles_sync(
     As ``talon_audience_sync``. A plan does not contain attribute values, so each instance of ``push`` reads
     the query again, and sorts its rows on the worker's disk. A profile whose row has changed since the plan
     is not sent: it is counted in ``rejected`` but not towards ``max_rejected``, has a dead letter, and is
-    sent by the next run.
+    sent by the next run. If every row differs from the plan, ``commit`` fails: the query must not have a
+    value that changes at each reading, such as ``now()``.
 
     Args:
         group_id: The group's ID.
@@ -148,6 +150,7 @@ class _PlanOperator(LedgerOperator):
         super().__init__(**kwargs)
         self.workers = workers
         self.with_approval = with_approval
+        self.planned_until = ""
 
     @ends_retries
     def execute(self, context: Context) -> Any:
@@ -168,6 +171,7 @@ class _PlanOperator(LedgerOperator):
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan, for other tasks to push."""
+        self.planned_until = mirror.facts.data_until
         if isinstance(self, MembershipOperator):
             self.adopt_initial_members(context, mirror)
         return mirror.hand_over(self.run_owner(context), report)
@@ -178,7 +182,7 @@ class _PlanOperator(LedgerOperator):
         return {
             "names": audiences.named_again(report) if audiences and report else {},
             "missing": audiences.missing if audiences else {},
-            "data_until": mirror.facts.data_until,
+            "data_until": self.planned_until,
             "name": ledger.plan,
             "parts": ledger.parts,
             "ledger": ledger.identity.name,
@@ -217,8 +221,6 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
                 "The rows were read in ranges that do not go together. Nothing was sent.\n"
                 "Clear the task that divides the query (ranges), and all after it."
             )
-        # The data are as old as when they were read: a newer run may have planned since.
-        facts = replace(mirror.facts, data_until=first["data_until"])
         names: Any = mirror.audiences.names if mirror.audiences and self.audience_name_column else {}
 
         def keep_audiences(found: Mapping[str, Any], join: Callable[[Any], object] = bool) -> None:
@@ -235,7 +237,12 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
                 partial(records, changes, lambda _: None),
                 lambda join: records(rejections, partial(keep_audiences, join=join)),
             )
-        return replace(mirror, source=source, facts=facts, compared=compared)
+        return replace(mirror, source=source, compared=compared)
+
+    def data_until(self, context: Context) -> str:
+        """Return the time until which the run has data: of ranges, when they were divided."""
+        # A newer run may have planned since other tasks read the rows.
+        return self.reading["data_until"] if self.reading else super().data_until(context)
 
 
 class _BeforePlanOperator(SqlToTalonAudienceOperator):
@@ -268,15 +275,15 @@ class DivideQueryOperator(_BeforePlanOperator):
     @ends_retries
     def execute(self, context: Context) -> Any:
         """Divide the query."""
-        mirror = self.mirror(context, self.hook())
-        return self.when_ledger_is_free(lambda: self._divide(mirror, self.run_owner(context)))
+        mirror, owner = self.mirror(context, self.hook()), self.run_owner(context)
+        return self.when_ledger_is_free(lambda: self._divide(mirror, owner, self.data_until(context)))
 
     def run_owner(self, context: Context) -> str:
         """Return the owner of the task that plans."""
         dag_id, _, *rest = super().run_owner(context).split("/")
         return "/".join([dag_id, self.plan_id, *rest])
 
-    def _divide(self, mirror: Mirror, owner: str) -> list[dict[str, Any]]:
+    def _divide(self, mirror: Mirror, owner: str, data_until: str) -> list[dict[str, Any]]:
         from airflow_provider_talon_cdp.ledger.reading import Reading  # noqa: PLC0415
         from airflow_provider_talon_cdp.transfers._rows import range_bounds  # noqa: PLC0415
 
@@ -293,7 +300,7 @@ class DivideQueryOperator(_BeforePlanOperator):
         span = {
             "reading": reading.name,
             "of": len(bounds) + 1,
-            "data_until": mirror.facts.data_until,
+            "data_until": data_until,
             "owner": None if is_dry_run else owner,
             "ledger": ledger.identity.name,
             "holds": ledger.identity.holds,
@@ -446,6 +453,7 @@ class CommitPlanOperator(SendingOperator):
         path = planned["report_file"]
         report = Report.of(planned, planned_audiences(storage("report", path)) if path else {})
         report.state = "done" if report.verdict is None else "refused"
+        all_changed = False
         if plan:
             ledger, names, checks = _ledger(hook, plan), plan["names"], Report()
             audiences = Audiences(names=names, verify="identity")
@@ -455,12 +463,22 @@ class CommitPlanOperator(SendingOperator):
                 plan["name"],
                 lambda: audiences.check(ledger, counts, {}, hook.members_sender, checks, after=True),
             )
+            # Profiles that are cleared have no row that could change.
+            all_changed = 0 < outcome.skipped == outcome.changes - outcome.removed.total()
             pushed = [*filter(None, self.pushed or ()), checks.summary()]
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
         report.report_file = report_file
         if reading := self.planned["reading"]:
             _reading(_ledger(hook, reading), reading).remove()
         self.log.info("Done:\n%s", report)
+        if all_changed:
+            raise RejectedRecordsError(
+                f"None of {outcome.skipped:,} profiles was sent, as every row differs from the plan.\n"
+                "If each run ends so, the query has a value that changes at each reading, such as now().\n"
+                "Take it out, or use SqlToTalonProfilesOperator, which reads the query once.\n"
+                f"Rows that really changed after the plan are sent by the next run.\n{report}",
+                report,
+            )
         # A report with a verdict is of a run that sent nothing.
         if report.verdict is None:
             fail_if_rejected(report, self.limits().max_rejected, excused=[CHANGED])
@@ -490,17 +508,22 @@ def _group(
     as_positive("plan_workers", plan_workers)
     # What was not given is left to default_args, of the group or of the DAG.
     common = {name: arguments[name] for name in _COMMON if name in arguments}
-    defaults: Any = dict(default_args or {})
-    with TaskGroup(group_id, default_args=defaults) as group:
-        planning = {name: value for name, value in arguments.items() if name != "outlets"}
+    of_group: Any = dict(default_args or {})
+    with TaskGroup(group_id, default_args=of_group) as group:
+        defaults = {**(group.dag.default_args or {}), **group.default_args}
+        # Only commit emits outlets. With those of default_args every task would emit them.
+        planning = {**arguments, "outlets": []}
         if plan_workers > 1:
-            planning["reads"] = _compare_tasks(group, plan_workers, planning)
+            # Not the pool of tasks that send: with few slots, these tasks would wait for each other.
+            reading = {"pool": defaults.get("pool", DEFAULT_POOL), **planning}
+            planning["reads"] = _compare_tasks(f"{group.group_id}.plan", plan_workers, reading)
         plan = planner(task_id="plan", workers=workers, with_approval=approver is not None, **planning)
         planned: Any = plan.output
         push: Any = PushShareOperator.partial(
             task_id="push",
             profiles=_arguments_of_push(plan) if isinstance(plan, PlanProfilesOperator) else None,
             max_active_tis_per_dagrun=workers,
+            outlets=[],
             **common,
             **({} if pool is None else {"pool": pool}),
         )
@@ -510,6 +533,9 @@ def _group(
                 task_id="approve",
                 planned=planned["planned"],
                 asks_always=approval == "always",
+                outlets=[],
+                # Airflow's operator would make one of default_args the time that people have to answer.
+                execution_timeout=None,
                 **{name: value for name, value in common.items() if name == "talon_cdp_conn_id"},
             )
             approve.set_downstream(pushed)
@@ -517,7 +543,7 @@ def _group(
             task_id="commit",
             planned=planned["planned"],
             pushed=pushed.output,
-            outlets=arguments.get("outlets"),
+            outlets=arguments.get("outlets", defaults.get("outlets")),
             # If there is nothing to push, that task is skipped, and this one runs. It is skipped with plan.
             trigger_rule="none_failed_min_one_success",
             **common,
@@ -539,14 +565,11 @@ def _arguments_of_push(plan: PlanProfilesOperator) -> dict[str, Any]:
     }
 
 
-def _compare_tasks(group: TaskGroup, plan_workers: int, arguments: Mapping[str, Any]) -> Any:
+def _compare_tasks(plan_id: str, plan_workers: int, arguments: Mapping[str, Any]) -> Any:
     """Create the tasks that read the query in ranges, and return their results."""
-    # Not the pool of tasks that send: with few slots, these tasks would wait for each other.
-    options = {"pool": group.default_args.get("pool", DEFAULT_POOL), **arguments}
-    options["plan_id"] = f"{group.group_id}.plan"
-    ranges = DivideQueryOperator(task_id="ranges", ranges=plan_workers, **options)
+    ranges = DivideQueryOperator(task_id="ranges", plan_id=plan_id, ranges=plan_workers, **arguments)
     compare = CompareRangeOperator.partial(
-        task_id="compare", max_active_tis_per_dagrun=plan_workers, **options
+        task_id="compare", plan_id=plan_id, max_active_tis_per_dagrun=plan_workers, **arguments
     )
     return compare.expand(span=ranges.output).output
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp import assets
+from airflow_provider_talon_cdp.contract import check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_columns,
@@ -17,6 +18,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_bools,
     check_choice,
     check_literals,
+    check_rendered,
 )
 from airflow_provider_talon_cdp.operators._base import LedgerOperator, ends_retries
 from airflow_provider_talon_cdp.transfers._base import PROFILE_ID_COLUMN, SqlOperator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.sync.guard import Guard
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.sync.profiles import Profiles
+    from airflow_provider_talon_cdp.sync.report import Report
 
 Nulls = Literal["skip", "delete"]
 OnMissing = Literal["ignore", "clear"]
@@ -138,6 +141,8 @@ class ProfilesOperator(LedgerOperator):
 
         if self.ledger is None:
             self.refuse_shared_ledger(context)
+        else:
+            check_text("ledger", check_rendered("ledger", self.ledger))
         settings = self.run_settings(context, hook)
         return Mirror(
             source=self.source(hook),
@@ -146,6 +151,20 @@ class ProfilesOperator(LedgerOperator):
             kind=self.kind(sends_all=self.sends_all()),
             **settings,
         )
+
+    def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
+        """Plan and send; refuse to clear what another instance of this mapped task has sent in this run."""
+        mirror.ledger.load()
+        other = self.other_instance(context, mirror.ledger) if self.on_missing == "clear" else None
+        if other is not None:
+            raise InvalidInputError(
+                f"Instance {other} of the mapped task {self.task_id} has synced profiles with the same\n"
+                "ledger in this DAG run, and this one would clear those that it has not. Nothing was sent.\n"
+                "Name a ledger= for each instance, for example with\n"
+                'expand_kwargs([{"sql": ..., "ledger": ...}, ...]). Both use the ledger in\n'
+                f"{mirror.ledger.folder}"
+            )
+        return super().send_plan(context, mirror, report)
 
     def guard(self) -> Guard:
         """Return the guard with the limits of the arguments."""
@@ -215,7 +234,7 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
     """
 
     template_fields: Sequence[str] = (*SqlOperator.template_fields, *ProfilesOperator.template_fields)
-    names: ClassVar[Sequence[str]] = ("profile_id_column", "attributes_column", "order_by_column", "ledger")
+    names: ClassVar[Sequence[str]] = ("profile_id_column", "attributes_column", "order_by_column")
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:

@@ -73,9 +73,13 @@ class TaskInstance:
 
 
 @pytest.fixture
-def sync(talon):
-    xcoms = {}
+def xcoms():
+    """What the runs of the task have pushed."""
+    return {}
 
+
+@pytest.fixture
+def sync(talon, xcoms):
     def sync(members, **how):
         operator = SyncAudienceMembersOperator(
             task_id="sync", audience_id=AUDIENCE, mode="mirror", members=members, audience_name="All", **how
@@ -97,6 +101,20 @@ def test_one_run_with_send_all_says_that_it_is_meant(sync, talon, ledgers):
     assert sync(["anna", "dan"])["unchanged"] == 2
     # Of cem nobody knows any more.
     assert talon.members(AUDIENCE) == {"anna", "cem", "dan"}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["put back", "deleted"])
+def test_after_it_a_run_that_finds_an_earlier_xcom_accepts_the_ledger_too(sync, talon, ledgers, xcoms, kept):
+    """As a run that a person clears: its XComs before are those of earlier DAG runs."""
+    sync(["anna"])
+    ledgers.save()
+    sync(["anna", "bo"])
+    sync(["anna", "bo", "cem"])
+    before = dict(xcoms)
+    ledgers.put_back() if kept else ledgers.delete()
+    assert sync(["anna", "dan"], send="all")["sent"] == 2
+    xcoms.update(before)
+    assert sync(["anna", "dan"])["unchanged"] == 2
 
 
 def test_a_deleted_ledger_is_older_too(sync, ledgers):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
 
 WRONG = [
     ({"on_empty": "ignore"}, "on_empty must be one of 'fail', 'skip', 'allow', but is 'ignore'"),
@@ -198,6 +199,48 @@ def test_a_place_or_name_of_the_ledger_that_renders_to_none_is_refused(
     with DAG("mirrors", schedule=None):
         operator.render_template_fields({"params": {"x": None}})
     with pytest.raises(InvalidInputError, match=complaint):
+        operator.execute(context)
+    assert calls() == 0
+
+
+def rendered(operator, **params):
+    """Render an operator's templates to native objects."""
+    with DAG("mirrors", schedule=None, render_template_as_native_obj=True) as dag:
+        dag.add_task(operator)
+    operator.render_template_fields({"params": params}, jinja_env=dag.get_template_env())
+    return operator
+
+
+@pytest.mark.parametrize("ledger", ["2026", "{{ params.x }}"])
+def test_the_name_of_a_ledger_that_looks_like_a_number_stays_text(sqlite, connect, state, context, ledger):
+    """Also where a DAG renders native objects."""
+    sqlite.fill_people("profile_id text, tier text", [("anna", "gold")])
+    sqlite.fill_pairs([("anna", "vip")])
+    how = {"sql_conn_id": "warehouse", "state_uri": str(state), "ledger": ledger}
+    columns = {"audience_column": "audience_id", "audience_name_column": "audience_name"}
+    for operator in (
+        SqlToTalonProfilesOperator(task_id="p", sql="SELECT * FROM people", **how),
+        sql(sql="SELECT * FROM memberships", **columns, **how),
+    ):
+        rendered(operator, x="2026")
+        assert operator.ledger == "2026"
+        assert operator.execute(context)["sent"] == 1
+
+
+@pytest.mark.parametrize("kind", [SqlToTalonProfilesOperator, task.talon_profiles])
+def test_the_name_of_a_ledger_of_profiles_that_renders_to_none_is_refused(
+    sqlite, talon, context, calls, kind
+):
+    def no_rows():
+        return []
+
+    with DAG("mirrors", schedule=None):
+        if kind is SqlToTalonProfilesOperator:
+            operator = kind(task_id="p", sql="SELECT 1", sql_conn_id="warehouse", ledger="{{ params.x }}")
+        else:
+            operator = kind(ledger="{{ params.x }}")(no_rows)().operator
+    operator.render_template_fields({"params": {"x": None}})
+    with pytest.raises(InvalidInputError, match="ledger is the text 'None'"):
         operator.execute(context)
     assert calls() == 0
 

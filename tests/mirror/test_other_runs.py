@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from datetime import UTC, datetime
 from enum import Enum
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
+    InvalidInputError,
     LedgerBusyError,
     LedgerError,
     NotFoundError,
@@ -130,6 +132,20 @@ def test_a_run_that_another_dag_starts_now_has_the_data_of_now(newer, mirror, ag
     agrees(MANY[5:])
 
 
+@pytest.mark.parametrize("run_type", ["scheduled", "backfill"])
+def test_a_run_of_a_partition_has_the_data_of_its_date(newer, mirror, run_type):
+    """Airflow 3.2 and newer give it neither a logical date nor a data interval."""
+    run = SimpleNamespace(run_type=RunType(run_type), run_after=datetime(2026, 11, 10, tzinfo=UTC))
+    with pytest.raises(OlderRunError, match="until 2026-11-10"):
+        mirror(context={"ti": task_instance("partition"), "dag_run": run})
+
+
+def test_a_run_of_a_partition_that_somebody_starts_has_the_data_of_now(newer, mirror, agrees):
+    run = SimpleNamespace(run_type=RunType.MANUAL, run_after=datetime(2026, 11, 10, tzinfo=UTC))
+    mirror(context={"ti": task_instance("partition"), "dag_run": run})
+    agrees(MANY[5:])
+
+
 def test_these_are_the_types_that_a_task_of_airflow_3_gets():
     found = pytest.importorskip("airflow.sdk.api.datamodels._generated").DagRunType
     assert {each.value for each in found} <= {each.value for each in RunType}
@@ -150,6 +166,27 @@ def test_an_overlapping_run_waits_for_the_ledger(sqlite, vip, mirror, agrees, le
     agrees([*MANY, "new"])
 
 
+def test_a_run_of_now_that_waited_has_the_data_of_the_end_of_its_wait(
+    sqlite, vip, mirror, agrees, ledger_of, monkeypatch
+):
+    """The run that it waited for has later data than this run had at its beginning."""
+    sqlite.fill(MANY)
+    mirror()
+    other = ledger_of().lock
+    other.take("dag/sync/run-0/-1")
+
+    def another_run(_):
+        other.give_back()
+        sqlite.fill(MANY[1:])
+        mirror(context={"ti": task_instance("another")})
+        sqlite.fill(MANY[2:])
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=another_run)
+    monkeypatch.setattr("airflow_provider_talon_cdp.operators._base.time", clock)
+    mirror()
+    agrees(MANY[2:])
+
+
 def test_an_overlapping_run_gives_up_after_its_time(sqlite, vip, mirror, ledger_of, calls):
     sqlite.fill(MANY)
     mirror()
@@ -158,6 +195,34 @@ def test_an_overlapping_run_gives_up_after_its_time(sqlite, vip, mirror, ledger_
     with pytest.raises(LedgerBusyError, match="in use by dag/sync/run-0/-1"):
         mirror(busy_timeout=0)
     assert calls() == before
+
+
+def test_an_instance_of_a_mapped_task_that_found_nothing_to_send_has_used_the_ledger_too(
+    sqlite, vip, mirror, agrees
+):
+    sqlite.fill(MANY)
+    mirror()
+    assert mirror(context={"ti": task_instance("run-2", map_index=0)})["sent"] == 0
+    sqlite.fill(MANY[5:])
+    with pytest.raises(InvalidInputError, match="Instance 0 of the mapped task sync has mirrored"):
+        mirror(context={"ti": task_instance("run-2", map_index=1)})
+    agrees(MANY)
+
+
+def test_instances_of_a_mapped_task_do_not_clear_what_another_one_has_sent(sqlite, send, attributes):
+    instances = [{"ti": task_instance(map_index=number)} for number in range(2)]
+    both = {"anna": {"tier": "gold"}, "bo": {"tier": "gold"}}
+    for instance, profile in zip(instances, both, strict=True):
+        sqlite.fill_people("id text, tier text", [(profile, "gold")])
+        send(context=instance, ledger="2026")
+    assert attributes() == both
+    with pytest.raises(
+        InvalidInputError, match=r"(?s)Instance 1 of the mapped task sync has synced.* ledger="
+    ):
+        send(context=instances[0], ledger="2026", on_missing="clear")
+    assert attributes() == both
+    again = {"ti": task_instance("run-2", map_index=0)}
+    assert send(context=again, ledger="2026", on_missing="clear")["removed"] == 1
 
 
 def test_two_tasks_of_one_audience_are_told_of_each_other(sqlite, vip, mirror, said):
@@ -628,8 +693,8 @@ def test_dead_letters_of_versions_that_are_not_kept_are_deleted(sqlite, vip, mir
     assert len(list(state.glob("*/*/dead-letters/*"))) == 2
 
 
-def test_dead_letters_of_explicit_changes_are_deleted_too(vip, context, state):
-    for _ in range(5):
+def test_dead_letters_of_explicit_changes_are_deleted_too(vip, state):
+    for number in range(5):
         add = SyncAudienceMembersOperator(
             task_id="more",
             audience_id="vip",
@@ -638,7 +703,7 @@ def test_dead_letters_of_explicit_changes_are_deleted_too(vip, context, state):
             keep_versions=2,
             max_rejected=1,
         )
-        assert add.execute(context)["dead_letters"]
+        assert add.execute({"ti": task_instance(f"run-{number}")})["dead_letters"]
     assert len(list(state.glob("*/*/dead-letters/*"))) == 2
 
 

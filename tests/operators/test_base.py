@@ -23,7 +23,11 @@ from airflow_provider_talon_cdp.exceptions import (
     UnexpectedAnswerError,
 )
 from airflow_provider_talon_cdp.operators import _base
-from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
+from airflow_provider_talon_cdp.operators.audience import (
+    CreateAudienceOperator,
+    DeleteAudienceOperator,
+    UpdateAudienceOperator,
+)
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileOperator
 from airflow_provider_talon_cdp.sync import loop
@@ -296,6 +300,50 @@ class TestListsAreData:
         assert talon.requests() == []
 
 
+class TestTextThatLooksLikeANumber:
+    """It stays text, also where a DAG renders native objects."""
+
+    @pytest.mark.parametrize("native", [False, True])
+    def test_ids_and_names_of_audiences_are_text(self, run, talon, native):
+        how = {"task_id": "t", "members": ["anna"], "mode": "mirror"}
+        literal = SyncAudienceMembersOperator(audience_id="4711", audience_name="{{ params.name }}", **how)
+        run(literal, native=native, params={"name": "1_000"})
+        assert talon.audiences()["4711"]["name"] == "1_000"
+        for kind in (CreateAudienceOperator, UpdateAudienceOperator):
+            made = kind(task_id="t", audience_id="{{ params.id }}", audience_name="2026")
+            run(made, native=native, params={"id": 4712})
+        assert talon.audiences()["4712"]["name"] == "2026"
+        run(DeleteAudienceOperator(task_id="t", audience_id="4712"), native=native)
+        assert talon.audiences().keys() == {"4711"}
+
+    @pytest.mark.parametrize("native", [False, True])
+    def test_a_profile_id_is_text_and_a_value_of_the_same_template_is_not(self, run, talon, native):
+        template = "{{ params.id }}"
+        update = UpdateProfileOperator(
+            task_id="t", customer_profile_id=template, attributes={"number": template}
+        )
+        run(update, native=native, params={"id": 10045})
+        assert talon.profile("10045")["attributes"] == {"number": 10045 if native else "10045"}
+
+    @pytest.mark.parametrize("native", [False, True])
+    def test_an_internal_id_may_be_a_number_of_a_template(self, run, talon, vip, native):
+        more = {"audience_id": "{{ params.id }}", "audience_id_type": "internal"}
+        assert run(members(add=["anna"], **more), native=native, params={"id": vip})["sent"] == 1
+        assert talon.members("vip") == {"anna"}
+
+    @pytest.mark.parametrize("native", [False, True])
+    @pytest.mark.parametrize("name", ["audience_id", "audience_name", "customer_profile_id"])
+    def test_none_is_a_missing_value(self, run, talon, native, name):
+        how = {"task_id": "t", name: "{{ none }}"}
+        if name == "customer_profile_id":
+            operator = UpdateProfileOperator(attributes={"a": 1}, **how)
+        else:
+            operator = CreateAudienceOperator(**{"audience_id": "vip", "audience_name": "VIP"} | how)
+        with pytest.raises(InvalidInputError, match=f"{name} .* null" if native else f"{name} is the text"):
+            run(operator, native=native)
+        assert talon.requests() == []
+
+
 class TestStateOnAWorkersDisk:
     @pytest.fixture(autouse=True)
     def nothing_is_configured(self, monkeypatch):
@@ -369,6 +417,23 @@ class TestPool:
             mapped = SyncAudienceMembersOperator.partial(task_id="m", audience_id="vip").expand(add=[["a"]])
             assert mapped.pool == "ours"
 
+    def test_tasks_that_only_read_take_that_of_default_args(self, configured):
+        source = {"sql": "SELECT 1", "sql_conn_id": "w", "audience_id": "vip", "plan_workers": 2}
+        with DAG("d", schedule=None, start_date=None, default_args={"pool": "ours"}) as dag:
+            talon_audience_sync("g", **source)
+            talon_audience_sync("h", default_args={"pool": "mine"}, **source)
+            talon_audience_sync("i", pool="of_push", **source)
+        pools = {task.task_id: task.pool for task in dag.tasks}
+        assert {name: pool for name, pool in pools.items() if name.endswith(("ranges", "compare"))} == {
+            "g.ranges": "ours",
+            "g.compare": "ours",
+            "h.ranges": "mine",
+            "h.compare": "mine",
+            "i.ranges": "ours",
+            "i.compare": "ours",
+        }
+        assert pools["i.push"] == "of_push"
+
     def test_so_it_is_with_a_mapped_task(self, configured):
         with DAG("d", schedule=None, start_date=None):
             for given, pool in (({}, "talon_one"), ({"pool": "mine"}, "mine")):
@@ -414,6 +479,19 @@ class TestLinks:
         talon.reject_profiles(["bert"])
         with pytest.raises(RejectedRecordsError):
             run(mirror(["anna", "bert"]), ti=instance(xcom_push=fails))
+
+    def test_nor_does_the_ledgers_version(self, run, talon, vip, caplog, capfd):
+        def fails(key, value):
+            raise ConnectionError("the API server went away")
+
+        def task():
+            return instance(xcom_push=fails, xcom_pull=lambda **_: None)
+
+        assert run(mirror(["anna"]), ti=task())["sent"] == 1
+        assert "The ledger's version cannot be kept as an XCom" in caplog.text + capfd.readouterr().out
+        talon.reject_profiles(["bert"])
+        with pytest.raises(RejectedRecordsError):
+            run(mirror(["anna", "bert"]), ti=task())
 
     def test_there_is_none_before_the_task_has_run(self):
         operator = members(add=["anna"])

@@ -80,6 +80,23 @@ class TestAudience:
         assert len(calls) == 1
         assert len(talon.members("vip")) == 12_000
 
+    def test_a_second_plan_has_what_the_first_call_gave(self, audience, talon):
+        """The function may take it out of a queue."""
+        queue = ["carl", "", "anna", "bert"]
+
+        def drain():
+            while queue:
+                yield queue.pop()
+
+        audience(drain, max_rejected=1)
+        talon.delete_audience("vip")
+        talon.create_audience("vip", "VIP")
+        queue += ["carl", "", "anna", "bert"]
+        report = audience(drain, max_rejected=1)
+        # The first plan has no changes, as the ledger does not know yet that the audience was made again.
+        assert (report["read"], report["sent"], report["rejected"]) == (4, 3, {"profile ID empty": 1})
+        assert talon.members("vip") == {"anna", "bert", "carl"}
+
     def test_the_guard_speaks_as_for_any_mirror(self, audience, talon):
         def everybody():
             return ["anna", "bert"]

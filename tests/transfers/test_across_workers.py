@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from airflow.providers.common.compat.sdk import DAG, Asset, TaskGroup
 
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, LedgerError, RejectedRecordsError
 from airflow_provider_talon_cdp.sync.profiles import CHANGED
@@ -16,6 +17,7 @@ from airflow_provider_talon_cdp.transfers.across_workers import (
     PlanAudienceOperator,
     PlanProfilesOperator,
     PushShareOperator,
+    talon_audience_sync,
 )
 
 CONN_ID = "talon_cdp_default"
@@ -94,6 +96,35 @@ def test_profiles_that_talon_one_refused_in_an_earlier_try_are_not_excused(peopl
     with pytest.raises(RejectedRecordsError, match="1 x refused in an earlier try") as error:
         commit(planned, people.push(shares))
     assert error.value.report.rejected[CHANGED] == 1
+
+
+@pytest.mark.parametrize("left", [(), ("p98", "p99")], ids=["all sent", "some cleared"])
+def test_a_query_with_a_value_that_changes_at_each_reading_is_red(people, sqlite, talon, left):
+    people.how["on_missing"] = "clear"
+    for profile_id in left:
+        sqlite(f"INSERT INTO people VALUES ('{profile_id}', 'gold')")
+    shares, planned = people.plan()
+    commit(planned, people.push(shares))
+    sqlite("DELETE FROM people WHERE profile_id > 'p90'")
+    people.how["sql"] = "SELECT profile_id, hex(randomblob(8)) AS tier FROM people"
+    shares, planned = people.plan()
+    with pytest.raises(RejectedRecordsError, match=r"None of 40 profiles was sent(.*\n)+.*now\(\)") as error:
+        commit(planned, people.push(shares), max_rejected=None)
+    assert (error.value.report.rejected, error.value.report.removed.total()) == ({CHANGED: 40}, len(left))
+
+
+def test_a_small_plan_whose_rows_really_changed_is_red_once(people, sqlite, talon):
+    change = "UPDATE people SET tier = ? WHERE profile_id = 'p03'"
+    shares, planned = people.plan()
+    commit(planned, people.push(shares))
+    sqlite(change, [("new",)])
+    shares, planned = people.plan()
+    sqlite(change, [("newer",)])
+    with pytest.raises(RejectedRecordsError, match="are sent by the next run"):
+        commit(planned, people.push(shares))
+    shares, planned = people.plan()
+    assert commit(planned, people.push(shares))["sent"] == 1
+    assert talon.profile("p03")["attributes"] == {"tier": "newer"}
 
 
 def test_a_dry_run_is_green_and_reports_what_was_rejected(people, sqlite, talon):
@@ -201,12 +232,36 @@ def test_a_commit_without_the_report_of_its_plan_tells_the_sums(plan, damage):
     assert told(summary) == ("done", {})
 
 
+SOURCE = {"sql": "SELECT profile_id FROM people", "sql_conn_id": "warehouse", "audience_id": "vip"}
+
+
+@pytest.mark.parametrize("place", ["argument", "group", "outer group", "DAG"])
+def test_outlets_are_emitted_by_the_commit_only(place):
+    asset = Asset("file://shared/members.csv")
+
+    def given(here):
+        return {"outlets": [asset]} if place == here else {}
+
+    with (
+        DAG("d", schedule=None, default_args=given("DAG")) as dag,
+        TaskGroup("o", default_args=given("outer group")),
+    ):
+        how = {"plan_workers": 2, "default_args": given("group")} | SOURCE
+        talon_audience_sync("g", **how, **given("argument"))
+    assert {task.task_id: asset in task.outlets for task in dag.tasks} == {
+        "o.g.ranges": False,
+        "o.g.compare": False,
+        "o.g.plan": False,
+        "o.g.push": False,
+        "o.g.commit": True,
+    }
+
+
 class AudienceGroup:
     """The tasks of ``talon_audience_sync`` for one audience, which the DAG names."""
 
     def __init__(self, **how):
-        self.how = {"sql": "SELECT profile_id FROM people", "sql_conn_id": "warehouse", "audience_id": "vip"}
-        self.how |= {"audience_name": "VIP"} | how
+        self.how = SOURCE | {"audience_name": "VIP"} | how
 
     def plan(self):
         return execute(PlanAudienceOperator(task_id="plan", workers=1, **self.how))

@@ -8,9 +8,15 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, Asset
 
-from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, LedgerError, OlderRunError
+from airflow_provider_talon_cdp.exceptions import (
+    GuardError,
+    InvalidInputError,
+    LedgerError,
+    OlderRunError,
+    TransientError,
+)
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 from airflow_provider_talon_cdp.sync.report import Report
 from airflow_provider_talon_cdp.transfers.across_workers import (
@@ -26,6 +32,7 @@ from tests.transfers.test_across_workers import commit, execute
 
 try:
     hitl = importlib.import_module("airflow.providers.standard.operators.hitl")
+    from airflow_provider_talon_cdp.transfers import _approval
     from airflow_provider_talon_cdp.transfers._approval import ApprovePlanOperator
 except Exception:  # noqa: BLE001 - Airflow 2.11, whose standard provider has an error of its own
     hitl = None
@@ -135,6 +142,17 @@ class TestTheGroup:
         assert dag.get_task("g.push").upstream_task_ids == {"g.plan", "g.approve"}
         assert dag.get_task("g.approve").asks_always is (approval == "always")
         assert dag.get_task("g.plan").with_approval
+
+    @pytest.mark.parametrize("response", [None, dt.timedelta(days=1)])
+    def test_people_have_no_less_time_than_response_timeout_says(self, response):
+        limit = dt.timedelta(minutes=5)
+        defaults = {"execution_timeout": limit} | ({} if response is None else {"response_timeout": response})
+        defaults["outlets"] = [Asset("file://shared/members.csv")]
+        with DAG("d", schedule=None, default_args=defaults) as dag:
+            talon_audience_sync("g", approval="always", **SOURCE)
+        approve = dag.get_task("g.approve")
+        assert (approve.response_timeout, approve.execution_timeout, approve.outlets) == (response, None, [])
+        assert dag.get_task("g.plan").execution_timeout == limit
 
     def test_without_approval_there_is_no_question(self):
         with DAG("d", schedule=None, start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) as dag:
@@ -311,6 +329,24 @@ class TestTheAnswer:
         answer(planned, "Approve")
         assert pushed(shares, planned)["added"] == 100
         assert len(talon.members("new")) == 100
+
+    def test_a_passing_failure_after_the_answer_is_repeated_and_not_asked_about(
+        self, members, talon, connect, monkeypatch
+    ):
+        monkeypatch.setattr(_approval, "_SECONDS_BETWEEN_ATTEMPTS", 0.01)
+        connect({"call_retry_seconds": 0, "bulk_retry_seconds": 0})
+        shares, planned = members(100, audience_id="new", audience_name="New")
+        talon.fail_next("status", status=503, times=2)
+        answer(planned, "Approve")
+        assert pushed(shares, planned)["sent"] == 100
+
+    def test_a_failure_that_does_not_pass_is_red(self, members, talon, connect, monkeypatch):
+        monkeypatch.setattr(_approval, "_SECONDS_OF_ATTEMPTS", 0.0)
+        connect({"call_retry_seconds": 0, "bulk_retry_seconds": 0})
+        _, planned = members(100, audience_id="new", audience_name="New")
+        talon.fail_next("status", status=503, times=2)
+        with pytest.raises(TransientError):
+            answer(planned, "Approve")
 
     def test_an_audience_is_created_too_where_nobody_has_to_be_asked(self, members, talon, asked):
         shares, planned = members(100, audience_id="new", audience_name="New")
