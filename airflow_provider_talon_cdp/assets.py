@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -106,10 +106,10 @@ def to_openlineage(asset: Asset, lineage_context: Any) -> Any:  # noqa: ARG001 -
     return Dataset(*_namespace_and_name(asset.uri))
 
 
-def lineage(inputs: Iterable[Any], uris: Sequence[str], rows: int | None = None) -> Any:
+def lineage(inputs: Iterable[Any], outputs: Mapping[str, int | None]) -> Any:
     """Return a sync's lineage for OpenLineage, or None if its provider is not installed.
 
-    ``rows`` is the number of changes that Talon.One acknowledged, or None if unknown.
+    ``outputs`` has the number of changes that Talon.One acknowledged, or None if unknown, by the asset's URI.
     """
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage  # noqa: PLC0415
@@ -120,12 +120,13 @@ def lineage(inputs: Iterable[Any], uris: Sequence[str], rows: int | None = None)
         OutputStatisticsOutputDatasetFacet,
     )
 
-    facets: dict[str, Any] = {}
-    # For several audiences only the sum is known.
-    if rows is not None and len(uris) == 1:
-        facets = {"outputStatistics": OutputStatisticsOutputDatasetFacet(rowCount=rows)}
-    outputs = [OutputDataset(*_namespace_and_name(uri), outputFacets=facets) for uri in uris]
-    return OperatorLineage(inputs=list(inputs), outputs=outputs)
+    def output(uri: str, rows: int | None) -> Any:
+        facets: dict[str, Any] = {}
+        if rows is not None:
+            facets = {"outputStatistics": OutputStatisticsOutputDatasetFacet(rowCount=rows)}
+        return OutputDataset(*_namespace_and_name(uri), outputFacets=facets)
+
+    return OperatorLineage(inputs=list(inputs), outputs=[output(*each) for each in outputs.items()])
 
 
 def sql_inputs(hook: Callable[[], Any], conn_id: str, sql: str) -> list[Any]:
@@ -145,6 +146,26 @@ def sql_inputs(hook: Callable[[], Any], conn_id: str, sql: str) -> list[Any]:
         log.info("OpenLineage gets no inputs, as the query cannot be analysed: %s", error)
         return []
     return found.inputs if found else []
+
+
+def input_names(inputs: Callable[[], Iterable[Any]]) -> list[list[str]]:
+    """Return namespaces and names of datasets as plain data; none if OpenLineage is not used."""
+    try:
+        from airflow.providers.openlineage.conf import is_disabled  # noqa: PLC0415
+
+        # To find the datasets takes a query in some databases.
+        is_used = not is_disabled()
+    except Exception as error:  # noqa: BLE001 - not installed or not configured well, which fails no task
+        log.debug("OpenLineage is not used: %s", error)
+        return []
+    return [[each.namespace, each.name] for each in inputs()] if is_used else []
+
+
+def named_inputs(names: Iterable[Iterable[str]]) -> list[Any]:
+    """Return the datasets of which ``input_names`` has the names."""
+    from airflow.providers.common.compat.openlineage.facet import Dataset  # noqa: PLC0415
+
+    return [Dataset(*each) for each in names]
 
 
 def alias_of(name: str) -> AssetAlias | None:

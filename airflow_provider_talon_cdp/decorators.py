@@ -82,7 +82,7 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
         """Send the members."""
         if self.mode == "mirror":
             return self.run_mirror(context)
-        return self.send_changes(context, self._records(self.mode), reads_ahead=False)
+        return self.send_changes(context, self._records(self.mode))
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audience equal to the result."""

@@ -91,6 +91,18 @@ def get_provider_info() -> dict[str, Any]:
                         "example": "talon_one",
                         "default": None,
                     },
+                    "read_ahead": {
+                        "description": (
+                            "MiB of a query that mode='add' and mode='remove' read ahead onto the worker's "
+                            "temporary disk at most, so that the database's cursor is not held open for as "
+                            "long as the sending takes. 0 reads only as fast as the changes are sent. "
+                            "Default: 1024."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "integer",
+                        "example": None,
+                        "default": None,
+                    },
                 },
             }
         },

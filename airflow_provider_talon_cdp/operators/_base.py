@@ -91,6 +91,8 @@ _SECONDS_BETWEEN_ATTEMPTS = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
 # Key of the XCom with the ledger's version that a run wrote.
 _VERSION_WRITTEN = "talon_cdp_ledger"
+READ_AHEAD = 1024
+"""MiB."""
 # Template fields whose text stays text, also if it looks like a number and the DAG renders native objects.
 _TEXT_FIELDS = ("audience_id", "audience_name", "customer_profile_id", "ledger")
 _TEXT_PREFIX = "text:"
@@ -347,14 +349,27 @@ class SendingOperator(TextFieldsOperator):
 
     def get_openlineage_facets_on_start(self) -> Any:
         """Return the lineage of the inputs, for Airflow's OpenLineage provider."""
-        return assets.lineage(self.lineage_inputs(), ())
+        return assets.lineage(self.lineage_inputs(), {})
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return the lineage of inputs and outputs, also of a failed task."""
-        host = self.links.get(CampaignManagerLink.key, "").removeprefix("https://")
-        has_sent = self.report is None or self.report.verdict is None
-        uris = list(self.asset_uris(host)) if host and has_sent else ()
-        return assets.lineage(self.lineage_inputs(), uris, self.report.sent if self.report else None)
+        return assets.lineage(self.lineage_inputs(), self.lineage_outputs())
+
+    def lineage_outputs(self) -> Mapping[str, int | None]:
+        """Return the assets that were changed: by URI, the acknowledged changes, or None if unknown."""
+        host, report = self.links.get(CampaignManagerLink.key, "").removeprefix("https://"), self.report
+        # In a group, the task that commits tells what was changed.
+        if not host or not self.emits_assets or (report and report.verdict is not None):
+            return {}
+        uris = self.asset_uris(host)
+        if report is None:
+            return dict.fromkeys(uris)
+        if len(uris) == 1:
+            return dict.fromkeys(uris, report.sent)
+        # Not as in by_audience(), which has planned changes if nothing was sent.
+        sent = report.added + report.removed
+        # This key has changes that were not counted by audience.
+        return dict.fromkeys(uris) if "" in sent else {uri: sent[key] for uri, key in uris.items()}
 
     def run_owner(self, context: Context) -> str:
         """Return a name of the task instance, which is the same in a retry."""
@@ -707,15 +722,15 @@ class MembershipOperator(LedgerOperator):
             raise InvalidInputError(f"{names}: for mode='mirror' only. Take it out, or choose that mode.")
 
     def send_changes(
-        self, context: Context, records: Iterable[Record], *, reads_ahead: bool
+        self, context: Context, records: Iterable[Record], *, read_ahead: int = 0
     ) -> dict[str, Any]:
         """Send explicit changes, and return the report.
 
-        With ``reads_ahead`` the changes are read onto disk as fast as the source yields them.
+        Up to ``read_ahead`` bytes of changes are read onto disk as fast as the source yields them.
         """
         from airflow_provider_talon_cdp.sync.members import send_members  # noqa: PLC0415
 
-        hook, limits = self.hook(), replace(self.limits(), reads_ahead=reads_ahead)
+        hook, limits = self.hook(), replace(self.limits(), read_ahead=read_ahead)
         outside = outside_changes(self, context, hook, id_type=self.audience_id_type, keep=self.keep_versions)
         summary = self.run_and_report(
             context,
@@ -986,6 +1001,12 @@ def _pool(pool: str) -> str:
     """Return the configured pool instead of Airflow's default pool."""
     configured: str | None = conf.get("talon_cdp", "pool", fallback=None)
     return configured if configured and pool == DEFAULT_POOL else pool
+
+
+def read_ahead() -> int:
+    """Return how many bytes of a query are read ahead onto disk at most, as configured."""
+    configured = conf.get("talon_cdp", "read_ahead", fallback=None) or READ_AHEAD
+    return as_count("[talon_cdp] read_ahead in Airflow's configuration", configured) * 2**20
 
 
 @cache

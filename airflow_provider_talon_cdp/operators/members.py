@@ -76,7 +76,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
         adds = self._records("add", "add", self.add)
         removes = self._records("remove", "remove", self.remove)
         _refuse_overlap(adds, removes)
-        return self.send_changes(context, adds + removes, reads_ahead=False)
+        return self.send_changes(context, adds + removes)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audience equal to the list."""

@@ -58,8 +58,6 @@ log = logging.getLogger(__name__)
 _READ_AHEAD = 1 / 8
 _SECONDS_BETWEEN_FLUSHES = 2.0
 _SECONDS_BETWEEN_PROGRESS_LINES = 5.0
-# Bytes read ahead onto disk before reading pauses.
-_MOST_ON_DISK = 2**30
 # Between two points of the throughput curve.
 _SECONDS_BETWEEN_POINTS = 1.0
 # Between two log lines that say why nothing is acknowledged.
@@ -175,8 +173,8 @@ class Limits:
         refused_before: Members, as profile ID and key, of which Talon.One refused a change in the last run.
         refused_in_run: Members of which a change was refused in this run already. Another refusal counts as
             a duplicate and gets no dead letter.
-        reads_ahead: Whether chunks are read onto disk as fast as the source yields them, so that its cursor
-            does not stay open during the whole push.
+        read_ahead: Bytes of chunks that are read onto disk as fast as the source yields them, so that its
+            cursor does not stay open during the whole push; 0 to read as fast as they are sent.
     """
 
     in_flight: int = IN_FLIGHT
@@ -184,7 +182,7 @@ class Limits:
     suspicious_ids: SuspiciousIdsRule = "warn"
     refused_before: frozenset[Member] = frozenset()
     refused_in_run: frozenset[Member] = frozenset()
-    reads_ahead: bool = False
+    read_ahead: int = 0
 
 
 class Push:
@@ -450,7 +448,7 @@ class Push:
     ) -> AsyncGenerator[Chunk, None]:
         """Yield chunks, reading the next list in the reader's thread, where a SQLite connection must stay."""
         length = ceil(self.limits.in_flight * _READ_AHEAD)
-        backlog = _Backlog(chunks, length) if self.limits.reads_ahead else None
+        backlog = _Backlog(chunks, length, self.limits.read_ahead) if self.limits.read_ahead else None
         take = backlog.take if backlog else lambda: list(islice(chunks, length))
         filling = asyncio.create_task(_fill(reader, backlog)) if backlog else None
         following = reader(take)
@@ -477,11 +475,13 @@ class _Backlog:
     Args:
         chunks: The source.
         length: Number of chunks that are read or taken at once.
+        most: Bytes on disk at which reading pauses.
     """
 
-    def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
+    def __init__(self, chunks: Iterator[Chunk], length: int, most: int) -> None:
         self._chunks = chunks
         self._length = length
+        self._most = most
         self._spool = Spool()
         # Chunks that the disk did not take. They come after those in the spool.
         self._rest: list[Chunk] = []
@@ -490,7 +490,7 @@ class _Backlog:
 
     def fill(self) -> bool:
         """Read the next chunks; return false at the end of the source, or if the disk space is used up."""
-        if self._is_over or self._rest or len(self._spool) > _MOST_ON_DISK:
+        if self._is_over or self._rest or len(self._spool) > self._most:
             return False
         try:
             chunks = list(islice(self._chunks, self._length))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import AirflowException, Context, TaskGroup
 
+from airflow_provider_talon_cdp import assets
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedRecordsError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_bool,
@@ -162,7 +163,7 @@ class _PlanOperator(LedgerOperator):
         summary, report = self.run_and_report_mirror(context, hook, mirror), self.report
         plan = self._plan(mirror, self.run_owner(context)) if report and report.state == "planned" else None
         planned: Any = {"report": summary, "plan": plan, "began": began, "reading": self.reading}
-        planned["assets"] = self.asset_uris(hook.settings.deployment_host)
+        planned |= self._lineage(hook)
         if report and self.with_approval:
             rate, missing = hook.settings.requests_per_second, len(plan["missing"]) if plan else 0
             planned["question"] = question_text(report, mirror.kind.in_request, rate, missing)
@@ -175,6 +176,11 @@ class _PlanOperator(LedgerOperator):
         if isinstance(self, MembershipOperator):
             self.adopt_initial_members(context, mirror)
         return mirror.hand_over(self.run_owner(context), report)
+
+    def _lineage(self, hook: TalonCdpHook) -> dict[str, Any]:
+        """Return what changes and what is read, of which ``CommitPlanOperator`` tells."""
+        uris = self.asset_uris(hook.settings.deployment_host)
+        return {"assets": uris, "inputs": assets.input_names(self.lineage_inputs)}
 
     def _plan(self, mirror: Mirror, owner: str) -> dict[str, Any]:
         """Return where the plan is, and which audiences are checked after the push."""
@@ -440,6 +446,11 @@ class CommitPlanOperator(SendingOperator):
         """Return the assets of the planning task."""
         uris: Mapping[str, str] = self.planned["assets"]
         return uris
+
+    def lineage_inputs(self) -> Sequence[Any]:
+        """Return the tables that the planning task has read."""
+        # A plan may wait for approval while the package is updated: older ones have no inputs.
+        return assets.named_inputs(self.planned.get("inputs", ()))
 
     def _commit(self, hook: TalonCdpHook, report_file: str | None) -> Report:
         from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415

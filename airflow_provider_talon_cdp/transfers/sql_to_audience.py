@@ -17,7 +17,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_choice,
     check_literals,
 )
-from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
+from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries, read_ahead
 from airflow_provider_talon_cdp.transfers._base import PROFILE_ID_COLUMN, SqlOperator
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         """Stream the query's rows to Talon.One."""
         if self.mode == "mirror":
             return self.run_mirror(context)
-        return self.send_changes(context, self._records(self.sql_hook(), self.mode, {}), reads_ahead=True)
+        records = self._records(self.sql_hook(), self.mode, {})
+        return self.send_changes(context, records, read_ahead=read_ahead())
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audiences equal to the query."""

@@ -124,3 +124,20 @@ def test_a_statement_that_the_database_refuses_sends_nothing(warehouse, vip, mir
     with pytest.raises(Exception, match="no_such_table"):
         mirror(sql="SELECT profile_id FROM no_such_table")
     assert calls() == 0
+
+
+@pytest.mark.slow
+def test_a_server_that_ends_idle_transactions_ends_no_slow_add(postgres, vip, mirror, connect, monkeypatch):
+    """The query is read ahead of the requests; read at their speed, its cursor would be idle for too long."""
+    connect(vip, requests_per_second=20)
+    postgres.run(
+        "CREATE TABLE customers AS SELECT 'c' || n AS profile_id FROM generate_series(1, 100000) AS n",
+        "ALTER ROLE postgres SET idle_in_transaction_session_timeout = 2000",
+    )
+    try:
+        assert mirror(mode="add", in_flight=1)["sent"] == 100_000
+        monkeypatch.setenv("AIRFLOW__TALON_CDP__READ_AHEAD", "0")
+        with pytest.raises(Exception, match="(?i)idle-in-transaction|closed"):
+            mirror(mode="add", in_flight=1)
+    finally:
+        postgres.run("ALTER ROLE postgres RESET idle_in_transaction_session_timeout")

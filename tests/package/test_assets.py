@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import unquote, urlsplit
+from collections import Counter
+from urllib.parse import urlsplit
 
 import pytest
 from airflow.providers.common.compat.sdk import Asset
@@ -11,6 +12,9 @@ from airflow.providers.common.compat.sdk import Asset
 from airflow_provider_talon_cdp import assets
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._base import CampaignManagerLink
+from airflow_provider_talon_cdp.sync.report import Report
+from airflow_provider_talon_cdp.transfers.across_workers import CommitPlanOperator, PlanAudienceOperator
+from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
 
 HOST = "acme.europe-west1.talon.one"
@@ -70,9 +74,55 @@ class TestOpenLineage:
         assert found.inputs == []
         assert [each.name for each in found.outputs] == ["profiles/l"]
 
-    def test_rows_are_told_of_one_output_alone(self):
-        one = assets.lineage((), [assets.audience_uri(HOST, "a/b")], 5)
-        assert one.outputs[0].outputFacets["outputStatistics"].rowCount == 5
-        assert one.outputs[0].name == unquote("audiences/a%2Fb")
-        many = assets.lineage((), [assets.audience_uri(HOST, each) for each in "ab"], 5)
-        assert [each.outputFacets for each in many.outputs] == [{}, {}]
+    @pytest.mark.parametrize(
+        "audiences, report, told",
+        [
+            ("ab", Report(added=Counter(a=3), removed=Counter(a=1, c=2)), {"a": 4, "b": 0, "c": 2}),
+            # Planned changes are not acknowledged ones.
+            ("ab", Report(state="planned", additions=Counter(a=3)), {"a": 0, "b": 0}),
+            ("ab", Report(added=Counter({"": 5})), {"a": None, "b": None}),
+            ("a", Report(added=Counter({"": 5})), {"a": 5}),
+            ("/", Report(added=Counter({"/": 5})), {"/": 5}),
+            ("ab", None, {"a": None, "b": None}),
+            ("ab", Report(verdict="would be sent"), {}),
+        ],
+    )
+    def test_each_output_has_its_own_acknowledged_changes(self, audiences, report, told):
+        operator = SqlToTalonAudienceOperator(
+            task_id="t", sql="SELECT 1", sql_conn_id="w", mode="mirror", audience_column="a"
+        )
+        operator.links[CampaignManagerLink.key] = f"https://{HOST}"
+        operator.audiences_seen.update(audiences)
+        operator.report = report
+        assert rows(operator.lineage_outputs()) == told
+
+    def test_in_a_group_only_the_task_that_commits_has_outputs(self):
+        uris = {assets.audience_uri(HOST, each): each for each in "ab"}
+        planned = {"assets": uris, "inputs": [["postgres://h:5432", "db.public.customers"]]}
+        plan = PlanAudienceOperator(
+            task_id="plan", sql="SELECT 1", sql_conn_id="w", audience_id="a", workers=1
+        )
+        commit = CommitPlanOperator(task_id="commit", planned=planned, pushed=None)
+        for operator in (plan, commit):
+            operator.links[CampaignManagerLink.key] = f"https://{HOST}"
+            operator.report = Report(added=Counter(a=3, b=1))
+        assert plan.lineage_outputs() == {}
+        assert rows(commit.lineage_outputs()) == {"a": 3, "b": 1}
+        (read,) = commit.get_openlineage_facets_on_start().inputs
+        assert [read.namespace, read.name] == planned["inputs"][0]
+        # Of a version that did not tell the inputs.
+        del planned["inputs"]
+        assert commit.lineage_inputs() == []
+
+    def test_the_inputs_are_looked_for_only_if_they_are_told(self, monkeypatch):
+        names = [["postgres://h:5432", "db.public.customers"]]
+        for is_disabled, told in ((lambda: False, names), (lambda: True, []), (lambda: 1 / 0, [])):
+            monkeypatch.setattr("airflow.providers.openlineage.conf.is_disabled", is_disabled)
+            assert assets.input_names(lambda: assets.named_inputs(names)) == told
+
+
+def rows(outputs):
+    """Counts by audience, as OpenLineage is told them."""
+    told = assets.lineage((), outputs).outputs
+    facets = {each.name.removeprefix("audiences/"): each.outputFacets for each in told}
+    return {name: each["outputStatistics"].rowCount if each else None for name, each in facets.items()}

@@ -314,8 +314,8 @@ def test_while_nothing_moves_the_log_says_why(monkeypatch, caplog, waiting, told
 # Reading ahead
 
 
-@pytest.mark.parametrize("reads_ahead", [False, True])
-def test_a_source_that_is_read_ahead_is_not_held_open_by_the_sending(reads_ahead):
+@pytest.mark.parametrize("read_ahead", [0, 2**30])
+def test_a_source_that_is_read_ahead_is_not_held_open_by_the_sending(read_ahead):
     """A database may end a transaction that is read slowly."""
     talon, ends = FakeTalon(), []
     talon.pause = 0.001
@@ -327,10 +327,10 @@ def test_a_source_that_is_read_ahead_is_not_held_open_by_the_sending(reads_ahead
 
     chunks = [*singles(400), Chunk(["a", "b"], ["x", "y"], ["add", "remove?"])]
     journal = NotedJournal(chunks)
-    counts = push(journal, talon, Plain(), stream=stream(), in_flight=2, reads_ahead=reads_ahead)
+    counts = push(journal, talon, Plain(), stream=stream(), in_flight=2, read_ahead=read_ahead)
     assert counts.sent == 402
     assert len(talon.members) == 401
-    assert (ends[0] < 200) == reads_ahead
+    assert (ends[0] < 200) == bool(read_ahead)
 
 
 @pytest.mark.parametrize("failing", ["the source", "Talon.One"])
@@ -345,7 +345,7 @@ def test_what_fails_while_reading_ahead_fails_in_its_place(failing):
     journal, closed = NotedJournal(singles(300)), []
     talon = FakeTalon(errors={5: error(AuthenticationError)} if failing == "Talon.One" else {})
     with pytest.raises((OSError, AuthenticationError)) as failure:
-        push(journal, talon, Plain(), stream=stream(), in_flight=2, reads_ahead=True)
+        push(journal, talon, Plain(), stream=stream(), in_flight=2, read_ahead=2**30)
     assert isinstance(failure.value, OSError) == (failing == "the source")
     # What was read before the source failed has been sent.
     assert failing == "Talon.One" or len(talon.members) >= 298
@@ -371,7 +371,7 @@ def test_all_is_sent_though_the_disk_is_full_while_reading_ahead(monkeypatch, ca
     monkeypatch.setattr(os, "pwrite", fills_up)
     journal, talon = NotedJournal(singles(100)), FakeTalon()
     talon.pause = 0.001
-    counts = push(journal, talon, Plain(), stream=stream(), in_flight=2, reads_ahead=True)
+    counts = push(journal, talon, Plain(), stream=stream(), in_flight=2, read_ahead=2**30)
     assert (counts.sent, counts.unsent, len(talon.members)) == (100, 0, 100)
     assert "No space left on device" in caplog.text
 
@@ -382,11 +382,10 @@ def test_an_error_of_reading_ahead_itself_does_not_pass_unseen(monkeypatch):
 
     monkeypatch.setattr(Spool, "write", fails)
     with pytest.raises(MemoryError):
-        run(singles(100), in_flight=2, reads_ahead=True)
+        run(singles(100), in_flight=2, read_ahead=2**30)
 
 
 def test_reading_ahead_pauses_while_much_waits_on_disk(monkeypatch):
-    monkeypatch.setattr(module, "_MOST_ON_DISK", 1000)
     sizes, write = [], Spool.write
 
     def watched(spool, piece):
@@ -394,7 +393,7 @@ def test_reading_ahead_pauses_while_much_waits_on_disk(monkeypatch):
         sizes.append(len(spool))
 
     monkeypatch.setattr(Spool, "write", watched)
-    counts, _ = run(singles(500), in_flight=2, reads_ahead=True)
+    counts, _ = run(singles(500), in_flight=2, read_ahead=1000)
     assert counts.sent == 500
     assert max(sizes) < 1200
 
@@ -422,10 +421,10 @@ def test_reading_ahead_pauses_while_much_waits_on_disk(monkeypatch):
     in_flight=st.integers(1, 5),
     seed=st.integers(0, 1000),
     fatal_at=st.none() | st.integers(0, 12),
-    reads_ahead=st.booleans(),
+    read_ahead=st.sampled_from([0, 2**30]),
 )
 def test_whatever_happens_the_counts_balance_and_no_profile_overlaps(
-    chunks, bad, in_flight, seed, fatal_at, reads_ahead
+    chunks, bad, in_flight, seed, fatal_at, read_ahead
 ):
     chunks = [Chunk.of(each) for each in chunks]
     talon = FakeTalon(bad=bad, seed=seed)
@@ -433,7 +432,7 @@ def test_whatever_happens_the_counts_balance_and_no_profile_overlaps(
         talon.errors = {fatal_at: error(AuthenticationError, 401)}
     journal, counts = NotedJournal(chunks), Report()
     try:
-        push(journal, talon, Plain(), counts=counts, in_flight=in_flight, reads_ahead=reads_ahead)
+        push(journal, talon, Plain(), counts=counts, in_flight=in_flight, read_ahead=read_ahead)
     except AuthenticationError:
         assert counts.unsent
     else:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     NotFoundError,
@@ -87,6 +88,29 @@ def test_a_profile_in_many_audiences_arrives_in_each(run, talon, sqlite):
     for each in range(30):
         assert len(talon.members(f"a{each}")) == 150
     assert "409" not in talon.state()["requests"]["by_status"]
+
+
+@pytest.mark.parametrize("configured, is_read_ahead", [(None, True), ("1", True), ("0", False)])
+def test_how_much_is_read_ahead_is_configured(run, vip, customers, monkeypatch, configured, is_read_ahead):
+    if configured:
+        monkeypatch.setenv("AIRFLOW__TALON_CDP__READ_AHEAD", configured)
+    pieces, write = [], Spool.write
+
+    def watched(spool, piece):
+        pieces.append(piece)
+        write(spool, piece)
+
+    monkeypatch.setattr(Spool, "write", watched)
+    customers(*range(30_000))
+    assert run(transfer(in_flight=2))["sent"] == 30_000
+    assert bool(pieces) == is_read_ahead
+
+
+@pytest.mark.parametrize("configured", ["-1", "much"])
+def test_a_configuration_that_is_no_number_is_named(run, vip, customers, monkeypatch, configured):
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__READ_AHEAD", configured)
+    with pytest.raises(InvalidInputError, match=rf"\[talon_cdp\] read_ahead .* >= 0, but is '{configured}'"):
+        run(transfer())
 
 
 def test_duplicates_are_counted(run, talon, vip, customers):
