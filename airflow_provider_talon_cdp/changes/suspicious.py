@@ -10,13 +10,14 @@ from operator import ne
 _NULLS = frozenset(
     {"None", "none", "NONE", "nan", "NaN", "NAN", "null", "Null", "NULL", "<NA>", "NaT", "N/A"}
 )
-_WHITE_SPACE = " \t\n\r\v\f\0"
+_ODD_ASCII = [" ", *map(chr, range(32)), "\x7f"]
 # Stands between the IDs, which are searched as one text.
-_SEPARATOR = "\x1e"
+_SEPARATOR = ","
 _INVISIBLE = re.compile(
     "[\0-\b\x0e-\x1b\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
 )
-_SCIENTIFIC = re.compile(r"[+-]?\d(\.\d+)?[eE]\+\d+", re.ASCII)
+# With a sign in the exponent, or as Java writes it.
+_SCIENTIFIC = re.compile(r"[+-]?\d((\.\d+)?[eE]\+|\.\d+E)\d+", re.ASCII)
 _POINT_ZERO = re.compile(r"[+-]?\d+\.0", re.ASCII)
 # IDs such as "123.0" are suspicious from this share of all IDs on; a few of them may be version numbers.
 _MOST = 0.9
@@ -49,13 +50,14 @@ class SuspiciousIds:
         self._ids += len(ids)
         text = _SEPARATOR.join(ids)
         # Searching single characters is many times faster than a regular expression.
-        if any(map(text.__contains__, _WHITE_SPACE)) or not text.isascii() or "\x7f" in text:
+        if any(map(text.__contains__, _ODD_ASCII)) or not text.isascii():
             self._count_characters(ids, text)
         if not _NULLS.isdisjoint(ids):
             self._counts["null_text"] += sum(profile_id in _NULLS for profile_id in ids)
-        if any(profile_id.endswith(".0") for profile_id in (ids[0], ids[len(ids) // 2], ids[-1])):
+        some = ids[0], ids[len(ids) // 2], ids[-1]
+        if any(profile_id.endswith(".0") for profile_id in some):
             self._counts["point_zero"] += sum(map(bool, map(_POINT_ZERO.fullmatch, ids)))
-        if "+" in text:
+        if "+" in text or any(map(_SCIENTIFIC.fullmatch, some)):
             self._counts["scientific"] += sum(map(bool, map(_SCIENTIFIC.fullmatch, ids)))
 
     def _count_characters(self, ids: Sequence[str], text: str) -> None:

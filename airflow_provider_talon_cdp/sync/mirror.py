@@ -759,6 +759,7 @@ def combined_report(
         seconds=seconds,
         dead_letters=outcome.dead_letters,
         ledger_version=planned.ledger_version,
+        suspicious=planned.suspicious,
         state="done",
     )
     report += planned

@@ -29,8 +29,11 @@ def test_ordinary_ids_are_not_counted():
         ("white_space_at_ends", [" a", "a ", "a\n", "\u00a0a", "a\u3000", "\x0ba"]),
         ("white_space_inside", ["a b", "a\tb", "a\u2003b"]),
         ("invisible", ["a\u200b", "\ufeffa", "a\0b", "a\xadb", "\x7fa", "\u202ea"]),
+        ("invisible", ["a\x01"]),
+        ("white_space_inside", ["a\x1fb"]),
         ("null_text", ["None", "nan", "NaN", "NULL", "null", "<NA>"]),
         ("scientific", ["1E+10", "1.5e+7", "-2.25E+12"]),
+        ("scientific", ["1.5E10", "1.0E7"]),
     ],
 )
 def test_each_kind_is_counted_among_others(kind, ids):

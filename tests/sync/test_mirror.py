@@ -512,6 +512,7 @@ def test_the_reports_of_the_processes_that_push_a_plan_become_one(sync):
     sync.run(numbers(100))
     sync.talon.bad = {"000200"}
     planned = sync.mirror(numbers(50, 300), Rejection("profile ID null")).hand_over("task")
+    planned.suspicious = {"null_text": 1}
     plan = sync.loaded().plan
     with sync.ledger().pushing("task", plan, [0]) as share:
         limits = Limits(max_rejected=None)
@@ -524,6 +525,7 @@ def test_the_reports_of_the_processes_that_push_a_plan_become_one(sync):
     assert (report.read, report.added.total(), report.removed.total(), report.unsent) == (251, 199, 50, 0)
     assert report.rejected == {"profile ID null": 1, "refused by Talon.One (400)": 1}
     assert (report.requests, report.seconds) == (pushed.requests, 1.5)
+    assert report.suspicious == {"null_text": 1}
     assert report.by_audience() == {"vip": {"added": 199, "removed": 50, "members": 249}}
     # A plan whose report is lost says no more than the sums.
     undivided = combined_report(Report.of(planned.summary()), outcome, [], 1.5)
