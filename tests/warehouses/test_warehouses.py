@@ -30,6 +30,7 @@ from airflow_provider_talon_cdp.transfers._rows import (
     sql_hook,
     stream_rows,
 )
+from tests.warehouses.relay import BreakingRelay
 
 pytestmark = [
     # What the server that stands in for Snowflake does by itself, and Airflow's provider for Databricks.
@@ -259,6 +260,30 @@ def test_an_error_in_mid_read_is_the_databases_own(warehouse):
         rows_of(warehouse.source, warehouse.broken)
     assert not isinstance(error.value, InvalidInputError | AttributeError | TypeError)
     assert "Unread result" not in str(error.value)
+
+
+@pytest.mark.parametrize("order_by", [0, 1])
+def test_a_connection_that_breaks_in_mid_read_is_no_end_of_the_rows(warehouse, monkeypatch, order_by):
+    place = warehouse.connection["extra"] if "port" in warehouse.connection["extra"] else warehouse.connection
+    if "port" not in place:
+        pytest.skip("no connection over TCP that can be broken")
+    with BreakingRelay(place["port"], 2_000_000) as relay:
+        place["port"] = relay.port
+        monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(warehouse.connection))
+        with pytest.raises(Exception) as error:
+            rows_of(warehouse.source, warehouse.many.format(300_000), order_by=order_by)
+    assert relay.is_broken
+    assert not isinstance(error.value, InvalidInputError | AttributeError | TypeError)
+
+
+def test_an_aws_connection_leads_to_the_database_that_is_named(monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps({"conn_type": "aws"}))
+    for name in ("AthenaSQLHook", "RedshiftSQLHook"):
+        module = {"AthenaSQLHook": "athena_sql", "RedshiftSQLHook": "redshift_sql"}[name]
+        pytest.importorskip(f"airflow.providers.amazon.aws.hooks.{module}")
+        hook = sql_hook("warehouse", {"sql_hook": name}).hook()
+        assert type(hook).__name__ == name
+        assert hook.aws_conn_id == getattr(hook, hook.conn_name_attr) == "warehouse"
 
 
 def test_a_table_that_is_not_there_is_the_databases_own_error(warehouse):
