@@ -147,6 +147,15 @@ def test_the_code_of_the_pages_runs_where_a_dag_is_parsed(
         exec(compile(block, "docs", "exec"), {**PUBLIC, "DAG": DAG, "task": task, "datetime": datetime})
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_a_dag_to_copy_has_one_run_at_a_time(page: str) -> None:
+    """Two runs of one mirror cannot work at once: the second one would wait for the ledger."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    dags = [len(re.findall(r"\bDAG\(|@dag\b", block)) for block in blocks]
+    assert any(dags)
+    assert [len(re.findall(r"\bmax_active_runs=1\b", block)) for block in blocks] == dags
+
+
 MEASURED = {
     float(number.replace(",", ""))
     for number in re.findall(r"\d[\d,]*\.?\d*", (ROOT / "bench/results.md").read_text())

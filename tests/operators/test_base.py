@@ -1,7 +1,8 @@
-"""What the operators that send have in common: retries, waiting, limits, lists as data, links."""
+"""What the operators that send have in common: retries, waiting, limits, lists as data, links, events."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 import traceback
@@ -9,9 +10,10 @@ from threading import Event, Thread
 from types import CodeType, SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, conf
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AssetAlias, conf
 
 import airflow_provider_talon_cdp as package
+from airflow_provider_talon_cdp.assets import IS_AIRFLOW_2, audience_asset
 from airflow_provider_talon_cdp.decorators import TalonAudienceTask, TalonProfilesTask
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
@@ -41,6 +43,10 @@ from airflow_provider_talon_cdp.transfers.across_workers import (
 
 # What ``ends_retries`` puts around a function.
 (WRAPPER,) = (each for each in _base.ends_retries.__code__.co_consts if isinstance(each, CodeType))
+# What Airflow gives to a task: its events by outlet.
+OutletEventAccessors = importlib.import_module(
+    "airflow.utils.context" if IS_AIRFLOW_2 else "airflow.sdk.execution_time.context"
+).OutletEventAccessors
 
 
 def codes_of(function):
@@ -88,6 +94,15 @@ def vip(run):
 
 def instance(run_id="r", **more):
     return SimpleNamespace(dag_id="d", task_id="t", run_id=run_id, map_index=-1, **more)
+
+
+def extras(operator, events):
+    """Extras of the events that Airflow registers for a task's outlets."""
+    found = []
+    for outlet in operator.outlets:
+        event = events[outlet]
+        found += event.asset_alias_events if isinstance(outlet, AssetAlias) else [event]
+    return [each.extra for each in found]
 
 
 class TestRetries:
@@ -499,3 +514,30 @@ class TestLinks:
             None,
             None,
         ]
+
+
+class TestAssetEvents:
+    @pytest.mark.parametrize(
+        "dag_run, told",
+        [
+            (SimpleNamespace(partition_key="2026-01-01"), {"partition_key": "2026-01-01"}),
+            (SimpleNamespace(partition_key=None), {}),
+            # Before Airflow 3.2.
+            (SimpleNamespace(), {}),
+        ],
+        ids=["partitioned", "not partitioned", "no partitions"],
+    )
+    def test_an_event_has_the_partition_of_its_run(self, run, talon, vip, dag_run, told):
+        operator, events = mirror(["anna"]), OutletEventAccessors()
+        run(operator, dag_run=dag_run, outlet_events=events)
+        (extra,) = extras(operator, events)
+        assert extra["added"] == 1
+        assert {name: value for name, value in extra.items() if name == "partition_key"} == told
+
+    def test_a_users_own_outlet_gets_the_counts_beside_what_the_user_has_told(self, run, talon, vip):
+        own = audience_asset("demo.europe-west1.talon.one", "vip")
+        operator, events = mirror(["anna"], outlets=[own]), OutletEventAccessors()
+        events[own].extra["source"] = "crm"
+        run(operator, outlet_events=events)
+        (extra,) = extras(operator, events)
+        assert (extra["source"], extra["added"], extra["members"]) == ("crm", 1, 1)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_talon_cdp.assets import IS_AIRFLOW_2
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -83,3 +85,75 @@ def test_the_emulator_without_its_extra_says_what_to_install(airflow):
     )
     answer = airflow("-c", code).strip()
     assert answer == "works" or "airflow-provider-talon-cdp[emulator]" in answer
+
+
+# One process for all of it, as each takes seconds to import Airflow.
+FOUND = """
+import json
+from airflow.plugins_manager import get_plugin_info
+from airflow.providers_manager import ProvidersManager
+
+manager = ProvidersManager()
+try:
+    from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
+except ImportError:  # Airflow 2.11 and 3.1
+    runtime = manager
+else:
+    runtime = ProvidersManagerTaskRuntime()
+kind = "asset" if hasattr(runtime, "asset_uri_handlers") else "dataset"
+
+
+def ours(found, prefix):
+    # The values of others may need packages that are not installed.
+    named = {name: found[name] for name in found if name.startswith(prefix)}
+    return {name: f"{value.__module__}.{value.__qualname__}" for name, value in named.items()}
+
+
+found = {
+    "plugins": get_plugin_info(),
+    "extra_links": manager.extra_links_class_names,
+    "handlers": ours(getattr(runtime, f"{kind}_uri_handlers"), "talon"),
+    "factories": ours(getattr(runtime, f"{kind}_factories"), "talon"),
+    "converters": ours(getattr(runtime, f"{kind}_to_openlineage_converters"), "talon"),
+    "decorators": ours(runtime.taskflow_decorators, "talon"),
+}
+print(json.dumps(found, default=str))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(airflow):
+    """What Airflow itself has found in the package."""
+    return json.loads(airflow("-c", FOUND).strip().splitlines()[-1])
+
+
+def test_airflow_finds_the_plugin(found):
+    (ours,) = (each for each in found["plugins"] if each["name"] == "talon_cdp")
+    assert ours["source"].startswith("airflow-provider-talon-cdp==")
+    if not IS_AIRFLOW_2:
+        assert [each["name"] for each in ours["external_views"]] == ["Talon.One sync"]
+        assert [each["url_prefix"] for each in ours["fastapi_apps"]] == ["/talon-cdp"]
+
+
+def test_airflow_finds_the_extra_links(found):
+    ours = [each for each in found["extra_links"] if each.startswith("airflow_provider_talon_cdp.")]
+    assert sorted(ours) == [
+        "airflow_provider_talon_cdp.operators._base.CampaignManagerLink",
+        "airflow_provider_talon_cdp.operators._base.DeadLettersLink",
+    ]
+
+
+def test_airflow_finds_what_handles_the_uris_of_assets(found):
+    for kind, function in (
+        ("handlers", "sanitize_uri"),
+        ("factories", "create_asset"),
+        ("converters", "to_openlineage"),
+    ):
+        assert found[kind] == {"talon-cdp": f"airflow_provider_talon_cdp.assets.{function}"}
+
+
+def test_airflow_finds_the_task_decorators(found):
+    assert found["decorators"] == {
+        "talon_audience": "airflow_provider_talon_cdp.decorators.talon_audience_task",
+        "talon_profiles": "airflow_provider_talon_cdp.decorators.talon_profiles_task",
+    }

@@ -31,3 +31,22 @@ def test_the_registry_and_the_metadata_name_the_same_package():
     info = get_provider_info()
     assert LISTED["package-name"] == info["package-name"]
     assert LISTED["description"].rstrip(".") in info["description"]
+
+
+def test_the_registry_shows_durable_execution_of_the_operators_that_resume_their_plan():
+    """The registry reads the mark from a class's own body, where Python adds the class's name to it."""
+    operators = [
+        getattr(airflow_provider_talon_cdp, name)
+        for name in airflow_provider_talon_cdp.__all__
+        if name.endswith("Operator")
+    ]
+    marks = {
+        name: value
+        for each in operators
+        for name, value in vars(each).items()
+        if name.endswith("supports_durable_execution")
+    }
+    assert marks == {
+        "_SyncAudienceMembersOperator__supports_durable_execution": True,
+        "_SqlToTalonAudienceOperator__supports_durable_execution": True,
+    }

@@ -28,7 +28,7 @@ from airflow_provider_talon_cdp.transfers.across_workers import (
     talon_audience_sync,
     talon_profiles_sync,
 )
-from tests.transfers.test_across_workers import commit, execute
+from tests.transfers.test_across_workers import ProfilesGroup, commit, execute
 
 try:
     hitl = importlib.import_module("airflow.providers.standard.operators.hitl")
@@ -77,6 +77,21 @@ def members(sqlite, vip, tmp_path):
         return execute(operator, run_id, **end)
 
     return plan
+
+
+class AskingProfilesGroup(ProfilesGroup):
+    """The tasks of ``talon_profiles_sync`` with ``approval``, but for the one that asks."""
+
+    def plan(self):
+        return execute(PlanProfilesOperator(task_id="plan", workers=1, with_approval=True, **self.how))
+
+
+@pytest.fixture
+def people(sqlite, connect, tmp_path):
+    """Forty people, and the tasks that send their attributes: of more than ten only with approval."""
+    sqlite("CREATE TABLE people (profile_id, tier)")
+    sqlite("INSERT INTO people VALUES (?, 'gold')", [(f"p{number:02}",) for number in range(40)])
+    return AskingProfilesGroup(max_additions=10, state_uri=str(tmp_path / "state"))
 
 
 def approve(planned, *, always=False):
@@ -200,19 +215,8 @@ class TestTheQuestion:
         assert approve(planned, always=True) is None
         assert asked == []
 
-    def test_attributes_are_asked_about_too(self, sqlite, connect, asked, tmp_path):
-        sqlite("CREATE TABLE people (profile_id, tier)")
-        sqlite("INSERT INTO people VALUES (?, 'gold')", [(f"p{number:02}",) for number in range(40)])
-        how = {"sql": "SELECT * FROM people", "sql_conn_id": "warehouse", "ledger": "people"}
-        plan = PlanProfilesOperator(
-            task_id="plan",
-            workers=1,
-            with_approval=True,
-            max_additions=10,
-            state_uri=str(tmp_path / "state"),
-            **how,
-        )
-        _, planned = execute(plan)
+    def test_attributes_are_asked_about_too(self, people, asked):
+        _, planned = people.plan()
         with pytest.raises(Waits):
             approve(planned)
         assert "| profiles | 40 | 0 | 40 |" in asked[0]["body"]
@@ -415,3 +419,46 @@ class TestTheAnswer:
         _, task.planned = members(100)
         event["chosen_options"] = ["Approve"]
         assert task.execute_complete({"task": task, "ti": instance}, event)["chosen_options"] == ["Approve"]
+
+
+@needs_people
+class TestAttributes:
+    def test_what_was_approved_is_pushed_and_committed(self, people, talon, asked):
+        shares, planned = people.plan()
+        with pytest.raises(Waits):
+            approve(planned)
+        assert len(asked) == 1
+        with pytest.raises(LedgerError, match="has not been approved. Nothing was sent."):
+            people.push(shares)
+        assert talon.requests() == []
+        answer(planned, "Approve")
+        report = commit(planned, people.push(shares))
+        assert (report["sent"], report["unsent"], report["verdict"]) == (40, 0, None)
+        assert {talon.profile(each)["attributes"]["tier"] for each in talon.profiles()} == {"gold"}
+        assert len(talon.profiles()) == 40
+        # The ledger has them too.
+        shares, planned = people.plan()
+        assert (shares, planned["report"]["unchanged"]) == ([], 40)
+
+    def test_a_rejection_leaves_all_as_it_was(self, people, sqlite, talon):
+        shares, planned = people.plan()
+        answer(planned, "Approve")
+        commit(planned, people.push(shares))
+        before = talon.requests()
+        sqlite("UPDATE people SET tier = 'new'")
+        shares, planned = people.plan()
+        assert planned["report"]["unsent"] == 40
+        answer(planned, "Reject")
+        with pytest.raises(LedgerError, match="was rejected"):
+            people.push(shares)
+        with pytest.raises(LedgerError, match="was rejected"):
+            commit(planned, [])
+        assert talon.requests() == before
+        # The ledger has nothing of the rejected plan, and is free for the next run, which finds five changes.
+        sqlite("UPDATE people SET tier = 'gold' WHERE profile_id >= 'p05'")
+        shares, planned = people.plan()
+        assert approve(planned) is None
+        report = commit(planned, people.push(shares))
+        assert (report["unchanged"], report["sent"]) == (35, 5)
+        assert talon.profile("p04")["attributes"] == {"tier": "new"}
+        assert talon.profile("p05")["attributes"] == {"tier": "gold"}
