@@ -264,9 +264,9 @@ def test_an_error_in_mid_read_is_the_databases_own(warehouse):
 
 @pytest.mark.parametrize("order_by", [0, 1])
 def test_a_connection_that_breaks_in_mid_read_is_no_end_of_the_rows(warehouse, monkeypatch, order_by):
+    if warehouse.connection["conn_type"] in ("duckdb", "google_cloud_platform", "databricks"):
+        pytest.skip("it is a file, or Google's client tries again for minutes, or the driver is faked")
     place = warehouse.connection["extra"] if "port" in warehouse.connection["extra"] else warehouse.connection
-    if "port" not in place:
-        pytest.skip("no connection over TCP that can be broken")
     with BreakingRelay(place["port"], 2_000_000) as relay:
         place["port"] = relay.port
         monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(warehouse.connection))
