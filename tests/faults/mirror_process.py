@@ -13,9 +13,9 @@ import asyncio
 import itertools
 import json
 import logging
-import os
 import signal
 import sys
+import threading
 
 from upath import UPath
 
@@ -71,30 +71,34 @@ def mirror_of(told):
 
 def stop_at(number, checked):
     """Stop this process at a request, just before or after the check that it still holds the lock."""
-    requests = itertools.count(1)
+    client = AsyncTalonCdpClient
+    pace, send_once = client._pace, client._send_once
+    paced, sent, answered = itertools.count(1), itertools.count(1), 0
 
-    async def stop(self):
-        # No other request passes the check meanwhile, and those that have passed it are written.
+    async def stop(self, unanswered):
+        # No other request passes the check meanwhile, and all that have passed it are answered first.
         async with self._gate:
-            await asyncio.sleep(0.5)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            while self.requests - answered > unanswered:  # noqa: ASYNC110 - an Event is no shorter
+                await asyncio.sleep(0.01)
+            # A signal to the process would stop another thread first, and this one might go on for a while.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     async def _pace(self):
         left_at = await pace(self)
-        if next(requests) == number and not checked:
-            await stop(self)
+        if next(paced) == number and not checked:
+            await stop(self, 0)
         return left_at
 
     async def _send_once(self, request):
-        if next(requests) == number and checked:
-            await stop(self)
-        return await send_once(self, request)
+        nonlocal answered
+        if next(sent) == number and checked:
+            await stop(self, 1)
+        try:
+            return await send_once(self, request)
+        finally:
+            answered += 1
 
-    client = AsyncTalonCdpClient
-    if checked:
-        send_once, client._send_once = client._send_once, _send_once
-    else:
-        pace, client._pace = client._pace, _pace
+    client._pace, client._send_once = _pace, _send_once
 
 
 def say(word):
