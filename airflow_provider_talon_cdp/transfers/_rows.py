@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -184,6 +184,26 @@ def stream_rows(
             yield _selected(block, positions, result)
 
 
+def in_order(
+    source: SqlSource, records: Generator[Any, None, None], sort: Callable[[Iterable[Any]], Iterable[Any]]
+) -> Generator[Any, None, None]:
+    """Yield what was made of a query's rows in the order of bytes. The query is read once.
+
+    Args:
+        source: The database that the records come from.
+        records: The records; closed with this generator.
+        sort: Sorts records on this worker's disk, if the database did not.
+    """
+    with closing(records):
+        # The query runs only now, and then it is known whether the database sorts its rows.
+        first = list(islice(records, 1))
+        if first and not source.sorts:
+            log.info("The rows are sorted on this worker's disk.")
+            yield from sort(chain(first, records))
+        else:
+            yield from chain(first, records)
+
+
 def _connection(source: SqlSource, cleanup: ExitStack) -> Any:
     connection = source.database.connect(source.hook())
     cleanup.callback(close_quietly, connection.close)
@@ -257,7 +277,8 @@ def _read_sorted(
         with ExitStack() as opened:
             connection = _connection(source, opened)
             wrapped = _ordered(source.database, connection, statement, columns, parameters, order_by, bounds)
-            result = source.database.read(connection, wrapped, parameters, opened)
+            source.sorts = wrapped is not None
+            result = source.database.read(connection, wrapped or statement, parameters, opened)
             cleanup.push(opened.pop_all())
             return result
     except InvalidInputError:
@@ -282,14 +303,14 @@ def _ordered(
     parameters: Any,
     order_by: int,
     bounds: Bounds | None,
-) -> str:
-    """Wrap a statement so that the database sorts its rows by the bytes of the first columns."""
+) -> str | None:
+    """Wrap a statement so that the database sorts its rows by the bytes of the first columns, if it can."""
     names, row = database.peek_at(connection, statement, parameters)
     positions = column_positions(columns, names)
     if database.sort_key is None or _has_same_names(names):
         if bounds:
             raise _cannot_divide()
-        return statement
+        return None
     quoted = [_quoted(database, names[position], parameters) for position in positions]
     keys = [
         database.sort_key(connection, name, None if row is None else row[position])

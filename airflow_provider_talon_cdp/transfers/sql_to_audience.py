@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import Context
@@ -127,10 +126,16 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audiences equal to the query."""
+        from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
         from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
+        from airflow_provider_talon_cdp.transfers._rows import in_order  # noqa: PLC0415
 
         names: dict[str, str] = {}
-        source = partial(self._records, self.sql_hook(), "add", names)
+        database = self.sql_hook()
+
+        def source() -> Generator[Record, None, None]:
+            return in_order(database, self._records(database, "add", names), sorted_members)
+
         if self.audience_column is None:
             return self.audience_mirror(context, hook, source)
         if self.ledger is None:

@@ -245,10 +245,11 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
         """Return a function that reads the query."""
         from airflow_provider_talon_cdp.transfers._rows import (  # noqa: PLC0415
             ProfileColumns,
+            in_order,
             read_profiles,
         )
 
-        sql_hook, encode = self.sql_hook(), self.encoder(hook)
+        database, encode, sort = self.sql_hook(), self.encoder(hook), self.kind().sort
         columns = ProfileColumns(
             profile_id=self.profile_id_column,
             attributes=as_columns("attributes", self.attributes),
@@ -256,4 +257,6 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
             order_by=self.order_by_column,
             declared=as_types("types", self.types),
         )
-        return lambda: read_profiles(sql_hook, self.sql, columns, encode, self.parameters)
+        return lambda: in_order(
+            database, read_profiles(database, self.sql, columns, encode, self.parameters), sort
+        )
