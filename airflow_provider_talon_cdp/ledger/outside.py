@@ -43,6 +43,7 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 from airflow_provider_talon_cdp.ledger.format import File, LineWriter, find_manifest, read_chunks
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name
+from airflow_provider_talon_cdp.ledger.progress import Progress
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
@@ -344,6 +345,8 @@ class OutsideChanges:
         """Names of the attributes that changes with the key ``ATTRIBUTES`` set."""
         self.changes = 0
         """Number of changes that were read from the source so far."""
+        self.progress: Progress | None = None
+        """Where a retry of this task continues, if it reads rows in an order."""
         self._in_flight = 0
         # By audience, the names of ledgers that hold members of it, and the audience's ID in each.
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
@@ -479,18 +482,26 @@ class OutsideChanges:
         return not set(self.attributes).isdisjoint(names)
 
     def flush(self) -> None:
-        """Make dead letters durable."""
+        """Make dead letters durable, and after them the progress."""
         self.letters.flush()
+        if self.progress:
+            self.progress.flush()
 
     def leaving(self, *_: object) -> None:
         """Count a chunk in flight. Its changes were noted before; see ``note``."""
         self._in_flight += 1
 
-    def landed(self, *_: object, **__: object) -> None:
-        """Count a chunk that is not in flight any more."""
+    def landed(self, number: int, refused: Collection[int] = (), *_: object, **__: object) -> None:
+        """Count a chunk that is not in flight any more, and whether all of it was acknowledged."""
         self._in_flight -= 1
+        if self.progress and refused:
+            self.progress.hold(number)
+        elif self.progress:
+            self.progress.landed(number)
 
-    without_effect = landed
+    def without_effect(self, *_: object) -> None:
+        """Count a chunk that is not in flight any more, and changed nothing."""
+        self._in_flight -= 1
 
     def nothing(self, *_: object) -> None:
         """Do nothing: explicit changes are not taken over, and mirrors check their audiences themselves."""

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, RunFacts
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
+    from airflow_provider_talon_cdp.ledger.progress import Progress
     from airflow_provider_talon_cdp.sync.guard import Guard
     from airflow_provider_talon_cdp.sync.mirror import Mirror, Source
     from airflow_provider_talon_cdp.sync.push import Limits
@@ -722,16 +723,25 @@ class MembershipOperator(LedgerOperator):
             raise InvalidInputError(f"{names}: for mode='mirror' only. Take it out, or choose that mode.")
 
     def send_changes(
-        self, context: Context, records: Iterable[Record], *, read_ahead: int = 0
+        self,
+        context: Context,
+        records: Iterable[Record],
+        *,
+        read_ahead: int = 0,
+        progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Send explicit changes, and return the report.
 
-        Up to ``read_ahead`` bytes of changes are read onto disk as fast as the source yields them.
+        Up to ``read_ahead`` bytes of changes are read onto disk as fast as the source yields them. With
+        ``progress``, the records are read only after that of an earlier try is known.
         """
         from airflow_provider_talon_cdp.sync.members import send_members  # noqa: PLC0415
 
         hook, limits = self.hook(), replace(self.limits(), read_ahead=read_ahead)
         outside = outside_changes(self, context, hook, id_type=self.audience_id_type, keep=self.keep_versions)
+        if progress:
+            progress.open(outside.folder, time.time())
+            outside.progress = progress
         summary = self.run_and_report(
             context,
             hook,

@@ -230,10 +230,12 @@ def send_members(
     report = report or Report()
     suspicious = SuspiciousIds()
     checked = count_suspicious(records, suspicious, fails=limits.suspicious_ids == "fail")
-    chunks = _note_ahead(_batches(checked, report, outside, in_flight=limits.in_flight), outside)
+    chunks = _note_ahead(_batches(checked, report, outside, suspicious, in_flight=limits.in_flight), outside)
     try:
         Push(Members(ignores_missing_audiences=False), outside, report, limits).run(chunks, sender)
         report.state = "done"
+        if outside.progress:
+            outside.progress.delete()
     except BaseException:
         log.warning("Stopped early:\n%s\nA retry may send some changes again, which is harmless.", report)
         raise
@@ -260,14 +262,22 @@ def _note_ahead(
 
 
 def _batches(
-    records: Iterable[Record], counts: Counts, outside: OutsideChanges, *, in_flight: int
+    records: Iterable[Record],
+    counts: Counts,
+    outside: OutsideChanges,
+    suspicious: SuspiciousIds,
+    *,
+    in_flight: int,
 ) -> Generator[Chunk, None, None]:
     """Yield chunks that fill a request, without recent duplicates, and count the records."""
     # One request more than those in flight, as changes wait for a full request before they are sent.
-    recent = _RecentChanges((in_flight + 1) * MAX_CHANGES)
+    recent, progress = _RecentChanges((in_flight + 1) * MAX_CHANGES), outside.progress
 
     def new_changes() -> Iterator[Chunk]:
         for record in records:
+            if progress and (isinstance(record, Rejection) or suspicious.counts):
+                # A retry reads it again, so that it counts it again.
+                progress.hold()
             if isinstance(record, Rejection):
                 counts.read += 1
                 counts.rejected[record.reason] += 1
@@ -275,24 +285,24 @@ def _batches(
                     letter = {"time": now(), "profile_id": record.profile_id, "reason": record.reason}
                     outside.letters.add(letter)
                 continue
-            for part in _parts_by_audience(record):
-                # Counted per part: if the push stops, the rest of a long list is not counted as read.
-                counts.read += len(part)
-                new = recent.add(part)
-                counts.duplicate += len(part) - len(new)
-                outside.changes += len(new)
-                yield new
+            # A source may yield a long list as one chunk. In parts, the log shows progress per request, and
+            # if the push stops, the rest of the list is not counted as read.
+            for start in range(0, len(record), MAX_CHANGES):
+                rows = record[start : start + MAX_CHANGES]
+                if progress:
+                    progress.read(rows)
+                for _, part in rows.by_key():
+                    counts.read += len(part)
+                    new = recent.add(part)
+                    counts.duplicate += len(part) - len(new)
+                    outside.changes += len(new)
+                    yield new
 
     with closing(records):
         for chunk in in_batches(new_changes(), MAX_CHANGES):
+            if progress:
+                progress.expect(chunk)
             yield replace(chunk, disjoint_from_recent=recent.have_distinct_profiles)
-
-
-def _parts_by_audience(chunk: Chunk) -> Iterator[Chunk]:
-    # A source may yield a long list as one chunk. In parts, the log shows progress per request.
-    for start in range(0, len(chunk), MAX_CHANGES):
-        for _, part in chunk[start : start + MAX_CHANGES].by_key():
-            yield part
 
 
 class _RecentChanges:

@@ -12,7 +12,7 @@ from functools import partial
 from importlib import import_module
 from itertools import chain, islice
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 from airflow.providers.common.sql.hooks.sql import DbApiHook
@@ -148,6 +148,20 @@ def _hook_of_entry(database: Database, connection: Any, hook_params: Mapping[str
     return hook_class(**conn_ids, **hook_params)
 
 
+class _Order(NamedTuple):
+    """How the database sorts, and which rows it leaves out; see ``stream_rows``.
+
+    Args:
+        columns: Number of columns to sort by.
+        bounds: The range of the first column.
+        after: Where to continue in the first column.
+    """
+
+    columns: int
+    bounds: Bounds | None
+    after: str | None
+
+
 def stream_rows(
     source: SqlSource,
     sql: str,
@@ -156,6 +170,7 @@ def stream_rows(
     *,
     order_by: int = 0,
     bounds: Bounds | None = None,
+    after: str | None = None,
 ) -> Generator[Rows, None, None]:
     """Yield the named columns of the rows, in lists of a few thousand.
 
@@ -166,6 +181,9 @@ def stream_rows(
     yielded; nulls are in the first range. Every row is in exactly one of the ranges of ``range_bounds``,
     whatever the database's order is.
 
+    With ``after``, a text of the first column, the rows from that text on are yielded, and nulls, and maybe
+    rows shortly before it; all are sorted by that column. If the database does not sort, all rows are.
+
     Raises:
         InvalidInputError: The result lacks a column or has it twice, or ``bounds`` are given and the database
             cannot compare by bytes.
@@ -173,8 +191,9 @@ def stream_rows(
     statement = bare(sql)
     with ExitStack() as cleanup:
         result = None
-        if order_by:
-            result = _read_sorted(source, statement, columns, parameters, order_by, bounds, cleanup)
+        if order_by or after is not None:
+            order = _Order(order_by or 1, bounds, after)
+            result = _read_sorted(source, statement, columns, parameters, order, cleanup)
         if result is None and bounds:
             raise _cannot_divide()
         if result is None:
@@ -266,8 +285,7 @@ def _read_sorted(
     statement: str,
     columns: Columns,
     parameters: Any,
-    order_by: int,
-    bounds: Bounds | None,
+    order: _Order,
     cleanup: ExitStack,
 ) -> Result | None:
     """Read in the order of bytes. If the database cannot, return None and close what was opened."""
@@ -276,7 +294,7 @@ def _read_sorted(
     try:
         with ExitStack() as opened:
             connection = _connection(source, opened)
-            wrapped = _ordered(source.database, connection, statement, columns, parameters, order_by, bounds)
+            wrapped = _ordered(source.database, connection, statement, columns, parameters, order)
             source.sorts = wrapped is not None
             result = source.database.read(connection, wrapped or statement, parameters, opened)
             cleanup.push(opened.pop_all())
@@ -284,7 +302,7 @@ def _read_sorted(
     except InvalidInputError:
         raise
     except Exception as error:
-        if bounds:
+        if order.bounds:
             raise
         # The error's text is not logged, as drivers may quote values in it.
         source.sorts = False
@@ -301,40 +319,41 @@ def _ordered(
     statement: str,
     columns: Columns,
     parameters: Any,
-    order_by: int,
-    bounds: Bounds | None,
+    order: _Order,
 ) -> str | None:
     """Wrap a statement so that the database sorts its rows by the bytes of the first columns, if it can."""
     names, row = database.peek_at(connection, statement, parameters)
     positions = column_positions(columns, names)
     if database.sort_key is None or _has_same_names(names):
-        if bounds:
+        if order.bounds:
             raise _cannot_divide()
         return None
+    if order.after is not None:
+        # The expression must not depend on a value, as two readings may begin with different rows.
+        row = None
     quoted = [_quoted(database, names[position], parameters) for position in positions]
     keys = [
         database.sort_key(connection, name, None if row is None else row[position])
-        for name, position in zip(quoted[:order_by], positions, strict=False)
+        for name, position in zip(quoted[: order.columns], positions, strict=False)
     ]
     # No injection: the statement is the DAG author's, and the column names come from its result.
     source = f"FROM (\n{statement}\n) {database.alias}"
-    if bounds and (condition := _range_condition(database.sort_key, connection, quoted[0], bounds)):
+    if condition := _condition(database.sort_key, connection, quoted[0], order):
         source += f" WHERE {condition}"
     return f"SELECT {', '.join(dict.fromkeys(quoted))} {source} ORDER BY {', '.join(keys)}"
 
 
-def _range_condition(
-    sort_key: Callable[[Any, str, Any], str], connection: Any, name: str, bounds: Bounds
-) -> str:
-    """Return the condition for the rows of a range; empty for all rows."""
-    low, high = bounds
+def _condition(sort_key: Callable[[Any, str, Any], str], connection: Any, name: str, order: _Order) -> str:
+    """Return the condition for the rows of a range, or for those that come after others; empty for all."""
+    low, high = order.bounds or (order.after or None, None)
     # No value is passed, so that all ranges compare the same expression and no two ranges share a row.
     key = sort_key(connection, name, None)
     limits = [(">=", low)] if low is not None else []
     limits += [("<", high)] if high is not None else []
     texts = [(sign, sort_key(connection, f"'{_plain_prefix(limit)}'", limit)) for sign, limit in limits]
     condition = " AND ".join(f"{key} {sign} {text}" for sign, text in texts)
-    return f"({condition} OR {key} IS NULL)" if limits and low is None else condition
+    has_nulls = low is None or order.after is not None
+    return f"({condition} OR {key} IS NULL)" if limits and has_nulls else condition
 
 
 def _has_same_names(names: Sequence[str]) -> bool:

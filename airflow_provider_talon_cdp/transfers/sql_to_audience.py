@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import Context
+from airflow.providers.common.compat.sdk import BaseHook, Context
 
 from airflow_provider_talon_cdp.contract import NULL_AUDIENCES, check_text, fault_of_text, is_null_audience
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -22,6 +24,7 @@ from airflow_provider_talon_cdp.transfers._base import PROFILE_ID_COLUMN, SqlOpe
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+    from airflow_provider_talon_cdp.ledger.progress import Progress
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.transfers._rows import Bounds, SqlSource
 
@@ -121,8 +124,9 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         """Stream the query's rows to Talon.One."""
         if self.mode == "mirror":
             return self.run_mirror(context)
-        records = self._records(self.sql_hook(), self.mode, {})
-        return self.send_changes(context, records, read_ahead=read_ahead())
+        progress = self._progress(context)
+        records = self._records(self.sql_hook(), self.mode, {}, progress=progress)
+        return self.send_changes(context, records, read_ahead=read_ahead(), progress=progress)
 
     def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
         """Return the mirror that makes the audiences equal to the query."""
@@ -149,23 +153,69 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
             names=names if self.audience_name_column else None,
         )
 
-    def _records(
-        self, source: SqlSource, verb: str, names: dict[str, str], bounds: Bounds | None = None
-    ) -> Generator[Record, None, None]:
-        """Yield the records of the query, or of a range of profile IDs; collect the names of audiences."""
-        from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
-            read_members,
-            read_memberships,
-        )
+    def _progress(self, context: Context) -> Progress | None:
+        """Return the progress of a task that adds or removes, if Airflow retries it."""
+        from airflow_provider_talon_cdp.ledger.progress import Progress  # noqa: PLC0415
+
+        instance = context.get("ti")
+        last_attempt = getattr(instance, "max_tries", 0)
+        if instance is None or not last_attempt:
+            return None
+        # What connections lead to counts, not their names.
+        settings, database = self.hook().settings, BaseHook.get_connection(self.sql_conn_id)
+        excluded = {"in_flight", "max_rejected", "talon_cdp_conn_id", "sql_conn_id"}
+        inputs = [
+            *(settings.base_url, settings.environment, settings.key_fingerprint),
+            *(database.conn_type, database.host, database.port, database.schema),
+            *(database.login, database.extra, self.mode),
+            *(getattr(self, name) for name in self.template_fields if name not in excluded),
+        ]
+        owner = self.run_owner(context)
+        return Progress(owner, inputs, instance.try_number, last_attempt, self.audiences_seen)
+
+    def _rows(
+        self, source: SqlSource, bounds: Bounds | None, progress: Progress | None
+    ) -> Generator[Sequence[tuple[Any, ...]], None, None]:
+        """Yield the rows in lists; with ``progress``, those that it lacks, in the order of profile IDs."""
         from airflow_provider_talon_cdp.transfers._rows import stream_rows  # noqa: PLC0415
 
         columns = [self.profile_id_column, self.audience_column, self.audience_name_column]
         order_by = (2 if self.audience_column else 1) if self.mode == "mirror" else 0
-        audience = None if self.audience_column else self.one_audience()
-        rows_in_blocks = stream_rows(
-            source, self.sql, list(filter(None, columns)), self.parameters, order_by=order_by, bounds=bounds
+        named = list(filter(None, columns))
+        read = partial(
+            stream_rows, source, self.sql, named, self.parameters, order_by=order_by, bounds=bounds
         )
-        with closing(rows_in_blocks) as blocks:
+        if progress is None:
+            yield from read()
+            return
+        with closing(read(after=progress.after)) as blocks:
+            first = list(islice(blocks, 1))
+            if not source.sorts:
+                progress.cancel()
+            if not source.sorts or progress.continues(row[0] for rows in first for row in rows):
+                yield from chain(first, blocks)
+                return
+        yield from read(after="")
+
+    def _records(
+        self,
+        source: SqlSource,
+        verb: str,
+        names: dict[str, str],
+        bounds: Bounds | None = None,
+        progress: Progress | None = None,
+    ) -> Generator[Record, None, None]:
+        """Yield the records of the query, or of a range of profile IDs; collect the names of audiences.
+
+        With ``progress``, only those that it lacks.
+        """
+        from airflow_provider_talon_cdp.changes.change import (  # noqa: PLC0415
+            read_members,
+            read_memberships,
+        )
+
+        audience = None if self.audience_column else self.one_audience()
+        with closing(self._rows(source, bounds, progress)) as blocks:
             for rows in blocks:
                 if audience is not None:
                     yield from read_members([row[0] for row in rows], audience, verb)

@@ -24,5 +24,14 @@ for name, timeout in TIMEOUTS.items():
     with DAG(name, schedule=None, start_date=START):
         SqlToTalonAudienceOperator(talon_cdp_conn_id=f"{name}{speed}", execution_timeout=timeout, **WHAT)
 
+with DAG("added", schedule=None, start_date=START):
+    SqlToTalonAudienceOperator(
+        talon_cdp_conn_id="added_{{ 'slow' if ti.try_number == 1 else 'fast' }}",
+        execution_timeout=timedelta(seconds=15),
+        retries=1,
+        retry_delay=timedelta(0),
+        **WHAT | {"mode": "add", "audience_name": None},
+    )
+
 with DAG("next_run", schedule=None, start_date=START, params={"of": Param("marked")}):
     SqlToTalonAudienceOperator(talon_cdp_conn_id="{{ params.of }}_fast", **WHAT)

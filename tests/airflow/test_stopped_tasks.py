@@ -127,10 +127,14 @@ class Place:
     def is_done(self, dag, run_id):
         return self.task(dag, run_id)["state"] in ("success", "failed")
 
+    def log(self, dag, attempt=1):
+        """The lines that a try of a task in the run ``first`` logged."""
+        folder = self.home / "logs" / f"dag_id={dag}" / "run_id=first" / "task_id=sync"
+        return [json.loads(line) for line in (folder / f"attempt={attempt}.log").read_text().splitlines()]
+
     def logged(self, dag, event):
         """When the first try of a task logged something."""
-        log = self.home / "logs" / f"dag_id={dag}" / "run_id=first" / "task_id=sync" / "attempt=1.log"
-        lines = map(json.loads, log.read_text().splitlines())
+        lines = self.log(dag)
         return next(datetime.fromisoformat(each["timestamp"]) for each in lines if each["event"] == event)
 
     def fill(self, first, last):
@@ -183,7 +187,7 @@ def last_before_a_pause(times, after):
 def place(tmp_path_factory):
     home = tmp_path_factory.mktemp("airflow")
     with contextlib.ExitStack() as stack:
-        talons = {dag: stack.enter_context(Emulator()) for dag in TIMEOUTS}
+        talons = {dag: stack.enter_context(Emulator()) for dag in (*TIMEOUTS, "added")}
         place = Place(home, talons)
         place.fill(0, MEMBERS)
         stack.enter_context(place.running())
@@ -194,8 +198,8 @@ def test_a_task_that_is_stopped_stops_sending_gives_its_ledger_back_and_the_next
     """Marked as failed, cleared, and after its ``execution_timeout``; all three at once, to save time."""
     for dag in TIMEOUTS:
         place.trigger(dag, "first")
-    for talon in place.talons.values():
-        until(lambda talon=talon: len(times_of(talon)) >= 5, 90)
+    for dag in TIMEOUTS:
+        until(lambda dag=dag: len(times_of(place.talons[dag])) >= 5, 90)
 
     # A wrong state is told in the answer.
     marked = datetime.now(UTC)
@@ -236,3 +240,31 @@ def test_a_task_that_is_stopped_stops_sending_gives_its_ledger_back_and_the_next
         until(lambda dag=dag: place.is_done("next_run", dag), 60)
         assert place.task("next_run", dag)["state"] == "success", dag
         assert place.talons[dag].members("vip") == {f"c{each:06}" for each in range(1000, MEMBERS + 1000)}
+
+
+def test_a_retry_of_an_addition_continues_and_a_person_who_clears_it_has_all_rows_sent(place):
+    continues = "An earlier try sent the first rows. This one continues where it ended."
+    talon = place.talons["added"]
+    talon.create_audience("vip", "VIP")
+    place.trigger("added", "first")
+
+    def is_done(attempt):
+        task = place.task("added", "first")
+        return task["try_number"] == attempt and task["state"] in ("success", "failed")
+
+    until(lambda: is_done(2), 120)
+    sent = len(times_of(talon))
+    assert place.task("added", "first")["state"] == "success"
+    assert len(talon.members("vip")) == MEMBERS
+    assert continues in [each["event"] for each in place.log("added", 2)]
+    # At most those in flight and those of the last two seconds are sent again.
+    assert MEMBERS / 1000 < sent < MEMBERS / 1000 + 40
+
+    # Until then, clearing the task would not start the run again.
+    until(lambda: place.call("GET", "dags/added/dagRuns/first")[1]["state"] == "success", 30)
+    body = {"dry_run": False, "task_ids": ["sync"], "dag_run_id": "first", "only_failed": False}
+    status, answer = place.call("POST", "dags/added/clearTaskInstances", body)
+    assert status == http.client.OK, answer
+    until(lambda: is_done(3), 60)
+    assert len(times_of(talon)) == sent + MEMBERS / 1000
+    assert continues not in [each["event"] for each in place.log("added", 3)]

@@ -81,7 +81,7 @@ def test_text_in_the_order_of_an_index_is_not_sorted_again(sqlite, vip, mirror, 
     with closing(BaseHook.get_connection("warehouse").get_hook().get_conn()) as connection:
         database = _rows.sql_hook("warehouse").database
         statement = _rows._ordered(
-            database, connection, "SELECT * FROM customers", ["profile_id"], None, 1, None
+            database, connection, "SELECT * FROM customers", ["profile_id"], None, _rows._Order(1, None, None)
         )
         plan = str(connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall())
     assert "SCAN" in plan

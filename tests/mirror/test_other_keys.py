@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_provider_talon_cdp.emulator import Emulator
+from airflow_provider_talon_cdp.exceptions import AuthenticationError
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
 MANY = [f"customer-{each:03}" for each in range(100)]
@@ -50,3 +51,21 @@ def test_members_are_sent_again_under_another_platform_name_though_the_environme
     assert mirror(audience_name=audience_name)["sent"] == again
     assert "Another platform name may lead to other audiences" in said()
     assert mirror(audience_name=audience_name)["sent"] == 0
+
+
+def test_a_retry_of_an_addition_with_another_key_begins_at_the_first_row(sqlite, use, mirror, context):
+    many = [f"customer-{each:04}" for each in range(3000)]
+    sqlite.fill(many)
+    context["ti"].max_tries = 1
+    use("live").create_audience("vip", "VIP", "live")
+    context["ti"].try_number = 1
+    emulator = use("sandbox")
+    emulator.create_audience("vip", "VIP", "sandbox")
+    emulator.fail_next("status", status=401, after=2, times=None)
+    with pytest.raises(AuthenticationError):
+        mirror(mode="add", in_flight=1)
+    emulator.clear_faults()
+    use("live")
+    context["ti"].try_number = 2
+    assert mirror(mode="add")["read"] == 3000
+    assert emulator.members("vip", "live") == set(many)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     LedgerError,
@@ -459,7 +460,8 @@ def test_a_profile_waits_for_a_flight_that_is_retried_for_long(sync, send):
 
 def batches(records, counts=None, in_flight=64):
     journal = OutsideChanges(Path(), Sync.identity, "")
-    return module._batches(records, counts or Counts(), journal, in_flight=in_flight), journal
+    stream = module._batches(records, counts or Counts(), journal, SuspiciousIds(), in_flight=in_flight)
+    return stream, journal
 
 
 def test_ids_travel_in_full_batches_of_bare_ids():
