@@ -422,12 +422,14 @@ class Ledger:
 
     @property
     def must_be_replaced(self) -> bool:
-        """Whether some changes of the plan in force have no outcome, or the manifests of plans are lost.
+        """Whether some changes of the plan in force have no outcome, or later versions are lost.
 
         The next version deletes lost plans.
         """
-        return bool(self._lost_parts) or any(
-            landed + withheld < lines for lines, landed, *_, withheld in self._progress()
+        return (
+            bool(self._lost_parts)
+            or self.version < self.at_least
+            or any(landed + withheld < lines for lines, landed, *_, withheld in self._progress())
         )
 
     def load(self) -> None:
@@ -437,7 +439,14 @@ class Ledger:
             LedgerError: The ledger is damaged, has a newer format, or belongs to another connection.
         """
         self._load_manifest()
-        self._acks = self._read_acks(self.manifest.plan)
+        try:
+            self._acks = self._read_acks(self.manifest.plan)
+        except DamagedError:
+            # The run that holds the lock may have deleted the files of this version.
+            if find_manifest(self.folder).manifest.file == self.manifest.file:
+                raise
+            self._load_manifest()
+            self._acks = self._read_acks(self.manifest.plan)
 
     def _load_manifest(self) -> None:
         """Read the ledger except the acknowledgements, which ``acks`` reads."""
@@ -475,7 +484,8 @@ class Ledger:
                 "Changes that were sent since then are sent again.\nManifest: %s",
                 self.folder / found.damaged[0],
             )
-        self.suspected = self._suspects_of(self.manifest.plan)
+        plans = [self.manifest.plan, *(Plan(folder=orphan) for orphan in found.orphans)]
+        self.suspected = frozenset().union(*map(self._suspects_of, plans))
         self._lost_parts = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
         self._notes = self._find_notes() if found.has_notes else Notes()
         self.other_writers = sorted(filter(None, set(self._notes.writers.values())))
@@ -648,6 +658,9 @@ class Ledger:
         notes = heapq.merge(
             zip(self._changed_outside("add", by_others=False), repeat("add"), strict=False),
             zip(self._changed_outside("add", by_others=True), repeat("guest"), strict=False),
+            zip(
+                self._sorted_members("add", self._acknowledged_in_lost_parts()), repeat("lost"), strict=False
+            ),
             zip(self._changed_outside("remove"), repeat("remove"), strict=False),
         )
         changes = ((member, {what for _, what in same}) for member, same in groupby(notes, key=itemgetter(0)))
@@ -655,7 +668,10 @@ class Ledger:
         audiences = self._known_audiences() if change and not self.identity.is_of_one_audience else None
 
         def of_unknown(member: Member, noted: set[str]) -> Iterator[tuple[str, str, Verb]]:
-            if "add" in noted:
+            if "lost" in noted and "remove" not in noted:
+                # Known, but for the manifest that is lost.
+                yield *member, "remove"
+            elif noted & {"add", "lost"}:
                 yield *member, "add"
             elif "guest" in noted and (audiences is None or member[1] in audiences):
                 # One that was removed again may be in the audience or not.
@@ -775,6 +791,11 @@ class Ledger:
         self.suspected = suspected
         self.lock.confirm()
 
+    def suspected_by_now(self) -> frozenset[str]:
+        """Return the suspected audiences, with those that other tasks have deleted meanwhile."""
+        self.suspected |= self._suspects_of(self.manifest.plan)
+        return self.suspected
+
     def doubt(self, audience: str) -> None:
         """Have the next plan send all members of an audience again, as it may be another one of the same ID.
 
@@ -794,7 +815,7 @@ class Ledger:
         The planner may iterate over its arguments once.
         """
         self._notes = self._find_notes()
-        self.suspected |= self._suspects_of(self.manifest.plan)
+        self.suspected_by_now()
         draft = Draft(
             version=self._newest + 1,
             folder=f"{self._newest + 1:08}-{self.run}",
@@ -931,19 +952,23 @@ class Ledger:
             spent=draft.spent,
         )
         # The notes that this version covers stay: if its manifest is lost, the version before it needs them.
-        before, spent_before = self.manifest.plan, self._spent_before
-        self._write_manifest(self.manifest.followed_by(manifest, self._keep))
+        before, spent_before, covered = self.manifest.plan, self._spent_before, self.suspected
+        # An audience may have been deleted after this version was drafted.
+        missed = self._suspects_of(before) - covered
+        if missed:
+            write_suspects(self.folder, draft.folder, self.run, missed)
+        self._put_manifest(self.manifest.followed_by(manifest, self._keep))
+        self.suspected, self.doubted = missed, frozenset()
+        # From now on a deletion is noted in the folder of this version.
+        self.suspect(self._suspects_of(before) - covered)
+        self._delete_unnamed()
         for name in spent_before:
             remove(self.folder / NOTES / name)
         self.lock.handed_over = handed_over
         self._newest = draft.version
-        # An audience may have been deleted after this version was drafted.
-        missed = self._suspects_of(before) - self.suspected
-        self.suspected = self.doubted = frozenset()
         self._lost_parts = ()
         self._lost_unclear = []
         self._notes = Notes()
-        self.suspect(missed)
 
     def remember(self, facts: RunFacts) -> None:
         """Replace the facts of the current version; a ledger without a version remembers nothing."""
@@ -955,6 +980,10 @@ class Ledger:
 
     def _write_manifest(self, manifest: Manifest) -> None:
         """Make a manifest the current one, and delete files that it does not name."""
+        self._put_manifest(manifest)
+        self._delete_unnamed()
+
+    def _put_manifest(self, manifest: Manifest) -> None:
         manifest = replace(manifest, fencing_token=self.lock.fencing_token, run=self.run)
         manifest = replace(manifest, file=manifest.file_name(self._manifests_written))
         self._manifests_written += 1
@@ -963,6 +992,9 @@ class Ledger:
         self.lock.confirm()
         self.manifest = manifest
         self._acks = self._share = None
+
+    def _delete_unnamed(self) -> None:
+        manifest = self.manifest
         manifest.remove_others(self.folder, self.lock.confirm)
         oldest = min([manifest.letters, *(version["letters"] for version in manifest.history)])
         prune_letters(self.folder, self._keep, oldest)
@@ -1398,13 +1430,27 @@ class Ledger:
         """
         own = by_others is not True
         lost = chain.from_iterable(map(self._sent_changes, self._lost_parts if own else ()))
-        changes = chain(read_notes(self.folder, self._notes, by_others=by_others), lost)
+        notes = read_notes(self.folder, self._notes, by_others=by_others)
+        return self._sorted_members(action, chain(notes, lost))
+
+    def _sorted_members(self, action: str, changes: Iterable[Chunk]) -> Iterator[tuple[str, str]]:
         chunks = (
             Chunk.of([change for change in chunk.changes() if change.action == action]) for chunk in changes
         )
         for record in sorted_members(chunk for chunk in chunks if chunk) if self._has_outside_changes else ():
             if isinstance(record, Chunk):
                 yield from zip(record.ids, record.each_key, strict=False)
+
+    def _acknowledged_in_lost_parts(self) -> Iterator[Chunk]:
+        """Yield the changes of lost plans that Talon.One surely made; those that run rules are left out."""
+        for file in self._lost_parts:
+            folder, _, name = file.file.partition("/")
+            part = _PART.fullmatch(name)
+            plan = Plan(folder=folder, parts=(file,), batch=self._sizes.batch)
+            with suppress(DamagedError):
+                if part and not any(chunk.runs_rules for chunk in read_chunks(self.folder, file)):
+                    acks = self._acks_of_part(plan, int(part[1]))
+                    yield from _acknowledged(plan.batches(self.folder, 0), acks)
 
     def _doubtful_profiles(self) -> Iterator[Chunk]:
         """Yield a doubtful fingerprint for each profile that notes of fingerprints or lost plans have."""
@@ -1445,7 +1491,8 @@ class Ledger:
     def _end_notes(self, seconds: float) -> None:
         """Note in the notified ledgers that the plan's last request arrives within some seconds."""
         for name in () if self.lock.handed_over else self._notified:
-            NoteWriter(self.registry.folder(name), self.plan, self._owner, self._clock).end(seconds)
+            notes = NoteWriter(self.registry.folder(name), self.plan, self._owner, self._clock)
+            notes.end(seconds, had_effect=any(map(self._has_effects, self.acks)))
 
 
 _IDENTITY_DEFAULTS = {part.name: "members" if part.name == "holds" else "" for part in fields(LedgerIdentity)}

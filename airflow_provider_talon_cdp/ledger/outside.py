@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
+from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, KEEP_VERSIONS, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import (
     LedgerError,
@@ -80,7 +81,7 @@ class Notes(NamedTuple):
 
     Args:
         files: The notes.
-        by_others: The names of notes that other tasks wrote.
+        by_others: The names of notes of changes that other tasks made.
         writers: The owner of each writer.
         spent: Names of files that can be deleted once a plan has covered them.
     """
@@ -126,13 +127,14 @@ class NoteWriter:
         write_bytes(self._folder / name, data)
         self.written += 1
 
-    def end(self, seconds: float = 0.0) -> None:
+    def end(self, seconds: float = 0.0, *, had_effect: bool = True) -> None:
         """Note the time after which none of the changes can arrive any more.
 
         Args:
             seconds: Seconds from now.
+            had_effect: Whether Talon.One may have made any of them.
         """
-        content = {"owner": self._owner, "until": self._clock() + seconds}
+        content = {"owner": self._owner, "until": self._clock() + seconds, "had_effect": had_effect}
         write_json(self._folder / f"{self._writer}.json", content)
 
 
@@ -160,7 +162,8 @@ def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -
         its_notes = [match[0] for match in found if match[1] == writer]
         if its_notes:
             writers[writer] = content.get("owner", "")
-        if content.get("owner"):
+        # The guard counts members that others added, but not those that they tried to add.
+        if content.get("owner") and content.get("had_effect", True):
             by_others += [f"{NOTES}/{name}" for name in its_notes]
         if content.get("until", 0.0) <= now:
             spent += [*its_notes, *ends.intersection([end])]
@@ -347,6 +350,8 @@ class OutsideChanges:
         """Number of changes that were read from the source so far."""
         self.progress: Progress | None = None
         """Where a retry of this task continues, if it reads rows in an order."""
+        self.counts = Counts()
+        """Where the acknowledged changes are counted."""
         self._in_flight = 0
         # By audience, the names of ledgers that hold members of it, and the audience's ID in each.
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
@@ -380,7 +385,12 @@ class OutsideChanges:
         self._in_flight += 1
         try:
             yield
+            chunk.tally(self.counts.added, self.counts.removed)
             self._in_flight -= 1
+        except RequestError as error:
+            if not (error.is_unclear or error.repeated):
+                self._in_flight -= 1
+            raise
         finally:
             try:
                 self.end()
@@ -436,38 +446,45 @@ class OutsideChanges:
         Raises:
             LedgerError: The note cannot be written. Nothing was sent.
         """
-        self._find_ledgers({audience})
         written: dict[Folder, Folder] = {}
 
         def note() -> None:
             # A run that is planning meanwhile puts another plan in force, which must know of it, too.
+            self._find_ledgers({audience})
             for name, audience_there in self._ledgers[audience]:
                 folder = self.registry.folder(name)
                 if (plan := find_manifest(folder).manifest.plan.folder) and folder / plan not in written:
                     path = write_suspects(folder, plan, self._writer, [audience_there])
                     written[folder / plan] = path
 
+        def note_again() -> None:
+            try:
+                note()
+            except LedgerError as error:
+                # A retry would find no audience. Only a plan that was put in force meanwhile is not told.
+                log.warning("A mirror that runs now may not know of this deletion.\n%s", error)
+
         note()
         try:
             yield
         except RequestError as error:
             if error.is_unclear or error.repeated or isinstance(error, NotFoundError):
-                note()
+                note_again()
                 raise
             for path in written.values():
                 remove(path)
             raise
-        note()
+        note_again()
 
     def _find_ledgers(self, audiences: set[str]) -> None:
-        new = audiences.difference(self._ledgers)
-        self._ledgers |= {audience: [] for audience in new}
-        for name, held in self.registry.ledgers_of(new).items():
+        # Each time, as a ledger may have been made since.
+        self._ledgers = {audience: [] for audience in audiences}
+        for name, held in self.registry.ledgers_of(audiences).items():
             for audience, audience_there in held:
                 self._ledgers[audience].append((name, audience_there))
-        if ATTRIBUTES in new:
+        if ATTRIBUTES in audiences:
             self._ledgers[ATTRIBUTES] = list(filter(self._has_attributes, self._ledgers[ATTRIBUTES]))
-        for audience in new - {ATTRIBUTES}:
+        for audience in audiences - {ATTRIBUTES}:
             # Earlier versions of this package did not register the ledgers that they wrote.
             own = self._identity.of_audience(audience, self._id_type)
             is_known = (own.folder_name, audience) in self._ledgers[audience]
@@ -511,8 +528,9 @@ class OutsideChanges:
     def end(self) -> None:
         """Write the dead letters, and note in the ledgers that the changes end, or may still arrive."""
         self.flush()
+        is_open = self._in_flight > 0
         for writer in self._writers.values():
-            writer.end(REQUEST_LASTS if self._in_flight > 0 else 0.0)
+            writer.end(REQUEST_LASTS if is_open else 0.0, had_effect=is_open or self.counts.sent > 0)
 
 
 def _remove_mark(mark: Folder) -> None:

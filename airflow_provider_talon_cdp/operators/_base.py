@@ -526,7 +526,9 @@ class LedgerOperator(SendingOperator):
         finally:
             if ledger.version:
                 try:
-                    instance.xcom_push(_VERSION_WRITTEN, {"ledger": place, "version": ledger.version})
+                    # An older ledger that was accepted, and then not replaced, is still older.
+                    version = max(ledger.version, ledger.at_least)
+                    instance.xcom_push(_VERSION_WRITTEN, {"ledger": place, "version": version})
                 except Exception as error:  # noqa: BLE001 - as for a link
                     self.log.warning(
                         "The ledger's version cannot be kept as an XCom, so the next run does not notice if\n"

@@ -227,7 +227,7 @@ def send_members(
         RejectedRecordsError: More records than ``max_rejected`` were rejected; all others were sent.
         RequestError: The run stopped early; the log has the counts.
     """
-    report = report or Report()
+    report = outside.counts = report or Report()
     suspicious = SuspiciousIds()
     checked = count_suspicious(records, suspicious, fails=limits.suspicious_ids == "fail")
     chunks = _note_ahead(_batches(checked, report, outside, suspicious, in_flight=limits.in_flight), outside)

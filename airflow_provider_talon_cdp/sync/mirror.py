@@ -461,7 +461,8 @@ class Mirror:
             except BaseException:
                 report += plan.counts
                 raise
-            if not lost:
+            # Of members, so that a deletion that another task noted during this run is not left to the next.
+            if not lost and not (self.audiences and self.ledger.suspected_by_now()):
                 report += plan.counts
                 if self.ledger.facts.filling:
                     self.ledger.remember(self._facts())

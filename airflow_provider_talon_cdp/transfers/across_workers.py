@@ -50,6 +50,8 @@ APPROVAL: Approval = "never"
 _COMMON = ("max_rejected", "in_flight", "talon_cdp_conn_id", "on_busy", "busy_timeout")
 # Most audiences that the approval question lists.
 _MOST_LISTED = 50
+# If the rows of so many profiles all differ from the plan, they differ at each reading.
+_MANY_CHANGED = 10
 
 
 def talon_audience_sync(
@@ -474,8 +476,8 @@ class CommitPlanOperator(SendingOperator):
                 plan["name"],
                 lambda: audiences.check(ledger, counts, {}, hook.members_sender, checks, after=True),
             )
-            # Profiles that are cleared have no row that could change.
-            all_changed = 0 < outcome.skipped == outcome.changes - outcome.removed.total()
+            # Profiles that are cleared have no row that could change. A few rows may really have changed.
+            all_changed = _MANY_CHANGED <= outcome.skipped == outcome.changes - outcome.removed.total()
             pushed = [*filter(None, self.pushed or ()), checks.summary()]
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
         report.report_file = report_file
@@ -651,6 +653,10 @@ def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> No
     from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
 
     ledger, names = _ledger(hook, plan), plan["missing"]
+    ledger.load()
+    if not approved and ledger.plan == plan["name"] and ledger.facts.rejected:
+        # An earlier attempt noted it, and then failed.
+        return
     with ledger.deciding(plan["owner"], plan["name"], run_facts(hook)):
         if not approved:
             ledger.reject_plan()

@@ -154,8 +154,10 @@ class ProfilesOperator(LedgerOperator):
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan and send; refuse to clear what another instance of this mapped task has sent in this run."""
-        mirror.ledger.load()
-        other = self.other_instance(context, mirror.ledger) if self.on_missing == "clear" else None
+        other = None
+        if self.on_missing == "clear":
+            mirror.ledger.load()
+            other = self.other_instance(context, mirror.ledger)
         if other is not None:
             raise InvalidInputError(
                 f"Instance {other} of the mapped task {self.task_id} has synced profiles with the same\n"

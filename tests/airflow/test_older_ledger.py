@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.exceptions import GuardError, LedgerError
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 
 AUDIENCE = "example-everybody"
@@ -115,6 +115,31 @@ def test_after_it_a_run_that_finds_an_earlier_xcom_accepts_the_ledger_too(sync, 
     assert sync(["anna", "dan"], send="all")["sent"] == 2
     xcoms.update(before)
     assert sync(["anna", "dan"])["unchanged"] == 2
+
+
+def test_a_run_with_send_all_that_replaces_nothing_does_not_accept_it_for_the_others(sync, talon, ledgers):
+    members = [f"c{each:02}" for each in range(50)]
+    sync(members)
+    ledgers.save()
+    sync(members[5:])
+    ledgers.put_back()
+    with pytest.raises(GuardError):
+        sync(members[:1], send="all")
+    with pytest.raises(LedgerError, match="has version 1, but this task last wrote version 2"):
+        sync(members)
+    assert talon.members(AUDIENCE) == set(members[5:])
+    assert sync(members, send="all")["sent"] == 50
+    assert sync(members)["unchanged"] == 50
+
+
+def test_a_run_with_send_all_that_has_nothing_to_send_is_enough(sync, ledgers):
+    sync(["anna"])
+    sync([], on_empty="allow", max_removal_fraction=1)
+    ledgers.save()
+    sync(["anna"])
+    ledgers.put_back()
+    sync([], on_empty="allow", send="all")
+    assert sync(["anna"])["sent"] == 1
 
 
 def test_a_deleted_ledger_is_older_too(sync, ledgers):

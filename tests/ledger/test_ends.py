@@ -318,3 +318,37 @@ def test_a_version_whose_manifest_alone_was_lost_is_not_an_older_state(open_ledg
     ledger.at_least = 2
     ledger.load()
     assert ledger.version == 1
+
+
+def test_a_ledger_that_is_read_while_another_run_replaces_its_version_is_read_anew(
+    open_ledger, commit, monkeypatch
+):
+    """That run has deleted the files that are about to be read."""
+    commit(open_ledger(keep=1), "+a")
+    ledger = open_ledger(keep=1)
+    read_acks, versions = ledger._read_acks, ["+b"]
+
+    def _read_acks(*arguments):
+        while versions:
+            commit(open_ledger(keep=1), versions.pop())
+        return read_acks(*arguments)
+
+    monkeypatch.setattr(ledger, "_read_acks", _read_acks)
+    ledger.load()
+    assert ledger.version == 2
+
+
+def test_members_of_a_version_whose_manifests_are_lost_count_for_the_guard(open_ledger, commit):
+    commit(open_ledger(), "+a", "+b")
+    ledger = open_ledger()
+    for manifest in ledger.folder.glob("manifest-*"):
+        manifest.unlink()
+    ledger.load()
+    assert ledger.version == 0
+    # As members that another task has added.
+    assert [
+        (change.profile_id, change.verb) for chunk in ledger.uncertain() for change in chunk.changes()
+    ] == [
+        ("a", "remove"),
+        ("b", "remove"),
+    ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
-from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.exceptions import AuthenticationError, LedgerError, LedgerUnavailableError
 from airflow_provider_talon_cdp.ledger import outside as module
+from airflow_provider_talon_cdp.ledger.format import Manifest
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts, ledger_name
 from airflow_provider_talon_cdp.ledger.outside import (
     ATTRIBUTES,
@@ -29,6 +32,12 @@ def outside(state, clock):
         return OutsideChanges(state, identity, owner, clock=clock)
 
     return opened
+
+
+def acknowledged(calls):
+    """Have the changes of a journal end, after Talon.One acknowledged some."""
+    calls.counts.added["vip"] += 1
+    calls.end()
 
 
 def push(ledger, plan, owner="me"):
@@ -248,7 +257,7 @@ def test_a_guest_is_told_from_a_member_of_which_this_ledger_is_not_sure(open_led
     push(open_ledger(), adds("a", "b"))
     calls = outside()
     calls.note(Chunk(["a", "x"], "vip", ["remove", "add"]))
-    calls.end()
+    acknowledged(calls)
     # A run that lost its lock leaves notes in its own ledger, which have no owner.
     own = NoteWriter(loaded().folder, "another", "", clock)
     own.write(Chunk(["y"], "vip"))
@@ -260,6 +269,40 @@ def test_a_guest_is_told_from_a_member_of_which_this_ledger_is_not_sure(open_led
     ]
 
 
+def test_members_that_nobody_has_added_are_no_guests(open_ledger, outside, loaded):
+    """The guard counts guests as members. These would keep a mirror red that has nothing to remove."""
+    push(open_ledger(), adds("a"))
+    calls = outside()
+    calls.note(Chunk(["x"], "vip"))
+    assert spelt(loaded().uncertain()) == [Change("x", "vip", "remove")]
+    calls.leaving(0)
+    calls.without_effect(0)
+    calls.end()
+    assert spelt(loaded().uncertain()) == [Change("x", "vip", "add")]
+    with pytest.raises(AuthenticationError), outside("dag/call/run").noting(Chunk(["y"], "vip")):
+        raise AuthenticationError("401", method="PUT", path="", status=401)
+    with outside("dag/call/run").noting(Chunk(["z"], "vip")):
+        """The call is answered."""
+    assert [each.verb for each in spelt(loaded().uncertain())] == ["add", "add", "remove"]
+
+
+def test_guests_of_a_plan_of_which_nothing_arrived_are_none(open_ledger, loaded):
+    push(open_ledger(), adds("a"))
+    other = open_ledger(name="sync:x")
+    with other.held("dag/other/run/-1"):
+        other.enforce(other.draft(planned(adds("b"))), facts=FACTS)
+        assert spelt(loaded().uncertain()) == [Change("b", "vip", "remove")]
+    assert spelt(loaded().uncertain()) == [Change("b", "vip", "add")]
+
+
+def test_a_ledger_that_was_made_after_the_first_note_is_told_of_the_next_ones(open_ledger, outside, loaded):
+    calls = outside()
+    calls.note(Chunk(["z"], "vip", "remove"))
+    push(open_ledger(), adds("a", "b"))
+    calls.note(Chunk(["a"], "vip", "remove"))
+    assert profiles(loaded().uncertain()) == ["a"]
+
+
 def test_a_sync_has_no_guests_in_an_audience_of_which_it_has_no_members(open_ledger, outside, loaded, clock):
     """By now the audience may be that of another mirror, which the sync would empty."""
     how = {"name": "sync:x"}
@@ -267,7 +310,7 @@ def test_a_sync_has_no_guests_in_an_audience_of_which_it_has_no_members(open_led
     push(open_ledger(**how), [Change("a", "gold", "remove")])
     calls = outside()
     calls.note(Chunk(["b", "c"], ["gold", "vip"]))
-    calls.end()
+    acknowledged(calls)
     assert members(loaded(**how).uncertain()) == [("c", "vip")]
     own = NoteWriter(loaded(**how).folder, "another", "", clock)
     own.write(Chunk(["d"], "gold"))
@@ -330,7 +373,7 @@ def test_a_guest_that_was_removed_again_is_none_for_the_guard(open_ledger, outsi
     for action in ("add", "remove"):
         calls = outside()
         calls.note(Chunk(["x"], "vip", action))
-        calls.end()
+        acknowledged(calls)
     assert spelt(loaded().uncertain()) == [Change("x", "vip", "add")]
 
 
@@ -338,7 +381,7 @@ def test_guests_of_a_plan_that_was_never_approved_are_guests_of_the_next_one(ope
     push(open_ledger(), adds("a"))
     calls = outside()
     calls.note(Chunk(["x"], "vip"))
-    calls.end()
+    acknowledged(calls)
     for awaits in (True, False):
         ledger = open_ledger()
         with ledger.held("me"):
@@ -370,6 +413,59 @@ def test_an_audience_that_is_deleted_during_the_planning_is_filled_by_the_next_p
             monkeypatch.setattr(ledger, "_suspects_of", lambda _: frozenset())
         with outside().deleting("vip"):
             ledger.enforce(draft, facts=FACTS)
+    assert loaded().suspected == {"vip"}
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed"])
+def test_a_deletion_during_the_planning_is_not_lost_with_the_plan_before(
+    open_ledger, outside, loaded, monkeypatch, keep, killed
+):
+    """Also if the run is killed after its manifest was written, and before it deletes older files."""
+    push(open_ledger(keep=keep), adds("a", "b"))
+    # So many changes that the next version has a file of members, and needs no earlier plan.
+    push(open_ledger(keep=keep), adds("c", "d"))
+
+    class Killed(BaseException):
+        """As SIGKILL ends the run."""
+
+    def die(*_):
+        raise Killed
+
+    ledger = open_ledger(keep=keep)
+    with suppress(Killed), ledger.held("me"):
+        draft = ledger.draft(plan_of("+e"))
+        with outside().deleting("vip"):
+            """It is made again after it."""
+        if killed:
+            monkeypatch.setattr(Manifest, "remove_others", die)
+        ledger.enforce(draft, facts=FACTS)
+    assert ledger.suspected == ({"vip"} if not killed else ledger.suspected)
+    assert loaded().suspected == {"vip"}
+
+
+def test_a_deletion_is_not_lost_with_the_manifest_of_the_plan_that_knows_of_it(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a", "b"))
+    push(open_ledger(), adds("c"))
+    with outside().deleting("vip"):
+        """It is made again after it."""
+    max(loaded().folder.glob("manifest-*")).unlink()
+    assert loaded().version == 1
+    assert loaded().suspected == {"vip"}
+
+
+def test_a_deletion_that_was_made_succeeds_though_the_storage_fails_after_it(
+    open_ledger, outside, loaded, monkeypatch, caplog
+):
+    """Another try would find no audience, and be red for good."""
+    push(open_ledger(), adds("a"))
+
+    def fail(_):
+        raise LedgerUnavailableError("The storage does not answer.")
+
+    with outside().deleting("vip"):
+        monkeypatch.setattr(module, "find_manifest", fail)
+    assert "A mirror that runs now may not know of this deletion." in caplog.text
     assert loaded().suspected == {"vip"}
 
 

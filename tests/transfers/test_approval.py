@@ -14,10 +14,12 @@ from airflow_provider_talon_cdp.exceptions import (
     GuardError,
     InvalidInputError,
     LedgerError,
+    LedgerUnavailableError,
     OlderRunError,
     TransientError,
 )
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
+from airflow_provider_talon_cdp.ledger.format import Manifest
 from airflow_provider_talon_cdp.sync.report import Report
 from airflow_provider_talon_cdp.transfers.across_workers import (
     PlanAudienceOperator,
@@ -295,6 +297,26 @@ class TestTheAnswer:
         with pytest.raises(LedgerError, match="was rejected"):
             answer(planned, "Approve")
         assert len(talon.members("vip")) == 100
+
+    def test_a_rejection_that_was_noted_before_the_storage_failed_is_carried_out(
+        self, members, talon, monkeypatch
+    ):
+        synced(*members(100))
+        _, planned = members(40)
+        remove_others, failures = Manifest.remove_others, []
+
+        def fail_once(*arguments):
+            if not failures:
+                failures.append(1)
+                raise LedgerUnavailableError("The storage does not answer.")
+            remove_others(*arguments)
+
+        monkeypatch.setattr(Manifest, "remove_others", fail_once)
+        monkeypatch.setattr(_approval, "_SECONDS_BETWEEN_ATTEMPTS", 0)
+        for _ in range(2):
+            answer(planned, "Reject")
+        with pytest.raises(LedgerError, match="was rejected"):
+            answer(planned, "Approve")
 
     def test_a_rejection_makes_no_request_and_gives_the_ledger_back(self, members, talon):
         _, planned = members(100, audience_id="new", audience_name="New")
