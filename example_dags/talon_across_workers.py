@@ -31,6 +31,7 @@ Where workers run on several machines, set `[talon_cdp] state_uri` to a place th
 Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
 """,
 ) as dag:
+    # --8<-- [start:everybody]
     everybody = talon_audience_sync(
         "everybody",
         sql="SELECT profile_id FROM customers",
@@ -40,6 +41,8 @@ Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
         dry_run="{{ params.dry_run }}",
         workers=4,
     )
+    # --8<-- [end:everybody]
+    # --8<-- [start:points]
     points = talon_profiles_sync(
         "points",
         sql="SELECT profile_id, points FROM customers",
@@ -47,4 +50,5 @@ Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
         dry_run="{{ params.dry_run }}",
         workers=4,
     )
+    # --8<-- [end:points]
     everybody >> points

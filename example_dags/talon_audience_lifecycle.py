@@ -32,12 +32,14 @@ the audience and deletes it. Members that Talon.One does not know yet become cus
 Connection: `talon_cdp_default`.
 """,
 ) as dag:
+    # --8<-- [start:create]
     create = CreateAudienceOperator(
         task_id="create",
         audience_id=AUDIENCE,
         audience_name="Newsletter (example)",
         if_exists="skip",
     )
+    # --8<-- [end:create]
 
     @task
     def subscribers() -> list[str]:
@@ -50,23 +52,29 @@ Connection: `talon_cdp_default`.
         add=subscribers(),
     )
 
+    # --8<-- [start:change_members]
     change_members = SyncAudienceMembersOperator(
         task_id="change_members",
         audience_id=AUDIENCE,
         add=["dora", "emil"],
         remove=["bert"],
     )
+    # --8<-- [end:change_members]
 
+    # --8<-- [start:rename]
     rename = UpdateAudienceOperator(
         task_id="rename",
         audience_id=AUDIENCE,
         audience_name="Newsletter subscribers (example)",
     )
+    # --8<-- [end:rename]
 
+    # --8<-- [start:delete]
     delete = DeleteAudienceOperator(
         task_id="delete",
         audience_id=AUDIENCE,
         if_missing="skip",
     )
+    # --8<-- [end:delete]
 
     create >> add_members >> change_members >> rename >> delete

@@ -73,11 +73,13 @@ Connections: `talon_cdp_default` and `warehouse`.
     attributes = as_attributes(read_customer.output)
     audiences = choose_audiences(attributes)
 
+    # --8<-- [start:set_attributes]
     set_attributes = UpdateProfileOperator(
         task_id="set_attributes",
         customer_profile_id="{{ params.customer_id }}",
         attributes=attributes,
     )
+    # --8<-- [end:set_attributes]
 
     create_audiences = CreateAudienceOperator.partial(
         task_id="create_audiences",
@@ -89,11 +91,13 @@ Connections: `talon_cdp_default` and `warehouse`.
         ]
     )
 
+    # --8<-- [start:set_audiences]
     set_audiences = UpdateProfileAudiencesOperator(
         task_id="set_audiences",
         customer_profile_id="{{ params.customer_id }}",
         add_audiences=audiences["join"],
         remove_audiences=audiences["leave"],
     )
+    # --8<-- [end:set_audiences]
 
     [set_attributes, create_audiences] >> set_audiences

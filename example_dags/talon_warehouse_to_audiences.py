@@ -94,6 +94,7 @@ Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
         split_statements=True,
     )
 
+    # --8<-- [start:mirror_segments]
     mirror_segments = SqlToTalonAudienceOperator(
         task_id="mirror_segments",
         sql="sql/segment_members.sql",
@@ -106,7 +107,9 @@ Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
         max_removal_fraction=0.5,
         dry_run="{{ params.dry_run }}",
     )
+    # --8<-- [end:mirror_segments]
 
+    # --8<-- [start:send_attributes]
     send_attributes = SqlToTalonProfilesOperator(
         task_id="send_attributes",
         sql="sql/customer_attributes.sql",
@@ -115,6 +118,7 @@ Connections: `talon_cdp_default` (Talon.One) and `warehouse` (any SQL database).
         types={"total_spent": "number", "last_purchase": "time"},
         dry_run="{{ params.dry_run }}",
     )
+    # --8<-- [end:send_attributes]
 
     # One after the other: Talon.One refuses two requests on one profile at the same time.
     create_tables >> load_purchases() >> build_segments >> mirror_segments >> send_attributes

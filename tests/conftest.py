@@ -29,7 +29,10 @@ settings.load_profile("dev")
 # uses.
 SLOW_FOLDERS = {"airflow", "bench", "browser", "faults", "kill", "warehouses"}
 SLOW_FILES = ("*_property.py", "test_*memory*.py", "test_fuzz.py", "test_openapi.py", "test_installation.py")
-LONGEST_FILES = ("test_memory.py", "test_mirror_property.py", "test_scale.py", "test_stopped_tasks.py")
+LONGEST_FILES = (
+    *("test_memory.py", "test_mirror_property.py", "test_scale.py", "test_stopped_tasks.py"),
+    "test_scheduled.py",
+)
 SLOW_PARTS = ("[S3", "-S3")
 # Where a release of Airflow makes most of the difference: a short matrix runs these, slow or not.
 RELEASE_FOLDERS = {"airflow", "kill", "package"}

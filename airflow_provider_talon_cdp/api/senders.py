@@ -76,8 +76,8 @@ class AttributesSender(AsyncTalonCdpClient):
 
     Args:
         args: As in ``AsyncTalonCdpClient``.
-        run_rule_engine: As in ``calls.update_customer_profile``.
-        skip_unknown_attributes: As there.
+        run_rule_engine: Whether each update runs Talon.One's rules.
+        skip_unknown_attributes: Whether undefined attributes are ignored, or their profile is refused.
         on_unclear: ``fail`` or ``retry``: what to do if a request that runs rules gets no clear answer.
         options: As in ``AsyncTalonCdpClient``.
     """

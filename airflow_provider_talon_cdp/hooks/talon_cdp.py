@@ -287,9 +287,9 @@ class TalonCdpHook(HttpHook):
         """Open a paced sender for attributes of many profiles.
 
         Args:
-            run_rule_engine: As in ``AttributesSender``.
-            skip_unknown_attributes: As there.
-            on_unclear: As there.
+            run_rule_engine: Whether each update runs Talon.One's rules.
+            skip_unknown_attributes: Whether undefined attributes are ignored, or their profile is refused.
+            on_unclear: What to do if an update that runs rules gets no clear answer: ``fail`` or ``retry``.
             in_flight: Most requests in flight.
             senders: Number of processes that send at once; each gets an equal part of the connection's rate.
         """

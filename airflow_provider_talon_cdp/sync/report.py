@@ -29,7 +29,7 @@ RUN = ("dag_id", "run_id", "task_id", "map_index", "try_number")
 
 # Audiences that are named in a log.
 _NAMED = 20
-# DAG runs whose reports are kept. A mapped task has several reports in one run.
+# DAG runs whose reports are kept. A mapped task and a group have several reports in one run.
 _KEPT = 20
 # Above this share of throttled requests there is a warning.
 _MOST_THROTTLED = 0.02

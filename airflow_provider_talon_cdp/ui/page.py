@@ -28,7 +28,7 @@ from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.storage import Folder, as_folder, is_local, names_in, read_pieces
 from airflow_provider_talon_cdp.operators._base import REPORT_KEY
 
-RUNS_SHOWN = 30
+RUNS_SHOWN = 20
 AUDIENCES_SHOWN = 20
 CHARTS_SHOWN = 6
 MAX_BYTES = 2**20
@@ -45,6 +45,8 @@ _HEADERS = {
 }
 # STATE_URI/<deployment host>/<name>-<digest of the identity>/reports/<time>-<digest of the run>.json
 _NAME = r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}\.json"
+# Where the digest of the DAG run is in it.
+_DAG_RUN = slice(17, 25)
 _PLACE = re.compile(
     rf"(?P<ledger>(?:/|[a-z][a-z0-9]*://)(?:[^/]+/)*[\w.:-]+/[\w.-]+-[0-9a-f]{{16}})/reports/(?P<name>{_NAME})",
     re.ASCII,
@@ -184,8 +186,11 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
             "The report of this task instance does not exist any more, or is not a report.\n"
             "A ledger keeps the reports of its last runs."
         )
+    # The tasks of a group leave several reports in a DAG run. The last one has the counts of the whole.
+    last = {name[_DAG_RUN]: name for name in names}
+    last.pop(match["name"][_DAG_RUN], None)
     before = []
-    for name in names[-RUNS_SHOWN:]:
+    for name in sorted(last.values())[-RUNS_SHOWN:]:
         earlier = _parsed(folder / name)
         if earlier and earlier.run.dag_id == dag_id:
             before.append(earlier)

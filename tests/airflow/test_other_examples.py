@@ -1,8 +1,10 @@
-"""The life of one audience, and the update of one profile, as whole DAG runs."""
+"""The life of one audience, the update of one profile, and what follows a sync, as whole DAG runs."""
 
 from __future__ import annotations
 
 import csv
+import sqlite3
+from contextlib import closing
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -73,3 +75,19 @@ def test_the_profile_gets_the_customers_figures_and_one_of_two_audiences(run, ta
 def test_a_customer_whom_the_warehouse_does_not_know_fails_the_run_and_changes_no_profile(run, talon):
     assert run("talon_profile_update", {"customer_id": "99999"}).state == "failed"
     assert talon.profiles() == frozenset()
+
+
+def test_after_an_audience_has_changed_tiers_are_sent_and_who_has_points_gets_an_offer(run, talon, warehouse):
+    with closing(sqlite3.connect(warehouse)) as connection, connection:
+        connection.execute("CREATE TABLE customers (profile_id text PRIMARY KEY, points int)")
+        customers = [("anna", 1000), ("bert", 999), ("carla", 0), ("dora", None)]
+        connection.executemany("INSERT INTO customers VALUES (?, ?)", customers)
+    assert run("talon_after_audience").state == "success"
+    assert {each: talon.profile(each)["attributes"]["tier"] for each in talon.profiles()} == {
+        "anna": "gold",
+        "bert": "silver",
+        "carla": "silver",
+        "dora": "silver",
+    }
+    assert talon.members("example-holdout") == {"anna"}
+    assert talon.members("example-offer") == {"anna", "bert"}

@@ -147,6 +147,47 @@ def test_the_code_of_the_pages_runs_where_a_dag_is_parsed(
         exec(compile(block, "docs", "exec"), {**PUBLIC, "DAG": DAG, "task": task, "datetime": datetime})
 
 
+# A section of an example DAG, which the site includes.
+INCLUDED = re.compile(r'^--8<-- "(example_dags/\w+\.py):(\w+)"$', re.MULTILINE)
+
+
+def example(file: str, section: str) -> str:
+    """The lines of a section, as the site includes them."""
+    text = (ROOT / file).read_text()
+    (lines,) = re.findall(
+        rf"^ *# --8<-- \[start:{section}\]\n(.*?)^ *# --8<-- \[end:{section}\]\n",
+        text,
+        re.MULTILINE | re.DOTALL,
+    )
+    return lines
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTED))
+def test_every_operator_shows_its_use_in_an_example_dag(name: str) -> None:
+    included = INCLUDED.findall(OPERATORS[name])
+    assert included
+    for file, section in included:
+        assert f"{name}(" in example(file, section)
+
+
+def test_every_section_of_an_example_dag_is_shown_on_a_page() -> None:
+    marked = {
+        (f"example_dags/{file.name}", section)
+        for file in (ROOT / "example_dags").glob("*.py")
+        for section in re.findall(r"--8<-- \[start:(\w+)\]", file.read_text())
+    }
+    shown = {each for page in PAGES for each in INCLUDED.findall(page.read_text())}
+    assert marked == shown
+
+
+def test_every_example_dag_is_on_the_page_of_examples() -> None:
+    page = (ROOT / "docs/examples.md").read_text()
+    shown = re.findall(r'^--8<-- "(example_dags/\w+\.py)"$', page, re.MULTILINE)
+    assert sorted(shown) == sorted(
+        f"example_dags/{file.name}" for file in (ROOT / "example_dags").glob("*.py")
+    )
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
 def test_a_dag_to_copy_has_one_run_at_a_time(page: str) -> None:
     """Two runs of one mirror cannot work at once: the second one would wait for the ledger."""

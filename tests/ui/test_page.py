@@ -12,7 +12,7 @@ pytest.importorskip("airflow.api_fastapi.core_api.security", reason="Airflow 2.1
 
 from airflow_provider_talon_cdp.ui import page
 
-NAMES = [f"2026112{day}T200000Z-0123456789abcdef.json" for day in range(9)]
+NAMES = [f"2026112{day}T200000Z-0123456{day}89abcdef.json" for day in range(9)]
 
 
 def shown(place):
@@ -27,6 +27,13 @@ class TestWhatIsRead:
         report, reports = page.read(places[6], "sync")
         assert report.ledger_version == 6
         assert [each.ledger_version for each in reports] == [0, 1, 2, 3, 4, 5, 6]
+
+    def test_of_a_run_with_several_reports_the_last_one_is_shown(self, leave):
+        for second in range(3):
+            leave(NAMES[0].replace("200000Z", f"20000{second}Z"), ledger_version=second)
+        leave(NAMES[1].replace("200000Z", "195900Z"), ledger_version=5)
+        _, reports = page.read(leave(NAMES[1]), "sync")
+        assert [each.ledger_version for each in reports] == [2, 7]
 
     def test_of_other_dags_on_the_same_ledger_nothing_is_shown(self, leave):
         leave(NAMES[0], run={"dag_id": "secret"}, ledger_version=1)
