@@ -8,18 +8,30 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import psycopg
 import pytest
 
 from airflow_provider_talon_cdp.transfers._rows import sql_hook
 from tests.warehouses.fake_redshift import FakeRedshift
+from tests.warehouses.relay import Relay
 
 CONNECTION = "AIRFLOW_CONN_WAREHOUSE"
+IDS = ["é", "e", "a", "A", "a b", "a  ", "a", "B", "9", "10", "\uffff", "\U0001f600", "ß", "_", "{}", "a%s"]
+NUMBERS = [9, 10, 100, -1, 2, 0]
+WARNINGS_OF_DRIVERS = [
+    # What the server that stands in for Snowflake does by itself, and Airflow's provider for Databricks.
+    pytest.mark.filterwarnings("ignore:Arrow output on a DB-API result:UserWarning"),
+    pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated"),
+]
 
 
 def pytest_configure(config):
@@ -39,16 +51,21 @@ class Warehouse:
         percent: How the driver spells a percent sign beside bind parameters.
         hook_params: Arguments for its hook.
         ids: A SELECT of one profile ID, given its text.
+        count: Begins to count the rows that leave the database, or its driver where it has no server; returns
+            a function that tells how many they are.
+        execute: Runs a statement that is no query, if its hook cannot.
     """
 
     connection: dict[str, Any]
     many: str
-    broken: str
     values: list[tuple[str, Any]]
+    broken: str | None = None
     parameter: str = "%s"
     percent: str = "%%"
     hook_params: dict[str, Any] = field(default_factory=dict)
     ids: str = "SELECT {} AS profile_id"
+    count: Callable[[], Callable[[], int]] | None = None
+    execute: Callable[[str], Any] | None = None
 
     @property
     def source(self):
@@ -58,9 +75,51 @@ class Warehouse:
         """A SELECT of these profile IDs."""
         return " UNION ALL ".join(self.ids.format(f"'{each}'") for each in ids)
 
+    def fill(self, pairs):
+        """Make the table ``members`` of these profile IDs and audiences."""
+        rows = ", ".join(f"({_literal(profile)}, {_literal(audience)})" for profile, audience in pairs)
+        statements = [
+            "DROP TABLE IF EXISTS members",
+            "CREATE TABLE members (profile_id VARCHAR(100), audience_id VARCHAR(100))",
+            f"INSERT INTO members VALUES {rows}",
+        ]
+        if self.execute:
+            for statement in statements:
+                self.execute(statement)
+            return
+        with closing(self.source.hook().get_conn()) as connection:
+            with closing(connection.cursor()) as cursor:
+                for statement in statements:
+                    cursor.execute(statement)
+            connection.commit()
+
     def environment(self):
         """What a process needs to read it."""
         return {CONNECTION: os.environ[CONNECTION]}
+
+
+def spelt(value):
+    """A value in which numbers are told apart from text and truth, and by how they are written."""
+    match value:
+        case list():
+            return [spelt(each) for each in value]
+        case dict():
+            return {name: spelt(each) for name, each in value.items()}
+        case bool():
+            return value
+        case int() | Decimal():
+            return {"number": str(value)}
+    return value
+
+
+def _literal(value):
+    return "NULL" if value is None else "'" + value.replace("'", "''") + "'"
+
+
+def _since(number):
+    """A function that tells how much a number has grown since now."""
+    before = number()
+    return lambda: number() - before
 
 
 @pytest.fixture(scope="session")
@@ -102,12 +161,18 @@ def mariadb_port():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _mysql(port, **extra):
+@pytest.fixture(scope="session")
+def mariadb_relay(mariadb_port):
+    with Relay(mariadb_port) as relay:
+        yield relay
+
+
+def _mysql(relay, **extra):
     return Warehouse(
         connection={
             "conn_type": "mysql",
             "host": "127.0.0.1",
-            "port": port,
+            "port": relay.port,
             "login": "root",
             "schema": "mysql",
             "extra": {"charset": "utf8mb4"} | extra,
@@ -126,26 +191,44 @@ def _mysql(port, **extra):
             ("'Zürich 😀'", '"Zürich 😀"'),
             ("NULL", "null"),
         ],
+        # A row of ``many`` has 28 characters, and five bytes around them.
+        count=lambda: _since(lambda: relay.passed // 33),
     )
 
 
 @pytest.fixture
-def mariadb(mariadb_port):
-    return _mysql(mariadb_port)
+def mariadb(mariadb_relay):
+    return _mysql(mariadb_relay)
 
 
 @pytest.fixture
-def mysql_connector(mariadb_port):
+def mysql_connector(mariadb_relay):
     pytest.importorskip("mysql.connector")
-    found = _mysql(mariadb_port, client="mysql-connector-python")
+    found = _mysql(mariadb_relay, client="mysql-connector-python")
     found.percent = "%"
     return found
 
 
 @pytest.fixture
-def duckdb(tmp_path):
+def duckdb(tmp_path, monkeypatch):
     pytest.importorskip("airflow.providers.duckdb.hooks.duckdb")
+
+    def count():
+        """Count what DuckDB's own reader of batches gives: it has no server."""
+        from duckdb import DuckDBPyRelation  # noqa: PLC0415 - it may not be installed
+
+        read, given = DuckDBPyRelation.to_arrow_reader, []
+
+        def counting(relation, size):
+            for batch in read(relation, size):
+                given.append(batch.num_rows)
+                yield batch
+
+        monkeypatch.setattr(DuckDBPyRelation, "to_arrow_reader", counting)
+        return lambda: sum(given)
+
     return Warehouse(
+        count=count,
         # Without a limit it sorts in as much memory as the machine has.
         connection={
             "conn_type": "duckdb",
@@ -198,7 +281,19 @@ def snowflake(snowflake_server, monkeypatch):
     fields = {each: snowflake_server[each] for each in ("account", "host", "port", "session_parameters")} | {
         "network_timeout": 5
     }
+
+    def count():
+        """Count what the server gives, in chunks as Snowflake's does: fakesnow's own gives all at once."""
+        from tests.warehouses.snowflake_chunks import SnowflakeChunks  # noqa: PLC0415 - as above
+
+        server = import_module("fakesnow.server")
+        chunks = SnowflakeChunks(f"http://127.0.0.1:{snowflake_server['port']}")
+        monkeypatch.setattr(server, "JSONResponse", chunks)
+        monkeypatch.setattr(server.app.router, "routes", [*server.app.router.routes, chunks.route])
+        return lambda: chunks.rows
+
     return Warehouse(
+        count=count,
         connection={
             "conn_type": "snowflake",
             "login": "user-of-a-test",
@@ -240,12 +335,20 @@ def redshift_server(postgres_folder):
         yield proxy
 
 
-def _like_redshift(port, conn_type, **extra):
+def _like_redshift(server, conn_type, **extra):
+    def execute(statement):
+        # Redshift's own driver takes a percent sign for a placeholder.
+        place = {"host": "127.0.0.1", "port": server.port, "user": "postgres", "dbname": "postgres"}
+        with psycopg.connect(**place, autocommit=True) as connection:
+            connection.execute(statement)
+
     return Warehouse(
+        execute=execute,
+        count=lambda: _since(lambda: server.rows),
         connection={
             "conn_type": conn_type,
             "host": "127.0.0.1",
-            "port": port,
+            "port": server.port,
             "login": "postgres",
             "password": "password-of-a-test",
             "schema": "postgres",
@@ -271,16 +374,58 @@ def _like_redshift(port, conn_type, **extra):
 
 
 @pytest.fixture
+def postgres(postgres_folder):
+    pytest.importorskip("airflow.providers.postgres.hooks.postgres")
+    return Warehouse(
+        connection={
+            "conn_type": "postgres",
+            "host": postgres_folder,
+            "login": "postgres",
+            "schema": "postgres",
+        },
+        many="SELECT 'customer-' || lpad((i * 7919::bigint % {0})::text, 19, '0') AS profile_id "
+        "FROM generate_series(1, {0}) AS i",
+        values=[
+            ("19.990::numeric(12, 4)", "19.99"),
+            ("'2026-06-30 12:00:00.5+02'::timestamptz", '"2026-06-30T10:00:00.500000Z"'),
+            ("'2026-06-30'::date", '"2026-06-29T22:00:00Z"'),
+            ("true", "true"),
+            ("ARRAY['a', 'b']", '["a","b"]'),
+            ("'{\"x\": [1.50]}'::jsonb", '{"x":[1.5]}'),
+            ("'Zürich 😀'", '"Zürich 😀"'),
+            ("NULL", "null"),
+        ],
+    )
+
+
+@pytest.fixture
+def sqlite(tmp_path):
+    return Warehouse(
+        connection={"conn_type": "sqlite", "host": str(tmp_path / "warehouse.db")},
+        many="WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r WHERE i < {0}) "
+        "SELECT printf('customer-%019d', i * 7919 % {0}) AS profile_id FROM r",
+        parameter="?",
+        percent="%",
+        values=[
+            ("19.99", "19.99"),
+            ("7", "7"),
+            ("'Zürich 😀'", '"Zürich 😀"'),
+            ("NULL", "null"),
+        ],
+    )
+
+
+@pytest.fixture
 def redshift(redshift_server):
     pytest.importorskip("airflow.providers.amazon.aws.hooks.redshift_sql")
-    found = _like_redshift(redshift_server.port, "redshift", ssl=False)
+    found = _like_redshift(redshift_server, "redshift", ssl=False)
     found.percent = "%"
     return found
 
 
 @pytest.fixture
 def redshift_as_postgres(redshift_server):
-    return _like_redshift(redshift_server.port, "postgres")
+    return _like_redshift(redshift_server, "postgres")
 
 
 @pytest.fixture(scope="session")
@@ -322,19 +467,30 @@ def bigquery(bigquery_server, monkeypatch):
             ("'Zürich 😀'", '"Zürich 😀"'),
             ("NULL", "null"),
         ],
+        count=lambda: _since(lambda: bigquery_server.rows),
+        execute=bigquery_server.execute,
     )
 
 
 @pytest.fixture
-def databricks(monkeypatch):
+def databricks(monkeypatch, tmp_path):
     pytest.importorskip("airflow.providers.databricks.hooks.databricks_sql")
-    pytest.importorskip("duckdb")
+    duckdb = pytest.importorskip("duckdb")
     from databricks import sql  # noqa: PLC0415 - it may not be installed
 
-    from tests.warehouses.fake_databricks import Connection  # noqa: PLC0415 - as above
+    from tests.warehouses.fake_databricks import Connection, Cursor  # noqa: PLC0415 - as above
 
     monkeypatch.setattr(sql, "connect", Connection)
+    monkeypatch.setattr(Connection, "file", str(tmp_path / "databricks.duckdb"))
+
+    def execute(statement):
+        # The driver's fake takes only queries.
+        with closing(duckdb.connect(Connection.file)) as connection:
+            connection.execute(statement)
+
     return Warehouse(
+        count=lambda: _since(lambda: Cursor.rows),
+        execute=execute,
         connection={
             "conn_type": "databricks",
             "host": "workspace.example.com",
@@ -355,6 +511,11 @@ def databricks(monkeypatch):
             ("DATE '2026-06-30'", '"2026-06-29T22:00:00Z"'),
             ("ARRAY('a', 'b')", '["a","b"]'),
             ("MAP('lat', 52.5)", '{"lat":52.5}'),
+            ('PARSE_JSON(\'{"x": [1.50, {"y": null}]}\')', '{"x":[1.5,{"y":null}]}'),
+            ("PARSE_JSON('\"text\"')", '"text"'),
+            ("PARSE_JSON('7')", "7"),
+            # Text is no VARIANT.
+            ("'{\"x\": 1}'", '"{\\"x\\": 1}"'),
             ("TRUE", "true"),
             ("'Zürich 😀'", '"Zürich 😀"'),
             ("NULL", "null"),
@@ -372,16 +533,32 @@ SAME_SERVER = [
 ]
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=pytest.mark.xdist_group(names[0])) for names in SAME_SERVER for name in names
-    ]
-)
-def warehouse(request, monkeypatch):
-    """Each database in turn."""
+_EACH = [
+    pytest.param(name, marks=pytest.mark.xdist_group(names[0])) for names in SAME_SERVER for name in names
+]
+# Other folders test how streams are read from these; here operators read from them.
+_OTHERS = [
+    pytest.param("postgres", marks=pytest.mark.xdist_group("redshift")),
+    pytest.param("sqlite", marks=pytest.mark.xdist_group("sqlite")),
+]
+
+
+def _opened(request, monkeypatch):
     found = request.getfixturevalue(request.param)
     monkeypatch.setenv(CONNECTION, json.dumps(found.connection))
     if request.param == "duckdb":
         with closing(found.source.hook().get_conn()) as connection:
             connection.execute("SELECT 1")
     return found
+
+
+@pytest.fixture(params=_EACH)
+def warehouse(request, monkeypatch):
+    """Each database in turn."""
+    return _opened(request, monkeypatch)
+
+
+@pytest.fixture(params=[*_EACH, *_OTHERS])
+def any_warehouse(request, monkeypatch):
+    """Each database in turn, and those that other folders test as well."""
+    return _opened(request, monkeypatch)

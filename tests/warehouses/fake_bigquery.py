@@ -72,12 +72,21 @@ def _parameter(given):
 
 
 class FakeBigQuery:
-    """Use it as a context manager; ``url`` goes into ``BIGQUERY_EMULATOR_HOST``."""
+    """Use it as a context manager; ``url`` goes into ``BIGQUERY_EMULATOR_HOST``.
+
+    Attributes:
+        requests: Queries: their paths and bodies.
+        rows: How many rows went to clients so far.
+        execute: Runs DuckDB's SQL, to make tables.
+    """
 
     def __init__(self):
         jobs, requests = {}, []
         self.requests = requests
+        self.rows = 0
+        fake = self
         connection = duckdb.connect()
+        self.execute = connection.execute
         connection.execute("SET TimeZone = 'UTC'")
 
         def run(body):
@@ -108,6 +117,7 @@ class FakeBigQuery:
                 result.execute(translated)
             rows = [] if most == 0 else result.fetchmany(PAGE)
             after = start + len(rows)
+            fake.rows += len(rows)
             answer = {
                 "kind": "bigquery#queryResponse",
                 "schema": schema,

@@ -7,12 +7,21 @@ import re
 import duckdb
 import sqlglot
 
+# What the driver calls the types that DuckDB calls otherwise.
+_TYPES = {"json": "variant", "varchar": "string"}
+
 
 class Connection:
-    """What ``databricks.sql.connect`` returns; once closed it is of no use, as the driver's own."""
+    """What ``databricks.sql.connect`` returns; once closed it is of no use, as the driver's own.
+
+    Attributes:
+        file: The file of the tables, for all connections.
+    """
+
+    file = ":memory:"
 
     def __init__(self, *_, **__):
-        self._database = duckdb.connect()
+        self._database = duckdb.connect(self.file)
         self._database.execute("SET TimeZone = 'UTC'; SET memory_limit = '64MB'; SET threads = 1")
         self.open = True
 
@@ -27,6 +36,14 @@ class Connection:
 
 
 class Cursor:
+    """A cursor of it.
+
+    Attributes:
+        rows: How many rows all cursors have given so far.
+    """
+
+    rows = 0
+
     def __init__(self, cursor):
         self._cursor = cursor
         self.description = None
@@ -36,8 +53,9 @@ class Cursor:
             operation = re.sub(f":{name}\\b", f"'{value}'", operation)
         translated = sqlglot.transpile(operation, read="databricks", write="duckdb")[0]
         result = self._cursor.sql(translated)
+        kinds = [str(kind).lower() for kind in result.types]
         self.description = [
-            (name, str(kind).lower()) for name, kind in zip(result.columns, result.types, strict=True)
+            (name, _TYPES.get(kind, kind)) for name, kind in zip(result.columns, kinds, strict=True)
         ]
         self._schema = result.limit(0).to_arrow_table().schema
         self._reader = result.to_arrow_reader(1000)
@@ -50,6 +68,7 @@ class Cursor:
         while count < size and (batch := next(self._reader, None)) is not None:
             batches.append(batch)
             count += batch.num_rows
+        Cursor.rows += count
         return pyarrow.Table.from_batches(batches, self._schema)
 
     def close(self):

@@ -64,8 +64,8 @@ def _pump(source, target, fetches):
             each.shutdown(socket.SHUT_RDWR)
 
 
-def _answers(server, client):
-    """Pass answers on; PostgreSQL's version becomes the one that Redshift tells."""
+def _answers(server, client, proxy):
+    """Pass answers on, and count rows; PostgreSQL's version becomes the one that Redshift tells."""
     try:
         while True:
             kind = _read(server, 1)
@@ -73,6 +73,8 @@ def _answers(server, client):
             body = _read(server, length - 4)
             if kind == b"S" and body.startswith(b"server_version\0"):
                 body = b"server_version\x008.0.2\0"
+            if kind == b"D":
+                proxy.rows += 1
             if kind == b"T":
                 body = _described(body)
             client.sendall(kind + struct.pack("!i", len(body) + 4) + body)
@@ -86,19 +88,24 @@ class FakeRedshift:
 
     Attributes:
         fetches: How many rows clients asked for at once.
+        rows: How many rows went to clients so far.
     """
 
     def __init__(self, folder, port=5432):
         path = f"{folder}/.s.PGSQL.{port}"
         fetches = self.fetches = []
+        self.rows = 0
+        proxy = self
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self):
+                # Messages are sent one by one, and without it some would wait for an acknowledgement.
+                self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with socket.socket(socket.AF_UNIX) as server:
                     server.connect(path)
                     server.sendall(_startup(self.request))
                     threading.Thread(target=_pump, args=(self.request, server, fetches), daemon=True).start()
-                    _answers(server, self.request)
+                    _answers(server, self.request, proxy)
 
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""Passes a TCP connection on, and breaks it in the middle."""
+"""Passes TCP connections on, counts what it passes, and may break them in the middle."""
 
 from __future__ import annotations
 
@@ -7,28 +7,37 @@ import socketserver
 import threading
 from contextlib import suppress
 
+# Of each socket of the relay: what waits there counts as passed, though no client has read it.
+_BUFFER = 65536
 
-class BreakingRelay:
+
+class Relay:
     """Listens on loopback before a server; use it as a context manager.
 
     Args:
         port: The server's port on loopback.
-        most: Bytes of answers after which all connections are broken.
+        most: Bytes of answers after which all connections are broken; None for never.
 
     Attributes:
-        is_broken: Whether that has happened.
+        passed: Bytes of answers so far.
+        is_broken: Whether connections are broken.
     """
 
-    def __init__(self, port, most):
+    def __init__(self, port, most=None):
         relay = self
+        self.passed = 0
         self.is_broken = False
-        self._left = most
+        self._most = most
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self):
                 if relay.is_broken:
                     return
-                with socket.create_connection(("127.0.0.1", port)) as server:
+                self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+                self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with socket.socket() as server:
+                    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+                    server.connect(("127.0.0.1", port))
                     threading.Thread(target=_pass_on, args=(self.request, server), daemon=True).start()
                     relay._answer(server, self.request)
 
@@ -39,8 +48,8 @@ class BreakingRelay:
     def _answer(self, server, client):
         with suppress(OSError):
             while data := server.recv(65536):
-                self._left -= len(data)
-                if self._left < 0:
+                self.passed += len(data)
+                if self._most is not None and self.passed > self._most:
                     self.is_broken = True
                     break
                 client.sendall(data)

@@ -38,3 +38,18 @@ def test_the_default_driver_of_mysql_is_there_where_mariadb_is():
             "no MariaDB server here; Debian: apt install mariadb-server libmariadb-dev gcc pkg-config"
         )
     assert importlib.import_module("MySQLdb").get_client_info()
+
+
+def test_the_driver_of_databricks_tells_variant_from_text():
+    """As its fake does, which takes its place in the other tests."""
+    pyarrow = importlib.import_module("pyarrow")
+    types = importlib.import_module("databricks.sql.thrift_api.TCLIService.ttypes")
+    client = importlib.import_module("databricks.sql.backend.thrift_backend").ThriftDatabricksClient
+    text = types.TTypeEntry(primitiveEntry=types.TPrimitiveTypeEntry(type=types.TTypeId.STRING_TYPE))
+    column = types.TColumnDesc(columnName="x", typeDesc=types.TTypeDesc(types=[text]))
+
+    def kind(name):
+        field = pyarrow.field("x", pyarrow.string(), metadata={"Spark:DataType:SqlName": name})
+        return client._col_to_description(column, field)[1]
+
+    assert (kind("VARIANT"), kind("STRING")) == ("variant", "string")
