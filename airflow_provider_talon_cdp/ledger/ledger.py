@@ -69,6 +69,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
     Notes,
     NoteWriter,
     Registry,
+    Writers,
     find_notes,
     read_notes,
     write_suspects,
@@ -633,7 +634,7 @@ class Ledger:
         content = [
             *(self.manifest.file, sorted(self.suspected), sorted(self.doubted)),
             *([file.file for file in files] for files in (self._notes.files, self._lost_parts)),
-            sorted(self._notes.by_others),
+            *(sorted(self._notes.by_others), sorted(self._notes.unsent)),
             *([name, read_json(self.folder / name)] for name in acks),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -656,12 +657,13 @@ class Ledger:
             no members has no guests: by now it may be another task's.
         """
         notes = heapq.merge(
-            zip(self._changed_outside("add", by_others=False), repeat("add"), strict=False),
-            zip(self._changed_outside("add", by_others=True), repeat("guest"), strict=False),
+            zip(self._changed_outside("add", "own"), repeat("add"), strict=False),
+            zip(self._changed_outside("add", "others"), repeat("guest"), strict=False),
+            zip(self._changed_outside("add", "unsent"), repeat("unsent"), strict=False),
             zip(
                 self._sorted_members("add", self._acknowledged_in_lost_parts()), repeat("lost"), strict=False
             ),
-            zip(self._changed_outside("remove"), repeat("remove"), strict=False),
+            zip(self._changed_outside("remove", "all"), repeat("remove"), strict=False),
         )
         changes = ((member, {what for _, what in same}) for member, same in groupby(notes, key=itemgetter(0)))
         change = next(changes, None)
@@ -676,6 +678,8 @@ class Ledger:
             elif "guest" in noted and (audiences is None or member[1] in audiences):
                 # One that was removed again may be in the audience or not.
                 yield *member, "add" if "remove" in noted else "remove"
+            elif "unsent" in noted and (audiences is None or member[1] in audiences):
+                yield *member, "add"
 
         for chunk in self.known() if change else ():
             last = chunk.ids[-1], key_at(chunk, -1)
@@ -1421,16 +1425,16 @@ class Ledger:
     def _has_outside_changes(self) -> bool:
         return bool(self._notes.files or self._lost_parts)
 
-    def _changed_outside(self, action: str, *, by_others: bool | None = None) -> Iterator[tuple[str, str]]:
+    def _changed_outside(self, action: str, writers: Writers) -> Iterator[tuple[str, str]]:
         """Yield, sorted, members that notes or lost plans added or removed.
 
         Args:
             action: ``add`` or ``remove``.
-            by_others: Whether to yield changes of other tasks, or of this ledger's runs; None for all.
+            writers: Whose changes to yield. Lost plans are the ledger's own.
         """
-        own = by_others is not True
+        own = writers in ("all", "own")
         lost = chain.from_iterable(map(self._sent_changes, self._lost_parts if own else ()))
-        notes = read_notes(self.folder, self._notes, by_others=by_others)
+        notes = read_notes(self.folder, self._notes, writers)
         return self._sorted_members(action, chain(notes, lost))
 
     def _sorted_members(self, action: str, changes: Iterable[Chunk]) -> Iterator[tuple[str, str]]:
@@ -1454,7 +1458,7 @@ class Ledger:
 
     def _doubtful_profiles(self) -> Iterator[Chunk]:
         """Yield a doubtful fingerprint for each profile that notes of fingerprints or lost plans have."""
-        changes = heapq.merge(self._changed_outside("add"), self._changed_outside("remove"))
+        changes = heapq.merge(self._changed_outside("add", "all"), self._changed_outside("remove", "all"))
         fingerprints = (change for change in changes if change[1] != ATTRIBUTES)
         first = (next(group) for _, group in groupby(fingerprints, key=itemgetter(0)))
         return _chunks_of_members((profile, doubted(key), "add") for profile, key in first)
@@ -1490,9 +1494,11 @@ class Ledger:
 
     def _end_notes(self, seconds: float) -> None:
         """Note in the notified ledgers that the plan's last request arrives within some seconds."""
-        for name in () if self.lock.handed_over else self._notified:
+        names = () if self.lock.handed_over else self._notified
+        had_effect = bool(names) and not all(acks.is_empty for acks in self.acks)
+        for name in names:
             notes = NoteWriter(self.registry.folder(name), self.plan, self._owner, self._clock)
-            notes.end(seconds, had_effect=any(map(self._has_effects, self.acks)))
+            notes.end(seconds, had_effect=had_effect)
 
 
 _IDENTITY_DEFAULTS = {part.name: "members" if part.name == "holds" else "" for part in fields(LedgerIdentity)}

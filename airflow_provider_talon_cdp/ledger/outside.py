@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
@@ -76,18 +76,24 @@ _DIGEST = 16
 _SCOPE = 8
 
 
+Writers = Literal["all", "own", "others", "unsent"]
+"""Runs of the ledger, other tasks whose changes had an effect, and other tasks whose changes had none."""
+
+
 class Notes(NamedTuple):
     """The notes in a ledger's folder.
 
     Args:
         files: The notes.
         by_others: The names of notes of changes that other tasks made.
+        unsent: The names of notes of changes that other tasks tried to make, without any effect.
         writers: The owner of each writer.
         spent: Names of files that can be deleted once a plan has covered them.
     """
 
     files: tuple[File, ...] = ()
     by_others: frozenset[str] = frozenset()
+    unsent: frozenset[str] = frozenset()
     writers: Mapping[str, str] = {}
     spent: tuple[str, ...] = ()
 
@@ -151,6 +157,7 @@ def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -
     ends = {name for name in names if name.endswith(".json")}
     writers: dict[str, str] = {}
     by_others: list[str] = []
+    unsent: list[str] = []
     spent: list[str] = []
     # A note is without its writer's end if it came when the writer's other notes were being spent.
     for end in sorted(ends.union(f"{match[1]}.json" for match in found)):
@@ -162,28 +169,31 @@ def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -
         its_notes = [match[0] for match in found if match[1] == writer]
         if its_notes:
             writers[writer] = content.get("owner", "")
-        # The guard counts members that others added, but not those that they tried to add.
-        if content.get("owner") and content.get("had_effect", True):
-            by_others += [f"{NOTES}/{name}" for name in its_notes]
+        if content.get("owner"):
+            found_by = by_others if content.get("had_effect", True) else unsent
+            found_by += [f"{NOTES}/{name}" for name in its_notes]
         if content.get("until", 0.0) <= now:
             spent += [*its_notes, *ends.intersection([end])]
     files = [File(file=f"{NOTES}/{match[0]}", sha256=match[2], lines=0, key="") for match in found]
-    return Notes(tuple(files), frozenset(by_others), writers, tuple(spent))
+    return Notes(tuple(files), frozenset(by_others), frozenset(unsent), writers, tuple(spent))
 
 
-def read_notes(ledger: Folder, notes: Notes, *, by_others: bool | None = None) -> Iterator[Chunk]:
+def read_notes(ledger: Folder, notes: Notes, writers: Writers = "all") -> Iterator[Chunk]:
     """Read the changes in notes.
 
     Args:
         ledger: The ledger's folder.
         notes: The notes.
-        by_others: Whether to read notes of other tasks, or of runs of this ledger; None for all.
+        writers: Whose notes to read.
 
     Raises:
         DamagedError: A note is damaged.
     """
     for file in notes.files:
-        if by_others is None or by_others == (file.file in notes.by_others):
+        wrote: Writers = (
+            "others" if file.file in notes.by_others else "unsent" if file.file in notes.unsent else "own"
+        )
+        if writers in ("all", wrote):
             yield from read_chunks(ledger, file)
 
 
@@ -355,6 +365,7 @@ class OutsideChanges:
         self._in_flight = 0
         # By audience, the names of ledgers that hold members of it, and the audience's ID in each.
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
+        self._unregistered: dict[str, list[tuple[str, str]]] = {}
         self._writers: dict[str, NoteWriter] = {}
 
     def note(self, chunk: Chunk) -> None:
@@ -484,7 +495,9 @@ class OutsideChanges:
                 self._ledgers[audience].append((name, audience_there))
         if ATTRIBUTES in audiences:
             self._ledgers[ATTRIBUTES] = list(filter(self._has_attributes, self._ledgers[ATTRIBUTES]))
-        for audience in audiences - {ATTRIBUTES}:
+        new = audiences - {ATTRIBUTES} - self._unregistered.keys()
+        self._unregistered |= {audience: [] for audience in new}
+        for audience in new:
             # Earlier versions of this package did not register the ledgers that they wrote.
             own = self._identity.of_audience(audience, self._id_type)
             is_known = (own.folder_name, audience) in self._ledgers[audience]
@@ -492,7 +505,10 @@ class OutsideChanges:
             if not is_known and any(
                 name.startswith("manifest-") for name in names_in(own.folder(self._state))
             ):
-                self._ledgers[audience].append((own.folder_name, audience))
+                self._unregistered[audience].append((own.folder_name, audience))
+        for audience, held in self._ledgers.items():
+            unregistered = self._unregistered.get(audience, [])
+            held += [ledger for ledger in unregistered if ledger not in held]
 
     def _has_attributes(self, ledger: tuple[str, str]) -> bool:
         names = find_manifest(self.registry.folder(ledger[0])).manifest.names

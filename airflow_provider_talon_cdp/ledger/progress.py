@@ -42,20 +42,18 @@ class Progress:
     Args:
         owner: The task instance; see ``Lock``.
         inputs: What the rows depend on, apart from the data; compared by its ``repr``.
-        attempt: Number of this try, from 1.
-        last_attempt: Number of the task's tries so far, and of its retries. Clearing a task changes it.
+        is_retry: Whether a try before this one failed since the task was cleared or its run was made.
+        last: Number of the last try that Airflow would make. Clearing a task changes it.
         audiences: The audiences of the rows. Those of earlier tries are added.
 
     Attributes:
         after: The profile ID up to which an earlier try has sent everything; empty for none.
     """
 
-    def __init__(
-        self, owner: str, inputs: object, attempt: int, last_attempt: int, audiences: set[Any]
-    ) -> None:
+    def __init__(self, owner: str, inputs: object, *, is_retry: bool, last: int, audiences: set[Any]) -> None:
         self._name = f"{_digest(owner)}.json"
-        self._of = {"inputs": _digest(repr(inputs)), "last_attempt": last_attempt}
-        self._attempt = attempt
+        self._of = {"inputs": _digest(repr(inputs)), "last": last}
+        self._is_retry = is_retry
         self._audiences = audiences
         self._lock = threading.Lock()
         self._path: Folder | None = None
@@ -79,13 +77,14 @@ class Progress:
         folder, oldest = ledger / _PROGRESS, letters_name(now - _SECONDS_KEPT, "")
         with self._logging_errors():
             names = names_in(folder)
-            for name in names:
-                if name < oldest:
-                    remove(folder / name)
             mine = [name for name in names if name.endswith(f"-{self._name}") and name >= oldest]
             self._path = folder / (mine[-1] if mine else letters_name(now, self._name))
-            content = (read_json(self._path) or {}) if mine else {}
-            if self._of.items() <= content.items() and content["attempt"] <= self._attempt:
+            for name in names:
+                # Not a file that another task is writing, whose name begins with a point.
+                if name[0] != "." and (name < oldest or (name in mine and not self._is_retry)):
+                    remove(folder / name)
+            content = (read_json(self._path) or {}) if mine and self._is_retry else {}
+            if self._of.items() <= content.items():
                 self.after = content["after"]
                 self._audiences.update(content["audiences"])
 
@@ -105,7 +104,7 @@ class Progress:
 
     def read(self, rows: Chunk) -> None:
         """Note the next rows, at most as many as a chunk has changes."""
-        if not all(map(le, chain([self._last], rows.ids), rows.ids)):
+        if self._limit >= 0 and not all(map(le, chain([self._last], rows.ids), rows.ids)):
             self.cancel()
         self._first, self._last = rows.ids[0], rows.ids[-1]
         self._is_one_audience &= isinstance(rows.keys, str)
@@ -140,7 +139,6 @@ class Progress:
             if self._is_written or self._path is None or self._limit < 0:
                 return
             content = {
-                "attempt": self._attempt,
                 "after": self._ends[self._next - 1],
                 # The reading thread may add to them meanwhile.
                 "audiences": sorted(map(str, tuple(self._audiences))),
@@ -160,7 +158,7 @@ class Progress:
         try:
             yield
         except LedgerError as error:
-            self._path = None
+            self._limit = -1
             log.info("A retry will begin at the first row.\n%s", error)
 
 

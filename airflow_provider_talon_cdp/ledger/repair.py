@@ -95,7 +95,9 @@ class DamagedLedger(Ledger):
         for chunk in saved_chunks(self.folder, newest.withheld) if newest.withheld else ():
             withheld.update((change[:2], change.action) for change in chunk.changes())
         self._drop_notes(messages)
-        self._drop_damaged_suspects(newest.plan, messages)
+        suspects = self._intact_suspects(
+            [newest.plan, *(Plan(folder=orphan) for orphan in orphans)], messages
+        )
         notes = NoteWriter(self.folder, self.run, "", self._clock)
         for chunk in chain.from_iterable(uncertain):
             # Profiles are sent again without rules.
@@ -118,12 +120,14 @@ class DamagedLedger(Ledger):
             messages.append("The list of records that Talon.One refused is dropped: they are sent again.")
         members = Folded(snapshot, changed, one_per_profile=self._holds_profiles)
         self._begin_with(members, facts=self.facts, names=newest.names, withheld=withheld)
+        self.suspect(suspects)
         if notes.written:
             notes.end()
         return [*messages, f"The ledger has version {self.version} now."]
 
-    def _drop_damaged_suspects(self, plan: Plan, messages: list[str]) -> None:
-        for name in self._files(plan, SUSPECTS):
+    def _intact_suspects(self, plans: list[Plan], messages: list[str]) -> frozenset[str]:
+        """Return the suspects of plans; delete the files of them that cannot be read."""
+        for name in chain.from_iterable(self._files(plan, SUSPECTS) for plan in plans):
             try:
                 read_json(self.folder / name)
             except DamagedError:
@@ -132,8 +136,8 @@ class DamagedLedger(Ledger):
                     f"{name} is damaged: it says which audiences may have lost their members. "
                     'Run the task once with send="all".'
                 )
-        # The new version takes over those that can be read.
         self.suspected = frozenset()
+        return frozenset().union(*map(self._suspects_of, plans))
 
     def _base(self, manifests: list[Manifest], messages: list[str]) -> tuple[Manifest, Iterable[Chunk]]:
         """Return the version to begin with, and its members as far as they can be read."""

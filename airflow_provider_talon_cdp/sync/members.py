@@ -334,8 +334,9 @@ class _RecentChanges:
                 new = [profile_id for profile_id in dict.fromkeys(chunk.ids) if profile_id not in seen]
                 chunk = Chunk(new, chunk.keys, chunk.verbs)
             seen.update(chunk.ids)
-        self._history.append(chunk)
-        self._size += len(chunk)
+        if chunk:
+            self._history.append(chunk)
+            self._size += len(chunk)
         while self._size - len(self._history[0]) >= self._remembered:
             self._forget(self._history.popleft())
         return chunk

@@ -411,7 +411,8 @@ class PushShareOperator(SendingOperator):
             arguments = {"in_flight": self.in_flight, "max_rejected": self.max_rejected, **self.profiles}
             profiles = SqlToTalonProfilesOperator(task_id=self.task_id, **arguments)
             kind = profiles.kind()
-            chunks = kind.reread(share.batches(in_order=True), profiles.source(hook)(), ledger.names)
+            rows = profiles.rows(hook, profiles.sql_hook())
+            chunks = kind.reread(share.batches(in_order=True), rows, ledger.names)
             return push_share(share, chunks, kind, lambda: profiles.sender(hook, senders), limits, report)
 
 

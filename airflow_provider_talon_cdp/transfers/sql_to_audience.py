@@ -165,13 +165,22 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         settings, database = self.hook().settings, BaseHook.get_connection(self.sql_conn_id)
         excluded = {"in_flight", "max_rejected", "talon_cdp_conn_id", "sql_conn_id"}
         inputs = [
-            *(settings.base_url, settings.environment, settings.key_fingerprint),
+            # Airflow 3 counts how often a person has cleared a run.
+            getattr(context.get("dag_run"), "clear_number", None),
+            *(settings.base_url, settings.environment, settings.platform_name, settings.key_fingerprint),
             *(database.conn_type, database.host, database.port, database.schema),
-            *(database.login, database.extra, self.mode),
+            *(database.login, database.extra, self.mode, self.audience_id_type),
             *(getattr(self, name) for name in self.template_fields if name not in excluded),
         ]
-        owner = self.run_owner(context)
-        return Progress(owner, inputs, instance.try_number, last_attempt, self.audiences_seen)
+        # A run that is deleted and made again, or cleared, begins anew.
+        is_retry = instance.try_number > last_attempt - (self.retries or 0) + 1
+        return Progress(
+            self.run_owner(context),
+            inputs,
+            is_retry=is_retry,
+            last=last_attempt,
+            audiences=self.audiences_seen,
+        )
 
     def _rows(
         self, source: SqlSource, bounds: Bounds | None, progress: Progress | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.sync.profiles import Profiles
     from airflow_provider_talon_cdp.sync.report import Report
+    from airflow_provider_talon_cdp.transfers._rows import SqlSource
 
 Nulls = Literal["skip", "delete"]
 OnMissing = Literal["ignore", "clear"]
@@ -244,14 +245,19 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
         return self.run_mirror(context)
 
     def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
-        """Return a function that reads the query."""
+        """Return a function that reads the query in the order of profile IDs."""
+        from airflow_provider_talon_cdp.transfers._rows import in_order  # noqa: PLC0415
+
+        database, sort = self.sql_hook(), self.kind().sort
+        return lambda: in_order(database, self.rows(hook, database), sort)
+
+    def rows(self, hook: TalonCdpHook, database: SqlSource) -> Generator[Any, None, None]:
+        """Read the query in the order of profile IDs, if the database can sort so."""
         from airflow_provider_talon_cdp.transfers._rows import (  # noqa: PLC0415
             ProfileColumns,
-            in_order,
             read_profiles,
         )
 
-        database, encode, sort = self.sql_hook(), self.encoder(hook), self.kind().sort
         columns = ProfileColumns(
             profile_id=self.profile_id_column,
             attributes=as_columns("attributes", self.attributes),
@@ -259,6 +265,4 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
             order_by=self.order_by_column,
             declared=as_types("types", self.types),
         )
-        return lambda: in_order(
-            database, read_profiles(database, self.sql, columns, encode, self.parameters), sort
-        )
+        return read_profiles(database, self.sql, columns, self.encoder(hook), self.parameters)

@@ -12,7 +12,7 @@ from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts
-from airflow_provider_talon_cdp.ledger.outside import ATTRIBUTES, NoteWriter, write_suspects
+from airflow_provider_talon_cdp.ledger.outside import ATTRIBUTES, NoteWriter, OutsideChanges, write_suspects
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in
 from tests.ledger.conftest import FACTS, VIP, members, names, plan_of, planned, profiles
@@ -367,3 +367,20 @@ def test_any_damage_of_any_file_ends_within_seconds_in_one_error_or_the_truth(
             assert time.monotonic() - began < 10
             (folder / name).write_bytes(data)
     assert noticed > 20
+
+
+def test_a_repair_knows_of_a_deletion_that_a_lost_version_knew_of(open_ledger, commit, state, clock):
+    commit(open_ledger(), "+a", "+b")
+    commit(open_ledger(), "+c")
+    with OutsideChanges(state, VIP.of_audience("x"), "dag/delete/run", clock=clock).deleting("vip"):
+        """It is made again after it."""
+    ledger = open_ledger()
+    max(ledger.folder.glob("manifest-*")).write_text("{")
+    repaired(state)
+    ledger.load()
+    assert ledger.suspected == {"vip"}
+    assert [change.profile_id for chunk in ledger.uncertain() for change in chunk.changes()] == [
+        "a",
+        "b",
+        "c",
+    ]

@@ -22,7 +22,7 @@ CONTINUES = "This one continues where it ended"
 
 
 def attempt(number, *, last=2, **instance):
-    """The context of a try of a task with two retries."""
+    """The context of a try of a task."""
     ti = task_instance(**instance)
     ti.try_number, ti.max_tries = number, last
     return {"ti": ti}
@@ -33,7 +33,7 @@ def add(mirror, caplog):
     caplog.set_level(logging.INFO)
 
     def run(number, *, instance=None, **arguments):
-        defaults = {"mode": "add", "in_flight": 1}
+        defaults = {"mode": "add", "in_flight": 1, "retries": 2}
         return mirror(context=attempt(number, **(instance or {})), **(defaults | arguments))
 
     return run
@@ -72,11 +72,12 @@ def test_a_retry_sends_only_what_is_left(warehouse, vip, add, fails, caplog, mod
 
 def test_each_retry_continues_where_the_last_one_ended(sqlite, vip, add, fails, caplog):
     sqlite.fill(shuffled(MANY))
-    fails(1)
-    fails(1, number=2)
+    how = {"retries": 3, "instance": {"last": 3}}
+    fails(1, **how)
+    fails(1, number=2, **how)
     # One that sends nothing loses nothing.
-    fails(0, number=3)
-    assert add(4)["read"] == len(MANY) - 1998
+    fails(0, number=3, **how)
+    assert add(4, **how)["read"] == len(MANY) - 1998
     assert caplog.text.count(CONTINUES) == 3
     assert vip.members("vip") == set(MANY)
 
@@ -114,16 +115,21 @@ def test_rows_with_an_audience_each_continue_and_tell_of_the_audiences_before(sq
     "changed",
     [
         {"sql": "SELECT profile_id FROM customers WHERE profile_id <> 'x'"},
-        {"instance": {"last": 3}},
+        {"number": 4, "instance": {"last": 5}},
+        {"number": 1},
+        {"audience_id_type": "internal"},
         {"instance": {"run_id": "run-2"}},
         {"instance": {"map_index": 1}},
     ],
-    ids=["query", "cleared by a person", "run", "mapped instance"],
+    ids=["query", "cleared by a person", "run made again", "type of audience ID", "run", "mapped instance"],
 )
 def test_what_may_have_other_rows_begins_at_the_first(sqlite, vip, add, fails, caplog, changed):
     sqlite.fill(MANY)
     fails(3)
-    assert add(2, **changed)["read"] == 5000
+    if "audience_id_type" in changed:
+        sql = "SELECT profile_id FROM customers"
+        changed = changed | {"audience_id": vip.audiences()["vip"]["id"], "sql": sql}
+    assert add(**{"number": 2} | changed)["read"] == 5000
     assert CONTINUES not in caplog.text
 
 
@@ -274,6 +280,7 @@ def test_however_tries_end_all_is_sent_and_counted(talon, sqlite, mirror, monkey
             mode="add",
             in_flight=1,
             max_rejected=None,
+            retries=max(last, 0),
         )
 
     expected = add(whole, 1, last=0)

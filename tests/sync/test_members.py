@@ -455,6 +455,16 @@ def test_a_profile_waits_for_a_flight_that_is_retried_for_long(sync, send):
     assert (report.sent, report.duplicate) == (12_001, 0)
 
 
+def test_a_duplicate_that_comes_late_is_forgotten_like_the_others():
+    """Its part has nothing to remember."""
+    ids = ["x", *map(str, range(5000)), "x", *map(str, range(5000, 20_000))]
+    keys = ["small" if each == "x" else "large" for each in ids]
+    stream, _ = batches(
+        [Chunk(ids[at : at + 500], keys[at : at + 500]) for at in range(0, len(ids), 500)], in_flight=8
+    )
+    assert sum(map(len, stream)) == 20_001
+
+
 # Batches
 
 

@@ -183,7 +183,13 @@ def test_every_value_is_the_attribute_that_talon_one_has(any_warehouse, sync, ta
 
 def test_a_retry_of_an_addition_continues_where_the_try_before_ended(any_warehouse, run, talon, audiences):
     number = 5000
-    how = {"sql": any_warehouse.many.format(number), "audience_id": "vip", "mode": "add", "in_flight": 1}
+    how = {
+        "sql": any_warehouse.many.format(number),
+        "audience_id": "vip",
+        "mode": "add",
+        "in_flight": 1,
+        "retries": 1,
+    }
     source = {"sql_conn_id": "warehouse", "hook_params": any_warehouse.hook_params}
 
     def add(attempt):
