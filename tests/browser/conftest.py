@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -27,6 +28,7 @@ DAGS = Path(__file__).with_name("dags")
 PATIENCE = 300
 # Of one step in the page; a machine with two cores may be busy.
 STEP = 60_000
+LINKS = ("Talon.One Campaign Manager", "Dead letters")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,16 @@ class Served:
     talon_url: str
     home: Path
     password: str | None = None
+
+
+@dataclass(frozen=True)
+class Tab:
+    """The tab *Talon.One sync* of a task instance: its text, its HTML, and what was loaded for the window."""
+
+    text: str
+    html: str
+    hosts: set[str]
+    loaded: list[str]
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +69,12 @@ def browser():
 def airflow_3(served):
     """The main release."""
     return served(".venv-browser")
+
+
+@pytest.fixture(scope="session")
+def airflow_2(served):
+    """The oldest release."""
+    return served(".venv-2.11")
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +131,56 @@ def page(browser):
     context.set_default_timeout(STEP)
     yield context.new_page()
     context.close()
+
+
+@pytest.fixture(scope="module")
+def window(page, airflow_2):
+    """A page of somebody who is logged in to Airflow 2.11."""
+    page.goto(f"{airflow_2.url}/login/", wait_until="domcontentloaded")
+    page.fill("#username", "admin")
+    page.fill("#password", airflow_2.password)
+    page.click("input[type=submit]")
+    page.wait_for_url("**/home")
+    return page
+
+
+@pytest.fixture
+def tab(page):
+    """A function that opens the tab of a task instance, whose URL it takes."""
+
+    def opened(task):
+        asked = []
+
+        def note(request):
+            asked.append(request)
+
+        page.on("request", note)
+        page.goto(f"{task}/plugin/talon-cdp-sync", wait_until="domcontentloaded")
+        frame = page.wait_for_selector("iframe[title='Talon.One sync']").content_frame()
+        frame.wait_for_selector("main section")
+        frame.wait_for_load_state("load")
+        page.remove_listener("request", note)
+        return Tab(
+            " ".join(frame.inner_text("body").split()),
+            frame.content(),
+            {urlsplit(each.url).netloc for each in asked if each.url.startswith("http")},
+            [each.url for each in asked if each.frame == frame],
+        )
+
+    return opened
+
+
+@pytest.fixture
+def links(page):
+    """A function that opens a page of a task instance and returns where its links lead."""
+
+    def opened(url):
+        page.goto(url, wait_until="domcontentloaded")
+        page.get_by_role("link", name=LINKS[0]).wait_for()
+        shown = {name: page.get_by_role("link", name=name, exact=True) for name in LINKS}
+        return {name: each.get_attribute("href") for name, each in shown.items() if each.count()}
+
+    return opened
 
 
 @pytest.fixture

@@ -15,26 +15,10 @@ KEY = "the-key-of-a-test-0123456789"
 ENVIRONMENT = ".venv-2.11"
 
 
-@pytest.fixture(scope="module")
-def airflow(served):
-    return served(ENVIRONMENT)
-
-
-@pytest.fixture(scope="module")
-def window(page, airflow):
-    """A page of somebody who is logged in."""
-    page.goto(f"{airflow.url}/login/", wait_until="domcontentloaded")
-    page.fill("#username", "admin")
-    page.fill("#password", airflow.password)
-    page.click("input[type=submit]")
-    page.wait_for_url("**/home")
-    return page
-
-
 @pytest.fixture
-def form(window, airflow):
+def form(window, airflow_2):
     """The form for a new connection of our type."""
-    window.goto(f"{airflow.url}/connection/add", wait_until="load")
+    window.goto(f"{airflow_2.url}/connection/add", wait_until="load")
     window.locator("#conn_type").select_option("talon_cdp", force=True)
     window.locator("[name=extra__talon_cdp__deployment_host]").wait_for()
     return window
@@ -89,12 +73,12 @@ def test_all_is_labelled_explained_and_suggested_and_nothing_else_is_shown(form)
     }
 
 
-def test_a_saved_connection_keeps_its_key_and_hides_it(form, airflow, talon):
+def test_a_saved_connection_keeps_its_key_and_hides_it(form, airflow_2, talon):
     name = filled(form, talon)
     save(form, "Added Row")
-    form.goto(f"{airflow.url}/connection/list/?_flt_3_conn_id={name}")
+    form.goto(f"{airflow_2.url}/connection/list/?_flt_3_conn_id={name}")
     row = form.get_by_role("row").filter(has_text=name)
-    form.goto(airflow.url + row.locator("a[href*='/connection/edit/']").first.get_attribute("href"))
+    form.goto(airflow_2.url + row.locator("a[href*='/connection/edit/']").first.get_attribute("href"))
     form.locator("[name=extra__talon_cdp__environment]").wait_for()
     assert form.locator("[name=extra__talon_cdp__environment]").input_value() == "live"
     assert form.locator("[name=password]").input_value() == ""
@@ -103,7 +87,7 @@ def test_a_saved_connection_keeps_its_key_and_hides_it(form, airflow, talon):
     save(form, "Changed Row")
     # The edit form tests what is typed into it, so what is stored is tested by Airflow's command.
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    env |= {"AIRFLOW_HOME": str(airflow.home), "AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
+    env |= {"AIRFLOW_HOME": str(airflow_2.home), "AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
     command = [f"{ENVIRONMENT}/bin/python", "-m", "airflow", "connections", "test", name]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert "Connection success!" in done.stdout, done.stdout + done.stderr
@@ -124,9 +108,31 @@ def test_a_wrong_host_is_told(form, talon):
     assert "127.0.0.1:1" in told(form)
 
 
-@pytest.mark.parametrize("name", [each.name for each in FIELDS if each.minimum])
-def test_a_number_below_its_minimum_is_refused(form, talon, name):
-    filled(form, talon)
-    form.fill(f"[name=extra__talon_cdp__{name}]", "0")
-    form.click("button[type=submit]:has-text('Save')")
-    form.get_by_text("Number must be at least 1").wait_for()
+def test_a_port_may_stay_empty(form, talon):
+    filled(form, talon, host=talon.url, port="")
+    assert "Talon.One accepts this API key" in told(form)
+    save(form, "Added Row")
+
+
+def test_another_port_than_that_in_the_base_url_is_told(form, talon):
+    filled(form, talon, host=talon.url, port="443")
+    said = told(form)
+    assert "Base URL" in said
+    assert "port" in said
+
+
+def test_a_number_below_its_minimum_is_refused(form, talon):
+    numbers = {each.name: each.minimum for each in FIELDS if each.minimum is not None}
+    name = filled(form, talon)
+    for field, minimum in numbers.items():
+        form.fill(f"[name=extra__talon_cdp__{field}]", str(minimum - 1))
+    with form.expect_response(lambda answer: answer.request.method == "POST") as answer:
+        form.click("button[type=submit]:has-text('Save')")
+    # Airflow's script then writes a warning of its own into each box with an error.
+    told = answer.value.text()
+    for minimum in set(numbers.values()):
+        assert told.count(f"Number must be at least {minimum}.") == list(numbers.values()).count(minimum)
+    for field in numbers:
+        row = form.locator("tr").filter(has=form.locator(f"[name=extra__talon_cdp__{field}]"))
+        row.locator(".alert").wait_for()
+    assert form.locator("[name=conn_id]").input_value() == name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -81,3 +82,50 @@ def test_cause_and_cure_are_read_without_scrolling_sideways(red, page, task, tex
     for text in texts:
         found, width = page.evaluate(EXTENT, text)
         assert any(left >= 0 and right <= width for left, right in found), (text, found, width)
+
+
+@pytest.mark.parametrize(
+    ("task", "texts"),
+    [
+        (
+            "refused_plan",
+            [
+                "Refused, nothing sent finished",
+                "requests 0",
+                "would lose 99 of 100 members (99.0%). Nothing was sent. max_removal_fraction is 20.0%.",
+                "The argument that would allow this plan, if it is right: max_removal_fraction=1.0",
+                "99 to remove 1 unchanged 1.0% 99 to change 99.0% Of that: 99 to remove 100.0%",
+                "What it would change audience to add to remove members then refused_plan 0 99 1",
+            ],
+        ),
+        (
+            "rejected_record",
+            [
+                "Partly rejected finished",
+                "101 records read 101 to change 100.0% Of that: 100 added 99.0% 1 rejected 1.0%",
+                "Rejected, by reason reason records profile ID longer than 1000 characters 1 Dead letters",
+                "Members after the last runs rejected_record 100",
+            ],
+        ),
+    ],
+)
+def test_the_tab_of_a_red_task_has_its_numbers_and_no_profile_id(red, tab, task, texts):
+    opened = tab(f"{red}/{task}")
+    for text in texts:
+        assert text in opened.text
+    assert "customer-" not in opened.html
+    assert "xxx" not in opened.html
+    # The page itself, and nothing that it loads.
+    assert len(opened.loaded) == 1
+    assert opened.hosts == {urlsplit(red).netloc}
+
+
+def test_links_lead_to_the_deployment_and_to_the_dead_letters(red, links):
+    found = links(f"{red}/rejected_record/details")
+    assert found["Talon.One Campaign Manager"] == "https://demo.europe-west1.talon.one"
+    assert "longer than 1000 characters" in Path(found["Dead letters"], "00000.ndjson").read_text()
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="the link is None, which Airflow 3 turns into a text")
+def test_without_dead_letters_there_is_no_link_to_them(red, links):
+    assert list(links(f"{red}/refused_plan/details")) == ["Talon.One Campaign Manager"]
