@@ -35,6 +35,7 @@ _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Width of an error's text, in characters.
 _WIDTH = 90
+_PORT = re.compile(r":([0-9]+)$")
 _KEY_SCHEME = re.compile(r"ApiKey-v1[ \t]+", re.IGNORECASE)
 
 
@@ -136,7 +137,11 @@ def read_settings(api_key: str, base_url: str, extra: Mapping[str, Any]) -> Sett
 
 
 def join_url(host: str | None, schema: str | None, port: int | None) -> str:
-    """Make a URL from the host, schema and port of an Airflow connection."""
+    """Make a URL from the host, schema and port of an Airflow connection.
+
+    Raises:
+        InvalidInputError: The host has another port already.
+    """
     if not host:
         return DEFAULT_BASE_URL
     url = host if "://" in host else f"{schema or 'https'}://{host}"
@@ -145,6 +150,11 @@ def join_url(host: str | None, schema: str | None, port: int | None) -> str:
     # Airflow's Test button sends 0 for an empty port.
     if not port or authority.endswith(f":{port}"):
         return url
+    if other := _PORT.search(authority):
+        raise InvalidInputError(
+            f"Base URL has the port {other[1]}, and the field Port has {port}.\n"
+            "Leave one of them empty, or make them equal."
+        )
     return f"{scheme}://{authority}:{port}{slash}{path}"
 
 

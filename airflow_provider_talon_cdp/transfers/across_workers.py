@@ -616,8 +616,9 @@ def question_text(report: Report, in_request: int, rate: float, missing: int) ->
         lines += ["", f"{report.rule_changes:,} changes run rules, with one request for each profile."]
     if report.verdict:
         lines += ["", "**The guard would refuse it:**", ""]
-        # Without the arguments that would allow it.
-        lines += [f"    {line}" for line in report.verdict.partition("\nIf that")[0].split("\n")]
+        # Without the arguments that would allow it, and without what is so of every question.
+        refusal = report.verdict.partition("\nIf that")[0].replace(" Nothing was sent.", "")
+        lines += [f"    {line}" for line in refusal.split("\n")]
     lines += ["", "*Approve* sends exactly this plan. *Reject* sends nothing; the next run plans anew."]
     return "\n".join(lines)
 

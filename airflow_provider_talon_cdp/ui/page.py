@@ -166,7 +166,8 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
     if place is None:
         raise NoReportError(
             "This task instance has left no report.\n"
-            "A task of the Talon.One provider leaves one when it ends, also when it fails."
+            "A task that sends leaves one when it ends, also when it fails. A task that was skipped, and\n"
+            "approve, have none: see the task plan of the group."
         )
     match = _PLACE.fullmatch(place) if isinstance(place, str) else None
     if match is None or ".." in match["ledger"].split("/"):

@@ -183,6 +183,12 @@ def test_a_base_url_that_would_leak_the_key_or_cannot_work_is_refused(connect, f
     assert "secret" not in "".join(traceback.format_exception(error.value))
 
 
+def test_a_port_that_is_not_the_one_of_the_base_url_is_told(connect):
+    hook = connect(host="https://api.example.com:8443", port=443)
+    with pytest.raises(InvalidInputError, match="Base URL has the port 8443, and the field Port has 443"):
+        _ = hook.settings
+
+
 def test_a_user_name_left_in_the_login_field_changes_nothing(connect, talon):
     connect(login="me").create_audience("vip", "VIP")
     assert list(talon.audiences()) == ["vip"]

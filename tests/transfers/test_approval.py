@@ -240,7 +240,7 @@ class TestTheQuestion:
             approve(planned)
         guard = asked[0]["body"].partition("**The guard would refuse it:**")[2]
         assert [line.strip() for line in guard.split("\n") if line.startswith("    ")] == [
-            "The source has no rows, and the ledger has 100 members. Nothing was sent."
+            "The source has no rows, and the ledger has 100 members."
         ]
 
     def test_an_audiences_id_is_no_markdown(self):
