@@ -173,11 +173,11 @@ class _TalonLink(BaseOperatorLink):
     key: ClassVar[str]
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> Any:
-        """Return the URL; nothing if there is none."""
+        """Return the URL, or None."""
         # Airflow 3 calls this in the task's process, Airflow 2 in the web server, which reads the XCom.
         links = getattr(operator, "links", None)
-        # Airflow 3 would make a text of None.
-        return XCom.get_value(ti_key=ti_key, key=self.key) if links is None else links.get(self.key, "")
+        # Not an empty text, of which Airflow 3.1 would make an XCom that is no JSON.
+        return XCom.get_value(ti_key=ti_key, key=self.key) if links is None else links.get(self.key)
 
 
 class CampaignManagerLink(_TalonLink):

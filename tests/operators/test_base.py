@@ -510,8 +510,10 @@ class TestLinks:
 
     def test_there_is_none_before_the_task_has_run(self):
         operator = members(add=["anna"])
-        # Airflow 3 would make a text of None.
-        assert [each.get_link(operator, ti_key=None) for each in operator.operator_extra_links] == ["", ""]
+        assert [each.get_link(operator, ti_key=None) for each in operator.operator_extra_links] == [
+            None,
+            None,
+        ]
 
 
 class TestAssetEvents:
