@@ -176,7 +176,7 @@ class _TalonLink(BaseOperatorLink):
         """Return the URL, or None."""
         # Airflow 3 calls this in the task's process, Airflow 2 in the web server, which reads the XCom.
         links = getattr(operator, "links", None)
-        # Not an empty text, of which Airflow 3.1 would make an XCom that is no JSON.
+        # None instead of "": Airflow 3.1 stores the link as an XCom, where an empty string is not valid JSON.
         return XCom.get_value(ti_key=ti_key, key=self.key) if links is None else links.get(self.key)
 
 
