@@ -50,7 +50,7 @@ FIELDS = (
     Field(
         "requests_per_second",
         "Requests per second",
-        "Ceiling for bulk syncs; they slow down by themselves when Talon.One says so. Default: 60",
+        "Ceiling for bulk syncs, at least 1; they slow down when Talon.One says so. Default: 60",
         "60",
         type="integer",
         minimum=1,
@@ -66,12 +66,12 @@ FIELDS = (
         "timezone",
         "Time zone for naive timestamps",
         "IANA name, e.g. Europe/Berlin, for timestamps without an offset. Empty: such values are refused",
-        "UTC",
+        "(none)",
     ),
     Field(
         "timeout",
         "Timeout",
-        "Seconds to wait for an answer from Talon.One. Default: 30",
+        "Seconds to wait for an answer from Talon.One, at least 1. Default: 30",
         "30",
         type="integer",
         minimum=1,

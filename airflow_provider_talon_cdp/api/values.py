@@ -146,6 +146,9 @@ def _plain(value: Any) -> Any:
     if kind == "NAType":
         return None
     if type(value).__module__ == "numpy":
+        if kind == "float32":
+            # Its own text has no digits that only 64 bits have: 19.99, not 19.989999771118164.
+            return float(str(value))
         # tolist() would convert nanoseconds to integers.
         return (value.astype("datetime64[us]") if kind == "datetime64" else value).tolist()
     if isinstance(value, numbers.Integral) and not isinstance(value, int):
@@ -179,7 +182,7 @@ def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
             return str(value)
         case tuple() if names := _names_of_row(value):
             return _value(dict(zip(names, value, strict=True)), name, zone, depth)
-        case list() | tuple():
+        case list() | tuple() if not _is_interval(value):
             depth = _deeper(depth, name)
             return [_value(item, name, zone, depth) for item in value]
         case dict():
@@ -195,6 +198,11 @@ def _names_of_row(value: tuple[Any, ...]) -> list[str] | None:
         return None
     names: list[str] = value.__annotations__["names"]
     return names if all(names) and len(set(names)) == len(names) else None
+
+
+def _is_interval(value: Any) -> bool:
+    """Whether a value is Arrow's interval, which is a tuple of months, days and nanoseconds."""
+    return type(value).__name__ == "MonthDayNano"
 
 
 def _known(value: Any, name: str) -> Any:
@@ -401,7 +409,7 @@ def _location(value: Any) -> Any:
 def _list_of(convert: _Convert) -> _Convert:
     def converted(value: Any) -> list[Any]:
         parsed = _parsed(value)
-        if not isinstance(parsed, list | tuple):
+        if not isinstance(parsed, list | tuple) or _is_interval(parsed):
             raise _UnfitError(
                 "its text is not a JSON array"
                 if isinstance(value, str)

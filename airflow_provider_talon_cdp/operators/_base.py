@@ -173,11 +173,11 @@ class _TalonLink(BaseOperatorLink):
     key: ClassVar[str]
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> Any:
-        """Return the URL, or None."""
+        """Return the URL, or an empty text."""
         # Airflow 3 calls this in the task's process, Airflow 2 in the web server, which reads the XCom.
         links = getattr(operator, "links", None)
-        # None instead of "": Airflow 3.1 stores the link as an XCom, where an empty string is not valid JSON.
-        return XCom.get_value(ti_key=ti_key, key=self.key) if links is None else links.get(self.key)
+        # Not None, which Airflow 3 would turn into a link to "None".
+        return XCom.get_value(ti_key=ti_key, key=self.key) if links is None else links.get(self.key, "")
 
 
 class CampaignManagerLink(_TalonLink):
@@ -717,13 +717,17 @@ class MembershipOperator(LedgerOperator):
     def check_mode(self, mode: str | None) -> None:
         """Refuse arguments that are not for a mode."""
         if mode == "mirror":
-            if self.audience_id_type == "internal" and self.audience_name is not None:
-                raise InvalidInputError(
-                    "audience_name is for external audience IDs: Talon.One creates and renames "
-                    "audiences by external ID only."
-                )
+            for name in ("audience_name", "audience_name_column"):
+                if self.audience_id_type == "internal" and getattr(self, name, None) is not None:
+                    raise InvalidInputError(
+                        f"{name} is for external audience IDs: Talon.One creates and renames "
+                        "audiences by external ID only."
+                    )
         elif names := ", ".join(self.changed_from_default(*_MIRROR_ONLY)):
-            raise InvalidInputError(f"{names}: for mode='mirror' only. Take it out, or choose that mode.")
+            raise InvalidInputError(
+                f"{names}: for mode='mirror' only. Take it out, or choose that mode.\n"
+                "If default_args has it, pass its default to this task."
+            )
 
     def send_changes(
         self,

@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from inspect import signature
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
@@ -417,8 +418,11 @@ def _bigquery_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
 
 
 def _bigquery_batches(rows: Any, storage: Any) -> Iterator[Any]:
-    # With several streams the order would be lost.
-    batches = rows.to_arrow_iterable(bqstorage_client=storage, max_stream_count=1)
+    # With several streams the order would be lost. Clients before 3.28 have no such argument, and take one
+    # stream for a statement that sorts.
+    has_limit = "max_stream_count" in signature(rows.to_arrow_iterable).parameters
+    limit = {"max_stream_count": 1} if has_limit else {}
+    batches = rows.to_arrow_iterable(bqstorage_client=storage, **limit)
     return _with_first_fetched(
         batch.slice(start, FETCH) for batch in batches for start in range(0, batch.num_rows, FETCH)
     )
@@ -533,7 +537,7 @@ DATABASES = (
         sort_key=_key(_REDSHIFT_KEY),
     ),
     # The statement itself is read, as SQLite renames columns of a subquery.
-    Database(connection_types=["sqlite"], read=_rows, sort_key=_sqlite_key, peek="{}"),
+    Database(connection_types=["sqlite"], read=_rows, sort_key=_sqlite_key, peek="{}", quotes="``"),
     Database(
         connection_types=["mysql", "mariadb"],
         read=_mysql_rows,

@@ -407,12 +407,34 @@ def _arrow_values(column: Any) -> list[Any]:
             column = compute.if_else(is_time, column, _INT64_MAX)
         convert = partial(_time_since, datetime(1970, 1, 1, tzinfo=UTC if kind.tz else None))
     else:
+        if (text := _with_floats_as(arrow.string(), kind)) != kind:
+            # Through text, which has no digits that only 64 bits have: 19.99, not 19.989999771118164.
+            column = column.cast(text).cast(_with_floats_as(arrow.float64(), kind))
         convert = _map_converter(kind)
     try:
         values: list[Any] = column.to_pylist()
         return [None if value is None else convert(value) for value in values] if convert else values
     except (ValueError, OverflowError):
         return [_arrow_value(scalar, convert) for scalar in column]
+
+
+def _with_floats_as(other: Any, kind: Any) -> Any:
+    """Return an Arrow type with another type in place of floats of 32 bits, wherever they are in a value."""
+    arrow = import_module("pyarrow")
+    types, inside = arrow.types, partial(_with_floats_as, other)
+    if types.is_float32(kind):
+        return other
+    if types.is_map(kind):
+        return arrow.map_(kind.key_type, inside(kind.item_type))
+    if types.is_struct(kind):
+        return arrow.struct([part.with_type(inside(part.type)) for part in kind])
+    if types.is_list(kind):
+        return arrow.list_(kind.value_field.with_type(inside(kind.value_type)))
+    if types.is_large_list(kind):
+        return arrow.large_list(kind.value_field.with_type(inside(kind.value_type)))
+    if types.is_fixed_size_list(kind):
+        return arrow.list_(kind.value_field.with_type(inside(kind.value_type)), kind.list_size)
+    return kind
 
 
 def _map_converter(kind: Any) -> Callable[[Any], Any] | None:

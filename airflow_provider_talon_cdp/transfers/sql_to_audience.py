@@ -197,14 +197,14 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         if progress is None:
             yield from read()
             return
-        with closing(read(after=progress.after)) as blocks:
-            first = list(islice(blocks, 1))
-            if not source.sorts:
-                progress.cancel()
-            if not source.sorts or progress.continues(row[0] for rows in first for row in rows):
-                yield from chain(first, blocks)
-                return
-        yield from read(after="")
+        for after in (progress.after, ""):
+            with closing(read(after=after)) as blocks:
+                first = list(islice(blocks, 1))
+                if not source.sorts:
+                    progress.cancel()
+                if progress.continues(row[0] for rows in first for row in rows):
+                    yield from chain(first, blocks)
+                    return
 
     def _records(
         self,

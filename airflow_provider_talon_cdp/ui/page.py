@@ -185,7 +185,7 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
     if report is None or report.run.dag_id != dag_id:
         raise NoReportError(
             "The report of this task instance does not exist any more, or is not a report.\n"
-            "A ledger keeps the reports of its last runs."
+            "A ledger keeps the reports of its last runs. One of more than some 15,000 audiences is not shown."
         )
     # The tasks of a group leave several reports in a DAG run. The last one has the counts of the whole.
     last = {name[_DAG_RUN]: name for name in names}
@@ -269,7 +269,12 @@ def throughput(points: Sequence[tuple[float, int, int]]) -> dict[str, Any] | Non
     fastest = max((bar["rate"] for bar in bars), default=0)
     if not fastest:
         return None
-    return {"bars": bars, "marks": marks, "top": _rounded(fastest), "seconds": points[-1][0] - began}
+    return {
+        "bars": bars,
+        "marks": marks,
+        "top": _rounded(fastest),
+        "seconds": max(points[-1][0] - began, 0.01),
+    }
 
 
 def sizes(reports: Sequence[ReportFile]) -> list[dict[str, Any]]:

@@ -128,4 +128,5 @@ def _texts(database: sqlite3.Connection, sql: str, dag_run: Any) -> list[str]:
 def _json_text(value: str) -> str:
     """JSON as text; some Airflow versions keep it as a JSON string of JSON."""
     content = json.loads(value)
-    return _json_text(content) if isinstance(content, str) and content[:1] in "{[" else json.dumps(content)
+    is_json = isinstance(content, str) and content.startswith(("{", "["))
+    return _json_text(content) if is_json else json.dumps(content)

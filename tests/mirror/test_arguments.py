@@ -80,6 +80,10 @@ def test_bad_literals(operator, arguments, complaint):
         ({"audience_column": "a", "initial_members": "a.csv"}, "initial_members is for one audience"),
         ({"audiences": ["vip"]}, "audiences goes with mode='mirror' and audience_column"),
         ({"audience_name_column": "n"}, "audience_name_column goes with"),
+        (
+            {"audience_column": "a", "audience_name_column": "n", "audience_id_type": "internal"},
+            "audience_name_column is for external audience IDs",
+        ),
         ({"ledger": "nightly"}, "ledger goes with"),
         ({"state_uri": "None"}, "state_uri is the text 'None'"),
         ({"state_uri": "talon/state"}, "state_uri must be an absolute path or a URI, such as s3://"),

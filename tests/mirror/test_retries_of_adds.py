@@ -133,6 +133,28 @@ def test_what_may_have_other_rows_begins_at_the_first(sqlite, vip, add, fails, c
     assert CONTINUES not in caplog.text
 
 
+def test_rows_that_the_database_sorts_no_more_are_no_progress(sqlite, vip, add, fails, monkeypatch, caplog):
+    """The statement that sorts fails while the rows are read again from the first one on."""
+    how = {"instance": {"last": 3}, "retries": 3}
+    sqlite.fill(MANY)
+    fails(3, **how)
+    # Without the last row that was sent, and in a wrong order after more rows than are read ahead.
+    sqlite.fill([*(f"customer-{each:06}" for each in range(100_000)), *MANY[:100]])
+    monkeypatch.setenv("AIRFLOW__TALON_CDP__READ_AHEAD", "0")
+    read_sorted, readings = _rows._read_sorted, []
+
+    def failing_the_second_time(source, *arguments):
+        readings.append(source)
+        source.sorts = len(readings) != 2
+        return read_sorted(source, *arguments)
+
+    monkeypatch.setattr(_rows, "_read_sorted", failing_the_second_time)
+    fails(1, number=2, **how)
+    assert len(readings) == 2
+    assert add(3, **how)["read"] == 100_100
+    assert CONTINUES not in caplog.text
+
+
 def test_another_database_begins_at_the_first_row(sqlite, vip, add, fails, tmp_path, monkeypatch):
     sqlite.fill(MANY)
     fails(3)

@@ -510,10 +510,7 @@ class TestLinks:
 
     def test_there_is_none_before_the_task_has_run(self):
         operator = members(add=["anna"])
-        assert [each.get_link(operator, ti_key=None) for each in operator.operator_extra_links] == [
-            None,
-            None,
-        ]
+        assert [each.get_link(operator, ti_key=None) for each in operator.operator_extra_links] == ["", ""]
 
 
 class TestAssetEvents:

@@ -229,6 +229,9 @@ class TestNumbers:
         assert chart["marks"] == [{"at": 1.5, "count": 1}]
         assert chart["seconds"] == 2.0
 
+    def test_throughput_of_a_sync_that_took_no_measurable_time_is_shown(self):
+        assert page.throughput([(0.01, 0, 0), (0.01, 1, 0)])["seconds"] > 0
+
     def test_throughput_of_nothing_is_no_chart(self):
         assert page.throughput([]) is None
         assert page.throughput([(1.0, 0, 1)]) is None

@@ -174,6 +174,38 @@ def test_a_time_of_arrow_that_python_cannot_represent_is_the_fault_of_its_row(un
 
 
 @pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize(
+    "sql, value",
+    [
+        ("19.99::FLOAT", 19.99),
+        ("'inf'::FLOAT", float("inf")),
+        ("NULL::FLOAT", None),
+        ("[19.99, NULL]::FLOAT[]", [19.99, None]),
+        ("[52.52, 13.405]::FLOAT[2]", [52.52, 13.405]),
+        ("{'a': 19.99::FLOAT, 'b': [0.1]::FLOAT[]}", {"a": 19.99, "b": [0.1]}),
+        ("MAP {'a': 19.99::FLOAT}", {"a": 19.99}),
+    ],
+)
+def test_floats_of_32_bits_have_the_digits_that_the_database_shows(duckdb, monkeypatch, sql, value):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    assert rows_of(sql_hook("warehouse"), f"SELECT {sql} AS x UNION ALL SELECT NULL", ["x"]) == [
+        (value,),
+        (None,),
+    ]
+
+
+@pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize("sql", ["INTERVAL '1' MONTH", "[INTERVAL '1' DAY]"])
+@pytest.mark.parametrize("types", [{}, {"x": "(list number)"}], ids=["undeclared", "declared"])
+def test_intervals_are_refused(duckdb, monkeypatch, sql, types):
+    """Arrow's are tuples of three numbers."""
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    ((value,),) = rows_of(sql_hook("warehouse"), f"SELECT {sql} AS x", ["x"])
+    with pytest.raises(InvalidInputError, match="MonthDayNano"):
+        AttributesEncoder(types=types)({"x": value})
+
+
+@pytest.mark.xdist_group("duckdb")
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_infinity_of_duckdb_is_the_fault_of_its_row_in_every_unit(duckdb, monkeypatch, sign):
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
@@ -344,6 +376,20 @@ def test_bigquery_rows_come_over_rest_where_its_storage_api_refuses(bigquery, mo
     assert "BigQuery's Storage API failed (PermissionDenied), so rows are read over REST" in caplog.text
 
 
+def test_bigquery_is_read_with_a_client_that_cannot_limit_its_streams(bigquery, monkeypatch):
+    """Google's client before 3.28."""
+    from google.cloud.bigquery.table import RowIterator  # noqa: PLC0415 - it may not be installed
+
+    read = RowIterator.to_arrow_iterable
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(bigquery.connection))
+    monkeypatch.setattr(
+        RowIterator,
+        "to_arrow_iterable",
+        lambda self, bqstorage_client=None: read(self, bqstorage_client=bqstorage_client),
+    )
+    assert len(rows_of(sql_hook("warehouse"), bigquery.many.format(30_000), order_by=1)) == 30_000
+
+
 def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
     np, pd = pytest.importorskip("numpy"), pytest.importorskip("pandas")
     row = {
@@ -356,6 +402,7 @@ def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
         "g": [np.int8(1), pd.NA],
         "h": np.str_("x"),
         "i": pd.NA,
+        "j": np.float32(19.99),
     }
     body, names = AttributesEncoder(zone=BERLIN, types={"a": "string"})(row)
     assert json.loads(body) == {
@@ -367,6 +414,7 @@ def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
         "f": "2026-06-30T10:00:00.123456Z",
         "g": [1, None],
         "h": "x",
+        "j": 19.99,
     }
     assert "i" not in names
 
