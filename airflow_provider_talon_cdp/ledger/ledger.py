@@ -73,6 +73,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
     find_notes,
     read_notes,
     write_suspects,
+    writer_of,
 )
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.ledger.storage import (
@@ -324,9 +325,11 @@ class Ledger:
         """The version that this task last wrote, if Airflow knows it. An older ledger is refused."""
         self.accepts_older = False
         """Whether an older ledger is accepted; its next version then follows ``at_least``."""
-        self.suspected: frozenset[str] = frozenset()
+        self.managed: Collection[str] | None = None
+        """Audiences that this run may change; None for all. What happens to other known audiences is left to
+        the next run that may change them: they stay suspected until then."""
         self.doubted: frozenset[str] = frozenset()
-        """Audiences that Talon.One may have lost since the current plan was made."""
+        self._suspects: frozenset[str] = frozenset()
         self.other_writers: list[str] = []
         """Owners of runs that left notes here, or that hold the same audiences in other ledgers."""
         self._keep = keep
@@ -486,10 +489,10 @@ class Ledger:
                 self.folder / found.damaged[0],
             )
         plans = [self.manifest.plan, *(Plan(folder=orphan) for orphan in found.orphans)]
-        self.suspected = frozenset().union(*map(self._suspects_of, plans))
+        self._suspects = frozenset().union(*map(self._suspects_of, plans))
         self._lost_parts = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
         self._notes = self._find_notes() if found.has_notes else Notes()
-        self.other_writers = sorted(filter(None, set(self._notes.writers.values())))
+        self.other_writers = sorted(filter(None, self._owners_of_notes()))
         self._acks = self._share = None
 
     def _suspects_of(self, plan: Plan) -> frozenset[str]:
@@ -634,7 +637,7 @@ class Ledger:
         content = [
             *(self.manifest.file, sorted(self.suspected), sorted(self.doubted)),
             *([file.file for file in files] for files in (self._notes.files, self._lost_parts)),
-            *(sorted(self._notes.by_others), sorted(self._notes.unsent)),
+            sorted(self._notes.by_others),
             *([name, read_json(self.folder / name)] for name in acks),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -644,10 +647,11 @@ class Ledger:
         return self._known_audiences().difference(self.facts.filling, self.suspected)
 
     def _known_audiences(self) -> frozenset[str]:
-        audiences: set[str] = set()
-        for chunk in self.known():
-            audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
-        return frozenset(audiences)
+        return _audiences_of(self.known())
+
+    def _audiences(self) -> frozenset[str]:
+        """Return the audiences of known members and of the current plan."""
+        return _audiences_of(chain(self.known(), self.changes()))
 
     def _contradicted(self) -> Iterator[tuple[str, str, Verb]]:
         """Yield, sorted, members that changes from outside leave in another state than ``known``.
@@ -659,13 +663,16 @@ class Ledger:
         notes = heapq.merge(
             zip(self._changed_outside("add", "own"), repeat("add"), strict=False),
             zip(self._changed_outside("add", "others"), repeat("guest"), strict=False),
-            zip(self._changed_outside("add", "unsent"), repeat("unsent"), strict=False),
             zip(
                 self._sorted_members("add", self._acknowledged_in_lost_parts()), repeat("lost"), strict=False
             ),
             zip(self._changed_outside("remove", "all"), repeat("remove"), strict=False),
         )
-        changes = ((member, {what for _, what in same}) for member, same in groupby(notes, key=itemgetter(0)))
+        changes = (
+            (member, noted)
+            for member, same in groupby(notes, key=itemgetter(0))
+            if "lost" in (noted := {what for _, what in same}) or self._manages(member[1])
+        )
         change = next(changes, None)
         audiences = self._known_audiences() if change and not self.identity.is_of_one_audience else None
 
@@ -678,8 +685,6 @@ class Ledger:
             elif "guest" in noted and (audiences is None or member[1] in audiences):
                 # One that was removed again may be in the audience or not.
                 yield *member, "add" if "remove" in noted else "remove"
-            elif "unsent" in noted and (audiences is None or member[1] in audiences):
-                yield *member, "add"
 
         for chunk in self.known() if change else ():
             last = chunk.ids[-1], key_at(chunk, -1)
@@ -693,6 +698,27 @@ class Ledger:
         while change:
             yield from of_unknown(*change)
             change = next(changes, None)
+
+    def _changed_unmanaged(self) -> frozenset[str]:
+        """Return audiences that other tasks have changed and this run may not."""
+        if self.managed is None or self.identity.is_of_one_audience:
+            return frozenset()
+        return _audiences_of(read_notes(self.folder, self._notes)).difference(self.managed)
+
+    def _owners_of_notes(self) -> set[str]:
+        """Return the owners of the writers of notes about audiences that this run may change."""
+        files, writers = self._notes.files, self._notes.writers
+        if self.managed is not None and not self.identity.is_of_one_audience:
+            audiences = frozenset(self.managed)
+            files = tuple(
+                file
+                for file in files
+                if not audiences.isdisjoint(_audiences_of(read_chunks(self.folder, file)))
+            )
+        return {writers[writer_of(file)] for file in files}
+
+    def _manages(self, audience: str) -> bool:
+        return self.managed is None or audience in self.managed
 
     def unacknowledged(self, *, withheld: bool = True) -> Iterator[Chunk]:
         """Yield changes of the current plan without an acknowledgement, marked if uncertain, sorted.
@@ -788,17 +814,22 @@ class Ledger:
 
         In a ledger of profiles, any name marks all fingerprints as doubtful.
         """
-        suspected = self.suspected.union(audiences)
+        suspects = self._suspects.union(audiences)
         # A ledger without a version has no members.
-        if self.version and suspected != self.suspected:
-            write_suspects(self.folder, self.plan, self.run, suspected)
-        self.suspected = suspected
+        if self.version and suspects != self._suspects:
+            write_suspects(self.folder, self.plan, self.run, suspects)
+        self._suspects = suspects
         self.lock.confirm()
 
     def suspected_by_now(self) -> frozenset[str]:
         """Return the suspected audiences, with those that other tasks have deleted meanwhile."""
-        self.suspected |= self._suspects_of(self.manifest.plan)
+        self._suspects |= self._suspects_of(self.manifest.plan)
         return self.suspected
+
+    @property
+    def suspected(self) -> frozenset[str]:
+        """Managed audiences that Talon.One may have lost since the current plan was made."""
+        return self._suspects if self.managed is None else self._suspects.intersection(self.managed)
 
     def doubt(self, audience: str) -> None:
         """Have the next plan send all members of an audience again, as it may be another one of the same ID.
@@ -819,7 +850,7 @@ class Ledger:
         The planner may iterate over its arguments once.
         """
         self._notes = self._find_notes()
-        self.suspected_by_now()
+        self._suspects |= self._suspects_of(self.manifest.plan) | self._changed_unmanaged()
         draft = Draft(
             version=self._newest + 1,
             folder=f"{self._newest + 1:08}-{self.run}",
@@ -958,13 +989,16 @@ class Ledger:
         # The notes that this version covers stay: if its manifest is lost, the version before it needs them.
         before, spent_before, covered = self.manifest.plan, self._spent_before, self.suspected
         # An audience may have been deleted after this version was drafted.
-        missed = self._suspects_of(before) - covered
+        noted = self._suspects_of(before)
+        missed = self._suspects.union(noted) - covered
+        if missed and self.managed is not None:
+            missed &= self._known_audiences().union(self.managed)
         if missed:
             write_suspects(self.folder, draft.folder, self.run, missed)
         self._put_manifest(self.manifest.followed_by(manifest, self._keep))
-        self.suspected, self.doubted = missed, frozenset()
+        self._suspects, self.doubted = missed, frozenset()
         # From now on a deletion is noted in the folder of this version.
-        self.suspect(self._suspects_of(before) - covered)
+        self.suspect(self._suspects_of(before) - noted)
         self._delete_unnamed()
         for name in spent_before:
             remove(self.folder / NOTES / name)
@@ -1297,7 +1331,8 @@ class Ledger:
 
     def _refuse_suspected(self) -> None:
         """Raise an error if an audience may have lost members that the plan does not add."""
-        if self.suspected:
+        # Of an audience that this ledger had once, there is nothing to lose.
+        if self.suspected and not self.suspected.isdisjoint(self._audiences()):
             raise LedgerError(
                 "While this plan was pushed, an audience was deleted or made again in Talon.One.\n"
                 "If it was made again, it has lost members that this plan does not add.\n"
@@ -1502,6 +1537,13 @@ class Ledger:
 
 
 _IDENTITY_DEFAULTS = {part.name: "members" if part.name == "holds" else "" for part in fields(LedgerIdentity)}
+
+
+def _audiences_of(chunks: Iterable[Chunk]) -> frozenset[str]:
+    audiences: set[str] = set()
+    for chunk in chunks:
+        audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
+    return frozenset(audiences)
 
 
 def _copied(chunks: Iterable[Chunk], file: LineWriter) -> Iterator[Chunk]:

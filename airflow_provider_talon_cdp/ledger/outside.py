@@ -76,24 +76,22 @@ _DIGEST = 16
 _SCOPE = 8
 
 
-Writers = Literal["all", "own", "others", "unsent"]
-"""Runs of the ledger, other tasks whose changes had an effect, and other tasks whose changes had none."""
+Writers = Literal["all", "own", "others"]
+"""Runs of the ledger, and other tasks."""
 
 
 class Notes(NamedTuple):
     """The notes in a ledger's folder.
 
     Args:
-        files: The notes.
+        files: The notes, without those of changes that had no effect.
         by_others: The names of notes of changes that other tasks made.
-        unsent: The names of notes of changes that other tasks tried to make, without any effect.
         writers: The owner of each writer.
         spent: Names of files that can be deleted once a plan has covered them.
     """
 
     files: tuple[File, ...] = ()
     by_others: frozenset[str] = frozenset()
-    unsent: frozenset[str] = frozenset()
     writers: Mapping[str, str] = {}
     spent: tuple[str, ...] = ()
 
@@ -153,29 +151,36 @@ def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -
         spent_before: Names of files that the current version has spent. They are left out.
     """
     names = sorted(set(names_in(ledger / NOTES)).difference(spent_before))
-    found = [match for name in names if (match := _NOTE.fullmatch(name))]
+    matches = [match for name in names if (match := _NOTE.fullmatch(name))]
+    found: list[re.Match[str]] = []
     ends = {name for name in names if name.endswith(".json")}
     writers: dict[str, str] = {}
     by_others: list[str] = []
-    unsent: list[str] = []
     spent: list[str] = []
     # A note is without its writer's end if it came when the writer's other notes were being spent.
-    for end in sorted(ends.union(f"{match[1]}.json" for match in found)):
-        writer = end.removesuffix(".json")
+    by_writer: dict[str, list[re.Match[str]]] = {end.removesuffix(".json"): [] for end in ends}
+    for match in matches:
+        by_writer.setdefault(match[1], []).append(match)
+    for writer, its_notes in sorted(by_writer.items()):
+        end = f"{writer}.json"
         content: dict[str, Any] = {}
         # The notes can be read without it.
         with suppress(DamagedError):
             content = read_json(ledger / NOTES / end) or {}
-        its_notes = [match[0] for match in found if match[1] == writer]
-        if its_notes:
-            writers[writer] = content.get("owner", "")
-        if content.get("owner"):
-            found_by = by_others if content.get("had_effect", True) else unsent
-            found_by += [f"{NOTES}/{name}" for name in its_notes]
         if content.get("until", 0.0) <= now:
-            spent += [*its_notes, *ends.intersection([end])]
+            spent += [*(match[0] for match in its_notes), *ends.intersection([end])]
+        if its_notes and content.get("had_effect", True):
+            found += its_notes
+            writers[writer] = content.get("owner", "")
+            if content.get("owner"):
+                by_others += [f"{NOTES}/{match[0]}" for match in its_notes]
     files = [File(file=f"{NOTES}/{match[0]}", sha256=match[2], lines=0, key="") for match in found]
-    return Notes(tuple(files), frozenset(by_others), frozenset(unsent), writers, tuple(spent))
+    return Notes(tuple(files), frozenset(by_others), writers, tuple(spent))
+
+
+def writer_of(note: File) -> str:
+    """Return the ID of a note's writer."""
+    return note.file.removeprefix(f"{NOTES}/").rsplit("-", 2)[0]
 
 
 def read_notes(ledger: Folder, notes: Notes, writers: Writers = "all") -> Iterator[Chunk]:
@@ -190,9 +195,7 @@ def read_notes(ledger: Folder, notes: Notes, writers: Writers = "all") -> Iterat
         DamagedError: A note is damaged.
     """
     for file in notes.files:
-        wrote: Writers = (
-            "others" if file.file in notes.by_others else "unsent" if file.file in notes.unsent else "own"
-        )
+        wrote: Writers = "others" if file.file in notes.by_others else "own"
         if writers in ("all", wrote):
             yield from read_chunks(ledger, file)
 
@@ -363,6 +366,7 @@ class OutsideChanges:
         self.counts = Counts()
         """Where the acknowledged changes are counted."""
         self._in_flight = 0
+        self._is_doubtful = False
         # By audience, the names of ledgers that hold members of it, and the audience's ID in each.
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
         self._unregistered: dict[str, list[tuple[str, str]]] = {}
@@ -524,9 +528,13 @@ class OutsideChanges:
         """Count a chunk in flight. Its changes were noted before; see ``note``."""
         self._in_flight += 1
 
-    def landed(self, number: int, refused: Collection[int] = (), *_: object, **__: object) -> None:
+    def landed(
+        self, number: int, refused: Collection[int] = (), *_: object, is_doubtful: bool = False
+    ) -> None:
         """Count a chunk that is not in flight any more, and whether all of it was acknowledged."""
         self._in_flight -= 1
+        # A request whose answer was lost may have made changes that were refused later.
+        self._is_doubtful |= is_doubtful
         if self.progress and refused:
             self.progress.hold(number)
         elif self.progress:
@@ -545,8 +553,9 @@ class OutsideChanges:
         """Write the dead letters, and note in the ledgers that the changes end, or may still arrive."""
         self.flush()
         is_open = self._in_flight > 0
+        had_effect = is_open or self._is_doubtful or self.counts.sent > 0
         for writer in self._writers.values():
-            writer.end(REQUEST_LASTS if is_open else 0.0, had_effect=is_open or self.counts.sent > 0)
+            writer.end(REQUEST_LASTS if is_open else 0.0, had_effect=had_effect)
 
 
 def _remove_mark(mark: Folder) -> None:

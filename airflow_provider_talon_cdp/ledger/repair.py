@@ -136,7 +136,7 @@ class DamagedLedger(Ledger):
                     f"{name} is damaged: it says which audiences may have lost their members. "
                     'Run the task once with send="all".'
                 )
-        self.suspected = frozenset()
+        self._suspects = frozenset()
         return frozenset().union(*map(self._suspects_of, plans))
 
     def _base(self, manifests: list[Manifest], messages: list[str]) -> tuple[Manifest, Iterable[Chunk]]:

@@ -164,6 +164,10 @@ class Mirror:
     with_approval: bool = False
     compared: ComparedRanges | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.kind, Members):
+            self.ledger.managed = self.kind.scope.managed
+
     @syncing()
     def run(self, owner: str, cursor: TaskCursor | None = None, report: Report | None = None) -> Report:
         """Plan, guard, push and record.
@@ -458,11 +462,12 @@ class Mirror:
             refused |= self._push(share, plan.comparison.chunks(share), report, plan.counts, limits)
             try:
                 lost = self._lost_audiences(plan, report, after=True)
+                # So that a deletion that another task noted meanwhile is not left to the next run.
+                lost_meanwhile = self.audiences and self.ledger.suspected_by_now()
             except BaseException:
                 report += plan.counts
                 raise
-            # Of members, so that a deletion that another task noted during this run is not left to the next.
-            if not lost and not (self.audiences and self.ledger.suspected_by_now()):
+            if not lost and not lost_meanwhile:
                 report += plan.counts
                 if self.ledger.facts.filling:
                     self.ledger.remember(self._facts())

@@ -163,16 +163,17 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
             return None
         # What connections lead to counts, not their names.
         settings, database = self.hook().settings, BaseHook.get_connection(self.sql_conn_id)
+        dag_run = context.get("dag_run")
         excluded = {"in_flight", "max_rejected", "talon_cdp_conn_id", "sql_conn_id"}
         inputs = [
-            # Airflow 3 counts how often a person has cleared a run.
-            getattr(context.get("dag_run"), "clear_number", None),
+            # Airflow 3 counts how often a person has cleared a run. One that is made anew begins anew.
+            getattr(dag_run, "clear_number", None),
+            str(getattr(dag_run, "start_date", None)),
             *(settings.base_url, settings.environment, settings.platform_name, settings.key_fingerprint),
             *(database.conn_type, database.host, database.port, database.schema),
             *(database.login, database.extra, self.mode, self.audience_id_type),
             *(getattr(self, name) for name in self.template_fields if name not in excluded),
         ]
-        # A run that is deleted and made again, or cleared, begins anew.
         is_retry = instance.try_number > last_attempt - (self.retries or 0) + 1
         return Progress(
             self.run_owner(context),

@@ -185,7 +185,7 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
     if report is None or report.run.dag_id != dag_id:
         raise NoReportError(
             "The report of this task instance does not exist any more, or is not a report.\n"
-            "A ledger keeps the reports of its last runs. One of more than some 15,000 audiences is not shown."
+            "A ledger keeps the reports of its last runs. One of more than 15,000 audiences is not shown."
         )
     # The tasks of a group leave several reports in a DAG run. The last one has the counts of the whole.
     last = {name[_DAG_RUN]: name for name in names}

@@ -324,6 +324,16 @@ def test_a_plan_with_a_suspected_audience_is_neither_pushed_nor_committed_but_pl
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_the_deletion_of_an_audience_that_the_ledger_has_left_stops_no_plan(planned, opened, push):
+    plan = planned(*TWELVE)
+    with opened().pushing("me", plan, [1]) as pushing:
+        pushing.suspect(["gold"])
+    for part in range(3):
+        push(plan, part)
+    assert opened().commit("me", plan).acknowledged == 12
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_acknowledgements_that_go_missing_after_the_commit_are_noticed(planned, push, opened, loaded):
     plan = planned(*TWELVE)
     for part in range(3):

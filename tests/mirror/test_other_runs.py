@@ -717,3 +717,61 @@ def test_a_refused_member_is_named_in_the_dead_letters_of_an_explicit_add(vip, c
     letter = json.loads(file.read_text())
     assert (letter["profile_id"], letter["audience_id"], letter["action"]) == ("anna", "vip", "add")
     assert vip.members("vip") == {"bert"}
+
+
+def test_members_whom_a_failed_addition_did_not_add_are_left_alone(vip, mirror_list):
+    """They are members for another reason: an import in the Campaign Manager, say."""
+    imported = [f"imported-{each:04}" for each in range(1000)]
+    vip.add_members("vip", imported)
+    mirror_list(MANY[:10])
+    vip.fail_next("status", status=401)
+    with pytest.raises(AuthenticationError):
+        SyncAudienceMembersOperator(task_id="imports", audience_id="vip", add=imported).execute({})
+    assert mirror_list(MANY[:10], context={"ti": task_instance("run-2")})["removed"] == 0
+    assert vip.members("vip") == {*imported, *MANY[:10]}
+
+
+def its_own_mirror(mirror_list):
+    mirror_list([*MANY[1:10], "joined"], audience_id="gold", context={"ti": task_instance(task_id="gold")})
+
+
+def a_single_call(_):
+    UpdateProfileAudiencesOperator(
+        task_id="call", customer_profile_id="joined", add_audiences=["gold"]
+    ).execute({})
+
+
+def a_deletion(_):
+    DeleteAudienceOperator(task_id="delete", audience_id="gold").execute({})
+    CreateAudienceOperator(task_id="create", audience_id="gold", audience_name="Gold").execute({})
+
+
+@pytest.mark.parametrize("leaving", [0, 1], ids=["no changes since", "changes since"])
+@pytest.mark.parametrize("change", [its_own_mirror, a_single_call, a_deletion])
+def test_what_happens_to_an_audience_that_a_sync_does_not_manage_any_more_is_not_its_matter(
+    sqlite, vip, mirror_many, mirror_list, caplog, change, leaving
+):
+    vip.create_audience("gold", "Gold")
+    both = [(each, "vip") for each in MANY[:10]] + [(each, "gold") for each in MANY[:10]]
+
+    def sync(number, **arguments):
+        run = {"ti": task_instance(f"run-{number}")}
+        return mirror_many(audience_name_column=None, context=run, **arguments)
+
+    sqlite.fill_pairs(both)
+    sync(1)
+    sqlite.fill_pairs(both[:10])
+    sync(2, audiences=["vip"])
+    change(mirror_list)
+    members = vip.members("gold")
+    for number in (3, 4, 5):
+        sqlite.fill_pairs(both[leaving * number : 10])
+        sync(number, audiences=["vip"])
+    assert "Another task changed" not in caplog.text
+    assert vip.members("gold") == members
+    # It manages the audience again, which does not have the members that the ledger knows.
+    sqlite.fill_pairs(both[leaving * 5 :])
+    sync(6, audiences=["vip", "gold"])
+    # It is not known any more who has added the others.
+    others = members & {"joined"} if leaving else set()
+    assert vip.members("gold") == set(MANY[:10]) | others

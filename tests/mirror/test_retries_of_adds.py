@@ -7,6 +7,8 @@ import logging
 import random
 import shutil
 from contextlib import suppress
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -21,11 +23,11 @@ MANY = [f"customer-{each:05}" for each in range(5000)]
 CONTINUES = "This one continues where it ended"
 
 
-def attempt(number, *, last=2, **instance):
+def attempt(number, *, last=2, start=None, **instance):
     """The context of a try of a task."""
     ti = task_instance(**instance)
     ti.try_number, ti.max_tries = number, last
-    return {"ti": ti}
+    return {"ti": ti, "dag_run": SimpleNamespace(start_date=start)}
 
 
 @pytest.fixture
@@ -117,11 +119,20 @@ def test_rows_with_an_audience_each_continue_and_tell_of_the_audiences_before(sq
         {"sql": "SELECT profile_id FROM customers WHERE profile_id <> 'x'"},
         {"number": 4, "instance": {"last": 5}},
         {"number": 1},
+        {"instance": {"start": datetime(2026, 11, 30, tzinfo=UTC)}},
         {"audience_id_type": "internal"},
         {"instance": {"run_id": "run-2"}},
         {"instance": {"map_index": 1}},
     ],
-    ids=["query", "cleared by a person", "run made again", "type of audience ID", "run", "mapped instance"],
+    ids=[
+        "query",
+        "cleared by a person",
+        "run made again",
+        "run made again that died at once",
+        "type of audience ID",
+        "run",
+        "mapped instance",
+    ],
 )
 def test_what_may_have_other_rows_begins_at_the_first(sqlite, vip, add, fails, caplog, changed):
     sqlite.fill(MANY)

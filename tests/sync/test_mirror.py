@@ -15,12 +15,13 @@ from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     LedgerBusyError,
     LedgerError,
+    LedgerUnavailableError,
     OlderRunError,
     RejectedRecordsError,
     StoppedError,
     TransientError,
 )
-from airflow_provider_talon_cdp.ledger.ledger import RunFacts
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts
 from airflow_provider_talon_cdp.sync.audiences import Audiences
 from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.loop import stop_pushes
@@ -111,6 +112,19 @@ def test_only_managed_audiences_change(sync):
     assert sync.talon.members == sync.known == {("a", "gold"), ("b", "vip")}
     with pytest.raises(InvalidInputError, match="'gold', which is not in audiences"):
         sync.run(adds("b", audience="gold"), managed=["vip"])
+
+
+def test_the_counts_balance_if_the_storage_fails_after_the_push(sync, monkeypatch):
+    def fail(_):
+        raise LedgerUnavailableError("The ledger cannot be read.")
+
+    monkeypatch.setattr(Ledger, "suspected_by_now", fail)
+    report = Report()
+    mirror = sync.mirror(adds("a", "b"), audiences=Audiences(names={"vip": "VIP"}))
+    with pytest.raises(LedgerUnavailableError):
+        mirror.run("me", report=report)
+    assert (report.sent, report.read) == (2, 2)
+    assert report.balances
 
 
 def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
