@@ -25,6 +25,7 @@ import io
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -371,6 +372,9 @@ class OutsideChanges:
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
         self._unregistered: dict[str, list[tuple[str, str]]] = {}
         self._writers: dict[str, NoteWriter] = {}
+        # Numbers of notes by audience, and by ledger and audience.
+        self._noted: Counter[str] = Counter()
+        self._told: Counter[tuple[str, str]] = Counter()
 
     def note(self, chunk: Chunk) -> None:
         """Write notes of changes into the ledgers of their audiences, before the changes are sent.
@@ -378,7 +382,10 @@ class OutsideChanges:
         Raises:
             LedgerError: A note cannot be written. The changes must not be sent.
         """
-        self._find_ledgers({chunk.keys} if isinstance(chunk.keys, str) else set(chunk.keys))
+        audiences = {chunk.keys} if isinstance(chunk.keys, str) else set(chunk.keys)
+        self._find_ledgers(audiences)
+        self._noted.update(audiences)
+        self._told.update((name, audience) for audience in audiences for name, _ in self._ledgers[audience])
         parts: dict[str, list[Chunk]] = {}
         for key, part in chunk.by_key():
             for name, audience in self._ledgers[key]:
@@ -556,6 +563,24 @@ class OutsideChanges:
         had_effect = is_open or self._is_doubtful or self.counts.sent > 0
         for writer in self._writers.values():
             writer.end(REQUEST_LASTS if is_open else 0.0, had_effect=had_effect)
+        if had_effect:
+            try:
+                self._tell_new_ledgers()
+            except LedgerError as error:
+                log.warning("A mirror that runs for the first time may not know of these changes.\n%s", error)
+
+    def _tell_new_ledgers(self) -> None:
+        """Have ledgers that were made after a note send all members of its audience again."""
+        self._find_ledgers(set(self._noted))
+        missed: dict[str, list[str]] = {}
+        for audience, noted in self._noted.items():
+            for name, audience_there in self._ledgers[audience]:
+                if self._told[name, audience] < noted:
+                    missed.setdefault(name, []).append(audience_there)
+        for name, audiences in missed.items():
+            folder = self.registry.folder(name)
+            if plan := find_manifest(folder).manifest.plan.folder:
+                write_suspects(folder, plan, self._writer, audiences)
 
 
 def _remove_mark(mark: Folder) -> None:

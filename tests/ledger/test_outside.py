@@ -326,12 +326,44 @@ def test_guests_of_a_plan_of_which_nothing_arrived_are_none(open_ledger, loaded)
     assert not spelt(loaded().uncertain())
 
 
-def test_a_ledger_that_was_made_after_the_first_note_is_told_of_the_next_ones(open_ledger, outside, loaded):
+@pytest.mark.parametrize("notes_again", [False, True])
+def test_a_ledger_that_was_made_after_the_first_note_sends_all_members_of_the_audience_again(
+    open_ledger, outside, loaded, notes_again
+):
+    """The first change may have arrived after the first mirror's."""
     calls = outside()
-    calls.note(Chunk(["z"], "vip", "remove"))
+    calls.note(Chunk(["b"], "vip", "remove"))
+    push(open_ledger(), adds("a", "b", "c"))
+    push(open_ledger(name="sync:x"), sorted([*adds("b"), *adds("b", key="gold")]))
+    if notes_again:
+        calls.note(Chunk(["a"], "vip", "remove"))
+        assert profiles(loaded().uncertain()) == ["a"]
+    acknowledged(calls)
+    assert profiles(loaded().uncertain()) == ["a", "b", "c"]
+    assert members(loaded(name="sync:x").uncertain()) == [("b", "vip")]
+
+
+def test_a_ledger_that_was_made_after_a_note_is_not_told_of_what_had_no_effect(open_ledger, outside, loaded):
+    calls = outside()
+    calls.note(Chunk(["b"], "vip", "remove"))
     push(open_ledger(), adds("a", "b"))
-    calls.note(Chunk(["a"], "vip", "remove"))
-    assert profiles(loaded().uncertain()) == ["a"]
+    calls.end()
+    assert not profiles(loaded().uncertain())
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_change_that_was_made_succeeds_though_new_ledgers_are_not_found(
+    open_ledger, outside, caplog, monkeypatch
+):
+    calls = outside()
+    calls.note(Chunk(["b"], "vip", "remove"))
+
+    def fail(_):
+        raise LedgerUnavailableError("The ledger cannot be read.")
+
+    monkeypatch.setattr(calls.registry, "ledgers_of", fail)
+    acknowledged(calls)
+    assert "A mirror that runs for the first time may not know of these changes." in caplog.text
 
 
 def test_a_sync_has_no_guests_in_an_audience_of_which_it_has_no_members(open_ledger, outside, loaded, clock):
