@@ -462,8 +462,8 @@ class OutsideChanges:
         _remove_mark(mark)
 
     @contextmanager
-    def deleting(self, audience: str) -> Iterator[None]:
-        """Note in the ledgers of an audience that it loses all members, if the block deletes it.
+    def emptying(self, audience: str) -> Iterator[None]:
+        """Note in the ledgers of an audience that it has no members, if the block deletes or creates it.
 
         Raises:
             LedgerError: The note cannot be written. Nothing was sent.
@@ -483,8 +483,8 @@ class OutsideChanges:
             try:
                 note()
             except LedgerError as error:
-                # A retry would find no audience. Only a plan that was put in force meanwhile is not told.
-                log.warning("A mirror that runs now may not know of this deletion.\n%s", error)
+                # A retry would change nothing. Only a plan that was put in force meanwhile is not told.
+                log.warning("A mirror that runs now may not know that the audience is empty.\n%s", error)
 
         note()
         try:

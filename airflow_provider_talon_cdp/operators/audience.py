@@ -37,6 +37,8 @@ class CreateAudienceOperator(TextFieldsOperator):
         audience_name: Name in the Campaign Manager, 1 to 1000 characters.
         if_exists: What to do if the ID exists already: ``fail``, ``skip`` (leave it as it is) or ``update``
             (rename it).
+        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: if the audience is created,
+            mirrors that had members in it before send all of them again.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
@@ -44,7 +46,7 @@ class CreateAudienceOperator(TextFieldsOperator):
         nothing back) and ``outcome`` (``created``, ``skipped`` or ``updated``).
     """
 
-    template_fields: Sequence[str] = ("audience_id", "audience_name", "talon_cdp_conn_id")
+    template_fields: Sequence[str] = ("audience_id", "audience_name", "state_uri", "talon_cdp_conn_id")
     ui_color = "#e5ddff"
 
     def __init__(
@@ -53,6 +55,7 @@ class CreateAudienceOperator(TextFieldsOperator):
         audience_id: str,
         audience_name: str,
         if_exists: IfExists = "fail",
+        state_uri: str | None = None,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -60,23 +63,28 @@ class CreateAudienceOperator(TextFieldsOperator):
         self.audience_id = audience_id
         self.audience_name = audience_name
         self.if_exists = if_exists
+        self.state_uri = state_uri
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_choice("if_exists", if_exists, IfExists)
         check_literals(partial(check_audience_id, id_type="external"), audience_id=audience_id)
+        check_literals(check_state_uri, state_uri=state_uri)
         check_literals(check_text, audience_name=audience_name)
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Create the audience; if it exists, do as ``if_exists`` says."""
-        return self._create()
+        return self._create(context)
 
-    def _create(self) -> dict[str, Any]:
-        check_rendered("audience_id", self.audience_id)
+    def _create(self, context: Context) -> dict[str, Any]:
+        check_audience_id("audience_id", check_rendered("audience_id", self.audience_id), "external")
         check_rendered("audience_name", self.audience_name)
         hook = open_hook(self.talon_cdp_conn_id)
         internal_id, outcome = None, "skipped"
         try:
-            internal_id, outcome = hook.create_audience(self.audience_id, self.audience_name).id, "created"
+            # What Talon.One creates was not there, even if a mirror knows members of it.
+            with outside_changes(self, context, hook).emptying(self.audience_id):
+                internal_id = hook.create_audience(self.audience_id, self.audience_name).id
+            outcome = "created"
         except AudienceExistsError as error:
             if self.if_exists == "fail":
                 raise
@@ -178,10 +186,10 @@ class DeleteAudienceOperator(TextFieldsOperator):
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Delete the audience."""
-        check_rendered("audience_id", self.audience_id)
+        check_audience_id("audience_id", check_rendered("audience_id", self.audience_id), "external")
         hook, outcome = open_hook(self.talon_cdp_conn_id), "deleted"
         try:
-            with outside_changes(self, context, hook).deleting(self.audience_id):
+            with outside_changes(self, context, hook).emptying(self.audience_id):
                 hook.delete_audience(self.audience_id)
         except NotFoundError:
             if self.if_missing == "fail":

@@ -474,7 +474,7 @@ def test_an_audience_that_is_deleted_during_the_planning_is_filled_by_the_next_p
         draft = ledger.draft(plan_of("+b"))
         if not noticed:
             monkeypatch.setattr(ledger, "_suspects_of", lambda _: frozenset())
-        with outside().deleting("vip"):
+        with outside().emptying("vip"):
             ledger.enforce(draft, facts=FACTS)
     assert loaded().suspected == {"vip"}
 
@@ -498,7 +498,7 @@ def test_a_deletion_during_the_planning_is_not_lost_with_the_plan_before(
     ledger = open_ledger(keep=keep)
     with suppress(Killed), ledger.held("me"):
         draft = ledger.draft(plan_of("+e"))
-        with outside().deleting("vip"):
+        with outside().emptying("vip"):
             """It is made again after it."""
         if killed:
             monkeypatch.setattr(Manifest, "remove_others", die)
@@ -510,7 +510,7 @@ def test_a_deletion_during_the_planning_is_not_lost_with_the_plan_before(
 def test_a_deletion_is_not_lost_with_the_manifest_of_the_plan_that_knows_of_it(open_ledger, outside, loaded):
     push(open_ledger(), adds("a", "b"))
     push(open_ledger(), adds("c"))
-    with outside().deleting("vip"):
+    with outside().emptying("vip"):
         """It is made again after it."""
     max(loaded().folder.glob("manifest-*")).unlink()
     assert loaded().version == 1
@@ -526,9 +526,9 @@ def test_a_deletion_that_was_made_succeeds_though_the_storage_fails_after_it(
     def fail(_):
         raise LedgerUnavailableError("The storage does not answer.")
 
-    with outside().deleting("vip"):
+    with outside().emptying("vip"):
         monkeypatch.setattr(module, "find_manifest", fail)
-    assert "A mirror that runs now may not know of this deletion." in caplog.text
+    assert "A mirror that runs now may not know that the audience is empty." in caplog.text
     assert loaded().suspected == {"vip"}
 
 

@@ -372,7 +372,7 @@ def test_any_damage_of_any_file_ends_within_seconds_in_one_error_or_the_truth(
 def test_a_repair_knows_of_a_deletion_that_a_lost_version_knew_of(open_ledger, commit, state, clock):
     commit(open_ledger(), "+a", "+b")
     commit(open_ledger(), "+c")
-    with OutsideChanges(state, VIP.of_audience("x"), "dag/delete/run", clock=clock).deleting("vip"):
+    with OutsideChanges(state, VIP.of_audience("x"), "dag/delete/run", clock=clock).emptying("vip"):
         """It is made again after it."""
     ledger = open_ledger()
     max(ledger.folder.glob("manifest-*")).write_text("{")

@@ -731,6 +731,22 @@ def test_members_whom_a_failed_addition_did_not_add_are_left_alone(vip, mirror_l
     assert vip.members("vip") == {*imported, *MANY[:10]}
 
 
+def test_an_audience_that_a_task_makes_again_gets_all_members_again(sqlite, vip, mirror):
+    """A person deleted it. Only the task that creates it learns that it was gone."""
+    create = CreateAudienceOperator(
+        task_id="create", audience_id="vip", audience_name="VIP", if_exists="skip"
+    )
+    sqlite.fill(MANY[:10])
+    mirror()
+    create.execute({})
+    assert mirror(context={"ti": task_instance("run-2")})["sent"] == 0, "it was there"
+    vip.delete_audience("vip")
+    create.execute({})
+    sqlite.fill(MANY[:11])
+    mirror(context={"ti": task_instance("run-3")})
+    assert vip.members("vip") == set(MANY[:11])
+
+
 def its_own_mirror(mirror_list):
     mirror_list([*MANY[1:10], "joined"], audience_id="gold", context={"ti": task_instance(task_id="gold")})
 
