@@ -1186,6 +1186,9 @@ class Ledger:
         Raises:
             LedgerError: The plan was replaced, or was made for another API key; or another run is active.
         """
+        # Without waiting for the run that replaced the plan.
+        self._load_manifest()
+        self._refuse_other(plan)
         with self.held(owner):
             self._refuse_other(plan)
             self._refuse_other_key(facts)

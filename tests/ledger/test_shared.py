@@ -197,6 +197,15 @@ def test_a_part_that_the_plan_does_not_have_is_refused(planned, push, part):
         push(plan, part)
 
 
+def test_an_answer_about_a_plan_that_was_replaced_does_not_wait_for_the_newer_run(planned, opened):
+    old = planned(*TWELVE)
+    ledger = opened()
+    with ledger.held("me"):
+        ledger.enforce(ledger.draft(plan_of("+z")), facts=FACTS, handed_over=True)
+        with pytest.raises(LedgerError, match="was replaced"), opened().deciding("another", old, FACTS):
+            pytest.fail("It decides nothing.")
+
+
 def test_a_pusher_whose_plan_is_replaced_stops_at_its_next_note(planned, opened, loaded):
     plan = planned(*TWELVE)
     with opened().pushing("me", plan, [0]) as pushing:
