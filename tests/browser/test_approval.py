@@ -104,8 +104,8 @@ def test_what_is_approved_is_pushed_and_what_is_rejected_is_not(always, tab):
 
 def test_a_plan_that_is_not_the_newest_any_more_is_refused(always):
     old = always.asked(2900)
-    # The ledger counts as in use until the one that planned has been silent for two minutes. The plan of another
-    # run replaces the first one then.
+    # The ledger counts as in use until the one that planned has been silent for two minutes. The plan of
+    # another run replaces the first one then.
     for claim in always.airflow.home.rglob("locks/*"):
         claim.unlink()
     new = always.asked(2950)
