@@ -95,8 +95,12 @@ test-faults: .venv/.ready
 		--faults-long --faults-steps $(STEPS) --faults-seed $(SEED) tests/faults
 
 test-warehouses: .venv-warehouses/.ready
-	@.venv-warehouses/bin/$(subst loadfile,loadgroup,$(PYTEST)) $(ALL_EXAMPLES) tests/warehouses \
+	@.venv-warehouses/bin/$(subst loadfile,loadgroup,$(PYTEST)) $(ALL_EXAMPLES) tests/warehouses $(LANGUAGES) \
 		$(if $(WAREHOUSES),-k "$(WAREHOUSES)")
+
+# PostgreSQL in the order of a language. The server of Debian can, that of Python's wheel cannot.
+LANGUAGES = tests/mirror/test_order.py::test_a_database_in_the_order_of_a_language_orders_by_bytes_for_us \
+	tests/mirror/test_profiles.py::test_a_database_with_a_language_is_asked_for_the_order_of_bytes
 
 # The databases that are Python packages, and need nothing of Debian.
 EMBEDDED = duckdb or snowflake
@@ -204,17 +208,22 @@ build/chromium:
 	$(call set-up,$(PYTHON))
 
 # Airflow's driver for MySQL has no wheel: it is compiled, against headers that Debian has beside its MariaDB server.
-# For test-warehouses both are installed where root makes it; where they are missing all the same, the tests that need
-# them say so. The file changes, and with it the environment, once they are there.
-DEBIAN_PACKAGES = gcc libmariadb-dev mariadb-server pkg-config
+# For test-warehouses both are installed where root makes it, with a PostgreSQL and its languages; where they are missing
+# all the same, the tests that need them say so. The file changes, and with it the environment, once they are there.
+DEBIAN_PACKAGES = gcc libmariadb-dev locales mariadb-server pkg-config postgresql
+HAS_DEBIAN_PACKAGES = command -v mariadbd && pkg-config --exists libmariadb && ls /usr/lib/postgresql/*/bin/initdb \
+	/usr/share/i18n/locales/en_US
 build/warehouses.txt: constraints/warehouses.txt always
 	@mkdir -p build
 	@test -z "$(filter test-warehouses,$(MAKECMDGOALS))" || \
-		{ command -v mariadbd && pkg-config --exists libmariadb; } >/dev/null || \
+		{ $(HAS_DEBIAN_PACKAGES); } >/dev/null 2>&1 || \
 		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "Installing $(DEBIAN_PACKAGES)" && \
 			{ apt-get update && DEBIAN_FRONTEND=noninteractive \
 				apt-get install --yes --no-install-recommends $(DEBIAN_PACKAGES); } >build/debian.log 2>&1 ; } || \
-		echo "Without $(DEBIAN_PACKAGES): tests with MySQL and MariaDB are skipped"
+		echo "Without $(DEBIAN_PACKAGES): tests with MySQL, MariaDB or PostgreSQL's languages are skipped"
+	@test -z "$(filter test-warehouses,$(MAKECMDGOALS))" || locale -a | grep -qi '^en_US.utf-\?8$$' || \
+		{ test "$$(id -u)" = 0 && localedef -i en_US -f UTF-8 en_US.UTF-8; } >>build/debian.log 2>&1 || \
+		echo "Without the locale en_US.UTF-8: tests with PostgreSQL in its order are skipped"
 	@{ pkg-config --exists libmariadb && cat $< || grep -v '^mysqlclient==' $<; } >$@.new 2>/dev/null
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 

@@ -16,7 +16,7 @@ import re
 import sys
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, chain
@@ -660,6 +660,7 @@ class Manifest:
         letters: Name of the folder of the plan's dead letters.
         names: Attribute names. Fingerprints refer to positions in them, so that no name is ever taken out.
         facts: The ``RunFacts`` of that run, and the ``owner`` of a later run that had nothing to send.
+        managed: The audiences that the plan might change; None for all.
         told: Names of other ledgers that have notes of this plan's changes.
         spent: Names of files of notes that this version covers. The next version deletes them.
         before: Name of the manifest of the same version that this one replaced.
@@ -681,6 +682,7 @@ class Manifest:
     letters: str = ""
     names: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    managed: Collection[str] | None = None
     told: tuple[str, ...] = ()
     spent: tuple[str, ...] = ()
     before: str = ""

@@ -983,6 +983,7 @@ class Ledger:
             letters=self._letters_name,
             names=tuple(names),
             facts=asdict(facts),
+            managed=None if self.managed is None else sorted(self.managed),
             told=self._notify_others(draft, facts),
             spent=draft.spent,
         )
@@ -1334,8 +1335,10 @@ class Ledger:
 
     def _refuse_suspected(self) -> None:
         """Raise an error if an audience may have lost members that the plan does not add."""
-        # Of an audience that this ledger had once, there is nothing to lose.
-        if self.suspected and not self.suspected.isdisjoint(self._audiences()):
+        managed = self.manifest.managed
+        suspected = self._suspects if managed is None else self._suspects.intersection(managed)
+        # An audience of which the ledger has no members has nothing to lose.
+        if suspected and not suspected.isdisjoint(self._audiences()):
             raise LedgerError(
                 "While this plan was pushed, an audience was deleted or made again in Talon.One.\n"
                 "If it was made again, it has lost members that this plan does not add.\n"

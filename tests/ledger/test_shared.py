@@ -15,8 +15,10 @@ from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts, Sizes
 from airflow_provider_talon_cdp.ledger.lock import LOCK_LASTS
+from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.storage import names_in
-from tests.ledger.conftest import FACTS, VIP, plan_of, profiles, spelt
+from tests.ledger.conftest import FACTS, VIP, members, plan_of, profiles, spelt
+from tests.ledger.conftest import planned as spelt_out
 from tests.ledger.test_crashes import deaths
 from tests.storage import KilledError, Process, Storage
 
@@ -340,6 +342,33 @@ def test_the_deletion_of_an_audience_that_the_ledger_has_left_stops_no_plan(plan
     for part in range(3):
         push(plan, part)
     assert opened().commit("me", plan).acknowledged == 12
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_an_audience_that_the_plan_may_not_change_stops_nothing_and_stays_suspected(opened, loaded, state):
+    how = {"name": "sync:x"}
+
+    def run(*plan, managed=None):
+        ledger = opened(**how)
+        ledger.managed = managed
+        with ledger.held("me"):
+            ledger.enforce(ledger.draft(spelt_out(plan)), facts=FACTS, handed_over=True)
+        with opened(**how).pushing("me", ledger.plan, [0]) as pushing:
+            for number, _ in enumerate(pushing.batches()):
+                pushing.leaving(number)
+                pushing.landed(number)
+            pushing.flush()
+        assert opened(**how).commit("me", ledger.plan).acknowledged == len(plan)
+
+    run(Change("a", "vip", "add"), Change("b", "gold", "add"))
+    with OutsideChanges(state, VIP.of_audience("x"), "dag/delete/run").emptying("gold"):
+        """Talon.One deletes it."""
+    for profile in "cd":
+        run(Change(profile, "vip", "add"), managed=["vip"])
+        assert loaded(**how).suspected == {"gold"}
+    assert members(loaded(**how).uncertain()) == [("b", "gold")]
+    run(Change("b", "gold", "add"), managed=["gold", "vip"])
+    assert not loaded(**how).suspected
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
