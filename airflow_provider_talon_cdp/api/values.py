@@ -146,9 +146,9 @@ def _plain(value: Any) -> Any:
     if kind == "NAType":
         return None
     if type(value).__module__ == "numpy":
-        if kind == "float32":
-            # Its own text has no digits that only 64 bits have: 19.99, not 19.989999771118164.
-            return float(str(value))
+        if getattr(value, "dtype", None) == "float32":
+            # Text has no digits that only 64 bits have: 19.99, not 19.989999771118164.
+            value = value.astype(str).astype(float)
         # tolist() would convert nanoseconds to integers.
         return (value.astype("datetime64[us]") if kind == "datetime64" else value).tolist()
     if isinstance(value, numbers.Integral) and not isinstance(value, int):

@@ -414,7 +414,7 @@ def _refuse_others(new: list[Any], doubt: list[Any], audience: str | None, manag
         )
     for other in _audiences(doubt, audience) - set(managed):
         raise InvalidInputError(
-            "An earlier run was stopped while it changed, or another task has changed,\n"
+            "An earlier run was stopped while it changed\n"
             f"the audience {other!r}, which is not in audiences now.\n"
             "Keep it there until one run has ended, then take it out."
         )

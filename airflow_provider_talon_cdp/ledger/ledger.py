@@ -72,6 +72,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
     Writers,
     find_notes,
     read_notes,
+    write_doubts,
     write_suspects,
     writer_of,
 )
@@ -108,6 +109,7 @@ _VERSION = re.compile(r"\d{8}-")
 _ACKS = re.compile(r"acks-(\d+)-[0-9a-f]+\.json")
 _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
 SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
+DOUBTS = re.compile(r"doubts-[0-9a-f]+\.json")
 
 
 def ledger_name(kind: str, name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
@@ -327,9 +329,9 @@ class Ledger:
         """Whether an older ledger is accepted; its next version then follows ``at_least``."""
         self.managed: Collection[str] | None = None
         """Audiences that this run may change; None for all. What happens to other known audiences is left to
-        the next run that may change them: they stay suspected until then."""
-        self.doubted: frozenset[str] = frozenset()
+        the next run that may change them."""
         self._suspects: frozenset[str] = frozenset()
+        self._doubts: frozenset[str] = frozenset()
         self.other_writers: list[str] = []
         """Owners of runs that left notes here, or that hold the same audiences in other ledgers."""
         self._keep = keep
@@ -442,8 +444,8 @@ class Ledger:
         Raises:
             LedgerError: The ledger is damaged, has a newer format, or belongs to another connection.
         """
-        self._load_manifest()
         try:
+            self._load_manifest()
             self._acks = self._read_acks(self.manifest.plan)
         except DamagedError:
             # The run that holds the lock may have deleted the files of this version.
@@ -490,13 +492,20 @@ class Ledger:
             )
         plans = [self.manifest.plan, *(Plan(folder=orphan) for orphan in found.orphans)]
         self._suspects = frozenset().union(*map(self._suspects_of, plans))
+        self._doubts = frozenset().union(*map(self._doubts_of, plans))
         self._lost_parts = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
         self._notes = self._find_notes() if found.has_notes else Notes()
         self.other_writers = sorted(filter(None, self._owners_of_notes()))
         self._acks = self._share = None
 
     def _suspects_of(self, plan: Plan) -> frozenset[str]:
-        noted = [read_json(self.folder / name) for name in self._files(plan, SUSPECTS)]
+        return self._audiences_in(self._files(plan, SUSPECTS))
+
+    def _doubts_of(self, plan: Plan) -> frozenset[str]:
+        return self._audiences_in(self._files(plan, DOUBTS))
+
+    def _audiences_in(self, names: Iterable[str]) -> frozenset[str]:
+        noted = [read_json(self.folder / name) for name in names]
         return frozenset(audience for audiences in noted for audience in audiences or ())
 
     def neighbours(self) -> list[str]:
@@ -564,13 +573,14 @@ class Ledger:
             for change in chunk.changes()
             if change.uncertain
         )
-        suspects = (
+        again = self.suspected | self.doubted
+        sent_again = (
             member
-            for chunk in (self.known() if self.suspected or self.doubted else ())
+            for chunk in (self.known() if again else ())
             for member in zip(chunk.ids, chunk.each_key, strict=False)
-            if member[1] in self.suspected or member[1] in self.doubted
+            if member[1] in again
         )
-        own = heapq.merge(unacknowledged, suspects, sorted(self.withheld()))
+        own = heapq.merge(unacknowledged, sent_again, sorted(self.withheld()))
         return _chunks_of_members(heapq.merge(((*member, "add") for member in own), self._contradicted()))
 
     def withheld(self) -> dict[Member, Action]:
@@ -662,17 +672,14 @@ class Ledger:
         """
         notes = heapq.merge(
             zip(self._changed_outside("add", "own"), repeat("add"), strict=False),
-            zip(self._changed_outside("add", "others"), repeat("guest"), strict=False),
+            self._of_managed(zip(self._changed_outside("add", "others"), repeat("guest"), strict=False)),
             zip(
                 self._sorted_members("add", self._acknowledged_in_lost_parts()), repeat("lost"), strict=False
             ),
-            zip(self._changed_outside("remove", "all"), repeat("remove"), strict=False),
+            zip(self._changed_outside("remove", "own"), repeat("remove"), strict=False),
+            self._of_managed(zip(self._changed_outside("remove", "others"), repeat("remove"), strict=False)),
         )
-        changes = (
-            (member, noted)
-            for member, same in groupby(notes, key=itemgetter(0))
-            if "lost" in (noted := {what for _, what in same}) or self._manages(member[1])
-        )
+        changes = ((member, {what for _, what in same}) for member, same in groupby(notes, key=itemgetter(0)))
         change = next(changes, None)
         audiences = self._known_audiences() if change and not self.identity.is_of_one_audience else None
 
@@ -703,7 +710,7 @@ class Ledger:
         """Return audiences that other tasks have changed and this run may not."""
         if self.managed is None or self.identity.is_of_one_audience:
             return frozenset()
-        return _audiences_of(read_notes(self.folder, self._notes)).difference(self.managed)
+        return _audiences_of(read_notes(self.folder, self._notes, "others")).difference(self.managed)
 
     def _owners_of_notes(self) -> set[str]:
         """Return the owners of the writers of notes about audiences that this run may change."""
@@ -717,8 +724,9 @@ class Ledger:
             )
         return {writers[writer_of(file)] for file in files}
 
-    def _manages(self, audience: str) -> bool:
-        return self.managed is None or audience in self.managed
+    def _of_managed(self, noted: Iterator[tuple[Member, str]]) -> Iterator[tuple[Member, str]]:
+        """Leave out what other tasks did to audiences that this run may not change."""
+        return noted if self.managed is None else (each for each in noted if each[0][1] in self.managed)
 
     def unacknowledged(self, *, withheld: bool = True) -> Iterator[Chunk]:
         """Yield changes of the current plan without an acknowledgement, marked if uncertain, sorted.
@@ -831,13 +839,18 @@ class Ledger:
         """Managed audiences that Talon.One may have lost since the current plan was made."""
         return self._suspects if self.managed is None else self._suspects.intersection(self.managed)
 
+    @property
+    def doubted(self) -> frozenset[str]:
+        """Managed audiences of which the next plan sends all members again; see ``doubt``."""
+        return self._doubts if self.managed is None else self._doubts.intersection(self.managed)
+
     def doubt(self, audience: str) -> None:
         """Have the next plan send all members of an audience again, as it may be another one of the same ID.
 
         Other than of one that is suspected, what was sent before with rules counts. It need not be durable:
         until a plan has the members, the ledger's facts have the key of the other audience.
         """
-        self.doubted |= {audience}
+        self._doubts |= {audience}
 
     def flush(self) -> None:
         """Make dead letters durable."""
@@ -850,7 +863,8 @@ class Ledger:
         The planner may iterate over its arguments once.
         """
         self._notes = self._find_notes()
-        self._suspects |= self._suspects_of(self.manifest.plan) | self._changed_unmanaged()
+        self._suspects |= self._suspects_of(self.manifest.plan)
+        self._doubts |= self._doubts_of(self.manifest.plan) | self._changed_unmanaged()
         draft = Draft(
             version=self._newest + 1,
             folder=f"{self._newest + 1:08}-{self.run}",
@@ -988,18 +1002,22 @@ class Ledger:
             spent=draft.spent,
         )
         # The notes that this version covers stay: if its manifest is lost, the version before it needs them.
-        before, spent_before, covered = self.manifest.plan, self._spent_before, self.suspected
-        # An audience may have been deleted after this version was drafted.
-        noted = self._suspects_of(before)
-        missed = self._suspects.union(noted) - covered
-        if missed and self.managed is not None:
-            missed &= self._known_audiences().union(self.managed)
+        before, spent_before = self.manifest.plan, self._spent_before
+        # More may have been noted after this version was drafted.
+        suspects, doubts = self._suspects_of(before), self._doubts_of(before)
+        missed = self._left_over(self._suspects | suspects, self.suspected)
+        doubtful = self._left_over(self._doubts | doubts, self.doubted)
         if missed:
             write_suspects(self.folder, draft.folder, self.run, missed)
+        if doubtful:
+            write_doubts(self.folder, draft.folder, self.run, doubtful)
         self._put_manifest(self.manifest.followed_by(manifest, self._keep))
-        self._suspects, self.doubted = missed, frozenset()
-        # From now on a deletion is noted in the folder of this version.
-        self.suspect(self._suspects_of(before) - noted)
+        self._suspects, self._doubts = missed, doubtful
+        # From now on they are noted in the folder of this version.
+        self.suspect(self._suspects_of(before) - suspects)
+        if late := self._doubts_of(before) - doubts:
+            self._doubts |= late
+            write_doubts(self.folder, self.plan, self.run, self._doubts)
         self._delete_unnamed()
         for name in spent_before:
             remove(self.folder / NOTES / name)
@@ -1008,6 +1026,13 @@ class Ledger:
         self._lost_parts = ()
         self._lost_unclear = []
         self._notes = Notes()
+
+    def _left_over(self, audiences: frozenset[str], covered: frozenset[str]) -> frozenset[str]:
+        """Return the known audiences that a draft does not cover."""
+        left = audiences - covered
+        return (
+            left & self._known_audiences().union(self.managed) if left and self.managed is not None else left
+        )
 
     def remember(self, facts: RunFacts) -> None:
         """Replace the facts of the current version; a ledger without a version remembers nothing."""
@@ -1338,7 +1363,7 @@ class Ledger:
         managed = self.manifest.managed
         suspected = self._suspects if managed is None else self._suspects.intersection(managed)
         # An audience of which the ledger has no members has nothing to lose.
-        if suspected and not suspected.isdisjoint(self._audiences()):
+        if suspected and (self._holds_profiles or not suspected.isdisjoint(self._audiences())):
             raise LedgerError(
                 "While this plan was pushed, an audience was deleted or made again in Talon.One.\n"
                 "If it was made again, it has lost members that this plan does not add.\n"

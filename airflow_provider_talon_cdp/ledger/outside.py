@@ -325,7 +325,7 @@ class Registry:
 
 
 class OutsideChanges:
-    """The journal of changes that no plan has: explicit adds and removes, and deletions of audiences.
+    """The journal of changes that no plan has: explicit ones, and those of whole audiences.
 
     Args:
         state: Folder of all ledgers.
@@ -493,8 +493,12 @@ class OutsideChanges:
             if error.is_unclear or error.repeated or isinstance(error, NotFoundError):
                 note_again()
                 raise
-            for path in written.values():
-                remove(path)
+            try:
+                for path in written.values():
+                    remove(path)
+            except LedgerError as failure:
+                # The error of the call says more.
+                log.warning("The next mirror sends all members of %r again.\n%s", audience, failure)
             raise
         note_again()
 
@@ -561,26 +565,29 @@ class OutsideChanges:
         self.flush()
         is_open = self._in_flight > 0
         had_effect = is_open or self._is_doubtful or self.counts.sent > 0
-        for writer in self._writers.values():
-            writer.end(REQUEST_LASTS if is_open else 0.0, had_effect=had_effect)
         if had_effect:
             try:
                 self._tell_new_ledgers()
             except LedgerError as error:
                 log.warning("A mirror that runs for the first time may not know of these changes.\n%s", error)
+        for writer in self._writers.values():
+            writer.end(REQUEST_LASTS if is_open else 0.0, had_effect=had_effect)
 
     def _tell_new_ledgers(self) -> None:
         """Have ledgers that were made after a note send all members of its audience again."""
-        self._find_ledgers(set(self._noted))
+        audiences = self._noted.keys() - {ATTRIBUTES}
+        self._find_ledgers(audiences)
         missed: dict[str, list[str]] = {}
-        for audience, noted in self._noted.items():
+        for audience in audiences:
             for name, audience_there in self._ledgers[audience]:
-                if self._told[name, audience] < noted:
+                if self._told[name, audience] < self._noted[audience]:
                     missed.setdefault(name, []).append(audience_there)
-        for name, audiences in missed.items():
-            folder = self.registry.folder(name)
-            if plan := find_manifest(folder).manifest.plan.folder:
-                write_suspects(folder, plan, self._writer, audiences)
+        for name, doubtful in missed.items():
+            folder, told = self.registry.folder(name), set[str]()
+            # Another plan may be put in force meanwhile.
+            while (plan := find_manifest(folder).manifest.plan.folder) and plan not in told:
+                write_doubts(folder, plan, self._writer, doubtful)
+                told.add(plan)
 
 
 def _remove_mark(mark: Folder) -> None:
@@ -596,6 +603,11 @@ def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]
     path = folder / plan / f"suspects-{run}.json"
     write_json(path, sorted(audiences))
     return path
+
+
+def write_doubts(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> None:
+    """Note in a plan's folder that the ledger does not know what other tasks did to members of audiences."""
+    write_json(folder / plan / f"doubts-{run}.json", sorted(audiences))
 
 
 def _is_same(one: Folder, other: Folder) -> bool:

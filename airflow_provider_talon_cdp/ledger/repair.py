@@ -20,7 +20,7 @@ from airflow_provider_talon_cdp.ledger.format import (
     read_chunks,
     saved_chunks,
 )
-from airflow_provider_talon_cdp.ledger.ledger import SUSPECTS, Ledger
+from airflow_provider_talon_cdp.ledger.ledger import DOUBTS, SUSPECTS, Ledger
 from airflow_provider_talon_cdp.ledger.outside import NoteWriter, find_notes
 from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in, read_json, remove
 
@@ -127,7 +127,9 @@ class DamagedLedger(Ledger):
 
     def _intact_suspects(self, plans: list[Plan], messages: list[str]) -> frozenset[str]:
         """Return the suspects of plans; delete the files of them that cannot be read."""
-        for name in chain.from_iterable(self._files(plan, SUSPECTS) for plan in plans):
+        patterns = (SUSPECTS, DOUBTS)
+        names = [name for plan in plans for pattern in patterns for name in self._files(plan, pattern)]
+        for name in names:
             try:
                 read_json(self.folder / name)
             except DamagedError:
@@ -136,8 +138,8 @@ class DamagedLedger(Ledger):
                     f"{name} is damaged: it says which audiences may have lost their members. "
                     'Run the task once with send="all".'
                 )
-        self._suspects = frozenset()
-        return frozenset().union(*map(self._suspects_of, plans))
+        self._suspects = self._doubts = frozenset()
+        return frozenset().union(*map(self._suspects_of, plans), *map(self._doubts_of, plans))
 
     def _base(self, manifests: list[Manifest], messages: list[str]) -> tuple[Manifest, Iterable[Chunk]]:
         """Return the version to begin with, and its members as far as they can be read."""

@@ -77,7 +77,7 @@ class CreateAudienceOperator(TextFieldsOperator):
 
     def _create(self, context: Context) -> dict[str, Any]:
         check_audience_id("audience_id", check_rendered("audience_id", self.audience_id), "external")
-        check_rendered("audience_name", self.audience_name)
+        check_text("audience_name", check_rendered("audience_name", self.audience_name))
         hook = open_hook(self.talon_cdp_conn_id)
         internal_id, outcome = None, "skipped"
         try:

@@ -166,7 +166,8 @@ class Mirror:
 
     def __post_init__(self) -> None:
         if isinstance(self.kind, Members):
-            self.ledger.managed = self.kind.scope.managed
+            managed = self.kind.scope.managed
+            self.ledger.managed = None if managed is None else frozenset(managed)
 
     @syncing()
     def run(self, owner: str, cursor: TaskCursor | None = None, report: Report | None = None) -> Report:
@@ -199,7 +200,7 @@ class Mirror:
             self._count_abandoned(report)
             refused: set[Member] = set()
             # A plan is not resumed if it may be for other audiences, or if an audience was lost.
-            may_resume = not self.ledger.may_be_elsewhere(self.facts) and not self.ledger.suspected
+            may_resume = not (self.ledger.may_be_elsewhere(self.facts) or self._sends_audiences_again())
             if cursor and may_resume and 0 < self.ledger.version == cursor.get():
                 refused = self._resume(report, cursor)
             self._plan_and_push(report, cursor, refused)
@@ -410,6 +411,10 @@ class Mirror:
                 "A new ledger begins beside another one of the same audience:\n%s", "\n".join(neighbours)
             )
 
+    def _sends_audiences_again(self) -> bool:
+        """Whether all members of an audience are to be sent again."""
+        return bool(self.ledger.suspected or self.ledger.doubted)
+
     def _resume(self, report: Report, cursor: TaskCursor) -> set[Member]:
         """Send the rest of an earlier try's plan, without reading the source; return the refused members."""
         counts = Counts()
@@ -424,7 +429,7 @@ class Mirror:
         draft = replace(self.ledger.draft(plan_rest), spent=())
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
         # An audience may have been deleted since the ledger was read; this plan would not fill it.
-        if not counts.changes or self.ledger.suspected:
+        if not counts.changes or self._sends_audiences_again():
             self.ledger.discard(draft)
             return set()
         # The audiences are checked for the next plan, against the facts of the plan that is resumed.

@@ -425,7 +425,8 @@ def _with_floats_as(other: Any, kind: Any) -> Any:
     if types.is_float32(kind):
         return other
     if types.is_map(kind):
-        return arrow.map_(kind.key_type, inside(kind.item_type))
+        item = inside(kind.item_type)
+        return kind if item == kind.item_type else arrow.map_(kind.key_type, item)
     if types.is_struct(kind):
         return arrow.struct([part.with_type(inside(part.type)) for part in kind])
     if types.is_list(kind):

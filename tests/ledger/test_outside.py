@@ -341,6 +341,70 @@ def test_a_ledger_that_was_made_after_the_first_note_sends_all_members_of_the_au
     acknowledged(calls)
     assert profiles(loaded().uncertain()) == ["a", "b", "c"]
     assert members(loaded(name="sync:x").uncertain()) == [("b", "vip")]
+    # It has members all the same: they are not its first ones.
+    assert loaded().filled() == {"vip"}
+    assert not loaded().suspected
+    push(open_ledger(), [])
+    assert not profiles(loaded().uncertain())
+
+
+def test_notes_that_are_deleted_while_the_ledger_is_read_without_its_lock_damage_nothing(
+    open_ledger, outside, monkeypatch
+):
+    how = {"name": "sync:x"}
+    push(open_ledger(**how), sorted([*adds("a"), *adds("a", key="gold")]))
+    calls = outside()
+    calls.note(Chunk(["b"], "vip"))
+    acknowledged(calls)
+    find = open_ledger(**how)._find_notes.__func__
+
+    def slowly(ledger):
+        found = find(ledger)
+        monkeypatch.setattr(type(ledger), "_find_notes", find)
+        # The plan after the one that covers the note deletes it.
+        push(open_ledger(**how), adds("c"))
+        push(open_ledger(**how), adds("d"))
+        return found
+
+    reader = open_ledger(**how)
+    reader.managed = {"vip"}
+    monkeypatch.setattr(type(reader), "_find_notes", slowly)
+    reader.load()
+    assert reader.version == 3
+
+
+def test_a_ledger_whose_plan_is_replaced_while_it_is_told_is_told_of_again(
+    open_ledger, outside, loaded, monkeypatch
+):
+    calls = outside()
+    calls.note(Chunk(["b"], "vip", "remove"))
+    push(open_ledger(), adds("a", "b"))
+    write = module.write_doubts
+
+    def late(*arguments):
+        monkeypatch.setattr(module, "write_doubts", write)
+        push(open_ledger(), adds("c"))
+        write(*arguments)
+
+    monkeypatch.setattr(module, "write_doubts", late)
+    acknowledged(calls)
+    assert profiles(loaded().uncertain()) == ["a", "b", "c"]
+
+
+def test_what_this_ledger_did_to_an_audience_is_not_forgotten_where_a_run_may_not_change_it(
+    open_ledger, loaded, clock
+):
+    """Of others it is known only that the audience must be sent again."""
+    how = {"name": "sync:x"}
+    push(open_ledger(**how), sorted([*adds("a"), *adds("a", key="gold")]))
+    for owner, ids in (("", ["b"]), ("dag/other/run/-1", ["c"])):
+        writer = NoteWriter(loaded(**how).folder, f"of{len(owner)}", owner, clock)
+        writer.write(Chunk(ids, "gold"))
+        writer.end()
+    ledger = open_ledger(**how)
+    ledger.managed = {"vip"}
+    with ledger.held("me"):
+        assert members(ledger.uncertain()) == [("b", "gold")]
 
 
 def test_a_ledger_that_was_made_after_a_note_is_not_told_of_what_had_no_effect(open_ledger, outside, loaded):

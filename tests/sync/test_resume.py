@@ -76,6 +76,20 @@ def test_a_retry_does_not_forget_what_others_noted_since_the_try_before(sync):
     assert sync.talon.members == sync.known == vip(*names(5000))
 
 
+def test_a_retry_sends_all_again_if_another_task_changed_the_audience_while_the_ledger_was_new(sync):
+    """That task began when there was no ledger to be told."""
+    identity = replace(sync.identity, name="calls:x")
+    outside = OutsideChanges(sync.storage.folder(), identity, "other", clock=lambda: sync.now)
+    with outside.noting(Chunk(names(1), "vip", "remove")):
+        stopped(sync, numbers(5000))
+        assert vip(*names(1)) <= sync.talon.members
+        sync.talon.members -= vip(*names(1))
+    sync.now += 1
+    report = sync.run(numbers(5000), retry=True)
+    assert (report.resumed, report.sent) == (0, 5000)
+    assert sync.talon.members == sync.known == vip(*names(5000))
+
+
 @pytest.mark.parametrize("environment", ["", "live"])
 def test_under_another_key_a_retry_plans_anew_unless_the_environment_is_known(sync, environment):
     """Another environment may have the key: its audiences are looked at before anything is sent."""

@@ -403,6 +403,7 @@ def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
         "h": np.str_("x"),
         "i": pd.NA,
         "j": np.float32(19.99),
+        "k": np.array([19.99, 0.1], dtype="float32"),
     }
     body, names = AttributesEncoder(zone=BERLIN, types={"a": "string"})(row)
     assert json.loads(body) == {
@@ -415,6 +416,7 @@ def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
         "g": [1, None],
         "h": "x",
         "j": 19.99,
+        "k": [19.99, 0.1],
     }
     assert "i" not in names
 
