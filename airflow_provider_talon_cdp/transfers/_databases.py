@@ -558,7 +558,7 @@ DATABASES = (
         connect=_bigquery_connection,
         read=_bigquery_rows,
         sort_key=_key("CAST(CAST({} AS STRING) AS BYTES)"),
-        # With LIMIT 0 BigQuery reads, and bills, nothing.
+        # LIMIT 0, as BigQuery bills a query by what it reads.
         peek="SELECT * FROM (\n{}\n) {} WHERE 1 = 0 LIMIT 0",
         doubles_percent=True,
         quotes="``",

@@ -141,8 +141,8 @@ class Sender:
                 await self.travel([profile], lambda: self._apply(chunk), alone)
             except TransientError as failure:
                 raise failure.become(UnclearError, "no clear answer") from failure
-            except (RejectedError, AuthenticationError):
-                # Of this call alone: others are in flight.
+            except (RejectedError, AuthenticationError, NotFoundError):
+                # It had no effect. Of this call alone: others are in flight.
                 self.world.called.update(before)
                 raise
 
