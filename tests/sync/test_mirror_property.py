@@ -333,9 +333,9 @@ class History:
         changes = [change for chunk in ledger.changes() for change in chunk.changes()]
         self.world.may_be_ours |= {change[:2] for change in changes if change.action == "add"}
         there = self.world.members
-        # The refusal to remove a member has a dead letter. If its addition was never acknowledged, the ledger
-        # takes it that there is none. A profile that is refused only later stays, then.
-        self.world.by_hand |= there & ledger._settled_refusals()
+        # Talon.One refused to remove these, which has a dead letter. If their addition was not acknowledged,
+        # the ledger takes it that there is none. A profile that is refused only later stays, then.
+        self.world.by_hand |= there & self.world.refused_removals - known - uncertain
         claimed = {member for member in known - uncertain if member[1] not in self.world.lost}
         assert claimed <= there, f"the ledger claims {claimed - there}"
         forgotten = there - known - uncertain - self.world.by_hand

@@ -64,6 +64,7 @@ class World:
         self.bad = set()
         self.by_hand = set()
         self.may_be_ours = set()
+        self.refused_removals = set()
         self.lost = set()
         self.called = {}
 
@@ -220,6 +221,9 @@ class Sender:
         if len(chunk) and not keys <= self.world.audiences.keys():
             return error(NotFoundError, 404)
         if not self.world.bad.isdisjoint(chunk.ids):
+            if len(chunk) == 1:
+                change = next(chunk.changes())
+                self.world.refused_removals |= {change[:2]} if change.action == "remove" else set()
             return error(RejectedError, 400)
         if not chunk.runs_rules:
             for member in zip(chunk.ids, chunk.each_key, strict=False):
@@ -227,6 +231,7 @@ class Sender:
         for profile, added, removed in chunk.entries():
             for each in added:
                 self.world.audiences[each].add(profile)
+                self.world.refused_removals.discard((profile, each))
             for each in removed:
                 member = (profile, each)
                 assert member in self.world.may_be_ours or member not in self.world.members, (
