@@ -118,6 +118,18 @@ def connection_error(
     return error
 
 
+def proxy_error(request: Request[Result], base_url: str, status: int) -> RequestError:
+    """Make the error of a request that a proxy did not let through, so that Talon.One did not get it."""
+    if status != HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return connection_error(request, base_url, f"the proxy answered {status}", sent=False)
+    return FatalError(
+        f"{request.operation.value}: HTTP {status}.\n{_CURES[status]}",
+        method=request.method,
+        path=request.path,
+        status=status,
+    )
+
+
 # The start of a TLS alert, as Python quotes it in the error if a client reads it as an HTTP status line.
 _TLS_ALERT = r"\x15\x03"
 

@@ -30,7 +30,13 @@ from urllib3.exceptions import (
 )
 from yarl import URL
 
-from airflow_provider_talon_cdp.api.answers import MAX_ANSWER, connection_error, read_answer, tls_error
+from airflow_provider_talon_cdp.api.answers import (
+    MAX_ANSWER,
+    connection_error,
+    proxy_error,
+    read_answer,
+    tls_error,
+)
 from airflow_provider_talon_cdp.api.calls import Request, Result
 from airflow_provider_talon_cdp.api.pacing import Attempts, Pacer, RepeatedLines
 from airflow_provider_talon_cdp.api.settings import CONNECT_TIMEOUT, Settings
@@ -41,6 +47,8 @@ S = TypeVar("S", bound="AsyncTalonCdpClient")
 log = logging.getLogger(__name__)
 _TOO_MANY_REQUESTS = 429
 _CHUNK = 8192
+# How Python's HTTP client says that a proxy refused CONNECT.
+_TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")
 _SECONDS_TO_CLOSE_TLS = 0.1
 # A push is reported as waiting only if its failures last longer than this.
 _SECONDS_UNTIL_WAITING = 1.0
@@ -312,11 +320,12 @@ class AsyncTalonCdpClient(_Client):
             reasons = (error.__cause__, error.__context__, error)
             refusal = next((reason for reason in reasons if isinstance(reason, ssl.SSLError)), None)
             sent = not isinstance(error, aiohttp.ClientConnectorError)
-            failure = (
-                tls_error(request, base_url, refusal)
-                if refusal
-                else connection_error(request, base_url, error, sent=sent)
-            )
+            if isinstance(error, aiohttp.ClientHttpProxyError):
+                failure = proxy_error(request, base_url, error.status)
+            elif refusal:
+                failure = tls_error(request, base_url, refusal)
+            else:
+                failure = connection_error(request, base_url, error, sent=sent)
         else:
             return read_answer(
                 request,
@@ -552,6 +561,8 @@ def _no_answer(
             return connection_error(request, base_url, "timed out", sent=sent)
         case _:
             cause = _without_url(error)
+            if refusal := _TUNNEL_REFUSED.search(str(cause)):
+                return proxy_error(request, base_url, int(refusal[1]))
             # A ProxyError means that there was no connection to the proxy.
             sent = not isinstance(cause, NewConnectionError | ProxyError)
             return connection_error(request, base_url, cause, sent=sent)

@@ -416,7 +416,7 @@ def _refuse_others(new: list[Any], doubt: list[Any], audience: str | None, manag
         raise InvalidInputError(
             "An earlier run was stopped while it changed\n"
             f"the audience {other!r}, which is not in audiences now.\n"
-            "Keep it there until one run has ended, then take it out."
+            "Keep it there until one run has ended without rejected records of it, then take it out."
         )
 
 

@@ -430,10 +430,11 @@ class Ledger:
     def must_be_replaced(self) -> bool:
         """Whether some changes of the plan in force have no outcome, or later versions are lost.
 
-        The next version deletes lost plans.
+        The next version deletes lost plans. It also covers notes, which would be read in every run, except
+        those about audiences that this run may not change: they tell more than that an audience is doubtful.
         """
         return (
-            bool(self._lost_parts)
+            bool(self._lost_parts or (self._notes.spent and not self._changed_unmanaged()))
             or self.version < self.at_least
             or any(landed + withheld < lines for lines, landed, *_, withheld in self._progress())
         )
@@ -844,13 +845,25 @@ class Ledger:
         """Managed audiences of which the next plan sends all members again; see ``doubt``."""
         return self._doubts if self.managed is None else self._doubts.intersection(self.managed)
 
-    def doubt(self, audience: str) -> None:
-        """Have the next plan send all members of an audience again, as it may be another one of the same ID.
+    def doubt(self, audiences: Iterable[str]) -> None:
+        """Have the next plan, durably, send all members of audiences again, as they may be other ones.
 
-        Other than of one that is suspected, what was sent before with rules counts. It need not be durable:
-        until a plan has the members, the ledger's facts have the key of the other audience.
+        Other than of one that is suspected, what was sent before with rules counts.
         """
-        self._doubts |= {audience}
+        doubts = self._doubts.union(audiences)
+        if self.version and doubts != self._doubts:
+            write_doubts(self.folder, self.plan, self.run, doubts)
+        self._doubts = doubts
+        self.lock.confirm()
+
+    def doubt_unmanaged(self) -> None:
+        """Do so for all known audiences that this run may not change."""
+        if self.managed is not None:
+            self.doubt(self.unmanaged(self._known_audiences()))
+
+    def unmanaged(self, audiences: Iterable[str]) -> list[str]:
+        """Return those of the audiences that this run may not change."""
+        return [] if self.managed is None else sorted(set(audiences).difference(self.managed))
 
     def flush(self) -> None:
         """Make dead letters durable."""
@@ -978,6 +991,7 @@ class Ledger:
             handed_over: Whether other processes push the plan, so that the lock stays when this one ends.
         """
         self.lock.confirm()
+        replaced, was_own = self.manifest, bool(self._notified)
         batch = self._sizes.batch
         plan = Plan(folder=draft.folder, parts=draft.parts, batch=batch)
         if draft.runs_rules:
@@ -1002,7 +1016,8 @@ class Ledger:
             spent=draft.spent,
         )
         # The notes that this version covers stay: if its manifest is lost, the version before it needs them.
-        before, spent_before = self.manifest.plan, self._spent_before
+        before, spent_before = replaced.plan, self._spent_before
+        had_effect = self._had_effect() if replaced.told else False
         # More may have been noted after this version was drafted.
         suspects, doubts = self._suspects_of(before), self._doubts_of(before)
         missed = self._left_over(self._suspects | suspects, self.suspected)
@@ -1019,6 +1034,9 @@ class Ledger:
             self._doubts |= late
             write_doubts(self.folder, self.plan, self.run, self._doubts)
         self._delete_unnamed()
+        with suppress(LedgerError):
+            # The push of a plan of this run is over. Others may have left requests in flight.
+            self._end_notes_of(replaced, 0.0 if was_own else REQUEST_LASTS, had_effect=had_effect)
         for name in spent_before:
             remove(self.folder / NOTES / name)
         self.lock.handed_over = handed_over
@@ -1314,7 +1332,9 @@ class Ledger:
             # A file of acknowledgements that is missing from now on is an error.
             sealed = replace(self.manifest.plan, acks=tuple(self._files(self.manifest.plan, _ACKS)))
             before = self.manifest.file
-            facts = {**self.manifest.facts, "filling": []}
+            managed = self.manifest.managed
+            filling = () if managed is None else set(self.facts.filling).difference(managed)
+            facts = {**self.manifest.facts, "filling": sorted(filling)}
             self._write_manifest(
                 replace(
                     self.manifest, plan=sealed, facts=facts, unreported=None, reported=True, before=before
@@ -1550,7 +1570,7 @@ class Ledger:
                     if shared := by_key.keys() & ids_there:
                         told = [replace(by_key[key], keys=ids_there[key]) for key in sorted(shared)]
                         notes.write(Chunk.joined(told))
-        self._notified = tuple(others)
+        self._notified = tuple(name for name, (_, notes) in others.items() if notes.written)
         return self._notified
 
     def _note_internal_ids(self, facts: RunFacts) -> None:
@@ -1561,10 +1581,23 @@ class Ledger:
     def _end_notes(self, seconds: float) -> None:
         """Note in the notified ledgers that the plan's last request arrives within some seconds."""
         names = () if self.lock.handed_over else self._notified
-        had_effect = bool(names) and not all(acks.is_empty for acks in self.acks)
+        had_effect = self._had_effect() if names else False
         for name in names:
             notes = NoteWriter(self.registry.folder(name), self.plan, self._owner, self._clock)
             notes.end(seconds, had_effect=had_effect)
+
+    def _end_notes_of(self, manifest: Manifest, seconds: float, *, had_effect: bool) -> None:
+        """Do so in the ledgers with notes of a plan that was replaced, if no other run has done it."""
+        for name in manifest.told:
+            notes = NoteWriter(self.registry.folder(name), manifest.plan.folder, manifest.owner, self._clock)
+            notes.end_if_open(seconds, had_effect=had_effect)
+
+    def _had_effect(self) -> bool:
+        """Whether Talon.One may have made changes of the current plan."""
+        try:
+            return not all(acks.is_empty for acks in self.acks)
+        except DamagedError:
+            return True
 
 
 _IDENTITY_DEFAULTS = {part.name: "members" if part.name == "holds" else "" for part in fields(LedgerIdentity)}

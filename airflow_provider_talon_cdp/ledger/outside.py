@@ -142,6 +142,12 @@ class NoteWriter:
         content = {"owner": self._owner, "until": self._clock() + seconds, "had_effect": had_effect}
         write_json(self._folder / f"{self._writer}.json", content)
 
+    def end_if_open(self, seconds: float, *, had_effect: bool) -> None:
+        """Do as ``end``, unless the writer has ended; its notes may have been spent and deleted since."""
+        content = read_json(self._folder / f"{self._writer}.json") or {}
+        if content.get("until", 0.0) > self._clock() + seconds:
+            self.end(seconds, had_effect=had_effect)
+
 
 def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -> Notes:
     """List the notes in a ledger's folder.
@@ -375,6 +381,7 @@ class OutsideChanges:
         # Numbers of notes by audience, and by ledger and audience.
         self._noted: Counter[str] = Counter()
         self._told: Counter[tuple[str, str]] = Counter()
+        self._of_attributes: list[Chunk] = []
 
     def note(self, chunk: Chunk) -> None:
         """Write notes of changes into the ledgers of their audiences, before the changes are sent.
@@ -390,11 +397,15 @@ class OutsideChanges:
         for key, part in chunk.by_key():
             for name, audience in self._ledgers[key]:
                 parts.setdefault(name, []).append(replace(part, keys=audience))
+        self._of_attributes += [part for key, part in chunk.by_key() if key == ATTRIBUTES]
         for name, told in parts.items():
-            if name not in self._writers:
-                ledger = self.registry.folder(name)
-                self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
-            self._writers[name].write(Chunk.joined(told))
+            self._write(name, Chunk.joined(told))
+
+    def _write(self, name: str, chunk: Chunk) -> None:
+        if name not in self._writers:
+            ledger = self.registry.folder(name)
+            self._writers[name] = NoteWriter(ledger, self._writer, self._owner, self._clock)
+        self._writers[name].write(chunk)
 
     @contextmanager
     def noting(self, chunk: Chunk) -> Iterator[None]:
@@ -409,8 +420,9 @@ class OutsideChanges:
             yield
             chunk.tally(self.counts.added, self.counts.removed)
             self._in_flight -= 1
-        except RequestError as error:
-            if not (error.is_unclear or error.repeated):
+        except TalonCdpError as error:
+            # Other errors are raised before the request.
+            if not isinstance(error, RequestError) or not (error.is_unclear or error.repeated):
                 self._in_flight -= 1
             raise
         finally:
@@ -489,8 +501,9 @@ class OutsideChanges:
         note()
         try:
             yield
-        except RequestError as error:
-            if error.is_unclear or error.repeated or isinstance(error, NotFoundError):
+        except TalonCdpError as error:
+            may_be_empty = isinstance(error, RequestError) and (error.is_unclear or error.repeated)
+            if may_be_empty or isinstance(error, NotFoundError):
                 note_again()
                 raise
             try:
@@ -574,11 +587,16 @@ class OutsideChanges:
             writer.end(REQUEST_LASTS if is_open else 0.0, had_effect=had_effect)
 
     def _tell_new_ledgers(self) -> None:
-        """Have ledgers that were made after a note send all members of its audience again."""
-        audiences = self._noted.keys() - {ATTRIBUTES}
-        self._find_ledgers(audiences)
+        """Have ledgers that were made after a note send all members of its audience again.
+
+        Ledgers that have the attributes only since then get the note.
+        """
+        self._find_ledgers(set(self._noted))
+        for name, _ in self._ledgers.get(ATTRIBUTES, ()) if self._of_attributes else ():
+            if not self._told[name, ATTRIBUTES]:
+                self._write(name, Chunk.joined(self._of_attributes))
         missed: dict[str, list[str]] = {}
-        for audience in audiences:
+        for audience in self._noted.keys() - {ATTRIBUTES}:
             for name, audience_there in self._ledgers[audience]:
                 if self._told[name, audience] < self._noted[audience]:
                     missed.setdefault(name, []).append(audience_there)

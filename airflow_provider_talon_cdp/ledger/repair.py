@@ -95,9 +95,10 @@ class DamagedLedger(Ledger):
         for chunk in saved_chunks(self.folder, newest.withheld) if newest.withheld else ():
             withheld.update((change[:2], change.action) for change in chunk.changes())
         self._drop_notes(messages)
-        suspects = self._intact_suspects(
-            [newest.plan, *(Plan(folder=orphan) for orphan in orphans)], messages
-        )
+        plans_in_doubt = [newest.plan, *(Plan(folder=orphan) for orphan in orphans)]
+        self._drop_damaged_suspects(plans_in_doubt, messages)
+        suspects = frozenset().union(*map(self._suspects_of, plans_in_doubt))
+        doubts = frozenset().union(*map(self._doubts_of, plans_in_doubt))
         notes = NoteWriter(self.folder, self.run, "", self._clock)
         for chunk in chain.from_iterable(uncertain):
             # Profiles are sent again without rules.
@@ -121,12 +122,13 @@ class DamagedLedger(Ledger):
         members = Folded(snapshot, changed, one_per_profile=self._holds_profiles)
         self._begin_with(members, facts=self.facts, names=newest.names, withheld=withheld)
         self.suspect(suspects)
+        self.doubt(doubts)
         if notes.written:
             notes.end()
         return [*messages, f"The ledger has version {self.version} now."]
 
-    def _intact_suspects(self, plans: list[Plan], messages: list[str]) -> frozenset[str]:
-        """Return the suspects of plans; delete the files of them that cannot be read."""
+    def _drop_damaged_suspects(self, plans: list[Plan], messages: list[str]) -> None:
+        """Delete the files of suspects and doubts that cannot be read."""
         patterns = (SUSPECTS, DOUBTS)
         names = [name for plan in plans for pattern in patterns for name in self._files(plan, pattern)]
         for name in names:
@@ -139,7 +141,6 @@ class DamagedLedger(Ledger):
                     'Run the task once with send="all".'
                 )
         self._suspects = self._doubts = frozenset()
-        return frozenset().union(*map(self._suspects_of, plans), *map(self._doubts_of, plans))
 
     def _base(self, manifests: list[Manifest], messages: list[str]) -> tuple[Manifest, Iterable[Chunk]]:
         """Return the version to begin with, and its members as far as they can be read."""

@@ -113,7 +113,7 @@ class Audiences:
                         async with locks[witness], places:
                             await self._add_witness(audience, witness, ledger, opened)
                         if self.may_be_others:
-                            ledger.doubt(audience)
+                            ledger.doubt([audience])
                             lost.append(audience)
                         return
                     async with places:
@@ -196,7 +196,7 @@ class Audiences:
         before = self.known.get(audience)
         self._learn(audience, answer)
         if before is None and self.may_be_others:
-            ledger.doubt(audience)
+            ledger.doubt([audience])
             return True
         if before is None or dict(before) == dict(self.known[audience]):
             return False

@@ -8,6 +8,9 @@ from typing import ClassVar, Literal
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.exceptions import GuardError
 
+# Reasons why a row is rejected that leave unknown whose row it is.
+_NAMELESS = ("profile ID null", "profile ID empty")
+
 OnEmpty = Literal["fail", "skip", "allow"]
 Verdict = Literal["send", "skip"]
 
@@ -21,7 +24,8 @@ class Guard:
             has rows and all are rejected, that is always an error.
         max_removal_fraction: Largest share of an audience's known members that is removed, 0 to 1.
         min_removals: ``max_removal_fraction`` does not apply to fewer removals from one audience: one of four
-            members is a quarter.
+            members is a quarter. From so many on, removals are refused beside as many rows without a profile
+            ID, unless these are tolerated: they may be the rows of those that would be removed.
         max_removals: Most removals of known members, of all audiences together; None for no limit.
         max_additions: Most additions, to all audiences together; None for no limit.
     """
@@ -39,8 +43,12 @@ class Guard:
     )
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
 
-    def check(self, counts: Counts) -> Verdict:
+    def check(self, counts: Counts, max_rejected: int | None = None) -> Verdict:
         """Return whether to send a plan.
+
+        Args:
+            counts: What the plan changes.
+            max_rejected: Number of rejected records that the run tolerates; None for any number.
 
         Raises:
             GuardError: The plan changes more than is allowed. The text has the numbers and the argument that
@@ -71,6 +79,16 @@ class Guard:
                     f"If that is right, pass {allow}.",
                     allow,
                 )
+        nameless = sum(counts.rejected[reason] for reason in _NAMELESS)
+        rejected, removed, few = counts.rejected.total(), acknowledged.total(), max(1, self.min_removals)
+        if max_rejected is not None and rejected > max_rejected and min(nameless, removed) >= few:
+            allow = f"max_rejected={rejected}"
+            raise GuardError(
+                f"{nameless:,} rows have no profile ID, so that the {removed:,} removals may be of profiles\n"
+                "whose rows have lost it, as after a broken join. Nothing was sent.\n"
+                f"Fix the query. If these rows belong to nobody, leave them out, or pass {allow}.",
+                allow,
+            )
         for name, change in (("max_removals", acknowledged), ("max_additions", counts.additions)):
             limit = getattr(self, name)
             if limit is not None and change.total() > limit:

@@ -318,7 +318,7 @@ class Mirror:
         counts = plan.counts
         try:
             self._check_key(suspects=False)
-            verdict = {"send": "would be sent", "skip": "would be skipped"}[self.guard.check(counts)]
+            verdict = {"send": "would be sent", "skip": "would be skipped"}[self._guarded(counts)]
             if self._skips_older_data(report):
                 verdict = f"would be {report.verdict}"
         except (GuardError, LedgerError, OlderRunError) as error:
@@ -363,8 +363,12 @@ class Mirror:
         """Warn if the API key has changed, as the new one may be of another environment.
 
         Args:
-            suspects: Whether to note that the attributes in the ledger are not those of Talon.One.
+            suspects: Whether to note which of the ledger's members and attributes may not be Talon.One's.
         """
+        is_older = self.ledger.version < self.ledger.at_least
+        if suspects and (is_older or self.ledger.may_be_elsewhere(self.facts)):
+            # Audiences that this run may not change are sent again by the next run that may.
+            self.ledger.doubt_unmanaged()
         if self.ledger.facts.has_key_of(self.facts):
             return
         text = (
@@ -485,12 +489,16 @@ class Mirror:
             "What Talon.One acknowledged is recorded. Find out who deletes the audience, and run again."
         )
 
+    def _guarded(self, counts: Counts) -> str:
+        """Return the guard's verdict, or raise ``GuardError``."""
+        return self.guard.check(counts, self.limits.max_rejected)
+
     def _needs_approval(self, plan: Planned, report: Report) -> bool:
         """Return whether the guard refuses a plan that a person may allow; the report then has its text."""
         report.verdict = report.allow = None
         if self.with_approval and plan.counts.changes:
             try:
-                self.guard.check(plan.counts)
+                self._guarded(plan.counts)
             except GuardError as error:
                 report.verdict, report.allow = error.allow and str(error), error.allow
         return report.allow is not None
@@ -507,7 +515,7 @@ class Mirror:
             report.suspicious = plan.suspicious.counts
             try:
                 check_suspicious(plan.suspicious, self.limits.suspicious_ids)
-                passed = self._needs_approval(plan, report) or self.guard.check(plan.counts) == "send"
+                passed = self._needs_approval(plan, report) or self._guarded(plan.counts) == "send"
             except (InvalidInputError, GuardError) as error:
                 self.ledger.discard(plan.result)
                 _count_unsent(report, plan.counts)
@@ -643,7 +651,8 @@ class Mirror:
 
     def _enforce(self, plan: Planned, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
-        facts = replace(self._facts(), filling=plan.comparison.filling(plan.counts.audiences))
+        facts = self._facts()
+        facts = replace(facts, filling=[*facts.filling, *plan.comparison.filling(plan.counts.audiences)])
         if self.with_approval and plan.counts.changes:
             facts = replace(facts, data_until=self.ledger.facts.data_until, awaits_approval=True)
         if handed_over:
@@ -651,7 +660,9 @@ class Mirror:
         self.ledger.enforce(plan.result, facts=facts, names=names, handed_over=handed_over)
 
     def _facts(self) -> RunFacts:
-        return self.facts if self.audiences is None else replace(self.facts, audiences=self.audiences.known)
+        """Return the facts of this run, and of audiences that it may not change those of earlier runs."""
+        facts = replace(self.facts, filling=self.ledger.unmanaged(self.ledger.facts.filling))
+        return facts if self.audiences is None else replace(facts, audiences=self.audiences.known)
 
     def _lost_audiences(self, plan: Planned, report: Report, *, after: bool = False) -> Collection[str]:
         """Return the audiences whose members Talon.One has lost, as far as its answers tell."""

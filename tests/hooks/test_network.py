@@ -155,6 +155,20 @@ def test_a_tls_server_that_hangs_up_is_a_broken_connection_and_not_a_refusal(con
         thread.join(5)
 
 
+@pytest.mark.parametrize("status, kind", [(407, FatalError), (503, TransientError)])
+def test_a_proxy_that_refuses_has_sent_nothing(connect, send, request_one, answer_raw, status, kind):
+    """So a call that runs rules may be made again, and a wrong password is not tried again."""
+    port = answer_raw(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+    extra = {
+        "proxies": {"https": f"http://127.0.0.1:{port}"},
+        "call_retry_seconds": 0,
+        "bulk_retry_seconds": 0,
+    }
+    with pytest.raises(kind, match=str(status)) as error:
+        send(connect(extra, host="https://127.0.0.1:9"), request_one)
+    assert not error.value.is_unclear
+
+
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", None])
 def test_plain_http_on_loopback_goes_through_no_proxy(
     connect, talon, proxy, send, request_one, monkeypatch, variable

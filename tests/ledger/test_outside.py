@@ -7,7 +7,12 @@ from contextlib import suppress
 import pytest
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
-from airflow_provider_talon_cdp.exceptions import AuthenticationError, LedgerError, LedgerUnavailableError
+from airflow_provider_talon_cdp.exceptions import (
+    AuthenticationError,
+    InvalidInputError,
+    LedgerError,
+    LedgerUnavailableError,
+)
 from airflow_provider_talon_cdp.ledger import outside as module
 from airflow_provider_talon_cdp.ledger.format import Manifest
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts, ledger_name
@@ -38,6 +43,13 @@ def acknowledged(calls):
     """Have the changes of a journal end, after Talon.One acknowledged some."""
     calls.counts.added["vip"] += 1
     calls.end()
+
+
+def ends(ledger, clock):
+    """Seconds until the writers of a ledger's notes end."""
+    folder = ledger.folder / NOTES
+    ends = [read_json(folder / name)["until"] for name in names_in(folder) if name.endswith(".json")]
+    return [until - clock() for until in ends]
 
 
 def push(ledger, plan, owner="me"):
@@ -324,6 +336,36 @@ def test_guests_of_a_plan_of_which_nothing_arrived_are_none(open_ledger, loaded)
         other.enforce(other.draft(planned(adds("b"))), facts=FACTS)
         assert spelt(loaded().uncertain()) == [Change("b", "vip", "remove")]
     assert not spelt(loaded().uncertain())
+
+
+def test_a_change_that_failed_before_its_request_leaves_no_guest(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a"))
+    with suppress(InvalidInputError), outside().noting(Chunk(["b"], "vip")):
+        raise InvalidInputError("A value cannot be sent.")
+    assert not spelt(loaded().uncertain())
+
+
+def test_an_audience_is_not_empty_if_the_call_failed_before_its_request(open_ledger, outside, loaded):
+    push(open_ledger(), adds("a"))
+    with suppress(InvalidInputError), outside().emptying("vip"):
+        raise InvalidInputError("A certificate is missing.")
+    assert not loaded().suspected
+
+
+def test_a_ledger_of_attributes_that_was_made_after_the_note_gets_it_too(open_ledger, outside, loaded):
+    """The sync may have sent its value before the call that waited for a retry."""
+    how = {"name": "profiles:x", "holds": "profiles"}
+    calls = outside()
+    calls.attributes = ["tier"]
+    with calls.noting(Chunk(["a"], ATTRIBUTES)):
+        ledger = open_ledger(**how)
+        with ledger.held("me"):
+            plan = [Change("a", "1.1", "add"), Change("b", "2.1", "add")]
+            ledger.enforce(ledger.draft(planned(plan)), facts=FACTS, names=["tier"])
+            ledger.share().leaving(0)
+            ledger.share().landed(0)
+            ledger.share().end()
+    assert members(loaded(**how).known()) == [("a", "?1.1+"), ("b", "2.1")]
 
 
 @pytest.mark.parametrize("notes_again", [False, True])
@@ -621,6 +663,42 @@ def test_two_mirrors_of_one_truth_come_to_rest(open_ledger):
             push(open_ledger(name=name), adds("a", "b"))
     for name in ("audience:vip", "sync:x"):
         assert push(open_ledger(name=name), []) == []
+
+
+def test_all_plans_of_a_run_end_with_it(open_ledger, loaded, clock):
+    """A retry first resumes the plan of the try before."""
+    push(open_ledger(), adds("a"))
+    other = open_ledger(name="sync:x")
+    with other.held("dag/other/run/-1"):
+        for profile in ("b", "c"):
+            other.enforce(other.draft(planned(adds(profile))), facts=FACTS)
+            share = other.share()
+            share.leaving(0)
+            share.landed(0)
+            share.end()
+    assert ends(loaded(), clock) == [0.0, 0.0]
+    assert push(open_ledger(), []) == [("b", "vip"), ("c", "vip")]
+    assert push(open_ledger(), []) == []
+
+
+def test_a_plan_that_replaces_one_of_a_killed_run_ends_its_notes_too(open_ledger, loaded, clock):
+    push(open_ledger(), adds("a"))
+    killed = open_ledger(name="sync:x")
+    with suppress(KeyboardInterrupt), killed.held("dag/other/run/-1"):
+        killed.enforce(killed.draft(planned(adds("b"))), facts=FACTS)
+        killed.share().leaving(0)
+        killed.lock.handed_over = True
+        raise KeyboardInterrupt
+    assert ends(loaded(), clock) == [WRITER_LASTS]
+    with open_ledger(name="sync:x").held("dag/other/run/-1"):
+        """A retry that ends before it plans."""
+    assert ends(loaded(), clock) == [WRITER_LASTS]
+    push(open_ledger(name="sync:x"), adds("b"), owner="dag/other/run/-1")
+    assert ends(loaded(), clock) == [REQUEST_LASTS, 0.0]
+    # What has ended is not ended again.
+    clock.now += 60
+    push(open_ledger(name="sync:x"), adds("c"), owner="dag/other/run/-1")
+    assert ends(loaded(), clock) == [REQUEST_LASTS - 60, -60, 0.0]
 
 
 def test_a_plan_that_others_push_tells_until_it_is_committed(open_ledger, clock):

@@ -12,7 +12,13 @@ from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts
-from airflow_provider_talon_cdp.ledger.outside import ATTRIBUTES, NoteWriter, OutsideChanges, write_suspects
+from airflow_provider_talon_cdp.ledger.outside import (
+    ATTRIBUTES,
+    NoteWriter,
+    OutsideChanges,
+    write_doubts,
+    write_suspects,
+)
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in
 from tests.ledger.conftest import FACTS, VIP, members, names, plan_of, planned, profiles
@@ -304,6 +310,16 @@ def test_deleted_audiences_are_not_forgotten_but_for_those_in_a_damaged_file(ope
     assert any("suspects-a2.json is damaged" in message for message in repaired(state))
     assert loaded().suspected == {"gold"}
     assert repaired(state) == ["Nothing is damaged."]
+
+
+def test_a_doubt_stays_a_doubt_in_a_rebuilt_ledger(open_ledger, loaded, commit, state):
+    """Of a suspected audience, what got no clear answer would run rules again."""
+    commit(open_ledger(), "+a")
+    commit(open_ledger(), "+b")
+    write_doubts(loaded().folder, loaded().plan, "a1", ["vip"])
+    min(loaded().folder.glob("manifest-*")).write_text("{")
+    repaired(state)
+    assert (loaded().doubted, loaded().suspected) == ({"vip"}, set())
 
 
 def test_the_command_repairs_by_path_and_says_what_it_did(worn, loaded, capsys, state):

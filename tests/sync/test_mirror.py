@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
+from airflow_provider_talon_cdp.changes.diff import Scope
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     GuardError,
@@ -30,7 +31,7 @@ from airflow_provider_talon_cdp.sync.mirror import REFUSED_IN_EARLIER_TRY, combi
 from airflow_provider_talon_cdp.sync.push import Limits
 from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import FakeTalon, adds, error, opened
-from tests.sync.syncing import STRICT, numbers, vip
+from tests.sync.syncing import STRICT, Sync, numbers, vip
 
 
 def test_a_mirror_adds_what_is_new_and_removes_what_is_gone(sync):
@@ -144,6 +145,66 @@ def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
     assert not sync.uncertain
     sync.run(adds("c"), managed=["vip"])
     assert sync.talon.members == vip("c")
+
+
+def test_an_audience_that_was_not_managed_while_the_key_changed_is_sent_again_later(sync):
+    """The key may be of another environment, in which the audience has no members."""
+    both, how = Chunk(["a", "b"], ["gold", "vip"]), {"facts": keyed("2")}
+    sync.run(both, facts=keyed("1"), audiences=Audiences())
+    sync.talon.members.clear()
+    for _ in range(2):
+        sync.run(adds("b"), managed=["vip"], audiences=Audiences(), **how)
+    assert sync.talon.members == vip("b")
+    sync.run(both, audiences=Audiences(), **how)
+    assert sync.talon.members == {("a", "gold"), ("b", "vip")}
+    assert not sync.run(both, audiences=Audiences(), **how).sent
+
+
+def test_an_audience_that_was_not_managed_when_an_older_ledger_was_accepted_is_sent_again_later(sync):
+    """The run that accepts it sends all, but only of what it may change."""
+    both = Chunk(["a", "b"], ["gold", "vip"])
+    sync.run(both)
+    backup = dict(sync.storage.objects)
+    sync.run(adds("b"))
+    sync.run(both)
+    sync.talon.members.discard(("a", "gold"))
+    sync.storage.objects = backup
+    mirror = sync.mirror(adds("b"), managed=["vip"], sends_all=True)
+    mirror.ledger.at_least, mirror.ledger.accepts_older = 3, True
+    mirror.run("task")
+    sync.run(both)
+    assert sync.talon.members == {("a", "gold"), ("b", "vip")}
+
+
+def test_notes_are_covered_once_though_nothing_changes_and_two_mirrors_come_to_rest(sync):
+    other = type(sync)()
+    other.storage, other.talon, other.identity = sync.storage, sync.talon, VIP
+    for each in (sync, other, sync, other):
+        each.now = sync.now = max(sync.now, other.now)
+        each.run(adds("a", "b"))
+    versions = sync.loaded().version, other.loaded().version
+    for each in (sync, other, sync, other):
+        each.run(adds("a", "b"))
+    assert (sync.loaded().version, other.loaded().version) == versions
+    assert not sync.loaded().other_writers
+
+
+@pytest.mark.parametrize("joined", [(), ("c",)], ids=["no changes", "changes"])
+def test_a_first_fill_goes_on_in_bulk_after_a_run_that_did_not_manage_its_audience(sync, joined):
+    def kind(*managed):
+        return Members(scope=Scope(managed=managed or None), rules="changes")
+
+    sync.run(adds("a"), kind=kind())
+    gold = [f"{number:04}" for number in range(1500)]
+    all_rows = Chunk([*gold, "a"], ["gold"] * len(gold) + ["vip"])
+    sync.talon.errors = {sync.talon.requests + 1: error(AuthenticationError, 401)}
+    with pytest.raises(AuthenticationError):
+        sync.run(all_rows, kind=kind(), in_flight=1)
+    sync.run(adds("a", *joined), kind=kind("vip"))
+    calls = len(sync.talon.calls)
+    sync.run(all_rows, *([adds("c")] if joined else []), kind=kind())
+    assert len(sync.talon.calls) == calls
+    assert len(sync.talon.members) == 1501 + len(joined)
 
 
 def test_all_of_the_source_can_be_sent_again(sync):
@@ -461,6 +522,9 @@ def test_a_report_balances_where_an_audience_cannot_be_looked_at_after_the_push(
 
 
 # Another API key
+
+
+VIP = replace(Sync.identity, name="audience:vip")
 
 
 def keyed(fingerprint, platform="live"):
