@@ -110,7 +110,8 @@ def check_audience_id(name: str, value: object, id_type: AudienceIdType) -> str 
         if isinstance(value, int) and not isinstance(value, bool):
             raise InvalidInputError(
                 f"{name} is the integer {value}, but an external audience ID (its ID in the CDP) is text.\n"
-                "Write it in quotes, or use internal audience IDs if you mean Talon.One's own ID."
+                "Write it in quotes, or cast the column to text in SQL.\n"
+                "Use internal audience IDs if you mean Talon.One's own ID."
             )
         text = check_text(name, value)
         if text != text.strip().strip(_INVISIBLE):

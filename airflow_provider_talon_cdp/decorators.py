@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import pickle
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +46,25 @@ class _FunctionOperator(DecoratedOperator):
         """Send the function's result."""
         raise NotImplementedError
 
-    def result(self) -> Any:
-        """Call the function and return its result."""
-        return self.python_callable(*self.op_args, **self._arguments)
+    def results(self, wanted: str) -> Iterator[Any]:
+        """Call the function, which may be asynchronous, and return what it returns or yields.
+
+        Raises:
+            InvalidInputError: It is no list; ``wanted`` says what it must have.
+        """
+        result = self.python_callable(*self.op_args, **self._arguments)
+        if inspect.iscoroutine(result):
+            result = asyncio.run(result)
+        if isinstance(result, AsyncIterator):
+            return _awaited(result)
+        if isinstance(result, Iterator):
+            return result
+        try:
+            return iter(as_list("The function's result", result))
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                f"The function must return or yield {wanted},\nbut it returned a {type(result).__name__}."
+            ) from error
 
 
 class TalonAudienceTask(_FunctionOperator, MembershipOperator):
@@ -93,8 +111,7 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
     def _records(self, verb: str) -> Generator[Record, None, None]:
         from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415
 
-        result = self.result()
-        ids = iter(result if isinstance(result, Iterator) else as_list("The function's result", result))
+        ids = self.results("profile IDs, such as a list or df['customer_id'].tolist()")
         while block := list(islice(ids, _BLOCK)):
             yield from read_members(block, self.one_audience(), verb)
 
@@ -150,8 +167,8 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
             untyped.difference_update(values)
             return values
 
-        result, has_rows = self.result(), False
-        for row in result if isinstance(result, Iterator) else as_list("The function's result", result):
+        has_rows = False
+        for row in self.results("rows, such as a list of mappings or df.to_dict('records')"):
             if not isinstance(row, Mapping) or not in_every_row <= row.keys():
                 missing = min(in_every_row - set(row if isinstance(row, Mapping) else ()))
                 raise InvalidInputError(
@@ -173,6 +190,18 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
                 "No row of the function has what the task's arguments name: %s.",
                 ", ".join(sorted(unseen | untyped)),
             )
+
+
+def _awaited(items: AsyncIterator[Any]) -> Iterator[Any]:
+    """Yield what an asynchronous generator yields."""
+    end = object()
+
+    async def following() -> Any:
+        return await anext(items, end)
+
+    with asyncio.Runner() as runner:
+        while (item := runner.run(following())) is not end:
+            yield item
 
 
 def _read_once(read: Callable[[], Iterable[Record]]) -> Callable[[], Generator[Record, None, None]]:

@@ -326,6 +326,9 @@ def declared_value(value: Any, kind: AttributeType, name: str) -> Any:
 def _finite(value: Any) -> Any:
     if not _is_finite(value):
         raise _UnfitError("it is not a finite number")
+    # pandas' NaT is a datetime that raises ValueError when it is asked anything.
+    if type(value).__name__ == "NaTType":
+        raise _UnfitError("it is not a time (NaT)")
     return value
 
 

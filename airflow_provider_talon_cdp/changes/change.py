@@ -382,8 +382,8 @@ def _id_text(value: Any) -> str | None:
         ):
             return None
         case _:
-            cast = "BIGINT and then to text" if isinstance(value, float | Decimal) else "text"
+            cast = "an integer and then to text" if isinstance(value, float | Decimal) else "text"
             raise InvalidInputError(
                 f"A profile ID is of type {type(value).__name__}, but must be text, an integer or a UUID.\n"
-                f"Cast it to {cast} in SQL, so that it is spelt as Talon.One knows it."
+                f"Convert it to {cast} (with CAST in SQL), so that it is spelt as Talon.One knows it."
             )

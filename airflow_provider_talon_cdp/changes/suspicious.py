@@ -1,4 +1,4 @@
-"""Profile IDs that are valid but look wrong: padded, a null as text, or a number that was a float. Pure."""
+"""Profile IDs that are valid but look wrong: padded, a null or a list as text, or once a float. Pure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _INVISIBLE = re.compile(
 )
 # With a sign in the exponent, or as Java writes it.
 _SCIENTIFIC = re.compile(r"[+-]?\d((\.\d+)?[eE]\+|\.\d+E)\d+", re.ASCII)
+# Such as "['a', 'b']" or '{"id": "a"}'. A UUID may be in braces, so that braces alone tell nothing.
+_STRUCTURE = re.compile(r"\[.*\]|\(.*\)|\{.*:.*\}", re.DOTALL)
 _POINT_ZERO = re.compile(r"[+-]?\d+\.0", re.ASCII)
 # IDs such as "123.0" are suspicious from this share of all IDs on; a few of them may be version numbers.
 _MOST = 0.9
@@ -26,6 +28,7 @@ _TEXTS = {
     "white_space_at_ends": "have white space at their ends. Use TRIM in SQL",
     "white_space_inside": "have white space inside",
     "invisible": "have an invisible character, such as a zero-width space. Remove it in SQL",
+    "structure": "are the text of a list or of a mapping. Give each ID as a text of its own",
     "null_text": "are the text of a null, such as 'None' or 'nan'. Leave those rows out",
     "point_zero": "end with '.0': integers that went through a float. Cast to BIGINT first, then to text",
     "scientific": "are in scientific notation, such as 1.5E+10. Cast to BIGINT first, then to text",
@@ -54,6 +57,8 @@ class SuspiciousIds:
             self._count_characters(ids, text)
         if not _NULLS.isdisjoint(ids):
             self._counts["null_text"] += sum(profile_id in _NULLS for profile_id in ids)
+        if any(map(text.__contains__, "[({")):
+            self._counts["structure"] += sum(map(bool, map(_STRUCTURE.fullmatch, ids)))
         some = ids[0], ids[len(ids) // 2], ids[-1]
         if any(profile_id.endswith(".0") for profile_id in some):
             self._counts["point_zero"] += sum(map(bool, map(_POINT_ZERO.fullmatch, ids)))
@@ -83,8 +88,8 @@ class SuspiciousIds:
     def counts(self) -> dict[str, int]:
         """Number of IDs by kind, without the kinds that were not found.
 
-        The kinds: ``white_space_at_ends``, ``white_space_inside``, ``invisible``, ``null_text``,
-        ``scientific``, and ``point_zero`` if nearly all IDs are of this kind.
+        The kinds: ``white_space_at_ends``, ``white_space_inside``, ``invisible``, ``structure``,
+        ``null_text``, ``scientific``, and ``point_zero`` if nearly all IDs are of this kind.
         """
         return {
             kind: count

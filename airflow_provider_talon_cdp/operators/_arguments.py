@@ -174,7 +174,7 @@ def as_columns(name: str, value: Any) -> dict[str, str] | None:
         else [(column, column) for column in as_list(name, value)]
     )
     for text in chain.from_iterable(pairs):
-        check_text(f"Each column and each attribute in {name}", text)
+        check_text(f"Each column and each attribute in {name}", check_rendered(name, text))
     columns = dict(pairs)
     if not columns:
         raise InvalidInputError(f"{name} is empty. Leave it out, or name a column.")

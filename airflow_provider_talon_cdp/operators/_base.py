@@ -816,6 +816,8 @@ class MembershipOperator(LedgerOperator):
             return super().run_dry(mirror, hook)
         with TemporaryDirectory(prefix="talon-cdp-") as folder:
             ledger = open_ledger(Path(folder), hook, "dry-run")
+            # No other task is to look for a ledger that is gone in a moment.
+            ledger.registry.common = Path(folder)
             self._adopt(ledger, "dry run")
             return super().run_dry(replace(mirror, ledger=ledger), hook)
 

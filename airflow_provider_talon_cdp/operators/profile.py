@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from airflow.providers.common.compat.sdk import Context
 
@@ -19,6 +20,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_choice,
     check_literals,
     check_rendered,
+    is_template,
 )
 from airflow_provider_talon_cdp.operators._base import (
     TextFieldsOperator,
@@ -40,7 +42,7 @@ class UpdateProfileOperator(TextFieldsOperator):
     A profile that does not exist is created. For many profiles use SqlToTalonProfilesOperator.
 
     Args:
-        customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
+        customer_profile_id: Integration ID of the profile: 1 to 1000 characters, or an integer or UUID.
         attributes: Values by attribute name. Strings, numbers, booleans, Decimals, dates, datetimes, UUIDs,
             and lists of them; None deletes the attribute. Attributes must be defined in the Campaign Manager.
         run_rule_engine: Run Talon.One's rules for this update; Talon.One always does if audiences change.
@@ -71,7 +73,7 @@ class UpdateProfileOperator(TextFieldsOperator):
     def __init__(
         self,
         *,
-        customer_profile_id: str,
+        customer_profile_id: str | int | UUID,
         attributes: Mapping[str, Any] | None = None,
         run_rule_engine: bool = False,
         add_audiences: Sequence[int] = (),
@@ -85,6 +87,8 @@ class UpdateProfileOperator(TextFieldsOperator):
         super().__init__(**kwargs)
         self.customer_profile_id = customer_profile_id
         self.attributes = attributes
+        by_name = attributes.items() if isinstance(attributes, Mapping) else ()
+        self._templates = [name for name, value in by_name if is_template(value)]
         self.run_rule_engine = run_rule_engine
         self.add_audiences = add_audiences
         self.remove_audiences = remove_audiences
@@ -92,7 +96,7 @@ class UpdateProfileOperator(TextFieldsOperator):
         self.on_unclear = on_unclear
         self.state_uri = state_uri
         self.talon_cdp_conn_id = talon_cdp_conn_id
-        check_literals(check_text, customer_profile_id=customer_profile_id)
+        check_literals(_profile_id, customer_profile_id=customer_profile_id)
         check_choice("on_unclear", on_unclear, OnUnclear)
         check_bools(run_rule_engine=run_rule_engine, skip_unknown_attributes=skip_unknown_attributes)
         check_literals(as_mapping, attributes=attributes)
@@ -108,6 +112,8 @@ class UpdateProfileOperator(TextFieldsOperator):
         added = _internal_ids("add_audiences", self.add_audiences)
         removed = _internal_ids("remove_audiences", self.remove_audiences)
         attributes = as_mapping("attributes", self.attributes)
+        for name in self._templates:
+            check_rendered(f"The attribute {name!r}", (attributes or {}).get(name))
         profile_id = _read_profile_id(self)
         if attributes is None and not added and not removed and not self.run_rule_engine:
             raise InvalidInputError(
@@ -138,7 +144,7 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
     Talon.One runs its rules for this call.
 
     Args:
-        customer_profile_id: Integration ID of the profile, 1 to 1000 characters.
+        customer_profile_id: Integration ID of the profile: 1 to 1000 characters, or an integer or UUID.
         add_audiences: External audience IDs (strings) to join.
         remove_audiences: External audience IDs (strings) to leave; at most 1000 in both lists together.
         on_unclear: What to do if there is no clear answer: as in ``UpdateProfileOperator``.
@@ -162,7 +168,7 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
     def __init__(
         self,
         *,
-        customer_profile_id: str,
+        customer_profile_id: str | int | UUID,
         add_audiences: Sequence[str] = (),
         remove_audiences: Sequence[str] = (),
         on_unclear: OnUnclear = ON_UNCLEAR,
@@ -178,7 +184,7 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
         self.state_uri = state_uri
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_choice("on_unclear", on_unclear, OnUnclear)
-        check_literals(check_text, customer_profile_id=customer_profile_id)
+        check_literals(_profile_id, customer_profile_id=customer_profile_id)
         check_literals(_external_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
         check_literals(check_state_uri, state_uri=state_uri)
 
@@ -208,8 +214,7 @@ def _read_profile_id(operator: UpdateProfileOperator | UpdateProfileAudiencesOpe
     """Return the profile ID, checked; warn if it looks wrong, as it would make a new profile."""
     from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds  # noqa: PLC0415
 
-    check_rendered("customer_profile_id", operator.customer_profile_id)
-    profile_id = check_text("customer_profile_id", operator.customer_profile_id)
+    profile_id = _profile_id("customer_profile_id", operator.customer_profile_id)
     suspicious = SuspiciousIds()
     suspicious.add([profile_id])
     if suspicious.texts:
@@ -218,6 +223,14 @@ def _read_profile_id(operator: UpdateProfileOperator | UpdateProfileAudiencesOpe
             "\n".join(suspicious.texts),
         )
     return profile_id
+
+
+def _profile_id(name: str, value: Any) -> str:
+    """Return a profile ID as text; integers and UUIDs become text, as they do in a query's rows."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return check_text(
+        name, check_rendered(name, str(value) if is_number or isinstance(value, UUID) else value)
+    )
 
 
 @contextmanager

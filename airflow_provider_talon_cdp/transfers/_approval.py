@@ -6,7 +6,8 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from airflow.providers.common.compat.sdk import Context
+from airflow.providers.common.compat.sdk import AirflowFailException, Context
+from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
@@ -16,6 +17,10 @@ from airflow_provider_talon_cdp.transfers.across_workers import decide
 
 _SECONDS_OF_ATTEMPTS = 600.0
 _SECONDS_BETWEEN_ATTEMPTS = 5.0
+
+
+class PlanRejectedError(HITLRejectException, AirflowFailException):
+    """A person rejected the plan, and ``fail_on_reject`` is set. A retry would ask again."""
 
 
 class ApprovePlanOperator(ApprovalOperator):
@@ -63,6 +68,8 @@ class ApprovePlanOperator(ApprovalOperator):
             self.log.info("Approved: exactly this plan is pushed.")
             return answer
         self.log.warning("Rejected. Nothing more is sent, and the next run plans anew.")
+        if self.fail_on_reject:
+            raise PlanRejectedError("The plan was rejected, and fail_on_reject is set.")
         group = self.task_group
         rest = [
             task

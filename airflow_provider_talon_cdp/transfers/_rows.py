@@ -188,7 +188,8 @@ def stream_rows(
         InvalidInputError: The result lacks a column or has it twice, or ``bounds`` are given and the database
             cannot compare by bytes.
     """
-    statement = bare(sql)
+    # As in Airflow's own hooks: a driver that gets an empty mapping looks for placeholders, and fails at a %.
+    statement, parameters = bare(sql), parameters or None
     with ExitStack() as cleanup:
         result = None
         if order_by or after is not None:
@@ -240,7 +241,7 @@ def range_bounds(source: SqlSource, sql: str, column: str, parameters: Any, rang
         InvalidInputError: The database cannot compare by bytes, or the result lacks the column or has it
             twice.
     """
-    database, statement = source.database, bare(sql)
+    database, statement, parameters = source.database, bare(sql), parameters or None
     with ExitStack() as cleanup:
         connection = _connection(source, cleanup)
         names, _ = database.peek_at(connection, statement, parameters)

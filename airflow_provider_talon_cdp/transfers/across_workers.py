@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.common.compat.sdk import AirflowException, Context, TaskGroup
 
 from airflow_provider_talon_cdp import assets
+from airflow_provider_talon_cdp.contract import KEEP_VERSIONS
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedRecordsError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_bool,
@@ -32,10 +34,15 @@ from airflow_provider_talon_cdp.operators._base import (
     storage,
 )
 from airflow_provider_talon_cdp.transfers._base import SqlOperator
-from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
+from airflow_provider_talon_cdp.transfers.sql_to_audience import (
+    SqlToTalonAudienceOperator,
+    add_names,
+    check_names,
+)
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperator, SqlToTalonProfilesOperator
 
 if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.ledger.ledger import Ledger
     from airflow_provider_talon_cdp.ledger.reading import Reading
@@ -90,9 +97,9 @@ def talon_audience_sync(
             that the guard would refuse. ``never``: no plan, and ``plan`` fails if the guard refuses. A plan
             is not pushed if it was rejected or a newer one has been made.
         mirror: Other arguments of ``SqlToTalonAudienceOperator``, except ``task_id`` and ``mode``.
-            ``max_rejected`` is about ``commit``, and ``in_flight`` about each instance of ``push``. Arguments
-            of ``BaseOperator`` reach only ``plan``: give them in ``default_args`` for all tasks. ``outlets``
-            are emitted by ``commit`` only, wherever they are given.
+            ``max_rejected`` is about the whole sync, and ``in_flight`` about each instance of ``push``.
+            Arguments of ``BaseOperator`` reach only the tasks before ``push``: give them in ``default_args``
+            for all tasks. ``outlets`` are emitted by ``commit`` only, wherever they are given.
 
     Returns:
         The group. The XCom of its task ``commit`` is a report as of ``SqlToTalonAudienceOperator``; its
@@ -196,6 +203,7 @@ class _PlanOperator(LedgerOperator):
             "ledger": ledger.identity.name,
             "holds": ledger.identity.holds,
             "state_uri": self.resolved_state_uri(),
+            "keep_versions": self.keep_versions,
             "owner": owner,
             "audience_id_type": getattr(self, "audience_id_type", "external"),
         }
@@ -233,10 +241,13 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
 
         def keep_audiences(found: Mapping[str, Any], join: Callable[[Any], object] = bool) -> None:
             self.audiences_seen.update(found["audiences"])
-            names.update(found["names"])
+            add_names(names, found["names"].items())
             join(found)
 
-        records = _reading(mirror.ledger, first).records
+        def records(files: Iterable[str], on_found: Callable[[Any], object]) -> Generator[Record, None, None]:
+            yield from _reading(mirror.ledger, first).records(files, on_found)
+            check_names(names)
+
         source = partial(records, [read["file"] for read in reads], keep_audiences)
         compared = None
         if all(read["compared"] for read in reads):
@@ -408,8 +419,9 @@ class PushShareOperator(SendingOperator):
                     limits,
                     report,
                 )
-            arguments = {"in_flight": self.in_flight, "max_rejected": self.max_rejected, **self.profiles}
-            profiles = SqlToTalonProfilesOperator(task_id=self.task_id, **arguments)
+            profiles = SqlToTalonProfilesOperator(
+                task_id=self.task_id, in_flight=limits.in_flight, **self.profiles
+            )
             kind = profiles.kind()
             rows = profiles.rows(hook, profiles.sql_hook())
             chunks = kind.reread(share.batches(in_order=True), rows, ledger.names)
@@ -568,15 +580,12 @@ def _group(
 def _arguments_of_push(plan: PlanProfilesOperator) -> dict[str, Any]:
     """Return the arguments of the operator with which ``push`` reads the rows that ``plan`` has read.
 
-    They are taken from the operator, as ``default_args`` may have set some.
+    They are taken from the operator, as ``default_args`` may have set some. None of them is a number that may
+    be a template: rendered to text, an operator would not take it.
     """
-    defaults = arguments_of(SqlOperator, ProfilesOperator, LedgerOperator)
-    values = {name: getattr(plan, "is_dry_run" if name == "dry_run" else name, None) for name in defaults}
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in (*_COMMON, "kwargs") and value != defaults[name]
-    }
+    defaults = arguments_of(SqlOperator, ProfilesOperator)
+    values = {name: getattr(plan, name, None) for name in defaults if name != "kwargs"}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def _compare_tasks(plan_id: str, plan_workers: int, arguments: Mapping[str, Any]) -> Any:
@@ -617,7 +626,8 @@ def question_text(report: Report, in_request: int, rate: float, missing: int) ->
     if report.verdict:
         lines += ["", "**The guard would refuse it:**", ""]
         # Without the arguments that would allow it, and without what is so of every question.
-        refusal = report.verdict.partition("\nIf that")[0].replace(" Nothing was sent.", "")
+        refusal = report.verdict.replace(" Nothing was sent.", "")
+        refusal = re.split(r"\n(?:If that|Fix the query)", refusal)[0]
         lines += [f"    {line}" for line in refusal.split("\n")]
     lines += ["", "*Approve* sends exactly this plan. *Reject* sends nothing; the next run plans anew."]
     return "\n".join(lines)
@@ -677,4 +687,6 @@ def _reading(ledger: Ledger, span: Mapping[str, Any]) -> Reading:
 
 def _ledger(hook: TalonCdpHook, plan: Mapping[str, Any]) -> Ledger:
     folder = storage("state URI", plan["state_uri"])
-    return open_ledger(folder, hook, plan["ledger"], holds=plan["holds"])
+    # A plan may wait for approval while the package is updated: older ones do not say it.
+    keep = plan.get("keep_versions", KEEP_VERSIONS)
+    return open_ledger(folder, hook, plan["ledger"], holds=plan["holds"], keep=keep)

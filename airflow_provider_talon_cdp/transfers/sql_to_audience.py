@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
@@ -225,6 +225,8 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         )
 
         audience = None if self.audience_column else self.one_audience()
+        # The query may be read again, when the warehouse has another name.
+        names.clear()
         with closing(self._rows(source, bounds, progress)) as blocks:
             for rows in blocks:
                 if audience is not None:
@@ -238,9 +240,10 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                     key for key in ids if not is_null_audience(key) and not fault_of_text(str(key))
                 )
                 if self.audience_name_column:
-                    names.update((row[1], row[2]) for row in rows)
-        for key, name in names.items():
-            check_text(f"The audience_name of {key!r}", name)
+                    add_names(names, ((row[1], row[2]) for row in rows))
+        # Of a range it is not known yet whether another one has the name.
+        if bounds is None:
+            check_names(names)
 
     def _refuse_null_audiences(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Refuse rows without an audience: the mirror would remove them from the audience they belong to."""
@@ -256,3 +259,29 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
     def _audience_ids(self, name: str, value: Any) -> list[str]:
         ids = as_list(name, value)
         return [str(audience_id_of(name, audience, self.audience_id_type)) for audience in ids]
+
+
+def add_names(names: dict[str, str], found: Iterable[tuple[str, str]]) -> None:
+    """Add audiences and their names; a null name is one only if no other row has a name.
+
+    Raises:
+        InvalidInputError: An audience has two names, and the next run might take the other one.
+    """
+    for audience, name in found:
+        known = names.setdefault(audience, name)
+        if known == name or name is None:
+            continue
+        if known is not None:
+            one, other = sorted((str(known), str(name)))
+            raise InvalidInputError(
+                f"The query has two names for the audience {audience!r}: {one!r} and {other!r}.\n"
+                "Nothing was sent. Give all rows of an audience the same name, for example with\n"
+                "MAX(name) OVER (PARTITION BY audience)."
+            )
+        names[audience] = name
+
+
+def check_names(names: Mapping[str, str]) -> None:
+    """Refuse an audience without a valid name, once all rows have been read."""
+    for audience, name in names.items():
+        check_text(f"The audience_name of {audience!r}", name)

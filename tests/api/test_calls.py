@@ -197,7 +197,7 @@ def test_white_space_inside_an_audience_id_and_around_a_profile_id_stays():
 
 
 def test_an_integer_for_an_external_audience_says_what_to_do():
-    with pytest.raises(InvalidInputError, match="in quotes, or use internal"):
+    with pytest.raises(InvalidInputError, match=r"quotes, or cast the column to text in SQL\.\nUse internal"):
         calls.update_customer_profile_audiences("anna", add_audiences=[17])  # type: ignore[list-item]
 
 

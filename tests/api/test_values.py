@@ -45,6 +45,15 @@ class NotATime(datetime):
         return True
 
 
+class NaTType(datetime):
+    """Like pandas.NaT: a datetime whose methods raise."""
+
+    def isoformat(self, *arguments):
+        raise ValueError("NaTType does not support isoformat")
+
+    utcoffset = astimezone = timetuple = __str__ = isoformat
+
+
 def nested(depth, inside=()):
     for _ in range(depth):
         inside = [inside]
@@ -261,6 +270,19 @@ def test_foreign_numbers_and_na_are_what_they_stand_for():
     assert encode({"a": [integer(7)], "b": integer(8), "c": NAType()}) == (b'{"a":[7],"b":"8"}', ("a", "b"))
     with pytest.raises(InvalidInputError, match="'a' is declared as .list number., but it contains a null"):
         encode({"a": [NAType()]})
+
+
+@pytest.mark.parametrize("kind", ["string", "time", "number", "boolean"])
+def test_a_time_that_is_none_does_not_fit_any_declared_type(kind):
+    """Its methods raise ValueError, which would end the task."""
+    with pytest.raises(InvalidInputError, match=rf"'a' is declared as {kind}, but it is not a time \(NaT\)"):
+        AttributesEncoder(types={"a": kind})({"a": NaTType(2026, 1, 1)})
+
+
+@pytest.mark.parametrize("kind", ["string", "time"])
+def test_a_time_that_is_none_does_not_fit_a_list(kind):
+    with pytest.raises(InvalidInputError, match=r"'a' is declared as .*\(NaT\)"):
+        AttributesEncoder(types={"a": f"(list {kind})"})({"a": [NaTType(2026, 1, 1)]})
 
 
 class NamedRowTuple(tuple):  # noqa: SLOT001 - names are attributes of the driver's, too

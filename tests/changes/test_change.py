@@ -120,12 +120,12 @@ def test_a_record_without_a_usable_audience_is_rejected(audience, reason):
 @pytest.mark.parametrize(
     "value, cast",
     [
-        (1.0, "BIGINT and then to text"),
-        (Decimal("1.5"), "BIGINT and then to text"),
-        (Decimal("1E+2"), "BIGINT and then to text"),
-        (Decimal("1.0"), "BIGINT and then to text"),
-        (Decimal("Infinity"), "BIGINT and then to text"),
-        (float("inf"), "BIGINT and then to text"),
+        (1.0, "an integer and then to text"),
+        (Decimal("1.5"), "an integer and then to text"),
+        (Decimal("1E+2"), "an integer and then to text"),
+        (Decimal("1.0"), "an integer and then to text"),
+        (Decimal("Infinity"), "an integer and then to text"),
+        (float("inf"), "an integer and then to text"),
         (b"x", "text"),
         (True, "text"),
         (["a"], "text"),
@@ -133,9 +133,10 @@ def test_a_record_without_a_usable_audience_is_rejected(audience, reason):
     ],
 )
 def test_a_column_of_another_type_is_an_error_of_the_query(value, cast):
-    with pytest.raises(InvalidInputError, match=f"of type {type(value).__name__}, .*\nCast it to {cast} in"):
+    said = rf"of type {type(value).__name__}, .*\nConvert it to {cast} \(with CAST in SQL\)"
+    with pytest.raises(InvalidInputError, match=said):
         read_profile_id(value)
-    with pytest.raises(InvalidInputError, match="Cast it"):
+    with pytest.raises(InvalidInputError, match="Convert it"):
         list(read_members(["a", value], "vip", "add"))
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 
-CLEAN = ["anna", "b@example.com", "joe+tag@example.com", "123e45", "v1.0", "Zoë", "王", str(uuid.UUID(int=5))]
+CLEAN = ["anna", "b@example.com", "joe+tag@example.com", "123e45", "v1.0", "Zoë", "王"]
+CLEAN += [str(uuid.UUID(int=5)), f"{{{uuid.UUID(int=5)}}}", "a[1]", "(a"]
 
 
 def seen(*blocks):
@@ -31,6 +32,7 @@ def test_ordinary_ids_are_not_counted():
         ("invisible", ["a\u200b", "\ufeffa", "a\0b", "a\xadb", "\x7fa", "\u202ea"]),
         ("invisible", ["a\x01"]),
         ("white_space_inside", ["a\x1fb"]),
+        ("structure", ["['a','b']", "('a',)", "[]", "{'id':'a'}", '{"id":["a"]}']),
         ("null_text", ["None", "nan", "NaN", "NULL", "null", "<NA>"]),
         ("scientific", ["1E+10", "1.5e+7", "-2.25E+12"]),
         ("scientific", ["1.5E10", "1.0E7"]),
@@ -41,6 +43,10 @@ def test_each_kind_is_counted_among_others(kind, ids):
     assert found.counts == {kind: len(ids)}
     (text,) = found.texts
     assert text.startswith(f"{len(ids)} of {2 * len(CLEAN) + len(ids)} profile IDs ")
+
+
+def test_the_text_of_one_list_is_counted_wherever_it_stands():
+    assert seen([*CLEAN, "['a','b']", *CLEAN[:-1]]).counts == {"structure": 1}
 
 
 def test_one_id_may_be_of_several_kinds():

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from airflow.providers.common.compat.sdk import DAG
 
-from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError
+from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, RejectedRecordsError
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 
 TEN = [f"customer-{each}" for each in range(10)]
@@ -131,6 +131,94 @@ def test_what_the_refusal_says_is_what_allows_it(full, mirror, agrees):
     agrees(TEN[7:])
 
 
+HUNDRED = [f"customer-{each:03}" for each in range(100)]
+
+
+@pytest.fixture
+def lost(sqlite, vip, mirror):
+    """A hundred customers that were mirrored; call it to have another ID, or none, for some of them."""
+    sqlite.fill(HUNDRED)
+    mirror()
+
+    def lost(number, bad=None):
+        sqlite.fill([*HUNDRED[number:], *[bad] * number])
+        return HUNDRED[number:]
+
+    return lost
+
+
+@pytest.mark.parametrize("bad", [None, ""], ids=["null", "empty"])
+@pytest.mark.parametrize("tolerated", [0, 14])
+def test_rows_that_lost_their_ids_do_not_remove_those_they_belonged_to(
+    lost, mirror, agrees, calls, bad, tolerated
+):
+    lost(15, bad)
+    before = calls()
+    said = r"(?s)15 rows have no profile ID, so that the 15 removals.*Nothing was sent.*max_rejected=15"
+    with pytest.raises(GuardError, match=said) as refusal:
+        mirror(min_removals=10, max_rejected=tolerated)
+    assert refusal.value.allow == "max_rejected=15"
+    assert calls() == before
+    agrees(HUNDRED)
+
+
+@pytest.mark.parametrize("tolerated", [15, None])
+def test_rows_without_ids_that_are_tolerated_stop_no_removal(lost, mirror, agrees, tolerated):
+    left = lost(15)
+    report = mirror(min_removals=10, max_rejected=tolerated)
+    assert (report["removed"], report["rejected"]) == (15, {"profile ID null": 15})
+    agrees(left)
+
+
+@pytest.mark.parametrize("few", ["rows without an ID", "removals"])
+def test_few_rows_without_ids_or_few_removals_are_sent_and_red(sqlite, lost, mirror, agrees, few):
+    removed, nameless = (15, 9) if few == "rows without an ID" else (9, 15)
+    sqlite.fill([*HUNDRED[removed:], *[None] * nameless])
+    with pytest.raises(RejectedRecordsError, match=f"{nameless} of {100 + nameless} records"):
+        mirror(min_removals=10)
+    agrees(HUNDRED[removed:])
+
+
+def test_without_min_removals_one_row_without_an_id_stops_one_removal(lost, mirror, agrees):
+    lost(1)
+    with pytest.raises(GuardError, match="1 rows have no profile ID, so that the 1 removals"):
+        mirror(min_removals=0)
+    agrees(HUNDRED)
+
+
+def test_rows_without_ids_stop_no_addition(sqlite, lost, mirror, agrees):
+    sqlite.fill([*HUNDRED, "new", *[None] * 15])
+    with pytest.raises(RejectedRecordsError):
+        mirror(min_removals=0)
+    agrees([*HUNDRED, "new"])
+
+
+def test_rows_that_are_rejected_for_another_reason_stop_no_removal(lost, mirror, agrees):
+    left = lost(15, "x" * 1001)
+    with pytest.raises(RejectedRecordsError, match="15 of 115 records"):
+        mirror(min_removals=10)
+    agrees(left)
+
+
+def test_a_dry_run_says_that_rows_without_ids_would_be_refused(lost, mirror):
+    lost(15)
+    verdict = mirror(dry_run=True, min_removals=10)["verdict"]
+    assert verdict.startswith("would be refused: 15 rows have no profile ID")
+
+
+def test_rows_that_lost_their_ids_clear_no_profiles(sqlite, send, attributes):
+    people = [(each, "gold") for each in HUNDRED]
+    sqlite.fill_people("id text, tier text", people)
+    send(on_missing="clear")
+    before = attributes()
+    sqlite.fill_people("id text, tier text", [*people[15:], *[(None, "gold")] * 15])
+    with pytest.raises(GuardError, match="15 rows have no profile ID, so that the 15 removals"):
+        send(on_missing="clear")
+    assert attributes() == before
+    assert send(on_missing="clear", max_rejected=15)["removed"] == 15
+    assert attributes()[HUNDRED[0]] == {}
+
+
 @pytest.mark.parametrize(
     "argument, change", [("max_removals", TEN[2:]), ("max_additions", [*TEN, "new", "newer"])]
 )
@@ -190,6 +278,17 @@ def test_a_dry_run_sees_the_members_that_would_be_adopted(sqlite, vip, mirror, t
     members.write_text("profileintegrationid\n" + "\n".join(TEN))
     sqlite.fill(TEN[1:])
     assert mirror(dry_run=True, initial_members=str(members))["removals"] == 1
+
+
+@pytest.mark.parametrize("place", ["common", "own"])
+def test_a_dry_run_with_members_to_adopt_leaves_no_file(sqlite, vip, mirror, state, tmp_path, place):
+    """Also none that leads other tasks to the ledger of the dry run."""
+    members, common = tmp_path / "export.csv", tmp_path / "ledgers"
+    members.write_text("profileintegrationid\n" + "\n".join(TEN))
+    sqlite.fill(TEN[1:])
+    own = {"state_uri": str(state)} if place == "own" else {"state_uri": None}
+    assert mirror(dry_run=True, initial_members=str(members), **own)["unchanged"] == 9
+    assert [each for folder in (common, state) for each in folder.rglob("*")] == []
 
 
 @pytest.mark.parametrize("native", [False, True])

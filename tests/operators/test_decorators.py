@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Iterator
 
@@ -10,6 +11,15 @@ from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_talon_cdp.exceptions import GuardError, InvalidInputError, RejectedRecordsError
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
+
+
+class NaTType(dt.datetime):
+    """Like pandas.NaT: a datetime whose methods raise."""
+
+    def isoformat(self, *arguments):
+        raise ValueError("NaTType does not support isoformat")
+
+    utcoffset = astimezone = timetuple = __str__ = isoformat
 
 
 @pytest.fixture(autouse=True)
@@ -139,9 +149,45 @@ class TestAudience:
         def who():
             return result
 
-        with pytest.raises(InvalidInputError, match="The function's result must be a list"):
+        said = f"must return or yield profile IDs, .*\nbut it returned a {type(result).__name__}"
+        with pytest.raises(InvalidInputError, match=said):
             audience(who)
-        assert talon.members("vip") == frozenset() if talon.audiences() else True
+        assert talon.audiences() == {}
+
+    @pytest.mark.parametrize("mode", ["mirror", "add"])
+    def test_an_asynchronous_function_may_give_the_ids(self, audience, talon, run, mode):
+        run(CreateAudienceOperator(task_id="c", audience_id="vip", audience_name="VIP"))
+
+        async def who(prefix, run_id=None):
+            await asyncio.sleep(0)
+            return [f"{prefix}-{run_id}", "anna"]
+
+        report = audience(who, "x", context={"run_id": "r1"}, mode=mode, audience_name=None)
+        assert (report["read"], report["sent"]) == (2, 2)
+        assert talon.members("vip") == {"x-r1", "anna"}
+
+    @pytest.mark.parametrize("mode", ["mirror", "add"])
+    def test_an_asynchronous_function_that_yields_is_streamed(self, audience, talon, run, mode):
+        run(CreateAudienceOperator(task_id="c", audience_id="vip", audience_name="VIP"))
+
+        async def who():
+            loop = asyncio.get_running_loop()
+            for number in range(12_000):
+                await asyncio.sleep(0)
+                assert asyncio.get_running_loop() is loop
+                yield f"c{number}"
+
+        assert audience(who, mode=mode, audience_name=None)["sent"] == 12_000
+        assert len(talon.members("vip")) == 12_000
+
+    def test_what_an_asynchronous_function_raises_is_the_tasks_error(self, audience, talon):
+        async def fails():
+            yield "anna"
+            raise RuntimeError("The service does not answer.")
+
+        with pytest.raises(RuntimeError, match="does not answer"):
+            audience(fails)
+        assert talon.audiences() == {}
 
     @pytest.mark.parametrize(
         "wrong", [{"mode": "replace"}, {"audience_id": 5}, {"mode": "add", "send": "all"}]
@@ -254,6 +300,54 @@ class TestProfiles:
         profiles(rows, attributes={"tier": "Tier", "points": "Points"}, types={"Points": "number"})
         assert talon.profile("anna")["attributes"] == {"Tier": "gold"}
         assert talon.profile("bert")["attributes"] == {"Points": 5}
+
+    @pytest.mark.parametrize("result", [None, {"profile_id": "anna", "Tier": "gold"}, "anna"])
+    def test_a_result_that_is_no_list_is_refused(self, profiles, talon, result):
+        def rows():
+            return result
+
+        said = f"must return or yield rows, .*\nbut it returned a {type(result).__name__}"
+        with pytest.raises(InvalidInputError, match=said):
+            profiles(rows)
+        assert talon.requests() == []
+
+    def test_a_time_of_pandas_that_is_none_rejects_its_row_alone(self, profiles, talon):
+        def rows():
+            yield {"profile_id": "anna", "At": NaTType(2026, 1, 1)}
+            yield {"profile_id": "bert", "At": "yesterday"}
+
+        with pytest.raises(RejectedRecordsError, match="declared as string, but it is not a time"):
+            profiles(rows, types={"At": "string"})
+        assert talon.profiles() == {"bert"}
+
+    def test_an_asynchronous_function_may_give_the_rows(self, profiles, talon):
+        async def rows():
+            await asyncio.sleep(0)
+            return [{"profile_id": "anna", "Tier": "gold"}]
+
+        async def more():
+            for name in ("anna", "bert"):
+                await asyncio.sleep(0)
+                yield {"profile_id": name, "Tier": "gold"}
+
+        assert profiles(rows, ledger="people")["sent"] == 1
+        report = profiles(more, ledger="people")
+        assert (report["unchanged"], report["sent"]) == (1, 1)
+        assert talon.profiles() == {"anna", "bert"}
+
+    def test_an_asynchronous_function_is_ended_where_its_row_is_wrong(self, profiles, talon):
+        ended = []
+
+        async def rows():
+            try:
+                yield "anna"
+                yield "bert"
+            finally:
+                ended.append(True)
+
+        with pytest.raises(InvalidInputError, match="Each row of the function must be a mapping"):
+            profiles(rows)
+        assert ended == [True]
 
     @pytest.mark.parametrize("row", ["anna", ("anna", 1), {"id": "anna"}])
     def test_a_row_without_an_id_stops_before_anything_is_sent(self, profiles, talon, row):

@@ -135,6 +135,13 @@ def test_a_profile_id_of_odd_characters_is_one_profile(run, talon, vip, profile_
     assert talon.profiles() == talon.members("vip") == {profile_id}
 
 
+@pytest.mark.parametrize("profile_id", [7, 0, -7, 2**70, UUID(int=7)], ids=str)
+def test_an_integer_or_a_uuid_is_a_profile_id_by_its_text(run, talon, vip, profile_id):
+    run(profile(customer_profile_id=profile_id, attributes={"x": 1}))
+    run(audiences(customer_profile_id=profile_id, add_audiences=["vip"]))
+    assert talon.profiles() == talon.members("vip") == {str(profile_id)}
+
+
 @pytest.mark.parametrize(
     "profile_id, said",
     [
@@ -370,7 +377,9 @@ def test_attributes_may_be_json_text_from_a_template_as_lists_may(run, talon):
     [
         {"customer_profile_id": ""},
         {"customer_profile_id": None},
-        {"customer_profile_id": 5},
+        {"customer_profile_id": 5.0},
+        {"customer_profile_id": True},
+        {"customer_profile_id": b"anna"},
         {"attributes": ["x"]},
         {"add_audiences": ["vip"]},
         {"add_audiences": [0]},
@@ -394,6 +403,8 @@ def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):
     "arguments",
     [
         {"customer_profile_id": ""},
+        {"customer_profile_id": 5.0},
+        {"customer_profile_id": True},
         {"add_audiences": [1]},
         {"add_audiences": "vip"},
         {"remove_audiences": None},
@@ -439,6 +450,27 @@ def test_none_that_a_template_made_text_of_does_not_become_an_id(run, talon, ope
     with pytest.raises(InvalidInputError):
         run(operator(), params={"x": None})
     assert talon.requests() == []
+
+
+def test_none_that_a_template_made_text_of_does_not_become_a_value(run, talon):
+    with pytest.raises(InvalidInputError, match="The attribute 'Tier' is the text 'None'"):
+        run(profile(attributes={"Points": 1, "Tier": "{{ params.x }}"}), params={"x": None})
+    assert talon.requests() == []
+
+
+@pytest.mark.parametrize("none", ["None", "{{ params.x }}-None"], ids=["literal", "part of a template"])
+def test_the_text_none_is_a_value_where_the_dag_says_so(run, talon, none):
+    run(profile(attributes={"Tier": none, "Name": "{{ params.x }}"}), params={"x": "Anna"})
+    assert talon.profile("anna")["attributes"] == {
+        "Tier": none.replace("{{ params.x }}", "Anna"),
+        "Name": "Anna",
+    }
+
+
+def test_none_from_an_upstream_task_deletes_an_attribute_where_the_dag_renders_natively(run, talon):
+    run(profile(attributes={"Tier": "gold", "Points": 1}))
+    run(profile(attributes={"Tier": "{{ params.x }}"}), native=True, params={"x": None})
+    assert talon.profile("anna")["attributes"] == {"Points": 1}
 
 
 def test_nothing_to_do_is_an_error(run, talon):

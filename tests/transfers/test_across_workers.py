@@ -3,6 +3,7 @@ clears it."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset, TaskGroup
 
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, LedgerError, RejectedRecordsError
+from airflow_provider_talon_cdp.operators._base import SendingOperator
 from airflow_provider_talon_cdp.sync.profiles import CHANGED
 from airflow_provider_talon_cdp.transfers.across_workers import (
     CommitPlanOperator,
@@ -18,6 +20,7 @@ from airflow_provider_talon_cdp.transfers.across_workers import (
     PlanProfilesOperator,
     PushShareOperator,
     talon_audience_sync,
+    talon_profiles_sync,
 )
 
 CONN_ID = "talon_cdp_default"
@@ -125,6 +128,56 @@ def test_a_small_plan_whose_rows_really_changed_is_left_to_the_next_run(people, 
     shares, planned = people.plan()
     assert commit(planned, people.push(shares))["sent"] == 1
     assert talon.profile("p03")["attributes"] == {"tier": "newer"}
+
+
+def rendered(operator, **params):
+    """Render the templates of a task to text, as they are where a DAG does not render native objects."""
+    operator.render_template_fields({"params": params}, jinja_env=DAG("d", schedule=None).get_template_env())
+    return operator
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["max_additions", "max_rejected", "in_flight", "min_removals", "max_removals", "max_removal_fraction"],
+)
+def test_the_limits_of_a_group_may_be_templates(people, limit):
+    how = {"on_missing": "clear"} if "removal" in limit else {}
+    with DAG("d", schedule=None) as dag:
+        talon_profiles_sync("g", **people.how, **how, **{limit: "{{ params.n }}"})
+    number = 0.5 if limit == "max_removal_fraction" else 40
+    shares, planned = execute(rendered(dag.get_task("g.plan"), n=number))
+    given = dag.get_task("g.push").partial_kwargs
+    own = {"profiles", *inspect.signature(SendingOperator).parameters}
+    arguments = {name: value for name, value in given.items() if name in own}
+    push = PushShareOperator(task_id="push", share=shares[0], **arguments)
+    assert commit(planned, execute(rendered(push, n=number))[:1])["sent"] == 40
+
+
+def test_a_push_reads_the_rows_with_what_the_group_says(people, sqlite, talon):
+    """Also where ``default_args`` says it."""
+    sqlite("ALTER TABLE people ADD COLUMN at")
+    sqlite("INSERT INTO people VALUES ('p00', 'newest', 2)")
+    sqlite("UPDATE people SET at = 1 WHERE at IS NULL")
+    how = {"on_duplicate": "last", "order_by_column": "at", "attributes": {"tier": "Tier"}}
+    with DAG("d", schedule=None) as dag:
+        talon_profiles_sync("g", **people.how, default_args=how)
+    shares, planned = execute(dag.get_task("g.plan"))
+    given = dag.get_task("g.push").partial_kwargs["profiles"]
+    commit(planned, [execute(PushShareOperator(task_id="push", share=shares[0], profiles=given))[0]])
+    assert talon.profile("p00")["attributes"] == {"Tier": "newest"}
+    assert talon.profile("p01")["attributes"] == {"Tier": "gold"}
+
+
+@pytest.mark.parametrize(("keep", "runs"), [({}, 3), ({"keep_versions": 5}, 5)], ids=["default", "five"])
+def test_as_many_dead_letters_are_kept_as_the_group_says(people, sqlite, talon, keep, runs):
+    group = AudienceGroup(state_uri=people.how["state_uri"], **keep)
+    talon.reject_profiles(["p05"])
+    for number in range(6):
+        sqlite("INSERT INTO people VALUES (?, 'gold')", [(f"q{number}",)])
+        shares, planned = group.plan()
+        commit(planned, group.push(shares), max_rejected=1)
+    (letters,) = Path(people.how["state_uri"]).rglob("dead-letters")
+    assert len(list(letters.iterdir())) == runs
 
 
 def test_a_dry_run_is_green_and_reports_what_was_rejected(people, sqlite, talon):

@@ -8,7 +8,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, Asset
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset
 
 from airflow_provider_talon_cdp.exceptions import (
     GuardError,
@@ -16,6 +16,7 @@ from airflow_provider_talon_cdp.exceptions import (
     LedgerError,
     LedgerUnavailableError,
     OlderRunError,
+    RejectedRecordsError,
     TransientError,
 )
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
@@ -233,6 +234,21 @@ class TestTheQuestion:
         assert "1,500 changes run rules, with one request for each profile." in asked[0]["body"]
         assert "1,500 requests" in asked[0]["body"]
 
+    def test_rows_that_lost_their_ids_are_asked_about_and_sent_if_that_is_right(self, members, asked, talon):
+        synced(*members(100))
+        lost = "SELECT CASE WHEN rowid % 8 THEN profile_id END AS profile_id FROM customers"
+        shares, planned = members(100, sql=lost)
+        with pytest.raises(Waits):
+            approve(planned)
+        guard = asked[0]["body"].partition("**The guard would refuse it:**")[2]
+        assert [line.strip() for line in guard.split("\n") if line.startswith("    ")] == [
+            "12 rows have no profile ID, so that the 12 removals may be of profiles",
+            "whose rows have lost it, as after a broken join.",
+        ]
+        with pytest.raises(RejectedRecordsError, match="12 x profile ID null"):
+            synced(shares, planned)
+        assert len(talon.members("vip")) == 88
+
     def test_an_empty_source_is_asked_about_in_whole_sentences(self, members, asked):
         synced(*members(100))
         _, planned = members(0)
@@ -417,6 +433,21 @@ class TestTheAnswer:
         synced(*members(100))
         with pytest.raises(GuardError, match="would lose 60 of 100"):
             members(40, with_approval=False)
+
+    def test_a_rejection_may_fail_the_task_which_asks_nobody_again(self, members):
+        """``fail_on_reject`` reaches the task by ``default_args``."""
+        with DAG("d", schedule=None, default_args={"fail_on_reject": True}) as dag:
+            talon_audience_sync("g", approval="always", **SOURCE)
+        task = dag.get_task("g.approve")
+        shares, task.planned = members(100)
+        event = {"chosen_options": ["Reject"], "params_input": {}, "responded_by_user": None}
+        event["responded_at"] = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        with pytest.raises(hitl.HITLRejectException) as rejected:
+            task.execute_complete({"task": task}, event)
+        # Else each of the task's retries would ask.
+        assert isinstance(rejected.value, AirflowFailException)
+        with pytest.raises(LedgerError, match="was rejected"):
+            push(shares)
 
     def test_a_rejection_skips_the_rest_of_the_group_and_nothing_else(self, members):
         from airflow.providers.common.compat.sdk import BaseOperator  # noqa: PLC0415

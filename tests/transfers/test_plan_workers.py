@@ -201,6 +201,11 @@ def test_bind_parameters_and_signs_of_percent_reach_every_range(postgres, connec
     assert len(talon.members("vip")) == 200
 
 
+def test_empty_parameters_are_none_for_every_range(postgres, connect, talon, tmp_path):
+    sql = "SELECT 'a' || n AS profile_id FROM generate_series(1, 300) AS n WHERE n % 3 = 0"
+    assert Group(tmp_path / "state", sql=sql, parameters={}).run()["sent"] == 100
+
+
 def test_ranges_have_about_as_many_rows_and_an_order_that_needs_no_sort(group, fill, caplog):
     ids = [f"c{number:05}" for number in range(1000)]
     random.Random(3).shuffle(ids)
@@ -246,6 +251,53 @@ def test_many_audiences_have_their_names_and_their_assets(sqlite, connect, talon
     assert len(talon.members("gold")) == len(talon.members("vip")) == 40
     # Its ledger is that of the task that plans.
     assert group.run_in_one()["unchanged"] == 81
+
+
+@pytest.fixture
+def named(sqlite, connect, tmp_path):
+    """The group, and forty members of one audience with a name, each of whom may have another one."""
+    sqlite("CREATE TABLE memberships (profile_id, audience_id, audience_name)")
+    columns = {"audience_column": "audience_id", "audience_name_column": "audience_name"}
+
+    def named(name_of):
+        rows = [(f"p{number:02}", "vip", name_of(number)) for number in range(40)]
+        sqlite("INSERT INTO memberships VALUES (?, ?, ?)", rows)
+        return Group(tmp_path / "state", sql="SELECT * FROM memberships", **columns)
+
+    return named
+
+
+def test_two_names_for_one_audience_in_different_ranges_stop_the_plan(named, talon):
+    group = named(lambda number: "Old" if number < 20 else "New")
+    reads = group.compare(group.ranges())
+    with pytest.raises(InvalidInputError, match="two names for the audience 'vip': 'New' and 'Old'"):
+        group.plan(reads)
+    assert talon.requests() == []
+
+
+@pytest.mark.parametrize("has_name", [range(3), range(37, 40)], ids=["first range", "last range"])
+def test_a_name_in_one_range_is_that_of_the_others_too(named, talon, has_name):
+    group = named(lambda number: "VIP" if number in has_name else None)
+    assert group.run()["sent"] == 40
+    assert talon.audiences()["vip"]["name"] == "VIP"
+
+
+def test_an_audience_whose_name_no_range_has_is_told_by_the_plan(named, talon):
+    group = named(lambda number: None)
+    reads = group.compare(group.ranges())
+    with pytest.raises(InvalidInputError, match="The audience_name of 'vip'"):
+        group.plan(reads)
+    assert talon.requests() == []
+
+
+def test_rows_that_lost_their_ids_in_several_ranges_are_counted_together(group, fill, talon):
+    group.run()
+    before = len(talon.requests())
+    fill([f"c{number:03}" for number in range(100) if number % 8] + [None, ""] * 6)
+    reads = group.compare(group.ranges())
+    with pytest.raises(GuardError, match="12 rows have no profile ID, so that the 13 removals"):
+        group.plan(reads)
+    assert len(talon.requests()) == before
 
 
 # What was compared, and a ledger that changes

@@ -11,6 +11,7 @@ from airflow_provider_talon_cdp.api.values import AttributesEncoder
 from airflow_provider_talon_cdp.changes.change import Profile, Rejection
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.transfers._rows import ProfileColumns, read_profiles, sql_hook
+from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
 
 
 def profiles(sql, parameters=None, encode=None, profile_id="id", **columns):
@@ -91,6 +92,20 @@ def test_a_bad_json_column_is_the_fault_of_its_row_alone(sqlite, text, says):
     assert says in anna.fault
     assert anna.attributes == b""
     assert bo.attributes == b'{"tier":"gold"}'
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"tier": "{{ params.x }}"}, ["{{ params.x }}"]], ids=["name", "column"]
+)
+def test_none_that_a_template_made_text_of_does_not_become_an_attribute(run, talon, sqlite, attributes):
+    sqlite('CREATE TABLE people (profile_id, tier, "None")')
+    sqlite("INSERT INTO people VALUES ('anna', 'x', 'y')")
+    operator = SqlToTalonProfilesOperator(
+        task_id="t", sql="SELECT * FROM people", sql_conn_id="warehouse", attributes=attributes
+    )
+    with pytest.raises(InvalidInputError, match="^attributes is the text 'None'"):
+        run(operator, params={"x": None})
+    assert talon.requests() == []
 
 
 def test_rows_without_a_usable_id_are_rejections(sqlite):
