@@ -23,14 +23,16 @@ BIN = .venv/bin
 # default xdist starts those with few tests last, and the slowest files have few tests.
 # A process that ends, as one does whose test hangs, is not replaced: xdist would give the same test to its successors, or
 # wait for ever.
-PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+PROCESSES = logical
+PYTEST = python -m pytest -q --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Every property with all its examples, and the same ones in every run: a failure is found again by running it again.
 ALL_EXAMPLES = --hypothesis-profile ci
 # The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
 # properties with few examples. The ledger's tests stay: its storage is Airflow's. A shorter matrix is
 # make test-matrix MATRIX_MARKS="not slow or release": of the slow tests only those of Airflow itself.
 # The demo runs beside the tests: it waits for Airflow more than it works.
-MATRIX_TESTS = $(foreach folder,api bench browser changes emulator sync typing warehouses,--ignore tests/$(folder))
+MATRIX_TESTS = $(foreach path,api bench browser changes docs emulator package/test_house.py package/test_time_limits.py \
+	sync typing warehouses,--ignore tests/$(path))
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))
 
@@ -85,7 +87,7 @@ test-matrix: $(MATRIX)
 $(MATRIX): test-%: .venv-%/.ready
 	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests and demo"
 	@mkdir -p build
-	@.venv-$*/bin/python demo/run.py >build/demo-$*.log 2>&1 & demo=$$!; \
+	@.venv-$*/bin/python demo/run.py --home $(CURDIR)/.demo/run-$* >build/demo-$*.log 2>&1 & demo=$$!; \
 		.venv-$*/bin/$(PYTEST) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") $(MATRIX_TESTS); \
 		tests=$$?; wait $$demo || { cat build/demo-$*.log; exit 1; }; exit $$tests
 
