@@ -15,6 +15,7 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_list,
     as_mapping,
+    as_types,
     audience_id_of,
     check_bools,
     check_choice,
@@ -45,6 +46,8 @@ class UpdateProfileOperator(TextFieldsOperator):
         customer_profile_id: Integration ID of the profile: 1 to 1000 characters, or an integer or UUID.
         attributes: Values by attribute name. Strings, numbers, booleans, Decimals, dates, datetimes, UUIDs,
             and lists of them; None deletes the attribute. Attributes must be defined in the Campaign Manager.
+        types: Talon.One's type by attribute name, as in ``SqlToTalonProfilesOperator``. It converts the text
+            that a template renders.
         run_rule_engine: Run Talon.One's rules for this update; Talon.One always does if audiences change.
         add_audiences: Internal audience IDs (integers) to join.
         remove_audiences: Internal audience IDs (integers) to leave.
@@ -63,6 +66,7 @@ class UpdateProfileOperator(TextFieldsOperator):
     template_fields: Sequence[str] = (
         "customer_profile_id",
         "attributes",
+        "types",
         "add_audiences",
         "remove_audiences",
         "state_uri",
@@ -75,6 +79,7 @@ class UpdateProfileOperator(TextFieldsOperator):
         *,
         customer_profile_id: str | int | UUID,
         attributes: Mapping[str, Any] | None = None,
+        types: Mapping[str, str] | None = None,
         run_rule_engine: bool = False,
         add_audiences: Sequence[int] = (),
         remove_audiences: Sequence[int] = (),
@@ -89,6 +94,7 @@ class UpdateProfileOperator(TextFieldsOperator):
         self.attributes = attributes
         by_name = attributes.items() if isinstance(attributes, Mapping) else ()
         self._templates = [name for name, value in by_name if is_template(value)]
+        self.types = types
         self.run_rule_engine = run_rule_engine
         self.add_audiences = add_audiences
         self.remove_audiences = remove_audiences
@@ -100,6 +106,7 @@ class UpdateProfileOperator(TextFieldsOperator):
         check_choice("on_unclear", on_unclear, OnUnclear)
         check_bools(run_rule_engine=run_rule_engine, skip_unknown_attributes=skip_unknown_attributes)
         check_literals(as_mapping, attributes=attributes)
+        check_literals(as_types, types=types)
         check_literals(_internal_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
         check_literals(check_state_uri, state_uri=state_uri)
 
@@ -111,9 +118,7 @@ class UpdateProfileOperator(TextFieldsOperator):
     def _send(self, context: Context) -> dict[str, Any]:
         added = _internal_ids("add_audiences", self.add_audiences)
         removed = _internal_ids("remove_audiences", self.remove_audiences)
-        attributes = as_mapping("attributes", self.attributes)
-        for name in self._templates:
-            check_rendered(f"The attribute {name!r}", (attributes or {}).get(name))
+        attributes = self._read_attributes()
         profile_id = _read_profile_id(self)
         if attributes is None and not added and not removed and not self.run_rule_engine:
             raise InvalidInputError(
@@ -136,6 +141,20 @@ class UpdateProfileOperator(TextFieldsOperator):
                 on_unclear=self.on_unclear,
             )
         return _summary(added, removed, state, was_sent=was_sent) | {"attributes": len(attributes or ())}
+
+    def _read_attributes(self) -> dict[str, Any] | None:
+        """Return the attributes, converted to their declared types."""
+        from airflow_provider_talon_cdp.api.values import declared_value  # noqa: PLC0415
+
+        given, types = as_mapping("attributes", self.attributes), as_types("types", self.types)
+        attributes = dict(given or {})
+        for name in self._templates:
+            check_rendered(f"The attribute {name!r}", attributes.get(name))
+        for name, kind in types.items():
+            if name not in attributes:
+                raise InvalidInputError(f"types has {name!r}, which is not in attributes.")
+            attributes[name] = declared_value(attributes[name], kind, name)
+        return None if given is None else attributes
 
 
 class UpdateProfileAudiencesOperator(TextFieldsOperator):

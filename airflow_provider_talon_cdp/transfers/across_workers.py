@@ -467,6 +467,11 @@ class CommitPlanOperator(SendingOperator):
         # A plan may wait for approval while the package is updated: older ones have no inputs.
         return assets.named_inputs(self.planned.get("inputs", ()))
 
+    def lineage_outputs(self) -> Mapping[str, int | None]:
+        """Return the assets that were changed, without counts if the task failed before it knew them."""
+        outputs, report = super().lineage_outputs(), self.report
+        return dict.fromkeys(outputs) if report and report.state == "stopped" and not report.sent else outputs
+
     def _commit(self, hook: TalonCdpHook, report_file: str | None) -> Report:
         from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415

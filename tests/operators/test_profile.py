@@ -80,6 +80,29 @@ def test_attributes_arrive_with_their_types(run, talon):
     }
 
 
+def test_a_template_of_text_becomes_the_declared_type(run, talon):
+    attributes = {"Points": "{{ params.n }}", "Active": "{{ params.yes }}", "Tier": "{{ params.n }}"}
+    types = {"Points": "number", "Active": "boolean"}
+    run(profile(attributes=attributes, types=types), params={"n": 5, "yes": True})
+    assert talon.profile("anna")["attributes"] == {"Points": 5, "Active": True, "Tier": "5"}
+    run(profile(attributes={"Points": None}, types={"Points": "number"}))
+    assert talon.profile("anna")["attributes"] == {"Active": True, "Tier": "5"}
+
+
+@pytest.mark.parametrize(
+    "attributes, types, text",
+    [
+        ({"Points": "{{ params.n }}"}, {"Points": "number"}, "'Points' is declared as number, but its text"),
+        ({"Tier": "gold"}, {"Points": "number"}, "types has 'Points', which is not in attributes"),
+        (None, {"Points": "number"}, "types has 'Points', which is not in attributes"),
+    ],
+)
+def test_a_value_that_does_not_fit_its_type_is_not_sent(run, talon, attributes, types, text):
+    with pytest.raises(InvalidInputError, match=text):
+        run(profile(attributes=attributes, types=types, run_rule_engine=True), params={"n": "many"})
+    assert talon.requests() == []
+
+
 def test_null_deletes_an_attribute_and_others_stay(run, talon):
     run(profile(attributes={"a": 1, "b": 2}))
     run(profile(attributes={"a": None}))

@@ -108,6 +108,8 @@ class TestOpenLineage:
             operator.report = Report(added=Counter(a=3, b=1))
         assert plan.lineage_outputs() == {}
         assert rows(commit.lineage_outputs()) == {"a": 3, "b": 1}
+        commit.report = Report()
+        assert rows(commit.lineage_outputs()) == {"a": None, "b": None}, "it failed before it knew them"
         (read,) = commit.get_openlineage_facets_on_start().inputs
         assert [read.namespace, read.name] == planned["inputs"][0]
         # Of a version that did not tell the inputs.
