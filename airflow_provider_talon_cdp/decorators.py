@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import pickle
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,11 @@ class _FunctionOperator(DecoratedOperator):
         Raises:
             InvalidInputError: It is no list; ``wanted`` says what it must have.
         """
+        from airflow_provider_talon_cdp.sync.loop import run_apart  # noqa: PLC0415
+
         result = self.python_callable(*self.op_args, **self._arguments)
-        if inspect.iscoroutine(result):
-            result = asyncio.run(result)
+        if inspect.iscoroutine(coroutine := result):
+            result = run_apart(lambda _: coroutine)
         if isinstance(result, AsyncIterator):
             return _awaited(result)
         if isinstance(result, Iterator):
@@ -193,15 +195,26 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
 
 
 def _awaited(items: AsyncIterator[Any]) -> Iterator[Any]:
-    """Yield what an asynchronous generator yields."""
-    end = object()
+    """Read an asynchronous iterator to its end, onto this worker's disk, and yield its items."""
+    from airflow_provider_talon_cdp.changes.spool import Spool  # noqa: PLC0415
+    from airflow_provider_talon_cdp.sync.loop import run_apart  # noqa: PLC0415
 
-    async def following() -> Any:
-        return await anext(items, end)
+    spool = Spool()
 
-    with asyncio.Runner() as runner:
-        while (item := runner.run(following())) is not end:
-            yield item
+    async def read(_: object) -> None:
+        block: list[Any] = []
+        async for item in items:
+            block.append(item)
+            if len(block) == _BLOCK:
+                spool.write(pickle.dumps(block))
+                block.clear()
+        spool.write(pickle.dumps(block))
+
+    with closing(spool):
+        run_apart(read)
+        for piece in spool:
+            # As in _read_once.
+            yield from pickle.loads(piece)  # noqa: S301
 
 
 def _read_once(read: Callable[[], Iterable[Record]]) -> Callable[[], Generator[Record, None, None]]:

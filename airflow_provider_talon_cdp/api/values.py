@@ -328,7 +328,7 @@ def _finite(value: Any) -> Any:
         raise _UnfitError("it is not a finite number")
     # pandas' NaT is a datetime that raises ValueError when it is asked anything.
     if type(value).__name__ == "NaTType":
-        raise _UnfitError("it is not a time (NaT)")
+        raise _UnfitError("it is NaT, the null of pandas for times. Send null instead")
     return value
 
 

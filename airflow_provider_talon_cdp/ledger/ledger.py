@@ -857,7 +857,7 @@ class Ledger:
         self.lock.confirm()
 
     def doubt_unmanaged(self) -> None:
-        """Do so for all known audiences that this run may not change."""
+        """Doubt all known audiences that this run may not change."""
         if self.managed is not None:
             self.doubt(self.unmanaged(self._known_audiences()))
 
@@ -1017,7 +1017,9 @@ class Ledger:
         )
         # The notes that this version covers stay: if its manifest is lost, the version before it needs them.
         before, spent_before = replaced.plan, self._spent_before
-        had_effect = self._had_effect() if replaced.told else False
+        # Another process may be about to send a plan that it made, though it has acknowledged nothing yet.
+        is_settled = was_own or self.facts.awaits_approval
+        had_effect = self._had_effect() if replaced.told and is_settled else True
         # More may have been noted after this version was drafted.
         suspects, doubts = self._suspects_of(before), self._doubts_of(before)
         missed = self._left_over(self._suspects | suspects, self.suspected)
@@ -1587,7 +1589,7 @@ class Ledger:
             notes.end(seconds, had_effect=had_effect)
 
     def _end_notes_of(self, manifest: Manifest, seconds: float, *, had_effect: bool) -> None:
-        """Do so in the ledgers with notes of a plan that was replaced, if no other run has done it."""
+        """End the notes of a plan that was replaced in other ledgers, where no other run has ended them."""
         for name in manifest.told:
             notes = NoteWriter(self.registry.folder(name), manifest.plan.folder, manifest.owner, self._clock)
             notes.end_if_open(seconds, had_effect=had_effect)

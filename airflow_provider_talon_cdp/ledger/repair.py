@@ -128,7 +128,7 @@ class DamagedLedger(Ledger):
         return [*messages, f"The ledger has version {self.version} now."]
 
     def _drop_damaged_suspects(self, plans: list[Plan], messages: list[str]) -> None:
-        """Delete the files of suspects and doubts that cannot be read."""
+        """Delete the files of suspects and doubts that cannot be read, and begin without any."""
         patterns = (SUSPECTS, DOUBTS)
         names = [name for plan in plans for pattern in patterns for name in self._files(plan, pattern)]
         for name in names:

@@ -93,7 +93,8 @@ class UpdateProfileOperator(TextFieldsOperator):
         self.customer_profile_id = customer_profile_id
         self.attributes = attributes
         by_name = attributes.items() if isinstance(attributes, Mapping) else ()
-        self._templates = [name for name, value in by_name if is_template(value)]
+        self._templates = {name for name, value in by_name if _has_template(value)}
+        self._is_template = is_template(attributes)
         self.types = types
         self.run_rule_engine = run_rule_engine
         self.add_audiences = add_audiences
@@ -148,8 +149,10 @@ class UpdateProfileOperator(TextFieldsOperator):
 
         given, types = as_mapping("attributes", self.attributes), as_types("types", self.types)
         attributes = dict(given or {})
-        for name in self._templates:
-            check_rendered(f"The attribute {name!r}", attributes.get(name))
+        for name in attributes.keys() if self._is_template else self._templates:
+            value = attributes.get(name)
+            for each in value if isinstance(value, list | tuple) else [value]:
+                check_rendered(f"The attribute {name!r}", each)
         for name, kind in types.items():
             if name not in attributes:
                 raise InvalidInputError(f"types has {name!r}, which is not in attributes.")
@@ -227,6 +230,10 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
                 profile_id, add_audiences=added, remove_audiences=removed, on_unclear=self.on_unclear
             )
         return _summary(added, removed, state, was_sent=was_sent)
+
+
+def _has_template(value: Any) -> bool:
+    return is_template(value) or (isinstance(value, list | tuple) and any(map(is_template, value)))
 
 
 def _read_profile_id(operator: UpdateProfileOperator | UpdateProfileAudiencesOperator) -> str:

@@ -49,6 +49,7 @@ class Audiences:
         key_has_changed: Whether the API key differs from that of the last run, so that every audience is
             checked.
         may_be_others: Whether audiences that exist may be other ones of the same ID.
+        doubtful: Those of them that were found to exist.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Audiences:
     missing: dict[str, str] = field(default_factory=dict)
     key_has_changed: bool = False
     may_be_others: bool = False
+    doubtful: set[str] = field(default_factory=set)
 
     def check(
         self,
@@ -113,7 +115,7 @@ class Audiences:
                         async with locks[witness], places:
                             await self._add_witness(audience, witness, ledger, opened)
                         if self.may_be_others:
-                            ledger.doubt([audience])
+                            self.doubtful.add(audience)
                             lost.append(audience)
                         return
                     async with places:
@@ -135,6 +137,7 @@ class Audiences:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         self.known = {key: answer for key, answer in self.known.items() if key not in self.missing}
+        ledger.doubt(self.doubtful)
         return lost
 
     def named_again(self, counts: Counts) -> dict[str, str]:
@@ -196,7 +199,7 @@ class Audiences:
         before = self.known.get(audience)
         self._learn(audience, answer)
         if before is None and self.may_be_others:
-            ledger.doubt([audience])
+            self.doubtful.add(audience)
             return True
         if before is None or dict(before) == dict(self.known[audience]):
             return False

@@ -43,7 +43,7 @@ class Guard:
     )
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
 
-    def check(self, counts: Counts, max_rejected: int | None = None) -> Verdict:
+    def check(self, counts: Counts, max_rejected: int | None = 0) -> Verdict:
         """Return whether to send a plan.
 
         Args:
@@ -84,8 +84,8 @@ class Guard:
         if max_rejected is not None and rejected > max_rejected and min(nameless, removed) >= few:
             allow = f"max_rejected={rejected}"
             raise GuardError(
-                f"{nameless:,} rows have no profile ID, so that the {removed:,} removals may be of profiles\n"
-                "whose rows have lost it, as after a broken join. Nothing was sent.\n"
+                f"Rows without a profile ID: {nameless:,}. The {removed:,} that would be removed may be\n"
+                "profiles whose rows have lost it, as after a broken join. Nothing was sent.\n"
                 f"Fix the query. If these rows belong to nobody, leave them out, or pass {allow}.",
                 allow,
             )

@@ -363,12 +363,8 @@ class Mirror:
         """Warn if the API key has changed, as the new one may be of another environment.
 
         Args:
-            suspects: Whether to note which of the ledger's members and attributes may not be Talon.One's.
+            suspects: Whether to note that the attributes in the ledger are not those of Talon.One.
         """
-        is_older = self.ledger.version < self.ledger.at_least
-        if suspects and (is_older or self.ledger.may_be_elsewhere(self.facts)):
-            # Audiences that this run may not change are sent again by the next run that may.
-            self.ledger.doubt_unmanaged()
         if self.ledger.facts.has_key_of(self.facts):
             return
         text = (
@@ -554,6 +550,9 @@ class Mirror:
                 log.warning(text, len(lost))
                 self.ledger.discard(plan.result)
                 continue
+            is_older = self.ledger.version < self.ledger.at_least
+            if is_older or self.ledger.may_be_elsewhere(self.facts):
+                self.ledger.doubt_unmanaged()
             self._write_letters(plan.letters)
             if not plan.counts.changes:
                 if self.ledger.must_be_replaced:

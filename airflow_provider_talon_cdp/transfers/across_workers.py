@@ -98,8 +98,9 @@ def talon_audience_sync(
             is not pushed if it was rejected or a newer one has been made.
         mirror: Other arguments of ``SqlToTalonAudienceOperator``, except ``task_id`` and ``mode``.
             ``max_rejected`` is about the whole sync, and ``in_flight`` about each instance of ``push``.
-            Arguments of ``BaseOperator`` reach only the tasks before ``push``: give them in ``default_args``
-            for all tasks. ``outlets`` are emitted by ``commit`` only, wherever they are given.
+            Arguments of ``BaseOperator`` reach only the tasks that read and plan: give them in
+            ``default_args`` for all tasks. ``outlets`` are emitted by ``commit`` only, wherever they
+            are given.
 
     Returns:
         The group. The XCom of its task ``commit`` is a report as of ``SqlToTalonAudienceOperator``; its

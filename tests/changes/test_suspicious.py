@@ -45,8 +45,9 @@ def test_each_kind_is_counted_among_others(kind, ids):
     assert text.startswith(f"{len(ids)} of {2 * len(CLEAN) + len(ids)} profile IDs ")
 
 
-def test_the_text_of_one_list_is_counted_wherever_it_stands():
-    assert seen([*CLEAN, "['a','b']", *CLEAN[:-1]]).counts == {"structure": 1}
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_text_of_one_list_is_counted_wherever_it_stands(place):
+    assert seen([*CLEAN[:place], "['a','b']", *CLEAN[place:], *CLEAN]).counts == {"structure": 1}
 
 
 def test_one_id_may_be_of_several_kinds():

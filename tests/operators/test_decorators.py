@@ -167,14 +167,12 @@ class TestAudience:
         assert talon.members("vip") == {"x-r1", "anna"}
 
     @pytest.mark.parametrize("mode", ["mirror", "add"])
-    def test_an_asynchronous_function_that_yields_is_streamed(self, audience, talon, run, mode):
+    def test_an_asynchronous_function_may_yield_the_ids(self, audience, talon, run, mode):
         run(CreateAudienceOperator(task_id="c", audience_id="vip", audience_name="VIP"))
 
         async def who():
-            loop = asyncio.get_running_loop()
             for number in range(12_000):
                 await asyncio.sleep(0)
-                assert asyncio.get_running_loop() is loop
                 yield f"c{number}"
 
         assert audience(who, mode=mode, audience_name=None)["sent"] == 12_000
@@ -316,7 +314,7 @@ class TestProfiles:
             yield {"profile_id": "anna", "At": NaTType(2026, 1, 1)}
             yield {"profile_id": "bert", "At": "yesterday"}
 
-        with pytest.raises(RejectedRecordsError, match="declared as string, but it is not a time"):
+        with pytest.raises(RejectedRecordsError, match="declared as string, but it is NaT"):
             profiles(rows, types={"At": "string"})
         assert talon.profiles() == {"bert"}
 

@@ -475,9 +475,18 @@ def test_none_that_a_template_made_text_of_does_not_become_an_id(run, talon, ope
     assert talon.requests() == []
 
 
-def test_none_that_a_template_made_text_of_does_not_become_a_value(run, talon):
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"Points": 1, "Tier": "{{ params.x }}"},
+        {"Points": 1, "Tier": ["gold", "{{ params.x }}"]},
+        '{"Points": 1, "Tier": "{{ params.x }}"}',
+    ],
+    ids=["value", "list", "JSON text"],
+)
+def test_none_that_a_template_made_text_of_does_not_become_a_value(run, talon, attributes):
     with pytest.raises(InvalidInputError, match="The attribute 'Tier' is the text 'None'"):
-        run(profile(attributes={"Points": 1, "Tier": "{{ params.x }}"}), params={"x": None})
+        run(profile(attributes=attributes), params={"x": None})
     assert talon.requests() == []
 
 

@@ -242,8 +242,8 @@ class TestTheQuestion:
             approve(planned)
         guard = asked[0]["body"].partition("**The guard would refuse it:**")[2]
         assert [line.strip() for line in guard.split("\n") if line.startswith("    ")] == [
-            "12 rows have no profile ID, so that the 12 removals may be of profiles",
-            "whose rows have lost it, as after a broken join.",
+            "Rows without a profile ID: 12. The 12 that would be removed may be",
+            "profiles whose rows have lost it, as after a broken join.",
         ]
         with pytest.raises(RejectedRecordsError, match="12 x profile ID null"):
             synced(shares, planned)

@@ -295,7 +295,7 @@ def test_rows_that_lost_their_ids_in_several_ranges_are_counted_together(group, 
     before = len(talon.requests())
     fill([f"c{number:03}" for number in range(100) if number % 8] + [None, ""] * 6)
     reads = group.compare(group.ranges())
-    with pytest.raises(GuardError, match="12 rows have no profile ID, so that the 13 removals"):
+    with pytest.raises(GuardError, match="Rows without a profile ID: 12. The 13 that"):
         group.plan(reads)
     assert len(talon.requests()) == before
 
