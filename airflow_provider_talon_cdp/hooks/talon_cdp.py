@@ -26,7 +26,7 @@ from airflow_provider_talon_cdp.api.settings import (
     network_options,
     read_settings,
 )
-from airflow_provider_talon_cdp.api.values import AttributesEncoder, attribute_values
+from airflow_provider_talon_cdp.api.values import AttributesEncoder, attribute_values, declared_value
 from airflow_provider_talon_cdp.contract import (
     AUDIENCE_ID_TYPE,
     IN_FLIGHT,
@@ -185,6 +185,7 @@ class TalonCdpHook(HttpHook):
         customer_profile_id: str,
         *,
         attributes: Mapping[str, Any] | None = None,
+        types: Mapping[str, AttributeType] | None = None,
         on_unclear: OnUnclear = ON_UNCLEAR,
         **options: Unpack[ProfileOptions],
     ) -> IntegrationState:
@@ -193,6 +194,7 @@ class TalonCdpHook(HttpHook):
         Args:
             customer_profile_id: Integration ID of the profile.
             attributes: Values by attribute name, as a database driver returns them; None deletes one.
+            types: Talon.One's type by attribute name. A value is converted to it if nothing is lost.
             on_unclear: If the call runs rules and gets no clear answer: ``fail``, or ``retry``, with which
                 they may run twice.
             options: ``run_rule_engine`` (always on if audiences change), ``add_audiences`` and
@@ -205,7 +207,11 @@ class TalonCdpHook(HttpHook):
         Raises:
             UnclearError: There was no clear answer, so the rules may have run.
         """
-        values = None if attributes is None else attribute_values(attributes, zone=self.settings.zone)
+        declared = {
+            name: declared_value(value, types[name], name) if types and name in types else value
+            for name, value in (attributes or {}).items()
+        }
+        values = None if attributes is None else attribute_values(declared, zone=self.settings.zone)
         request = calls.update_customer_profile(customer_profile_id, attributes=values, **options)
         return self.client.send(request, on_unclear=on_unclear)
 

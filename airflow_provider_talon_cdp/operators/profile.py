@@ -135,6 +135,7 @@ class UpdateProfileOperator(TextFieldsOperator):
             state = hook.update_customer_profile(
                 profile_id,
                 attributes=attributes,
+                types=as_types("types", self.types),
                 run_rule_engine=self.run_rule_engine,
                 add_audiences=added,
                 remove_audiences=removed,
@@ -144,19 +145,15 @@ class UpdateProfileOperator(TextFieldsOperator):
         return _summary(added, removed, state, was_sent=was_sent) | {"attributes": len(attributes or ())}
 
     def _read_attributes(self) -> dict[str, Any] | None:
-        """Return the attributes, converted to their declared types."""
-        from airflow_provider_talon_cdp.api.values import declared_value  # noqa: PLC0415
-
+        """Return the attributes, checked."""
         given, types = as_mapping("attributes", self.attributes), as_types("types", self.types)
         attributes = dict(given or {})
         for name in attributes.keys() if self._is_template else self._templates:
             value = attributes.get(name)
             for each in value if isinstance(value, list | tuple) else [value]:
                 check_rendered(f"The attribute {name!r}", each)
-        for name, kind in types.items():
-            if name not in attributes:
-                raise InvalidInputError(f"types has {name!r}, which is not in attributes.")
-            attributes[name] = declared_value(attributes[name], kind, name)
+        for name in types.keys() - attributes.keys():
+            raise InvalidInputError(f"types has {name!r}, which is not in attributes.")
         return None if given is None else attributes
 
 
