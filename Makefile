@@ -23,8 +23,7 @@ BIN = .venv/bin
 # default xdist starts those with few tests last, and the slowest files have few tests.
 # A process that ends, as one does whose test hangs, is not replaced: xdist would give the same test to its successors, or
 # wait for ever.
-PROCESSES = logical
-PYTEST = python -m pytest -q --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Every property with all its examples, and the same ones in every run: a failure is found again by running it again.
 ALL_EXAMPLES = --hypothesis-profile ci
 # The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
@@ -87,7 +86,7 @@ test-matrix: $(MATRIX)
 $(MATRIX): test-%: .venv-%/.ready
 	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests and demo"
 	@mkdir -p build
-	@$(if $(WITHOUT_DEMO),:,.venv-$*/bin/python demo/run.py --home $(CURDIR)/.demo/run-$*) >build/demo-$*.log 2>&1 & demo=$$!; \
+	@.venv-$*/bin/python demo/run.py --home $(CURDIR)/.demo/run-$* >build/demo-$*.log 2>&1 & demo=$$!; \
 		.venv-$*/bin/$(PYTEST) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") $(MATRIX_TESTS); \
 		tests=$$?; wait $$demo || { cat build/demo-$*.log; exit 1; }; exit $$tests
 
@@ -210,21 +209,20 @@ build/chromium:
 	$(call set-up,$(PYTHON))
 
 # Airflow's driver for MySQL has no wheel: it is compiled, against headers that Debian has beside its MariaDB server.
-# For test-warehouses, or the environment itself, both are installed where root makes it, with a PostgreSQL and its
-# languages; where they are missing all the same, the tests that need them say so. The file changes, and with it the
-# environment, once they are there.
+# For test-warehouses both are installed where root makes it, with a PostgreSQL and its languages; where they are missing
+# all the same, the tests that need them say so. The file changes, and with it the environment, once they are there.
 DEBIAN_PACKAGES = gcc libmariadb-dev locales mariadb-server pkg-config postgresql
 HAS_DEBIAN_PACKAGES = command -v mariadbd && pkg-config --exists libmariadb && ls /usr/lib/postgresql/*/bin/initdb \
 	/usr/share/i18n/locales/en_US
 build/warehouses.txt: constraints/warehouses.txt always
 	@mkdir -p build
-	@test -z "$(filter test-warehouses .venv-warehouses/.ready,$(MAKECMDGOALS))" || \
+	@test -z "$(filter test-warehouses,$(MAKECMDGOALS))" || \
 		{ $(HAS_DEBIAN_PACKAGES); } >/dev/null 2>&1 || \
 		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "Installing $(DEBIAN_PACKAGES)" && \
 			{ apt-get update && DEBIAN_FRONTEND=noninteractive \
 				apt-get install --yes --no-install-recommends $(DEBIAN_PACKAGES); } >build/debian.log 2>&1 ; } || \
 		echo "Without $(DEBIAN_PACKAGES): tests with MySQL, MariaDB or PostgreSQL's languages are skipped"
-	@test -z "$(filter test-warehouses .venv-warehouses/.ready,$(MAKECMDGOALS))" || locale -a | grep -qi '^en_US.utf-\?8$$' || \
+	@test -z "$(filter test-warehouses,$(MAKECMDGOALS))" || locale -a | grep -qi '^en_US.utf-\?8$$' || \
 		{ test "$$(id -u)" = 0 && localedef -i en_US -f UTF-8 en_US.UTF-8; } >>build/debian.log 2>&1 || \
 		echo "Without the locale en_US.UTF-8: tests with PostgreSQL in its order are skipped"
 	@{ pkg-config --exists libmariadb && cat $< || grep -v '^mysqlclient==' $<; } >$@.new 2>/dev/null

@@ -207,11 +207,12 @@ class TalonCdpHook(HttpHook):
         Raises:
             UnclearError: There was no clear answer, so the rules may have run.
         """
-        declared = {
-            name: declared_value(value, types[name], name) if types and name in types else value
-            for name, value in (attributes or {}).items()
-        }
-        values = None if attributes is None else attribute_values(declared, zone=self.settings.zone)
+        if types and attributes:
+            attributes = {
+                name: declared_value(value, types[name], name) if name in types else value
+                for name, value in attributes.items()
+            }
+        values = None if attributes is None else attribute_values(attributes, zone=self.settings.zone)
         request = calls.update_customer_profile(customer_profile_id, attributes=values, **options)
         return self.client.send(request, on_unclear=on_unclear)
 

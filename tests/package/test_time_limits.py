@@ -23,7 +23,7 @@ HANGING = {
 def workers_of_make():
     """How make calls pytest, with two processes on any machine."""
     (call,) = re.findall(r"^PYTEST = python -m pytest (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    return ["-pxdist", *call.replace("$(PROCESSES)", "2").split()]
+    return ["-pxdist", *call.replace("logical", "2").split()]
 
 
 @pytest.mark.slow
