@@ -27,10 +27,10 @@ PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadsco
 # Every property with all its examples, and the same ones in every run: a failure is found again by running it again.
 ALL_EXAMPLES = --hypothesis-profile ci
 # The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
-# properties with few examples. The ledger's storage is Airflow's, and the tests of mirrors go through it. A shorter
-# matrix is make test-matrix MATRIX_MARKS="not slow or release": of the slow tests only those of Airflow itself.
+# properties with few examples. The ledger's tests stay: its storage is Airflow's. A shorter matrix is
+# make test-matrix MATRIX_MARKS="not slow or release": of the slow tests only those of Airflow itself.
 # The demo runs beside the tests: it waits for Airflow more than it works.
-MATRIX_TESTS = $(foreach path,api bench browser changes docs emulator ledger package/test_house.py \
+MATRIX_TESTS = $(foreach path,api bench browser changes docs emulator package/test_house.py \
 	package/test_time_limits.py sync typing warehouses,--ignore tests/$(path))
 SET_UP_WITH = pyproject.toml airflow_provider_talon_cdp/__init__.py
 MATRIX = $(addprefix test-,$(MINORS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from uuid import uuid4
 
 import pytest
 
@@ -27,16 +26,6 @@ from airflow_provider_talon_cdp.ledger.outside import (
 )
 from airflow_provider_talon_cdp.ledger.storage import names_in, read_json
 from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles, spelt
-
-# A note is written, listed, read and deleted as all files are: a few tests show it on S3.
-ON_S3_TOO = pytest.mark.parametrize("state", ["disk", "S3"], indirect=True)
-
-
-@pytest.fixture
-def state(request, tmp_path):
-    """An empty folder for ledgers."""
-    is_s3 = getattr(request, "param", "disk") == "S3"
-    return request.getfixturevalue("s3") / uuid4().hex if is_s3 else tmp_path / "state"
 
 
 @pytest.fixture
@@ -80,7 +69,6 @@ def adds(*ids, key="vip"):
     return [Change(each, key, "add") for each in ids]
 
 
-@ON_S3_TOO
 def test_an_explicit_change_is_uncertain_for_the_next_plan_of_the_audience_and_certain_then(
     open_ledger, outside, loaded
 ):
@@ -147,7 +135,6 @@ def test_a_draft_that_never_came_into_force_spends_no_note(open_ledger, outside,
     assert profiles(loaded().uncertain()) == ["a"]
 
 
-@ON_S3_TOO
 @pytest.mark.parametrize("damage", [b"", None])
 def test_a_note_is_deleted_by_the_version_after_the_one_that_covered_it(
     open_ledger, outside, loaded, caplog, damage
@@ -381,7 +368,6 @@ def test_a_ledger_of_attributes_that_was_made_after_the_note_gets_it_too(open_le
     assert members(loaded(**how).known()) == [("a", "?1.1+"), ("b", "2.1")]
 
 
-@ON_S3_TOO
 @pytest.mark.parametrize("notes_again", [False, True])
 def test_a_ledger_that_was_made_after_the_first_note_sends_all_members_of_the_audience_again(
     open_ledger, outside, loaded, notes_again
@@ -583,7 +569,6 @@ def test_a_note_without_its_writers_end_is_spent_once_it_is_covered(open_ledger,
     assert push(open_ledger(), []) == []
 
 
-@ON_S3_TOO
 @pytest.mark.parametrize("noticed", [True, False])
 def test_an_audience_that_is_deleted_during_the_planning_is_filled_by_the_next_plan(
     open_ledger, outside, loaded, monkeypatch, noticed
@@ -696,7 +681,6 @@ def test_all_plans_of_a_run_end_with_it(open_ledger, loaded, clock):
     assert push(open_ledger(), []) == []
 
 
-@ON_S3_TOO
 def test_a_plan_that_replaces_one_of_a_killed_run_ends_its_notes_too(open_ledger, loaded, clock):
     push(open_ledger(), adds("a"))
     killed = open_ledger(name="sync:x")
@@ -717,7 +701,6 @@ def test_a_plan_that_replaces_one_of_a_killed_run_ends_its_notes_too(open_ledger
     assert ends(loaded(), clock) == [REQUEST_LASTS - 60, -60, 0.0]
 
 
-@ON_S3_TOO
 def test_a_plan_that_others_push_tells_until_it_is_committed(open_ledger, clock):
     push(open_ledger(), adds("a"))
     other = open_ledger(name="sync:x")
