@@ -49,8 +49,11 @@ class _FunctionOperator(DecoratedOperator):
     def results(self, wanted: str) -> Iterator[Any]:
         """Call the function, which may be asynchronous, and return what it returns or yields.
 
+        Args:
+            wanted: What the function must return or yield, for the error.
+
         Raises:
-            InvalidInputError: It is no list; ``wanted`` says what it must have.
+            InvalidInputError: The function returned something else than a list or an iterator.
         """
         from airflow_provider_talon_cdp.sync.loop import run_apart  # noqa: PLC0415
 

@@ -49,7 +49,6 @@ class Audiences:
         key_has_changed: Whether the API key differs from that of the last run, so that every audience is
             checked.
         may_be_others: Whether audiences that exist may be other ones of the same ID.
-        doubtful: Those of them that were found to exist.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +59,6 @@ class Audiences:
     missing: dict[str, str] = field(default_factory=dict)
     key_has_changed: bool = False
     may_be_others: bool = False
-    doubtful: set[str] = field(default_factory=set)
 
     def check(
         self,
@@ -115,7 +113,6 @@ class Audiences:
                         async with locks[witness], places:
                             await self._add_witness(audience, witness, ledger, opened)
                         if self.may_be_others:
-                            self.doubtful.add(audience)
                             lost.append(audience)
                         return
                     async with places:
@@ -137,7 +134,8 @@ class Audiences:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         self.known = {key: answer for key, answer in self.known.items() if key not in self.missing}
-        ledger.doubt(self.doubtful)
+        # The others exist, and may be those of another environment or platform.
+        ledger.doubt(set(lost) - ledger.suspected)
         return lost
 
     def named_again(self, counts: Counts) -> dict[str, str]:
@@ -199,7 +197,6 @@ class Audiences:
         before = self.known.get(audience)
         self._learn(audience, answer)
         if before is None and self.may_be_others:
-            self.doubtful.add(audience)
             return True
         if before is None or dict(before) == dict(self.known[audience]):
             return False

@@ -556,6 +556,17 @@ def test_another_key_is_a_warning_and_the_audiences_are_checked(sync, caplog, ot
     assert "API key" not in caplog.text
 
 
+def test_after_another_key_the_members_of_a_named_audience_are_sent_again_once(sync):
+    def run(key):
+        return sync.run(adds("a"), facts=keyed(key), audiences=Audiences(names=names, verify="identity"))
+
+    names = {}
+    run("1")
+    sync.talon.make("vip")
+    names["vip"] = "VIP"
+    assert [run("2").sent for _ in range(3)] == [1, 0, 0]
+
+
 def test_a_run_that_knows_no_key_compares_none(sync, caplog):
     sync.run(adds("a"))
     sync.run(adds("a"), facts=keyed("1"))
