@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.exceptions import GuardError
 
-# Reasons why a row is rejected that leave unknown whose row it is.
+# Rejection reasons of rows that have no profile ID.
 _NAMELESS = ("profile ID null", "profile ID empty")
+# Most audiences in an error text.
+_LISTED = 10
 
 OnEmpty = Literal["fail", "skip", "allow"]
 Verdict = Literal["send", "skip"]
@@ -24,8 +27,9 @@ class Guard:
             has rows and all are rejected, that is always an error.
         max_removal_fraction: Largest share of an audience's known members that is removed, 0 to 1.
         min_removals: ``max_removal_fraction`` does not apply to fewer removals from one audience: one of four
-            members is a quarter. From so many on, removals are refused beside as many rows without a profile
-            ID, unless these are tolerated: they may be the rows of those that would be removed.
+            members is a quarter. With at least so many removals and as many rows without a profile ID, the
+            plan is refused, unless ``max_rejected`` tolerates these rows: a broken join may have lost the IDs
+            of the members that would be removed.
         max_removals: Most removals of known members, of all audiences together; None for no limit.
         max_additions: Most additions, to all audiences together; None for no limit.
     """
@@ -36,11 +40,8 @@ class Guard:
     max_removals: int | None = None
     max_additions: int | None = None
 
-    _no_rows: ClassVar[str] = (
-        "The source has no rows, and the ledger has {known:,} members. Nothing was sent.\n"
-        "If that is right, pass on_empty='allow' to empty the audience,\n"
-        "or on_empty='skip' to leave it as it is."
-    )
+    _no_rows: ClassVar[str] = "The source has no rows, and the ledger has {known:,} members"
+    _keep: ClassVar[str] = "to empty the audience,\nor on_empty='skip' to leave it as it is."
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
 
     def check(self, counts: Counts, max_rejected: int | None = 0) -> Verdict:
@@ -51,66 +52,82 @@ class Guard:
             max_rejected: Number of rejected records that the run tolerates; None for any number.
 
         Raises:
-            GuardError: The plan changes more than is allowed. The text has the numbers and the argument that
-                would allow it.
+            GuardError: The plan changes more than is allowed. The text has all numbers beyond a limit, and
+                the arguments that would allow the plan.
         """
-        if not counts.wanted:
-            if counts.rejected:
-                reasons = "\n".join(f"{count:,} x {why}" for why, count in sorted(counts.rejected.items()))
-                raise GuardError(
-                    f"The source has {counts.read:,} rows, and none that can be sent. Nothing was "
-                    "sent; fix the query.\n"
-                    f"{reasons}"
-                )
-            if self.on_empty == "fail":
-                raise GuardError(self._no_rows.format(known=counts.known.total()), "on_empty='allow'")
-            if self.on_empty == "skip":
-                return "skip"
+        is_empty = not counts.wanted
+        if is_empty and counts.rejected:
+            reasons = "\n".join(f"{count:,} x {why}" for why, count in sorted(counts.rejected.items()))
+            raise GuardError(
+                f"The source has {counts.read:,} rows, and none that can be sent. Nothing was sent; fix the "
+                f"query.\n{reasons}"
+            )
+        if is_empty and self.on_empty == "skip":
+            return "skip"
+        if not (excesses := list(self._excesses(counts, max_rejected))):
+            return "send"
+        (first, *rest), arguments = zip(*excesses, strict=True)
+        head, *tail = first.split("\n")
+        allow = ", ".join(arguments)
+        cure = f"If that is right, pass {allow}."
+        if is_empty and self.on_empty == "fail":
+            cure = f"If that is right, pass {allow} {self._keep}"
+        elif any(argument.startswith("max_rejected=") for argument in arguments):
+            cure = f"Fix the query. If these rows belong to nobody, leave them out, or pass {allow}."
+        raise GuardError("\n".join([f"{head}. Nothing was sent.", *tail, *rest, cure]), allow)
+
+    def _excesses(self, counts: Counts, max_rejected: int | None) -> Iterator[tuple[str, str]]:
+        """Yield what a plan changes beyond a limit, and the argument that would allow it."""
+        if not counts.wanted and self.on_empty == "fail":
+            yield self._no_rows.format(known=counts.known.total()), "on_empty='allow'"
         # Members that Talon.One never acknowledged need no protection.
         acknowledged = counts.removals - counts.unacknowledged_removals
-        for audience, removals in sorted(acknowledged.items()):
-            known = counts.known[audience]
-            if known and removals >= self.min_removals and removals / known > self.max_removal_fraction:
-                loss = self._loss.format(audience=audience, removals=removals, known=known)
-                allow = f"max_removal_fraction={_rounded_up(removals / known)}"
-                raise GuardError(
-                    f"{loss} ({removals / known:.1%}). Nothing was sent.\n"
-                    f"max_removal_fraction is {self.max_removal_fraction:.1%}.\n"
-                    f"If that is right, pass {allow}.",
-                    allow,
+        shares = {
+            audience: removals / counts.known[audience]
+            for audience, removals in acknowledged.items()
+            if counts.known[audience] and removals >= self.min_removals
+        }
+        losses = sorted(
+            (-share, audience) for audience, share in shares.items() if share > self.max_removal_fraction
+        )
+        if losses:
+            lines = [
+                self._loss.format(
+                    audience=audience, removals=acknowledged[audience], known=counts.known[audience]
                 )
+                + f" ({-share:.1%})"
+                for share, audience in losses[:_LISTED]
+            ]
+            if len(losses) > _LISTED:
+                lines.append(f"... and {len(losses) - _LISTED:,} more audiences")
+            lines.append(f"max_removal_fraction is {self.max_removal_fraction:.1%}.")
+            yield "\n".join(lines), f"max_removal_fraction={_rounded_up(-losses[0][0])}"
         nameless = sum(counts.rejected[reason] for reason in _NAMELESS)
-        rejected, removed, few = counts.rejected.total(), acknowledged.total(), max(1, self.min_removals)
-        if max_rejected is not None and rejected > max_rejected and min(nameless, removed) >= few:
-            allow = f"max_rejected={rejected}"
-            raise GuardError(
-                f"Rows without a profile ID: {nameless:,}. The {removed:,} that would be removed may be\n"
-                "profiles whose rows have lost it, as after a broken join. Nothing was sent.\n"
-                f"Fix the query. If these rows belong to nobody, leave them out, or pass {allow}.",
-                allow,
+        rejected, removed = counts.rejected.total(), acknowledged.total()
+        if (
+            max_rejected is not None
+            and rejected > max_rejected
+            and min(nameless, removed) >= max(1, self.min_removals)
+        ):
+            text = (
+                f"Rows without a profile ID: {nameless:,}\n"
+                f"The {removed:,} that would be removed may be profiles whose rows have lost it, as after a "
+                "broken join."
             )
+            yield text, f"max_rejected={rejected}"
         for name, change in (("max_removals", acknowledged), ("max_additions", counts.additions)):
             limit = getattr(self, name)
             if limit is not None and change.total() > limit:
                 what = f"{change.total():,} {name.removeprefix('max_')}"
-                allow = f"{name}={change.total()}"
-                raise GuardError(
-                    f"The plan has {what}, and {name} is {limit:,}. Nothing was sent.\n"
-                    f"If that is right, pass {allow}.",
-                    allow,
-                )
-        return "send"
+                yield f"The plan has {what}, and {name} is {limit:,}", f"{name}={change.total()}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileGuard(Guard):
     """The limits for attributes of profiles, where clearing a profile's attributes counts as a removal."""
 
-    _no_rows = (
-        "The source has no rows, and the ledger has {known:,} profiles. Nothing was sent.\n"
-        "If that is right, pass on_empty='allow',\n"
-        "or on_empty='skip' to leave them as they are."
-    )
+    _no_rows = "The source has no rows, and the ledger has {known:,} profiles"
+    _keep = "to clear their attributes,\nor on_empty='skip' to leave them as they are."
     _loss = "{removals:,} of {known:,} profiles would lose their attributes"
 
 

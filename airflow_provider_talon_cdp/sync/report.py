@@ -1,4 +1,4 @@
-"""What a sync did, in counts that balance, and the file of them, for people who look at a task later.
+"""What a sync did, as counts that add up, and the file that keeps them for people who look at a task later.
 
 The file is ``reports/<UTC time of the start>-<digest of the DAG run><random>.json`` in the ledger's folder;
 docs/mirrors.md says what is in it. It has no profile ID and no attribute's value.
@@ -168,8 +168,8 @@ class Report(Counts):
     def by_audience(self) -> dict[str, dict[str, int | None]]:
         """Return what changed in each audience, and how many members it has now according to the ledger.
 
-        For a report that is planned or refused, what would change. Empty if the changes were not counted by
-        audience.
+        The audience with the most removals comes first. For a report that is planned or refused, what would
+        change. Empty if the changes were not counted by audience.
         """
         is_plan = self.state in ("planned", "refused")
         added, removed = (self.additions, self.removals) if is_plan else (self.added, self.removed)
@@ -187,7 +187,10 @@ class Report(Counts):
                 + max(0, added[audience] - self.repeated[audience])
                 - max(0, removed[audience] - self.unacknowledged_removals[audience]),
             }
-            for audience in sorted(self.known.keys() | added.keys() | removed.keys())
+            for audience in sorted(
+                self.known.keys() | added.keys() | removed.keys(),
+                key=lambda audience: (-removed[audience], -added[audience], audience),
+            )
         }
 
     def lines(self) -> list[str]:

@@ -126,7 +126,7 @@ def test_a_source_without_rows_is_allowed_or_skipped_by_on_empty(mirror_pairs, t
     mirror_pairs(PAIRS)
     with pytest.raises(GuardError):
         mirror_pairs([])
-    assert told()["guard"]["allow"] == "on_empty='allow'"
+    assert told()["guard"]["allow"] == "on_empty='allow', max_removal_fraction=1.0"
     mirror_pairs([], on_empty="skip")
     content = told()
     assert (content["state"], content["guard"]["allow"]) == ("refused", None)

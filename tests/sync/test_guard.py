@@ -160,6 +160,50 @@ def test_what_was_never_acknowledged_is_nothing_to_protect():
     assert Guard(max_removals=200).check(plan) == "send"
 
 
+def test_all_audiences_that_would_lose_too_many_are_named_and_the_worst_one_decides():
+    plan = Counts(
+        known=Counter({f"a{number:02}": 40 for number in range(60)}),
+        removals=Counter(a00=12, a07=8, a55=39),
+        unchanged=2341,
+        wanted=2341,
+    )
+    with pytest.raises(GuardError) as refused:
+        Guard(max_removals=50).check(plan)
+    assert str(refused.value) == (
+        "Audience 'a55' would lose 39 of 40 members (97.5%). Nothing was sent.\n"
+        "Audience 'a00' would lose 12 of 40 members (30.0%)\n"
+        "max_removal_fraction is 20.0%.\n"
+        "The plan has 59 removals, and max_removals is 50\n"
+        "If that is right, pass max_removal_fraction=0.98, max_removals=59."
+    )
+    assert refused.value.allow == "max_removal_fraction=0.98, max_removals=59"
+    assert Guard(max_removal_fraction=0.98, max_removals=59).check(plan) == "send"
+
+
+def test_of_many_audiences_that_would_lose_too_many_the_worst_ten_are_named():
+    plan = Counts(
+        known=Counter({f"a{number:02}": 100 for number in range(30)}),
+        removals=Counter({f"a{number:02}": 50 + number for number in range(30)}),
+        unchanged=1,
+        wanted=1,
+    )
+    with pytest.raises(GuardError) as refused:
+        Guard().check(plan)
+    lines = str(refused.value).split("\n")
+    assert lines[0].startswith("Audience 'a29' would lose 79 of 100")
+    assert lines[9].startswith("Audience 'a20' would lose 70 of 100")
+    assert lines[10] == "... and 20 more audiences"
+
+
+def test_the_argument_that_allows_an_empty_source_comes_with_all_others_that_it_needs():
+    plan = counts(known=1200, removals=1200)
+    with pytest.raises(GuardError) as refused:
+        Guard(max_removals=1000).check(plan)
+    assert refused.value.allow == "on_empty='allow', max_removal_fraction=1.0, max_removals=1200"
+    assert f"pass {refused.value.allow} to empty the audience,\nor on_empty='skip'" in str(refused.value)
+    assert Guard(on_empty="allow", max_removal_fraction=1.0, max_removals=1200).check(plan) == "send"
+
+
 @given(st.integers(1, 10**7), st.floats(0, 1), st.floats(0, 1))
 def test_the_argument_that_is_named_allows_the_plan(known, share, limit):
     plan = counts(known=known, removals=max(1, int(known * share)), additions=1)

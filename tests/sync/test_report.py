@@ -76,8 +76,8 @@ def test_the_text_adds_up_line_by_line():
         "sent: 2,993 added, 510 removed; 12 requests (2 retries, 1 throttled) in 61.2 s",
         "rejected: 5 x profile ID null",
         "rejected: 10 x refused by Talon.One (400)",
-        "audience 'gold': 3 added, 0 removed, 103 members",
         "audience 'vip': 2,990 added, 510 removed, 4,980 members",
+        "audience 'gold': 3 added, 0 removed, 103 members",
         "dead letters: /state/dead-letters/x",
     ]
 

@@ -242,8 +242,8 @@ class TestTheQuestion:
             approve(planned)
         guard = asked[0]["body"].partition("**The guard would refuse it:**")[2]
         assert [line.strip() for line in guard.split("\n") if line.startswith("    ")] == [
-            "Rows without a profile ID: 12. The 12 that would be removed may be",
-            "profiles whose rows have lost it, as after a broken join.",
+            "Rows without a profile ID: 12.",
+            "The 12 that would be removed may be profiles whose rows have lost it, as after a broken join.",
         ]
         with pytest.raises(RejectedRecordsError, match="12 x profile ID null"):
             synced(shares, planned)
@@ -256,8 +256,18 @@ class TestTheQuestion:
             approve(planned)
         guard = asked[0]["body"].partition("**The guard would refuse it:**")[2]
         assert [line.strip() for line in guard.split("\n") if line.startswith("    ")] == [
-            "The source has no rows, and the ledger has 100 members."
+            "The source has no rows, and the ledger has 100 members.",
+            "Audience 'vip' would lose 100 of 100 members (100.0%)",
+            "max_removal_fraction is 20.0%.",
         ]
+
+    def test_the_audiences_that_lose_most_are_shown_first(self):
+        report = Report(state="refused", unsent=3000)
+        report.known = Counter({f"a{number:03}": 40 for number in range(200)})
+        report.removals = Counter(a000=12, a150=39)
+        report.additions = Counter(a170=1)
+        lines = question_text(report, 1000, 60, 0).split("\n")
+        assert [line.split("|")[1].strip() for line in lines[2:5]] == ["a150", "a000", "a170"]
 
     def test_an_audiences_id_is_no_markdown(self):
         audiences = {"a|b<c>`d`": 1} | {f"b{number}": 1 for number in range(52)}
@@ -448,6 +458,22 @@ class TestTheAnswer:
         assert isinstance(rejected.value, AirflowFailException)
         with pytest.raises(LedgerError, match="was rejected"):
             push(shares)
+
+    def test_where_nobody_answers_in_time_the_task_fails_and_asks_nobody_again(self, members):
+        _, planned = members(100)
+        operator = ApprovePlanOperator(
+            task_id="approve",
+            planned=planned,
+            asks_always=True,
+            response_timeout=dt.timedelta(hours=1),
+        )
+        event = {
+            "error": "The timeout has passed, and the response has not been received.",
+            "error_type": "timeout",
+        }
+        with pytest.raises(hitl.HITLTimeoutError, match="Nobody answered") as late:
+            operator.execute_complete({"task": operator}, event)
+        assert isinstance(late.value, AirflowFailException)
 
     def test_a_rejection_skips_the_rest_of_the_group_and_nothing_else(self, members):
         from airflow.providers.common.compat.sdk import BaseOperator  # noqa: PLC0415
