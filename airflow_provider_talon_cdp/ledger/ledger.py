@@ -371,7 +371,7 @@ class Ledger:
         ledger = cls(folder.parent.parent, identity, **options)
         if str(ledger.folder) != str(as_folder(folder)):
             raise LedgerError(
-                f"The ledger in this folder belongs elsewhere: {ledger.folder}\nFolder: {folder}"
+                f"This ledger was written for another folder: {ledger.folder}\nFolder: {folder}"
             )
         return ledger
 
@@ -431,7 +431,7 @@ class Ledger:
         """Whether some changes of the plan in force have no outcome, or later versions are lost.
 
         The next version deletes lost plans. It also covers notes, which would be read in every run, except
-        those about audiences that this run may not change: they tell more than that an audience is doubtful.
+        those about audiences that this run may not change: they hold more than that an audience is doubtful.
         """
         return (
             bool(self._lost_parts or (self._notes.spent and not self._changed_unmanaged()))
@@ -477,7 +477,7 @@ class Ledger:
         ):
             raise LedgerError(
                 f"The ledger has version {found.newest}, but this task last wrote version {self.at_least}.\n"
-                "An older state was put back, or the ledger was deleted. Nothing was sent.\n"
+                "An older backup was restored, or the ledger was deleted. Nothing was sent.\n"
                 'If that is intended, run the task once with send="all". Members that were added since then\n'
                 "and that the query does not have now are unknown to the ledger and stay in the audience.\n"
                 f"Ledger: {self.folder}"
@@ -804,7 +804,11 @@ class Ledger:
                 self._end_notes(0.0)
             except LedgerError as error:
                 # Not raised: a retry would not report this run's changes without a clear answer again.
-                log.warning("Other ledgers take this run's changes for uncertain for a day.\n%s", error)
+                log.warning(
+                    "Other ledgers treat this run's changes as uncertain for a day.\n"
+                    "Its end was not recorded: %s",
+                    error,
+                )
 
     @contextmanager
     def _confirming_damage(self) -> Iterator[None]:
@@ -819,7 +823,7 @@ class Ledger:
             raise
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """Note, durably and until the next plan, that Talon.One may have lost the members of audiences.
+        """Record, until the next plan, that Talon.One may have lost the members of audiences.
 
         In a ledger of profiles, any name marks all fingerprints as doubtful.
         """
@@ -846,9 +850,9 @@ class Ledger:
         return self._doubts if self.managed is None else self._doubts.intersection(self.managed)
 
     def doubt(self, audiences: Iterable[str]) -> None:
-        """Have the next plan, durably, send all members of audiences again, as they may be other ones.
+        """Record that audiences may be other ones, so that the next plan sends all their members again.
 
-        Other than of one that is suspected, what was sent before with rules counts.
+        Unlike with a suspected audience, earlier sends with rules still count.
         """
         doubts = self._doubts.union(audiences)
         if self.version and doubts != self._doubts:
@@ -917,7 +921,11 @@ class Ledger:
                 draft = self._write_plan(draft, planner(known, self.uncertain()), audiences)
             draft = replace(draft, refused=carried.as_file(refused), audiences=frozenset(audiences))
         self._write_carried = None
-        draft = replace(draft, withheld=self._write_withheld(draft, self.withheld()))
+        # Talon.One may have lost the effects of calls about an audience that is suspected.
+        withheld = {
+            member: action for member, action in self.withheld().items() if member[1] not in self.suspected
+        }
+        draft = replace(draft, withheld=self._write_withheld(draft, withheld))
         name = f"{draft.folder}/unreported.tsv.zst"
         with writing_lines(self.folder / name) as file:
             file.write(Chunk.of(sorted(self._unreported())))
@@ -962,7 +970,9 @@ class Ledger:
             chunks = list(read_chunks(folder, File(file=_REFUSED_BEFORE, sha256="", lines=0, key="")))
         except DamagedError as error:
             # The file only saves requests.
-            log.warning("Changes that were refused before are sent with the others.\n%s", error)
+            log.warning(
+                "The list of changes refused before cannot be read. They are sent with the others.\n%s", error
+            )
             return frozenset()
         return frozenset(change[:2] for chunk in chunks for change in chunk.changes())
 
@@ -1029,6 +1039,7 @@ class Ledger:
         if doubtful:
             write_doubts(self.folder, draft.folder, self.run, doubtful)
         self._put_manifest(self.manifest.followed_by(manifest, self._keep))
+        self._notified = manifest.told
         self._suspects, self._doubts = missed, doubtful
         # From now on they are noted in the folder of this version.
         self.suspect(self._suspects_of(before) - suspects)
@@ -1572,8 +1583,7 @@ class Ledger:
                     if shared := by_key.keys() & ids_there:
                         told = [replace(by_key[key], keys=ids_there[key]) for key in sorted(shared)]
                         notes.write(Chunk.joined(told))
-        self._notified = tuple(name for name, (_, notes) in others.items() if notes.written)
-        return self._notified
+        return tuple(name for name, (_, notes) in others.items() if notes.written)
 
     def _note_internal_ids(self, facts: RunFacts) -> None:
         if self.identity.id_type == "external":

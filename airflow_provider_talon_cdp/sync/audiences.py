@@ -89,7 +89,10 @@ class Audiences:
             RequestError: A request failed.
         """
         self.known = {**ledger.facts.audiences, **self.known}
-        wanted = sorted(counts.audiences if after else counts.known.keys() | counts.audiences)
+        # All that the ledger has of an audience may be members whose calls got no clear answer.
+        withheld = set() if after else {audience for _, audience in ledger.withheld()}
+        withheld.difference_update(ledger.unmanaged(withheld))
+        wanted = sorted(counts.audiences if after else counts.known.keys() | counts.audiences | withheld)
         # An audience that Talon.One did not know in an earlier run may have to be created again.
         suspected = ledger.suspected & self.names.keys()
         asked = [key for key in wanted if key in suspected or self._must_check(key, witnesses, after=after)]
@@ -116,7 +119,7 @@ class Audiences:
                             lost.append(audience)
                         return
                     async with places:
-                        has_members = after or bool(counts.known[audience])
+                        has_members = after or audience in withheld or bool(counts.known[audience])
                         if await self._has_lost(audience, name, ledger, opened, has_members=has_members):
                             lost.append(audience)
 
@@ -175,8 +178,8 @@ class Audiences:
                 log.warning("Audience %r exists, and may have been created just now.\n%s", audience, _CONNECT)
             else:
                 log.warning(
-                    "The ledger is new, and audience %r exists already. The mirror never removes the "
-                    "members that it has now.\n"
+                    "The ledger is new, and audience %r exists already. Members that are in it now and\n"
+                    "that the query does not return stay.\n"
                     "If an earlier run filled it, its ledger is lost or elsewhere. Check that "
                     "state_uri is a folder that all workers share.\n"
                     "state_uri: %s",

@@ -16,6 +16,7 @@ from airflow_provider_talon_cdp.exceptions import (
 from airflow_provider_talon_cdp.ledger import outside as module
 from airflow_provider_talon_cdp.ledger.format import Manifest
 from airflow_provider_talon_cdp.ledger.ledger import RunFacts, ledger_name
+from airflow_provider_talon_cdp.ledger.lock import LOCK_LASTS
 from airflow_provider_talon_cdp.ledger.outside import (
     ATTRIBUTES,
     NOTES,
@@ -94,7 +95,7 @@ def test_a_change_that_was_made_succeeds_though_its_end_cannot_be_noted(open_led
         notes = loaded().folder / NOTES
         notes.rename(notes.with_name("kept"))
         notes.touch()
-    assert "The end of this change cannot be noted." in caplog.text
+    assert "The outcome of this change was not recorded." in caplog.text
     notes.unlink()
     notes.with_name("kept").rename(notes)
     assert profiles(loaded().uncertain()) == ["a"]
@@ -634,7 +635,7 @@ def test_a_deletion_that_was_made_succeeds_though_the_storage_fails_after_it(
 
     with outside().emptying("vip"):
         monkeypatch.setattr(module, "find_manifest", fail)
-    assert "A mirror that runs now may not know that the audience is empty." in caplog.text
+    assert "A mirror that is running may not notice that the audience is empty." in caplog.text
     assert loaded().suspected == {"vip"}
 
 
@@ -749,3 +750,28 @@ def test_a_damaged_note_is_one_clear_error(open_ledger, outside, loaded):
         note.write_bytes(damaged)
         with pytest.raises(LedgerError, match=r"\.zst is damaged"):
             members(loaded().uncertain())
+
+
+def test_a_plan_that_could_not_be_put_in_force_leaves_the_notes_of_the_plan_before_it(
+    open_ledger, loaded, clock, monkeypatch
+):
+    """The plan before it may wait for approval: its changes are still to come."""
+    push(open_ledger(name="sync:x"), adds("a"))
+    push(open_ledger(), adds("a"))
+    waiting = open_ledger(name="sync:x")
+    with waiting.held("first"):
+        waiting.enforce(waiting.draft(plan_of("-a")), facts=RunFacts(awaits_approval=True), handed_over=True)
+    notes = loaded().folder / NOTES
+    (end,) = [name for name in names_in(notes) if name.endswith(".json")]
+    before = read_json(notes / end)
+    assert before["had_effect"]
+    clock.now += LOCK_LASTS
+    later = open_ledger(name="sync:x")
+
+    def fail(_):
+        raise LedgerUnavailableError("the storage is away")
+
+    monkeypatch.setattr(later, "_put_manifest", fail)
+    with pytest.raises(LedgerUnavailableError), later.held("second"):
+        later.enforce(later.draft(plan_of("+c")), facts=FACTS)
+    assert read_json(notes / end) == before

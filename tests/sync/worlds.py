@@ -54,6 +54,7 @@ class World:
     Attributes:
         lost: Audiences that were deleted since a run last learned which ones they are.
         called: By member, the last action that a call which runs rules may have made.
+        noted: Members whose calls a run that was killed may have made.
     """
 
     def __init__(self, audiences, limit):
@@ -67,6 +68,7 @@ class World:
         self.refused_removals = set()
         self.lost = set()
         self.called = {}
+        self.noted = set()
 
     @property
     def members(self):
@@ -82,6 +84,7 @@ class World:
             self.lost.add(audience)
         self.by_hand = {member for member in self.by_hand if member[1] != audience}
         self.called = {member: each for member, each in self.called.items() if member[1] != audience}
+        self.noted = {member for member in self.noted if member[1] != audience}
 
     def make(self, audience):
         self.audiences[audience] = set()
