@@ -27,6 +27,13 @@ class InvalidInputError(TalonCdpError, ValueError):
     """A value cannot be used; no request was sent with it. Another try fails in the same way."""
 
 
+def unreadable_time() -> InvalidInputError:
+    """Return the value for a time that Python cannot represent, so that only its row is rejected."""
+    return InvalidInputError(
+        "holds a time that Python cannot represent: infinity, or before the year 1 or after 9999"
+    )
+
+
 class Blame(NamedTuple):
     """One fault that an answer reports.
 

@@ -30,7 +30,7 @@ from uuid import UUID
 import orjson
 
 from airflow_provider_talon_cdp.contract import AttributeType
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, unreadable_time
 
 _Convert: TypeAlias = Callable[[Any], Any]
 
@@ -149,13 +149,21 @@ def _plain(value: Any) -> Any:
         if getattr(value, "dtype", None) == "float32":
             # Text has no digits that only 64 bits have: 19.99, not 19.989999771118164.
             value = value.astype(str).astype(float)
-        # tolist() would convert nanoseconds to integers.
-        return (value.astype("datetime64[us]") if kind == "datetime64" else value).tolist()
+        if getattr(value, "dtype", None) is not None and value.dtype.kind == "M":
+            # tolist() converts nanoseconds, and times that Python does not have, to integers.
+            return _times(value.astype("datetime64[us]").tolist())
+        return value.tolist()
     if isinstance(value, numbers.Integral) and not isinstance(value, int):
         return int(value)
     if isinstance(value, numbers.Real) and not isinstance(value, int | float):
         return float(value)
     return value
+
+
+def _times(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_times(item) for item in value]
+    return unreadable_time() if isinstance(value, int) else value
 
 
 def _value(value: Any, name: str, zone: tzinfo | None, depth: int = 0) -> Any:
@@ -211,8 +219,8 @@ def _known(value: Any, name: str) -> Any:
     if type(plain) in _PYTHON_TYPES:
         return plain
     # A reader returns the error as the value if the driver cannot represent the database's value.
-    if isinstance(value, InvalidInputError):
-        raise InvalidInputError(f"Attribute {name!r} {value}.")
+    if isinstance(plain, InvalidInputError):
+        raise InvalidInputError(f"Attribute {name!r} {plain}.")
     if isinstance(value, bytes | bytearray | memoryview):
         raise InvalidInputError(
             f"Attribute {name!r} is bytes, which JSON cannot carry. Decode it in SQL, e.g. to hex."

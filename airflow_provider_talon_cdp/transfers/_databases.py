@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from importlib import import_module
@@ -17,13 +20,14 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from inspect import signature
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
 
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 from packaging.version import Version
 
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, unreadable_time
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +40,21 @@ _REDSHIFT_FETCH = 1000
 _CURSOR = "airflow_provider_talon_cdp"
 
 
+Convert: TypeAlias = Callable[[Any], Any]
+
+
 class Result(NamedTuple):
     """The result of a statement.
 
     Args:
         names: Names of the columns.
         blocks: The rows: lists of tuples or of mappings, or Arrow batches.
-        json_columns: Positions of columns with JSON as text.
+        converters: By position of a column, what makes the database's value of the driver's one.
     """
 
     names: Sequence[str]
     blocks: Iterator[Any]
-    json_columns: Collection[int] = ()
+    converters: Mapping[int, Convert] = MappingProxyType({})
 
 
 Read: TypeAlias = Callable[[Any, str, Any, ExitStack], Result]
@@ -111,14 +118,18 @@ def read_json(value: Any) -> Any:
     try:
         return json.loads(value, parse_float=Decimal)
     except (ValueError, ArithmeticError, RecursionError):
-        return InvalidInputError("holds JSON that is not valid, or nested too deep, or has too long a number")
+        return InvalidInputError(
+            "holds JSON that is not valid, or is nested too deep, or has too many digits"
+        )
 
 
-def unreadable_time() -> InvalidInputError:
-    """Return the value for a time that Python cannot represent, so that only its row is rejected."""
-    return InvalidInputError(
-        "holds a time that Python cannot represent: infinity, or before the year 1 or after 9999"
-    )
+def shortest(value: Any) -> Any:
+    """Return a float of 32 bits with the fewest digits that identify it: 19.99, as databases show it."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    bits = struct.pack("f", value)
+    texts = (f"{value:.{digits}g}" for digits in range(6, 10))
+    return next((float(text) for text in texts if struct.pack("f", float(text)) == bits), value)
 
 
 def close_quietly(close: Callable[[], Any]) -> None:
@@ -149,7 +160,7 @@ def _from_cursor(
     parameters: Any,
     cleanup: ExitStack,
     *,
-    json_types: Collection[Any] = (),
+    converters: Mapping[Any, Convert] = MappingProxyType({}),
     fetch: int = FETCH,
 ) -> Result:
     cleanup.callback(close_quietly, cursor.close)
@@ -157,7 +168,7 @@ def _from_cursor(
     # A server-side cursor of psycopg2 describes its columns after the first fetch.
     first = cursor.fetchmany(fetch)
     blocks = _blocks(first, partial(cursor.fetchmany, fetch))
-    return Result(_names_of(cursor), blocks, _columns_of_type(cursor, json_types))
+    return Result(_names_of(cursor), blocks, _by_position(cursor, converters))
 
 
 def _blocks(first: Any, fetch: Callable[[], Any]) -> Iterator[Any]:
@@ -190,14 +201,14 @@ def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     if not _is_redshift(connection):
         return _from_cursor(cursor, statement, parameters, cleanup)
     return _from_cursor(
-        cursor, statement, parameters, cleanup, json_types=_REDSHIFT_JSON, fetch=_REDSHIFT_FETCH
+        cursor, statement, parameters, cleanup, converters=_REDSHIFT_TYPES, fetch=_REDSHIFT_FETCH
     )
 
 
 # PostgreSQL 9.1. Redshift reports version 8.0.2.
 _FIRST_WITH_COLLATE = 90_100
-# SUPER.
-_REDSHIFT_JSON = {4000}
+# SUPER and REAL. Its own driver makes 19.989999771118164 of the REAL 19.99.
+_REDSHIFT_TYPES: Mapping[Any, Convert] = {4000: read_json, 700: shortest}
 
 
 def _is_redshift(connection: Any) -> bool:
@@ -271,17 +282,17 @@ def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     except Exception as error:  # noqa: BLE001 - drivers have their own errors
         connection.rollback()
         log.warning(
-            "Redshift declared no cursor for the query (%s), so all its rows are kept in memory.",
+            "Redshift did not accept DECLARE CURSOR for the query (%s), so all its rows are kept in memory.",
             type(error).__name__,
         )
-        return _from_cursor(cursor, statement, parameters, cleanup, json_types=_REDSHIFT_JSON)
+        return _from_cursor(cursor, statement, parameters, cleanup, converters=_REDSHIFT_TYPES)
 
     def fetch() -> Any:
         cursor.execute(f"FETCH FORWARD {_REDSHIFT_FETCH} FROM {name}")
         return cursor.fetchall()
 
     first = fetch()
-    return Result(_names_of(cursor), _blocks(first, fetch), _columns_of_type(cursor, _REDSHIFT_JSON))
+    return Result(_names_of(cursor), _blocks(first, fetch), _by_position(cursor, _REDSHIFT_TYPES))
 
 
 _MYSQL_JSON = 245
@@ -299,34 +310,67 @@ def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitS
         cleanup.callback(lambda: close_quietly(connection.shutdown) if connection.unread_result else None)
     _execute(cursor, statement, parameters)
     first = cursor.fetchmany(FETCH)
-    json_columns = _columns_of_type(cursor, {_MYSQL_JSON})
-    return Result(_names_of(cursor), _blocks(first, partial(cursor.fetchmany, FETCH)), json_columns)
+    converters = _by_position(cursor, {_MYSQL_JSON: read_json})
+    blocks = _of_one_statement(_blocks(first, partial(cursor.fetchmany, FETCH)), cursor)
+    return Result(_names_of(cursor), blocks, converters)
 
 
-def _columns_of_type(cursor: Any, types: Collection[Any]) -> list[int]:
-    """Return the positions of a result's columns of some types."""
-    return [at for at, column in enumerate(cursor.description or ()) if column[1] in types]
+def _of_one_statement(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
+    """Raise after the last block if there is another statement, whose rows the cursor would leave out."""
+    yield from blocks
+    if cursor.nextset():
+        raise InvalidInputError("sql has more than one statement. Pass one SELECT.")
+
+
+def _by_position(cursor: Any, converters: Mapping[Any, Convert]) -> dict[int, Convert]:
+    """Return converters, which are by type, by the position of the columns of these types."""
+    types = [column[1] for column in cursor.description or ()]
+    return {at: converters[kind] for at, kind in enumerate(types) if kind in converters}
 
 
 def _duckdb_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     cursor = connection.cursor()
     if not find_spec("pyarrow"):
         result = _from_cursor(cursor, statement, parameters, cleanup)
-        return result._replace(json_columns=_json_columns(column[1] for column in cursor.description or ()))
+        types = (column[1] for column in cursor.description or ())
+        return result._replace(converters=_by_name_of_type(types, _DUCKDB_TYPES))
     cleanup.callback(close_quietly, cursor.close)
     # With execute() instead of sql(), DuckDB would copy the rows once more.
     relation = cursor.sql(statement, params=parameters)
+    for name, kind in zip(relation.columns, relation.types, strict=True):
+        if "UHUGEINT" in str(kind):
+            raise InvalidInputError(
+                f"Column {name!r} has the type {kind}. DuckDB returns its large values as negative numbers:\n"
+                "CAST it AS VARCHAR in SQL."
+            )
     # The second name is of DuckDB before 2.
     read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
-    return Result(relation.columns, _with_first_fetched(iter(read(FETCH))), _json_columns(relation.types))
+    blocks = _with_first_fetched(iter(read(FETCH)))
+    return Result(relation.columns, blocks, _by_name_of_type(relation.types, {"JSON": read_json}))
 
 
-def _json_columns(types: Iterable[Any]) -> list[int]:
-    return [at for at, kind in enumerate(types) if str(kind) == "JSON"]
+_ENDS = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
+
+def _time_of_duckdb(value: Any) -> Any:
+    # Without Arrow, DuckDB gives infinity as Python's first or last time, and others as text.
+    is_end = isinstance(value, datetime) and value.replace(tzinfo=UTC) in _ENDS
+    return unreadable_time() if is_end or isinstance(value, str) else value
+
+
+_DUCKDB_TYPES: Mapping[str, Convert] = {
+    "JSON": read_json,
+    "FLOAT": shortest,
+    **dict.fromkeys(["DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"], _time_of_duckdb),
+}
+
+
+def _by_name_of_type(types: Iterable[Any], converters: Mapping[str, Convert]) -> dict[int, Convert]:
+    return {at: converters[str(kind)] for at, kind in enumerate(types) if str(kind) in converters}
 
 
 # Snowflake's VARIANT, OBJECT and ARRAY.
-_SNOWFLAKE_JSON = {5, 9, 10}
+_SNOWFLAKE_TYPES: Mapping[Any, Convert] = dict.fromkeys((5, 9, 10), read_json)
 
 
 def _snowflake_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
@@ -336,7 +380,7 @@ def _snowflake_rows(connection: Any, statement: str, parameters: Any, cleanup: E
     cursor = connection.cursor()
     cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
-    json_columns = _columns_of_type(cursor, _SNOWFLAKE_JSON)
+    converters = _by_position(cursor, _SNOWFLAKE_TYPES)
     if find_spec("pyarrow"):
         try:
             tables = cursor.fetch_arrow_batches()
@@ -346,9 +390,9 @@ def _snowflake_rows(connection: Any, statement: str, parameters: Any, cleanup: E
         else:
             batches = (batch for table in tables for batch in table.to_batches(max_chunksize=FETCH))
             blocks = _with_first_fetched(_complete(batches, cursor))
-            return Result(_names_of(cursor), blocks, json_columns)
+            return Result(_names_of(cursor), blocks, converters)
     fetch = partial(cursor.fetchmany, FETCH)
-    return Result(_names_of(cursor), _complete(_blocks(fetch(), fetch), cursor), json_columns)
+    return Result(_names_of(cursor), _complete(_blocks(fetch(), fetch), cursor), converters)
 
 
 def _complete(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
@@ -361,7 +405,7 @@ def _complete(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
     if total is not None and total > read:
         # Not an error of this package, so that Airflow retries the task.
         raise RuntimeError(
-            f"Snowflake has {total:,} rows in the result and gave {read:,}.\n"
+            f"Snowflake reported {total:,} rows but returned {read:,}.\n"
             "Another try may get all of them. If not, install snowflake-connector-python>=4.7.4."
         )
 
@@ -371,7 +415,7 @@ def _databricks_rows(connection: Any, statement: str, parameters: Any, cleanup: 
     cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
     fetch = partial(cursor.fetchmany_arrow if find_spec("pyarrow") else cursor.fetchmany, FETCH)
-    return Result(_names_of(cursor), _blocks(fetch(), fetch), _columns_of_type(cursor, {"variant"}))
+    return Result(_names_of(cursor), _blocks(fetch(), fetch), _by_position(cursor, {"variant": read_json}))
 
 
 def _with_first_fetched(batches: Iterator[Any]) -> Iterator[Any]:
@@ -399,22 +443,22 @@ def _bigquery_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     cleanup.callback(close_quietly, cursor.close)
     # This driver reads %% as % even without parameters.
     _execute(cursor, statement if parameters else statement.replace("%", "%%"), parameters or None)
-    json_columns = _json_columns(column[1] for column in cursor.description or ())
+    converters = _by_position(cursor, {"JSON": read_json})
     rows = getattr(cursor, "_query_rows", None)
     if rows is None or not find_spec("pyarrow"):
         fetch = partial(cursor.fetchmany, FETCH)
-        return Result(_names_of(cursor), _blocks(fetch(), fetch), json_columns)
+        return Result(_names_of(cursor), _blocks(fetch(), fetch), converters)
 
     storage = connection._bqstorage_client  # noqa: SLF001 - as the driver's cursor uses it
     try:
-        return Result(_names_of(cursor), _bigquery_batches(rows, storage), json_columns)
+        return Result(_names_of(cursor), _bigquery_batches(rows, storage), converters)
     except Exception as error:
         job = None if storage is None else cursor.query_job
         if job is None:
             raise
         # The Storage API needs a separate permission. The job has the result, so no query runs again.
         log.warning("BigQuery's Storage API failed (%s), so rows are read over REST.", type(error).__name__)
-        return Result(_names_of(cursor), _bigquery_batches(job.result(), None), json_columns)
+        return Result(_names_of(cursor), _bigquery_batches(job.result(), None), converters)
 
 
 def _bigquery_batches(rows: Any, storage: Any) -> Iterator[Any]:
@@ -435,7 +479,7 @@ _CLICKHOUSE_CONNECT = Version("1.4")
 
 
 def _trino_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    return _from_cursor(connection.cursor(), statement, parameters, cleanup, json_types={"json"})
+    return _from_cursor(connection.cursor(), statement, parameters, cleanup, converters={"json": read_json})
 
 
 def _athena_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
@@ -486,7 +530,7 @@ def _oracle_rows(connection: Any, statement: str, parameters: Any, cleanup: Exit
     def refuse(_: Any) -> InvalidInputError:
         # The driver takes the offset away.
         return InvalidInputError(
-            "is a TIMESTAMP WITH TIME ZONE, of which Oracle's driver loses the offset. Select "
+            "is a TIMESTAMP WITH TIME ZONE, whose offset Oracle's driver drops. Select "
             """TO_CHAR(SYS_EXTRACT_UTC(...), 'YYYY-MM-DD"T"HH24:MI:SS.FF6"Z"')"""
         )
 

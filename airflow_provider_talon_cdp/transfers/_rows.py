@@ -21,7 +21,7 @@ from sqlparse.tokens import Comment, Whitespace
 
 from airflow_provider_talon_cdp.changes.change import Profile, Rejection, read_profile_id
 from airflow_provider_talon_cdp.contract import DOTS, FAULT_OF_DOTS
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, unreadable_time
 from airflow_provider_talon_cdp.transfers._databases import (
     ANY,
     DATABASES,
@@ -29,7 +29,6 @@ from airflow_provider_talon_cdp.transfers._databases import (
     Result,
     close_quietly,
     read_json,
-    unreadable_time,
 )
 
 log = logging.getLogger(__name__)
@@ -276,7 +275,7 @@ def _plain_prefix(value: Any) -> str:
 def _cannot_divide() -> InvalidInputError:
     return InvalidInputError(
         "The database cannot divide this query into ranges of profile IDs. Nothing was sent.\n"
-        "The provider cannot make it compare by bytes, or two columns of the query have the same name.\n"
+        "It is not known how to sort by bytes in this database, or two columns have the same name.\n"
         "Remove plan_workers, so that one task reads the query, or give every column another name."
     )
 
@@ -308,7 +307,7 @@ def _read_sorted(
         # The error's text is not logged, as drivers may quote values in it.
         source.sorts = False
         log.warning(
-            "The database did not sort the query by bytes (%s). It is read as it is written.",
+            "The database did not sort the query by bytes (%s). It runs unchanged, and the worker sorts.",
             type(error).__name__,
         )
         return None
@@ -373,7 +372,7 @@ def _selected(block: Any, positions: Sequence[int], result: Result) -> Rows:
         columns: list[Any] = [_arrow_values(block.column(position)) for position in positions]
     else:
         if (
-            not result.json_columns
+            not result.converters
             and positions == list(range(len(result.names)))
             and isinstance(block[0], tuple)
         ):
@@ -382,8 +381,8 @@ def _selected(block: Any, positions: Sequence[int], result: Result) -> Rows:
         keys: list[Any] = [result.names[position] if by_name else position for position in positions]
         columns = [map(itemgetter(key), block) for key in keys]
     for index, position in enumerate(positions):
-        if position in result.json_columns:
-            columns[index] = map(read_json, columns[index])
+        if convert := result.converters.get(position):
+            columns[index] = map(convert, columns[index])
     return list(zip(*columns, strict=True))
 
 

@@ -144,7 +144,7 @@ def test_fewer_rows_than_snowflake_counts_are_an_error_that_another_try_may_not_
     if not is_short:
         assert rows_of(database, ["profile_id"]) == [("u1",), ("u2",)]
         return
-    with pytest.raises(RuntimeError, match="has 3 rows in the result and gave 2"):
+    with pytest.raises(RuntimeError, match="reported 3 rows but returned 2"):
         rows_of(database, ["profile_id"])
 
 

@@ -80,9 +80,9 @@ def test_a_json_column_is_a_whole_object_of_attributes(customers):
         ('{"": 1}', "An attribute name must be a non-empty string"),
         ('{"a": NaN}', "Attribute 'a' is nan"),
         pytest.param(f'{{"a": {"[" * 600}{"]" * 600}}}', "Attribute 'a' is nested more than", id="nested"),
-        pytest.param(f'{{"a": {"[" * 100_000}{"]" * 100_000}}}', "nested too deep", id="nested deeper"),
-        pytest.param(f'{{"a": {"1" * 5000}}}', "too long a number", id="long number"),
-        ('{"a": 1E99999999999999999999}', "too long a number"),
+        pytest.param(f'{{"a": {"[" * 100_000}{"]" * 100_000}}}', "is nested too deep", id="nested deeper"),
+        pytest.param(f'{{"a": {"1" * 5000}}}', "too many digits", id="long number"),
+        ('{"a": 1E99999999999999999999}', "too many digits"),
     ],
 )
 def test_a_bad_json_column_is_the_fault_of_its_row_alone(sqlite, text, says):
@@ -173,8 +173,8 @@ def test_json_of_postgres_that_python_cannot_read_is_the_fault_of_its_row_alone(
     sql = f"SELECT 'a' AS id, {deep} AS extra, '1'::{kind} AS y UNION ALL SELECT 'b', '{{}}'::{kind}, {deep}"
     one, other = profiles(sql, attributes_column="extra", attributes={"y": "y"})
     if sys.version_info < (3, 13):
-        assert "nested too deep" in one.fault
-        assert "Attribute 'y' holds JSON that is not valid, or nested too deep" in other.fault
+        assert "is nested too deep" in one.fault
+        assert "Attribute 'y' holds JSON that is not valid, or is nested too deep" in other.fault
     else:
         # It reads some ten thousand levels, more than PostgreSQL holds.
         assert one.fault == "attributes_column holds JSON that is not an object."

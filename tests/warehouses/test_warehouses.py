@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -9,7 +10,8 @@ import subprocess
 import sys
 import textwrap
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from airflow.providers.common.sql.hooks.sql import DbApiHook
 
 from airflow_provider_talon_cdp.api.values import AttributesEncoder
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.transfers import _databases
 from airflow_provider_talon_cdp.transfers._databases import DATABASES, Database, Result
 from airflow_provider_talon_cdp.transfers._rows import (
     ProfileColumns,
@@ -146,7 +149,7 @@ def test_a_result_that_the_snowflake_connector_cuts_off_is_an_error(snowflake, m
     monkeypatch.setattr(
         SnowflakeCursor, "fetch_arrow_batches", lambda self: (table.slice(0, 7) for table in fetch(self))
     )
-    with pytest.raises(RuntimeError, match="Snowflake has 10 rows in the result and gave 7"):
+    with pytest.raises(RuntimeError, match="Snowflake reported 10 rows but returned 7"):
         rows_of(sql_hook("warehouse"), snowflake.many.format(10), order_by=1)
 
 
@@ -192,6 +195,65 @@ def test_floats_of_32_bits_have_the_digits_that_the_database_shows(duckdb, monke
         (value,),
         (None,),
     ]
+
+
+@pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize(
+    "sql, value",
+    [
+        ("19.99::FLOAT", 19.99),
+        ("'-inf'::FLOAT", float("-inf")),
+        ("NULL::FLOAT", None),
+        ("'2026-06-30'::DATE", date(2026, 6, 30)),
+        ("'2026-06-30 12:00:00'::TIMESTAMP", datetime(2026, 6, 30, 12)),
+        ("'{\"x\": 1.50}'::JSON", {"x": Decimal("1.50")}),
+        ("'340282366920938463463374607431768211455'::UHUGEINT", 2**128 - 1),
+    ],
+)
+def test_without_arrow_duckdb_gives_the_same_values(duckdb, monkeypatch, sql, value):
+    """The provider of Airflow does not install pyarrow."""
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    monkeypatch.setattr(_databases, "find_spec", lambda name: None)
+    assert rows_of(sql_hook("warehouse"), f"SELECT {sql} AS x", ["x"]) == [(value,)]
+
+
+@pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize(
+    "sql",
+    ["'infinity'::TIMESTAMP", "'-infinity'::TIMESTAMPTZ", "'10000-01-01'::DATE", "'20000-01-01'::TIMESTAMP"],
+)
+def test_without_arrow_a_time_that_python_cannot_represent_is_the_fault_of_its_row_too(
+    duckdb, monkeypatch, sql
+):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    monkeypatch.setattr(_databases, "find_spec", lambda name: None)
+    ((value,),) = rows_of(sql_hook("warehouse"), f"SELECT {sql} AS x", ["x"])
+    assert isinstance(value, InvalidInputError)
+
+
+@pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize("order_by", [0, 1])
+def test_numbers_that_duckdb_would_make_negative_are_refused(duckdb, monkeypatch, order_by):
+    """``md5_number`` returns this type, so that it may be a profile ID."""
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    sql = "SELECT {} AS profile_id"
+    with pytest.raises(InvalidInputError, match="'profile_id' has the type UHUGEINT"):
+        rows_of(sql_hook("warehouse"), sql.format("md5_number('anna')"), order_by=order_by)
+    as_text = sql.format("md5_number('anna')::VARCHAR")
+    assert rows_of(sql_hook("warehouse"), as_text, order_by=order_by) == [
+        (str(int.from_bytes(hashlib.md5(b"anna").digest(), "little")),)
+    ]
+
+
+@pytest.mark.xdist_group("mariadb")
+@pytest.mark.parametrize("order_by", [0, 1])
+@pytest.mark.parametrize("name", ["mariadb", "mysql_connector"])
+def test_a_second_statement_whose_rows_mysql_would_leave_out_is_refused(request, monkeypatch, name, order_by):
+    found = request.getfixturevalue(name)
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(found.connection))
+    sql = "SELECT 'a' AS profile_id; SELECT 'b' AS profile_id"
+    with pytest.raises(InvalidInputError, match="more than one statement"):
+        rows_of(sql_hook("warehouse"), sql, order_by=order_by)
 
 
 @pytest.mark.xdist_group("duckdb")
@@ -404,6 +466,7 @@ def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
         "i": pd.NA,
         "j": np.float32(19.99),
         "k": np.array([19.99, 0.1], dtype="float32"),
+        "l": np.array([["2026-06-30T12:00:00.123456789"]], dtype="datetime64[ns]"),
     }
     body, names = AttributesEncoder(zone=BERLIN, types={"a": "string"})(row)
     assert json.loads(body) == {
@@ -417,8 +480,17 @@ def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
         "h": "x",
         "j": 19.99,
         "k": [19.99, 0.1],
+        "l": [["2026-06-30T10:00:00.123456Z"]],
     }
     assert "i" not in names
+
+
+@pytest.mark.parametrize("is_array", [False, True])
+def test_a_time_of_numpy_that_python_does_not_have_is_refused(is_array):
+    np = pytest.importorskip("numpy")
+    value = np.datetime64("20000-01-01", "us")
+    with pytest.raises(InvalidInputError, match="'x' holds a time that Python cannot represent"):
+        AttributesEncoder(zone=BERLIN)({"x": np.array([value]) if is_array else value})
 
 
 GROWTH = textwrap.dedent(
