@@ -140,6 +140,33 @@ def _as_fail_exception(error: TalonCdpError) -> TalonCdpError:
 class TextFieldsOperator(BaseOperator):
     """Base of the operators with IDs and names that are rendered to text, never to a number."""
 
+    unrendered_lists: ClassVar[Sequence[str]] = ()
+    """Fields with lists of data: only elements that are templates are rendered, and always to text."""
+
+    def render_template(
+        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
+    ) -> Any:
+        """Render a field; of a list in ``unrendered_lists``, only the elements that are templates."""
+        if not isinstance(content, list | tuple | set | frozenset) or not any(
+            content is getattr(self, name) for name in self.unrendered_lists
+        ):
+            return super().render_template(content, context, jinja_env, seen_oids)
+        if id(content) in (seen_oids or ()):
+            return content
+
+        def rendered(element: Any) -> Any:
+            if is_template(element):
+                return self.render_text(element, context, jinja_env)
+            return element.resolve(context) if hasattr(element, "resolve") else element
+
+        return [rendered(element) for element in content]
+
+    def render_text(self, template: str, context: Context, jinja_env: Any) -> str:
+        """Render a template to text, also if the DAG renders native objects."""
+        # With the prefix, native rendering cannot turn the text into a number.
+        text: str = super().render_template(_TEXT_PREFIX + template, context, jinja_env)
+        return text.removeprefix(_TEXT_PREFIX)
+
     def _do_render_template_fields(
         self,
         parent: Any,
@@ -318,6 +345,10 @@ class SendingOperator(TextFieldsOperator):
                 self.log.warning("%s", text)
         if self.emits_assets and self.report.verdict is None:
             assets.emit(context, self, self._alias, self._event_extras(context, host, self.report))
+        elif self.report.verdict is not None:
+            # Nothing was sent. Airflow would make an event of an outlet that the DAG author gave.
+            uris = self.asset_uris(host)
+            self.outlets = [each for each in self.outlets if getattr(each, "uri", None) not in uris]
         return self.report.summary()
 
     def when_ledger_is_free(self, work: Callable[[], T]) -> T:
@@ -399,9 +430,14 @@ class SendingOperator(TextFieldsOperator):
         if partition is not None:
             extra["partition_key"] = partition
         by_audience = report.by_audience()
-        unchanged = {"added": 0, "removed": 0, "members": None if report.ledger_version is None else 0}
         uris = self.asset_uris(host)
-        return {uri: by_audience.get(key, unchanged) | extra for uri, key in uris.items()}
+        others = {"added": 0, "removed": 0, "members": None if report.ledger_version is None else 0}
+        if report.sent and not by_audience:
+            # The changes were not counted by audience.
+            is_one = len(uris) == 1
+            counts = {"added": report.added.total(), "removed": report.removed.total()}
+            others = {**(counts if is_one else dict.fromkeys(counts)), "members": None}
+        return {uri: by_audience.get(key, others) | extra for uri, key in uris.items()}
 
 
 class LedgerOperator(SendingOperator):
@@ -410,7 +446,7 @@ class LedgerOperator(SendingOperator):
     Args:
         on_empty: What to do if the source has no rows: ``fail``, ``skip`` or ``allow``. If it has rows and
             all are rejected, that is always an error.
-        max_removal_fraction: Largest share of the ledger's members that a run removes, 0 to 1.
+        max_removal_fraction: Largest share of an audience's known members that a run may remove, 0 to 1.
         min_removals: ``max_removal_fraction`` does not apply to fewer removals from one audience.
         max_removals: Most removals, of all audiences together; None for no limit.
         max_additions: Most additions, to all audiences together; None for no limit.
@@ -533,7 +569,7 @@ class LedgerOperator(SendingOperator):
                 except Exception as error:  # noqa: BLE001 - as for a link
                     self.log.warning(
                         "The ledger's version cannot be kept as an XCom, so the next run does not notice if\n"
-                        "an older state of the ledger is put back: %s",
+                        "an older backup of the ledger is restored: %s",
                         error,
                     )
 
@@ -657,8 +693,6 @@ class MembershipOperator(LedgerOperator):
         *LedgerOperator.template_fields,
     )
     ui_color = "#d9f5e3"
-    unrendered_lists: ClassVar[Sequence[str]] = ()
-    """Fields with lists of data: only elements that are templates are rendered, and always to text."""
     resumes_plans: ClassVar[bool] = True
     """Whether a retry first sends the rest of an earlier try's plan, if the arguments are still the same."""
 
@@ -690,26 +724,6 @@ class MembershipOperator(LedgerOperator):
         if audience_name is not None:
             check_literals(check_text, audience_name=audience_name)
 
-    def render_template(
-        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
-    ) -> Any:
-        """Render a field; of a list in ``unrendered_lists``, only the elements that are templates."""
-        if not isinstance(content, list | tuple | set | frozenset) or not any(
-            content is getattr(self, name) for name in self.unrendered_lists
-        ):
-            return super().render_template(content, context, jinja_env, seen_oids)
-        if id(content) in (seen_oids or ()):
-            return content
-
-        def rendered(element: Any) -> Any:
-            if is_template(element):
-                template = _TEXT_PREFIX + element
-                text: str = super(MembershipOperator, self).render_template(template, context, jinja_env)
-                return text.removeprefix(_TEXT_PREFIX)
-            return element.resolve(context) if hasattr(element, "resolve") else element
-
-        return [rendered(element) for element in content]
-
     def one_audience(self) -> str:
         """Return the audience's ID as text, checked."""
         return str(audience_id_of("audience_id", self.audience_id, self.audience_id_type))
@@ -725,7 +739,7 @@ class MembershipOperator(LedgerOperator):
                     )
         elif names := ", ".join(self.changed_from_default(*_MIRROR_ONLY)):
             raise InvalidInputError(
-                f"{names}: for mode='mirror' only. Take it out, or choose that mode.\n"
+                f"{names} needs mode='mirror'. Remove the argument, or set the mode.\n"
                 "If default_args has it, pass its default to this task."
             )
 
@@ -962,7 +976,8 @@ def note_internal_id(operator: Any, hook: TalonCdpHook, internal_id: int) -> Non
             )
         except LedgerError as error:
             operator.log.info(
-                "Tasks with this audience's internal ID will not find its other ledgers.\n%s", error
+                "Tasks with this audience's internal ID will not find its ledgers of the external ID.\n%s",
+                error,
             )
 
 
@@ -1010,9 +1025,7 @@ def storage(name: str, uri: str) -> ObjectStoragePath:
         # Only the attribute loads the file system.
         _ = path.fs
     except (ValueError, ImportError) as error:
-        raise InvalidInputError(
-            f"The {name} is not a place that Airflow can reach: {error}.\n{uri}"
-        ) from error
+        raise InvalidInputError(f"The {name} cannot be opened by Airflow: {error}.\n{uri}") from error
     return path
 
 

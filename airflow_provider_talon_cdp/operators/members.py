@@ -30,7 +30,7 @@ class SyncAudienceMembersOperator(MembershipOperator):
         add: Integration IDs of the profiles to add: strings of 1 to 1000 characters, integers or UUIDs.
         remove: Integration IDs of the profiles to remove. A profile in both lists is an error.
         members: Instead of both, with ``mode="mirror"``: all members that the audience should have. Only
-            members that an earlier mirror added are removed.
+            members that an earlier mirror, or another task of this provider, added are removed.
         mode: ``mirror`` with ``members``, else None.
         kwargs: As in ``MembershipOperator``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 from airflow.providers.common.compat.sdk import Context
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.api.calls import IntegrationState
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
+# Types of attributes that may be text that looks like a number.
+_TEXTS = ("string", "(list string)")
+
 
 class UpdateProfileOperator(TextFieldsOperator):
     """Set attributes of one customer profile, and add it to and remove it from audiences by internal ID.
@@ -65,8 +68,9 @@ class UpdateProfileOperator(TextFieldsOperator):
 
     template_fields: Sequence[str] = (
         "customer_profile_id",
-        "attributes",
+        # Before the attributes, whose rendering looks at it.
         "types",
+        "attributes",
         "add_audiences",
         "remove_audiences",
         "state_uri",
@@ -144,6 +148,34 @@ class UpdateProfileOperator(TextFieldsOperator):
             )
         return _summary(added, removed, state, was_sent=was_sent) | {"attributes": len(attributes or ())}
 
+    def render_template(
+        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
+    ) -> Any:
+        """Render a field; of the attributes only the templates, and those that ``types`` calls text to text.
+
+        Native rendering would make the number 1.1 of the text "1.10".
+        """
+        if (
+            not isinstance(content, dict)
+            or content is not self.attributes
+            or id(content) in (seen_oids or ())
+        ):
+            return super().render_template(content, context, jinja_env, seen_oids)
+        types = self.types if isinstance(self.types, Mapping) else {}
+
+        def rendered(name: str, value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return [rendered(name, each) for each in value]
+            if isinstance(value, str) and not is_template(value):
+                return value
+            if isinstance(value, str) and types.get(name) in _TEXTS:
+                text = self.render_text(value, context, jinja_env)
+                if text != "None":
+                    return text
+            return super(UpdateProfileOperator, self).render_template(value, context, jinja_env, seen_oids)
+
+        return {name: rendered(name, value) for name, value in content.items()}
+
     def _read_attributes(self) -> dict[str, Any] | None:
         """Return the attributes, checked."""
         given, types = as_mapping("attributes", self.attributes), as_types("types", self.types)
@@ -183,6 +215,7 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
         "talon_cdp_conn_id",
     )
     ui_color = UpdateProfileOperator.ui_color
+    unrendered_lists: ClassVar[Sequence[str]] = ("add_audiences", "remove_audiences")
 
     def __init__(
         self,
@@ -242,7 +275,7 @@ def _read_profile_id(operator: UpdateProfileOperator | UpdateProfileAudiencesOpe
     suspicious.add([profile_id])
     if suspicious.texts:
         operator.log.warning(
-            "%s\nIt is sent as it is: a profile that Talon.One does not know by this ID is a new one.",
+            "%s\nIt is sent unchanged. If Talon.One does not know this ID, it creates a new profile.",
             "\n".join(suspicious.texts),
         )
     return profile_id

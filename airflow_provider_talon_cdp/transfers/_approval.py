@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Context
-from airflow.providers.standard.exceptions import HITLRejectException
+from airflow.providers.standard.exceptions import HITLRejectException, HITLTimeoutError
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
@@ -21,6 +21,10 @@ _SECONDS_BETWEEN_ATTEMPTS = 5.0
 
 class PlanRejectedError(HITLRejectException, AirflowFailException):
     """A person rejected the plan, and ``fail_on_reject`` is set. A retry would ask again."""
+
+
+class PlanTimeoutError(HITLTimeoutError, AirflowFailException):
+    """Nobody answered within ``response_timeout``. A retry would ask again."""
 
 
 class ApprovePlanOperator(ApprovalOperator):
@@ -61,7 +65,13 @@ class ApprovePlanOperator(ApprovalOperator):
     @ends_retries
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Continue if approved, else skip the rest of the group, but not tasks downstream of the group."""
-        answer = super(ApprovalOperator, self).execute_complete(context, event)
+        try:
+            answer = super(ApprovalOperator, self).execute_complete(context, event)
+        except HITLTimeoutError as error:
+            raise PlanTimeoutError(
+                "Nobody answered within response_timeout. Nothing was sent.\n"
+                "Clear the task that plans (plan) to ask again. The next run plans anew."
+            ) from error
         approved = answer["chosen_options"] == [self.APPROVE]
         self._decide(approved=approved)
         if approved:
@@ -90,7 +100,7 @@ class ApprovePlanOperator(ApprovalOperator):
             except (LedgerUnavailableError, TransientError) as error:
                 if time.monotonic() >= limit:
                     raise
-                self.log.warning("The answer cannot be carried out yet and is tried again: %s", error)
+                self.log.warning("The decision could not be applied yet; trying again: %s", error)
                 time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
             else:
                 return

@@ -147,7 +147,8 @@ def app() -> FastAPI:
             run_id=run_id, key=REPORT_KEY, dag_ids=dag_id, task_ids=task_id, map_indexes=index, limit=1
         )
         found = session.scalars(query).first()
-        place = None if found is None else XComModel.deserialize_value(found)
+        # The value as it is: Airflow would make an object of any class that it names.
+        place = getattr(found, "value", None)
         try:
             return HTMLResponse(render(*read(place, dag_id)), headers=_HEADERS)
         except NoReportError as error:
@@ -175,20 +176,26 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
     try:
         folder = as_folder(ObjectStoragePath(match["ledger"])) / "reports"
         report = _parsed(folder / match["name"])
-        names = [name for name in names_in(folder) if re.fullmatch(_NAME, name) and name < match["name"]]
+        others = sorted(name for name in names_in(folder) if re.fullmatch(_NAME, name))
     except (LedgerError, OSError, ValueError, ImportError) as error:
         raise NoReportError(
             "The API server cannot read the folder of this task's ledger.\n"
             "Workers and the API server must both reach the ledgers: set [talon_cdp] state_uri to an\n"
             f"object store, and its connection for both.\nFolder: {match['ledger']}"
         ) from error
+    if report is None and (not others or match["name"] > others[0]) and match["name"] not in others:
+        raise NoReportError(
+            "This task instance has written no report yet.\n"
+            "A task writes it when it ends, also when it fails. Either the task is still running,\n"
+            "or its process was killed. See its log."
+        )
     if report is None or report.run.dag_id != dag_id:
         raise NoReportError(
             "The report of this task instance does not exist any more, or is not a report.\n"
             "A ledger keeps the reports of its last runs. One of more than 15,000 audiences is not shown."
         )
     # The tasks of a group leave several reports in a DAG run. The last one has the counts of the whole.
-    last = {name[_DAG_RUN]: name for name in names}
+    last = {name[_DAG_RUN]: name for name in others if name < match["name"]}
     last.pop(match["name"][_DAG_RUN], None)
     before = []
     for name in sorted(last.values())[-RUNS_SHOWN:]:

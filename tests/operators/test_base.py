@@ -6,11 +6,12 @@ import importlib
 import logging
 import time
 import traceback
+from collections import Counter
 from threading import Event, Thread
 from types import CodeType, SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AssetAlias, conf
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, AssetAlias, conf
 
 import airflow_provider_talon_cdp as package
 from airflow_provider_talon_cdp.assets import IS_AIRFLOW_2, audience_asset
@@ -33,6 +34,7 @@ from airflow_provider_talon_cdp.operators.audience import (
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileOperator
 from airflow_provider_talon_cdp.sync import loop
+from airflow_provider_talon_cdp.sync.report import Report
 from airflow_provider_talon_cdp.transfers.across_workers import (
     CommitPlanOperator,
     PlanAudienceOperator,
@@ -227,7 +229,7 @@ class TestBusyLedger:
             mirror(["anna"], **wrong)
 
     def test_they_are_for_mirrors(self):
-        with pytest.raises(InvalidInputError, match="on_busy: for mode='mirror' only"):
+        with pytest.raises(InvalidInputError, match="on_busy needs mode='mirror'"):
             members(add=["a"], on_busy="fail")
 
 
@@ -538,3 +540,21 @@ class TestAssetEvents:
         run(operator, outlet_events=events)
         (extra,) = extras(operator, events)
         assert (extra["source"], extra["added"], extra["members"]) == ("crm", 1, 1)
+
+    @pytest.mark.parametrize("how", ["dry", "skipped"])
+    def test_a_run_that_sends_nothing_makes_no_event_of_a_users_own_outlet(self, run, talon, vip, how):
+        """Airflow makes one of every asset that is an outlet when the task has succeeded."""
+        own = audience_asset("demo.europe-west1.talon.one", "vip")
+        other = Asset("s3://bucket/other")
+        run(mirror(["anna"]))
+        nothing = {"dry_run": True} if how == "dry" else {"on_empty": "skip"}
+        operator = mirror([] if how == "skipped" else ["bert"], outlets=[own, other], **nothing)
+        run(operator, outlet_events=OutletEventAccessors())
+        assert [each for each in operator.outlets if isinstance(each, Asset)] == [other]
+
+    def test_changes_that_were_not_counted_by_audience_are_not_told_as_none(self, run, talon, vip):
+        """As where the report's file of a plan cannot be read."""
+        operator = mirror(["anna"])
+        report = Report(added=Counter({"": 4}), removed=Counter({"": 1}), ledger_version=2)
+        ((_, extra),) = operator._event_extras({}, "demo.talon.one", report).items()
+        assert (extra["added"], extra["removed"], extra["members"]) == (4, 1, None)

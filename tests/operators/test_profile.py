@@ -534,3 +534,27 @@ def test_a_value_that_cannot_be_sent_is_named_by_its_attribute(run, talon, value
     with pytest.raises(InvalidInputError, match="'Field'"):
         run(profile(attributes={"Field": value}))
     assert talon.requests() == []
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_text_that_looks_like_a_number_stays_text(run, talon, native):
+    """Native rendering would make the number 1.1 of "1.10", and nothing at all of "None"."""
+    texts = {"Version": "1.10", "Zip": "1_000", "Hex": "0x1F", "Name": "None", "List": ["1.10", "{{ 'x' }}"]}
+    templates = {"Rendered": "{{ '1_000' }}", "Lines": "a\n"}
+    types = {"Rendered": "string"}
+    run(profile(attributes=texts | templates, types=types), native=native)
+    found = talon.profile("anna")["attributes"]
+    assert found == texts | {"List": ["1.10", "x"], "Rendered": "1_000", "Lines": "a\n"}
+
+
+def test_native_rendering_keeps_types_of_templates_and_the_null_of_a_text(run, talon):
+    run(profile(attributes={"Points": "{{ 7 }}", "Name": "x"}), native=True)
+    run(profile(attributes={"Name": "{{ none }}"}, types={"Name": "string"}), native=True)
+    assert talon.profile("anna")["attributes"] == {"Points": 7}
+
+
+@pytest.mark.parametrize("audience", ["2024", "{{ 2024 }}"])
+def test_an_audience_id_that_looks_like_a_number_stays_text(run, talon, audience):
+    run(CreateAudienceOperator(task_id="c", audience_id="2024", audience_name="2024"))
+    run(audiences(add_audiences=[audience]), native=True)
+    assert talon.members("2024") == {"anna"}

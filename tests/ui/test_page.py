@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from itertools import pairwise
 
 import pytest
 
 pytest.importorskip("airflow.api_fastapi.core_api.security", reason="Airflow 2.11 has no such tab")
 
-from airflow_provider_talon_cdp.ui import page
+from airflow_provider_talon_cdp.ui import TalonCdpPlugin, page
 
 NAMES = [f"2026112{day}T200000Z-0123456{day}89abcdef.json" for day in range(9)]
 
@@ -106,9 +107,21 @@ class TestWhatIsRead:
             page.read(place, "sync")
 
     def test_a_report_that_was_pruned_is_said_to_be_gone(self, leave, tmp_path):
-        place = leave()
+        place = leave(NAMES[0])
+        leave(NAMES[1])
         (tmp_path / place).unlink()
         with pytest.raises(page.NoReportError, match="does not exist any more"):
+            page.read(place, "sync")
+
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_a_task_that_is_running_or_was_killed_has_written_no_report_yet(self, is_first, leave, tmp_path):
+        place = leave(NAMES[1])
+        if not is_first:
+            leave(NAMES[0])
+        (tmp_path / place).unlink()
+        with pytest.raises(
+            page.NoReportError, match="(?s)no report yet.*still running,\nor its process was killed"
+        ):
             page.read(place, "sync")
 
     def test_a_task_without_a_report_says_so(self):
@@ -254,3 +267,10 @@ class TestNumbers:
             ("large", [100, 100]),
             ("small", [10, 30, 40]),
         ]
+
+
+def test_a_release_of_airflow_that_has_moved_something_has_no_tab(monkeypatch, caplog):
+    """Airflow's API server would not start."""
+    monkeypatch.setitem(sys.modules, "airflow_provider_talon_cdp.ui.page", None)
+    assert TalonCdpPlugin().fastapi_apps == []
+    assert "The tab Talon.One sync does not work" in caplog.text
