@@ -68,7 +68,7 @@ def members_of_csv(file: Any, audience_id: str, suspicious_ids: SuspiciousIdsRul
         )
     if texts and suspicious_ids == "warn":
         log.warning(
-            "%s\nThey are adopted as they are: members whom Talon.One knows by other IDs are never removed.\n"
+            "%s\nThey are adopted unchanged. A member that has another ID in Talon.One is never removed.\n"
             "File: %s",
             texts,
             file,

@@ -18,7 +18,7 @@ from airflow_provider_talon_cdp.ledger.storage import (
 
 LETTERS = "dead-letters"
 UNCLEAR = (
-    "A call that runs rules got no clear answer: the rules may have run, or the change may not be made.\n"
+    "A call that runs rules got no clear answer: the rules may have run, or the change was not made.\n"
     'It is not sent again. Look at the profile in the Campaign Manager. A run with send="all" makes the\n'
     "change in bulk, without rules; UpdateProfileAudiencesOperator makes it with rules."
 )

@@ -47,7 +47,7 @@ LOCK_LASTS = 120.0
 LOCK_RENEWED = 5.0
 """Seconds between heartbeats."""
 LEASE = 60.0
-"""Seconds for which a run may send without a confirmation of its lock, as when the storage fails."""
+"""Seconds for which a run may send without confirming its lock, for example while the storage fails."""
 # Seconds for which a confirmation is valid without reading the claim again.
 _FRESH = 3 * LOCK_RENEWED
 # Seconds between reads of the claim of a run that asks for the lock too, and most reads.
@@ -131,7 +131,9 @@ class Lock:
                 self.give_back()
             except LedgerError as error:
                 # Not raised, as it would hide an error of the block.
-                log.warning("The ledger's lock stays for %.0f s:\n%s", LOCK_LASTS, error)
+                log.warning(
+                    "The ledger's lock was not released. Other runs must wait %.0f s:\n%s", LOCK_LASTS, error
+                )
 
     def take(
         self, owner: str, *, last_token: Callable[[], int] = lambda: 0, waits_for_parts: bool = False
@@ -232,7 +234,7 @@ class Lock:
 
     def _taken_over(self) -> LedgerUnavailableError:
         return LedgerUnavailableError(
-            "Another run took over the ledger, or may have, so this one stops.\n"
+            "This run has lost the ledger's lock, or cannot confirm that it still holds it, so it stops.\n"
             "The next mirror sends again what this run sent and could not record.\n"
             f"Ledger: {self._ledger}"
         )

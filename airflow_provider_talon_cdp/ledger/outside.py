@@ -317,7 +317,7 @@ class Registry:
 
     def _other_hosts(self) -> list[Folder]:
         """Return the folders of the deployment under the state URIs of other tasks of this Airflow."""
-        # No cached_property, as that of Python 3.11 locks the one of all objects while it reads the storage.
+        # Not cached_property: in Python 3.11 all instances share its lock, also while the storage is read.
         if self._hosts is not None:
             return self._hosts
         states = [self.common]
@@ -430,7 +430,10 @@ class OutsideChanges:
                 self.end()
             except LedgerError as error:
                 # The notes only stay longer. Another try would send the change again, and its rules may run.
-                log.warning("The end of this change cannot be noted.\n%s", error)
+                log.warning(
+                    "The outcome of this change was not recorded. It stays uncertain for a day.\n%s",
+                    error,
+                )
 
     @contextmanager
     def calling_with_rules(self, *, again: bool) -> Iterator[bool]:
@@ -496,7 +499,7 @@ class OutsideChanges:
                 note()
             except LedgerError as error:
                 # A retry would change nothing. Only a plan that was put in force meanwhile is not told.
-                log.warning("A mirror that runs now may not know that the audience is empty.\n%s", error)
+                log.warning("A mirror that is running may not notice that the audience is empty.\n%s", error)
 
         note()
         try:
@@ -589,7 +592,7 @@ class OutsideChanges:
     def _tell_new_ledgers(self) -> None:
         """Have ledgers that were made after a note send all members of its audience again.
 
-        Ledgers that have the attributes only since then get the note.
+        Ledgers that got the attributes only after the note was written receive it too.
         """
         self._find_ledgers(set(self._noted))
         for name, _ in self._ledgers.get(ATTRIBUTES, ()) if self._of_attributes else ():
@@ -613,7 +616,11 @@ def _remove_mark(mark: Folder) -> None:
         remove(mark)
     except LedgerError as error:
         # The outcome of the call is known, and an error here would have Airflow make the call again.
-        log.warning("If this task is cleared, it will say that its rules may have run.\n%s", error)
+        log.warning(
+            "The mark of this call was not deleted. If the task is cleared, it fails and says that its\n"
+            "rules may have run.\n%s",
+            error,
+        )
 
 
 def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> Folder:
@@ -641,7 +648,10 @@ def _skipping_unreachable() -> Iterator[None]:
     try:
         yield
     except LedgerError as error:
-        log.warning("Ledgers under another state URI get no notes of this task's changes.\n%s", error)
+        log.warning(
+            "Another state URI cannot be used. Mirrors with it do not learn of this task's changes.\n%s",
+            error,
+        )
 
 
 def _digest_of_internal(number: object) -> str:

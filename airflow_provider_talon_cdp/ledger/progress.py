@@ -1,4 +1,4 @@
-"""How far a task has come that adds or removes members, so that its retry does not begin at the first row.
+"""The progress of a task that adds or removes members, so that a retry can continue there.
 
 ```
 STATE_URI/<deployment host>/<ledger>/progress/<time>-<task instance>.json

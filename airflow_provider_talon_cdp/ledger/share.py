@@ -217,7 +217,7 @@ class Share:
             self._in_flight.pop(self._part_starts[part] + batch, None)
 
     def suspect(self, audiences: Iterable[str]) -> None:
-        """Note, durably and until the next plan, that Talon.One may have lost the members of audiences."""
+        """Record, until the next plan, that Talon.One may have lost the members of audiences."""
         # Not under this run's ID, under which the ledger may have noted others.
         write_suspects(self._folder, self._plan.folder, uuid4().hex[:12], audiences)
 
@@ -255,7 +255,7 @@ class Share:
         self.flush()
 
     def leave_behind(self, chunks: Iterable[Chunk]) -> None:
-        """Leave notes of what may have landed after another run took over, whose next plan sends it again.
+        """Note what may have arrived after another run took over. That run's next plan sends it again.
 
         Args:
             chunks: The chunks in flight.

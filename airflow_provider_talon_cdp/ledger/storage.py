@@ -159,7 +159,7 @@ def as_ledger_error(doing: str, path: Folder) -> Iterator[None]:
         cure = (
             "Its disk or its quota is full: free some space there, and run the task again."
             if number in _FULL
-            else "Check the state URI and the rights on it."
+            else "Check the state URI and the permissions on it."
         )
         why = (isinstance(error, OSError) and error.strerror) or error
         folder = getattr(path, "parent", path)

@@ -1,4 +1,4 @@
-"""An event loop in another thread than the one that signals interrupt, and how a sync is stopped."""
+"""Runs an event loop outside the main thread, which signals interrupt, and stops a sync."""
 
 from __future__ import annotations
 
@@ -195,7 +195,9 @@ def run_apart(work: Callable[[CallInReader], Coroutine[Any, Any, Any]]) -> Any:
         if queue.cancel():
             queue.serve(_SECONDS_TO_END)
             if not queue.is_over:
-                log.warning("The push did not end within %.0f s; it is not waited for.", _SECONDS_TO_END)
+                log.warning(
+                    "The push did not stop within %.0f s. The task does not wait for it.", _SECONDS_TO_END
+                )
         raise
     if errors:
         raise errors.pop()

@@ -39,8 +39,8 @@ from airflow_provider_talon_cdp.sync.report import Report
 
 log = logging.getLogger(__name__)
 
-# If twice this many changes were refused, more than are tolerated, and none was accepted, the configuration
-# is wrong and not the data.
+# Stop if twice this many changes (and more than ``max_rejected``) were refused and none was accepted: the
+# cause is then the configuration.
 _ALL_REFUSED = 50
 # Number of chunks whose changes are noted at once, before the first of them is sent.
 _NOTED_AT_ONCE = 64
@@ -126,8 +126,8 @@ class Members:
                 error.audiences = [audience]
                 error.explain(
                     f"Audience in the request: {audience}.\n"
-                    "If it is missing, create it with CreateAudienceOperator, or pass audience_name to a "
-                    "mirror, which creates it."
+                    "If it is missing, create it with CreateAudienceOperator, or pass audience_name to a\n"
+                    "mirror, which creates it (with audience_column: audience_name_column)."
                 )
                 raise
             except RejectedError as error:

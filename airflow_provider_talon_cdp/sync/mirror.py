@@ -56,7 +56,7 @@ RetryRejected = Literal["always", "never"]
 
 # Most plans of one run, which plans again if an audience has lost its members.
 _MOST_PLANS = 3
-# About the most refused members of the last run that are kept in memory, to send them in own requests.
+# Roughly how many members refused in the last run are kept in memory, to be sent in separate requests.
 _MOST_REFUSED_BEFORE = 100_000
 _REFUSED_BEFORE = "refused in an earlier run and not sent again, as retry_rejected is 'never'"
 REFUSED_IN_EARLIER_TRY = "refused in an earlier try of a task that pushed"
@@ -371,8 +371,8 @@ class Mirror:
             "The API key or the platform name on the connection has changed since the last run.\n"
             "If the new key is of another environment (sandbox or live), this ledger says nothing about it:\n"
             "set Environment on the connection, so that each environment has a ledger of its own.\n"
-            "Another platform name may lead to other audiences: members are sent again, unless Talon.One\n"
-            "says that an audience is the same."
+            "With another platform name, the same IDs may mean other audiences. Members are sent again\n"
+            "unless Talon.One confirms that the audience is the same."
         )
         # What is doubtful is sent again under any key, so a ledger that has nothing else is used.
         if (
@@ -401,7 +401,7 @@ class Mirror:
             what = "attributes" if isinstance(self.kind, Profiles) else "audiences"
             log.warning(
                 "Another task changed the same %s since this one did:\n%s\n"
-                "They undo each other's changes. Let only one task sync them.\n"
+                "The tasks undo each other's changes. Let only one task sync each audience or attribute.\n"
                 "The other task's changes are compared with this query now.",
                 what,
                 ", ".join(others),
@@ -544,8 +544,8 @@ class Mirror:
                     )
                 else:
                     text = (
-                        "Talon.One has lost the members of %d audience(s) that the ledger has. All "
-                        "members are sent again."
+                        "%d audience(s) of the ledger were deleted or made again in Talon.One. All members "
+                        "are sent again."
                     )
                 log.warning(text, len(lost))
                 self.ledger.discard(plan.result)
@@ -678,8 +678,7 @@ class Mirror:
         """Count changes without a clear answer of earlier runs that no run that finished has reported."""
         if abandoned := self.ledger.abandon():
             log.warning(
-                "%s changes that run rules got no clear answer in an earlier run that did not finish,\n"
-                "or may have been in flight when it was killed.\n"
+                "%s changes that run rules have an unknown outcome: an earlier run was stopped or killed.\n"
                 "Their rules do not run again, and they have dead letters.",
                 f"{abandoned:,}",
             )

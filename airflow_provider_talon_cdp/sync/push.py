@@ -502,7 +502,7 @@ class _Backlog:
             try:
                 self._spool.write(marshal.dumps(columns, 2))
             except SpoolError as error:
-                log.warning("From here on the source is read as slowly as its changes are sent.\n%s", error)
+                log.warning("From now on the source is read only as fast as its changes are sent.\n%s", error)
                 self._rest = chunks[position:]
                 return False
         return bool(chunks)
@@ -627,6 +627,6 @@ def check_suspicious(suspicious: SuspiciousIds, rule: SuspiciousIdsRule) -> None
             f"{texts}\nFix the query. If these IDs are right, pass suspicious_ids='warn' or 'ignore'."
         )
     log.warning(
-        "%s\nThey are sent as they are: profiles that Talon.One does not know by these IDs are new ones.",
+        "%s\nThey are sent unchanged. Talon.One creates a new profile for each ID that it does not know.",
         texts,
     )

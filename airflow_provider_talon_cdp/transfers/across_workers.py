@@ -1,4 +1,4 @@
-"""Syncs with several tasks: one plans, several push, and one commits. Several tasks may read the query."""
+"""Syncs with several tasks: one plans, several push, and one commits. Several may read the query, too."""
 
 from __future__ import annotations
 
@@ -73,9 +73,10 @@ def talon_audience_sync(
 ) -> TaskGroup:
     """Keep one or many audiences equal to a query, with several tasks that send at once.
 
-    The group has three tasks, and with ``approval`` a fourth. ``plan`` reads the query, compares it with the
-    ledger, checks the guard and writes the plan under the state URI, which all workers must reach. ``push``
-    is mapped: each instance sends a share of the plan at an equal part of the connection's rate, and records
+    The group has the tasks ``plan``, ``push`` and ``commit``; ``approval`` adds ``approve``, and
+    ``plan_workers`` adds ``ranges`` and ``compare``. ``plan`` reads the query, compares it with the ledger,
+    checks the guard and writes the plan under the state URI, which all workers must reach. ``push`` is
+    mapped: each instance sends a share of the plan at an equal part of the connection's rate, and records
     the acknowledgements; an instance that fails or is cleared sends the rest of its share. ``commit`` fails
     if not all of the plan was sent, and returns the report of the whole sync. If there is nothing to send,
     ``push`` is skipped.
@@ -631,7 +632,7 @@ def question_text(report: Report, in_request: int, rate: float, missing: int) ->
         lines += ["", f"{report.rule_changes:,} changes run rules, with one request for each profile."]
     if report.verdict:
         lines += ["", "**The guard would refuse it:**", ""]
-        # Without the arguments that would allow it, and without what is so of every question.
+        # Without the argument that would allow the plan, and without "Nothing was sent", which is clear here.
         refusal = report.verdict.replace(" Nothing was sent.", "")
         refusal = re.split(r"\n(?:If that|Fix the query)", refusal)[0]
         lines += [f"    {line}" for line in refusal.split("\n")]

@@ -39,8 +39,9 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
     after its first session or profile update there.
 
     A mirror sends only the changes since the last acknowledged run, which a ledger under ``state_uri`` holds.
-    It removes only members that it added or adopted, and not more than the guard allows. After a crash, the
-    next try sends the rest. A try that succeeds has made the audience equal to the query as that try read it.
+    It removes members that it added or adopted, and members that another task of this provider added, and not
+    more than the guard allows. After a crash, the next try sends the rest. A try that succeeds has made the
+    audience equal to the query as that try read it.
 
     Args:
         sql: One SELECT, or the path of a ``.sql`` template.
@@ -252,7 +253,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
             raise InvalidInputError(
                 f"The query has rows whose audience (column {column!r}) is null, empty, or a null as text\n"
                 "('None', 'nan'), so it is unknown to which audience they belong. Nothing was sent.\n"
-                f"Fix the join that does not find it, or leave these rows out:\n"
+                f"Fix the join that loses the audience, or leave these rows out:\n"
                 f"WHERE {column} NOT IN ('', {', '.join(map(repr, sorted(NULL_AUDIENCES)))})."
             )
 

@@ -96,8 +96,8 @@ class ProfilesOperator(LedgerOperator):
     ) -> None:
         if found := [name for name in _AUDIENCE_ARGUMENTS if name in kwargs]:
             raise InvalidInputError(
-                f"{found[0]}: not with attributes, as Talon.One would run its rules for each profile then.\n"
-                "That takes longer. Use SqlToTalonAudienceOperator in a separate task: it sends a thousand\n"
+                f"{found[0]} cannot be used here: with attributes, Talon.One would run its rules for\n"
+                "every profile. Use SqlToTalonAudienceOperator in a separate task: it sends a thousand\n"
                 "members in one request."
             )
         super().__init__(**kwargs)
@@ -162,7 +162,8 @@ class ProfilesOperator(LedgerOperator):
         if other is not None:
             raise InvalidInputError(
                 f"Instance {other} of the mapped task {self.task_id} has synced profiles with the same\n"
-                "ledger in this DAG run, and this one would clear those that it has not. Nothing was sent.\n"
+                "ledger in this DAG run. This one would clear the profiles that are not in its query.\n"
+                "Nothing was sent.\n"
                 "Name a ledger= for each instance, for example with\n"
                 'expand_kwargs([{"sql": ..., "ledger": ...}, ...]). Both use the ledger in\n'
                 f"{mirror.ledger.folder}"

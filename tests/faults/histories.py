@@ -631,7 +631,13 @@ class History:
     @staticmethod
     def _judge(error):
         """Tell an error that may be from one that may not."""
-        usual = ("in use by", "took over", "was replaced", "deleted and made again", "deleted or made again")
+        usual = (
+            "in use by",
+            "has lost the ledger's lock",
+            "was replaced",
+            "deleted and made again",
+            "deleted or made again",
+        )
         usual = (*usual, "parts of the plan are not complete", "The API key or the platform name")
         assert any(each in str(error) for each in usual), str(error)
 

@@ -253,10 +253,10 @@ def test_what_was_in_flight_or_landed_after_a_takeover_is_sent_again_by_the_next
         # It does not know yet: the last confirmation was a second ago.
         share.landed(1)
         clock.now += 100
-        with pytest.raises(LedgerError, match="took over"):
+        with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             share.refuse_lost()
         share.leave_behind([Chunk(["4", "5"], "vip"), Chunk(["6", "7"], "vip")])
-        with pytest.raises(LedgerError, match="took over"):
+        with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             share.end()
     for seconds in (0, REQUEST_LASTS):
         clock.now += seconds

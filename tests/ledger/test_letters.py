@@ -127,7 +127,7 @@ def test_a_ledger_that_was_copied_elsewhere_is_not_taken_for_the_one_that_it_was
         if name.startswith("manifest"):
             (tmp_path / name).write_bytes((here.folder / name).read_bytes())
     assert main(["ledger", "show", str(tmp_path)]) == 1
-    assert "belongs elsewhere" in capsys.readouterr().err
+    assert "written for another folder" in capsys.readouterr().err
 
 
 def test_the_command_needs_a_place(capsys):

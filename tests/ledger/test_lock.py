@@ -47,9 +47,9 @@ def test_a_retry_takes_over_from_the_try_before_it(open_ledger):
     ledger = open_ledger()
     with ledger.held("dag/task/run-1"), open_ledger().held("dag/task/run-1"):
         staged = ledger.draft(plan_of())
-        with pytest.raises(LedgerError, match="Another run took over"):
+        with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             ledger.share().flush()
-        with pytest.raises(LedgerError, match="Another run took over"):
+        with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             ledger.enforce(staged, facts=FACTS)
 
 
@@ -97,9 +97,9 @@ def test_a_lost_lock_is_not_renewed_and_the_next_batch_does_not_leave(open_ledge
         turns = iter([False, True])
         ledger.lock.renew(SimpleNamespace(wait=lambda _: next(turns)))
         assert next(turns, None) is True, "it went on"
-        with pytest.raises(LedgerError, match="took over"):
+        with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             ledger.share().leaving(2)
-        with pytest.raises(LedgerError, match="took over"):
+        with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             ledger.share().landed(1, [])
     assert other.lock.is_ours()
     assert LOCK_RENEWED < LOCK_LASTS / 2
@@ -114,7 +114,7 @@ def test_a_run_that_was_overtaken_does_no_harm_to_the_files_of_the_other(open_le
         winner.enforce(staged, facts=FACTS)
         winner.share().landed(0, [])
         winner.share().flush()
-        with pytest.raises(LedgerError, match="took over"):
+        with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             overtaken.enforce(stale, facts=FACTS)
         overtaken.discard(stale)
         assert profiles(loaded().known()) == ["a", "b"]
@@ -235,7 +235,7 @@ def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_kn
                 ledger.share().flush()
 
         stall = Stall(storage, at, retry)
-        failure = "took over"
+        failure = "has lost the ledger's lock"
         try:
             with overtaken.held("me"):
                 overtaken.enforce(overtaken.draft(plan_of("+c", "+d", "+e", "+f")), facts=FACTS)
@@ -248,7 +248,7 @@ def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_kn
                 overtaken.share().flush()
         except LedgerError as error:
             failure = str(error)
-        assert "took over" in failure
+        assert "has lost the ledger's lock" in failure
         if not stall.happened:
             break
         if had_it == [False]:

@@ -136,7 +136,7 @@ MIRROR_ONLY = {
 @pytest.mark.parametrize("mode", ["add", "remove", "list"])
 def test_arguments_of_a_mirror_alone_are_refused_elsewhere(name, mode):
     argument = {name: MIRROR_ONLY[name]}
-    with pytest.raises(InvalidInputError, match=f"{name}: for mode='mirror' only"):
+    with pytest.raises(InvalidInputError, match=f"{name} needs mode='mirror'"):
         list_of_adds(**argument) if mode == "list" else sql(mode=mode, **argument)
 
 

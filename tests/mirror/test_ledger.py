@@ -243,7 +243,7 @@ def test_a_state_uri_that_cannot_be_read_is_one_clear_error(full, mirror, state,
     # What nobody can read, not even root.
     path.mkdir()
     before = calls()
-    with pytest.raises(LedgerError, match=r"(?s)Cannot read .*Check the state URI and the rights on it"):
+    with pytest.raises(LedgerError, match=r"(?s)Cannot read .*Check the state URI and the permissions on it"):
         mirror(dry_run=dry_run)
     assert calls() == before
 
@@ -326,7 +326,7 @@ def test_a_run_whose_lock_was_taken_over_stops(full, mirror, agrees, ledger_of, 
     log.addHandler(thief)
     log.setLevel(logging.INFO)
     try:
-        with pytest.raises(LedgerError, match="took over"):
+        with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             mirror()
     finally:
         log.removeHandler(thief)

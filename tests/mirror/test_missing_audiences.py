@@ -42,7 +42,7 @@ def test_an_audience_that_talon_one_lost_is_filled_anew(sqlite, vip, mirror, agr
     sqlite.fill(["anna", "bert", "dora"])
     mirror(audience_name="VIP", max_removal_fraction=1)
     agrees(["anna", "bert", "dora"])
-    assert "has lost the members of 1 audience(s)" in caplog.text
+    assert "1 audience(s) of the ledger were deleted or made again" in caplog.text
 
 
 def test_a_lost_audience_is_filled_anew_though_the_guard_stopped_the_first_try(sqlite, vip, mirror, agrees):

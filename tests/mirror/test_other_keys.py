@@ -49,7 +49,7 @@ def test_members_are_sent_again_under_another_platform_name_though_the_environme
     mirror(audience_name=audience_name)
     use("live", environment="live", platform_name="warehouse")
     assert mirror(audience_name=audience_name)["sent"] == again
-    assert "Another platform name may lead to other audiences" in said()
+    assert "With another platform name, the same IDs may mean other audiences" in said()
     assert mirror(audience_name=audience_name)["sent"] == 0
 
 

@@ -463,7 +463,10 @@ def test_a_common_state_uri_that_cannot_be_reached_stops_no_mirror(
     sqlite.fill(MANY)
     assert mirror()["sent"] == len(MANY)
     agrees(MANY)
-    assert "Ledgers under another state URI get no notes of this task's changes." in caplog.text
+    assert (
+        "Another state URI cannot be used. Mirrors with it do not learn of this task's changes."
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("uri", ["relative/folder", "no-such-storage://bucket/x"])

@@ -59,7 +59,8 @@ def test_what_cannot_work_is_refused_when_the_dag_is_parsed(arguments, says):
 )
 def test_audiences_in_the_same_call_are_refused_with_the_reason(name):
     with pytest.raises(
-        InvalidInputError, match=f"{name}: .* Talon.One would run its rules for each profile"
+        InvalidInputError,
+        match=f"{name} cannot be used here: with attributes, Talon.One would run its rules for",
     ) as error:
         operator(**{name: "vip"})
     assert "SqlToTalonAudienceOperator" in str(error.value)

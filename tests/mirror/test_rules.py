@@ -276,7 +276,7 @@ def test_rules_need_external_ids(rules):
 
 
 def test_rules_are_for_mirrors():
-    with pytest.raises(InvalidInputError, match=r"rules: for mode='mirror' only"):
+    with pytest.raises(InvalidInputError, match=r"rules needs mode='mirror'"):
         SyncAudienceMembersOperator(task_id="sync", audience_id="vip", add=["a"], rules="changes")
 
 

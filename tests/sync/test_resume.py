@@ -380,7 +380,7 @@ def overtaken(sync, monkeypatch):
     monkeypatch.setattr(push_module, "_SECONDS_BETWEEN_FLUSHES", -1.0)
     sync.run(numbers(20_000))
     sync.talon = Overtaken(sync)
-    with pytest.raises(LedgerError, match="Another run took over"):
+    with pytest.raises(LedgerError, match="has lost the ledger's lock"):
         sync.run(numbers(500), in_flight=3)
     return sync.talon
 

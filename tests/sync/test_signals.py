@@ -109,7 +109,7 @@ def test_what_does_not_end_is_left_behind_after_a_while_or_at_a_second_signal(
         assert time.monotonic() - began < 10
     finally:
         stuck.set()
-    assert ("is not waited for" in caplog.text) == (not again)
+    assert ("The task does not wait for it" in caplog.text) == (not again)
 
 
 def test_what_a_signal_raises_in_a_slow_source_comes_out():
