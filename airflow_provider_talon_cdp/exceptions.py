@@ -188,7 +188,7 @@ class GuardError(TalonCdpError):
 
     Args:
         message: The numbers and what to do.
-        allow: The argument that would allow the plan, or None.
+        allow: The arguments that would allow the plan, with commas between them, or None.
     """
 
     def __init__(self, message: str, allow: str | None = None) -> None:

@@ -26,8 +26,8 @@ def month_start(month: str, shift: int = 0) -> str:
 
 with DAG(
     dag_id="talon_warehouse_to_audiences",
-    # In production: schedule="@monthly", and instead of the parameter the month before the run's logical date
-    # (on Airflow 2: of data_interval_start).
+    # In production: schedule="@monthly", and instead of the parameter the month before the logical date (on
+    # Airflow 2, the month of data_interval_start).
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,

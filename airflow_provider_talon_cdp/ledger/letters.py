@@ -18,9 +18,9 @@ from airflow_provider_talon_cdp.ledger.storage import (
 
 LETTERS = "dead-letters"
 UNCLEAR = (
-    "A call that runs rules got no clear answer: the rules may have run, or the change was not made.\n"
-    'It is not sent again. Look at the profile in the Campaign Manager. A run with send="all" makes the\n'
-    "change in bulk, without rules; UpdateProfileAudiencesOperator makes it with rules."
+    "A call that runs rules got no clear answer: it is unknown whether the rules ran and the change was\n"
+    'made. It is not sent again. Look at the profile in the Campaign Manager. A run with send="all" makes\n'
+    "the change in bulk, without rules; UpdateProfileAudiencesOperator makes it with rules."
 )
 """The text of a dead letter for a member whose change runs rules and got no clear answer."""
 UNCLEAR_ATTRIBUTES = (

@@ -347,8 +347,8 @@ class SendingOperator(TextFieldsOperator):
             assets.emit(context, self, self._alias, self._event_extras(context, host, self.report))
         elif self.report.verdict is not None:
             # Nothing was sent. Airflow would make an event of an outlet that the DAG author gave.
-            uris = self.asset_uris(host)
-            self.outlets = [each for each in self.outlets if getattr(each, "uri", None) not in uris]
+            ours = assets.audience_uri(host, "").removesuffix("audiences/")
+            self.outlets = [each for each in self.outlets if not getattr(each, "uri", "").startswith(ours)]
         return self.report.summary()
 
     def when_ledger_is_free(self, work: Callable[[], T]) -> T:
@@ -739,7 +739,7 @@ class MembershipOperator(LedgerOperator):
                     )
         elif names := ", ".join(self.changed_from_default(*_MIRROR_ONLY)):
             raise InvalidInputError(
-                f"{names} needs mode='mirror'. Remove the argument, or set the mode.\n"
+                f"Only mode='mirror' takes {names}. Remove it, or set the mode.\n"
                 "If default_args has it, pass its default to this task."
             )
 

@@ -164,8 +164,10 @@ class UpdateProfileOperator(TextFieldsOperator):
         types = self.types if isinstance(self.types, Mapping) else {}
 
         def rendered(name: str, value: Any) -> Any:
-            if isinstance(value, list | tuple):
+            if isinstance(value, list | tuple | set):
                 return [rendered(name, each) for each in value]
+            if isinstance(value, dict):
+                return {key: rendered(name, each) for key, each in value.items()}
             if isinstance(value, str) and not is_template(value):
                 return value
             if isinstance(value, str) and types.get(name) in _TEXTS:

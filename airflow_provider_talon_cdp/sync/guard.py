@@ -41,7 +41,7 @@ class Guard:
     max_additions: int | None = None
 
     _no_rows: ClassVar[str] = "The source has no rows, and the ledger has {known:,} members"
-    _keep: ClassVar[str] = "to empty the audience,\nor on_empty='skip' to leave it as it is."
+    _keep: ClassVar[str] = " to empty the audience,\nor on_empty='skip' to leave it as it is."
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
 
     def check(self, counts: Counts, max_rejected: int | None = 0) -> Verdict:
@@ -66,20 +66,20 @@ class Guard:
             return "skip"
         if not (excesses := list(self._excesses(counts, max_rejected))):
             return "send"
-        (first, *rest), arguments = zip(*excesses, strict=True)
-        head, *tail = first.split("\n")
+        texts, arguments = zip(*excesses, strict=True)
+        head, *rest = "\n".join(texts).split("\n")
         allow = ", ".join(arguments)
         cure = f"If that is right, pass {allow}."
         if is_empty and self.on_empty == "fail":
-            cure = f"If that is right, pass {allow} {self._keep}"
+            cure = f"If that is right, pass {allow}{self._keep}"
         elif any(argument.startswith("max_rejected=") for argument in arguments):
-            cure = f"Fix the query. If these rows belong to nobody, leave them out, or pass {allow}."
-        raise GuardError("\n".join([f"{head}. Nothing was sent.", *tail, *rest, cure]), allow)
+            cure = f"Fix the query: leave out rows that belong to nobody. If all is right, pass {allow}."
+        raise GuardError("\n".join([f"{head} Nothing was sent.", *rest, cure]), allow)
 
     def _excesses(self, counts: Counts, max_rejected: int | None) -> Iterator[tuple[str, str]]:
         """Yield what a plan changes beyond a limit, and the argument that would allow it."""
         if not counts.wanted and self.on_empty == "fail":
-            yield self._no_rows.format(known=counts.known.total()), "on_empty='allow'"
+            yield f"{self._no_rows.format(known=counts.known.total())}.", "on_empty='allow'"
         # Members that Talon.One never acknowledged need no protection.
         acknowledged = counts.removals - counts.unacknowledged_removals
         shares = {
@@ -95,11 +95,11 @@ class Guard:
                 self._loss.format(
                     audience=audience, removals=acknowledged[audience], known=counts.known[audience]
                 )
-                + f" ({-share:.1%})"
+                + f" ({-share:.1%})."
                 for share, audience in losses[:_LISTED]
             ]
             if len(losses) > _LISTED:
-                lines.append(f"... and {len(losses) - _LISTED:,} more audiences")
+                lines.append(f"... and {len(losses) - _LISTED:,} more audiences.")
             lines.append(f"max_removal_fraction is {self.max_removal_fraction:.1%}.")
             yield "\n".join(lines), f"max_removal_fraction={_rounded_up(-losses[0][0])}"
         nameless = sum(counts.rejected[reason] for reason in _NAMELESS)
@@ -110,7 +110,7 @@ class Guard:
             and min(nameless, removed) >= max(1, self.min_removals)
         ):
             text = (
-                f"Rows without a profile ID: {nameless:,}\n"
+                f"Rows without a profile ID: {nameless:,}.\n"
                 f"The {removed:,} that would be removed may be profiles whose rows have lost it, as after a "
                 "broken join."
             )
@@ -119,7 +119,7 @@ class Guard:
             limit = getattr(self, name)
             if limit is not None and change.total() > limit:
                 what = f"{change.total():,} {name.removeprefix('max_')}"
-                yield f"The plan has {what}, and {name} is {limit:,}", f"{name}={change.total()}"
+                yield f"The plan has {what}, and {name} is {limit:,}.", f"{name}={change.total()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class ProfileGuard(Guard):
     """The limits for attributes of profiles, where clearing a profile's attributes counts as a removal."""
 
     _no_rows = "The source has no rows, and the ledger has {known:,} profiles"
-    _keep = "to clear their attributes,\nor on_empty='skip' to leave them as they are."
+    _keep = ",\nor on_empty='skip' to leave them as they are."
     _loss = "{removals:,} of {known:,} profiles would lose their attributes"
 
 

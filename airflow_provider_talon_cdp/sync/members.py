@@ -237,7 +237,7 @@ def send_members(
         if outside.progress:
             outside.progress.delete()
     except BaseException:
-        log.warning("Stopped early:\n%s\nA retry may send some changes again, which is harmless.", report)
+        log.warning("Stopped early:\n%s\nThe next run may send some of it again, which is harmless.", report)
         raise
     finally:
         report.seconds = time.monotonic() - report.began

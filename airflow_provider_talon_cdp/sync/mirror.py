@@ -708,7 +708,9 @@ class Mirror:
         except BaseException as error:
             report += counts
             report.seconds = time.monotonic() - report.began
-            log.warning("Stopped early:\n%s\nA retry may send some changes again, which is harmless.", report)
+            log.warning(
+                "Stopped early:\n%s\nThe next run may send some of it again, which is harmless.", report
+            )
             if isinstance(error, RequestError) and not error.retryable:
                 # Airflow does not retry this run, so its report is not replaced by that of a retry.
                 with suppress(LedgerError):

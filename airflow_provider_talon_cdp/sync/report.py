@@ -50,7 +50,7 @@ class Report(Counts):
         ledger_version: Version of the ledger after a mirror, or None.
         suspicious: Profile IDs that are valid but look wrong, by kind; see ``suspicious``.
         verdict: The guard's answer to a dry run, or why a run sent nothing; else None.
-        allow: The argument that would allow what was refused, or None.
+        allow: The arguments that would allow what was refused, or None.
         state: ``done``: the sync was not interrupted, whatever was rejected. ``stopped``: it ended early.
             ``refused``: the guard, or newer data in the ledger, prevented it. ``planned``: a plan is in
             force, for other processes to push.

@@ -9,10 +9,9 @@ import json
 import logging
 import math
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from importlib import import_module
@@ -318,55 +317,42 @@ def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitS
 def _of_one_statement(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
     """Raise after the last block if there is another statement, whose rows the cursor would leave out."""
     yield from blocks
-    if cursor.nextset():
+    # After the rows of a procedure comes a status without columns.
+    if cursor.nextset() and cursor.description:
         raise InvalidInputError("sql has more than one statement. Pass one SELECT.")
 
 
 def _by_position(cursor: Any, converters: Mapping[Any, Convert]) -> dict[int, Convert]:
     """Return converters, which are by type, by the position of the columns of these types."""
+    if not converters:
+        return {}
     types = [column[1] for column in cursor.description or ()]
     return {at: converters[kind] for at, kind in enumerate(types) if kind in converters}
 
 
 def _duckdb_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    cursor = connection.cursor()
     if not find_spec("pyarrow"):
-        result = _from_cursor(cursor, statement, parameters, cleanup)
-        types = (column[1] for column in cursor.description or ())
-        return result._replace(converters=_by_name_of_type(types, _DUCKDB_TYPES))
+        # DuckDB's own rows have other floats, and the year 9999 for infinity.
+        raise InvalidInputError("DuckDB is read through Arrow: install pyarrow.")
+    cursor = connection.cursor()
     cleanup.callback(close_quietly, cursor.close)
     # With execute() instead of sql(), DuckDB would copy the rows once more.
     relation = cursor.sql(statement, params=parameters)
-    for name, kind in zip(relation.columns, relation.types, strict=True):
-        if "UHUGEINT" in str(kind):
-            raise InvalidInputError(
-                f"Column {name!r} has the type {kind}. DuckDB returns its large values as negative numbers:\n"
-                "CAST it AS VARCHAR in SQL."
-            )
     # The second name is of DuckDB before 2.
     read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
-    blocks = _with_first_fetched(iter(read(FETCH)))
-    return Result(relation.columns, blocks, _by_name_of_type(relation.types, {"JSON": read_json}))
+    types = list(map(str, relation.types))
+    converters: dict[int, Convert] = {at: read_json for at, kind in enumerate(types) if kind == "JSON"}
+    for at, kind in enumerate(types):
+        if "UHUGEINT" in kind:
+            converters[at] = partial(_refuse_unsigned, relation.columns[at])
+    return Result(relation.columns, _with_first_fetched(iter(read(FETCH))), converters)
 
 
-_ENDS = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
-
-
-def _time_of_duckdb(value: Any) -> Any:
-    # Without Arrow, DuckDB gives infinity as Python's first or last time, and others as text.
-    is_end = isinstance(value, datetime) and value.replace(tzinfo=UTC) in _ENDS
-    return unreadable_time() if is_end or isinstance(value, str) else value
-
-
-_DUCKDB_TYPES: Mapping[str, Convert] = {
-    "JSON": read_json,
-    "FLOAT": shortest,
-    **dict.fromkeys(["DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"], _time_of_duckdb),
-}
-
-
-def _by_name_of_type(types: Iterable[Any], converters: Mapping[str, Convert]) -> dict[int, Convert]:
-    return {at: converters[str(kind)] for at, kind in enumerate(types) if str(kind) in converters}
+def _refuse_unsigned(name: str, _: Any) -> Any:
+    raise InvalidInputError(
+        f"Column {name!r} has the type UHUGEINT, whose large values DuckDB returns as negative numbers.\n"
+        "CAST it AS VARCHAR in SQL."
+    )
 
 
 # Snowflake's VARIANT, OBJECT and ARRAY.

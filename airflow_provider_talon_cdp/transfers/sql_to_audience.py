@@ -66,9 +66,9 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
     Returns:
         The counts of the sync, in which ``read + removals + resumed = unchanged + sent + duplicate + rejected
         + unclear + unsent``: ``rejected`` by reason, ``unclear`` changes for which ``rules`` may have run,
-        ``unsent`` 0, ``resumed`` changes of an earlier try's plan. Also ``requests``, ``retries``,
-        ``throttled``, ``seconds``, ``dead_letters`` (their folder), ``ledger_version`` and, of a dry run, the
-        guard's ``verdict``. There are no member IDs.
+        ``unsent`` 0, ``resumed`` changes of an earlier try's plan. Also ``added``, ``removed``,
+        ``suspicious``, ``requests``, ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (folder),
+        ``report_file``, ``ledger_version`` and, of a dry run, the guard's ``verdict``. No member IDs.
     """
 
     template_fields: Sequence[str] = (

@@ -65,9 +65,10 @@ class ProfilesOperator(LedgerOperator):
             reason and none was accepted; None for never.
         ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each
             of its instances.
-        kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction`` and ``max_removals``
-            (profiles that are cleared), ``max_additions`` (profiles that are sent), ``send``, ``dry_run``,
-            ``state_uri``, ``keep_versions``, ``max_rejected``, ``in_flight``, ``on_busy``, ``busy_timeout``,
+        kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction``, ``min_removals`` and
+            ``max_removals`` (profiles that are cleared), ``max_additions`` (profiles to send), ``send``,
+            ``dry_run``, ``on_older_run``, ``retry_rejected``, ``suspicious_ids``, ``state_uri``,
+            ``keep_versions``, ``max_rejected``, ``in_flight``, ``on_busy``, ``busy_timeout``,
             ``talon_cdp_conn_id``.
     """
 
@@ -233,8 +234,9 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
     Returns:
         The counts of the sync, in which ``read + removals + resumed = unchanged + sent + duplicate + rejected
         + unclear + unsent``: ``rejected`` by reason, ``removals`` profiles to clear, ``unsent`` 0. Also
-        ``requests``, ``retries``, ``throttled``, ``seconds``, ``dead_letters`` (their folder),
-        ``ledger_version`` and, of a dry run, the guard's ``verdict``. There are no profile IDs.
+        ``added``, ``removed``, ``suspicious``, ``requests``, ``retries``, ``throttled``, ``seconds``,
+        ``dead_letters`` (their folder), ``report_file``, ``ledger_version`` and, of a dry run, the guard's
+        ``verdict``. There are no profile IDs.
     """
 
     template_fields: Sequence[str] = (*SqlOperator.template_fields, *ProfilesOperator.template_fields)

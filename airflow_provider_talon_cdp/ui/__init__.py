@@ -33,7 +33,8 @@ class TalonCdpPlugin(AirflowPlugin):
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """Return the app that serves the tab.
 
-        It uses parts of Airflow that a later release may move. The API server then starts without the tab.
+        It uses parts of Airflow that a later release may move. The API server then starts without it, and
+        the tab shows an error.
         """
         try:
             from airflow_provider_talon_cdp.ui.page import app  # noqa: PLC0415

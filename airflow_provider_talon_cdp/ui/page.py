@@ -97,7 +97,7 @@ class ReportedAudience(_Strict):
 
 
 class ReportedVerdict(_Strict):
-    """The guard's text, and the argument that would allow the plan."""
+    """The guard's text, and the arguments that would allow the plan."""
 
     verdict: str
     allow: str | None = None
@@ -123,7 +123,7 @@ class ReportFile(_Strict):
 
     @property
     def verdict(self) -> list[str]:
-        """The lines of the guard's text, without the argument, which is shown separately."""
+        """The lines of the guard's text, without the arguments, which are shown separately."""
         if self.guard is None:
             return []
         lines, allow = self.guard.verdict.split("\n"), self.guard.allow

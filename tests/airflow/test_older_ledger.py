@@ -162,5 +162,5 @@ def test_a_run_that_the_guard_stops_changes_nothing_of_it(sync, ledgers):
     with pytest.raises(Exception, match="would lose"):
         sync(["c01"])
     ledgers.put_back()
-    with pytest.raises(LedgerError, match="older state"):
+    with pytest.raises(LedgerError, match="older backup"):
         sync(["c01"])

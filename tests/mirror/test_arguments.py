@@ -136,7 +136,7 @@ MIRROR_ONLY = {
 @pytest.mark.parametrize("mode", ["add", "remove", "list"])
 def test_arguments_of_a_mirror_alone_are_refused_elsewhere(name, mode):
     argument = {name: MIRROR_ONLY[name]}
-    with pytest.raises(InvalidInputError, match=f"{name} needs mode='mirror'"):
+    with pytest.raises(InvalidInputError, match=f"Only mode='mirror' takes {name}"):
         list_of_adds(**argument) if mode == "list" else sql(mode=mode, **argument)
 
 

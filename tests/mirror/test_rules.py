@@ -100,7 +100,7 @@ def test_an_unclear_change_is_counted_and_is_not_sent_again(
     assert error.value.report.balances
     (letter,) = letters(summary)
     assert (letter["profile_id"], letter["audience_id"], letter["action"]) == ("d", "vip", "add")
-    assert "the rules may have run" in letter["reason"]
+    assert "it is unknown whether the rules ran" in letter["reason"]
     assert list(ledger_of().withheld()) == [("d", "vip")]
     before = singles()
     for number in (2, 3):
@@ -276,7 +276,7 @@ def test_rules_need_external_ids(rules):
 
 
 def test_rules_are_for_mirrors():
-    with pytest.raises(InvalidInputError, match=r"rules needs mode='mirror'"):
+    with pytest.raises(InvalidInputError, match=r"Only mode='mirror' takes rules"):
         SyncAudienceMembersOperator(task_id="sync", audience_id="vip", add=["a"], rules="changes")
 
 

@@ -229,7 +229,7 @@ class TestBusyLedger:
             mirror(["anna"], **wrong)
 
     def test_they_are_for_mirrors(self):
-        with pytest.raises(InvalidInputError, match="on_busy needs mode='mirror'"):
+        with pytest.raises(InvalidInputError, match="Only mode='mirror' takes on_busy"):
             members(add=["a"], on_busy="fail")
 
 

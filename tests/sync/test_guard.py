@@ -171,9 +171,9 @@ def test_all_audiences_that_would_lose_too_many_are_named_and_the_worst_one_deci
         Guard(max_removals=50).check(plan)
     assert str(refused.value) == (
         "Audience 'a55' would lose 39 of 40 members (97.5%). Nothing was sent.\n"
-        "Audience 'a00' would lose 12 of 40 members (30.0%)\n"
+        "Audience 'a00' would lose 12 of 40 members (30.0%).\n"
         "max_removal_fraction is 20.0%.\n"
-        "The plan has 59 removals, and max_removals is 50\n"
+        "The plan has 59 removals, and max_removals is 50.\n"
         "If that is right, pass max_removal_fraction=0.98, max_removals=59."
     )
     assert refused.value.allow == "max_removal_fraction=0.98, max_removals=59"
@@ -192,7 +192,7 @@ def test_of_many_audiences_that_would_lose_too_many_the_worst_ten_are_named():
     lines = str(refused.value).split("\n")
     assert lines[0].startswith("Audience 'a29' would lose 79 of 100")
     assert lines[9].startswith("Audience 'a20' would lose 70 of 100")
-    assert lines[10] == "... and 20 more audiences"
+    assert lines[10] == "... and 20 more audiences."
 
 
 def test_the_argument_that_allows_an_empty_source_comes_with_all_others_that_it_needs():

@@ -469,7 +469,7 @@ def test_a_run_that_stops_early_says_how_far_it_came(sync, caplog):
         sync.run(numbers(5000), Rejection("null"), in_flight=1)
     assert "Stopped early:\n5,001 read + 0 to remove" in caplog.text
     assert "= 0 unchanged + 1,000 sent + 0 duplicate + 1 rejected + 4,000 unsent" in caplog.text
-    assert "A retry may send some changes again, which is harmless." in caplog.text
+    assert "The next run may send some of it again, which is harmless." in caplog.text
 
 
 # Older data after newer data

@@ -257,7 +257,7 @@ class TestTheQuestion:
         guard = asked[0]["body"].partition("**The guard would refuse it:**")[2]
         assert [line.strip() for line in guard.split("\n") if line.startswith("    ")] == [
             "The source has no rows, and the ledger has 100 members.",
-            "Audience 'vip' would lose 100 of 100 members (100.0%)",
+            "Audience 'vip' would lose 100 of 100 members (100.0%).",
             "max_removal_fraction is 20.0%.",
         ]
 

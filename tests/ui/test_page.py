@@ -177,7 +177,7 @@ class TestNumbers:
         counts = {"added": 0, "removed": 0, "sent": 0, "unsent": 110, "rejected": {}}
         text = shown(leave(state="refused", guard=guard, counts=counts, throughput=[]))
         assert "Refused, nothing sent" in text
-        assert "Audience &#39;vip&#39; would lose 41 of 98. Nothing was sent. The argument" in text
+        assert "Audience &#39;vip&#39; would lose 41 of 98. Nothing was sent. What" in text
         assert text.count("max_removals=41") == 1
         assert "80 to add" in text
         assert "30 to remove" in text
