@@ -31,7 +31,7 @@ FIELDS = (
     Field(
         "deployment_host",
         "Deployment host",
-        "Required. Host of your Talon.One deployment, sent as a header (requests go to Base URL)",
+        "Required. Host of your deployment, e.g. mycompany.europe-west1.talon.one. Requests go to Base URL",
         "mycompany.europe-west1.talon.one",
         required=True,
     ),

@@ -93,7 +93,7 @@ def test_cause_and_cure_are_read_without_scrolling_sideways(red, page, task, tex
                 "Refused, nothing sent finished",
                 "requests 0",
                 "would lose 99 of 100 members (99.0%). Nothing was sent. max_removal_fraction is 20.0%.",
-                "The argument that would allow this plan, if it is right: max_removal_fraction=1.0",
+                "What would allow this plan, if it is right: max_removal_fraction=1.0",
                 "99 to remove 1 unchanged 1.0% 99 to change 99.0% Of that: 99 to remove 100.0%",
                 "What it would change audience to add to remove members then refused_plan 0 99 1",
             ],
