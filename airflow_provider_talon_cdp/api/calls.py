@@ -240,8 +240,8 @@ def update_audiences_of_customer_profiles(
         groups: Integration IDs of profiles that join or leave an audience, the audience ID, and ``add`` or
             ``remove``. No profile is in them twice, and every ID has been checked to have 1 to 1000
             characters.
-        audience_id_type: As there.
-        multi_profile_path: As there.
+        audience_id_type: As in ``update_customer_profiles_audiences``.
+        multi_profile_path: As in ``update_customer_profiles_audiences``.
     """
     groups = [group for group in groups if group[0]]
     # Joined once, as a copy of a body takes much memory.

@@ -73,7 +73,7 @@ class Counts:
 
     @classmethod
     def of(cls, numbers: Mapping[str, Any]) -> Counts:
-        """Make them of their numbers by name, as JSON holds them."""
+        """Return the counts with these numbers by name, as JSON holds them."""
         told: Any = {name: Counter(n) if isinstance(n, dict) else n for name, n in numbers.items()}
         return Counts(**told)
 

@@ -74,7 +74,7 @@ def in_order(
 
 
 def within(chunks: Iterable[Chunk], low: str | None, high: str | None) -> Iterator[Chunk]:
-    """Yield what of sorted chunks is in a range of profile IDs; None for no end."""
+    """Yield the part of sorted chunks in a range of profile IDs; None for no bound."""
     for chunk in filter(len, chunks):
         if high is not None and chunk.ids[0] >= high:
             return

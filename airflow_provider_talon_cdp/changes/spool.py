@@ -39,7 +39,7 @@ class Spool:
 
     def __init__(self) -> None:
         with _disk():
-            # Without a buffer: what a full disk refused must not be in the way of what is there.
+            # Unbuffered: data that a full disk refused must not prevent reading what was written.
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with this object
         # Not in __del__: the garbage collector may have taken the file before.
         self._closing = weakref.finalize(self, self._file.close)

@@ -76,7 +76,7 @@ class SuspiciousIds:
 
     @property
     def sums(self) -> tuple[dict[str, int], int]:
-        """What ``join`` of another one takes."""
+        """The arguments for ``join`` of another instance."""
         return dict(self._counts), self._ids
 
     def join(self, counts: Mapping[str, int], ids: int) -> None:

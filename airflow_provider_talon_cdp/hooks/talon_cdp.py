@@ -252,7 +252,7 @@ class TalonCdpHook(HttpHook):
     ) -> None:
         """Add many profiles to audiences and remove them, in one request of at most 1000 changes.
 
-        A mirror of these audiences does not learn of it, as it does of what the operators change.
+        Unlike a change by an operator, this change is not noted for mirrors of these audiences.
 
         Args:
             entries: ``(customer profile ID, audience IDs to join, audience IDs to leave)`` of each profile.
@@ -331,7 +331,7 @@ class TalonCdpHook(HttpHook):
 
         Raises:
             NotFoundError: It does not, or the Multi-profile path on the connection is wrong.
-            RequestError: It gave no other clear answer.
+            RequestError: There was no clear answer.
         """
         self.client.send(self._probe())
 

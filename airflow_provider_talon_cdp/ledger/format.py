@@ -654,8 +654,8 @@ class Manifest:
         refused: Changes that Talon.One refused in earlier plans and that this plan does not have; None if
             there are none.
         withheld: Changes of earlier plans that run rules and got no clear answer; None if there are none.
-        unreported: Changes of earlier plans that run rules, got no clear answer, and are in the report of no
-            run that finished; None if there are none.
+        unreported: Changes of earlier plans that run rules, got no clear answer, and were reported by no
+            finished run; None if there are none.
         reported: Whether a run that finished has reported all changes of the plan without a clear answer.
         letters: Name of the folder of the plan's dead letters.
         names: Attribute names. Fingerprints refer to positions in them, so that no name is ever taken out.

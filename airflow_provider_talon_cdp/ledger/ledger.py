@@ -97,7 +97,7 @@ Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk
 # members, or are more than eight.
 _REWRITE_SHARE = 8
 _MOST_PLANS = 8
-# Of a plan that runs rules, so many times fewer batches are noted ahead.
+# For a plan that runs rules, the number of batches noted ahead is divided by this.
 _FEWER_AHEAD = 8
 # Parts that an error text lists.
 _LISTED = 10
@@ -333,7 +333,7 @@ class Ledger:
         self._suspects: frozenset[str] = frozenset()
         self._doubts: frozenset[str] = frozenset()
         self.other_writers: list[str] = []
-        """Owners of runs that left notes here, or that hold the same audiences in other ledgers."""
+        """Owners of runs that left notes in this ledger, or that hold the same audiences in other ledgers."""
         self._keep = keep
         self._sizes = sizes
         self._clock = clock
@@ -431,7 +431,7 @@ class Ledger:
         """Whether some changes of the plan in force have no outcome, or later versions are lost.
 
         The next version deletes lost plans. It also covers notes, which would be read in every run, except
-        those about audiences that this run may not change: they hold more than that an audience is doubtful.
+        those about audiences that this run may not change: notes name the members, and doubts do not.
         """
         return (
             bool(self._lost_parts or (self._notes.spent and not self._changed_unmanaged()))
@@ -686,7 +686,7 @@ class Ledger:
 
         def of_unknown(member: Member, noted: set[str]) -> Iterator[tuple[str, str, Verb]]:
             if "lost" in noted and "remove" not in noted:
-                # Known, but for the manifest that is lost.
+                # It would be known if the manifest were not lost.
                 yield *member, "remove"
             elif noted & {"add", "lost"}:
                 yield *member, "add"
@@ -866,7 +866,7 @@ class Ledger:
             self.doubt(self.unmanaged(self._known_audiences()))
 
     def unmanaged(self, audiences: Iterable[str]) -> list[str]:
-        """Return those of the audiences that this run may not change."""
+        """Return the given audiences that this run may not change."""
         return [] if self.managed is None else sorted(set(audiences).difference(self.managed))
 
     def flush(self) -> None:

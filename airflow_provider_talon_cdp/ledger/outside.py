@@ -264,7 +264,7 @@ class Registry:
             in_scope: Whether to find ledgers of the same API base and environment, or only of others.
 
         Returns:
-            By the ledger's name for ``folder``, its audiences: each by its ID here and by its ID there.
+            By the ledger's name for ``folder``, its audiences, each with its ID in both ledgers.
             Deleted ledgers are left out.
         """
         by_digest = {self._digest(audience): audience for audience in audiences}

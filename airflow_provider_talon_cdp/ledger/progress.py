@@ -7,7 +7,7 @@ STATE_URI/<deployment host>/<ledger>/progress/<time>-<task instance>.json
 Rows are read in the order of the bytes of their profile IDs. The file has the ID up to which Talon.One has
 acknowledged every row. The retry reads the rows from that ID on.
 
-Whatever a whole reading would count or say must not be lost, so the progress ends before the first row that
+Counts and warnings of a retry must be complete, so the progress ends before the first row that
 was rejected or looks wrong. It is valid for Airflow's retries only: if a person clears the task, all rows are
 sent, as they may have been corrected.
 """
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _PROGRESS = "progress"
 _DIGEST = 16
-# No retry is later.
+# Older files are deleted: no retry is that late.
 _SECONDS_KEPT = 7 * 86_400.0
 
 

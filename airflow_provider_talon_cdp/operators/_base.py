@@ -105,7 +105,7 @@ _MIRROR_ONLY = (
 
 
 def ends_retries(execute: Callable[Concatenate[Op, P], T]) -> Callable[Concatenate[Op, P], T]:
-    """Decorate ``execute`` so that an error that another try cannot get past ends the task's retries.
+    """Decorate ``execute`` so that an error that no retry can fix ends the task's retries.
 
     Such an error is raised as an ``AirflowFailException`` that is also of the error's own class, with the
     error as its cause.
@@ -830,7 +830,7 @@ class MembershipOperator(LedgerOperator):
             return super().run_dry(mirror, hook)
         with TemporaryDirectory(prefix="talon-cdp-") as folder:
             ledger = open_ledger(Path(folder), hook, "dry-run")
-            # No other task is to look for a ledger that is gone in a moment.
+            # Other tasks must not look for this temporary ledger.
             ledger.registry.common = Path(folder)
             self._adopt(ledger, "dry run")
             return super().run_dry(replace(mirror, ledger=ledger), hook)

@@ -42,8 +42,8 @@ class CreateAudienceOperator(TextFieldsOperator):
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
-        ``audience_id``, ``audience_name``, ``internal_id`` (an integer; None when skipped, as the API reads
-        nothing back) and ``outcome`` (``created``, ``skipped`` or ``updated``).
+        ``audience_id``, ``audience_name``, ``internal_id`` (an integer; None when skipped, as the API has
+        no call to read it) and ``outcome`` (``created``, ``skipped`` or ``updated``).
     """
 
     template_fields: Sequence[str] = ("audience_id", "audience_name", "state_uri", "talon_cdp_conn_id")
@@ -81,7 +81,7 @@ class CreateAudienceOperator(TextFieldsOperator):
         hook = open_hook(self.talon_cdp_conn_id)
         internal_id, outcome = None, "skipped"
         try:
-            # What Talon.One creates was not there, even if a mirror knows members of it.
+            # If Talon.One creates it, it did not exist, even if a ledger has members of it.
             with outside_changes(self, context, hook).emptying(self.audience_id):
                 internal_id = hook.create_audience(self.audience_id, self.audience_name).id
             outcome = "created"
@@ -194,7 +194,7 @@ class DeleteAudienceOperator(TextFieldsOperator):
         except NotFoundError:
             if self.if_missing == "fail":
                 raise
-            # The answer is the same where the deployment is missing.
+            # Talon.One gives the same response if the deployment does not exist.
             hook.check_deployment()
             outcome = "skipped"
         self.log.info("Audience %r: %s.", self.audience_id, outcome)

@@ -130,7 +130,7 @@ class UpdateProfileOperator(TextFieldsOperator):
                 "There is nothing to do: no attributes, no audiences and no run_rule_engine."
             )
         hook = open_hook(self.talon_cdp_conn_id)
-        # Opened here: without a connection there is no call that may have run rules.
+        # Opened before the call is marked: with an invalid connection no rules may have run.
         _ = hook.client
         runs_rules = bool(self.run_rule_engine or added or removed)
         with _noting_changes(
@@ -151,9 +151,9 @@ class UpdateProfileOperator(TextFieldsOperator):
     def render_template(
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
     ) -> Any:
-        """Render a field; of the attributes only the templates, and those that ``types`` calls text to text.
+        """Render a field; of the attributes only the templates, and to text if ``types`` declares text.
 
-        Native rendering would make the number 1.1 of the text "1.10".
+        Native rendering would turn the text "1.10" into the number 1.1.
         """
         if (
             not isinstance(content, dict)

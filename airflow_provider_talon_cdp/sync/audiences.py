@@ -1,7 +1,7 @@
 """Whether the audiences of a mirror exist, and are the ones that its ledger knows.
 
-The CDP API reads nothing back. Only two calls tell: *Update audience* answers with the internal ID and the
-time of creation, which differ if an audience was deleted and made again, or with a 404. Adding a known member
+The CDP API has no call to read audiences. Only two calls help: *Update audience* returns the internal ID and
+the time of creation, which differ if the audience was deleted and recreated, or a 404. Adding a known member
 changes nothing, and is answered with a 404 if the audience does not exist any more.
 """
 
@@ -38,7 +38,7 @@ class Audiences:
     Args:
         names: Name by audience ID, of audiences to create if they do not exist; filled while the source is
             read. A name that was changed in Talon.One is set back.
-        verify: ``identity``: an update, for audiences that have a name here. ``exists``: an add of a known
+        verify: ``identity``: an update, for audiences in ``names``. ``exists``: an add of a known
             member. ``none``: no request.
         creates: Whether to create audiences that do not exist, or only to collect them in ``missing``.
         state_uri: Where the ledgers are, for the text of a warning.
@@ -84,8 +84,8 @@ class Audiences:
             Audiences whose members Talon.One has lost, or may not have.
 
         Raises:
-            NotFoundError: An audience does not exist, and has no name here to create it with.
-            InvalidInputError: An audience with a name here has an ID that cannot be part of a URL's path.
+            NotFoundError: An audience does not exist, and is not in ``names``.
+            InvalidInputError: An audience in ``names`` has an ID that cannot be part of a URL's path.
             RequestError: A request failed.
         """
         self.known = {**ledger.facts.audiences, **self.known}

@@ -26,8 +26,8 @@ class Guard:
         on_empty: What to do if the source has no rows: ``fail``, ``skip`` (send nothing) or ``allow``. If it
             has rows and all are rejected, that is always an error.
         max_removal_fraction: Largest share of an audience's known members that is removed, 0 to 1.
-        min_removals: ``max_removal_fraction`` does not apply to fewer removals from one audience: one of four
-            members is a quarter. With at least so many removals and as many rows without a profile ID, the
+        min_removals: ``max_removal_fraction`` does not apply to fewer removals from one audience: a few
+            of a small one are a large share. With this many removals and this many rows without an ID, the
             plan is refused, unless ``max_rejected`` tolerates these rows: a broken join may have lost the IDs
             of the members that would be removed.
         max_removals: Most removals of known members, of all audiences together; None for no limit.

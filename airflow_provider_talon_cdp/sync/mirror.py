@@ -241,7 +241,7 @@ class Mirror:
                 report += plan.counts
                 report.unsent = plan.counts.changes
             elif report.verdict is None:
-                # No process commits. With a verdict that of the report is not looked at.
+                # No task commits this plan. A report with a verdict is not checked, so it does not count.
                 self.ledger.note_reported()
         if report.unsent:
             report.state = "planned"
@@ -374,7 +374,7 @@ class Mirror:
             "With another platform name, the same IDs may mean other audiences. Members are sent again\n"
             "unless Talon.One confirms that the audience is the same."
         )
-        # What is doubtful is sent again under any key, so a ledger that has nothing else is used.
+        # Uncertain attributes are sent again under any key, so a ledger of only these can be used.
         if (
             isinstance(self.kind, Profiles)
             and not self.ledger.identity.environment

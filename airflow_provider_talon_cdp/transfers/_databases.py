@@ -48,7 +48,7 @@ class Result(NamedTuple):
     Args:
         names: Names of the columns.
         blocks: The rows: lists of tuples or of mappings, or Arrow batches.
-        converters: By position of a column, what makes the database's value of the driver's one.
+        converters: By position of a column, a function that converts the driver's value.
     """
 
     names: Sequence[str]
@@ -298,7 +298,7 @@ _MYSQL_JSON = 245
 
 
 def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    """Read with an unbuffered cursor. Closing it would read all remaining rows, so only the connection is."""
+    """Read with an unbuffered cursor. Only its connection is closed: closing the cursor reads all rows."""
     if type(connection).__module__.startswith("MySQLdb"):
         # The server sends "?" for a character that the connection's character set lacks.
         connection.set_character_set("utf8mb4")

@@ -206,7 +206,7 @@ def stream_rows(
 def in_order(
     source: SqlSource, records: Generator[Any, None, None], sort: Callable[[Iterable[Any]], Iterable[Any]]
 ) -> Generator[Any, None, None]:
-    """Yield what was made of a query's rows in the order of bytes. The query is read once.
+    """Yield the records of a query's rows in the order of bytes. The query is read once.
 
     Args:
         source: The database that the records come from.
@@ -387,7 +387,7 @@ def _selected(block: Any, positions: Sequence[int], result: Result) -> Rows:
 
 
 _INT64_MAX = 2**63 - 1
-# Every time of Python is nearer to 1970 than so many ticks. In nanoseconds, only infinity has so many.
+# Every Python datetime is fewer ticks than this from 1970. In nanoseconds, only infinity is not.
 _TOO_MANY_TICKS = {"s": 10**12, "ms": 10**15, "ns": _INT64_MAX}
 
 

@@ -128,7 +128,7 @@ def talon_profiles_sync(
     As ``talon_audience_sync``. A plan does not contain attribute values, so each instance of ``push`` reads
     the query again, and sorts its rows on the worker's disk. A profile whose row has changed since the plan
     is not sent: it is counted in ``rejected`` but not towards ``max_rejected``, has a dead letter, and is
-    sent by the next run. If every row differs from the plan, ``commit`` fails: the query must not have a
+    sent by the next run. If all of ten or more rows differ, ``commit`` fails: the query must not have a
     value that changes at each reading, such as ``now()``.
 
     Args:

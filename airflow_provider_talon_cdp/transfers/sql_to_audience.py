@@ -162,12 +162,12 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         last_attempt = getattr(instance, "max_tries", 0)
         if instance is None or not last_attempt:
             return None
-        # What connections lead to counts, not their names.
+        # The inputs have what the connections lead to, not their IDs.
         settings, database = self.hook().settings, BaseHook.get_connection(self.sql_conn_id)
         dag_run = context.get("dag_run")
         excluded = {"in_flight", "max_rejected", "talon_cdp_conn_id", "sql_conn_id"}
         inputs = [
-            # Airflow 3 counts how often a person has cleared a run. One that is made anew begins anew.
+            # Airflow 3 counts how often a run was cleared. A run that was recreated starts at the first row.
             getattr(dag_run, "clear_number", None),
             str(getattr(dag_run, "start_date", None)),
             *(settings.base_url, settings.environment, settings.platform_name, settings.key_fingerprint),
