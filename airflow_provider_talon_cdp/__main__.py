@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_talon_cdp.api.settings import DEFAULT_BASE_URL, Settings
+from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError, TalonCdpError
 from airflow_provider_talon_cdp.ledger.adopt import COLUMN, members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import (
@@ -22,6 +24,7 @@ from airflow_provider_talon_cdp.ledger.ledger import (
 from airflow_provider_talon_cdp.ledger.letters import read_letters
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import as_folder
+from airflow_provider_talon_cdp.operators._arguments import audience_id_of
 from airflow_provider_talon_cdp.operators._base import storage
 
 _COMMANDS = {
@@ -64,7 +67,13 @@ def _parser() -> argparse.ArgumentParser:
             which.add_argument(
                 "--profiles", metavar="LEDGER", help="ledger of SqlToTalonProfilesOperator, or DAG.TASK"
             )
-        which.add_argument("--audience-id", help="ID of the audience in the CDP")
+        which.add_argument("--audience-id", help="ID of the audience")
+        command.add_argument(
+            "--audience-id-type",
+            choices=get_args(AudienceIdType),
+            default=AUDIENCE_ID_TYPE,
+            help="internal: the ID is Talon.One's own number, as of an audience of the Campaign Manager",
+        )
         command.add_argument("--state-uri", help="folder of the ledgers, as the operator has it")
         command.add_argument("--deployment-host", help="as on the Airflow connection")
         command.add_argument("--base-url", default=DEFAULT_BASE_URL, help="as on the Airflow connection")
@@ -131,12 +140,17 @@ def _name(options: argparse.Namespace) -> str:
     if options.profiles is not None:
         return ledger_name("profiles", options.profiles)
     if options.sync is not None:
-        return ledger_name("sync", options.sync)
-    return ledger_name("audience", options.audience_id)
+        return ledger_name("sync", options.sync, options.audience_id_type)
+    audience = audience_id_of("--audience-id", options.audience_id, options.audience_id_type)
+    return ledger_name("audience", str(audience), options.audience_id_type)
 
 
 def _owner(what: str) -> str:
-    return f"{what} by {getpass.getuser()}"
+    try:
+        return f"{what} by {getpass.getuser()}"
+    except (KeyError, OSError):
+        # A container's user may have no name.
+        return f"{what} by {os.getuid()}"
 
 
 def _storage(name: str, place: str) -> ObjectStoragePath:

@@ -168,6 +168,19 @@ _BAD_CERTIFICATES = {
 }
 
 
+def is_refusal(cause: ssl.SSLError | None, *, sent: bool) -> bool:
+    """Whether an error of OpenSSL means that TLS cannot work, and not that a connection broke.
+
+    Args:
+        cause: The error.
+        sent: Whether the request was sent: then only errors about certificates are refusals, which TLS 1.3
+            reports after the handshake.
+    """
+    if sent and not _OVER_CERTIFICATES.search(getattr(cause, "reason", None) or ""):
+        return False
+    return not isinstance(cause, ssl.SSLEOFError)
+
+
 def tls_error(request: Request[Result], base_url: str, cause: ssl.SSLError | None) -> FatalError:
     """Make the error of a TLS connection that failed, or that the server closed because of our certificate.
 
@@ -273,7 +286,7 @@ def _error(
                 body,
                 'With if_exists="skip" or "update", CreateAudienceOperator keeps the existing audience.',
             )
-        case 408 | 409 | 425 | 429:
+        case 408 | 409 | 423 | 425 | 429:
             return _transient(request, status, headers, body, now)
         case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return _transient(request, status, headers, body, now)

@@ -33,6 +33,7 @@ from yarl import URL
 from airflow_provider_talon_cdp.api.answers import (
     MAX_ANSWER,
     connection_error,
+    is_refusal,
     proxy_error,
     read_answer,
     tls_error,
@@ -176,7 +177,12 @@ class TalonCdpClient(_Client):
         except (requests.RequestException, HTTPError) as error:
             if deadline.has_passed:
                 raise connection_error(request, base_url, "timed out", sent=True) from None
-            raise _no_answer(request, base_url, error) from _without_url(error)
+            failure = _no_answer(request, base_url, error, has_begun=deadline.has_begun)
+            # The cause of a wrong proxy has its password in its text.
+            raise failure from (None if isinstance(failure, InvalidInputError) else _without_url(error))
+        except OSError as error:
+            # requests looks for the files before it connects.
+            raise _unreadable_certificates(error) from None
         return read_answer(
             request,
             response.status_code,
@@ -257,9 +263,11 @@ class AsyncTalonCdpClient(_Client):
         Raises:
             RequestError: The last attempt failed; the class says what to do.
         """
-        attempts = self._begin(request, on_unclear)
+        attempts: Attempts | None = None
         while True:
             left_at = await self._pace()
+            # The time in the queue before the first attempt does not count.
+            attempts = attempts or self._begin(request, on_unclear)
             self.may_leave()
             try:
                 with aloft():
@@ -322,7 +330,7 @@ class AsyncTalonCdpClient(_Client):
             sent = not isinstance(error, aiohttp.ClientConnectorError)
             if isinstance(error, aiohttp.ClientHttpProxyError):
                 failure = proxy_error(request, base_url, error.status)
-            elif refusal:
+            elif refusal and is_refusal(refusal, sent=sent):
                 failure = tls_error(request, base_url, refusal)
             else:
                 failure = connection_error(request, base_url, error, sent=sent)
@@ -417,14 +425,17 @@ class Transport:
         """Make a TLS context like that of ``requests``."""
         bundle = DEFAULT_CA_BUNDLE_PATH if self.verify is True else self.verify or None
         is_folder = isinstance(bundle, str) and os.path.isdir(bundle)  # noqa: PTH112
-        context = ssl.create_default_context(
-            cafile=None if is_folder else bundle, capath=bundle if is_folder else None
-        )
-        if self.verify is False:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if self.cert:
-            context.load_cert_chain(*((self.cert,) if isinstance(self.cert, str) else self.cert))
+        try:
+            context = ssl.create_default_context(
+                cafile=None if is_folder else bundle, capath=bundle if is_folder else None
+            )
+            if self.verify is False:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            if self.cert:
+                context.load_cert_chain(*((self.cert,) if isinstance(self.cert, str) else self.cert))
+        except OSError as error:
+            raise _unreadable_certificates(error) from None
         return context
 
 
@@ -461,6 +472,7 @@ class _Deadline:
         self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._cut)
         self._timer.daemon = True
         self.connection: Any = None
+        self.has_begun = False
         self.has_passed = False
 
     def __enter__(self) -> None:
@@ -472,11 +484,12 @@ class _Deadline:
         del self._of_thread.deadline
 
     @classmethod
-    def watch(cls, connection: Any) -> None:
-        """Note the connection that this thread's attempt uses."""
+    def watch(cls, connection: Any, *, has_begun: bool = False) -> None:
+        """Note the connection that this thread's attempt uses, and whether it begins to send the request."""
         deadline = getattr(cls._of_thread, "deadline", None)
         if deadline is not None:
             deadline.connection = connection
+            deadline.has_begun = deadline.has_begun or has_begun
 
     def _cut(self) -> None:
         self.has_passed = True
@@ -495,7 +508,8 @@ class _WatchedConnection:
         super().connect()  # type: ignore[misc]
 
     def putrequest(self, *args: Any, **options: Any) -> None:
-        _Deadline.watch(self)
+        # A CONNECT to a proxy does not come here.
+        _Deadline.watch(self, has_begun=True)
         super().putrequest(*args, **options)  # type: ignore[misc]
 
 
@@ -547,12 +561,23 @@ class _KeyAuth(AuthBase):
         return request
 
 
+def _unreadable_certificates(error: OSError) -> InvalidInputError:
+    reason = error.strerror or getattr(error, "reason", None) or error
+    return InvalidInputError(
+        f"The CA bundle or the client certificate cannot be read ({reason}).\n"
+        "Check 'verify' and 'cert' in the connection's extra, and REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE."
+    )
+
+
 def _no_answer(
-    request: Request[Result], base_url: str, error: requests.RequestException | HTTPError
+    request: Request[Result],
+    base_url: str,
+    error: requests.RequestException | HTTPError,
+    *,
+    has_begun: bool,
 ) -> RequestError | InvalidInputError:
     match error:
-        # An end of the connection in the middle is no refusal, so it is transient.
-        case requests.exceptions.SSLError() if not isinstance(_ssl_error(error), ssl.SSLEOFError):
+        case requests.exceptions.SSLError() if is_refusal(_ssl_error(error), sent=has_begun):
             return tls_error(request, base_url, _ssl_error(error))
         case requests.exceptions.InvalidURL() | requests.exceptions.InvalidSchema() | LocationValueError():
             return InvalidInputError("The connection's proxy must be a URL such as http://proxy:3128.")
@@ -563,8 +588,10 @@ def _no_answer(
             cause = _without_url(error)
             if refusal := _TUNNEL_REFUSED.search(str(cause)):
                 return proxy_error(request, base_url, int(refusal[1]))
-            # A ProxyError means that there was no connection to the proxy.
-            sent = not isinstance(cause, NewConnectionError | ProxyError)
+            # urllib3 also makes a ProxyError of a connection that breaks after the request was sent.
+            sent = not isinstance(cause, NewConnectionError) and (
+                has_begun or not isinstance(cause, ProxyError)
+            )
             return connection_error(request, base_url, cause, sent=sent)
 
 

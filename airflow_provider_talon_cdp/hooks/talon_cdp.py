@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
+from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Unpack
 
@@ -35,7 +36,7 @@ from airflow_provider_talon_cdp.contract import (
     AudienceIdType,
     OnUnclear,
 )
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedError, TalonCdpError
 
 
 class TalonCdpHook(HttpHook):
@@ -333,7 +334,15 @@ class TalonCdpHook(HttpHook):
             NotFoundError: It does not, or the Multi-profile path on the connection is wrong.
             RequestError: There was no clear answer.
         """
-        self.client.send(self._probe())
+        self._ask(self.client)
+
+    def _ask(self, client: TalonCdpClient) -> None:
+        try:
+            client.send(self._probe())
+        except RejectedError as error:
+            # With a 400 the key and the path are right, and only the empty list was refused.
+            if error.status != HTTPStatus.BAD_REQUEST:
+                raise
 
     def _probe(self) -> calls.Request[None]:
         """Return an update of no profile at all, which changes nothing.
@@ -348,7 +357,7 @@ class TalonCdpHook(HttpHook):
         """Ask Talon.One with an update that changes nothing."""
         try:
             client = TalonCdpClient(replace(self.settings, call_retry_seconds=0), self.get_conn())
-            client.send(self._probe())
+            self._ask(client)
         except TalonCdpError as error:
             # Airflow tests a copy of the connection, whose ID the user does not know.
             return False, str(error).removeprefix(self._name)

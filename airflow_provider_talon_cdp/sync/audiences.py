@@ -11,8 +11,9 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from airflow_provider_talon_cdp.changes.change import Chunk
@@ -201,7 +202,7 @@ class Audiences:
         self._learn(audience, answer)
         if before is None and self.may_be_others:
             return True
-        if before is None or dict(before) == dict(self.known[audience]):
+        if before is None or _identity(before) == _identity(self.known[audience]):
             return False
         log.warning("Audience %r was deleted and made again since the last run.", audience)
         ledger.suspect([audience])
@@ -221,3 +222,11 @@ class Audiences:
                 "creates it and sends all members again."
             )
             raise
+
+
+def _identity(answer: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return an audience's internal ID and time of creation, which responses may write in several ways."""
+    created = str(answer["created"])
+    with suppress(ValueError):
+        created = datetime.fromisoformat(created).astimezone(UTC).isoformat(timespec="seconds")
+    return answer["id"], created

@@ -79,6 +79,7 @@ def test_an_answer_may_repeat_a_number_beyond_a_double():
         (PROFILE, 408, exceptions.TransientError),
         (PROFILE, 409, exceptions.TransientError),
         (MEMBERS, 409, exceptions.TransientError),
+        (MEMBERS, 423, exceptions.TransientError),
         (MEMBERS, 429, exceptions.TransientError),
         (MEMBERS, 500, exceptions.TransientError),
         (MEMBERS, 503, exceptions.TransientError),

@@ -116,6 +116,20 @@ def test_requests_are_paced(send, clock):
     assert clock.now == pytest.approx(1002.0, abs=0.15)
 
 
+def test_the_time_in_the_queue_is_no_time_of_retries(talon, clock):
+    """Many wait for their turn at a low rate, longer than the retries of one request may take."""
+    talon.fail_next("status", status=503, after=19)
+
+    async def run():
+        async with client_to(talon, clock, requests_per_second=1, bulk_retry_seconds=10) as client:
+            names = [f"p{number}" for number in range(20)]
+            await asyncio.gather(*[client.send(calls.update_customer_profile(name)) for name in names])
+            return client.retries
+
+    assert asyncio.run(run()) == 1
+    assert len(talon.profiles()) == 20
+
+
 @pytest.mark.parametrize(
     "fault, says",
     [

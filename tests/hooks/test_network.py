@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
+import ssl
 import threading
+import traceback
 
 import pytest
 
@@ -33,7 +37,6 @@ def test_a_server_is_accepted_when_verify_names_its_authority(connect, tls, send
 
 def test_a_folder_of_authorities_works(connect, tls, send, request_one, authority, tmp_path):
     # OpenSSL looks an authority up by a hash of its name; any unused folder entry is ignored.
-    import ssl  # noqa: PLC0415
     import subprocess  # noqa: PLC0415
 
     from cryptography import x509  # noqa: PLC0415
@@ -295,6 +298,67 @@ def test_a_request_without_an_answer_may_have_had_its_effect(connect, talon, sen
         send(connect(), request_one)
     assert error.value.is_unclear
     assert talon.members("vip") == {"anna"}
+
+
+def test_a_connection_that_broke_behind_a_proxy_may_have_had_its_effect(
+    connect, send, request_one, authority, answer_raw, proxy
+):
+    """urllib3 calls it an error of the proxy. A call that runs rules must not be made again."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.server)
+    host = f"https://127.0.0.1:{answer_raw(tls=context)}"
+    extra = {"verify": str(authority.ca), "proxies": {"https": proxy.url}}
+    with pytest.raises(TransientError, match="no answer") as error:
+        send(connect(extra, host=host), request_one)
+    assert error.value.is_unclear
+    assert len(proxy.seen) == 1
+
+
+def test_a_tls_connection_that_breaks_after_the_request_may_have_had_its_effect(
+    connect, send, request_one, authority
+):
+    """A bad record is no wrong configuration: another try may get an answer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.server)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            client, _ = server.accept()
+            with context.wrap_socket(client, server_side=True) as spoken:
+                spoken.recv(65536)
+                # An encrypted record that cannot be decrypted.
+                os.write(spoken.fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
+                with contextlib.suppress(OSError):
+                    spoken.recv(65536)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        host = f"https://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(TransientError) as error:
+            send(connect({"verify": str(authority.ca)}, host=host), request_one)
+        assert error.value.is_unclear
+        thread.join(5)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:pa/ss@proxy:3128", "http://me:pa#ss@[", "http://me:pass@proxy:99999"]
+)
+def test_the_password_of_a_wrong_proxy_is_in_no_traceback(connect, tls, send, request_one, url):
+    with pytest.raises((InvalidInputError, RequestError)) as error:
+        send(connect({"proxies": {"https": url}}, host=f"https://{tls.authority}"), request_one)
+    told = "".join(traceback.format_exception(error.value))
+    assert "me:" not in told
+    assert "ss@" not in told
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_a_ca_bundle_of_the_environment_that_is_not_there_is_told_before_a_request(
+    connect, tls, send, request_one, monkeypatch, variable
+):
+    monkeypatch.setenv(variable, "/no/such/bundle.pem")
+    with pytest.raises(InvalidInputError, match=f"(?s)cannot be read .*{variable}"):
+        send(connect(host=f"https://{tls.authority}"), request_one)
+    assert tls.seen == []
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1:1", "http://", "http://[", "://"])

@@ -130,3 +130,10 @@ def test_no_field_of_the_connection_makes_it_raise(connect, tls, extra):
     ok, message = connect(extra, host=f"https://{tls.authority}").test_connection()
     assert not ok
     assert message
+
+
+@pytest.mark.parametrize("status, accepted", [(400, True), (405, False)])
+def test_an_answer_that_refuses_only_the_empty_list_accepts_the_key(connect, talon, status, accepted):
+    talon.fail_next("status", status=status)
+    ok, _ = connect().test_connection()
+    assert ok is accepted

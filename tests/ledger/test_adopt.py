@@ -5,11 +5,14 @@ from __future__ import annotations
 from uuid import uuid4
 
 import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledger.adopt import members_of_csv
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, ledger_name
+from airflow_provider_talon_cdp.ledger.storage import as_folder
 from tests.ledger.conftest import profiles, spelt
 
 
@@ -224,3 +227,33 @@ def test_the_command_finds_the_ledger_that_the_connection_would(tmp_path, csv, c
     assert main([*arguments("import", tmp_path), *spelt, "--csv", str(csv("profileintegrationid\na\n"))]) == 0
     assert main(arguments("show", tmp_path)) == 0
     assert "version 1, 1 members" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_an_audience_of_the_campaign_manager_is_adopted_by_its_number(tmp_path, csv, capsys):
+    """Into the ledger of a mirror with internal IDs; an equal external ID is another audience."""
+    internal = ["--audience-id", "4711", "--audience-id-type", "internal"]
+    file = csv("profileintegrationid\na\n")
+    assert main([*arguments("import", tmp_path), *internal, "--csv", str(file)]) == 0
+    assert main([*arguments("show", tmp_path), *internal]) == 0
+    identity = LedgerIdentity(
+        deployment_host="acme.talon.one",
+        base_url="https://integration.talon.one",
+        name=ledger_name("audience", "4711", "internal"),
+    )
+    ledger = Ledger(as_folder(ObjectStoragePath(str(tmp_path / "state"))), identity)
+    ledger.load()
+    assert profiles(ledger.known()) == ["a"]
+    assert main([*arguments("show", tmp_path), "--audience-id", "4711"]) == 1
+    capsys.readouterr()
+    assert main([*arguments("import", tmp_path), *internal, "--audience-id", "vip", "--csv", str(file)]) == 1
+    assert "--audience-id" in capsys.readouterr().err
+
+
+def test_a_user_without_a_name_may_adopt_too(tmp_path, csv, monkeypatch):
+    """As in a container with any number as its user."""
+
+    def unknown():
+        raise KeyError("getpwuid(): uid not found: 1000")
+
+    monkeypatch.setattr("getpass.getuser", unknown)
+    assert main(arguments("import", tmp_path, "--csv", str(csv("profileintegrationid\na\n")))) == 0

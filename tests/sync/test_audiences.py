@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -197,6 +198,23 @@ def test_an_audience_that_was_deleted_and_made_again_gets_all_members_again(sync
     assert "1 audience(s) of the ledger were deleted or made again" in caplog.text
     # Now it is the usual one.
     assert sync.run(*sorted_rows(adds("a", "b"), *rows), audiences=named(**two)).sent == 0
+
+
+def test_a_time_of_creation_that_is_written_in_another_way_is_the_same_audience(sync, monkeypatch):
+    spellings = iter(
+        ["2026-06-30T12:00:00.123456789Z", "2026-06-30T14:00:00.123+02:00", "2026-06-30T12:00:00Z"]
+    )
+    monkeypatch.setattr(
+        type(sync.talon), "update_audience", lambda self, *_: created_at(self.ids["vip"], next(spellings))
+    )
+    sync.talon.make("vip")
+    sync.run(adds("a", "b"), audiences=named())
+    assert sync.run(adds("a", "b"), audiences=named()).sent == 0
+    assert not sync.loaded().suspected
+
+
+async def created_at(number, text):
+    return SimpleNamespace(id=number, created=text)
 
 
 def sorted_rows(*chunks):
