@@ -142,7 +142,9 @@ def _name(options: argparse.Namespace) -> str:
     if options.sync is not None:
         return ledger_name("sync", options.sync, options.audience_id_type)
     audience = audience_id_of("--audience-id", options.audience_id, options.audience_id_type)
-    return ledger_name("audience", str(audience), options.audience_id_type)
+    # As the mirror spells it, also for the members of a CSV file.
+    options.audience_id = str(audience)
+    return ledger_name("audience", options.audience_id, options.audience_id_type)
 
 
 def _owner(what: str) -> str:

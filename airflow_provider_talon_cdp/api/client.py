@@ -25,7 +25,6 @@ from urllib3.exceptions import (
     HTTPError,
     LocationValueError,
     NewConnectionError,
-    ProxyError,
     ReadTimeoutError,
 )
 from yarl import URL
@@ -176,8 +175,8 @@ class TalonCdpClient(_Client):
                 body = _beginning(response)
         except (requests.RequestException, HTTPError) as error:
             if deadline.has_passed:
-                raise connection_error(request, base_url, "timed out", sent=True) from None
-            failure = _no_answer(request, base_url, error, has_begun=deadline.has_begun)
+                raise connection_error(request, base_url, "timed out", sent=deadline.may_have_sent) from None
+            failure = _no_answer(request, base_url, error, deadline)
             # The cause of a wrong proxy has its password in its text.
             raise failure from (None if isinstance(failure, InvalidInputError) else _without_url(error))
         except OSError as error:
@@ -483,6 +482,11 @@ class _Deadline:
         self._timer.cancel()
         del self._of_thread.deadline
 
+    @property
+    def may_have_sent(self) -> bool:
+        """Whether the request may have left. If no connection was watched, nobody knows."""
+        return self.has_begun or self.connection is None
+
     @classmethod
     def watch(cls, connection: Any, *, has_begun: bool = False) -> None:
         """Note the connection that this thread's attempt uses, and whether it begins to send the request."""
@@ -573,25 +577,23 @@ def _no_answer(
     request: Request[Result],
     base_url: str,
     error: requests.RequestException | HTTPError,
-    *,
-    has_begun: bool,
+    deadline: _Deadline,
 ) -> RequestError | InvalidInputError:
     match error:
-        case requests.exceptions.SSLError() if is_refusal(_ssl_error(error), sent=has_begun):
+        case requests.exceptions.SSLError() if is_refusal(_ssl_error(error), sent=deadline.has_begun):
             return tls_error(request, base_url, _ssl_error(error))
         case requests.exceptions.InvalidURL() | requests.exceptions.InvalidSchema() | LocationValueError():
             return InvalidInputError("The connection's proxy must be a URL such as http://proxy:3128.")
         case requests.exceptions.Timeout() | ReadTimeoutError():
-            sent = not isinstance(error, requests.exceptions.ConnectTimeout)
+            # A timeout of the TLS handshake is a ReadTimeout, too.
+            sent = deadline.may_have_sent and not isinstance(error, requests.exceptions.ConnectTimeout)
             return connection_error(request, base_url, "timed out", sent=sent)
         case _:
             cause = _without_url(error)
             if refusal := _TUNNEL_REFUSED.search(str(cause)):
                 return proxy_error(request, base_url, int(refusal[1]))
-            # urllib3 also makes a ProxyError of a connection that breaks after the request was sent.
-            sent = not isinstance(cause, NewConnectionError) and (
-                has_begun or not isinstance(cause, ProxyError)
-            )
+            # Without TLS, urllib3 connects when it has begun to send.
+            sent = deadline.may_have_sent and not isinstance(cause, NewConnectionError)
             return connection_error(request, base_url, cause, sent=sent)
 
 
@@ -605,5 +607,7 @@ def _without_url(error: Exception) -> BaseException:
     """Return the cause whose text has no URL: the path has a profile ID, and causes are printed in logs."""
     cause: BaseException = error
     if error.args and isinstance(error.args[0], Exception):
-        cause = getattr(error.args[0], "reason", None) or error.args[0]
+        # The reason of OpenSSL's error is a text.
+        reason = getattr(error.args[0], "reason", None)
+        cause = reason if isinstance(reason, BaseException) else error.args[0]
     return cause

@@ -340,8 +340,9 @@ class TalonCdpHook(HttpHook):
         try:
             client.send(self._probe())
         except RejectedError as error:
-            # With a 400 the key and the path are right, and only the empty list was refused.
-            if error.status != HTTPStatus.BAD_REQUEST:
+            # A 400 of the API, whose errors are JSON: the key and the path are right, and only the empty list
+            # was refused.
+            if error.status != HTTPStatus.BAD_REQUEST or not error.body.startswith("{"):
                 raise
 
     def _probe(self) -> calls.Request[None]:

@@ -97,7 +97,7 @@ class UpdateProfileOperator(TextFieldsOperator):
         self.customer_profile_id = customer_profile_id
         self.attributes = attributes
         by_name = attributes.items() if isinstance(attributes, Mapping) else ()
-        self._templates = {name for name, value in by_name if _has_template(value)}
+        self._templates = {name for name, value in by_name if any(map(is_template, _leaves(value)))}
         self._is_template = is_template(attributes)
         self.types = types
         self.run_rule_engine = run_rule_engine
@@ -183,8 +183,7 @@ class UpdateProfileOperator(TextFieldsOperator):
         given, types = as_mapping("attributes", self.attributes), as_types("types", self.types)
         attributes = dict(given or {})
         for name in attributes.keys() if self._is_template else self._templates:
-            value = attributes.get(name)
-            for each in value if isinstance(value, list | tuple) else [value]:
+            for each in _leaves(attributes.get(name)):
                 check_rendered(f"The attribute {name!r}", each)
         for name in types.keys() - attributes.keys():
             raise InvalidInputError(f"types has {name!r}, which is not in attributes.")
@@ -264,8 +263,15 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
         return _summary(added, removed, state, was_sent=was_sent)
 
 
-def _has_template(value: Any) -> bool:
-    return is_template(value) or (isinstance(value, list | tuple) and any(map(is_template, value)))
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield the values in lists, sets and mappings, however deep."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list | tuple | set):
+        yield value
+        return
+    for each in value:
+        yield from _leaves(each)
 
 
 def _read_profile_id(operator: UpdateProfileOperator | UpdateProfileAudiencesOperator) -> str:

@@ -73,7 +73,7 @@ class Guard:
         if is_empty and self.on_empty == "fail":
             cure = f"If that is right, pass {allow}{self._keep}"
         elif any(argument.startswith("max_rejected=") for argument in arguments):
-            cure = f"Fix the query: leave out rows that belong to nobody. If all is right, pass {allow}."
+            cure = f"Fix the query. Only if these rows belong to nobody, leave them out, or pass {allow}."
         raise GuardError("\n".join([f"{head} Nothing was sent.", *rest, cure]), allow)
 
     def _excesses(self, counts: Counts, max_rejected: int | None) -> Iterator[tuple[str, str]]:

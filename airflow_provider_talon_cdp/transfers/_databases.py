@@ -317,9 +317,10 @@ def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitS
 def _of_one_statement(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
     """Raise after the last block if there is another statement, whose rows the cursor would leave out."""
     yield from blocks
-    # After the rows of a procedure comes a status without columns.
-    if cursor.nextset() and cursor.description:
-        raise InvalidInputError("sql has more than one statement. Pass one SELECT.")
+    while cursor.nextset():
+        # After the rows of a procedure comes a status without columns.
+        if cursor.description:
+            raise InvalidInputError("sql has more than one statement. Pass one SELECT.")
 
 
 def _by_position(cursor: Any, converters: Mapping[Any, Convert]) -> dict[int, Convert]:

@@ -314,8 +314,11 @@ def test_a_connection_that_broke_behind_a_proxy_may_have_had_its_effect(
     assert len(proxy.seen) == 1
 
 
+@pytest.mark.parametrize(
+    "head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"], ids=["", "in the body"]
+)
 def test_a_tls_connection_that_breaks_after_the_request_may_have_had_its_effect(
-    connect, send, request_one, authority
+    connect, send, request_one, authority, head
 ):
     """A bad record is no wrong configuration: another try may get an answer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -326,6 +329,7 @@ def test_a_tls_connection_that_breaks_after_the_request_may_have_had_its_effect(
             client, _ = server.accept()
             with context.wrap_socket(client, server_side=True) as spoken:
                 spoken.recv(65536)
+                spoken.sendall(head)
                 # An encrypted record that cannot be decrypted.
                 os.write(spoken.fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
                 with contextlib.suppress(OSError):

@@ -137,3 +137,9 @@ def test_an_answer_that_refuses_only_the_empty_list_accepts_the_key(connect, tal
     talon.fail_next("status", status=status)
     ok, _ = connect().test_connection()
     assert ok is accepted
+
+
+def test_a_page_that_refuses_the_request_is_not_talon_one(connect, talon):
+    talon.fail_next("status", status=400, html="<html>no</html>")
+    ok, _ = connect().test_connection()
+    assert not ok

@@ -13,7 +13,7 @@ from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledger.adopt import members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, ledger_name
 from airflow_provider_talon_cdp.ledger.storage import as_folder
-from tests.ledger.conftest import profiles, spelt
+from tests.ledger.conftest import members, profiles, spelt
 
 
 @pytest.fixture
@@ -233,7 +233,8 @@ def test_an_audience_of_the_campaign_manager_is_adopted_by_its_number(tmp_path, 
     """Into the ledger of a mirror with internal IDs; an equal external ID is another audience."""
     internal = ["--audience-id", "4711", "--audience-id-type", "internal"]
     file = csv("profileintegrationid\na\n")
-    assert main([*arguments("import", tmp_path), *internal, "--csv", str(file)]) == 0
+    spelt = [*internal, "--audience-id", "04711"]
+    assert main([*arguments("import", tmp_path), *spelt, "--csv", str(file)]) == 0
     assert main([*arguments("show", tmp_path), *internal]) == 0
     identity = LedgerIdentity(
         deployment_host="acme.talon.one",
@@ -242,7 +243,7 @@ def test_an_audience_of_the_campaign_manager_is_adopted_by_its_number(tmp_path, 
     )
     ledger = Ledger(as_folder(ObjectStoragePath(str(tmp_path / "state"))), identity)
     ledger.load()
-    assert profiles(ledger.known()) == ["a"]
+    assert members(ledger.known()) == [("a", "4711")]
     assert main([*arguments("show", tmp_path), "--audience-id", "4711"]) == 1
     capsys.readouterr()
     assert main([*arguments("import", tmp_path), *internal, "--audience-id", "vip", "--csv", str(file)]) == 1

@@ -547,6 +547,15 @@ def test_a_text_that_looks_like_a_number_stays_text(run, talon, native):
     assert found == texts | {"List": ["1.10", "x"], "Rendered": "1_000", "Lines": "a\n"}
 
 
+@pytest.mark.parametrize(
+    "value", [{"a": {"b": "{{ params.x }}"}}, {"a": [["{{ params.x }}"]]}, {"{{ params.x }}"}]
+)
+def test_a_text_of_nothing_is_refused_however_deep_it_is(run, talon, value):
+    with pytest.raises(InvalidInputError, match="The attribute 'Place' is the text 'None'"):
+        run(profile(attributes={"Place": value}), params={"x": None})
+    assert talon.requests() == []
+
+
 def test_native_rendering_keeps_types_of_templates_and_the_null_of_a_text(run, talon):
     run(profile(attributes={"Points": "{{ 7 }}", "Name": "x"}), native=True)
     run(profile(attributes={"Name": "{{ none }}"}, types={"Name": "string"}), native=True)

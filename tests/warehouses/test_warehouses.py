@@ -240,9 +240,10 @@ def test_the_rows_of_a_procedure_of_mysql_are_read(request, monkeypatch, name):
 def test_a_second_statement_whose_rows_mysql_would_leave_out_is_refused(request, monkeypatch, name, order_by):
     found = request.getfixturevalue(name)
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(found.connection))
-    sql = "SELECT 'a' AS profile_id; SELECT 'b' AS profile_id"
-    with pytest.raises(InvalidInputError, match="more than one statement"):
-        rows_of(sql_hook("warehouse"), sql, order_by=order_by)
+    for between in ("", "DO 1;"):
+        sql = f"SELECT 'a' AS profile_id; {between} SELECT 'b' AS profile_id"
+        with pytest.raises(InvalidInputError, match="more than one statement"):
+            rows_of(sql_hook("warehouse"), sql, order_by=order_by)
 
 
 @pytest.mark.xdist_group("duckdb")
