@@ -178,6 +178,7 @@ class History:
         self.instance = 0
         self.cursor = Cursor()
         self.refused = set()
+        self.withheld = {}
         self.steps = 0
 
     def ledger(self, ahead=64):
@@ -211,6 +212,7 @@ class History:
         return self.mirror(run)
 
     def mirror(self, run):
+        self.deletions = self.world.deletions.copy()
         process = self.process = Process(run.dies_at)
         self.storage.process = self.cursor.process = process
         ledger, guard = self.ledger(ahead=run.ahead), WatchedGuard()
@@ -336,8 +338,16 @@ class History:
         # Talon.One refused to remove these, which has a dead letter. If their addition was not acknowledged,
         # the ledger takes it that there is none. A profile that is refused only later stays, then.
         self.world.by_hand |= there & self.world.refused_removals - known - uncertain
+        withheld = ledger.withheld()
         if self.process.dead:
-            self.world.noted |= ledger.withheld().keys()
+            # What it had noted, it may have called: nobody knows.
+            self.world.called |= {
+                member: action
+                for member, action in withheld.items()
+                if self.withheld.get(member) != action
+                and self.world.deletions[member[1]] == self.deletions[member[1]]
+            }
+        self.withheld = withheld
         claimed = {member for member in known - uncertain if member[1] not in self.world.lost}
         assert claimed <= there, f"the ledger claims {claimed - there}"
         forgotten = there - known - uncertain - self.world.by_hand
@@ -349,7 +359,7 @@ class History:
         ledger = self.ledger()
         ledger.load()
         # Calls about an audience that was made again since have no effect there.
-        left_out = ledger.withheld().keys() & (self.world.called.keys() | self.world.noted)
+        left_out = ledger.withheld().keys() & self.world.called.keys()
         left_out |= self.refused if run.retry_rejected == "never" else set()
 
         def good(members):

@@ -52,9 +52,9 @@ class World:
         limit: Changes that one request may hold.
 
     Attributes:
+        deletions: How often each audience was deleted.
         lost: Audiences that were deleted since a run last learned which ones they are.
         called: By member, the last action that a call which runs rules may have made.
-        noted: Members whose calls a run that was killed may have made.
     """
 
     def __init__(self, audiences, limit):
@@ -66,9 +66,9 @@ class World:
         self.by_hand = set()
         self.may_be_ours = set()
         self.refused_removals = set()
+        self.deletions = Counter()
         self.lost = set()
         self.called = {}
-        self.noted = set()
 
     @property
     def members(self):
@@ -81,12 +81,17 @@ class World:
 
     def delete(self, audience):
         if self.audiences.pop(audience, None) is not None:
+            self.deletions[audience] += 1
             self.lost.add(audience)
         self.by_hand = {member for member in self.by_hand if member[1] != audience}
+        self._forget_calls(audience)
+
+    def _forget_calls(self, audience):
+        """A call before an audience was made, or made again, has no effect in it."""
         self.called = {member: each for member, each in self.called.items() if member[1] != audience}
-        self.noted = {member for member in self.noted if member[1] != audience}
 
     def make(self, audience):
+        self._forget_calls(audience)
         self.audiences[audience] = set()
         self.ids[audience] = next(self._next_id)
 
@@ -135,6 +140,7 @@ class Sender:
         # Whoever took over sees to it that nothing leaves any more.
         self.may_leave()
         before = {change[:2]: self.world.called.get(change[:2]) for change in chunk.changes()}
+        deletions = self.world.deletions.copy()
         alone = next(chunk.changes())[:2] if len(chunk) == 1 else None
         with aloft():
             for change in chunk.changes():
@@ -147,7 +153,9 @@ class Sender:
                 raise failure.become(UnclearError, "no clear answer") from failure
             except (RejectedError, AuthenticationError, NotFoundError):
                 # It had no effect. Of this call alone: others are in flight.
-                self.world.called.update(before)
+                for member, action in before.items():
+                    if self.world.deletions[member[1]] == deletions[member[1]]:
+                        self.world.called[member] = action
                 raise
 
     async def create_audience(self, audience, _):
