@@ -21,10 +21,10 @@ with DAG(
 ### Syncs that spread over workers
 
 In each of the two groups, `plan` compares the table `customers` with what Talon.One acknowledged. `push` has
-an instance for each 100,000 changes, four at the most; each sends its share at a quarter of the connection's
-rate, and may be cleared on its own. `commit` checks that all is in and returns the report. One group keeps an
-audience, the other one the attribute `points` (a number), which must exist in Talon.One's Campaign Manager;
-it waits for the first, as Talon.One refuses two requests on one profile at the same time.
+an instance for each 100,000 changes, four at the most; each sends its share at an equal part of the
+connection's rate, and may be cleared on its own. `commit` checks that all is in and returns the report. One
+group keeps an audience, the other one the attribute `points` (a number), which must exist in Talon.One's
+Campaign Manager; it waits for the first, as Talon.One refuses two requests on one profile at the same time.
 
 Where workers run on several machines, set `[talon_cdp] state_uri` to a place that all of them reach.
 
