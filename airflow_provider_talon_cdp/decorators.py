@@ -55,11 +55,11 @@ class _FunctionOperator(DecoratedOperator):
         Raises:
             InvalidInputError: The function returned something else than a list or an iterator.
         """
-        from airflow_provider_talon_cdp.sync.loop import run_apart  # noqa: PLC0415
+        from airflow_provider_talon_cdp.sync.loop import run_in_loop_thread  # noqa: PLC0415
 
         result = self.python_callable(*self.op_args, **self._arguments)
         if inspect.iscoroutine(coroutine := result):
-            result = run_apart(lambda _: coroutine)
+            result = run_in_loop_thread(lambda _: coroutine)
         if isinstance(result, AsyncIterator):
             return _awaited(result)
         if isinstance(result, Iterator):
@@ -200,7 +200,7 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
 def _awaited(items: AsyncIterator[Any]) -> Iterator[Any]:
     """Read an asynchronous iterator to its end, onto this worker's disk, and yield its items."""
     from airflow_provider_talon_cdp.changes.spool import Spool  # noqa: PLC0415
-    from airflow_provider_talon_cdp.sync.loop import run_apart  # noqa: PLC0415
+    from airflow_provider_talon_cdp.sync.loop import run_in_loop_thread  # noqa: PLC0415
 
     spool = Spool()
 
@@ -214,7 +214,7 @@ def _awaited(items: AsyncIterator[Any]) -> Iterator[Any]:
         spool.write(pickle.dumps(block))
 
     with closing(spool):
-        run_apart(read)
+        run_in_loop_thread(read)
         for piece in spool:
             # As in _read_once.
             yield from pickle.loads(piece)  # noqa: S301

@@ -207,7 +207,7 @@ class AsyncTalonCdpClient(_Client):
         requests: Number of attempts that were sent.
         retries: Number of attempts that were sent because an earlier one failed.
         throttled: Number of responses with status 429.
-        may_leave: Called before every attempt is sent, also a retry; raises if it must not be sent.
+        before_attempt: Called before every attempt is sent, also a retry; raises if it must not be sent.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class AsyncTalonCdpClient(_Client):
         self.requests = 0
         self.retries = 0
         self.throttled = 0
-        self.may_leave: Callable[[], None] = lambda: None
+        self.before_attempt: Callable[[], None] = lambda: None
         self._session = session
         self._proxy = proxy
         self._sleep = sleep
@@ -250,14 +250,14 @@ class AsyncTalonCdpClient(_Client):
         request: Request[Result],
         *,
         on_unclear: OnUnclear = ON_UNCLEAR,
-        aloft: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        while_in_flight: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> Result:
         """Send a request from ``calls.py`` and return its result.
 
         Args:
             request: The request.
             on_unclear: What to do if it runs rules and gets no clear answer: ``fail`` or ``retry``.
-            aloft: Makes a context manager that is entered just before an attempt is sent and left after it.
+            while_in_flight: Makes a context manager, in which an attempt is sent and its response awaited.
 
         Raises:
             RequestError: The last attempt failed; the class says what to do.
@@ -267,9 +267,9 @@ class AsyncTalonCdpClient(_Client):
             left_at = await self._pace()
             # The time in the queue before the first attempt does not count.
             attempts = attempts or self._begin(request, on_unclear)
-            self.may_leave()
+            self.before_attempt()
             try:
-                with aloft():
+                with while_in_flight():
                     self.requests += 1
                     self.retries += attempts.made > 1
                     result = await self._send_once(request)

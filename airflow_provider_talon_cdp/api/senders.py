@@ -62,12 +62,12 @@ class MembersSender(AsyncTalonCdpClient):
         adds: Sequence[str],
         removes: Sequence[str],
         *,
-        aloft: Callable[[], AbstractContextManager[None]] = nullcontext,
+        while_in_flight: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Change the audiences of one profile, as the hook does: rules run. ``aloft`` is that of ``send``."""
+        """Change the audiences of one profile, which runs rules. ``send`` explains ``while_in_flight``."""
         await self.send(
             calls.update_customer_profile_audiences(profile_id, add_audiences=adds, remove_audiences=removes),
-            aloft=aloft,
+            while_in_flight=while_in_flight,
         )
 
 
@@ -102,13 +102,13 @@ class AttributesSender(AsyncTalonCdpClient):
         /,
         *,
         without_rules: bool = False,
-        aloft: Callable[[], AbstractContextManager[None]] = nullcontext,
+        while_in_flight: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Send a JSON object of attributes, without rules if told so. ``aloft`` is that of ``send``."""
+        """Send attributes as JSON, on request without rules. ``send`` explains ``while_in_flight``."""
         request = calls.update_customer_profile_attributes(
             profile_id,
             attributes,
             run_rule_engine=self._run_rule_engine and not without_rules,
             skip_unknown_attributes=self._skip_unknown_attributes,
         )
-        await self.send(request, on_unclear=self._on_unclear, aloft=aloft)
+        await self.send(request, on_unclear=self._on_unclear, while_in_flight=while_in_flight)

@@ -249,7 +249,7 @@ class Profile(NamedTuple):
         profile_id: Integration ID of the profile.
         attributes: JSON object to send, always serialized in the same way; empty if there is nothing to send.
         names: Names of the attributes in it.
-        order: Of two rows of one profile, the one with the greater value is the last. None is the
+        order: Ranks several rows of one profile: the row with the greatest value is used. None is the
             smallest value.
         fault: Why the row cannot be sent, instead of attributes. It quotes no value.
     """

@@ -14,19 +14,19 @@ class Counts:
 
     Args:
         read: Records taken from the source.
-        duplicate: Records of which the source has an equal one.
+        duplicate: Records that repeat another record of the source.
         rejected: Records that cannot be sent, or that Talon.One refused, by reason. No reason holds an ID or
             a value.
         unchanged: Records that the ledger has already, so that nothing is sent.
-        known: Members that the ledger has, and guests that are removed, by audience.
+        known: Members that the ledger has, and removed members that other tasks added, by audience.
         wanted: Distinct valid records of the source.
         additions: Members of the source that are to be sent, by audience.
-        repeated: Additions of members that the ledger has too, by audience: uncertain ones, or all.
+        repeated: Additions of members that the ledger already has, by audience: they are sent again.
         removals: Members that the ledger has and the source does not, by audience. They are to be sent, but
             were not read from the source.
         unacknowledged_removals: Removals of members that Talon.One never acknowledged, by audience: an
-            earlier request may have added them. The guard does not count them. Guests, which another task has
-            added, are not among them.
+            earlier request may have added them. The guard does not count them. Members that another task
+            added are not among them.
         rule_changes: Changes of the plan that run rules.
         rule_calls: Calls that these changes take: one for each profile.
         resumed: Changes of an earlier try's plan that it had not sent. They are sent first.

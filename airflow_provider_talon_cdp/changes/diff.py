@@ -146,8 +146,8 @@ def diff(
         wanted: Members in the source, sorted.
         counts: Updated while this runs.
         uncertain: Memberships that may have changed without an acknowledgement, sorted. They are sent
-            again, as an add or as a remove, unless they are withheld. Those with the verb ``remove`` are
-            guests: members that another task has added. The guard counts the removal of a guest.
+            again, as an add or as a remove, unless they are withheld. The verb ``remove`` marks members that
+            another task has added. The guard counts their removal.
         scope: What may change.
         witnesses: Filled with one unchanged member of each audience that has one: the profile ID by audience.
 
@@ -160,16 +160,16 @@ def diff(
         # A stretch is compared as sets, so the plans need not be merged into the snapshot in order.
         plans = [_Reader(plan) for plan in known.plans]
         known = known.snapshot
-    doubts = _Reader(uncertain)
-    readers = [_Reader(known), _Reader(wanted), doubts, *plans]
+    uncertain_reader = _Reader(uncertain)
+    readers = [_Reader(known), _Reader(wanted), uncertain_reader, *plans]
     for audience, bound in _stretches(readers):
-        old, new, doubtful, *changed = (reader.up_to(bound) for reader in readers)
+        old, new, uncertain_here, *changed = (reader.up_to(bound) for reader in readers)
         counts.wanted += len(new)
         if managed is not None:
-            if scope.withheld and doubtful:
-                doubtful = _without_others(doubtful, audience, managed, scope.withheld)
-            _refuse_others(new, doubtful, audience, managed)
-        if old == new and not doubtful and not any(changed) and not scope.sends_all:
+            if scope.withheld and uncertain_here:
+                uncertain_here = _without_others(uncertain_here, audience, managed, scope.withheld)
+            _refuse_others(new, uncertain_here, audience, managed)
+        if old == new and not uncertain_here and not any(changed) and not scope.sends_all:
             _count(counts.known, old, audience)
             counts.unchanged += len(new)
             if witnesses is not None:
@@ -179,22 +179,22 @@ def diff(
         if managed is not None:
             had = _managed(had, audience, managed)
         _count(counts.known, had, audience)
-        unsure = frozenset(doubtful)
-        withheld = _withheld(unsure, new, audience, scope.withheld) if scope.withheld else frozenset()
-        in_bulk = withheld | _settled(had, new, unsure, audience, scope)
+        uncertain_set = frozenset(uncertain_here)
+        withheld = _withheld(uncertain_set, new, audience, scope.withheld) if scope.withheld else frozenset()
+        in_bulk = withheld | _settled(had, new, uncertain_set, audience, scope)
         joining = new
         if not scope.sends_all:
-            unsure -= withheld
+            uncertain_set -= withheld
             had -= withheld
-            joining = [member for member in new if member not in had or member in unsure]
+            joining = [member for member in new if member not in had or member in uncertain_set]
             if withheld:
                 joining = [member for member in joining if member not in withheld]
         if witnesses is not None and audience not in witnesses and len(joining) < len(new):
             _witness(witnesses, sorted(set(new).difference(joining, withheld)), audience)
-        _count_unknown((unsure - had).difference(new), doubts.removed, counts, audience)
-        if scope.sends_all or unsure:
+        _count_unknown((uncertain_set - had).difference(new), uncertain_reader.removed, counts, audience)
+        if scope.sends_all or uncertain_set:
             _count(counts.repeated, had.intersection(joining), audience)
-        had |= unsure
+        had |= uncertain_set
         had.difference_update(new)
         _count(counts.additions, joining, audience)
         _count(counts.removals, had, audience)
@@ -202,7 +202,7 @@ def diff(
         if joining or had:
             sending = sorted([*joining, *had]) if had else joining
             with_rules = [] if runs_rules is None else _with_rules(sending, audience, in_bulk, runs_rules)
-            yield _chunk(sending, audience, had, unsure, with_rules)
+            yield _chunk(sending, audience, had, uncertain_set, with_rules)
 
 
 def fold(
@@ -313,18 +313,18 @@ def _chunk(
     members: list[Any],
     key: str | None,
     removed: Collection[Any] = (),
-    unsure: Collection[Any] = (),
+    uncertain_set: Collection[Any] = (),
     with_rules: Collection[Any] = (),
 ) -> Chunk:
     """Make a chunk of comparable members; the collections say what is in a member's verb."""
     verbs: str | list[str] = "add"
-    if removed or unsure or with_rules:
+    if removed or uncertain_set or with_rules:
         with_rules = frozenset(with_rules)
         verbs = one_or_all(
             [
                 ("remove" if member in removed else "add")
                 + ("!" if member in with_rules else "")
-                + ("?" if member in unsure else "")
+                + ("?" if member in uncertain_set else "")
                 for member in members
             ]
         )
@@ -345,12 +345,12 @@ def _after(old: list[Any], plans: Sequence[_Reader], changed: Sequence[list[Any]
 
 
 def _withheld(
-    unsure: Iterable[Any], new: Collection[Any], audience: str | None, withheld: Mapping[Member, str]
+    uncertain_set: Iterable[Any], new: Collection[Any], audience: str | None, withheld: Mapping[Member, str]
 ) -> frozenset[Any]:
     """Return members whose change to the wanted state was sent before and got no clear answer."""
     found = {
         member: action
-        for member in unsure
+        for member in uncertain_set
         if (action := withheld.get(member if audience is None else (member, audience)))
     }
     wanted = found.keys() & set(new) if found else ()
@@ -358,13 +358,13 @@ def _withheld(
 
 
 def _settled(
-    had: set[Any], new: list[Any], unsure: frozenset[Any], audience: str | None, scope: Scope
+    had: set[Any], new: list[Any], uncertain_set: frozenset[Any], audience: str | None, scope: Scope
 ) -> frozenset[Any]:
-    """Return members of which the ledger has what is wanted, and no call that may have run rules."""
+    """Return members sent in bulk: unchanged ones, and uncertain ones that are neither known nor wanted."""
     if not scope.runs_rules:
         return frozenset()
     withheld = scope.withheld
-    gone = unsure.difference(had, new)
+    gone = uncertain_set.difference(had, new)
     if withheld:
         gone = frozenset(
             each for each in gone if (each if audience is None else (each, audience)) not in withheld
@@ -373,12 +373,12 @@ def _settled(
 
 
 def _without_others(
-    doubtful: list[Any], audience: str | None, managed: Collection[str], withheld: Mapping[Member, str]
+    uncertain_here: list[Any], audience: str | None, managed: Collection[str], withheld: Mapping[Member, str]
 ) -> list[Any]:
     """Leave out withheld members of audiences that are not managed."""
     if audience is None:
-        return [member for member in doubtful if member[1] in managed or member not in withheld]
-    return [member for member in doubtful if audience in managed or (member, audience) not in withheld]
+        return [member for member in uncertain_here if member[1] in managed or member not in withheld]
+    return [member for member in uncertain_here if audience in managed or (member, audience) not in withheld]
 
 
 def _with_rules(
@@ -406,17 +406,19 @@ def _managed(members: set[Any], audience: str | None, managed: Collection[str]) 
     return members if audience in managed else set()
 
 
-def _refuse_others(new: list[Any], doubt: list[Any], audience: str | None, managed: Collection[str]) -> None:
+def _refuse_others(
+    new: list[Any], uncertain_here: list[Any], audience: str | None, managed: Collection[str]
+) -> None:
     """Check that only managed audiences would change."""
     for other in _audiences(new, audience) - set(managed):
         raise InvalidInputError(
             f"The query has the audience {other!r}, which is not in audiences. Add it there."
         )
-    for other in _audiences(doubt, audience) - set(managed):
+    for other in _audiences(uncertain_here, audience) - set(managed):
         raise InvalidInputError(
             "An earlier run was stopped while it changed\n"
             f"the audience {other!r}, which is not in audiences now.\n"
-            "Keep it there until one run has ended without rejected records of it, then take it out."
+            "Add it again, and take it out after a run that has ended without rejected records of it."
         )
 
 
@@ -432,11 +434,11 @@ def _count(counter: Counter[str], members: Collection[Any], audience: str | None
 
 
 def _count_unknown(
-    members: frozenset[Any], guests: Collection[Any], counts: Counts, audience: str | None
+    members: frozenset[Any], of_others: Collection[Any], counts: Counts, audience: str | None
 ) -> None:
     """Count removals of members that the ledger never had."""
-    _count(counts.known, members.intersection(guests), audience)
-    _count(counts.unacknowledged_removals, members.difference(guests), audience)
+    _count(counts.known, members.intersection(of_others), audience)
+    _count(counts.unacknowledged_removals, members.difference(of_others), audience)
 
 
 def _without(members: list[Any], removed: Collection[Any]) -> list[Any]:

@@ -4,7 +4,7 @@ A fingerprint is text: the digest; ``~`` if Talon.One was told to ignore unknown
 not have taken all of them; and after a full stop the names, as a hexadecimal number whose bits are positions
 in the ledger's list of names. A question mark in front means that the attributes were sent without an
 acknowledgement; a hyphen instead of the digest, that they were to be deleted; no digest, that it is not known
-what Talon.One has. A plus at the end means that Talon.One had acknowledged earlier attributes of the profile.
+what Talon.One has. A plus at the end means that Talon.One acknowledged earlier attributes of the profile.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def fingerprint(digest: str, mask: int, *, partial: bool) -> str:
     return f"{digest}{_PARTIAL if partial else ''}{_NAMES}{mask:x}"
 
 
-def doubted(text: str) -> str:
+def marked_uncertain(text: str) -> str:
     """Mark a fingerprint as sent without an acknowledgement."""
     return text if text.startswith(_DOUBT) else _DOUBT + text
 
 
-def had(text: str) -> bool:
+def was_acknowledged(text: str) -> bool:
     """Whether Talon.One acknowledged attributes of the profile, these or earlier ones."""
     return not text.startswith(_DOUBT) or text.endswith(_HAD)
 
 
 def following(text: str, old: str) -> str:
-    """Return a fingerprint as it follows an old one; the old one is empty if there is none."""
-    return text + _HAD if old and had(old) and not text.endswith(_HAD) else text
+    """Return a new fingerprint, with a plus if the old one (empty for none) was ever acknowledged."""
+    return text + _HAD if old and was_acknowledged(old) and not text.endswith(_HAD) else text
 
 
 def holds(text: str, digest: str, *, partial: bool) -> bool:
@@ -72,7 +72,7 @@ def holds(text: str, digest: str, *, partial: bool) -> bool:
     return text.startswith(digest + _NAMES) or (partial and text.startswith(digest + _PARTIAL))
 
 
-def in_doubt(text: str) -> str:
+def unacknowledged(text: str) -> str:
     """Return the fingerprint of what was sent without an acknowledgement; empty if all was acknowledged."""
     return text.removeprefix(_DOUBT) if text.startswith(_DOUBT) else ""
 
@@ -85,11 +85,11 @@ def cleared(text: str) -> str:
 
 def may_be_cleared(text: str) -> bool:
     """Whether a fingerprint says that its attributes were to be deleted, without an acknowledgement."""
-    return in_doubt(text).startswith(_CLEARED + _NAMES)
+    return unacknowledged(text).startswith(_CLEARED + _NAMES)
 
 
 def forgotten(text: str) -> str:
-    """Return a fingerprint for attributes that Talon.One may not have, as the API key has changed."""
+    """Return a fingerprint without digest: with another API key it is unknown what Talon.One has."""
     return _DOUBT + following(text, text)[text.index(_NAMES) :]
 
 

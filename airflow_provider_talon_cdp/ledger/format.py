@@ -29,7 +29,7 @@ from airflow_provider_talon_cdp.ledger.storage import (
     Folder,
     as_ledger_error,
     damaged,
-    gone,
+    missing,
     names_in,
     read_json,
     read_pieces,
@@ -244,7 +244,7 @@ def read_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
     try:
         yield from _chunks(path, file)
     except FileNotFoundError as error:
-        raise gone(path) from error
+        raise missing(path) from error
     except (ValueError, zstd.ZstdError, zlib.error, EOFError) as error:
         raise damaged(path) from error
 
@@ -362,7 +362,7 @@ def read_text(path: Folder) -> Iterator[bytes]:
                 yield from lines
                 data = None if decompressor.eof or decompressor.needs_input else b""
     except FileNotFoundError as error:
-        raise gone(path) from error
+        raise missing(path) from error
     except (zstd.ZstdError, EOFError) as error:
         raise damaged(path) from error
     if not decompressor.eof:
@@ -429,12 +429,12 @@ class Acks:
         refused: Positions of refused changes in their batch, by number of the batch.
         skipped: Refused positions that were never sent.
         may_have_left: During a push: batches below this number may have been sent.
-        unclear: After a push that ended cleanly: batches that were sent and may have had an effect. A batch
-            that has landed, too, had an attempt without a clear answer, so its refusals are doubtful.
+        unclear: After a push that ended cleanly: batches that were sent and may have had an effect. If such
+            a batch has landed too, an earlier attempt was unclear, so its refused changes are uncertain.
         withheld: Changes that run rules and got no clear answer, each with a dead letter. They are not sent
             again. If merged, none of them has landed.
-        doubtful: Only if merged: batches with refusals of changes that another attempt or process may have
-            made.
+        uncertain_refusals: Only if merged: batches with refused changes that another attempt or process
+            may have made.
     """
 
     landed: Ranges = field(default_factory=Ranges)
@@ -443,7 +443,7 @@ class Acks:
     may_have_left: int = 0
     unclear: Ranges = field(default_factory=Ranges)
     withheld: Ranges = field(default_factory=Ranges)
-    doubtful: frozenset[int] = frozenset()
+    uncertain_refusals: frozenset[int] = frozenset()
 
     def land(self, batch: int, refused: Iterable[int], skipped: Iterable[int] = ()) -> None:
         """Note the outcome of a batch."""
@@ -503,7 +503,7 @@ class Acks:
         """
         content = read_json(path)
         if content is None:
-            raise gone(path)
+            raise missing(path)
         refused, skipped = (
             {int(batch): positions for batch, positions in content[name].items()}
             for name in ("refused", "skipped")
@@ -527,7 +527,7 @@ class Acks:
                 skipped = set.intersection(*(set(acks.skipped.get(batch, ())) for acks in landed))
                 merged.land(batch, refused, skipped)
                 if any(acks.is_open(batch) or batch in acks.unclear for acks in files):
-                    merged.doubtful |= {batch}
+                    merged.uncertain_refusals |= {batch}
         # A process may have got its answer after another one had taken over and withheld the change.
         spans = (range(first, last + 1) for first, last in merged.withheld.pairs)
         merged.withheld = Ranges([(n, n) for span in spans for n in span if n not in merged.landed])
@@ -546,8 +546,8 @@ class Plan:
         parts: Its files, in order.
         batch: Changes in a batch; the last batch of a part may have fewer.
         acks: Files of acknowledgements that must exist.
-        together: 0, or for a plan with changes that run rules the most changes in one request. The batches of
-            such a plan are single changes.
+        together: For a plan with changes that run rules, the maximum number of changes in one request; its
+            batches are single changes. 0 for other plans.
     """
 
     folder: str = ""
@@ -706,7 +706,7 @@ class Manifest:
         return f"manifest-{self.fencing_token:08}-{self.version:08}-{serial:04}-{self.run}.json"
 
     def followed_by(self, manifest: Manifest, keep: int) -> Manifest:
-        """Put this version into the history of the next one.
+        """Return the next version, with this one in its history.
 
         Args:
             manifest: The next version.
@@ -842,7 +842,7 @@ def find_manifest(folder: Folder, notes: str = "") -> FoundManifest:
         )
         newest = _order(names[0])[1] if names else 0
         return FoundManifest(manifest, content, newest, tuple(bad), orphans, notes in found)
-    raise gone(folder / name)
+    raise missing(folder / name)
 
 
 def kept_manifests(folder: Folder) -> tuple[list[Manifest], list[tuple[str, int]]]:

@@ -1,7 +1,7 @@
 """The ledger: a few files under a state URI, on a local disk or in an object store; see docs/ARCHITECTURE.md.
 
-Known are the members in the file that the manifest names, plus the acknowledged changes of the plans that it
-names, in order. When these changes are many, the next version has a new file of members. If a worker is
+The known members are those in the manifest's file of members, plus the acknowledged changes of its plans, in
+order. When these changes are many, the next version has a new file of members. If a worker is
 killed, changes that may have been sent and were not acknowledged are uncertain. The next plan sends them
 again, as ``add?`` or ``remove?``, whether the source has changed or not, and they are uncertain until they
 are acknowledged. A member's change that runs rules is withheld instead: it stays uncertain and is not sent
@@ -35,7 +35,12 @@ from uuid import uuid4
 from airflow_provider_talon_cdp.changes.change import Action, Change, Chunk, Record, Verb, one_or_all
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, Member, in_order
-from airflow_provider_talon_cdp.changes.fingerprint import doubted, following, forgotten, had
+from airflow_provider_talon_cdp.changes.fingerprint import (
+    following,
+    forgotten,
+    marked_uncertain,
+    was_acknowledged,
+)
 from airflow_provider_talon_cdp.changes.spool import sorted_members
 from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, KEEP_VERSIONS, MAX_CHANGES, AudienceIdType
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
@@ -72,7 +77,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
     Writers,
     find_notes,
     read_notes,
-    write_doubts,
+    write_resends,
     write_suspects,
     writer_of,
 )
@@ -81,7 +86,7 @@ from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
     as_folder,
-    gone,
+    missing,
     names_in,
     read_json,
     remove,
@@ -189,8 +194,8 @@ class RunFacts:
         data_until: End of the data interval, ISO 8601; the run's time if it has no data interval.
         key_fingerprint: Digest of the API key, which shows whether two keys are equal.
         platform_name: The platform name on the connection.
-        audiences: What Talon.One answered about each audience: its internal ID and its time of creation.
-        filling: Audiences of a plan that runs rules whose first members are sent in bulk.
+        audiences: The internal ID and the time of creation of each audience, from Talon.One's responses.
+        filling: Audiences whose first members the plan sends in bulk, though its other changes run rules.
         rejected: Whether a person rejected the plan, which must not be pushed then.
         awaits_approval: Whether the plan must not be pushed before a person approves it.
     """
@@ -244,7 +249,7 @@ class Draft:
         refused: The file of refused changes that the plan does not have; None if there are none.
         withheld: The file of changes of earlier plans that run rules and got no clear answer; None if there
             are none.
-        unreported: The file of those that no run that finished has reported; None if there are none.
+        unreported: The file of unclear changes that no finished run has reported; None if there are none.
         runs_rules: Whether changes of the plan run rules.
         audiences: Audiences of its members and changes.
         spent: Names of the files of notes that it covers.
@@ -293,7 +298,7 @@ class Ledger:
 
     A ledger of profiles holds one fingerprint of each profile: an addition sets it, a removal deletes it, and
     a plan has at most one change of a profile. A change that may have been sent without an acknowledgement
-    marks the fingerprint as doubtful, until another change of the profile is acknowledged.
+    marks the fingerprint as uncertain, until another change of the profile is acknowledged.
 
     Args:
         state: Folder of all ledgers.
@@ -331,7 +336,7 @@ class Ledger:
         """Audiences that this run may change; None for all. What happens to other known audiences is left to
         the next run that may change them."""
         self._suspects: frozenset[str] = frozenset()
-        self._doubts: frozenset[str] = frozenset()
+        self._resends: frozenset[str] = frozenset()
         self.other_writers: list[str] = []
         """Owners of runs that left notes in this ledger, or that hold the same audiences in other ledgers."""
         self._keep = keep
@@ -411,9 +416,9 @@ class Ledger:
     @property
     def has_acknowledged_attributes(self) -> bool:
         """Whether Talon.One acknowledged attributes of any profile in this ledger of profiles."""
-        return any(had(key) for chunk in self.known() for key in chunk.each_key)
+        return any(was_acknowledged(key) for chunk in self.known() for key in chunk.each_key)
 
-    def may_be_elsewhere(self, facts: RunFacts) -> bool:
+    def environment_may_differ(self, facts: RunFacts) -> bool:
         """Whether a run's key or platform name may lead to other audiences than those of this ledger."""
         mine = self.facts.platform_name
         has_other_platform = bool(mine and facts.platform_name and mine != facts.platform_name)
@@ -422,16 +427,16 @@ class Ledger:
 
     @property
     def last_owner(self) -> str:
-        """The owner of the last run, also of one that had nothing to send."""
+        """The owner of the last run, even if that run sent nothing."""
         owner: str = self.manifest.facts.get("owner") or self.owner
         return owner
 
     @property
     def must_be_replaced(self) -> bool:
-        """Whether some changes of the plan in force have no outcome, or later versions are lost.
+        """Whether some changes of the current plan have no outcome, or later versions are lost.
 
-        The next version deletes lost plans. It also covers notes, which would be read in every run, except
-        those about audiences that this run may not change: notes name the members, and doubts do not.
+        The next version deletes lost plans. It also covers notes, which every run would read again, except
+        notes about audiences that this run may not change, as only they name the members.
         """
         return (
             bool(self._lost_parts or (self._notes.spent and not self._changed_unmanaged()))
@@ -493,7 +498,7 @@ class Ledger:
             )
         plans = [self.manifest.plan, *(Plan(folder=orphan) for orphan in found.orphans)]
         self._suspects = frozenset().union(*map(self._suspects_of, plans))
-        self._doubts = frozenset().union(*map(self._doubts_of, plans))
+        self._resends = frozenset().union(*map(self._resends_of, plans))
         self._lost_parts = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
         self._notes = self._find_notes() if found.has_notes else Notes()
         self.other_writers = sorted(filter(None, self._owners_of_notes()))
@@ -502,7 +507,7 @@ class Ledger:
     def _suspects_of(self, plan: Plan) -> frozenset[str]:
         return self._audiences_in(self._files(plan, SUSPECTS))
 
-    def _doubts_of(self, plan: Plan) -> frozenset[str]:
+    def _resends_of(self, plan: Plan) -> frozenset[str]:
         return self._audiences_in(self._files(plan, DOUBTS))
 
     def _audiences_in(self, names: Iterable[str]) -> frozenset[str]:
@@ -542,7 +547,7 @@ class Ledger:
         plans = [self._effects_of(plan, self._read_acks(plan)) for plan in self.manifest.since]
         plans.append(self._effects_of(self.manifest.plan, self.acks))
         if self._holds_profiles and self._has_outside_changes:
-            plans.append(self._doubtful_profiles())
+            plans.append(self._uncertain_profiles())
         known = Folded(snapshot, plans, one_per_profile=self._holds_profiles)
         if not self._holds_profiles:
             return known
@@ -555,7 +560,7 @@ class Ledger:
         if not self.suspected and not noted:
             return known
         return Folded(
-            map(partial(_with_doubts, profiles=None if self.suspected else noted), known),
+            map(partial(_with_uncertain_keys, profiles=None if self.suspected else noted), known),
             [],
             one_per_profile=True,
         )
@@ -563,8 +568,8 @@ class Ledger:
     def uncertain(self) -> Iterator[Chunk]:
         """Yield members that a request may have changed without an acknowledgement, sorted and distinct.
 
-        The verb is ``remove`` for a guest: a member that another task has added. A ledger of profiles yields
-        none: ``known`` marks their fingerprints as doubtful.
+        The verb is ``remove`` for a member that another task has added. A ledger of profiles yields none:
+        ``known`` marks their fingerprints as uncertain.
         """
         if self._holds_profiles:
             return iter(())
@@ -574,7 +579,7 @@ class Ledger:
             for change in chunk.changes()
             if change.uncertain
         )
-        again = self.suspected | self.doubted
+        again = self.suspected | self.resends
         sent_again = (
             member
             for chunk in (self.known() if again else ())
@@ -588,7 +593,7 @@ class Ledger:
         """Return changes that run rules and got no clear answer, as actions by member.
 
         They are not sent again, unless all is sent. Each of them cost a request without an answer, so there
-        are never many. A ledger of profiles has none: ``known`` marks their fingerprints as doubtful.
+        are never many. A ledger of profiles has none: ``known`` marks their fingerprints as uncertain.
         """
         if self._holds_profiles:
             return {}
@@ -646,7 +651,7 @@ class Ledger:
         """Return a digest of all that ``known`` and ``uncertain`` depend on."""
         acks = [name for plan in self.manifest.plans for name in self._files(plan, _ACKS)]
         content = [
-            *(self.manifest.file, sorted(self.suspected), sorted(self.doubted)),
+            *(self.manifest.file, sorted(self.suspected), sorted(self.resends)),
             *([file.file for file in files] for files in (self._notes.files, self._lost_parts)),
             sorted(self._notes.by_others),
             *([name, read_json(self.folder / name)] for name in acks),
@@ -665,15 +670,15 @@ class Ledger:
         return _audiences_of(chain(self.known(), self.changes()))
 
     def _contradicted(self) -> Iterator[tuple[str, str, Verb]]:
-        """Yield, sorted, members that changes from outside leave in another state than ``known``.
+        """Yield members, sorted, whose state after outside changes differs from ``known``.
 
         Yields:
-            The member, and ``remove`` if it is a guest, else ``add``. An audience of which a sync of many has
-            no members has no guests: by now it may be another task's.
+            The member, and ``remove`` if another task added it, else ``add``. A sync of many leaves out what
+            others added to an audience of which it has no members: by now it may be another task's.
         """
         notes = heapq.merge(
             zip(self._changed_outside("add", "own"), repeat("add"), strict=False),
-            self._of_managed(zip(self._changed_outside("add", "others"), repeat("guest"), strict=False)),
+            self._of_managed(zip(self._changed_outside("add", "others"), repeat("other"), strict=False)),
             zip(
                 self._sorted_members("add", self._acknowledged_in_lost_parts()), repeat("lost"), strict=False
             ),
@@ -690,7 +695,7 @@ class Ledger:
                 yield *member, "remove"
             elif noted & {"add", "lost"}:
                 yield *member, "add"
-            elif "guest" in noted and (audiences is None or member[1] in audiences):
+            elif "other" in noted and (audiences is None or member[1] in audiences):
                 # One that was removed again may be in the audience or not.
                 yield *member, "add" if "remove" in noted else "remove"
 
@@ -825,7 +830,7 @@ class Ledger:
     def suspect(self, audiences: Iterable[str]) -> None:
         """Record, until the next plan, that Talon.One may have lost the members of audiences.
 
-        In a ledger of profiles, any name marks all fingerprints as doubtful.
+        In a ledger of profiles, any name marks all fingerprints as uncertain.
         """
         suspects = self._suspects.union(audiences)
         # A ledger without a version has no members.
@@ -841,29 +846,29 @@ class Ledger:
 
     @property
     def suspected(self) -> frozenset[str]:
-        """Managed audiences that Talon.One may have lost since the current plan was made."""
+        """Managed audiences whose members Talon.One may have lost since the current plan was made."""
         return self._suspects if self.managed is None else self._suspects.intersection(self.managed)
 
     @property
-    def doubted(self) -> frozenset[str]:
-        """Managed audiences of which the next plan sends all members again; see ``doubt``."""
-        return self._doubts if self.managed is None else self._doubts.intersection(self.managed)
+    def resends(self) -> frozenset[str]:
+        """Managed audiences whose members are all sent again by the next plan; see ``note_resend``."""
+        return self._resends if self.managed is None else self._resends.intersection(self.managed)
 
-    def doubt(self, audiences: Iterable[str]) -> None:
+    def note_resend(self, audiences: Iterable[str]) -> None:
         """Record that audiences may be other ones, so that the next plan sends all their members again.
 
-        Unlike with a suspected audience, earlier sends with rules still count.
+        Unlike a suspected audience, such an audience keeps its withheld changes and counts as filled.
         """
-        doubts = self._doubts.union(audiences)
-        if self.version and doubts != self._doubts:
-            write_doubts(self.folder, self.plan, self.run, doubts)
-        self._doubts = doubts
+        resends = self._resends.union(audiences)
+        if self.version and resends != self._resends:
+            write_resends(self.folder, self.plan, self.run, resends)
+        self._resends = resends
         self.lock.confirm()
 
-    def doubt_unmanaged(self) -> None:
-        """Doubt all known audiences that this run may not change."""
+    def note_resend_of_unmanaged(self) -> None:
+        """Note a resend of all known audiences that this run may not change."""
         if self.managed is not None:
-            self.doubt(self.unmanaged(self._known_audiences()))
+            self.note_resend(self.unmanaged(self._known_audiences()))
 
     def unmanaged(self, audiences: Iterable[str]) -> list[str]:
         """Return the given audiences that this run may not change."""
@@ -881,7 +886,7 @@ class Ledger:
         """
         self._notes = self._find_notes()
         self._suspects |= self._suspects_of(self.manifest.plan)
-        self._doubts |= self._doubts_of(self.manifest.plan) | self._changed_unmanaged()
+        self._resends |= self._resends_of(self.manifest.plan) | self._changed_unmanaged()
         draft = Draft(
             version=self._newest + 1,
             folder=f"{self._newest + 1:08}-{self.run}",
@@ -891,9 +896,9 @@ class Ledger:
         )
         changes = sum(plan.changes for plan in draft.since)
         lines = draft.members.lines if draft.members else 0
-        # Doubtful fingerprints are in no plan's files, so they must be among the members.
-        has_doubts = self._holds_profiles and bool(self._has_outside_changes or self.suspected)
-        rewrites = has_doubts or changes * _REWRITE_SHARE > lines or len(draft.since) > _MOST_PLANS
+        # Uncertain fingerprints are in no plan's files, so they must be among the members.
+        has_uncertain = self._holds_profiles and bool(self._has_outside_changes or self.suspected)
+        rewrites = has_uncertain or changes * _REWRITE_SHARE > lines or len(draft.since) > _MOST_PLANS
         try:
             return self._write_draft(draft, planner, rewrites_members=rewrites)
         except BaseException:
@@ -989,7 +994,7 @@ class Ledger:
         """Delete the files of a draft."""
         remove_folder(self.folder / draft.folder)
 
-    def enforce(
+    def make_current(
         self, draft: Draft, *, facts: RunFacts, names: Iterable[str] = (), handed_over: bool = False
     ) -> None:
         """Make a draft the current version. A run that is killed from now on is resumed.
@@ -1031,21 +1036,21 @@ class Ledger:
         is_settled = was_own or self.facts.awaits_approval
         had_effect = self._had_effect() if replaced.told and is_settled else True
         # More may have been noted after this version was drafted.
-        suspects, doubts = self._suspects_of(before), self._doubts_of(before)
+        suspects, resends = self._suspects_of(before), self._resends_of(before)
         missed = self._left_over(self._suspects | suspects, self.suspected)
-        doubtful = self._left_over(self._doubts | doubts, self.doubted)
+        missed_resends = self._left_over(self._resends | resends, self.resends)
         if missed:
             write_suspects(self.folder, draft.folder, self.run, missed)
-        if doubtful:
-            write_doubts(self.folder, draft.folder, self.run, doubtful)
+        if missed_resends:
+            write_resends(self.folder, draft.folder, self.run, missed_resends)
         self._put_manifest(self.manifest.followed_by(manifest, self._keep))
         self._notified = manifest.told
-        self._suspects, self._doubts = missed, doubtful
+        self._suspects, self._resends = missed, missed_resends
         # From now on they are noted in the folder of this version.
         self.suspect(self._suspects_of(before) - suspects)
-        if late := self._doubts_of(before) - doubts:
-            self._doubts |= late
-            write_doubts(self.folder, self.plan, self.run, self._doubts)
+        if late := self._resends_of(before) - resends:
+            self._resends |= late
+            write_resends(self.folder, self.plan, self.run, self._resends)
         self._delete_unnamed()
         with suppress(LedgerError):
             # The push of a plan of this run is over. Others may have left requests in flight.
@@ -1094,7 +1099,7 @@ class Ledger:
         oldest = min([manifest.letters, *(version["letters"] for version in manifest.history)])
         prune_letters(self.folder, self._keep, oldest)
 
-    def abandon(self) -> int:
+    def withhold_unclear(self) -> int:
         """Withhold changes that run rules and may have been sent by a run that was killed.
 
         Returns:
@@ -1107,7 +1112,9 @@ class Ledger:
         for change in unreported:
             self.letters.add(self._unclear_letter(change))
         parts = range(self.parts)
-        return len(unreported) + sum(self._abandon(part, self.acks[part], self.letters) for part in parts)
+        return len(unreported) + sum(
+            self._withhold_unclear_in(part, self.acks[part], self.letters) for part in parts
+        )
 
     def _unreported(self) -> list[Change]:
         """Return changes that run rules, got no clear answer, and are in no report of a run that finished."""
@@ -1130,19 +1137,19 @@ class Ledger:
                 replace(self.manifest, unreported=None, reported=True, before=self.manifest.file)
             )
 
-    def _abandon(self, part: int, acks: Acks, letters: DeadLetters) -> int:
-        plan, abandoned = self.manifest.plan, Acks()
+    def _withhold_unclear_in(self, part: int, acks: Acks, letters: DeadLetters) -> int:
+        plan, unclear_before = self.manifest.plan, Acks()
         for number, change in self._unclear_in(part, acks) if plan.together else ():
             if number not in acks.withheld:
-                abandoned.withheld.add(number)
+                unclear_before.withheld.add(number)
                 letters.add(self._unclear_letter(change))
-        if abandoned.withheld:
+        if unclear_before.withheld:
             letters.flush()
             # Not under this run's ID: if this run pushes the part, it writes another file.
-            abandoned.write(self.folder / plan.acks_of(part, uuid4().hex[:12]))
+            unclear_before.write(self.folder / plan.acks_of(part, uuid4().hex[:12]))
             self.lock.confirm()
             self._acks = None
-        return len(abandoned.withheld)
+        return len(unclear_before.withheld)
 
     def _unclear_letter(self, change: Change) -> dict[str, Any]:
         membership = {"audience_id": change.key, "action": change.action}
@@ -1208,7 +1215,7 @@ class Ledger:
             audiences=frozenset(audiences),
         )
         draft = replace(draft, withheld=self._write_withheld(draft, withheld or {}))
-        self.enforce(draft, facts=facts, names=names)
+        self.make_current(draft, facts=facts, names=names)
 
     # A run in several processes
 
@@ -1304,11 +1311,13 @@ class Ledger:
             prefix = f"{parts[0]:05}-{self.run}-"
             letters = DeadLetters(self.folder, self.manifest.letters, prefix=prefix, keep=self._keep)
             known = dict(zip(parts, self._read_acks(self.manifest.plan, parts), strict=True))
-            abandoned = sum(self._abandon(part, acks, letters) for part, acks in known.items())
-            if abandoned:
+            unclear_before = sum(
+                self._withhold_unclear_in(part, acks, letters) for part, acks in known.items()
+            )
+            if unclear_before:
                 known = dict(zip(parts, self._read_acks(self.manifest.plan, parts), strict=True))
             share = self._share_of(known, letters)
-            share.abandoned = abandoned
+            share.unclear_before = unclear_before
             share.refused_before = self._refused_before()
             with self._confirming_damage():
                 yield share
@@ -1368,7 +1377,7 @@ class Ledger:
             )
 
     def _refuse_other_key(self, facts: RunFacts) -> None:
-        if self.may_be_elsewhere(facts):
+        if self.environment_may_differ(facts):
             raise LedgerError(
                 "The API key or the platform name on the connection has changed since this plan was made.\n"
                 "Another platform has other audiences, and another key may be of another environment\n"
@@ -1494,7 +1503,7 @@ class Ledger:
         start = plan.acks_of(part, "")[: -len(".json")]
         for name in plan.acks:
             if name.startswith(start) and name not in found:
-                raise gone(self.folder / name)
+                raise missing(self.folder / name)
         return Acks.merged([Acks.read(self.folder / name) for name in found if name.startswith(start)])
 
     def _sent_parts(self, folder: str) -> list[File]:
@@ -1555,12 +1564,12 @@ class Ledger:
                     acks = self._acks_of_part(plan, int(part[1]))
                     yield from _acknowledged(plan.batches(self.folder, 0), acks)
 
-    def _doubtful_profiles(self) -> Iterator[Chunk]:
-        """Yield a doubtful fingerprint for each profile that notes of fingerprints or lost plans have."""
+    def _uncertain_profiles(self) -> Iterator[Chunk]:
+        """Yield an uncertain fingerprint for each profile that has one in a note or in a lost plan."""
         changes = heapq.merge(self._changed_outside("add", "all"), self._changed_outside("remove", "all"))
         fingerprints = (change for change in changes if change[1] != ATTRIBUTES)
         first = (next(group) for _, group in groupby(fingerprints, key=itemgetter(0)))
-        return _chunks_of_members((profile, doubted(key), "add") for profile, key in first)
+        return _chunks_of_members((profile, marked_uncertain(key), "add") for profile, key in first)
 
     def _notify_others(self, draft: Draft, facts: RunFacts) -> tuple[str, ...]:
         """Write notes of a draft's changes into other ledgers that hold its audiences; return their names."""
@@ -1599,7 +1608,7 @@ class Ledger:
             notes.end(seconds, had_effect=had_effect)
 
     def _end_notes_of(self, manifest: Manifest, seconds: float, *, had_effect: bool) -> None:
-        """End the notes of a plan that was replaced in other ledgers, where no other run has ended them."""
+        """In other ledgers, end the notes of a replaced plan, unless another run has ended them."""
         for name in manifest.told:
             notes = NoteWriter(self.registry.folder(name), manifest.plan.folder, manifest.owner, self._clock)
             notes.end_if_open(seconds, had_effect=had_effect)
@@ -1644,12 +1653,12 @@ def _as_uncertain(chunk: Chunk) -> Chunk:
     return replace(chunk, verbs=one_or_all([verb.rstrip("?") + "?" for verb in verbs]))
 
 
-def _with_doubts(chunk: Chunk, profiles: Collection[str] | None) -> Chunk:
-    """Mark fingerprints as doubtful, of some profiles or of all, and keep that they were acknowledged."""
+def _with_uncertain_keys(chunk: Chunk, profiles: Collection[str] | None) -> Chunk:
+    """Mark fingerprints of some or all profiles as uncertain, and keep the mark of an acknowledgement."""
     keys = [
         forgotten(key)
         if profiles is None
-        else doubted(following(key, key))
+        else marked_uncertain(following(key, key))
         if profile_id in profiles
         else key
         for profile_id, key in zip(chunk.ids, chunk.each_key, strict=False)
@@ -1660,7 +1669,8 @@ def _with_doubts(chunk: Chunk, profiles: Collection[str] | None) -> Chunk:
 def _uncertain_refusals(chunk: Chunk, number: int, acks: Acks) -> list[int]:
     """Return positions of refused changes of a batch that an earlier request may have made."""
     verbs = [chunk.verbs] * len(chunk) if isinstance(chunk.verbs, str) else chunk.verbs
-    return [at for at in acks.refused.get(number, ()) if number in acks.doubtful or verbs[at].endswith("?")]
+    is_uncertain = number in acks.uncertain_refusals
+    return [at for at in acks.refused.get(number, ()) if is_uncertain or verbs[at].endswith("?")]
 
 
 def _acknowledged(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk]:
@@ -1675,18 +1685,18 @@ def _effects_on_profiles(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk
 
     Yields:
         The acknowledged changes, and for a change that may have arrived without an acknowledgement an
-        addition of a doubtful fingerprint. If Talon.One refuses to remove attributes that it never
+        addition of an uncertain fingerprint. If Talon.One refuses to remove attributes that it never
         acknowledged, they do not exist, and the removal counts as acknowledged.
     """
     for number, chunk in enumerate(batches):
-        if number in acks.landed and number not in acks.doubtful:
+        if number in acks.landed and number not in acks.uncertain_refusals:
             refused = [at for at in acks.refused.get(number, ()) if not _is_removed(chunk, at, number, acks)]
             yield chunk.without(refused) if refused else chunk
         elif number in acks.landed or acks.is_open(number):
             unknown = set(acks.refused[number] if number in acks.landed else range(len(chunk)))
             yield Chunk.of(
                 [
-                    change._replace(key=doubted(change.key), action="add", uncertain=False)
+                    change._replace(key=marked_uncertain(change.key), action="add", uncertain=False)
                     if at in unknown
                     else change
                     for at, change in enumerate(chunk.changes())
@@ -1697,4 +1707,4 @@ def _effects_on_profiles(batches: Iterable[Chunk], acks: Acks) -> Iterator[Chunk
 def _is_removed(chunk: Chunk, at: int, number: int, acks: Acks) -> bool:
     (change,) = chunk.at([at]).changes()
     was_sent = at not in acks.skipped.get(number, ())
-    return was_sent and change.action == "remove" and not had(change.key)
+    return was_sent and change.action == "remove" and not was_acknowledged(change.key)

@@ -1,4 +1,4 @@
-"""Keeps other runs out of a ledger, as far as an object store without conditional writes allows.
+"""Keeps other runs out of a ledger, within the limits of an object store without conditional writes.
 
 ```
 locks/all-RUN.json              the claim of a run on the ledger; part-00003-RUN.json on one part of its plan
@@ -12,8 +12,8 @@ that writes what others must not miss writes first and then checks that its clai
 takes over after that check reads what was written.
 
 The limits: a request that is in flight when its run is taken over may reach Talon.One after requests of the
-other run. So a run sends nothing unless its lock was confirmed recently (``refuse_lost``), and leaves a note
-of what was in flight. A run counts as dead when its last heartbeat is `LOCK_LASTS` old by the clock of the
+other run. So a run sends nothing unless its lock was confirmed recently (``raise_if_lost``), and notes what
+was in flight. A run counts as dead when its last heartbeat is `LOCK_LASTS` old by the clock of the
 run that asks, so clocks must not differ by more than `LOCK_LASTS` less `LEASE`.
 """
 
@@ -43,7 +43,7 @@ from airflow_provider_talon_cdp.ledger.storage import (
 log = logging.getLogger(__name__)
 
 LOCK_LASTS = 120.0
-"""Seconds after its last heartbeat from which a run counts as dead."""
+"""A run counts as dead this many seconds after its last heartbeat."""
 LOCK_RENEWED = 5.0
 """Seconds between heartbeats."""
 LEASE = 60.0
@@ -204,7 +204,7 @@ class Lock:
             raise self._taken_over()
         self.confirmed = began
 
-    def refuse_lost(self) -> None:
+    def raise_if_lost(self) -> None:
         """Stop a run that may have lost its lock. Reads the storage only if the last confirmation is old.
 
         Raises:

@@ -13,7 +13,7 @@ The scope is a digest of API base and environment. If a ledger is under another 
 of this Airflow, a pointer in ``elsewhere`` under the common one leads to it, so that all tasks find it.
 
 If a note contradicts the ledger, the member is uncertain, and the next plan sends its wanted state. A note
-about attributes marks the profile's fingerprint as doubtful. A note is spent when a plan has covered it and
+about attributes marks the profile's fingerprint as uncertain. A note is spent when a plan has covered it and
 no request of its writer can arrive any more. The version after that plan's deletes it: if the manifest of the
 plan is lost, the version before it needs the note.
 """
@@ -264,7 +264,7 @@ class Registry:
             in_scope: Whether to find ledgers of the same API base and environment, or only of others.
 
         Returns:
-            By the ledger's name for ``folder``, its audiences, each with its ID in both ledgers.
+            By the name of each ledger, for ``folder``: its audiences, as pairs of our ID and its own ID.
             Deleted ledgers are left out.
         """
         by_digest = {self._digest(audience): audience for audience in audiences}
@@ -373,14 +373,14 @@ class OutsideChanges:
         self.counts = Counts()
         """Where the acknowledged changes are counted."""
         self._in_flight = 0
-        self._is_doubtful = False
+        self._had_unclear_attempt = False
         # By audience, the names of ledgers that hold members of it, and the audience's ID in each.
         self._ledgers: dict[str, list[tuple[str, str]]] = {}
         self._unregistered: dict[str, list[tuple[str, str]]] = {}
         self._writers: dict[str, NoteWriter] = {}
         # Numbers of notes by audience, and by ledger and audience.
         self._noted: Counter[str] = Counter()
-        self._told: Counter[tuple[str, str]] = Counter()
+        self._notes_in_ledger: Counter[tuple[str, str]] = Counter()
         self._of_attributes: list[Chunk] = []
 
     def note(self, chunk: Chunk) -> None:
@@ -392,14 +392,16 @@ class OutsideChanges:
         audiences = {chunk.keys} if isinstance(chunk.keys, str) else set(chunk.keys)
         self._find_ledgers(audiences)
         self._noted.update(audiences)
-        self._told.update((name, audience) for audience in audiences for name, _ in self._ledgers[audience])
+        self._notes_in_ledger.update(
+            (name, audience) for audience in audiences for name, _ in self._ledgers[audience]
+        )
         parts: dict[str, list[Chunk]] = {}
         for key, part in chunk.by_key():
             for name, audience in self._ledgers[key]:
                 parts.setdefault(name, []).append(replace(part, keys=audience))
         self._of_attributes += [part for key, part in chunk.by_key() if key == ATTRIBUTES]
-        for name, told in parts.items():
-            self._write(name, Chunk.joined(told))
+        for name, chunks in parts.items():
+            self._write(name, Chunk.joined(chunks))
 
     def _write(self, name: str, chunk: Chunk) -> None:
         if name not in self._writers:
@@ -486,7 +488,7 @@ class OutsideChanges:
         written: dict[Folder, Folder] = {}
 
         def note() -> None:
-            # A run that is planning meanwhile puts another plan in force, which must know of it, too.
+            # A run that is planning meanwhile makes another plan current, which needs the note, too.
             self._find_ledgers({audience})
             for name, audience_there in self._ledgers[audience]:
                 folder = self.registry.folder(name)
@@ -498,7 +500,7 @@ class OutsideChanges:
             try:
                 note()
             except LedgerError as error:
-                # A retry would change nothing. Only a plan that was put in force meanwhile is not told.
+                # A retry would change nothing. Only a plan that became current meanwhile lacks the note.
                 log.warning("A mirror that is running may not notice that the audience is empty.\n%s", error)
 
         note()
@@ -551,17 +553,17 @@ class OutsideChanges:
         if self.progress:
             self.progress.flush()
 
-    def leaving(self, *_: object) -> None:
+    def note_sending(self, *_: object) -> None:
         """Count a chunk in flight. Its changes were noted before; see ``note``."""
         self._in_flight += 1
 
     def landed(
-        self, number: int, refused: Collection[int] = (), *_: object, is_doubtful: bool = False
+        self, number: int, refused: Collection[int] = (), *_: object, had_unclear_attempt: bool = False
     ) -> None:
         """Count a chunk that is not in flight any more, and whether all of it was acknowledged."""
         self._in_flight -= 1
         # A request whose answer was lost may have made changes that were refused later.
-        self._is_doubtful |= is_doubtful
+        self._had_unclear_attempt |= had_unclear_attempt
         if self.progress and refused:
             self.progress.hold(number)
         elif self.progress:
@@ -571,44 +573,44 @@ class OutsideChanges:
         """Count a chunk that is not in flight any more, and changed nothing."""
         self._in_flight -= 1
 
-    def nothing(self, *_: object) -> None:
+    def ignore(self, *_: object) -> None:
         """Do nothing: explicit changes are not taken over, and mirrors check their audiences themselves."""
 
-    suspect = refuse_lost = leave_behind = nothing
+    suspect = raise_if_lost = note_in_flight = ignore
 
     def end(self) -> None:
         """Write the dead letters, and note in the ledgers that the changes end, or may still arrive."""
         self.flush()
         is_open = self._in_flight > 0
-        had_effect = is_open or self._is_doubtful or self.counts.sent > 0
+        had_effect = is_open or self._had_unclear_attempt or self.counts.sent > 0
         if had_effect:
             try:
-                self._tell_new_ledgers()
+                self._notify_new_ledgers()
             except LedgerError as error:
                 log.warning("A mirror that runs for the first time may not know of these changes.\n%s", error)
         for writer in self._writers.values():
             writer.end(REQUEST_LASTS if is_open else 0.0, had_effect=had_effect)
 
-    def _tell_new_ledgers(self) -> None:
-        """Have ledgers that were made after a note send all members of its audience again.
+    def _notify_new_ledgers(self) -> None:
+        """Make ledgers that were created after a note resend all members of its audience.
 
         Ledgers that got the attributes only after the note was written receive it too.
         """
         self._find_ledgers(set(self._noted))
         for name, _ in self._ledgers.get(ATTRIBUTES, ()) if self._of_attributes else ():
-            if not self._told[name, ATTRIBUTES]:
+            if not self._notes_in_ledger[name, ATTRIBUTES]:
                 self._write(name, Chunk.joined(self._of_attributes))
         missed: dict[str, list[str]] = {}
         for audience in self._noted.keys() - {ATTRIBUTES}:
             for name, audience_there in self._ledgers[audience]:
-                if self._told[name, audience] < self._noted[audience]:
+                if self._notes_in_ledger[name, audience] < self._noted[audience]:
                     missed.setdefault(name, []).append(audience_there)
-        for name, doubtful in missed.items():
-            folder, told = self.registry.folder(name), set[str]()
-            # Another plan may be put in force meanwhile.
-            while (plan := find_manifest(folder).manifest.plan.folder) and plan not in told:
-                write_doubts(folder, plan, self._writer, doubtful)
-                told.add(plan)
+        for name, audiences in missed.items():
+            folder, written = self.registry.folder(name), set[str]()
+            # Another plan may become current meanwhile.
+            while (plan := find_manifest(folder).manifest.plan.folder) and plan not in written:
+                write_resends(folder, plan, self._writer, audiences)
+                written.add(plan)
 
 
 def _remove_mark(mark: Folder) -> None:
@@ -630,7 +632,7 @@ def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]
     return path
 
 
-def write_doubts(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> None:
+def write_resends(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> None:
     """Note in a plan's folder that the ledger does not know what other tasks did to members of audiences."""
     write_json(folder / plan / f"doubts-{run}.json", sorted(audiences))
 

@@ -25,7 +25,7 @@ from airflow_provider_talon_cdp.ledger.format import read_text, writing_text
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
-    gone,
+    missing,
     names_in,
     read_json,
     remove_folder,
@@ -60,7 +60,7 @@ class Reading:
         with self._must_exist():
             bounds = read_json(self._folder / _BOUNDS)
             if bounds is None:
-                raise gone(self._folder / _BOUNDS)
+                raise missing(self._folder / _BOUNDS)
         bounds = [None, *bounds, None]
         return bounds[number], bounds[number + 1]
 

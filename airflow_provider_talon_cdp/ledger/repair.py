@@ -95,10 +95,10 @@ class DamagedLedger(Ledger):
         for chunk in saved_chunks(self.folder, newest.withheld) if newest.withheld else ():
             withheld.update((change[:2], change.action) for change in chunk.changes())
         self._drop_notes(messages)
-        plans_in_doubt = [newest.plan, *(Plan(folder=orphan) for orphan in orphans)]
-        self._drop_damaged_suspects(plans_in_doubt, messages)
-        suspects = frozenset().union(*map(self._suspects_of, plans_in_doubt))
-        doubts = frozenset().union(*map(self._doubts_of, plans_in_doubt))
+        last_plans = [newest.plan, *(Plan(folder=orphan) for orphan in orphans)]
+        self._drop_damaged_suspects(last_plans, messages)
+        suspects = frozenset().union(*map(self._suspects_of, last_plans))
+        resends = frozenset().union(*map(self._resends_of, last_plans))
         notes = NoteWriter(self.folder, self.run, "", self._clock)
         for chunk in chain.from_iterable(uncertain):
             # Profiles are sent again without rules.
@@ -122,7 +122,7 @@ class DamagedLedger(Ledger):
         members = Folded(snapshot, changed, one_per_profile=self._holds_profiles)
         self._begin_with(members, facts=self.facts, names=newest.names, withheld=withheld)
         self.suspect(suspects)
-        self.doubt(doubts)
+        self.note_resend(resends)
         if notes.written:
             notes.end()
         return [*messages, f"The ledger has version {self.version} now."]
@@ -140,7 +140,7 @@ class DamagedLedger(Ledger):
                     f"{name} is damaged: it says which audiences may have lost their members. "
                     'Run the task once with send="all".'
                 )
-        self._suspects = self._doubts = frozenset()
+        self._suspects = self._resends = frozenset()
 
     def _base(self, manifests: list[Manifest], messages: list[str]) -> tuple[Manifest, Iterable[Chunk]]:
         """Return the version to begin with, and its members as far as they can be read."""
@@ -171,7 +171,7 @@ class DamagedLedger(Ledger):
                     "It may have had changes of unknown outcome that were sent before it:\n"
                     'run the task once with send="all".'
                 )
-            return (), map(self._in_doubt_before, saved_chunks(self.folder, file))
+            return (), map(self._uncertain_before, saved_chunks(self.folder, file))
         if not self._is_intact(file):
             saved = sum(map(len, saved_chunks(self.folder, file)))
             messages.append(
@@ -194,9 +194,9 @@ class DamagedLedger(Ledger):
                     # Refused changes ran no rules.
                     yield Chunk.of(change._replace(runs_rules=False) for change in chunk.changes())
                 elif number not in acks.landed:
-                    yield self._in_doubt_before(chunk)
+                    yield self._uncertain_before(chunk)
 
-    def _in_doubt_before(self, chunk: Chunk) -> Chunk:
+    def _uncertain_before(self, chunk: Chunk) -> Chunk:
         """Return the changes of a batch that was never sent which an earlier request may have made."""
         doubtful = () if self._holds_profiles else chunk.changes()
         return Chunk.of(change._replace(runs_rules=False) for change in doubtful if change.uncertain)

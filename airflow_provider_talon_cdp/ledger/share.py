@@ -34,8 +34,8 @@ class Share:
             again.
 
     Attributes:
-        abandoned: Number of changes that run rules and may have been sent by a process that was killed. They
-            have dead letters.
+        unclear_before: Number of changes that run rules and may have been sent by a killed process. They have
+            dead letters.
         refused_before: Members with a change that Talon.One refused in the run before.
     """
 
@@ -52,7 +52,7 @@ class Share:
         self._plan = plan
         self._part_starts = plan.part_starts
         self._lock = lock
-        self.refuse_lost = lock.refuse_lost
+        self.raise_if_lost = lock.raise_if_lost
         """Called before every attempt of a request; see ``Lock``."""
         self.letters = letters
         self._ahead = ahead
@@ -72,7 +72,7 @@ class Share:
         """Number of batches without an outcome before this push."""
         self.changes = 0
         """Number of changes in these batches."""
-        self.abandoned = 0
+        self.unclear_before = 0
         self.refused_before: frozenset[tuple[str, str]] = frozenset()
         self._left_by_part: Counter[int] = Counter()
         for part, acks in known.items():
@@ -138,7 +138,7 @@ class Share:
             if in_bulk:
                 yield joined(part, in_bulk)
 
-    def leaving(self, number: int, positions: Iterable[int] | None = None) -> None:
+    def note_sending(self, number: int, positions: Iterable[int] | None = None) -> None:
         """Note, durably, that a chunk may be sent from now on, and with it the next ``ahead`` batches.
 
         Args:
@@ -148,7 +148,7 @@ class Share:
         Raises:
             LedgerError: Another run took over, so the chunk must not be sent.
         """
-        self.refuse_lost()
+        self.raise_if_lost()
         part, batches = self._locate(number, positions)
         acks = self._acks[part]
         start, end = self._part_starts[part : part + 2]
@@ -167,7 +167,7 @@ class Share:
         unclear: Iterable[int] = (),
         left: Iterable[int] = (),
         *,
-        is_doubtful: bool = False,
+        had_unclear_attempt: bool = False,
     ) -> None:
         """Note the outcome of a chunk; ``flush`` makes it durable.
 
@@ -177,7 +177,7 @@ class Share:
             skipped: Refused positions that were never sent.
             unclear: Positions of changes that run rules and got no clear answer. They have dead letters.
             left: Positions of changes that had no effect, of a plan that runs rules.
-            is_doubtful: Whether a refused change may have been made by an earlier attempt.
+            had_unclear_attempt: Whether a refused change may have been made by an earlier attempt.
 
         Raises:
             LedgerError: Another run took over; the outcome is noted.
@@ -193,13 +193,13 @@ class Share:
                     acks.withheld.add(batch)
                 else:
                     acks.land(batch, [0] if at in refused else (), [0] if at in skipped else ())
-                    if is_doubtful and at in refused:
+                    if had_unclear_attempt and at in refused:
                         acks.unclear.add(batch)
             batches = [batch for at, batch in enumerate(batches) if at not in left]
             del self._batches_of[number]
         else:
             acks.land(batches[0], refused, skipped)
-            if is_doubtful:
+            if had_unclear_attempt:
                 acks.unclear.add(batches[0])
         self._unwritten.add(part)
         now, start = self._lock.now(), self._part_starts[part]
@@ -208,7 +208,7 @@ class Share:
             self._just_landed.append((now, start + batch))
         while self._just_landed and self._just_landed[0][0] < self._lock.confirmed:
             self._just_landed.popleft()
-        self.refuse_lost()
+        self.raise_if_lost()
 
     def without_effect(self, number: int, positions: Iterable[int] | None = None) -> None:
         """Note that a chunk, or its changes at some positions, did not land and changed nothing."""
@@ -254,7 +254,7 @@ class Share:
             self._unwritten.add(part)
         self.flush()
 
-    def leave_behind(self, chunks: Iterable[Chunk]) -> None:
+    def note_in_flight(self, chunks: Iterable[Chunk]) -> None:
         """Note what may have arrived after another run took over. That run's next plan sends it again.
 
         Args:

@@ -39,7 +39,7 @@ def damaged(path: Folder) -> DamagedError:
     return DamagedError(f"The ledger's file {path.name} is damaged.\n{_REPAIR}\nFile: {path}")
 
 
-def gone(path: Folder) -> DamagedError:
+def missing(path: Folder) -> DamagedError:
     """Make the error of a missing file."""
     return DamagedError(f"The ledger's file {path.name} is missing.\n{_REPAIR}\nFile: {path}")
 

@@ -231,7 +231,7 @@ class SendingOperator(TextFieldsOperator):
     Args:
         max_rejected: Number of records that may be rejected. With more, the task fails after it has sent all
             others. None for any number.
-        in_flight: Most requests in flight.
+        in_flight: Maximum number of requests in flight.
         suspicious_ids: What to do if profile IDs are valid but look wrong, such as padded ones or the text
             ``None``: ``warn`` and send them, ``fail``, or ``ignore`` it.
         on_busy: What to do if another run uses the ledger: ``wait`` for it, or ``fail``.
@@ -448,8 +448,8 @@ class LedgerOperator(SendingOperator):
             all are rejected, that is always an error.
         max_removal_fraction: Largest share of an audience's known members that a run may remove, 0 to 1.
         min_removals: ``max_removal_fraction`` does not apply to fewer removals from one audience.
-        max_removals: Most removals, of all audiences together; None for no limit.
-        max_additions: Most additions, to all audiences together; None for no limit.
+        max_removals: Maximum removals, of all audiences together; None for no limit.
+        max_additions: Maximum additions, to all audiences together; None for no limit.
         on_older_run: What to do if the ledger holds data of a later data interval than this run's, as in a
             backfill or a catch-up: ``fail``, ``skip`` (succeed with a warning) or ``allow``. For a manual
             run and one that an asset triggered, the current time counts.
@@ -789,7 +789,7 @@ class MembershipOperator(LedgerOperator):
     ) -> Mirror:
         """Return the mirror that makes ``audience_id`` equal to a source, or the audiences of a named ledger.
 
-        With ``ledger``, the name of one, only the ``managed`` audiences may change, or all if that is None.
+        ``ledger`` names a ledger of many audiences: only the ``managed`` ones may change; None allows all.
         Missing audiences are created if they are in ``names``, which is filled while the source is read.
         """
         from airflow_provider_talon_cdp.changes.diff import Scope  # noqa: PLC0415
@@ -953,7 +953,7 @@ def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **optio
 
 
 def warn_of_unknown_try(operator: Any, context: Context) -> None:
-    """Log it if the mark of an earlier try's call that runs rules may be on another worker's disk."""
+    """Warn if an earlier try's mark of a call that runs rules may be on another worker's disk."""
     is_retry = getattr(context.get("ti"), "try_number", 1) > 1
     if is_retry and not _state_uri(operator.state_uri) and (executor := _remote_executor(operator)):
         operator.log.warning(

@@ -21,7 +21,7 @@ from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.contract import check_in_path
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError, RequestError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
-from airflow_provider_talon_cdp.sync.loop import run_apart
+from airflow_provider_talon_cdp.sync.loop import run_in_loop_thread
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Audiences:
         missing: Names of the audiences that were not created, by ID.
         key_has_changed: Whether the API key differs from that of the last run, so that every audience is
             checked.
-        may_be_others: Whether audiences that exist may be other ones of the same ID.
+        environment_may_differ: Whether audiences may be those of another environment or platform.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Audiences:
     known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     key_has_changed: bool = False
-    may_be_others: bool = False
+    environment_may_differ: bool = False
 
     def check(
         self,
@@ -108,7 +108,7 @@ class Audiences:
             # One profile may be the witness of several audiences, and must not be in two requests at once.
             locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
             async with sender() as opened:
-                opened.may_leave = ledger.lock.refuse_lost
+                opened.before_attempt = ledger.lock.raise_if_lost
 
                 async def ask(audience: str) -> None:
                     name = self.names.get(audience)
@@ -116,7 +116,7 @@ class Audiences:
                         witness = witnesses[audience]
                         async with locks[witness], places:
                             await self._add_witness(audience, witness, ledger, opened)
-                        if self.may_be_others:
+                        if self.environment_may_differ:
                             lost.append(audience)
                         return
                     async with places:
@@ -134,15 +134,15 @@ class Audiences:
                     requests.throttled += opened.throttled
 
         try:
-            run_apart(lambda _: ask_all())
+            run_in_loop_thread(lambda _: ask_all())
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         self.known = {key: answer for key, answer in self.known.items() if key not in self.missing}
         # The others exist, and may be those of another environment or platform.
-        ledger.doubt(set(lost) - ledger.suspected)
+        ledger.note_resend(set(lost) - ledger.suspected)
         return lost
 
-    def named_again(self, counts: Counts) -> dict[str, str]:
+    def names_to_recheck(self, counts: Counts) -> dict[str, str]:
         """Return the names of the plan's audiences that are checked again after the push."""
         return {key: self.names[key] for key in counts.audiences if self._must_check(key, {}, after=True)}
 
@@ -200,7 +200,7 @@ class Audiences:
     def _is_another(self, audience: str, answer: Any, ledger: Ledger) -> bool:
         before = self.known.get(audience)
         self._learn(audience, answer)
-        if before is None and self.may_be_others:
+        if before is None and self.environment_may_differ:
             return True
         if before is None or _identity(before) == _identity(self.known[audience]):
             return False

@@ -152,7 +152,7 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
         future.set_exception(error)
 
 
-def run_apart(work: Callable[[CallInReader], Coroutine[Any, Any, Any]]) -> Any:
+def run_in_loop_thread(work: Callable[[CallInReader], Coroutine[Any, Any, Any]]) -> Any:
     """Run a coroutine on an event loop in its own thread, and return its result.
 
     A signal handler runs in the main thread and may raise anywhere in it; Airflow's execution_timeout does.

@@ -30,7 +30,7 @@ from airflow_provider_talon_cdp.sync.push import (
     Limits,
     Push,
     check_suspicious,
-    closing,
+    closing_generator,
     count_suspicious,
     fail_if_rejected,
     now,
@@ -190,7 +190,7 @@ class MemberPlan:
         return changes
 
     def chunks(self, share: Share) -> Generator[Chunk, None, None]:
-        """Return the chunks of the plan in force."""
+        """Return the chunks of the current plan."""
         return share.batches()
 
 
@@ -298,7 +298,7 @@ def _batches(
                     outside.changes += len(new)
                     yield new
 
-    with closing(records):
+    with closing_generator(records):
         for chunk in in_batches(new_changes(), MAX_CHANGES):
             if progress:
                 progress.expect(chunk)
@@ -370,18 +370,18 @@ async def _send(flight: Flight, positions: Sequence[int], chunk: Chunk, sender: 
         try:
             await sender(chunk)
         except RequestError as error:
-            flight.is_doubtful |= error.repeated
+            flight.had_unclear_attempt |= error.repeated
             raise
         flight.sent(chunk)
         return
     ((profile_id, adds, removes),) = chunk.entries()
     try:
         await sender.update_profile_audiences(
-            profile_id, adds, removes, aloft=partial(flight.aloft, positions)
+            profile_id, adds, removes, while_in_flight=partial(flight.while_in_flight, positions)
         )
     except RequestError as error:
         if error.is_unclear:
-            flight.no_answer(error)
+            flight.count_unclear(error)
         if not isinstance(error, UnclearError):
             raise
     else:

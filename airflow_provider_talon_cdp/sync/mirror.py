@@ -39,7 +39,7 @@ from airflow_provider_talon_cdp.sync.push import (
     Limits,
     Push,
     check_suspicious,
-    closing,
+    closing_generator,
     count_suspicious,
     fail_if_rejected,
     now,
@@ -145,8 +145,8 @@ class Mirror:
         on_older_run: What to do if the ledger holds newer data than this run has.
         retry_rejected: Whether records that Talon.One refused in the last run are sent again.
         limits: How to push.
-        with_approval: Whether the plan waits for approval. A plan beyond the guard's limits is then put in
-            force too, and the report has the guard's text. The end of the ledger's data stays until approval.
+        with_approval: Whether the plan waits for approval. A plan beyond the guard's limits becomes current
+            too, and the report has the guard's text. The ledger's ``data_until`` changes only on approval.
         compared: Ranges of the source that other processes have compared. They are used only if the ledger
             has not changed since.
     """
@@ -175,7 +175,7 @@ class Mirror:
 
         Args:
             owner: Who runs this; a retry has the same owner.
-            cursor: Tells a retry whether the plan in force is the one that the last try was sending. The
+            cursor: Tells a retry whether the current plan is the one that the last try was sending. The
                 guard has let that plan pass, so the rest of it is sent first. Then the source is planned, as
                 without a cursor.
             report: Where to count, so that the caller has the counts if the run fails.
@@ -200,7 +200,7 @@ class Mirror:
             self._count_abandoned(report)
             refused: set[Member] = set()
             # A plan is not resumed if it may be for other audiences, or if an audience was lost.
-            may_resume = not (self.ledger.may_be_elsewhere(self.facts) or self._sends_audiences_again())
+            may_resume = not (self.ledger.environment_may_differ(self.facts) or self._sends_audiences_again())
             if cursor and may_resume and 0 < self.ledger.version == cursor.get():
                 refused = self._resume(report, cursor)
             self._plan_and_push(report, cursor, refused)
@@ -221,7 +221,7 @@ class Mirror:
 
         Returns:
             The counts of the plan. If nothing is to be sent, ``unsent`` is 0 or there is a verdict, and no
-            plan is in force.
+            plan is current.
 
         Raises:
             GuardError: The plan is beyond the limits; nothing was recorded.
@@ -237,7 +237,7 @@ class Mirror:
             self._count_abandoned(report)
             plan = self._prepare(report)
             if plan and plan.counts.changes:
-                self._enforce(plan, handed_over=True)
+                self._make_current(plan, handed_over=True)
                 report += plan.counts
                 report.unsent = plan.counts.changes
             elif report.verdict is None:
@@ -392,7 +392,7 @@ class Mirror:
         log.warning("%s", text)
         if self.audiences is not None:
             self.audiences.key_has_changed = True
-            self.audiences.may_be_others = self.ledger.may_be_elsewhere(self.facts)
+            self.audiences.environment_may_differ = self.ledger.environment_may_differ(self.facts)
 
     def _warn_of_other_writers(self, owner: str) -> None:
         """Log which other tasks change the same audiences or attributes, and their ledgers."""
@@ -413,7 +413,7 @@ class Mirror:
 
     def _sends_audiences_again(self) -> bool:
         """Whether all members of an audience are to be sent again."""
-        return bool(self.ledger.suspected or self.ledger.doubted)
+        return bool(self.ledger.suspected or self.ledger.resends)
 
     def _resume(self, report: Report, cursor: TaskCursor) -> set[Member]:
         """Send the rest of an earlier try's plan, without reading the source; return the refused members."""
@@ -435,7 +435,7 @@ class Mirror:
         # The audiences are checked for the next plan, against the facts of the plan that is resumed.
         old = self.ledger.facts
         facts = replace(self.facts, audiences=old.audiences, filling=old.filling)
-        self.ledger.enforce(draft, facts=facts, names=self.ledger.names)
+        self.ledger.make_current(draft, facts=facts, names=self.ledger.names)
         cursor.set(self.ledger.version)
         share = self.ledger.share()
         report.resumed += counts.changes
@@ -457,7 +457,7 @@ class Mirror:
             plan = self._prepare(report, refused)
             if plan is None or not plan.counts.changes:
                 return
-            self._enforce(plan)
+            self._make_current(plan)
             if cursor:
                 cursor.set(self.ledger.version)
             share = self.ledger.share()
@@ -537,7 +537,7 @@ class Mirror:
                 _count_unsent(report, plan.counts)
                 raise
             if lost:
-                if self.ledger.doubted.issuperset(lost):
+                if self.ledger.resends.issuperset(lost):
                     text = (
                         "%d audience(s) may be those of another environment or platform. All members are "
                         "sent again."
@@ -551,13 +551,13 @@ class Mirror:
                 self.ledger.discard(plan.result)
                 continue
             is_older = self.ledger.version < self.ledger.at_least
-            if is_older or self.ledger.may_be_elsewhere(self.facts):
-                self.ledger.doubt_unmanaged()
+            if is_older or self.ledger.environment_may_differ(self.facts):
+                self.ledger.note_resend_of_unmanaged()
             self._write_letters(plan.letters)
             if not plan.counts.changes:
                 if self.ledger.must_be_replaced:
                     # The new version keeps what is known of lost plans, and an older plan is pushed no more.
-                    self._enforce(plan)
+                    self._make_current(plan)
                 else:
                     self.ledger.discard(plan.result)
                 self.ledger.remember(self._facts())
@@ -638,17 +638,17 @@ class Mirror:
         suspicious = SuspiciousIds()
 
         with ExitStack() as stack:
-            records = stack.enter_context(closing(source()))
+            records = stack.enter_context(closing_generator(source()))
 
             def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
-                in_order = stack.enter_context(closing(sort(count_suspicious(records, suspicious))))
+                in_order = stack.enter_context(closing_generator(sort(count_suspicious(records, suspicious))))
                 on_rejected = partial(_write_letter, letters=letters)
                 changes = comparison.changes(in_order, known, uncertain, counts, on_rejected)
                 return comparison.kept(_counting_rules(leave_out(changes, counts), counts))
 
             return Planned(consume(planner), counts, letters, comparison, suspicious)
 
-    def _enforce(self, plan: Planned, *, handed_over: bool = False) -> None:
+    def _make_current(self, plan: Planned, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
         facts = self._facts()
         facts = replace(facts, filling=[*facts.filling, *plan.comparison.filling(plan.counts.audiences)])
@@ -656,7 +656,7 @@ class Mirror:
             facts = replace(facts, data_until=self.ledger.facts.data_until, awaits_approval=True)
         if handed_over:
             self.ledger.note_refused_before(plan.result, plan.refused_before)
-        self.ledger.enforce(plan.result, facts=facts, names=names, handed_over=handed_over)
+        self.ledger.make_current(plan.result, facts=facts, names=names, handed_over=handed_over)
 
     def _facts(self) -> RunFacts:
         """Return the facts of this run, and of audiences that it may not change those of earlier runs."""
@@ -664,7 +664,7 @@ class Mirror:
         return facts if self.audiences is None else replace(facts, audiences=self.audiences.known)
 
     def _lost_audiences(self, plan: Planned, report: Report, *, after: bool = False) -> Collection[str]:
-        """Return the audiences whose members Talon.One has lost, as far as its answers tell."""
+        """Return the audiences whose members Talon.One has lost, by its responses."""
         if self.audiences is None:
             return ()
         lost = self.audiences.check(
@@ -676,14 +676,14 @@ class Mirror:
 
     def _count_abandoned(self, report: Report) -> None:
         """Count changes without a clear answer of earlier runs that no run that finished has reported."""
-        if abandoned := self.ledger.abandon():
+        if unclear_before := self.ledger.withhold_unclear():
             log.warning(
                 "%s changes that run rules have an unknown outcome: an earlier run was stopped or killed.\n"
                 "Their rules do not run again, and they have dead letters.",
-                f"{abandoned:,}",
+                f"{unclear_before:,}",
             )
-            report.resumed += abandoned
-            report.unclear += abandoned
+            report.resumed += unclear_before
+            report.unclear += unclear_before
 
     def _refused_before(self) -> frozenset[Member]:
         refused: set[Member] = set()
@@ -701,7 +701,7 @@ class Mirror:
         counts: Counts,
         limits: Limits,
     ) -> set[Member]:
-        """Send the plan in force, and return the refused members; if it ends early, log the counts."""
+        """Send the current plan, and return the refused members; if it ends early, log the counts."""
         push = Push(self.kind, share, report, limits)
         try:
             push.run(chunks, self.sender)
@@ -753,8 +753,8 @@ def push_share(
 ) -> Report:
     """Send the unsent changes of some parts of a plan, as in ``Push.run``; they are counted as resumed."""
     report = report or Report()
-    report.resumed += share.changes + share.abandoned
-    report.unclear += share.abandoned
+    report.resumed += share.changes + share.unclear_before
+    report.unclear += share.unclear_before
     try:
         limits = replace(limits, refused_before=share.refused_before)
         Push(kind, share, report, limits).run(chunks, sender)

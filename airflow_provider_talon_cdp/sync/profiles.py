@@ -23,11 +23,11 @@ from airflow_provider_talon_cdp.changes.fingerprint import (
     digest_of,
     fingerprint,
     following,
-    had,
     holds,
-    in_doubt,
     mask_of,
     may_be_cleared,
+    unacknowledged,
+    was_acknowledged,
 )
 from airflow_provider_talon_cdp.changes.spool import Spool, sorted_profiles
 from airflow_provider_talon_cdp.exceptions import (
@@ -156,9 +156,9 @@ class Profiles:
                 # The ledger must not record the planned attributes, and cannot record others during a push.
                 flight.refused(position, RejectedError(CHANGED, method="PUT", path=""), CHANGED)
                 continue
-            aloft = partial(flight.aloft, [position]) if chunk.runs_rules else nullcontext
+            while_in_flight = partial(flight.while_in_flight, [position]) if chunk.runs_rules else nullcontext
             try:
-                await sender(profile_id, body, without_rules="?" in verb, aloft=aloft)
+                await sender(profile_id, body, without_rules="?" in verb, while_in_flight=while_in_flight)
             except NotFoundError as error:
                 raise error.become(
                     FatalError, f"{error}\nNo profile can be sent; check Base URL on the connection."
@@ -170,7 +170,7 @@ class Profiles:
             except RequestError as error:
                 if not chunk.runs_rules or not error.is_unclear:
                     raise
-                flight.no_answer(error)
+                flight.count_unclear(error)
                 if not isinstance(error, UnclearError):
                     raise
             else:
@@ -237,7 +237,7 @@ class ProfilePlan:
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs)
 
     def chunks(self, share: Share) -> Generator[Chunk, None, None]:
-        """Return the chunks of the plan in force with their attributes, in the order of ``kept``."""
+        """Return the chunks of the current plan with their attributes, in the order of ``kept``."""
         bodies = iter(self._bodies)
         for chunk in share.batches(in_order=True):
             some = [next(bodies) for _ in chunk.ids]
@@ -254,10 +254,10 @@ class ProfilePlan:
             nonlocal line
             while line is not None and (before is None or line[0] < before):
                 profile_id, old = line
-                counts.known[PROFILES] += had(old)
+                counts.known[PROFILES] += was_acknowledged(old)
                 if self._kind.clears:
                     counts.removals[PROFILES] += 1
-                    counts.unacknowledged_removals[PROFILES] += not had(old)
+                    counts.unacknowledged_removals[PROFILES] += not was_acknowledged(old)
                     nulls = _nulls(self.names.of(mask_of(old)))
                     marks = self._marks(may_be_cleared(old))
                     yield Change(profile_id, cleared(old), "remove", *marks), nulls
@@ -268,7 +268,7 @@ class ProfilePlan:
             old = ""
             if line is not None and line[0] == profile.profile_id:
                 old = line[1]
-                counts.known[PROFILES] += had(old)
+                counts.known[PROFILES] += was_acknowledged(old)
                 line = next(lines, None)
             # A profile with a fault stays as it is.
             if profile.fault:
@@ -280,9 +280,9 @@ class ProfilePlan:
                 continue
             mask = self.names.mask(profile.names) | (mask_of(old) if old else 0)
             counts.additions[PROFILES] += 1
-            counts.repeated[PROFILES] += bool(old) and had(old)
+            counts.repeated[PROFILES] += bool(old) and was_acknowledged(old)
             line_now = following(fingerprint(digest, mask, partial=partial), old)
-            may_have_run = not self._kind.sends_all and holds(in_doubt(old), digest, partial=True)
+            may_have_run = not self._kind.sends_all and holds(unacknowledged(old), digest, partial=True)
             yield Change(profile.profile_id, line_now, "add", *self._marks(may_have_run)), profile.attributes
         yield from missing(None)
 
@@ -358,11 +358,11 @@ def reason_of(error: RejectedError) -> str:
     """Return why one profile was refused. Equal refusals have the same text, and it quotes no value.
 
     Args:
-        error: Talon.One's answer.
+        error: The refusal.
 
     Returns:
-        Names of attributes and what is wrong with them if the answer tells, else the status. Without an
-        answer, the error's own text.
+        Names of attributes and what is wrong with them if the response says so, else the status. Without a
+        response, the error's own text.
     """
     if error.status is None:
         return str(error)

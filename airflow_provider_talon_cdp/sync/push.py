@@ -42,7 +42,7 @@ from airflow_provider_talon_cdp.exceptions import (
     SpoolError,
     UnclearError,
 )
-from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_apart
+from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_in_loop_thread
 from airflow_provider_talon_cdp.sync.report import Report
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ class Flight:
         push: The push that it belongs to.
 
     Attributes:
-        refusals: Talon.One's answers by position, for changes that were refused.
+        refusals: The error of each refused change, by position.
         unclear: Positions of changes that run rules and got no clear answer.
         settled: Number of changes with an outcome.
         is_settled: Whether all changes have an outcome, and those that were refused their dead letters.
-        is_doubtful: Whether an attempt got no clear answer, so that a refused change may have been made.
+        had_unclear_attempt: Whether an attempt was unclear, so that a refused change may have been made.
     """
 
     def __init__(self, number: int, chunk: Chunk, push: Push) -> None:
@@ -93,7 +93,7 @@ class Flight:
         self.refusals: dict[int, RejectedError] = {}
         self.unclear: list[int] = []
         self.settled = 0
-        self.is_settled = self.is_doubtful = False
+        self.is_settled = self.had_unclear_attempt = False
         self._sent: list[int] = []
         # Positions of changes that run rules, in a request without an answer so far.
         self._unanswered: Collection[int] = ()
@@ -115,9 +115,9 @@ class Flight:
         part.tally(push.report.added, push.report.removed, push.kind.label)
 
     @contextmanager
-    def aloft(self, positions: Collection[int]) -> Iterator[None]:
+    def while_in_flight(self, positions: Collection[int]) -> Iterator[None]:
         """Record durably that a request that runs rules is sent now; the block sends it."""
-        self.push.journal.leaving(self.number, positions)
+        self.push.journal.note_sending(self.number, positions)
         self._unanswered = positions
         try:
             yield
@@ -127,17 +127,17 @@ class Flight:
                 self.push.journal.without_effect(self.number, positions)
             raise
 
-    def no_answer(self, error: RequestError | None = None) -> None:
+    def count_unclear(self, error: RequestError | None = None) -> None:
         """Count changes that run rules and got no clear answer. Rules do not run for them again.
 
         Args:
-            error: The answer; None if the push ended before it came.
+            error: The request's error; None if the push ended before a response came.
         """
         positions, self._unanswered = self._unanswered, ()
         if positions:
             self.settled += len(positions)
             self.unclear += positions
-            self.push.no_answer(list(self.chunk.at(list(positions)).changes()), error)
+            self.push.count_unclear(list(self.chunk.at(list(positions)).changes()), error)
 
     def refused(self, position: int, error: RejectedError, reason: str) -> None:
         """Count a refused change.
@@ -151,7 +151,7 @@ class Flight:
         # There may be thousands of them, so they keep neither frames nor long answers alive.
         error.body, error.__context__ = error.body[:_MOST_OF_A_BODY], None
         self.refusals[position] = error.with_traceback(None)
-        self.is_doubtful |= error.repeated
+        self.had_unclear_attempt |= error.repeated
         push, member = self.push, next(self.chunk.at([position]).changes())[:2]
         push.refused.add(member)
         if member in push.limits.refused_in_run:
@@ -236,7 +236,7 @@ class Push:
             LedgerError: Another run took over.
         """
         try:
-            run_apart(lambda reader: self._send_all(reader, chunks, sender))
+            run_in_loop_thread(lambda reader: self._send_all(reader, chunks, sender))
         except NotFoundError as error:
             # If the audience is created again by hand, it has no members.
             self.journal.suspect(error.audiences)
@@ -250,15 +250,15 @@ class Push:
             try:
                 self.journal.end()
             except LedgerError:
-                # Also a push that has sent everything may find only here that another run took over. Calls
-                # that run rules and are not settled have not left.
+                # Even a push that has sent everything may find only here that another run took over.
+                # Unsettled calls that run rules were not sent.
                 flights = self._flights.values()
                 left = [each.chunk for each in flights if each.settled or not each.chunk.runs_rules]
                 with suppress(LedgerError):
-                    self.journal.leave_behind(left)
+                    self.journal.note_in_flight(left)
                 raise
 
-    def no_answer(self, changes: Collection[Change], error: RequestError | None) -> None:
+    def count_unclear(self, changes: Collection[Change], error: RequestError | None) -> None:
         """Count changes that run rules and got no clear answer, and write their dead letters.
 
         Raises:
@@ -289,7 +289,7 @@ class Push:
         open_sender: Callable[[], AbstractAsyncContextManager[Any]],
     ) -> None:
         async with open_sender() as sender:
-            sender.may_leave = self.journal.refuse_lost
+            sender.before_attempt = self.journal.raise_if_lost
             progress = asyncio.create_task(self._log_progress(sender))
             throughput = asyncio.create_task(self._note_throughput(sender))
             try:
@@ -298,7 +298,7 @@ class Push:
                     async for chunk in stream:
                         await self._wait_for_slot(chunk, number)
                         if not chunk.runs_rules:
-                            self.journal.leaving(number)
+                            self.journal.note_sending(number)
                         flight = Flight(number, chunk, self)
                         task = asyncio.create_task(self._deliver(flight, sender))
                         self._flights[task] = flight
@@ -326,7 +326,7 @@ class Push:
                 if flight.is_settled:
                     # Only the record of its outcome failed.
                     continue
-                flight.no_answer()
+                flight.count_unclear()
                 # If another run took over, the end of the journal raises the error and leaves a record for
                 # that run.
                 with suppress(LedgerError):
@@ -357,7 +357,7 @@ class Push:
         try:
             await self.kind.deliver(flight, sender)
         except RequestError as error:
-            if not (flight.settled or flight.is_doubtful or error.is_unclear or error.repeated):
+            if not (flight.settled or flight.had_unclear_attempt or error.is_unclear or error.repeated):
                 self.journal.without_effect(flight.number)
             raise
         self._settle(flight)
@@ -381,7 +381,7 @@ class Push:
             [position for position, error in flight.refusals.items() if error.status is None],
             flight.unclear,
             left,
-            is_doubtful=flight.is_doubtful,
+            had_unclear_attempt=flight.had_unclear_attempt,
         )
 
     def _letter(self, change: Change, error: RejectedError) -> dict[str, Any]:
@@ -571,7 +571,7 @@ def now() -> str:
 
 
 @contextmanager
-def closing(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
+def closing_generator(records: Iterable[Any]) -> Iterator[Iterable[Any]]:
     """Close a generator at the end, and not at a later garbage collection: it may have a cursor or files."""
     try:
         yield records
@@ -595,7 +595,7 @@ def count_suspicious(
         StoppedError: The task was told to stop.
     """
     of_profiles: list[str] = []
-    with closing(records):
+    with closing_generator(records):
         try:
             for record in records:
                 refuse_stopped()

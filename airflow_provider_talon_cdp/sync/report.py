@@ -49,11 +49,11 @@ class Report(Counts):
         dead_letters: Folder of the rejected records, or None.
         ledger_version: Version of the ledger after a mirror, or None.
         suspicious: Profile IDs that are valid but look wrong, by kind; see ``suspicious``.
-        verdict: The guard's answer to a dry run, or why a run sent nothing; else None.
+        verdict: The guard's decision on a dry run, or why a run sent nothing; else None.
         allow: The arguments that would allow what was refused, or None.
         state: ``done``: the sync was not interrupted, whatever was rejected. ``stopped``: it ended early.
-            ``refused``: the guard, or newer data in the ledger, prevented it. ``planned``: a plan is in
-            force, for other processes to push.
+            ``refused``: the guard, or newer data in the ledger, prevented it. ``planned``: a plan is
+            current, for other processes to push.
         report_file: Path of the report's file, or None.
         began: When the sync began, in seconds of the monotonic clock.
         throughput: Points of a curve: seconds since then, acknowledged changes, responses with status 429.

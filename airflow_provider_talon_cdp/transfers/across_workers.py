@@ -83,7 +83,7 @@ def talon_audience_sync(
 
     Args:
         group_id: The group's ID.
-        workers: Most instances of ``push``, which run at once. A plan has one instance for every 100,000
+        workers: Maximum number of ``push`` instances, which run at once. A plan has one for every 100,000
             changes, up to this number.
         plan_workers: Number of tasks that read the query at once. If it is more than one, the task ``ranges``
             first divides the query into ranges of profile IDs, and ``compare`` is mapped: each instance reads
@@ -125,7 +125,7 @@ def talon_profiles_sync(
 ) -> TaskGroup:
     """Keep attributes of customer profiles equal to a query, with several tasks that send at once.
 
-    As ``talon_audience_sync``. A plan does not contain attribute values, so each instance of ``push`` reads
+    It works like ``talon_audience_sync``. A plan has no attribute values, so each instance of ``push`` reads
     the query again, and sorts its rows on the worker's disk. A profile whose row has changed since the plan
     is not sent: it is counted in ``rejected`` but not towards ``max_rejected``, has a dead letter, and is
     sent by the next run. If all of ten or more rows differ, ``commit`` fails: the query must not have a
@@ -189,7 +189,7 @@ class _PlanOperator(LedgerOperator):
         return mirror.hand_over(self.run_owner(context), report)
 
     def _lineage(self, hook: TalonCdpHook) -> dict[str, Any]:
-        """Return what changes and what is read, of which ``CommitPlanOperator`` tells."""
+        """Return the assets and inputs that ``CommitPlanOperator`` reports as lineage."""
         uris = self.asset_uris(hook.settings.deployment_host)
         return {"assets": uris, "inputs": assets.input_names(self.lineage_inputs)}
 
@@ -197,7 +197,7 @@ class _PlanOperator(LedgerOperator):
         """Return where the plan is, and which audiences are checked after the push."""
         ledger, audiences, report = mirror.ledger, mirror.audiences, self.report
         return {
-            "names": audiences.named_again(report) if audiences and report else {},
+            "names": audiences.names_to_recheck(report) if audiences and report else {},
             "missing": audiences.missing if audiences else {},
             "data_until": self.planned_until,
             "name": ledger.plan,

@@ -156,7 +156,7 @@ def test_an_uncertain_member_of_an_audience_that_is_not_managed_any_more_is_an_e
     changes = diff(
         members(*known), members("b.vip"), Counts(), uncertain=doubts, scope=Scope(managed=["vip"])
     )
-    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nKeep it there"):
+    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nAdd it again"):
         list(changes)
 
 

@@ -10,12 +10,12 @@ from airflow_provider_talon_cdp.changes import fingerprint as module
 from airflow_provider_talon_cdp.changes.fingerprint import (
     Names,
     digest_of,
-    doubted,
     fingerprint,
     following,
-    had,
     holds,
+    marked_uncertain,
     mask_of,
+    was_acknowledged,
 )
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
@@ -45,7 +45,7 @@ def test_a_fingerprint_says_what_was_put_into_it(chosen, partial, doubt):
     names = Names(NAMES)
     digest = digest_of("a", b"{}")
     text = fingerprint(digest, names.mask(chosen), partial=partial)
-    text = doubted(text) if doubt else text
+    text = marked_uncertain(text) if doubt else text
     assert set(names.of(mask_of(text))) == set(chosen)
     assert holds(text, digest, partial=True) == (not doubt)
     assert holds(text, digest, partial=False) == (not doubt and not partial)
@@ -54,20 +54,20 @@ def test_a_fingerprint_says_what_was_put_into_it(chosen, partial, doubt):
 
 
 def test_a_doubt_is_noted_once():
-    assert doubted(doubted("x.1")) == doubted("x.1") != "x.1"
+    assert marked_uncertain(marked_uncertain("x.1")) == marked_uncertain("x.1") != "x.1"
 
 
 def test_whether_anything_was_acknowledged_outlives_doubts():
     first, second = (fingerprint(each, 3, partial=False) for each in ("one", "two"))
-    assert had(first)
-    assert not had(doubted(first))
-    never = following(second, doubted(first))
-    assert (never, had(doubted(never))) == (second, False)
+    assert was_acknowledged(first)
+    assert not was_acknowledged(marked_uncertain(first))
+    never = following(second, marked_uncertain(first))
+    assert (never, was_acknowledged(marked_uncertain(never))) == (second, False)
     once = following(second, first)
-    assert had(doubted(once))
-    assert had(doubted(following(first, doubted(once))))
+    assert was_acknowledged(marked_uncertain(once))
+    assert was_acknowledged(marked_uncertain(following(first, marked_uncertain(once))))
     # It says the same otherwise.
-    assert mask_of(doubted(once)) == 3
+    assert mask_of(marked_uncertain(once)) == 3
     assert holds(once, "two", partial=False)
     assert following(once, once) == once
     assert following(first, "") == first

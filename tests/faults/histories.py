@@ -44,7 +44,7 @@ from airflow_provider_talon_cdp.sync.mirror import Mirror, combined_report, push
 from airflow_provider_talon_cdp.sync.profiles import CHANGED, Profiles
 from airflow_provider_talon_cdp.sync.push import Limits, fail_if_rejected
 from airflow_provider_talon_cdp.sync.report import Report
-from tests.faults.wire import FAULTS, HOST, Clock, Talon, Wire, run_apart
+from tests.faults.wire import FAULTS, HOST, Clock, Talon, Wire, run_in_loop_thread
 from tests.storage import KilledError, Process, Storage
 from tests.sync.worlds import PROFILES
 
@@ -239,8 +239,8 @@ class History:
         """Play actions, then one clean run of the newest data in each environment, and compare."""
         with ExitStack() as patches:
             for module, name, value in (
-                (push_module, "run_apart", partial(run_apart, self.clock)),
-                (audiences_module, "run_apart", partial(run_apart, self.clock)),
+                (push_module, "run_in_loop_thread", partial(run_in_loop_thread, self.clock)),
+                (audiences_module, "run_in_loop_thread", partial(run_in_loop_thread, self.clock)),
                 (ledger_module, "uuid4", self._uuid),
                 (outside_module, "uuid4", self._uuid),
                 # The lock's own thread has real time; a process renews its lock before its requests too.
@@ -427,7 +427,7 @@ class History:
         parts = mirror.ledger.parts
         count = min(pushers, parts)
         shares = [range(first, parts, count) for first in range(count)]
-        names = mirror.audiences.named_again(planned)
+        names = mirror.audiences.names_to_recheck(planned)
         group = Group(environment, owner, mirror, planned, mirror.ledger.plan, names, shares)
         self.groups[environment] = group
         return self._push_and_commit(group, wire)

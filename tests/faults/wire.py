@@ -72,8 +72,8 @@ class _Loop(asyncio.SelectorEventLoop):
         return self._now()
 
 
-def run_apart(clock, work):
-    """Stand in for ``sync.loop.run_apart``: in one thread instead of two, and by virtual time.
+def run_in_loop_thread(clock, work):
+    """Stand in for ``sync.loop.run_in_loop_thread``: in one thread instead of two, and by virtual time.
 
     Which of two threads is faster differs from run to run, and a history must not.
     """

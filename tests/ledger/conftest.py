@@ -120,10 +120,10 @@ def commit():
 
     def committed(ledger, *texts, landed=None, refused=None, left=0, owner="me"):
         with ledger.held(owner):
-            ledger.enforce(ledger.draft(plan_of(*texts)), facts=FACTS)
+            ledger.make_current(ledger.draft(plan_of(*texts)), facts=FACTS)
             share = ledger.share()
             if left:
-                share.leaving(left - 1)
+                share.note_sending(left - 1)
             for batch in range(share.left) if landed is None else landed:
                 share.landed(batch, (refused or {}).get(batch, ()))
             share.flush()

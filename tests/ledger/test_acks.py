@@ -65,16 +65,16 @@ def test_a_refusal_is_doubtful_where_another_process_may_have_sent_the_batch():
     killed, after = acks({0: []}, left=2), acks({1: [3], 2: [0]}, left=3)
     joined = Acks.merged([killed, after])
     assert joined.refused == {1: [3], 2: [0]}
-    assert joined.doubtful == {1}
+    assert joined.uncertain_refusals == {1}
 
 
 def test_a_refusal_after_an_attempt_without_an_answer_is_doubtful(open_ledger, loaded):
     ledger = open_ledger()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+a", "+b")), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of("+a", "+b")), facts=FACTS)
         share = ledger.share()
-        share.leaving(0)
-        share.landed(0, [1], is_doubtful=True)
+        share.note_sending(0)
+        share.landed(0, [1], had_unclear_attempt=True)
         share.end()
     assert profiles(loaded().known()) == ["a"]
     assert spelt(loaded().uncertain()) == [Change("b", "vip", "add")]

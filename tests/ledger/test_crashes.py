@@ -48,8 +48,8 @@ def deaths(storage, work):
 def first_version(storage):
     ledger = ledger_in(storage)
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+a", "+b", "+c", "+d")), facts=FACTS)
-        ledger.share().leaving(0)
+        ledger.make_current(ledger.draft(plan_of("+a", "+b", "+c", "+d")), facts=FACTS)
+        ledger.share().note_sending(0)
         ledger.share().landed(0, [])
         ledger.share().landed(1, [1])
         ledger.share().flush()
@@ -68,9 +68,9 @@ def test_a_state_is_the_old_or_the_new_one_at_any_step(storage):
     def second_version():
         ledger = ledger_in(storage)
         with ledger.held("me"):
-            ledger.enforce(ledger.draft(plan_of("-a", "+e", "+f", "+g", "+h")), facts=FACTS)
+            ledger.make_current(ledger.draft(plan_of("-a", "+e", "+f", "+g", "+h")), facts=FACTS)
             ledger.letters.add({"profile_id": "x"})
-            ledger.share().leaving(0)
+            ledger.share().note_sending(0)
             ledger.share().landed(0, [])
             ledger.share().flush()
 
@@ -181,10 +181,10 @@ def test_whatever_an_explicit_change_sent_before_it_died_is_uncertain(storage):
 def second_version(storage):
     ledger = ledger_in(storage)
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("-a", "+b", "-c")), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of("-a", "+b", "-c")), facts=FACTS)
         share = ledger.share()
         for batch in range(share.left):
-            share.leaving(batch)
+            share.note_sending(batch)
             share.landed(batch)
         share.end()
 
@@ -209,10 +209,10 @@ def test_an_explicit_change_is_not_forgotten_if_the_last_manifest_is_lost_after_
         for is_sent in (first_is_sent, True):
             ledger = ledger_in(storage, keep=2)
             with ledger.held("me"):
-                ledger.enforce(ledger.draft(add_uncertain), facts=FACTS)
+                ledger.make_current(ledger.draft(add_uncertain), facts=FACTS)
                 share = ledger.share()
                 for batch, chunk in enumerate(share.batches() if is_sent else ()):
-                    share.leaving(batch)
+                    share.note_sending(batch)
                     world.update(chunk.ids)
                     share.landed(batch)
                 share.end()
@@ -240,10 +240,10 @@ def test_whatever_another_ledger_sent_before_it_died_is_known_to_be_uncertain(st
         world.clear()
         ledger = Ledger(storage.folder(), replace(VIP, name="sync:x"), sizes=Sizes(batch=1, ahead=1))
         with ledger.held("other"):
-            ledger.enforce(ledger.draft(plan_of("-a", "+b", "+x")), facts=FACTS)
+            ledger.make_current(ledger.draft(plan_of("-a", "+b", "+x")), facts=FACTS)
             share = ledger.share()
             for batch, chunk in enumerate(share.batches()):
-                share.leaving(batch)
+                share.note_sending(batch)
                 storage.process.step()
                 world.update(chunk.ids)
                 storage.process.step()
@@ -264,8 +264,8 @@ def test_a_repair_that_dies_at_any_step_can_be_done_again(storage):
     first_version(storage)
     ledger = ledger_in(storage)
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+e", "+f")), facts=FACTS)
-        ledger.share().leaving(0)
+        ledger.make_current(ledger.draft(plan_of("+e", "+f")), facts=FACTS)
+        ledger.share().note_sending(0)
         ledger.share().landed(0)
         ledger.share().end()
     (acks,) = [name for name in storage.objects if "00000002-" in name and "acks" in name]

@@ -25,7 +25,7 @@ def pushing(open_ledger):
         ledger = open_ledger(batch=2, part=6, ahead=3, **options)
         ledger.lock.take("me")
         ledger.load()
-        ledger.enforce(ledger.draft(plan_of(*(texts or TEN))), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of(*(texts or TEN))), facts=FACTS)
         return ledger.share()
 
     return enforced
@@ -33,7 +33,7 @@ def pushing(open_ledger):
 
 def test_what_was_noted_ahead_and_never_left_is_taken_back_by_an_orderly_end(pushing, loaded):
     share = pushing()
-    share.leaving(0)
+    share.note_sending(0)
     assert profiles(loaded().uncertain()) == ["0", "1", "2", "3", "4", "5"]
     share.landed(0)
     share.end()
@@ -45,7 +45,7 @@ def test_what_was_noted_ahead_and_never_left_is_taken_back_by_an_orderly_end(pus
 def test_what_surely_had_no_effect_is_not_uncertain(pushing, loaded):
     share = pushing()
     for batch in range(4):
-        share.leaving(batch)
+        share.note_sending(batch)
     share.landed(1, [0])
     share.without_effect(0)
     share.without_effect(3)
@@ -60,16 +60,16 @@ def test_what_surely_had_no_effect_is_not_uncertain(pushing, loaded):
 
 def test_a_batch_that_leaves_again_after_an_attempt_without_effect_is_uncertain_again(pushing, loaded):
     share = pushing()
-    share.leaving(0)
+    share.note_sending(0)
     share.without_effect(0)
-    share.leaving(0)
+    share.note_sending(0)
     share.end()
     assert profiles(loaded().uncertain()) == ["0", "1"]
 
 
 def test_a_doubt_of_an_earlier_run_outlives_an_attempt_without_effect(pushing, loaded):
     share = pushing("+a?", "+b")
-    share.leaving(0)
+    share.note_sending(0)
     share.without_effect(0)
     share.end()
     assert profiles(loaded().uncertain()) == ["a"]
@@ -79,12 +79,12 @@ def test_a_killed_try_stays_uncertain_whatever_its_retry_knows_of_its_own_reques
     open_ledger, loaded, pushing
 ):
     killed = pushing()
-    killed.leaving(0)
+    killed.note_sending(0)
     retry = open_ledger(batch=2)
     retry.lock.take("me")
     retry.load()
     share = retry.share()
-    share.leaving(0)
+    share.note_sending(0)
     share.without_effect(0)
     share.end()
     assert profiles(loaded().uncertain()) == ["0", "1", "2", "3", "4", "5"]
@@ -95,10 +95,10 @@ def test_fingerprints_of_an_orderly_end_have_a_doubt_only_where_it_is_unclear(op
     plan = [Change(each, "1.1", "add") for each in "abcd"]
     ledger = open_ledger(holds="profiles", batch=1)
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+        ledger.make_current(ledger.draft(planned(plan)), facts=FACTS)
         share = ledger.share()
         for batch in range(3):
-            share.leaving(batch)
+            share.note_sending(batch)
         share.without_effect(0)
         if landed:
             share.landed(1)
@@ -111,8 +111,8 @@ def test_a_refused_removal_ends_the_doubt_about_a_fingerprint_that_never_arrived
     def run(*plan, refused, skipped=()):
         ledger = open_ledger(holds="profiles")
         with ledger.held("me"):
-            ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
-            ledger.share().leaving(0)
+            ledger.make_current(ledger.draft(planned(plan)), facts=FACTS)
+            ledger.share().note_sending(0)
             if refused is not None:
                 ledger.share().landed(0, refused, skipped)
             ledger.share().end()
@@ -139,9 +139,9 @@ def test_refused_changes_are_known_until_a_plan_has_them(open_ledger, loaded):
                     ledger.carry(Chunk.of(changes(*carries)))
                 return plan_of(*texts)(known, uncertain)
 
-            ledger.enforce(ledger.draft(planner), facts=FACTS)
+            ledger.make_current(ledger.draft(planner), facts=FACTS)
             share = ledger.share()
-            share.leaving(0)
+            share.note_sending(0)
             share.landed(0, refused, skipped)
             share.end()
             assert spelt(ledger.refused()) == spelt(loaded().refused())
@@ -175,8 +175,8 @@ def test_facts_are_remembered_with_a_plan_and_without(open_ledger, loaded, commi
     with ledger.held("me"):
         ledger.remember(facts)
         assert loaded().version == 0
-        ledger.enforce(ledger.draft(plan_of("+a")), facts=facts)
-        ledger.share().leaving(0)
+        ledger.make_current(ledger.draft(plan_of("+a")), facts=facts)
+        ledger.share().note_sending(0)
         ledger.share().landed(0)
         ledger.share().end()
     assert loaded().facts == facts
@@ -237,7 +237,7 @@ def test_what_was_in_flight_or_landed_after_a_takeover_is_sent_again_by_the_next
 ):
     share = pushing()
     for batch in range(4):
-        share.leaving(batch)
+        share.note_sending(batch)
     share.landed(0)
     clock.now += 1
     share.flush()
@@ -245,17 +245,17 @@ def test_what_was_in_flight_or_landed_after_a_takeover_is_sent_again_by_the_next
     retry = open_ledger()
     with retry.held("me"):
         # It has another plan: what is in flight contradicts it.
-        retry.enforce(retry.draft(plan_of(*(f"-{number}" for number in range(10)))), facts=FACTS)
+        retry.make_current(retry.draft(plan_of(*(f"-{number}" for number in range(10)))), facts=FACTS)
         for batch in range(retry.share().left):
-            retry.share().leaving(batch)
+            retry.share().note_sending(batch)
             retry.share().landed(batch)
         retry.share().end()
         # It does not know yet: the last confirmation was a second ago.
         share.landed(1)
         clock.now += 100
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
-            share.refuse_lost()
-        share.leave_behind([Chunk(["4", "5"], "vip"), Chunk(["6", "7"], "vip")])
+            share.raise_if_lost()
+        share.note_in_flight([Chunk(["4", "5"], "vip"), Chunk(["6", "7"], "vip")])
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             share.end()
     for seconds in (0, REQUEST_LASTS):
@@ -264,7 +264,7 @@ def test_what_was_in_flight_or_landed_after_a_takeover_is_sent_again_by_the_next
         with following.held("next"):
             # Those that landed before are known to the one that took over.
             assert profiles(following.uncertain()) == ["2", "3", "4", "5", "6", "7"]
-            following.enforce(following.draft(plan_of()), facts=FACTS)
+            following.make_current(following.draft(plan_of()), facts=FACTS)
     following = open_ledger()
     with following.held("next"):
         assert not profiles(following.uncertain())
@@ -274,16 +274,16 @@ def test_what_a_sync_of_profiles_had_in_flight_becomes_a_doubt(open_ledger, load
     def run(*plan):
         ledger = open_ledger(holds="profiles")
         with ledger.held("me"):
-            ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+            ledger.make_current(ledger.draft(planned(plan)), facts=FACTS)
             for batch in range(ledger.share().left):
-                ledger.share().leaving(batch)
+                ledger.share().note_sending(batch)
                 ledger.share().landed(batch)
             clock.now += 1
             ledger.share().end()
         return ledger
 
     ledger = run(Change("a", "1.1", "add"), Change("b", "1.1", "add"))
-    ledger.share().leave_behind([Chunk(["b", "c"], ["0.1", "?0.1"]), Chunk(["c"], "0.2")])
+    ledger.share().note_in_flight([Chunk(["b", "c"], ["0.1", "?0.1"]), Chunk(["c"], "0.2")])
     doubts = [("a", "1.1"), ("b", "?0.1"), ("c", "?0.2")]
     for _ in range(3):
         # Whether the notes are still there or not.

@@ -101,8 +101,8 @@ def test_a_ledger_of_profiles_holds_the_last_fingerprint_that_was_acknowledged(o
     def commit(*changes, landed=(0,), refused=()):
         ledger = open_ledger(holds="profiles")
         with ledger.held("me"):
-            ledger.enforce(ledger.draft(planned(changes)), facts=FACTS)
-            ledger.share().leaving(0)
+            ledger.make_current(ledger.draft(planned(changes)), facts=FACTS)
+            ledger.share().note_sending(0)
             for batch in landed:
                 ledger.share().landed(batch, refused)
             ledger.share().flush()
@@ -126,9 +126,9 @@ def test_a_doubt_about_a_profile_outlives_plans_that_leave_it_out(open_ledger, l
                 assert list(uncertain) == []
                 return [Chunk.of(changes)]
 
-            ledger.enforce(ledger.draft(plan), facts=FACTS)
+            ledger.make_current(ledger.draft(plan), facts=FACTS)
             if left:
-                ledger.share().leaving(0)
+                ledger.share().note_sending(0)
             for batch in landed:
                 ledger.share().landed(batch, refused)
             ledger.share().flush()
@@ -152,8 +152,10 @@ def test_batches_have_the_size_that_was_asked_for(open_ledger, loaded):
     how = {"holds": "profiles", "batch": 2}
     ledger = open_ledger(**how)
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(planned([Change(each, "1", "add") for each in "abcde"])), facts=FACTS)
-        ledger.share().leaving(0)
+        ledger.make_current(
+            ledger.draft(planned([Change(each, "1", "add") for each in "abcde"])), facts=FACTS
+        )
+        ledger.share().note_sending(0)
         ledger.share().landed(1, [1])
         ledger.share().landed(2, [])
         ledger.share().flush()
@@ -166,7 +168,9 @@ def test_names_of_attributes_are_kept_with_the_plan(open_ledger, loaded):
     ledger = open_ledger(holds="profiles")
     assert ledger.names == ()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(planned([Change("a", "1", "add")])), facts=FACTS, names=["tier", "ü"])
+        ledger.make_current(
+            ledger.draft(planned([Change("a", "1", "add")])), facts=FACTS, names=["tier", "ü"]
+        )
     assert loaded(holds="profiles").names == ("tier", "ü")
 
 
@@ -207,7 +211,7 @@ def test_a_plan_in_force_has_acknowledgements_from_its_first_moment(open_ledger,
     )
     ledger = open_ledger()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+a")), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of("+a")), facts=FACTS)
     assert list(map(untokened, written)) == [
         "acks-00000-RUN.json",
         "manifest-00000001-00000001-0000-RUN.json",

@@ -81,7 +81,7 @@ def test_the_next_version_is_of_this_format_and_knows_the_same(copied, name):
     for facts in (RunFacts(data_until="2026-11-28"), RunFacts(data_until="2026-11-29")):
         ledger = copied(name)
         with ledger.held("me"):
-            ledger.enforce(ledger.draft(plan_of()), facts=facts)
+            ledger.make_current(ledger.draft(plan_of()), facts=facts)
         ledger = loaded(copied(name))
         assert ledger.facts == facts
         assert members(ledger.known()) == before
@@ -91,8 +91,8 @@ def test_the_next_version_is_of_this_format_and_knows_the_same(copied, name):
 def test_an_old_version_is_what_counts_where_the_first_new_manifest_is_torn(copied):
     ledger = copied(NAMES[0])
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("-m04")), facts=FACTS)
-        ledger.share().leaving(0)
+        ledger.make_current(ledger.draft(plan_of("-m04")), facts=FACTS)
+        ledger.share().note_sending(0)
     (ledger.folder / ledger.manifest.file).write_bytes(b"")
     ledger = loaded(copied(NAMES[0]))
     assert ledger.version == 4

@@ -26,10 +26,10 @@ def run(open_ledger, clock):
             if letter:
                 ledger.letters.add({"profile_id": f"p{clock.now:.0f}"})
             if texts:
-                ledger.enforce(draft, facts=FACTS)
+                ledger.make_current(draft, facts=FACTS)
                 share = ledger.share()
                 for batch in range(share.left):
-                    share.leaving(batch)
+                    share.note_sending(batch)
                     share.landed(batch)
                 share.end()
             else:

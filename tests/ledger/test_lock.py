@@ -50,7 +50,7 @@ def test_a_retry_takes_over_from_the_try_before_it(open_ledger):
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             ledger.share().flush()
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
-            ledger.enforce(staged, facts=FACTS)
+            ledger.make_current(staged, facts=FACTS)
 
 
 def test_a_killed_runs_lock_ends_after_a_while(open_ledger, clock, commit):
@@ -89,16 +89,16 @@ def test_a_lost_lock_is_not_renewed_and_the_next_batch_does_not_leave(open_ledge
     """A push that lost its lock finds out with its next renewal, though it writes nothing itself."""
     ledger, other = open_ledger(ahead=10), open_ledger()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of(*(f"+{n:05}" for n in range(5000)))), facts=FACTS)
-        ledger.share().leaving(0)
+        ledger.make_current(ledger.draft(plan_of(*(f"+{n:05}" for n in range(5000)))), facts=FACTS)
+        ledger.share().note_sending(0)
         other.lock.take("me")
-        ledger.share().leaving(1)
+        ledger.share().note_sending(1)
         ledger.share().landed(0, [])
         turns = iter([False, True])
         ledger.lock.renew(SimpleNamespace(wait=lambda _: next(turns)))
         assert next(turns, None) is True, "it went on"
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
-            ledger.share().leaving(2)
+            ledger.share().note_sending(2)
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
             ledger.share().landed(1, [])
     assert other.lock.is_ours()
@@ -111,11 +111,11 @@ def test_a_run_that_was_overtaken_does_no_harm_to_the_files_of_the_other(open_le
     with overtaken.held("me"), winner.held("me"):
         staged = winner.draft(plan_of("+b"))
         stale = overtaken.draft(plan_of("+x", "+y"))
-        winner.enforce(staged, facts=FACTS)
+        winner.make_current(staged, facts=FACTS)
         winner.share().landed(0, [])
         winner.share().flush()
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
-            overtaken.enforce(stale, facts=FACTS)
+            overtaken.make_current(stale, facts=FACTS)
         overtaken.discard(stale)
         assert profiles(loaded().known()) == ["a", "b"]
 
@@ -216,8 +216,8 @@ def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_kn
         storage = Storage(Process())
         first = ledger_in(storage)
         with first.held("me"):
-            first.enforce(first.draft(plan_of("+a", "+b")), facts=FACTS)
-            first.share().leaving(0)
+            first.make_current(first.draft(plan_of("+a", "+b")), facts=FACTS)
+            first.share().note_sending(0)
             first.share().landed(0, [])
             first.share().flush()
         overtaken = ledger_in(storage)
@@ -229,8 +229,8 @@ def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_kn
             ledger = ledger_in(storage)
             with ledger.held("me"):
                 seen |= {*profiles(ledger.known()), *profiles(ledger.uncertain())}
-                ledger.enforce(ledger.draft(plan_of("+e", "+g")), facts=FACTS)
-                ledger.share().leaving(0)
+                ledger.make_current(ledger.draft(plan_of("+e", "+g")), facts=FACTS)
+                ledger.share().note_sending(0)
                 ledger.share().landed(0, [])
                 ledger.share().flush()
 
@@ -238,11 +238,11 @@ def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_kn
         failure = "has lost the ledger's lock"
         try:
             with overtaken.held("me"):
-                overtaken.enforce(overtaken.draft(plan_of("+c", "+d", "+e", "+f")), facts=FACTS)
-                overtaken.share().leaving(0)
+                overtaken.make_current(overtaken.draft(plan_of("+c", "+d", "+e", "+f")), facts=FACTS)
+                overtaken.share().note_sending(0)
                 sent.append("c")
                 overtaken.share().landed(0, [])
-                overtaken.share().leaving(1)
+                overtaken.share().note_sending(1)
                 sent.append("e")
                 overtaken.share().landed(1, [])
                 overtaken.share().flush()

@@ -52,7 +52,7 @@ def test_a_run_whose_claim_is_damaged_goes_on_and_gives_the_lock_back(open_ledge
     ledger = open_ledger()
     with ledger.held("me"):
         write_bytes(files_of(ledger)["claim"], b"torn")
-        ledger.enforce(ledger.draft(plan_of("+a")), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of("+a")), facts=FACTS)
         ledger.share().flush()
     assert not names_in(ledger.folder / "locks")
 
@@ -95,7 +95,7 @@ def test_the_thread_survives_any_error_and_the_lock_is_lost_after_the_lease(
             renew_once(ledger.lock)
         assert "could not be renewed" in caplog.text
     clock.now += LOCK_RENEWED
-    ledger.lock.refuse_lost()
+    ledger.lock.raise_if_lost()
     renew_once(ledger.lock)
     assert ledger.lock.confirmed == clock.now
 
@@ -111,13 +111,13 @@ def test_a_run_goes_on_while_the_storage_is_away_for_less_than_the_lease(open_le
     with monkeypatch.context() as patch:
         patch.setattr(lock_module, "read_json", fail)
         clock.now += LEASE - 1
-        ledger.lock.refuse_lost()
+        ledger.lock.raise_if_lost()
         clock.now += 1
         with pytest.raises(LedgerError, match="This run has lost the ledger's lock"):
-            ledger.lock.refuse_lost()
+            ledger.lock.raise_if_lost()
     # Whoever stopped does not begin again.
     with pytest.raises(LedgerError, match="has lost the ledger's lock"):
-        ledger.lock.refuse_lost()
+        ledger.lock.raise_if_lost()
     assert LEASE + 2 * LOCK_RENEWED < LOCK_LASTS
 
 
@@ -128,15 +128,15 @@ def test_a_run_goes_on_while_the_storage_is_away_for_less_than_the_lease(open_le
 def test_a_process_that_slept_while_its_retry_took_over_sends_nothing_more(open_ledger, clock, slept):
     ledger, retry = open_ledger(), open_ledger()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+a", "+b")), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of("+a", "+b")), facts=FACTS)
         share = ledger.share()
-        share.leaving(0)
+        share.note_sending(0)
         clock.now += slept
         retry.lock.take("me")
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
-            share.refuse_lost()
+            share.raise_if_lost()
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
-            share.leaving(0)
+            share.note_sending(0)
     assert retry.lock.is_ours()
 
 
@@ -155,7 +155,7 @@ def test_a_process_that_slept_between_a_look_at_its_claim_and_its_heartbeat_send
 
     monkeypatch.setattr(lock_module, "write_json", write)
     with pytest.raises(LedgerError, match="has lost the ledger's lock"):
-        ledger.lock.refuse_lost()
+        ledger.lock.raise_if_lost()
     assert retry.lock.is_ours()
 
 
@@ -180,7 +180,7 @@ def test_a_process_that_slept_while_nobody_took_over_goes_on_and_counts_as_alive
     ledger = open_ledger()
     ledger.lock.take("me")
     clock.now += slept
-    ledger.lock.refuse_lost()
+    ledger.lock.raise_if_lost()
     with pytest.raises(LedgerBusyError, match=r"last heartbeat was 0 s ago"):
         open_ledger().lock.take("other")
 
@@ -195,7 +195,7 @@ def test_a_fresh_confirmation_needs_no_look_at_the_storage(open_ledger, clock, m
     monkeypatch.setattr(lock_module, "read_json", fail)
     for _ in range(3):
         clock.now += LOCK_RENEWED - 0.1
-        ledger.lock.refuse_lost()
+        ledger.lock.raise_if_lost()
 
 
 def test_time_is_measured_by_a_clock_that_goes_on_in_suspension(tmp_path):
@@ -233,9 +233,9 @@ def test_eleven_runs_that_wait_all_get_their_turn(open_ledger, loaded):
     def add(ledger, number):
         try:
             with ledger.held(f"run {number}"):
-                ledger.enforce(ledger.draft(plan_of(f"+{number:02}")), facts=FACTS)
+                ledger.make_current(ledger.draft(plan_of(f"+{number:02}")), facts=FACTS)
                 share = ledger.share()
-                share.leaving(0)
+                share.note_sending(0)
                 share.landed(0)
                 share.end()
         except LedgerBusyError:

@@ -57,10 +57,10 @@ def push(ledger, plan, owner="me"):
     """Put a plan in force and send it; what was uncertain before."""
     with ledger.held(owner):
         uncertain = members(ledger.uncertain())
-        ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+        ledger.make_current(ledger.draft(planned(plan)), facts=FACTS)
         share = ledger.share()
         for batch in range(share.left):
-            share.leaving(batch)
+            share.note_sending(batch)
             share.landed(batch)
         share.end()
     return uncertain
@@ -108,7 +108,7 @@ def test_while_the_changes_may_still_arrive_they_stay_uncertain_whoever_plans(op
     for _ in range(2):
         assert push(open_ledger(), []) == [("x", "vip")]
     calls.note(Chunk(["y"], "vip"))
-    calls.leaving(1)
+    calls.note_sending(1)
     calls.end()
     assert push(open_ledger(), []) == [("x", "vip"), ("y", "vip")]
     clock.now += REQUEST_LASTS
@@ -147,7 +147,7 @@ def test_a_note_is_deleted_by_the_version_after_the_one_that_covered_it(
     ledger = open_ledger()
     with ledger.held("me"):
         # It is stopped before it sends anything.
-        ledger.enforce(ledger.draft(plan_of("+a?")), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of("+a?")), facts=FACTS)
     assert loaded().other_writers == []
     manifest = ledger.folder / ledger.manifest.file
     if damage is None:
@@ -168,12 +168,12 @@ def test_a_note_about_attributes_outlives_the_manifest_of_a_plan_that_was_never_
     how = {"name": "profiles:x", "holds": "profiles"}
     first = open_ledger(**how)
     with first.held("me"):
-        first.enforce(
+        first.make_current(
             first.draft(planned([Change("a", "1.1", "add"), Change("b", "2.1", "add")])),
             facts=FACTS,
             names=["tier"],
         )
-        first.share().leaving(0)
+        first.share().note_sending(0)
         first.share().landed(0)
         first.share().end()
     writer = NoteWriter(first.folder, "another", "other", clock)
@@ -181,7 +181,7 @@ def test_a_note_about_attributes_outlives_the_manifest_of_a_plan_that_was_never_
     writer.end()
     second = open_ledger(**how)
     with second.held("me"):
-        second.enforce(second.draft(planned([Change("a", "1.1", "add")])), facts=FACTS, names=["tier"])
+        second.make_current(second.draft(planned([Change("a", "1.1", "add")])), facts=FACTS, names=["tier"])
     (second.folder / second.manifest.file).unlink()
     assert members(loaded(**how).known()) == [("a", "?1.1+"), ("b", "2.1")]
 
@@ -288,7 +288,7 @@ def test_members_that_nobody_has_added_are_left_alone(open_ledger, outside, load
     calls = outside()
     calls.note(Chunk(["x"], "vip"))
     assert spelt(loaded().uncertain()) == [Change("x", "vip", "remove")]
-    calls.leaving(0)
+    calls.note_sending(0)
     calls.without_effect(0)
     calls.end()
     assert not spelt(loaded().uncertain())
@@ -303,8 +303,8 @@ def test_changes_that_were_refused_after_a_lost_answer_may_have_been_made(open_l
     push(open_ledger(), adds("a"))
     calls = outside()
     calls.note(Chunk(["x"], "vip"))
-    calls.leaving(0)
-    calls.landed(0, [0], is_doubtful=True)
+    calls.note_sending(0)
+    calls.landed(0, [0], had_unclear_attempt=True)
     calls.end()
     assert spelt(loaded().uncertain()) == [Change("x", "vip", "remove")]
 
@@ -323,9 +323,9 @@ def test_guests_of_a_plan_whose_answers_were_lost_are_guests(open_ledger, loaded
     push(open_ledger(), adds("a"))
     other = open_ledger(name="sync:x")
     with other.held("dag/other/run/-1"):
-        other.enforce(other.draft(planned(adds("b"))), facts=FACTS)
+        other.make_current(other.draft(planned(adds("b"))), facts=FACTS)
         share = other.share()
-        share.leaving(0)
+        share.note_sending(0)
         share.end()
     assert spelt(loaded().uncertain()) == [Change("b", "vip", "remove")]
 
@@ -334,7 +334,7 @@ def test_guests_of_a_plan_of_which_nothing_arrived_are_none(open_ledger, loaded)
     push(open_ledger(), adds("a"))
     other = open_ledger(name="sync:x")
     with other.held("dag/other/run/-1"):
-        other.enforce(other.draft(planned(adds("b"))), facts=FACTS)
+        other.make_current(other.draft(planned(adds("b"))), facts=FACTS)
         assert spelt(loaded().uncertain()) == [Change("b", "vip", "remove")]
     assert not spelt(loaded().uncertain())
 
@@ -362,8 +362,8 @@ def test_a_ledger_of_attributes_that_was_made_after_the_note_gets_it_too(open_le
         ledger = open_ledger(**how)
         with ledger.held("me"):
             plan = [Change("a", "1.1", "add"), Change("b", "2.1", "add")]
-            ledger.enforce(ledger.draft(planned(plan)), facts=FACTS, names=["tier"])
-            ledger.share().leaving(0)
+            ledger.make_current(ledger.draft(planned(plan)), facts=FACTS, names=["tier"])
+            ledger.share().note_sending(0)
             ledger.share().landed(0)
             ledger.share().end()
     assert members(loaded(**how).known()) == [("a", "?1.1+"), ("b", "2.1")]
@@ -422,14 +422,14 @@ def test_a_ledger_whose_plan_is_replaced_while_it_is_told_is_told_of_again(
     calls = outside()
     calls.note(Chunk(["b"], "vip", "remove"))
     push(open_ledger(), adds("a", "b"))
-    write = module.write_doubts
+    write = module.write_resends
 
     def late(*arguments):
-        monkeypatch.setattr(module, "write_doubts", write)
+        monkeypatch.setattr(module, "write_resends", write)
         push(open_ledger(), adds("c"))
         write(*arguments)
 
-    monkeypatch.setattr(module, "write_doubts", late)
+    monkeypatch.setattr(module, "write_resends", late)
     acknowledged(calls)
     assert profiles(loaded().uncertain()) == ["a", "b", "c"]
 
@@ -532,7 +532,7 @@ def test_a_note_that_comes_while_the_ends_are_read_is_not_kept_for_ever(
         monkeypatch.setattr(module, "read_json", slowly)
         draft = ledger.draft(plan_of())
         assert profiles(ledger.uncertain()) == ["x"]
-        ledger.enforce(draft, facts=FACTS)
+        ledger.make_current(draft, facts=FACTS)
     assert push(open_ledger(), []) == [("y", "vip")]
     assert push(open_ledger(), []) == []
     assert not names_in(loaded().folder / NOTES)
@@ -557,7 +557,7 @@ def test_guests_of_a_plan_that_was_never_approved_are_guests_of_the_next_one(ope
         with ledger.held("me"):
             assert spelt(ledger.uncertain()) == [Change("x", "vip", "remove")]
             facts = RunFacts(awaits_approval=awaits)
-            ledger.enforce(ledger.draft(plan_of("-x?")), facts=facts)
+            ledger.make_current(ledger.draft(plan_of("-x?")), facts=facts)
     assert spelt(loaded().uncertain()) == [Change("x", "vip", "add")]
 
 
@@ -582,7 +582,7 @@ def test_an_audience_that_is_deleted_during_the_planning_is_filled_by_the_next_p
         if not noticed:
             monkeypatch.setattr(ledger, "_suspects_of", lambda _: frozenset())
         with outside().emptying("vip"):
-            ledger.enforce(draft, facts=FACTS)
+            ledger.make_current(draft, facts=FACTS)
     assert loaded().suspected == {"vip"}
 
 
@@ -609,7 +609,7 @@ def test_a_deletion_during_the_planning_is_not_lost_with_the_plan_before(
             """It is made again after it."""
         if killed:
             monkeypatch.setattr(Manifest, "remove_others", die)
-        ledger.enforce(draft, facts=FACTS)
+        ledger.make_current(draft, facts=FACTS)
     assert killed or ledger.suspected == {"vip"}
     assert loaded().suspected == {"vip"}
 
@@ -644,14 +644,14 @@ def test_a_mirror_tells_the_other_ledgers_of_its_audience(open_ledger, loaded):
     other = open_ledger(name="sync:x")
     with other.held("team_b/mirror/1"):
         plan = sorted([*adds("b", "c"), *adds("z", key="gold")])
-        other.enforce(other.draft(planned(plan)), facts=FACTS)
+        other.make_current(other.draft(planned(plan)), facts=FACTS)
         assert other.other_writers == ["team_a/mirror/1"]
         first = loaded()
         assert members(first.uncertain()) == [("c", "vip")], "both have b"
         assert first.other_writers == ["team_b/mirror/1"]
         assert push(open_ledger(), [], owner="team_a/mirror/2") == [("c", "vip")]
         share = other.share()
-        share.leaving(0)
+        share.note_sending(0)
         share.landed(0)
     # While the other one was at work, a plan could not settle it.
     assert push(open_ledger(), [], owner="team_a/mirror/3") == [("c", "vip")]
@@ -672,9 +672,9 @@ def test_all_plans_of_a_run_end_with_it(open_ledger, loaded, clock):
     other = open_ledger(name="sync:x")
     with other.held("dag/other/run/-1"):
         for profile in ("b", "c"):
-            other.enforce(other.draft(planned(adds(profile))), facts=FACTS)
+            other.make_current(other.draft(planned(adds(profile))), facts=FACTS)
             share = other.share()
-            share.leaving(0)
+            share.note_sending(0)
             share.landed(0)
             share.end()
     assert ends(loaded(), clock) == [0.0, 0.0]
@@ -686,8 +686,8 @@ def test_a_plan_that_replaces_one_of_a_killed_run_ends_its_notes_too(open_ledger
     push(open_ledger(), adds("a"))
     killed = open_ledger(name="sync:x")
     with suppress(KeyboardInterrupt), killed.held("dag/other/run/-1"):
-        killed.enforce(killed.draft(planned(adds("b"))), facts=FACTS)
-        killed.share().leaving(0)
+        killed.make_current(killed.draft(planned(adds("b"))), facts=FACTS)
+        killed.share().note_sending(0)
         killed.lock.handed_over = True
         raise KeyboardInterrupt
     assert ends(loaded(), clock) == [WRITER_LASTS]
@@ -706,10 +706,10 @@ def test_a_plan_that_others_push_tells_until_it_is_committed(open_ledger, clock)
     push(open_ledger(), adds("a"))
     other = open_ledger(name="sync:x")
     with other.held("planner"):
-        other.enforce(other.draft(planned(adds("b"))), facts=FACTS, handed_over=True)
+        other.make_current(other.draft(planned(adds("b"))), facts=FACTS, handed_over=True)
     pusher = open_ledger(name="sync:x")
     with pusher.pushing("planner", other.plan, [0]) as share:
-        share.leaving(0)
+        share.note_sending(0)
         share.landed(0)
         share.end()
     for _ in range(2):
@@ -760,7 +760,9 @@ def test_a_plan_that_could_not_be_put_in_force_leaves_the_notes_of_the_plan_befo
     push(open_ledger(), adds("a"))
     waiting = open_ledger(name="sync:x")
     with waiting.held("first"):
-        waiting.enforce(waiting.draft(plan_of("-a")), facts=RunFacts(awaits_approval=True), handed_over=True)
+        waiting.make_current(
+            waiting.draft(plan_of("-a")), facts=RunFacts(awaits_approval=True), handed_over=True
+        )
     notes = loaded().folder / NOTES
     (end,) = [name for name in names_in(notes) if name.endswith(".json")]
     before = read_json(notes / end)
@@ -773,5 +775,5 @@ def test_a_plan_that_could_not_be_put_in_force_leaves_the_notes_of_the_plan_befo
 
     monkeypatch.setattr(later, "_put_manifest", fail)
     with pytest.raises(LedgerUnavailableError), later.held("second"):
-        later.enforce(later.draft(plan_of("+c")), facts=FACTS)
+        later.make_current(later.draft(plan_of("+c")), facts=FACTS)
     assert read_json(notes / end) == before

@@ -16,7 +16,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
     ATTRIBUTES,
     NoteWriter,
     OutsideChanges,
-    write_doubts,
+    write_resends,
     write_suspects,
 )
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
@@ -29,10 +29,10 @@ MANY = [f"{number:05}" for number in range(20_000)]
 def run(ledger, changes, *, landed=None, facts=FACTS, names=()):
     """Put a plan in force and let some batches land; all of them leave."""
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(planned(changes)), facts=facts, names=names)
+        ledger.make_current(ledger.draft(planned(changes)), facts=facts, names=names)
         share = ledger.share()
         for batch in range(share.left):
-            share.leaving(batch)
+            share.note_sending(batch)
         for batch in range(share.left) if landed is None else landed:
             share.landed(batch)
         share.end()
@@ -104,7 +104,7 @@ def test_a_torn_or_lost_manifest_falls_back_to_the_one_before_and_all_that_was_s
     seen = []
     following = open_ledger()
     with following.held("me"):
-        following.enforce(
+        following.make_current(
             following.draft(lambda known, uncertain: seen.extend(profiles(uncertain)) or []), facts=FACTS
         )
     assert set(seen) == sent
@@ -116,7 +116,7 @@ def test_a_plan_whose_manifest_is_lost_and_that_was_never_sent_is_forgotten(open
     commit(open_ledger(), "+a")
     ledger = open_ledger()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+b")), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of("+b")), facts=FACTS)
     (ledger.folder / ledger.manifest.file).unlink()
     assert (profiles(loaded().known()), profiles(loaded().uncertain())) == (["a"], [])
 
@@ -169,9 +169,9 @@ def test_a_ledger_whose_manifests_are_all_damaged_is_an_error(open_ledger, loade
 def test_a_commit_that_is_torn_falls_back_to_the_plan_as_it_was_handed_over(open_ledger, loaded):
     ledger = open_ledger()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+a")), facts=FACTS, handed_over=True)
+        ledger.make_current(ledger.draft(plan_of("+a")), facts=FACTS, handed_over=True)
     with open_ledger().pushing("me", ledger.plan, [0]) as share:
-        share.leaving(0)
+        share.note_sending(0)
         share.landed(0)
         share.end()
     committing = open_ledger()
@@ -236,7 +236,7 @@ def test_a_rebuilt_ledger_knows_of_a_note_whose_plan_was_never_sent(open_ledger,
     writer.end()
     ledger = open_ledger()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+a?")), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of("+a?")), facts=FACTS)
     (ledger.folder / ledger.manifest.members.file).unlink()
     (line,) = repaired(state)
     assert line == "The ledger has version 3 now."
@@ -252,10 +252,10 @@ def test_what_was_uncertain_and_has_not_been_sent_again_is_uncertain_in_a_rebuil
     older = loaded().folder / loaded().manifest.file
     ledger = open_ledger(batch=1)
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+a?", "+c", "+d")), facts=FACTS)
+        ledger.make_current(ledger.draft(plan_of("+a?", "+c", "+d")), facts=FACTS)
         share = ledger.share()
         if sent:
-            share.leaving(sent)
+            share.note_sending(sent)
             share.landed(sent)
             share.end()
     older.write_bytes(b"")
@@ -273,7 +273,7 @@ def test_a_damaged_plan_that_was_never_sent_withholds_nothing_and_says_what_may_
     ledger = open_ledger()
     with ledger.held("me"):
         plan = [Change("c", "vip", "add", runs_rules=True)]
-        ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+        ledger.make_current(ledger.draft(planned(plan)), facts=FACTS)
     path = ledger.folder / ledger.manifest.plan.parts[0].file
     path.write_bytes(path.read_bytes() + b"x")
     (line, _) = repaired(state)
@@ -316,10 +316,10 @@ def test_a_doubt_stays_a_doubt_in_a_rebuilt_ledger(open_ledger, loaded, commit, 
     """Of a suspected audience, what got no clear answer would run rules again."""
     commit(open_ledger(), "+a")
     commit(open_ledger(), "+b")
-    write_doubts(loaded().folder, loaded().plan, "a1", ["vip"])
+    write_resends(loaded().folder, loaded().plan, "a1", ["vip"])
     min(loaded().folder.glob("manifest-*")).write_text("{")
     repaired(state)
-    assert (loaded().doubted, loaded().suspected) == ({"vip"}, set())
+    assert (loaded().resends, loaded().suspected) == ({"vip"}, set())
 
 
 def test_the_command_repairs_by_path_and_says_what_it_did(worn, loaded, capsys, state):

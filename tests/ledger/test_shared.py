@@ -43,7 +43,7 @@ def planned(opened):
         ledger = opened()
         with ledger.held(owner):
             staged = ledger.draft(plan_of(*texts))
-            ledger.enforce(staged, facts=FACTS, handed_over=True)
+            ledger.make_current(staged, facts=FACTS, handed_over=True)
         return ledger.plan
 
     return plan
@@ -59,7 +59,7 @@ def push(opened):
             for number, batch in enumerate(pushing.batches()):
                 if batches is not None and number >= batches:
                     break
-                pushing.leaving(number)
+                pushing.note_sending(number)
                 sent.append(list(batch.ids))
                 bad = (refused or {}).get(number, ())
                 for at in bad:
@@ -151,7 +151,7 @@ def test_a_part_is_not_committed_while_it_is_pushed(planned, push, opened, loade
     with opened().pushing("me", plan, [0]) as pushing:
         with pytest.raises(LedgerError, match="in use by me"):
             opened().commit("me", plan)
-        pushing.leaving(0)
+        pushing.note_sending(0)
         pushing.landed(0, [])
         pushing.flush()
     assert opened().commit("me", plan).acknowledged == 2
@@ -178,7 +178,7 @@ def test_a_plan_for_another_key_is_not_pushed_unless_the_environment_is_known(op
     ledger = opened(environment=environment)
     made, other = RunFacts(key_fingerprint="1"), RunFacts(key_fingerprint="2")
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+a")), facts=made, handed_over=True)
+        ledger.make_current(ledger.draft(plan_of("+a")), facts=made, handed_over=True)
 
     def left(facts):
         with opened(environment=environment).pushing("me", ledger.plan, [0], facts) as share:
@@ -203,7 +203,7 @@ def test_an_answer_about_a_plan_that_was_replaced_does_not_wait_for_the_newer_ru
     old = planned(*TWELVE)
     ledger = opened()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(plan_of("+z")), facts=FACTS, handed_over=True)
+        ledger.make_current(ledger.draft(plan_of("+z")), facts=FACTS, handed_over=True)
         with pytest.raises(LedgerError, match="was replaced"), opened().deciding("another", old, FACTS):
             pytest.fail("It decides nothing.")
 
@@ -211,23 +211,23 @@ def test_an_answer_about_a_plan_that_was_replaced_does_not_wait_for_the_newer_ru
 def test_a_pusher_whose_plan_is_replaced_stops_at_its_next_note(planned, opened, loaded):
     plan = planned(*TWELVE)
     with opened().pushing("me", plan, [0]) as pushing:
-        pushing.leaving(0)
+        pushing.note_sending(0)
         pushing.landed(0, [])
         # Somebody cleared the task that plans.
         planned("+x")
         with pytest.raises(LedgerError, match="has lost the ledger's lock"):
-            pushing.leaving(1)
+            pushing.note_sending(1)
 
 
 def test_the_pushers_of_one_part_take_over_from_one_another_and_none_forgets(planned, opened, loaded):
     """As when the scheduler believes a task dead and starts its next try beside it."""
     plan = planned("+a", "+b", "+c", "+d")
     with opened().pushing("me", plan, [0]) as zombie:
-        zombie.leaving(0)
+        zombie.note_sending(0)
         with opened().pushing("me", plan, [0]) as retry:
-            retry.leaving(0)
+            retry.note_sending(0)
             retry.landed(0, [1])
-            retry.leaving(1)
+            retry.note_sending(1)
             retry.landed(1, [])
             retry.flush()
             zombie.landed(0, [])
@@ -240,7 +240,7 @@ def test_the_pushers_of_one_part_take_over_from_one_another_and_none_forgets(pla
 def test_a_refusal_is_uncertain_where_a_killed_pusher_may_have_sent_the_batch(planned, push, opened, loaded):
     plan = planned("+a", "+b", "+c", "+d")
     killed = opened().pushing("me", plan, [0])
-    killed.__enter__().leaving(0)
+    killed.__enter__().note_sending(0)
     push(plan, 0, refused={0: [1], 1: [0]})
     assert profiles(loaded().known()) == ["a", "d"]
     assert profiles(loaded().uncertain()) == ["b"]
@@ -352,10 +352,10 @@ def test_an_audience_that_the_plan_may_not_change_stops_nothing_and_stays_suspec
         ledger = opened(**how)
         ledger.managed = managed
         with ledger.held("me"):
-            ledger.enforce(ledger.draft(spelt_out(plan)), facts=FACTS, handed_over=True)
+            ledger.make_current(ledger.draft(spelt_out(plan)), facts=FACTS, handed_over=True)
         with opened(**how).pushing("me", ledger.plan, [0]) as pushing:
             for number, _ in enumerate(pushing.batches()):
-                pushing.leaving(number)
+                pushing.note_sending(number)
                 pushing.landed(number)
             pushing.flush()
         assert opened(**how).commit("me", ledger.plan).acknowledged == len(plan)
@@ -399,14 +399,14 @@ def ledger_in(storage):
 def plan_in(storage, owner="me"):
     ledger = ledger_in(storage)
     with ledger.held(owner):
-        ledger.enforce(ledger.draft(plan_of(*TWELVE)), facts=FACTS, handed_over=True)
+        ledger.make_current(ledger.draft(plan_of(*TWELVE)), facts=FACTS, handed_over=True)
     return ledger.plan
 
 
 def push_in(storage, plan, part, world, bad=()):
     with ledger_in(storage).pushing("me", plan, [part]) as pushing:
         for number, batch in enumerate(pushing.batches()):
-            pushing.leaving(number)
+            pushing.note_sending(number)
             storage.process.step()
             sent = list(batch.ids)
             world.update(set(sent).difference(bad))
@@ -493,7 +493,7 @@ def test_a_process_can_push_several_parts(planned, opened, loaded):
         with opened().pushing("me", plan, parts) as pushing:
             assert pushing.changes == 4 * len(parts)
             for number, _ in enumerate(pushing.batches()):
-                pushing.leaving(number)
+                pushing.note_sending(number)
                 pushing.landed(number, ())
             pushing.flush()
     assert opened().commit("me", plan).acknowledged == 12
@@ -503,7 +503,7 @@ def test_no_profile_is_in_two_parts(opened):
     plan = [Change(profile, audience, "add") for profile in ("a", "b", "c") for audience in ("1", "2", "3")]
     ledger = opened()
     with ledger.held("me"):
-        ledger.enforce(ledger.draft(lambda *_: [Chunk.of(plan)]), facts=FACTS)
+        ledger.make_current(ledger.draft(lambda *_: [Chunk.of(plan)]), facts=FACTS)
     parts = [
         {profile for batch in ledger.manifest.plan.batches(ledger.folder, part) for profile in batch.ids}
         for part in range(ledger.parts)

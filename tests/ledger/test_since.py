@@ -129,10 +129,10 @@ def test_any_history_gives_the_members_that_it_should(open_ledger, holds):
             ]
         ledger = opened()
         with ledger.held("me"):
-            ledger.enforce(ledger.draft(planned(plan)), facts=FACTS)
+            ledger.make_current(ledger.draft(planned(plan)), facts=FACTS)
             share = ledger.share()
             for number, batch in enumerate(share.batches()):
-                share.leaving(number)
+                share.note_sending(number)
                 share.landed(number)
                 for change in batch.changes():
                     if change.action == "add":

@@ -57,7 +57,7 @@ def test_adoption_over_again_after_a_crash_of_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "enforce", dies)
+        patched.setattr(Ledger, "make_current", dies)
         with pytest.raises(KeyboardInterrupt):
             ledger_of().adopt("dag/sync/run-1/-1", members_of_csv(Path(file), "vip", "warn"))
     mirror(initial_members=file)

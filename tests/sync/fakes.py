@@ -37,7 +37,7 @@ class FakeTalon:
         self.requests = 0
         self.retries = 0
         self.throttled = 0
-        self.may_leave = lambda: None
+        self.before_attempt = lambda: None
         self.in_flight = Counter()
         self.concurrent = self.most_in_flight = 0
         self.sizes = []
@@ -66,10 +66,10 @@ class FakeTalon:
             self.in_flight.subtract(profiles)
             self.concurrent -= 1
 
-    async def update_profile_audiences(self, profile, adds, removes, *, aloft):
+    async def update_profile_audiences(self, profile, adds, removes, *, while_in_flight):
         """Change the audiences of one profile, and run rules."""
         self.calls.append((profile, tuple(adds), tuple(removes)))
-        with aloft():
+        with while_in_flight():
             changes = [Change(profile, each, "add") for each in adds]
             await self(Chunk.of([*changes, *(Change(profile, each, "remove") for each in removes)]))
 
@@ -90,7 +90,7 @@ class FakeTalon:
         return SimpleNamespace(id=self.ids[audience], created=f"day {self.ids[audience]}")
 
     async def _travel(self):
-        self.may_leave()
+        self.before_attempt()
         number, self.requests = self.requests, self.requests + 1
         for _ in range(self.delays.randrange(5)):
             await asyncio.sleep(self.pause)
@@ -148,12 +148,12 @@ class Session:
         return self._talon.waiting
 
     @property
-    def may_leave(self):
-        return self._talon.may_leave
+    def before_attempt(self):
+        return self._talon.before_attempt
 
-    @may_leave.setter
-    def may_leave(self, check):
-        self._talon.may_leave = check
+    @before_attempt.setter
+    def before_attempt(self, check):
+        self._talon.before_attempt = check
 
 
 @asynccontextmanager

@@ -60,19 +60,19 @@ class NotedJournal:
         self.flushes = 0
         self.lost = False
 
-    def leaving(self, number, positions=None):
-        self.refuse_lost()
+    def note_sending(self, number, positions=None):
+        self.raise_if_lost()
         if positions is None:
             # What runs rules says so itself, whenever it leaves.
             assert number == len(self.left) + sum(chunk.runs_rules for chunk in self.chunks[:number])
         (self.left if positions is None else self.called).append(number)
 
-    def landed(self, number, refused=(), skipped=(), unclear=(), left=(), *, is_doubtful=False):
+    def landed(self, number, refused=(), skipped=(), unclear=(), left=(), *, had_unclear_attempt=False):
         assert number in self.left + self.called
         assert number not in self.outcomes
         self.outcomes[number] = list(refused), list(skipped)
         self.unclear += [(number, position) for position in unclear]
-        self.doubtful += [number] if is_doubtful else []
+        self.doubtful += [number] if had_unclear_attempt else []
         assert not {*left} & {*refused, *unclear}
 
     def without_effect(self, number, positions=None):
@@ -88,13 +88,13 @@ class NotedJournal:
 
     def end(self):
         self.ends += 1
-        self.refuse_lost()
+        self.raise_if_lost()
 
-    def refuse_lost(self):
+    def raise_if_lost(self):
         if self.lost:
             raise LedgerError("Another run took over.")
 
-    def leave_behind(self, chunks):
+    def note_in_flight(self, chunks):
         assert self.behind is None
         self.behind = list(chunks)
 

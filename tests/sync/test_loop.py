@@ -14,7 +14,7 @@ import pytest
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, StoppedError
 from airflow_provider_talon_cdp.sync import loop
-from airflow_provider_talon_cdp.sync.loop import refuse_stopped, run_apart, stop_pushes, syncing
+from airflow_provider_talon_cdp.sync.loop import refuse_stopped, run_in_loop_thread, stop_pushes, syncing
 from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import FakeTalon, error
 from tests.sync.pushing import Endless, NotedJournal, Plain, push, send
@@ -27,7 +27,7 @@ def test_the_result_comes_back_from_the_other_thread():
         threads.append(threading.get_ident())
         return await reader(threading.get_ident)
 
-    assert run_apart(work) == threading.get_ident()
+    assert run_in_loop_thread(work) == threading.get_ident()
     assert threads != [threading.get_ident()]
 
 
@@ -45,9 +45,9 @@ def test_the_journal_finds_the_context_of_the_caller():
     found = set()
 
     class Asking(NotedJournal):
-        def leaving(self, number):
+        def note_sending(self, number):
             found.add(task.get())
-            super().leaving(number)
+            super().note_sending(number)
 
         def landed(self, *args, **options):
             found.add(task.get())

@@ -100,10 +100,10 @@ def test_calls_that_have_not_left_when_a_push_ends_are_unsent_and_those_under_wa
     class Waiting(FakeTalon):
         """Has one call under way, one waiting to leave, and one refused for its key."""
 
-        async def update_profile_audiences(self, profile, adds, removes, *, aloft):
+        async def update_profile_audiences(self, profile, adds, removes, *, while_in_flight):
             if profile == "waits":
                 await asyncio.sleep(60)
-            with aloft():
+            with while_in_flight():
                 self.requests += 1
                 if profile == "under way":
                     await asyncio.sleep(60)

@@ -135,7 +135,7 @@ def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
     # The request may have arrived all the same.
     sync.talon.members = {("a", "gold"), ("a", "vip")}
     before, requests = dict(sync.storage.objects), sync.talon.requests
-    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nKeep it there"):
+    with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nAdd it again"):
         sync.run(adds("b"), managed=["vip"], audiences=Audiences(names={"vip": "VIP"}))
     assert sync.talon.requests == requests
     assert sync.storage.objects == before

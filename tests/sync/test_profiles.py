@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import OutOfOrderError
-from airflow_provider_talon_cdp.changes.fingerprint import Names, digest_of, doubted, fingerprint
+from airflow_provider_talon_cdp.changes.fingerprint import Names, digest_of, fingerprint, marked_uncertain
 from airflow_provider_talon_cdp.changes.spool import sorted_profiles
 from airflow_provider_talon_cdp.exceptions import (
     Blame,
@@ -259,7 +259,7 @@ def test_a_profile_with_a_fault_stays_as_it_is():
 def test_a_doubtful_profile_is_sent_again_and_cleared_with_all_that_may_have_been_set():
     names = Names()
     profile_id, line = known_as(wanted("a", tier="gold"), names)
-    known = [(profile_id, doubted(line))]
+    known = [(profile_id, marked_uncertain(line))]
     assert Plan(known, [wanted("a", tier="gold")], names).sends == {"a": {"tier": "gold"}}
     assert Plan(known, [], names, clears=True).sends == {"a": {"tier": None}}
     assert Plan(known, [], names).changes == []
@@ -314,7 +314,7 @@ class Talon:
     """Takes profiles; some wait until others have arrived or are under way, and some are refused."""
 
     retries = throttled = 0
-    waiting = may_leave = None
+    waiting = before_attempt = None
 
     def __init__(self, answers=None, first_waits_for=0, waits_for_company=0):
         self.arrived = {}

@@ -65,9 +65,9 @@ def test_requests_in_flight_are_bounded():
 
 def test_nothing_leaves_before_it_is_noted_and_what_was_refused_is_in_the_letters():
     class Late(NotedJournal):
-        def leaving(self, number):
+        def note_sending(self, number):
             assert talon.requests <= number
-            super().leaving(number)
+            super().note_sending(number)
 
     talon = FakeTalon(bad={"3", "8"})
     journal = Late(singles(10))
@@ -264,7 +264,7 @@ def test_every_attempt_asks_first_whether_the_lock_is_still_there():
 
         async def __call__(self, chunk):
             for attempt in itertools.count():
-                self.may_leave()
+                self.before_attempt()
                 journal.lost = attempt == 2
                 self.retries += 1
                 await asyncio.sleep(0)

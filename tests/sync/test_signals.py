@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.sync import loop
-from airflow_provider_talon_cdp.sync.loop import run_apart
+from airflow_provider_talon_cdp.sync.loop import run_in_loop_thread
 from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import FakeTalon
 from tests.sync.pushing import Endless, send
@@ -105,7 +105,7 @@ def test_what_does_not_end_is_left_behind_after_a_while_or_at_a_second_signal(
     began = time.monotonic()
     try:
         with pytest.raises(OverdueError), alarm(0.1, [], again=again):
-            run_apart(lambda _: hang())
+            run_in_loop_thread(lambda _: hang())
         assert time.monotonic() - began < 10
     finally:
         stuck.set()

@@ -118,7 +118,7 @@ class Sender:
         self.faults = faults
         self.chance = random.Random(seed)
         self.requests = 0
-        self.may_leave = lambda: None
+        self.before_attempt = lambda: None
         self.in_flight = Counter()
         self.refused = set()
         self.identified = set()
@@ -130,7 +130,7 @@ class Sender:
         alone = next(chunk.changes())[:2] if len(chunk) == 1 else None
         await self.travel(chunk.ids, lambda: self._apply(chunk), alone)
 
-    async def update_profile_audiences(self, profile, adds, removes, *, aloft):
+    async def update_profile_audiences(self, profile, adds, removes, *, while_in_flight):
         """Make changes of one profile, once: no action is repeated before its opposite."""
         chunk = Chunk.of(
             [Change(profile, each, "add", runs_rules=True) for each in adds]
@@ -138,11 +138,11 @@ class Sender:
         )
         assert 1 <= len(chunk) <= self.world.limit
         # Whoever took over sees to it that nothing leaves any more.
-        self.may_leave()
+        self.before_attempt()
         before = {change[:2]: self.world.called.get(change[:2]) for change in chunk.changes()}
         deletions = self.world.deletions.copy()
         alone = next(chunk.changes())[:2] if len(chunk) == 1 else None
-        with aloft():
+        with while_in_flight():
             for change in chunk.changes():
                 member = change[:2]
                 assert self.world.called.get(member) != change.action, "a call that runs rules is repeated"
@@ -191,7 +191,7 @@ class Sender:
             alone: What is noted as refused when it is; None where more than one change is in the request.
         """
         self.process.step()
-        self.may_leave()
+        self.before_attempt()
         assert self.allowed(), "a request left before the guard had passed"
         number, self.requests = self.requests, self.requests + 1
         self.in_flight.update(set(profiles))
@@ -289,16 +289,16 @@ class ProfileSender(Sender):
     runs_rules = repeats = False
     wanted = frozenset()
 
-    async def __call__(self, profile, attributes, *, without_rules, aloft):
+    async def __call__(self, profile, attributes, *, without_rules, while_in_flight):
         called, call = self.world.called, (profile in self.wanted, attributes)
         if without_rules or not self.runs_rules:
             if called.get(profile) != call:
                 called.pop(profile, None)
             await self.travel([profile], lambda: self._set(profile, attributes), profile)
             return
-        self.may_leave()
+        self.before_attempt()
         before = dict(called)
-        with aloft():
+        with while_in_flight():
             assert self.repeats or called.get(profile) != call, "a call that runs rules is repeated"
             called[profile] = call
             try:
