@@ -27,6 +27,8 @@ class Counts:
         unacknowledged_removals: Removals of members that Talon.One never acknowledged, by audience: an
             earlier request may have added them. The guard does not count them. Members that another task
             added are not among them.
+        emptied: Additions whose row has only nulls, so that they delete all acknowledged attributes of their
+            profiles. The guard counts them as removals.
         rule_changes: Changes of the plan that run rules.
         rule_calls: Calls that these changes take: one for each profile.
         resumed: Changes of an earlier try's plan that it had not sent. They are sent first.
@@ -50,6 +52,7 @@ class Counts:
     repeated: Counter[str] = field(default_factory=Counter)
     removals: Counter[str] = field(default_factory=Counter)
     unacknowledged_removals: Counter[str] = field(default_factory=Counter)
+    emptied: Counter[str] = field(default_factory=Counter)
     rule_changes: int = 0
     rule_calls: int = 0
     resumed: int = 0

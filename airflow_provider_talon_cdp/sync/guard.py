@@ -81,7 +81,7 @@ class Guard:
         if not counts.wanted and self.on_empty == "fail":
             yield f"{self._no_rows.format(known=counts.known.total())}.", "on_empty='allow'"
         # Members that Talon.One never acknowledged need no protection.
-        acknowledged = counts.removals - counts.unacknowledged_removals
+        acknowledged = counts.removals - counts.unacknowledged_removals + counts.emptied
         shares = {
             audience: removals / counts.known[audience]
             for audience, removals in acknowledged.items()
@@ -124,7 +124,7 @@ class Guard:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileGuard(Guard):
-    """The limits for attributes of profiles, where clearing a profile's attributes counts as a removal."""
+    """The limits for attributes of profiles. Deleting all attributes of a profile counts as a removal."""
 
     _no_rows = "The source has no rows, and the ledger has {known:,} profiles"
     _keep = ",\nor on_empty='skip' to leave them as they are."

@@ -408,7 +408,7 @@ def _gives_up_soon(flight: Flight, error: RejectedError) -> bool:
         RejectedError: All were refused, and none accepted.
     """
     push = flight.push
-    refused = push.rejected[f"refused by Talon.One ({error.status})"]
+    refused = push.rejected[f"refused by Talon.One ({error.status})"] - push.rejected_before
     limit = push.limits.max_rejected
     if push.sent or refused < _ALL_REFUSED:
         return False

@@ -314,6 +314,7 @@ class Mirror:
         report = Report()
         self.ledger.load()
         plan = self._plan(lambda planner: deque(planner(self.ledger.known(), self.ledger.uncertain()), 0))
+        report.suspicious = plan.suspicious.counts
         check_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
         try:
@@ -579,6 +580,7 @@ class Mirror:
         refused_before = self._refused_before()
         leave_out = partial(
             _without_refused,
+            label=self.kind.label,
             refused=refused,
             refused_before=refused_before if self.retry_rejected == "never" else frozenset(),
             # A dry run writes nothing.
@@ -843,6 +845,7 @@ def _without_refused(
     changes: Iterable[Chunk],
     counts: Counts,
     *,
+    label: str | None,
     refused: Collection[Member],
     refused_before: Collection[Member],
     carry: Callable[[Chunk], None],
@@ -852,6 +855,7 @@ def _without_refused(
     Args:
         changes: The plan's changes.
         counts: The plan's counts.
+        label: What the changes are counted under; None for their audiences.
         refused: Members that were refused, and counted, in this run.
         refused_before: Members that were refused in earlier runs and are not sent again.
         carry: Called with the changes that are left out, so that later runs know of them.
@@ -865,7 +869,9 @@ def _without_refused(
             continue
         left_out = chunk.at(bad)
         carry(left_out)
-        counts.additions -= Counter({key: len(part) for key, part in left_out.by_key()})
+        fewer: Counter[str] = Counter()
+        left_out.tally(fewer, Counter(), label)
+        counts.additions -= fewer
         in_run = sum(member in refused for member in zip(left_out.ids, left_out.each_key, strict=False))
         counts.duplicate += in_run
         counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - in_run})

@@ -158,7 +158,7 @@ class Profiles:
                 continue
             while_in_flight = partial(flight.while_in_flight, [position]) if chunk.runs_rules else nullcontext
             try:
-                await sender(profile_id, body, without_rules="?" in verb, while_in_flight=while_in_flight)
+                await sender(profile_id, body, without_rules="!" not in verb, while_in_flight=while_in_flight)
             except NotFoundError as error:
                 raise error.become(
                     FatalError, f"{error}\nNo profile can be sent; check Base URL on the connection."
@@ -181,7 +181,8 @@ class Profiles:
         if self.give_up_after is None or push.limits.max_rejected is None:
             return
         limit = max(self.give_up_after, push.limits.max_rejected + 1)
-        if not push.sent and len(push.rejected) == 1 and push.rejected.total() >= limit:
+        refused = push.rejected.total() - push.rejected_before
+        if not push.sent and len(push.rejected) == 1 and refused >= limit:
             raise error.become(
                 FatalError,
                 f"The first {limit:,} profiles were all refused for the same reason: {reason}.\n"
@@ -275,12 +276,15 @@ class ProfilePlan:
                 continue
             counts.wanted += 1
             digest = digest_of(profile.profile_id, profile.attributes)
-            if not profile.attributes or (not self._kind.sends_all and holds(old, digest, partial=partial)):
+            is_held = holds(old, digest, partial=partial)
+            if not profile.attributes or (is_held and not self._kind.sends_all):
                 counts.unchanged += 1
                 continue
             mask = self.names.mask(profile.names) | (mask_of(old) if old else 0)
             counts.additions[PROFILES] += 1
-            counts.repeated[PROFILES] += bool(old) and was_acknowledged(old)
+            has_attributes = bool(old) and was_acknowledged(old)
+            counts.repeated[PROFILES] += has_attributes
+            counts.emptied[PROFILES] += has_attributes and not is_held and _deletes_all(profile.attributes)
             line_now = following(fingerprint(digest, mask, partial=partial), old)
             may_have_run = not self._kind.sends_all and holds(unacknowledged(old), digest, partial=True)
             yield Change(profile.profile_id, line_now, "add", *self._marks(may_have_run)), profile.attributes
@@ -400,6 +404,10 @@ def _nulls(names: Iterable[str]) -> bytes:
     return json.dumps(dict.fromkeys(names)).encode()
 
 
+def _deletes_all(attributes: bytes) -> bool:
+    return attributes.endswith(b"null}") and all(value is None for value in json.loads(attributes).values())
+
+
 def _is_later(one: Profile, other: Profile) -> bool:
     # If the order is equal, the same row of both wins in every run, whichever comes first.
     ranks = [(_rank(row.order), row.attributes, row.fault or "") for row in (one, other)]
@@ -412,6 +420,9 @@ def _is_later(one: Profile, other: Profile) -> bool:
         ) from error
 
 
-def _rank(value: Any) -> tuple[bool, Any]:
+def _rank(value: Any) -> tuple[int, Any]:
+    # A row whose order cannot be read may be the last, so it wins, and its profile is rejected.
+    if isinstance(value, InvalidInputError):
+        return 2, 0
     # NaN differs from itself and cannot be compared, so it ranks as None.
-    return (False, 0) if value is None or value != value else (True, value)  # noqa: PLR0124
+    return (0, 0) if value is None or value != value else (1, value)  # noqa: PLR0124

@@ -160,6 +160,7 @@ class Flight:
         if reason not in push.rejected:
             log.warning("A record was refused, and others may follow:\n%s", error)
         push.rejected[reason] += 1
+        push.rejected_before += member in push.limits.refused_before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +197,7 @@ class Push:
 
     Attributes:
         rejected: Number of changes that Talon.One refused in this push, by reason.
+        rejected_before: Number of these that it refused in the last run, too.
         refused: Members of refused changes. They fit in memory, as a refusal takes at least one request.
         refused_again: Number of refusals that count as duplicates; see ``Limits``.
         sent: Number of changes that Talon.One acknowledged in this push.
@@ -208,6 +210,7 @@ class Push:
     ) -> None:
         self.limits = limits
         self.rejected: Counter[str] = Counter()
+        self.rejected_before = 0
         self.refused: set[Member] = set()
         self.refused_again = 0
         self.sent = 0
@@ -509,9 +512,10 @@ class _Backlog:
 
     def take(self) -> list[Chunk]:
         """Return the next chunks; an empty list at the end."""
+        # What a signal raises ends the push at once. An error of the source comes after all that was read.
+        if self._failure and (not self._spool or not isinstance(self._failure, Exception)):
+            raise self._failure
         if not self._spool:
-            if self._failure:
-                raise self._failure
             rest, self._rest = self._rest, []
             return rest or list(islice(self._chunks, self._length))
         chunks: list[Chunk] = []

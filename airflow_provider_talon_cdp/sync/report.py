@@ -175,6 +175,11 @@ class Report(Counts):
         added, removed = (self.additions, self.removals) if is_plan else (self.added, self.removed)
         if "" in added or "" in removed:
             return {}
+        known = Counter(self.known)
+        if is_plan:
+            # Before the plan, that of an earlier try may have been sent.
+            known.update(self.added)
+            known.subtract(self.removed)
         # Repeated changes do not alter the number of members. If not all changes were acknowledged, the
         # repeated ones are assumed to be the missing ones.
         return {
@@ -183,12 +188,12 @@ class Report(Counts):
                 "removed": removed[audience],
                 "members": None
                 if self.ledger_version is None
-                else self.known[audience]
+                else known[audience]
                 + max(0, added[audience] - self.repeated[audience])
                 - max(0, removed[audience] - self.unacknowledged_removals[audience]),
             }
             for audience in sorted(
-                self.known.keys() | added.keys() | removed.keys(),
+                known.keys() | added.keys() | removed.keys(),
                 key=lambda audience: (-removed[audience], -added[audience], audience),
             )
         }

@@ -617,7 +617,7 @@ def read_profile(
     if profile_id in DOTS:
         return Rejection(FAULT_OF_DOTS, profile_id)
     if isinstance(order, InvalidInputError):
-        return Profile(profile_id, fault=f"order_by_column {order}.")
+        return Profile(profile_id, order=order, fault=f"order_by_column {order}.")
     try:
         return Profile(profile_id, *encode(attributes_of(row)), order)
     except InvalidInputError as error:

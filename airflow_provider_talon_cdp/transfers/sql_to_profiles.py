@@ -125,10 +125,10 @@ class ProfilesOperator(LedgerOperator):
                 "order_by_column and on_duplicate='last' go together: give both or neither."
             )
         limits = self.changed_from_default("max_removal_fraction", "min_removals", "max_removals")
-        if limits and on_missing != "clear":
+        if limits and on_missing != "clear" and nulls != "delete":
             raise InvalidInputError(
-                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' "
-                "only: nothing else is removed.\n"
+                "max_removal_fraction, min_removals and max_removals are for on_missing='clear' and "
+                "nulls='delete' only: nothing else is removed.\n"
                 "Take them out."
             )
 

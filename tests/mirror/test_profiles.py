@@ -136,6 +136,18 @@ def test_clearing_is_held_back_by_the_guard(sqlite, send, attributes, talon):
     assert send(on_missing="clear", min_removals=0, max_removal_fraction=0.41)["removals"] == 4
 
 
+def test_a_join_that_lost_its_right_side_deletes_nothing_unless_that_is_allowed(sqlite, send, attributes):
+    sqlite.fill_people("id, tier", [(f"p{number}", "gold") for number in range(10)])
+    send(nulls="delete")
+    before = attributes()
+    sqlite.run("UPDATE people SET tier = NULL")
+    with pytest.raises(GuardError, match="10 of 10 profiles would lose their attributes"):
+        send(nulls="delete")
+    assert attributes() == before
+    assert send(nulls="delete", max_removal_fraction=1.0)["sent"] == 10
+    assert attributes() == {f"p{number}": {} for number in range(10)}
+
+
 @pytest.mark.parametrize("on_missing", ["ignore", "clear"])
 def test_an_empty_query_is_refused_skipped_or_allowed(sqlite, send, attributes, on_missing):
     sqlite.fill_people("id, tier", [("anna", "gold")])
@@ -162,6 +174,16 @@ def test_the_last_row_of_a_profile_wins(warehouse, send, attributes):
     summary = send(on_duplicate="last", order_by_column="at")
     assert (summary["read"], summary["sent"], summary["duplicate"]) == (4, 2, 2)
     assert attributes() == {"anna": {"tier": "new"}, "bo": {"tier": "gold"}}
+
+
+@pytest.mark.parametrize("newest", ["infinity", "2026-01-02"])
+def test_where_the_order_of_a_row_cannot_be_read_no_older_row_is_sent(postgres, send, attributes, newest):
+    rows = [("anna", "old", "2026-01-01"), ("anna", "new", newest), ("bo", "gold", "2026-01-01")]
+    postgres.fill_people("id text, tier text, at timestamptz", rows)
+    how = {"on_duplicate": "last", "order_by_column": "at", "max_rejected": 1}
+    assert sum(send(**how)["rejected"].values()) == (newest == "infinity")
+    anna = {} if newest == "infinity" else {"anna": {"tier": "new"}}
+    assert attributes() == {**anna, "bo": {"tier": "gold"}}
 
 
 def test_rows_that_cannot_be_sent_are_counted_by_reason_and_the_others_are_sent(

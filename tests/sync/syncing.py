@@ -10,6 +10,7 @@ from airflow_provider_talon_cdp.sync.guard import Guard
 from airflow_provider_talon_cdp.sync.members import Members
 from airflow_provider_talon_cdp.sync.mirror import Mirror
 from airflow_provider_talon_cdp.sync.push import Limits
+from airflow_provider_talon_cdp.sync.report import Report
 from tests.changes.strategies import spelt_out
 from tests.storage import Storage
 from tests.sync.fakes import FakeTalon, adds, opened
@@ -85,9 +86,10 @@ class Sync:
         """Run a mirror: of a new task instance, or the next try of the one before."""
         if not retry:
             self.cursor = Cursor()
-        report = self.mirror(*rows, **options).run("task", self.cursor)
-        assert report.balances
-        return report
+        self.report = Report()
+        self.mirror(*rows, **options).run("task", self.cursor, self.report)
+        assert self.report.balances
+        return self.report
 
     def letters(self):
         found = [data for name, data in sorted(self.storage.objects.items()) if "dead-letters" in name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -25,6 +26,7 @@ from airflow_provider_talon_cdp.exceptions import (
     LedgerError,
     NotFoundError,
     RejectedError,
+    RejectedRecordsError,
     TransientError,
 )
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, RunFacts, Sizes
@@ -97,6 +99,14 @@ def test_the_last_row_of_a_profile_wins(orders, last):
     found, counts, _ = each([*rows, profile("b")], on_duplicate="last")
     assert found == [rows[last], profile("b")]
     assert counts.duplicate == len(rows) - 1
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_row_whose_order_cannot_be_read_may_be_the_last_so_no_row_is_sent(turn):
+    odd = profile("a", order=InvalidInputError("holds a time that Python cannot represent"), fault="odd")
+    found, counts, rejected = each([profile("a", order=2024), odd][::turn], on_duplicate="last")
+    assert (found, counts.duplicate, rejected) == ([odd], 1, [Rejection("odd", "a")])
+    assert each(sorted_profiles([odd, profile("a", order=2024)]), on_duplicate="last")[2] == rejected
 
 
 def test_of_rows_with_one_order_the_same_wins_however_they_come():
@@ -324,9 +334,11 @@ class Talon:
         self.requests = self.under_way = self.most_under_way = 0
         self.waits_for_company = waits_for_company
         self.company = asyncio.Event()
+        self.without_rules = []
 
-    async def __call__(self, profile_id, attributes, **_):
+    async def __call__(self, profile_id, attributes, *, without_rules, **_):
         self.requests += 1
+        self.without_rules += [profile_id] * without_rules
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
@@ -553,6 +565,47 @@ def test_the_guard_counts_doubtful_profiles_of_which_earlier_attributes_were_ack
         profiles.run(wanted("x", tier=1), clears=True)
 
 
+@pytest.mark.parametrize("others", [{}, {"name": "Anna"}], ids=["only nulls", "another attribute"])
+def test_the_guard_counts_profiles_that_would_lose_all_their_attributes_by_nulls(profiles, others):
+    rows = [wanted(f"{number:03}", tier=1, **others) for number in range(20)]
+    profiles.run(*rows)
+    emptied = [wanted(row.profile_id, tier=None, **others) for row in rows]
+    if others:
+        assert profiles.run(*emptied).sent == 20
+        return
+    with pytest.raises(GuardError, match="20 of 20 profiles would lose their attributes"):
+        profiles.run(*emptied)
+    assert profiles.talon.arrived == {row.profile_id: row.attributes for row in rows}
+    allowed = ProfileGuard(max_removal_fraction=1.0)
+    assert profiles.run(*emptied, guard=allowed).sent == 20
+    # They have nothing to lose any more.
+    assert profiles.run(*emptied, sends_all=True).sent == 20
+
+
+def test_the_guard_lets_rows_of_nulls_pass_that_delete_nothing_of_ours(profiles):
+    assert profiles.run(*(wanted(f"{number:03}", tier=None) for number in range(20))).sent == 20
+
+
+def test_profiles_that_were_refused_before_do_not_keep_the_others_from_being_sent(profiles):
+    bad = [wanted(f"a{number:03}", tier=1) for number in range(400)]
+    profiles.talon.answers = {row.profile_id: refused() for row in bad}
+    with pytest.raises(RejectedRecordsError):
+        profiles.run(*bad, wanted("b", tier=1), give_up_after=None)
+    with pytest.raises(RejectedRecordsError):
+        profiles.run(*bad, wanted("b", tier=2))
+    assert profiles.talon.arrived["b"] == b'{"tier": 2}'
+    # Also where nothing else is to be sent, the diagnosis is the right one.
+    with pytest.raises(RejectedRecordsError):
+        profiles.run(*bad, wanted("b", tier=2))
+
+
+def test_a_plan_that_was_made_without_rules_runs_none_where_the_task_now_asks_for_them():
+    change = Change("a", fingerprint(digest_of("a", b"{}"), 1, partial=False), "add")
+    chunk, talon = replace(Chunk.of([change]), bodies=[b"{}"]), Talon()
+    push(NotedJournal([chunk]), talon, Profiles(runs_rules=True))
+    assert talon.without_rules == ["a"]
+
+
 @pytest.mark.parametrize("acknowledged", [False, True])
 def test_the_number_of_profiles_is_right_after_doubtful_ones_are_sent_again(profiles, acknowledged):
     if acknowledged:
@@ -592,6 +645,15 @@ def test_a_refused_profile_is_left_out_until_it_changes_where_that_is_asked_for(
     assert profiles.talon.arrived == {row.profile_id: row.attributes for row in rows if row.profile_id != "b"}
     assert (report.sent, report.rejected.total()) == (4, 1)
     assert profiles.run(*rows, max_rejected=1, retry_rejected="never").requests == 0
+    # It is not counted as a change, so it is not beyond a limit, and no plan is handed over for it.
+    never = {"max_rejected": 1, "retry_rejected": "never", "guard": ProfileGuard(max_additions=0)}
+    for report in (
+        profiles.mirror(*rows, **never).dry_run(10),
+        profiles.mirror(*rows, **never).hand_over("task"),
+        profiles.run(*rows, **never),
+    ):
+        assert report.balances
+        assert (report.unchanged, report.rejected.total(), report.unsent) == (4, 1, 0)
     assert profiles.run(*rows).sent == 1
 
 

@@ -352,6 +352,19 @@ def test_what_fails_while_reading_ahead_fails_in_its_place(failing):
     assert closed == [True]
 
 
+def test_what_a_signal_raises_while_reading_ahead_ends_the_push_before_all_that_was_read_is_sent():
+    def stream():
+        yield from journal.chunks
+        # As Airflow's execution_timeout in the source; it is no Exception.
+        raise KeyboardInterrupt
+
+    journal, talon = NotedJournal(singles(300)), FakeTalon()
+    talon.pause = 0.01
+    with pytest.raises(KeyboardInterrupt):
+        push(journal, talon, Plain(), stream=stream(), in_flight=2, read_ahead=2**30)
+    assert len(talon.members) < 100
+
+
 @pytest.mark.parametrize("pieces", [0, 1, 7, 8, 9])
 def test_all_is_sent_though_the_disk_is_full_while_reading_ahead(monkeypatch, caplog, pieces):
     write, written = os.pwrite, []

@@ -126,6 +126,8 @@ def test_the_guard_speaks_about_the_new_plan_of_a_retry_and_says_what_was_sent_b
         with pytest.raises(GuardError, match="3,000") as refusal:
             sync.run(retry=True, guard=Guard())
         assert sent in str(refusal.value)
+        # What was sent is known already: the plan would remove all of it.
+        assert sync.report.by_audience() == {"vip": {"added": 0, "removed": 3000, "members": 0}}
         assert len(sync.talon.members) == 3000
         assert sync.cursor.version == sync.loaded().version == 2
     assert sync.run(numbers(3000), retry=True).unchanged == 3000
@@ -135,6 +137,7 @@ def test_a_retry_whose_source_is_empty_and_skipped_reports_what_it_resumed(sync)
     stopped(sync, numbers(3000))
     report = sync.run(retry=True, guard=Guard(on_empty="skip"))
     assert (report.resumed, report.sent, report.removals, report.unsent) == (1000, 1000, {"vip": 3000}, 3000)
+    assert report.by_audience() == {"vip": {"added": 0, "removed": 3000, "members": 0}}
     assert sync.cursor.version == 0
     assert len(sync.talon.members) == 3000
 
