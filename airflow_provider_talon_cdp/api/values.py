@@ -209,8 +209,8 @@ def _names_of_row(value: tuple[Any, ...]) -> list[str] | None:
 
 
 def _is_interval(value: Any) -> bool:
-    """Whether a value is Arrow's interval, which is a tuple of months, days and nanoseconds."""
-    return type(value).__name__ == "MonthDayNano"
+    """Whether a value is an interval of Arrow or of Oracle, which are tuples of numbers."""
+    return type(value).__name__ in {"MonthDayNano", "IntervalYM"}
 
 
 def _known(value: Any, name: str) -> Any:
@@ -326,12 +326,15 @@ def declared_value(value: Any, kind: AttributeType, name: str) -> Any:
     if value is None:
         return None
     try:
-        return _CONVERTERS[kind](_finite(_plain(value)))
+        return _CONVERTERS[kind](_usable(_plain(value)))
     except _UnfitError as error:
         raise InvalidInputError(f"Attribute {name!r} is declared as {kind}, but {error}.") from None
 
 
-def _finite(value: Any) -> Any:
+def _usable(value: Any) -> Any:
+    # A reader returns the error as the value if it could not read it.
+    if isinstance(value, InvalidInputError):
+        raise _UnfitError(f"it {value}")
     if not _is_finite(value):
         raise _UnfitError("it is not a finite number")
     # pandas' NaT is a datetime that raises ValueError when it is asked anything.
@@ -429,7 +432,7 @@ def _list_of(convert: _Convert) -> _Convert:
         items = [_plain(item) for item in parsed]
         if any(item is None for item in items):
             raise _UnfitError("it contains a null")
-        return [convert(_finite(item)) for item in items]
+        return [convert(_usable(item)) for item in items]
 
     return converted
 
@@ -445,8 +448,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _unfit(value: Any) -> _UnfitError:
-    # A reader returns the error as the value if it could not read it.
-    return _UnfitError(f"it {value}" if isinstance(value, InvalidInputError) else f"it is {_type(value)}")
+    return _UnfitError(f"it is {_type(value)}")
 
 
 def _type(value: Any) -> str:

@@ -10,7 +10,7 @@ import logging
 import math
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -131,6 +131,16 @@ def shortest(value: Any) -> Any:
     return next((float(text) for text in texts if struct.pack("f", float(text)) == bits), value)
 
 
+def _refused(text: str) -> Convert:
+    """Return a converter that rejects the row of each value but null."""
+    return lambda value: None if value is None else InvalidInputError(text)
+
+
+_refuse_interval = _refused(
+    "is an interval, which no Talon.One attribute takes: CAST it in SQL to text or to a number"
+)
+
+
 def close_quietly(close: Callable[[], Any]) -> None:
     """Close a cursor or a connection. An error is only logged, as it must not hide an earlier one."""
     try:
@@ -164,6 +174,12 @@ def _from_cursor(
 ) -> Result:
     cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
+    return _fetched(cursor, converters=converters, fetch=fetch)
+
+
+def _fetched(
+    cursor: Any, *, converters: Mapping[Any, Convert] = MappingProxyType({}), fetch: int = FETCH
+) -> Result:
     # A server-side cursor of psycopg2 describes its columns after the first fetch.
     first = cursor.fetchmany(fetch)
     blocks = _blocks(first, partial(cursor.fetchmany, fetch))
@@ -197,11 +213,15 @@ def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     else:
         return _rows(connection, statement, parameters, cleanup)
     cursor = connection.cursor(_CURSOR)
+    cleanup.callback(close_quietly, cursor.close)
+    _execute(cursor, statement, parameters)
+    # psycopg2 sends all statements behind one DECLARE, which declares a cursor for the first. The status is
+    # that of the last.
+    if driver == "psycopg2" and not cursor.statusmessage.startswith("DECLARE"):
+        raise _several_statements()
     if not _is_redshift(connection):
-        return _from_cursor(cursor, statement, parameters, cleanup)
-    return _from_cursor(
-        cursor, statement, parameters, cleanup, converters=_REDSHIFT_TYPES, fetch=_REDSHIFT_FETCH
-    )
+        return _fetched(cursor)
+    return _fetched(cursor, converters=_REDSHIFT_TYPES, fetch=_REDSHIFT_FETCH)
 
 
 # PostgreSQL 9.1. Redshift reports version 8.0.2.
@@ -320,7 +340,11 @@ def _of_one_statement(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
     while cursor.nextset():
         # After the rows of a procedure comes a status without columns.
         if cursor.description:
-            raise InvalidInputError("sql has more than one statement. Pass one SELECT.")
+            raise _several_statements()
+
+
+def _several_statements() -> InvalidInputError:
+    return InvalidInputError("sql has more than one statement. Pass one SELECT.")
 
 
 def _by_position(cursor: Any, converters: Mapping[Any, Convert]) -> dict[int, Convert]:
@@ -337,6 +361,10 @@ def _duckdb_rows(connection: Any, statement: str, parameters: Any, cleanup: Exit
         raise InvalidInputError("DuckDB is read through Arrow: install pyarrow.")
     cursor = connection.cursor()
     cleanup.callback(close_quietly, cursor.close)
+    # DuckDB runs all statements and returns the rows of the last one. MULTI is a PIVOT.
+    kinds = [each.type.name for each in cursor.extract_statements(statement)]
+    if not {"SELECT", "MULTI"}.isdisjoint(kinds[:-1]):
+        raise _several_statements()
     # With execute() instead of sql(), DuckDB would copy the rows once more.
     relation = cursor.sql(statement, params=parameters)
     # The second name is of DuckDB before 2.
@@ -377,9 +405,10 @@ def _snowflake_rows(connection: Any, statement: str, parameters: Any, cleanup: E
         else:
             batches = (batch for table in tables for batch in table.to_batches(max_chunksize=FETCH))
             blocks = _with_first_fetched(_complete(batches, cursor))
-            return Result(_names_of(cursor), blocks, converters)
+            return Result(_names_of(cursor), _of_one_statement(blocks, cursor), converters)
     fetch = partial(cursor.fetchmany, FETCH)
-    return Result(_names_of(cursor), _complete(_blocks(fetch(), fetch), cursor), converters)
+    blocks = _of_one_statement(_complete(_blocks(fetch(), fetch), cursor), cursor)
+    return Result(_names_of(cursor), blocks, converters)
 
 
 def _complete(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
@@ -397,12 +426,19 @@ def _complete(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
         )
 
 
+_DATABRICKS_TYPES: Mapping[Any, Convert] = {
+    "variant": read_json,
+    "interval_day_time": _refuse_interval,
+    "interval_year_month": _refuse_interval,
+}
+
+
 def _databricks_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     cursor = connection.cursor()
     cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
     fetch = partial(cursor.fetchmany_arrow if find_spec("pyarrow") else cursor.fetchmany, FETCH)
-    return Result(_names_of(cursor), _blocks(fetch(), fetch), _by_position(cursor, {"variant": read_json}))
+    return Result(_names_of(cursor), _blocks(fetch(), fetch), _by_position(cursor, _DATABRICKS_TYPES))
 
 
 def _with_first_fetched(batches: Iterator[Any]) -> Iterator[Any]:
@@ -465,19 +501,64 @@ _CLICKHOUSE_PEEK = "SELECT * FROM (\n{}\n) LIMIT 0"
 _CLICKHOUSE_CONNECT = Version("1.4")
 
 
+# Of Trino, Presto and Athena. Only Trino's client returns an interval as another type than text.
+_TRINO_TYPES: Mapping[Any, Convert] = {
+    "json": read_json,
+    "interval day to second": _refuse_interval,
+    "interval year to month": _refuse_interval,
+}
+
+
 def _trino_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    return _from_cursor(connection.cursor(), statement, parameters, cleanup, converters={"json": read_json})
+    with _values_hidden():
+        result = _from_cursor(connection.cursor(), statement, parameters, cleanup, converters=_TRINO_TYPES)
+
+    def blocks() -> Iterator[Any]:
+        with _values_hidden():
+            yield from result.blocks
+
+    return result._replace(blocks=blocks())
+
+
+@contextmanager
+def _values_hidden() -> Iterator[None]:
+    """Replace the error of Trino's client for a value that it cannot convert, as its text has the value."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "TrinoDataError":
+            raise
+        raise InvalidInputError(
+            "Trino's client cannot convert a value, e.g. a time before the year 1 or after the year 9999.\n"
+            "Select null in its place, or CAST the column AS VARCHAR."
+        ) from None
 
 
 def _athena_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Refuse arrays, maps and rows: Athena writes them without quotes, so that the driver can only guess."""
+    data_error: type[Exception] = import_module("pyathena.error").DataError
 
-    def refuse(value: Any) -> InvalidInputError | None:
-        text = "is an array, a map or a row, which Athena writes without quotes: CAST it AS JSON in SQL"
-        return None if value is None else InvalidInputError(text)
+    def tolerant(convert: Convert) -> Convert:
+        def read(text: Any) -> Any:
+            try:
+                return convert(text)
+            except (ValueError, OverflowError):
+                return unreadable_time()
+            except data_error:
+                return InvalidInputError(
+                    "is a time whose offset is not clear: its zone repeats or skips it, or is not known. "
+                    "Select it AT TIME ZONE 'UTC'"
+                )
+
+        return read
 
     converter = import_module("pyathena.converter").DefaultTypeConverter()
-    converter.update(dict.fromkeys(("array", "map", "row", "struct"), refuse))
+    unquoted = _refused(
+        "is an array, a map or a row, which Athena writes without quotes: CAST it AS JSON in SQL"
+    )
+    converter.update({**_TRINO_TYPES, **dict.fromkeys(("array", "map", "row", "struct"), unquoted)})
+    times = ("date", "timestamp", "timestamp with time zone")
+    converter.update({kind: tolerant(converter.get(kind)) for kind in times})
     return _from_cursor(connection.cursor(converter=converter), statement, parameters, cleanup)
 
 
@@ -530,6 +611,23 @@ def _oracle_rows(connection: Any, statement: str, parameters: Any, cleanup: Exit
 
     cursor.outputtypehandler = variable
     return _from_cursor(cursor, statement, parameters, cleanup)
+
+
+def _mssql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
+    """Read with pymssql's cursor, which goes on to the rows of the next statement if it is asked for more."""
+    cursor = connection.cursor()
+    cleanup.callback(close_quietly, cursor.close)
+    _execute(cursor, statement, parameters)
+    is_end = False
+
+    def fetch() -> Any:
+        nonlocal is_end
+        block = [] if is_end else cursor.fetchmany(FETCH)
+        is_end = len(block) < FETCH
+        return block
+
+    first = fetch()
+    return Result(_names_of(cursor), _of_one_statement(_blocks(first, fetch), cursor))
 
 
 # ------------------------------------------------------------------ sorting by bytes
@@ -629,7 +727,7 @@ DATABASES = (
     ),
     Database(
         connection_types=["mssql"],
-        read=_rows,
+        read=_mssql_rows,
         # A cast from NVARCHAR straight to VARCHAR loses what the code page of the database lacks.
         sort_key=_key(
             "CAST(CAST({} AS NVARCHAR(4000)) COLLATE Latin1_General_100_BIN2_UTF8 AS VARCHAR(8000))"

@@ -442,6 +442,9 @@ def _map_converter(kind: Any) -> Callable[[Any], Any] | None:
     """Return a function that makes dictionaries of maps, wherever they are in a value; None without maps."""
     types = import_module("pyarrow").types
     if types.is_map(kind):
+        if types.is_nested(kind.key_type):
+            # Python's dictionaries have no such keys.
+            return lambda _: InvalidInputError("has a key that is not a string")
         item = _map_converter(kind.item_type) or (lambda value: value)
         return lambda pairs: {key: None if value is None else item(value) for key, value in pairs}
     if types.is_struct(kind):

@@ -120,6 +120,16 @@ def test_what_does_not_fit_is_refused_with_the_attributes_name_and_without_the_v
 
 
 @pytest.mark.parametrize("kind", TYPES)
+def test_what_its_reader_could_not_read_says_why(kind):
+    values = [InvalidInputError("holds what it cannot")]
+    if kind.startswith("(list "):
+        values.append(values[:1])
+    for value in values:
+        with pytest.raises(InvalidInputError, match="is declared as .*, but it holds what it cannot.$"):
+            convert(value, kind)
+
+
+@pytest.mark.parametrize("kind", TYPES)
 def test_null_stays_null(kind):
     assert convert(None, kind) is None
 

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -31,6 +32,13 @@ def wire(value, zone=None):
         .removeprefix('{"a":')
         .removesuffix("}")
     )
+
+
+class IntervalYM(NamedTuple):
+    """Like that of oracledb."""
+
+    years: int
+    months: int
 
 
 class NotATime(datetime):
@@ -132,6 +140,7 @@ def test_naive_times_without_a_zone_are_refused(value):
         (NotATime(2026, 1, 1), "NaT"),
         (time(12), "of type time"),
         (timedelta(1), "of type timedelta"),
+        (IntervalYM(1, 2), "of type IntervalYM"),
         ({1, 2}, "of type set"),
         (object(), "of type object"),
         ("\ud800", "not valid Unicode"),

@@ -42,6 +42,9 @@ class Cursor:
         taken, self._rows = self._rows[:count], self._rows[count:]
         return taken
 
+    def nextset(self):
+        """Have no other result."""
+
     def close(self):
         """Do nothing."""
 
@@ -65,6 +68,46 @@ def test_json_of_trino_is_parsed(conn_type):
     cursor = Cursor([("profile_id", "json"), ("x", "varchar")], [('"u1"', '"as it is"'), (None, None)])
     connection = SimpleNamespace(cursor=lambda: cursor)
     assert rows_of(source(conn_type, connection), ["profile_id", "x"]) == [("u1", '"as it is"'), (None, None)]
+
+
+@pytest.mark.parametrize("order_by", [0, 1])
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_a_value_that_trinos_client_cannot_convert_is_not_quoted(earlier, order_by):
+    class TrinoDataError(Exception):
+        pass
+
+    class Failing(Cursor):
+        def fetchmany(self, count):
+            if rows := super().fetchmany(count):
+                return rows
+            raise TrinoDataError("Could not convert '+10000-01-01' into the associated python type")
+
+    failing = Failing([("profile_id", "varchar"), ("born", "date")], [("anna", None)] * earlier)
+    cursors = [Cursor(failing.description, [])] * order_by + [failing]
+    connection = SimpleNamespace(cursor=lambda: cursors.pop(0))
+    with pytest.raises(InvalidInputError, match="Trino's client cannot convert a value") as error:
+        rows_of(source("trino", connection), ["profile_id", "born"], order_by=order_by)
+    assert error.value.__suppress_context__
+    assert "10000" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "conn_type, kinds",
+    [
+        ("trino", ["interval day to second", "interval year to month"]),
+        ("presto", ["interval day to second", "interval year to month"]),
+        ("databricks", ["interval_day_time", "interval_year_month"]),
+    ],
+)
+def test_an_interval_that_a_driver_returns_as_text_is_the_fault_of_its_row(monkeypatch, conn_type, kinds):
+    # As where it is not installed.
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    cursor = Cursor([(kind, kind) for kind in kinds], [("2 03:00:00.000", "1-2"), (None, None)])
+    connection = SimpleNamespace(cursor=lambda: cursor)
+    found, nulls = rows_of(source(conn_type, connection), kinds)
+    assert ["is an interval" in str(each) for each in found] == [True, True]
+    assert all(isinstance(each, InvalidInputError) for each in found)
+    assert nulls == (None, None)
 
 
 class ClickHouse:
@@ -148,6 +191,19 @@ def test_fewer_rows_than_snowflake_counts_are_an_error_that_another_try_may_not_
         rows_of(database, ["profile_id"])
 
 
+def test_a_second_statement_whose_rows_snowflake_would_leave_out_is_refused(monkeypatch):
+    """Its connector takes several statements if the session's MULTI_STATEMENT_COUNT allows them."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    class OfSeveral(Cursor):
+        def nextset(self):
+            return self
+
+    cursor = OfSeveral([("PROFILE_ID", 2)], [("u1",)])
+    with pytest.raises(InvalidInputError, match="more than one statement"):
+        rows_of(source("snowflake", SimpleNamespace(cursor=lambda: cursor)), ["profile_id"])
+
+
 class Redshift:
     """A connection of redshift_connector 2.1.0, which asks once for the columns of equal statements."""
 
@@ -191,6 +247,46 @@ def test_sql_server_sorts_text_by_its_bytes_in_utf8_whatever_its_code_page_is():
     assert rows_of(source("mssql", connection), ["profile_id"], order_by=1) == [("u1",)]
     key = "CAST(CAST([profile_id] AS NVARCHAR(4000)) COLLATE Latin1_General_100_BIN2_UTF8 AS VARCHAR(8000))"
     assert statements[-1].endswith(f" ORDER BY {key}")
+
+
+class Pymssql(Cursor):
+    """The cursor of pymssql: at the end of a statement's rows, it fetches those of the next one."""
+
+    def __init__(self, *results):
+        super().__init__([("profile_id", 1)], results[0])
+        self._others = list(results[1:])
+        self._is_end = False
+
+    def fetchmany(self, count):
+        if self._is_end:
+            self.nextset()
+        taken = super().fetchmany(count)
+        self._is_end = len(taken) < count
+        return taken
+
+    def nextset(self):
+        self._rows, more = (self._others.pop(0), 1) if self._others else ([], None)
+        self.description = self.description if more else None
+        return more
+
+
+@pytest.mark.parametrize("order_by", [0, 1])
+@pytest.mark.parametrize("rows", [0, 1, FETCH, FETCH + 1])
+def test_a_second_statement_of_sql_server_is_refused(rows, order_by):
+    def read(*results):
+        # The database does not take them in a subquery.
+        class Refusing(Cursor):
+            def execute(self, *_):
+                raise ValueError("Incorrect syntax near ';'.")
+
+        cursors = [Refusing((), ())] * order_by + [Pymssql(*results)]
+        connection = SimpleNamespace(cursor=lambda: cursors.pop(0))
+        return rows_of(source("mssql", connection), ["profile_id"], order_by=order_by)
+
+    first = [(str(number),) for number in range(rows)]
+    assert read(first) == first
+    with pytest.raises(InvalidInputError, match="more than one statement"):
+        read(first, [("b",)])
 
 
 def test_oracle_sends_as_many_rows_at_a_time_as_are_fetched(monkeypatch):

@@ -146,6 +146,15 @@ def test_postgres_sends_rows_as_they_are_asked_for(postgres):
         assert next(rows)[0] == (1,)
 
 
+@pytest.mark.parametrize("order_by", [0, 1])
+@pytest.mark.parametrize("second", ["SELECT 'b' AS profile_id", "SELECT 'b' AS profile_id; SET my.x = 1"])
+def test_a_second_statement_of_postgres_is_refused(postgres, second, order_by):
+    """psycopg2 would declare a cursor for the first one, and leave out the rows of the others."""
+    sql = f"SELECT 'a' AS profile_id; {second}"
+    with pytest.raises(Exception, match="more than one statement|multiple commands"):
+        list(stream_rows(source(), sql, ["profile_id"], order_by=order_by))
+
+
 @pytest.mark.parametrize("end", ["all", "early", "error"])
 def test_no_postgres_session_is_left_behind(postgres, end):
     own = postgres()

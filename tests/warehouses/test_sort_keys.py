@@ -110,6 +110,9 @@ def asked(conn_type, **how):
             rows, self._rows = self._rows[:count], self._rows[count:]
             return rows
 
+        def nextset(self):
+            """Have no other result."""
+
         def close(self):
             """Do nothing."""
 
@@ -176,6 +179,9 @@ def stand_in(conn_type):
 
         def fetchmany(self, count):
             return self._cursor.fetchmany(count)
+
+        def nextset(self):
+            """Have no other result."""
 
         def close(self):
             self._cursor.close()

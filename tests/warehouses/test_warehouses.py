@@ -11,6 +11,7 @@ import sys
 import textwrap
 from contextlib import closing
 from datetime import UTC, datetime
+from decimal import Decimal
 from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,6 +248,60 @@ def test_a_second_statement_whose_rows_mysql_would_leave_out_is_refused(request,
 
 
 @pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize("order_by", [0, 1])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "SELECT 'a' AS profile_id",
+        "VALUES ('a')",
+        "FROM (VALUES ('a')) AS t(profile_id)",
+        "PIVOT (SELECT 'a' AS profile_id, 1 AS x) ON x USING count(*)",
+    ],
+)
+def test_a_statement_whose_rows_duckdb_would_leave_out_is_refused(duckdb, monkeypatch, first, order_by):
+    """It returns those of the last one."""
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    for between in ("", "SET threads = 1;"):
+        sql = f"{first}; {between} SELECT 'b' AS profile_id"
+        with pytest.raises(InvalidInputError, match="more than one statement"):
+            rows_of(sql_hook("warehouse"), sql, order_by=order_by)
+
+
+@pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize("order_by", [0, 1])
+@pytest.mark.parametrize(
+    "first", ["SET threads = 1", "CREATE TEMP TABLE one AS SELECT 1", "SET VARIABLE x = (SELECT 1)"]
+)
+def test_statements_without_rows_may_come_before_the_select_of_duckdb(duckdb, monkeypatch, first, order_by):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    sql = f"{first}; SELECT 'a' AS profile_id;"
+    assert rows_of(sql_hook("warehouse"), sql, order_by=order_by) == [("a",)]
+    pivot = "PIVOT (SELECT 'a' AS profile_id, 1 AS x) ON x USING count(*)"
+    assert rows_of(sql_hook("warehouse"), pivot, order_by=order_by) == [("a",)]
+
+
+@pytest.mark.parametrize("name", ["redshift", "redshift_as_postgres"])
+@pytest.mark.parametrize("order_by", [0, 1])
+def test_redshift_itself_refuses_a_second_statement(request, monkeypatch, name, order_by):
+    found = request.getfixturevalue(name)
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(found.connection))
+    with pytest.raises(Exception, match="multiple commands"):
+        rows_of(sql_hook("warehouse"), "SELECT 1 AS profile_id; SELECT 2 AS profile_id", order_by=order_by)
+
+
+@pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize("key", ["{'k': 1}", "['k']", "MAP {'k': 1}"])
+@pytest.mark.parametrize("value", ["{}", "[{}]", "{{'inside': {}}}"])
+def test_a_map_whose_keys_are_nested_is_the_fault_of_its_row(duckdb, monkeypatch, key, value):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    sql = f"SELECT {value.format(f'MAP {{{key}: 1}}')} AS x UNION ALL SELECT NULL"
+    (found,), (null,) = rows_of(sql_hook("warehouse"), sql, ["x"])
+    assert null is None
+    with pytest.raises(InvalidInputError, match="^Attribute 'x' has a key that is not a string"):
+        AttributesEncoder()({"x": found})
+
+
+@pytest.mark.xdist_group("duckdb")
 @pytest.mark.parametrize("sql", ["INTERVAL '1' MONTH", "[INTERVAL '1' DAY]"])
 @pytest.mark.parametrize("types", [{}, {"x": "(list number)"}], ids=["undeclared", "declared"])
 def test_intervals_are_refused(duckdb, monkeypatch, sql, types):
@@ -267,22 +322,16 @@ def test_infinity_of_duckdb_is_the_fault_of_its_row_in_every_unit(duckdb, monkey
     assert all(isinstance(each, InvalidInputError) for each in row)
 
 
-def test_athenas_text_of_an_array_is_refused():
-    """It is the same for one text with a comma and for two texts."""
+def values_of_athena(*texts):
+    """What is read of texts, each with the name of its type, in a row of Athena."""
     pytest.importorskip("pyathena")
-    texts = {
-        "array": "[Berlin, DE]",
-        "map": "{a=1}",
-        "row": "{a=1}",
-        "json": '["Berlin, DE"]',
-        "integer": "7",
-    }
+    names = [f"c{number}" for number in range(len(texts))]
 
     class Cursor:
-        description = tuple((kind, kind) for kind in texts)
+        description = tuple((name, kind) for name, (kind, _) in zip(names, texts, strict=True))
 
         def __init__(self, converter):
-            self._rows = [tuple(converter.convert(kind, text) for kind, text in texts.items())]
+            self._rows = [tuple(converter.convert(kind, text) for kind, text in texts)]
 
         def execute(self, *_):
             """Keep the result."""
@@ -302,11 +351,62 @@ def test_athenas_text_of_an_array_is_refused():
             return SimpleNamespace(cursor=Cursor, close=lambda: None)
 
     athena = next(each for each in DATABASES if "athena" in each.connection_types)
-    source = SqlSource(athena, Hook)
-    ((array, mapping, row, parsed, number),) = rows_of(source, "SELECT ...", list(texts))
-    assert all(isinstance(each, InvalidInputError) for each in (array, mapping, row))
-    assert "CAST it AS JSON" in str(array)
+    (row,) = rows_of(SqlSource(athena, Hook), "SELECT ...", names)
+    return row
+
+
+def test_athenas_text_of_an_array_is_refused():
+    """It is the same for one text with a comma and for two texts."""
+    *refused, parsed, number = values_of_athena(
+        ("array", "[Berlin, DE]"),
+        ("map", "{a=1}"),
+        ("row", "{a=1}"),
+        ("json", '["Berlin, DE"]'),
+        ("integer", "7"),
+    )
+    assert all(isinstance(each, InvalidInputError) for each in refused)
+    assert "CAST it AS JSON" in str(refused[0])
     assert (parsed, number) == (["Berlin, DE"], 7)
+
+
+def test_json_of_athena_keeps_its_digits():
+    digits = "12345678901234567890.123456789"
+    exact, invalid, null = values_of_athena(("json", f"[{digits}]"), ("json", "{"), ("json", None))
+    assert exact == [Decimal(digits)]
+    assert "holds JSON that is not valid" in str(invalid)
+    assert isinstance(invalid, InvalidInputError)
+    assert null is None
+
+
+@pytest.mark.parametrize(
+    "kind, text, says",
+    [
+        ("date", "+10000-01-01", "holds a time that Python cannot represent"),
+        ("timestamp", "+10000-01-01 00:00:00.000", "holds a time that Python cannot represent"),
+        ("timestamp with time zone", "-0044-03-15 12:00:00.000 UTC", "holds a time that Python cannot repr"),
+        ("timestamp with time zone", "2026-10-25 02:30:00.000 Europe/Berlin", "AT TIME ZONE 'UTC'"),
+        ("timestamp with time zone", "2026-03-29 02:30:00.000 Europe/Berlin", "AT TIME ZONE 'UTC'"),
+        ("timestamp with time zone", "2026-03-29 02:30:00.000 Atlantis/Poseidonis", "AT TIME ZONE 'UTC'"),
+        ("interval day to second", "2 03:00:00.000", "is an interval"),
+        ("interval year to month", "1-2", "is an interval"),
+    ],
+)
+def test_a_value_of_athena_that_no_attribute_takes_is_the_fault_of_its_row(kind, text, says):
+    found, null = values_of_athena((kind, text), (kind, None))
+    assert says in str(found)
+    assert text not in str(found)
+    assert isinstance(found, InvalidInputError)
+    assert null is None
+
+
+def test_times_of_athena_are_those_of_their_zone():
+    noon = datetime(2026, 6, 30, 10, tzinfo=UTC)
+    assert values_of_athena(
+        ("timestamp with time zone", "2026-06-30 12:00:00.000 Europe/Berlin"),
+        ("timestamp with time zone", "2026-06-30 12:00:00.000 +02:00"),
+        ("timestamp", "2026-06-30 10:00:00.000"),
+        ("date", "2026-06-30"),
+    ) == (noon, noon, noon.replace(tzinfo=None), noon.date())
 
 
 def test_parameters_and_a_percent_sign(warehouse):
