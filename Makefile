@@ -30,8 +30,9 @@ ONE_MORE = --numprocesses $$(($$(nproc) + 1))
 # Every property with all its examples, and the same ones in every run: a failure is found again by running it again.
 ALL_EXAMPLES = --hypothesis-profile ci
 # The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
-# properties with few examples. The ledger's tests stay: its storage is Airflow's. A shorter matrix is
-# make test-matrix MATRIX_MARKS="not slow or release": of the slow tests only those of Airflow itself.
+# properties with few examples. The ledger's tests stay: its storage is Airflow's. Shorter matrices are
+# make test-matrix MATRIX_MARKS="not slow or release": of the slow tests only those of Airflow itself;
+# make test-matrix MATRIX_FOLDERS="tests/airflow tests/package": only these folders.
 # The demo runs beside the tests: it waits for Airflow more than it works. Without it: WITHOUT_DEMO=1.
 MATRIX_TESTS = $(foreach path,api bench browser changes docs emulator package/test_house.py \
 	package/test_time_limits.py sync typing warehouses,--ignore tests/$(path))
@@ -64,7 +65,8 @@ help:
 	@echo "make sbom             what a release was tested with, into build/"
 	@echo "make clean            remove all that make made"
 
-# Coverage more than doubles the time of a test, so the slow ones and those of many examples run without it.
+# Coverage more than doubles the time of a test, so the slow ones and those of many examples run without it. Without the
+# databases that are Python packages, which test-warehouses has too: WITHOUT_EMBEDDED=1.
 test: lint
 	@$(BIN)/$(PYTEST) $(ALL_EXAMPLES) -m "not slow and not hypothesis" --ignore tests/browser --ignore tests/warehouses \
 		--cov --cov-report=
@@ -72,7 +74,7 @@ test: lint
 	@echo "Of this, api/ and hooks/:"
 	@$(BIN)/coverage report --include='*/api/*,*/hooks/*' --fail-under=95
 	@$(BIN)/$(PYTEST) $(ONE_MORE) $(ALL_EXAMPLES) -m "slow or hypothesis" --ignore tests/browser --ignore tests/warehouses
-	@$(MAKE) --no-print-directory test-embedded
+	@$(if $(WITHOUT_EMBEDDED),,$(MAKE) --no-print-directory test-embedded)
 
 # A test that takes ten seconds on its own is slow, and marked so. Tests of what imports Airflow take longer to set up.
 test-fast: lint
@@ -90,7 +92,8 @@ $(MATRIX): test-%: .venv-%/.ready
 	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests$(if $(WITHOUT_DEMO),, and demo)"
 	@mkdir -p build
 	@$(if $(WITHOUT_DEMO),true) .venv-$*/bin/python demo/run.py --home $(CURDIR)/.demo/run-$* >build/demo-$*.log 2>&1 & demo=$$!; \
-		.venv-$*/bin/$(PYTEST) $(ONE_MORE) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") $(MATRIX_TESTS); \
+		.venv-$*/bin/$(PYTEST) $(ONE_MORE) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") \
+			$(MATRIX_FOLDERS) $(MATRIX_TESTS); \
 		tests=$$?; wait $$demo || { cat build/demo-$*.log; exit 1; }; exit $$tests
 
 # The short form of these is part of make test.

@@ -129,7 +129,8 @@ def mariadb_port():
     if not server or not install:
         pytest.skip("needs MariaDB's server: apt install mariadb-server")
     pytest.importorskip("airflow.providers.mysql.hooks.mysql")
-    folder = Path(tempfile.mkdtemp(prefix="talon-mariadb-"))
+    # Not in memory, where it does not start.
+    folder = Path(tempfile.mkdtemp(prefix="talon-mariadb-", dir="/var/tmp"))
     # Refuses to run as root; its package makes this user.
     user = "mysql" if os.geteuid() == 0 else None
     if user:
