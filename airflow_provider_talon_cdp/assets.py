@@ -170,7 +170,8 @@ def named_inputs(names: Iterable[Iterable[str]]) -> list[Any]:
 
 def alias_of(name: str) -> AssetAlias | None:
     """Return the asset alias to which ``emit`` adds assets, an outlet of the task; None on Airflow 2."""
-    return None if IS_AIRFLOW_2 else AssetAlias(f"{SCHEME}:{name}")
+    # On MySQL, Airflow refuses letters that are not ASCII, which the IDs of DAGs and tasks may have.
+    return None if IS_AIRFLOW_2 else AssetAlias(f"{SCHEME}:{name if name.isascii() else _encoded(name)}")
 
 
 def emit(

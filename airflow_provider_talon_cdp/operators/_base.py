@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial, wraps
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar, cast
@@ -26,6 +27,7 @@ from airflow.providers.common.compat.sdk import (
     Context,
     ObjectStoragePath,
     XCom,
+    XComArg,
     conf,
 )
 
@@ -58,6 +60,7 @@ from airflow_provider_talon_cdp.operators._arguments import (
     check_literals,
     check_numbers,
     check_rendered,
+    is_literal,
     is_template,
 )
 
@@ -83,8 +86,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Op = TypeVar("Op", bound=BaseOperator)
 
-# In names of executors that may run each try of a task on another machine.
-_REMOTE_EXECUTORS = ("Celery", "Kubernetes", "Edge", "Ecs", "Batch", "Lambda")
+# Executors that run each try of a task on one machine. Any other one may not.
+_LOCAL_EXECUTORS = ("LocalExecutor", "SequentialExecutor", "DebugExecutor")
 # Types of DAG runs that have data until now, in all versions of Airflow.
 _RUNS_OF_NOW = ("manual", "asset_materialization", "asset_triggered", "dataset_triggered")
 DEFAULT_POOL = "default_pool"
@@ -97,6 +100,8 @@ READ_AHEAD = 1024
 # Template fields whose text stays text, also if it looks like a number and the DAG renders native objects.
 _TEXT_FIELDS = ("audience_id", "audience_name", "customer_profile_id", "ledger")
 _TEXT_PREFIX = "text:"
+# Template fields that may be rendered to None: no limit, or nothing was pushed. as_bool refuses it itself.
+_MAY_BE_NONE = ("max_removals", "max_additions", "pushed", "is_dry_run")
 _MIRROR_ONLY = (
     *("audience_name", "initial_members", "on_empty", "max_removal_fraction", "min_removals", "max_removals"),
     *("max_additions", "send", "dry_run", "on_older_run", "retry_rejected", "rules", "verify"),
@@ -114,6 +119,8 @@ def ends_retries(execute: Callable[Concatenate[Op, P], T]) -> Callable[Concatena
     @wraps(execute)
     def executed(self: Op, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            if isinstance(self, TextFieldsOperator):
+                self.refuse_none()
             return execute(self, *args, **kwargs)
         except TalonCdpError as error:
             # Logged before Airflow's traceback, which the UI folds.
@@ -128,6 +135,21 @@ def ends_retries(execute: Callable[Concatenate[Op, P], T]) -> Callable[Concatena
     return executed
 
 
+def _ends_retries_of_mapped(init: Callable[..., None]) -> Callable[..., None]:
+    @wraps(init)
+    def initialised(self: BaseOperator, **kwargs: Any) -> None:
+        try:
+            init(self, **kwargs)
+        except InvalidInputError as error:
+            # Airflow makes an operator of a mapped one in each try of the task, before execute.
+            is_mapped = getattr(self, "_BaseOperator__from_mapped", False)
+            if not is_mapped or isinstance(error, AirflowFailException):
+                raise
+            raise _as_fail_exception(error) from error
+
+    return initialised
+
+
 def _as_fail_exception(error: TalonCdpError) -> TalonCdpError:
     name, bases = type(error).__name__, (type(error), AirflowFailException)
     kind: type[TalonCdpError] = type(name, bases, {"__module__": type(error).__module__})
@@ -137,11 +159,33 @@ def _as_fail_exception(error: TalonCdpError) -> TalonCdpError:
     return failing
 
 
+def render_templates(data: Any, render: Callable[[Any], Any]) -> Any:
+    """Return data in which ``render`` has rendered the templates and references, however deep they are.
+
+    Other text stays as it is: native rendering would make a number of the text "0".
+    """
+    if isinstance(data, dict):
+        return {key: render_templates(each, render) for key, each in data.items()}
+    if isinstance(data, list | tuple | set | frozenset):
+        rendered = (render_templates(each, render) for each in data)
+        # For drivers, a tuple is another type than a list.
+        return tuple(rendered) if isinstance(data, tuple) else list(rendered)
+    return data if is_literal(data) else render(data)
+
+
 class TextFieldsOperator(BaseOperator):
     """Base of the operators with IDs and names that are rendered to text, never to a number."""
 
     unrendered_lists: ClassVar[Sequence[str]] = ()
     """Fields with lists of data: only elements that are templates are rendered, and always to text."""
+    rendered_to_none: Sequence[str] = ()
+    """Fields whose template was rendered to None, or whose upstream task returned nothing."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have invalid arguments of a mapped task end its retries, too."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _ends_retries_of_mapped(cls.__init__)  # type: ignore[method-assign]
 
     def render_template(
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
@@ -155,11 +199,11 @@ class TextFieldsOperator(BaseOperator):
             return content
 
         def rendered(element: Any) -> Any:
-            if is_template(element):
+            if isinstance(element, str):
                 return self.render_text(element, context, jinja_env)
-            return element.resolve(context) if hasattr(element, "resolve") else element
+            return element.resolve(context)
 
-        return [rendered(element) for element in content]
+        return list(render_templates(content, rendered))
 
     def render_text(self, template: str, context: Context, jinja_env: Any) -> str:
         """Render a template to text, also if the DAG renders native objects."""
@@ -177,7 +221,12 @@ class TextFieldsOperator(BaseOperator):
         **more: Any,
     ) -> None:
         """Render all fields. Airflow calls this for mapped tasks too, so it is the method to extend."""
-        values = {name: getattr(self, name, None) for name in _TEXT_FIELDS if parent is self}
+        if parent is not self:
+            super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids, **more)
+            return
+        seen_oids.update(map(id, self._values_of_rows(context)))
+        given = [name for name in template_fields if _may_become_none(getattr(self, name, None))]
+        values = {name: getattr(self, name, None) for name in _TEXT_FIELDS}
         # Airflow has resolved those in seen_oids from another task's result, and they are no templates.
         texts = [name for name, each in values.items() if isinstance(each, str) and id(each) not in seen_oids]
         for name in texts:
@@ -192,6 +241,41 @@ class TextFieldsOperator(BaseOperator):
             if getattr(self, name) == "None":
                 # Native rendering makes None of it, which stays a missing value.
                 setattr(self, name, self.render_template(values[name], context, jinja_env))
+        self.rendered_to_none = [name for name in given if getattr(self, name) is None]
+
+    def refuse_none(self) -> None:
+        """Refuse None of a template or an upstream task: it is often no limit, or the default for all."""
+        if names := [name for name in self.rendered_to_none if name not in _MAY_BE_NONE]:
+            raise InvalidInputError(
+                f"{names[0]} is null after rendering. Did the upstream task return nothing?\n"
+                "Nothing was sent. If its default is meant, remove the argument."
+            )
+
+    def _values_of_rows(self, context: Context) -> Iterator[Any]:
+        """Yield the values that ``expand_kwargs`` took from an upstream task's result.
+
+        Airflow renders them, unlike those of ``expand``: a value could read a connection's password. Only
+        ``sql`` is left to Airflow, as it may be the path of a ``.sql`` file.
+        """
+        dag, instance = self.get_dag(), cast("Any", context.get("ti"))
+        mapped: Any = dag.task_dict.get(self.task_id) if dag else None
+        # A decorated function is mapped over its arguments.
+        expanded = getattr(mapped, "op_kwargs_expand_input", None) or getattr(mapped, "expand_input", None)
+        rows = getattr(expanded, "value", None)
+        if isinstance(rows, list | tuple):
+            rows = rows[instance.map_index]
+        if dag is None or not isinstance(rows, XComArg):
+            return
+        group = self.task_group.default_args if self.task_group else {}
+        written = [mapped.partial_kwargs, mapped.partial_kwargs.get("op_kwargs", {}), dag.default_args, group]
+        names = [name for name in self.template_fields if name not in ("sql", "op_args", "op_kwargs")]
+        values = [*(getattr(self, name) for name in names), *getattr(self, "op_kwargs", {}).values()]
+        literals = set(map(id, chain.from_iterable(each.values() for each in written)))
+        yield from (value for value in values if id(value) not in literals)
+
+
+def _may_become_none(value: Any) -> bool:
+    return is_template(value) or isinstance(value, XComArg)
 
 
 class _TalonLink(BaseOperatorLink):
@@ -286,6 +370,19 @@ class SendingOperator(TextFieldsOperator):
             mapped.kwargs["pool"] = _pool(mapped.kwargs.get("pool", DEFAULT_POOL))
         return mapped
 
+    def bind_parameters(self) -> Any:
+        """Return the bind parameters of a query, of which only templates are rendered."""
+        return None
+
+    def render_template(
+        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
+    ) -> Any:
+        """Render a field; of the bind parameters only the templates."""
+        render = partial(super().render_template, context=context, jinja_env=jinja_env, seen_oids=seen_oids)
+        if content is not self.bind_parameters() or id(content) in (seen_oids or ()):
+            return render(content)
+        return render_templates(content, render)
+
     def on_kill(self) -> None:
         """Send no more requests; what was acknowledged is recorded."""
         # Airflow 3 calls this when a task is stopped, and kills the process some seconds later. If the module
@@ -343,10 +440,11 @@ class SendingOperator(TextFieldsOperator):
                 write_report(self.report, path, run)
             if text := self.report.throttling:
                 self.log.warning("%s", text)
-        if self.emits_assets and self.report.verdict is None:
+        has_sent = self.report.verdict is None or self.report.sent > 0
+        if self.emits_assets and has_sent:
             assets.emit(context, self, self._alias, self._event_extras(context, host, self.report))
-        elif self.report.verdict is not None:
-            # Nothing was sent. Airflow would make an event of an outlet that the DAG author gave.
+        elif not has_sent:
+            # Airflow would make an event of an outlet that the DAG author gave.
             ours = assets.audience_uri(host, "").removesuffix("audiences/")
             self.outlets = [each for each in self.outlets if not getattr(each, "uri", "").startswith(ours)]
         return self.report.summary()
@@ -392,7 +490,7 @@ class SendingOperator(TextFieldsOperator):
         """Return the assets that were changed: by URI, the acknowledged changes, or None if unknown."""
         host, report = self.links.get(CampaignManagerLink.key, "").removeprefix("https://"), self.report
         # In a group, the task that commits tells what was changed.
-        if not host or not self.emits_assets or (report and report.verdict is not None):
+        if not host or not self.emits_assets or (report and report.verdict and not report.sent):
             return {}
         uris = self.asset_uris(host)
         if report is None:
@@ -461,7 +559,7 @@ class LedgerOperator(SendingOperator):
         state_uri: Folder of the ledgers, as an absolute path or a URI of any object storage that Airflow
             supports, e.g. ``s3://aws_default@bucket/talon``. Default: the Airflow setting ``[talon_cdp]
             state_uri``, else ``$AIRFLOW_HOME/talon_cdp``, which only works if all tries run on one machine:
-            with Celery, Kubernetes, Edge and AWS executors a mirror refuses it.
+            with any other executor than Airflow's local ones a mirror refuses it.
         keep_versions: Number of the ledger's versions that are kept.
         kwargs: As in ``SendingOperator``. All but ``keep_versions``, ``suspicious_ids``, ``on_busy`` and
             ``busy_timeout`` may be templates.
@@ -547,12 +645,20 @@ class LedgerOperator(SendingOperator):
         if not hasattr(instance, "xcom_pull"):
             yield
             return
-        written = instance.xcom_pull(
-            task_ids=instance.task_id,
-            map_indexes=instance.map_index,
-            key=_VERSION_WRITTEN,
-            include_prior_dates=True,
-        )
+        written = None
+        try:
+            written = instance.xcom_pull(
+                task_ids=instance.task_id,
+                map_indexes=instance.map_index,
+                key=_VERSION_WRITTEN,
+                include_prior_dates=True,
+            )
+        except Exception as error:  # noqa: BLE001 - a backend may have deleted it, for each retry too
+            self.log.warning(
+                "The XCom with the ledger's version cannot be read, so this run does not notice if an older\n"
+                "backup of the ledger was restored: %s",
+                error,
+            )
         place = str(ledger.folder)
         if isinstance(written, dict) and written["ledger"] == place:
             ledger.at_least = written["version"]
@@ -1057,13 +1163,37 @@ def _owner(operator: BaseOperator, context: Context) -> str:
 
 def _remote_executor(operator: BaseOperator) -> str | None:
     """Return the executor of a task if it may run each try on another machine."""
-    configured = conf.get("core", "executor", fallback="").split(",")
-    wanted = operator.executor
-    executor = next((name for name in configured if wanted and wanted in name), wanted or configured[0])
     if os.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD"):
         # The configuration in the pod names another executor.
-        executor = "KubernetesExecutor"
-    return executor if any(name in executor for name in _REMOTE_EXECUTORS) else None
+        return "KubernetesExecutor"
+    by_team = _configured_executors()
+    team = os.environ.get("AIRFLOW_CTX_TEAM_NAME")
+    # Without a name, the task may be of any team: Airflow tells it since 3.3.
+    lists = list(by_team.values()) if team is None else [by_team.get(team) or by_team.get("", [])]
+    executors = [each[0] for each in lists if each]
+    if wanted := operator.executor:
+        every = [*chain.from_iterable([*lists, *by_team.values()]), wanted]
+        executors = [next(each for each in every if wanted in (each, *each.split(":"), _class(each)))]
+    return next((name for name in map(_class, executors) if name not in _LOCAL_EXECUTORS), None)
+
+
+def _configured_executors() -> dict[str, list[str]]:
+    """Return the configured executors by team, "" for all teams; the first one of each is the default.
+
+    The setting is such as ``LocalExecutor,alias:my.module.MyExecutor;team1=CeleryExecutor``.
+    """
+    by_team: dict[str, list[str]] = {}
+    has_teams = conf.getboolean("core", "multi_team", fallback=False)
+    for entry in conf.get("core", "executor", fallback="LocalExecutor").split(";"):
+        team, _, names = entry.rpartition("=")
+        if not team or has_teams:
+            by_team[team.strip()] = [name.strip() for name in names.split(",")]
+    return by_team
+
+
+def _class(executor: str) -> str:
+    """Return the name of an executor's class: it is configured with its module, and may have an alias."""
+    return executor.rpartition(":")[2].rpartition(".")[2]
 
 
 def _state_uri(given: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from airflow_provider_talon_cdp.operators._base import (
     ends_retries,
     open_hook,
     outside_changes,
+    render_templates,
     warn_of_unknown_try,
 )
 
@@ -163,20 +165,16 @@ class UpdateProfileOperator(TextFieldsOperator):
             return super().render_template(content, context, jinja_env, seen_oids)
         types = self.types if isinstance(self.types, Mapping) else {}
 
-        def rendered(name: str, value: Any) -> Any:
-            if isinstance(value, list | tuple | set):
-                return [rendered(name, each) for each in value]
-            if isinstance(value, dict):
-                return {key: rendered(name, each) for key, each in value.items()}
-            if isinstance(value, str) and not is_template(value):
-                return value
+        def rendered(value: Any, name: str) -> Any:
             if isinstance(value, str) and types.get(name) in _TEXTS:
                 text = self.render_text(value, context, jinja_env)
                 if text != "None":
                     return text
             return super(UpdateProfileOperator, self).render_template(value, context, jinja_env, seen_oids)
 
-        return {name: rendered(name, value) for name, value in content.items()}
+        return {
+            name: render_templates(value, partial(rendered, name=name)) for name, value in content.items()
+        }
 
     def _read_attributes(self) -> dict[str, Any] | None:
         """Return the attributes, checked."""

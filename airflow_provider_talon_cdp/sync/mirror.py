@@ -734,7 +734,8 @@ class Mirror:
         """Set the result in a report, also if the run fails."""
         try:
             yield
-            report.state = "done" if report.verdict is None else "refused"
+            # Before a plan that is skipped, the rest of an earlier try's plan may have been sent.
+            report.state = "done" if report.verdict is None or report.sent else "refused"
         except (GuardError, OlderRunError) as error:
             report.state, report.verdict, report.allow = "refused", str(error), error.allow
             raise

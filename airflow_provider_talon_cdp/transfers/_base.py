@@ -56,6 +56,10 @@ class SqlOperator(LedgerOperator):
         check_literals(check_sql, sql=sql)
         check_literals(as_mapping, hook_params=hook_params)
 
+    def bind_parameters(self) -> Any:
+        """Return the bind parameters."""
+        return self.parameters
+
     def sql_hook(self) -> SqlSource:
         """Return the database of the SQL connection, after a check of the rendered arguments."""
         from airflow_provider_talon_cdp.transfers._rows import sql_hook  # noqa: PLC0415

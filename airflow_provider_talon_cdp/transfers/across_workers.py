@@ -396,6 +396,10 @@ class PushShareOperator(SendingOperator):
         self.share = share
         self.profiles = profiles
 
+    def bind_parameters(self) -> Any:
+        """Return the bind parameters of the query, which are rendered as ``plan`` renders them."""
+        return self.profiles and self.profiles.get("parameters")
+
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the share."""

@@ -183,6 +183,30 @@ class TestRetries:
         assert str(error.value).splitlines()[0] in caplog.text + capfd.readouterr().out
 
 
+class TestMapped:
+    @pytest.mark.parametrize(
+        "kind, given, row",
+        [
+            (SyncAudienceMembersOperator, {}, {"audience_id": "", "add": ["a"]}),
+            (SyncAudienceMembersOperator, {"audience_id": "vip"}, {"add": "anna"}),
+            (UpdateProfileOperator, {}, {"customer_profile_id": ""}),
+        ],
+    )
+    def test_a_wrong_argument_fails_the_task_at_once(self, kind, given, row):
+        """Airflow makes the operator in each try, before it calls execute."""
+        with DAG("d", schedule=None, start_date=None):
+            mapped = kind.partial(task_id="m", **given).expand_kwargs([row])
+        with pytest.raises(InvalidInputError) as error:
+            mapped.unmap(row)
+        assert isinstance(error.value, AirflowFailException)
+        assert type(error.value.__cause__) is InvalidInputError
+        # When the DAG is parsed there are no retries to end.
+        with pytest.raises(InvalidInputError) as literal:
+            kind(task_id="t", **given, **row)
+        assert not isinstance(literal.value, AirflowFailException)
+        assert str(literal.value) == str(error.value)
+
+
 class TestBusyLedger:
     @pytest.fixture
     def held(self, run, talon, vip, monkeypatch):
@@ -268,8 +292,16 @@ class TestLimitsFromTemplates:
             run(mirror(["anna"], **{name: "{{ params.x }}"}), params={"x": text})
         assert talon.requests() == []
 
-    def test_no_limit_of_removals_may_be_an_empty_parameter(self, run, talon, vip):
-        assert run(mirror(["anna"], max_removals="{{ params.x }}"), params={"x": None})["sent"] == 1
+    @pytest.mark.parametrize("native", [False, True])
+    @pytest.mark.parametrize("name", ["max_removals", "max_additions"])
+    def test_no_limit_may_be_an_empty_parameter(self, run, talon, vip, native, name):
+        operator = mirror(["anna"], **{name: "{{ params.x }}"})
+        assert run(operator, native=native, params={"x": None})["sent"] == 1
+
+    def test_but_an_empty_parameter_tolerates_no_rejections(self, run, talon, vip):
+        with pytest.raises(InvalidInputError, match="max_rejected is null after rendering"):
+            run(mirror(["anna", ""], max_rejected="{{ params.x }}"), native=True, params={"x": None})
+        assert run(mirror(["anna", ""], max_rejected=None))["sent"] == 1
 
 
 class TestListsAreData:
@@ -374,6 +406,9 @@ class TestStateOnAWorkersDisk:
             "airflow.providers.edge3.executors.EdgeExecutor",
             "CeleryExecutor,LocalExecutor",
             "work:airflow.providers.celery.executors.celery_executor.CeleryExecutor",
+            "LocalKubernetesExecutor",
+            "astronomer.runtime.executors.AstroExecutor",
+            "local:my.module.SlurmExecutor",
         ],
     )
     def test_it_is_refused_where_the_next_try_may_run_elsewhere(self, run, talon, monkeypatch, executor):
@@ -384,6 +419,49 @@ class TestStateOnAWorkersDisk:
         ):
             run(mirror(["anna"]))
         assert talon.requests() == []
+
+    @pytest.mark.parametrize(
+        "executor",
+        [
+            "LocalExecutor",
+            "SequentialExecutor",
+            "DebugExecutor",
+            " LocalExecutor , CeleryExecutor",
+            "fast:LocalExecutor",
+            "my.module.LocalExecutor",
+            "=LocalExecutor",
+            # Airflow ignores what is for teams then.
+            "LocalExecutor;team1=CeleryExecutor",
+        ],
+    )
+    def test_it_is_taken_where_all_tries_run_on_one_machine(self, monkeypatch, executor):
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", executor)
+        assert mirror(["anna"]).resolved_state_uri().startswith("file://")
+
+    @pytest.mark.parametrize(
+        "executor, team, refused",
+        [
+            ("LocalExecutor,KubernetesExecutor;team1=CeleryExecutor", "team1", "CeleryExecutor"),
+            ("LocalExecutor,KubernetesExecutor;team1=CeleryExecutor", "team2", None),
+            ("CeleryExecutor;team1=LocalExecutor", "team1", None),
+            ("CeleryExecutor;team1=LocalExecutor", "team2", "CeleryExecutor"),
+            # Airflow before 3.3 does not tell the team.
+            ("LocalExecutor;team1=a.CeleryExecutor", None, "CeleryExecutor"),
+            ("CeleryExecutor;team1=LocalExecutor", None, "CeleryExecutor"),
+            ("LocalExecutor,CeleryExecutor;team1=LocalExecutor", None, None),
+        ],
+    )
+    def test_a_team_has_executors_of_its_own(self, monkeypatch, executor, team, refused):
+        monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", executor)
+        if team:
+            # Set by Airflow for each task.
+            monkeypatch.setenv("AIRFLOW_CTX_TEAM_NAME", team)
+        if refused is None:
+            assert mirror(["anna"]).resolved_state_uri().startswith("file://")
+        else:
+            with pytest.raises(InvalidInputError, match=f"disk, and {refused} may run"):
+                mirror(["anna"]).resolved_state_uri()
 
     def test_it_is_refused_in_a_pod_of_the_kubernetes_executor(self, run, monkeypatch):
         monkeypatch.setenv("AIRFLOW_IS_K8S_EXECUTOR_POD", "True")
@@ -396,6 +474,13 @@ class TestStateOnAWorkersDisk:
             mirror(["anna"], executor="CeleryExecutor").resolved_state_uri()
         assert mirror(["anna"]).resolved_state_uri().startswith("file://")
         assert mirror(["anna"], state_uri="/shared").resolved_state_uri() == "/shared"
+
+    @pytest.mark.parametrize("executor", ["work", "CeleryExecutor", "a.b.CeleryExecutor", "my.OtherExecutor"])
+    def test_it_may_be_named_by_its_alias_its_class_or_its_module(self, monkeypatch, executor):
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor,work:a.b.CeleryExecutor")
+        with pytest.raises(InvalidInputError, match="(Celery|Other)Executor may run"):
+            mirror(["anna"], executor=executor).resolved_state_uri()
+        assert mirror(["anna"], executor="LocalExecutor").resolved_state_uri().startswith("file://")
 
 
 def test_on_kill_stops_what_is_being_sent(monkeypatch):
@@ -509,6 +594,22 @@ class TestLinks:
         talon.reject_profiles(["bert"])
         with pytest.raises(RejectedRecordsError):
             run(mirror(["anna", "bert"]), ti=task())
+
+    def test_a_version_that_cannot_be_read_fails_no_task(self, run, talon, vip, caplog, capfd):
+        """A backend may have deleted it, and then no retry would find it."""
+        pushed = {}
+
+        def fails(**_):
+            raise FileNotFoundError("the object has expired")
+
+        for number in (1, 2):
+            task = instance(xcom_pull=fails, xcom_push=lambda key, value: pushed.update({key: value}))
+            run(mirror([f"p{number}"], max_removal_fraction=1), ti=task)
+            log = caplog.text + capfd.readouterr().out
+            assert "The XCom with the ledger's version cannot be read" in log
+            assert "the object has expired" in log
+            assert pushed["talon_cdp_ledger"]["version"] == number
+            caplog.clear()
 
     def test_there_is_none_before_the_task_has_run(self):
         operator = members(add=["anna"])

@@ -187,9 +187,12 @@ def test_text_that_is_no_json_list_fails_before_anything_is_sent(run, talon, vip
     assert requests_of(talon) == []
 
 
-@pytest.mark.parametrize("nothing", [None, {"a": 1}, 5])
-def test_what_is_no_list_from_xcom_fails_before_anything_is_sent(run, talon, vip, nothing):
-    with pytest.raises(InvalidInputError, match="add must be a list"):
+@pytest.mark.parametrize(
+    "nothing, said",
+    [(None, "add is null after rendering"), ({"a": 1}, "add must be a list"), (5, "add must be a list")],
+)
+def test_what_is_no_list_from_xcom_fails_before_anything_is_sent(run, talon, vip, nothing, said):
+    with pytest.raises(InvalidInputError, match=said):
         run(members(add="{{ params.x }}"), native=True, params={"x": nothing})
     assert requests_of(talon) == []
 

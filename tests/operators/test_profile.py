@@ -499,6 +499,13 @@ def test_the_text_none_is_a_value_where_the_dag_says_so(run, talon, none):
     }
 
 
+@pytest.mark.parametrize("more", [{"add_audiences": [1]}, {"run_rule_engine": True}], ids=str)
+def test_attributes_of_an_upstream_task_that_returned_nothing_are_not_left_out(run, talon, more):
+    with pytest.raises(InvalidInputError, match="attributes is null after rendering"):
+        run(profile(attributes="{{ params.x }}", **more), native=True, params={"x": None})
+    assert talon.requests() == []
+
+
 def test_none_from_an_upstream_task_deletes_an_attribute_where_the_dag_renders_natively(run, talon):
     run(profile(attributes={"Tier": "gold", "Points": 1}))
     run(profile(attributes={"Tier": "{{ params.x }}"}), native=True, params={"x": None})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
 from urllib.parse import urlsplit
 
 import pytest
-from airflow.providers.common.compat.sdk import Asset
+from airflow.providers.common.compat.sdk import DAG, Asset
 
 from airflow_provider_talon_cdp import assets
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -45,6 +46,26 @@ def test_airflow_spells_a_uri_as_the_operators_do():
 def test_another_path_is_refused(uri):
     with pytest.raises(ValueError, match="talon-cdp URI is"):
         assets.sanitize_uri(urlsplit(f"talon-cdp://{HOST}/{uri}"))
+
+
+@pytest.mark.skipif(assets.IS_AIRFLOW_2, reason="Airflow 2 has no aliases")
+def test_a_task_may_have_any_name_on_mysql(monkeypatch):
+    """Airflow refuses other names of an alias there."""
+    sdk = importlib.import_module("airflow.sdk.definitions.asset")
+    monkeypatch.setattr(sdk, "SQL_ALCHEMY_CONN", "mysql://airflow", raising=False)
+    with pytest.raises(ValueError, match="ASCII"):
+        sdk.AssetAlias("größe")
+    names = {}
+    for dag_id in ("größe.täglich", "grosse.taglich", "ü" * 200):
+        with DAG(dag_id, schedule=None):
+            task = SqlToTalonAudienceOperator(
+                task_id="sync", sql="SELECT 1", sql_conn_id="w", audience_id="vip", mode="add"
+            )
+        names[dag_id] = task.outlets[0].name
+    assert len(set(names.values())) == 3
+    # Its earlier events are of this name.
+    assert names["grosse.taglich"] == "talon-cdp:grosse.taglich.sync"
+    assert assets.audience_asset(HOST, "größe").name.isascii()
 
 
 def test_the_factory_makes_either_kind():

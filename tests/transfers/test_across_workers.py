@@ -153,6 +153,23 @@ def test_the_limits_of_a_group_may_be_templates(people, limit):
     assert commit(planned, execute(rendered(push, n=number))[:1])["sent"] == 40
 
 
+def test_plan_and_push_bind_the_same_values(people, talon):
+    """Also where the DAG renders native objects."""
+    sql = "SELECT * FROM people WHERE typeof(:code) = 'text' AND typeof(:n) = 'integer' AND :code = '0'"
+    given = people.how | {"sql": sql, "parameters": {"code": "0", "n": "{{ params.n }}"}}
+    with DAG("d", schedule=None, render_template_as_native_obj=True) as dag:
+        talon_profiles_sync("g", **given)
+        profiles = dag.get_task("g.push").partial_kwargs["profiles"]
+        push = PushShareOperator(task_id="push", share={}, profiles=profiles)
+    plan = dag.get_task("g.plan")
+    for task in (plan, push):
+        task.render_template_fields({"params": {"n": 5}}, jinja_env=dag.get_template_env())
+    assert plan.parameters == push.profiles["parameters"] == {"code": "0", "n": 5}
+    shares, planned = execute(plan)
+    push.share = shares[0]
+    assert commit(planned, [execute(push)[0]])["sent"] == 40
+
+
 def test_a_push_reads_the_rows_with_what_the_group_says(people, sqlite, talon):
     """Also where ``default_args`` says it."""
     sqlite("ALTER TABLE people ADD COLUMN at")

@@ -105,6 +105,56 @@ def test_an_audience_without_any_name_is_named_in_the_error(talon, named):
     assert talon.requests() == []
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_a_literal_parameter_keeps_its_type(run, talon, vip, customers, native):
+    """Native rendering makes the number 0 of the text "0", which MySQL compares with any text as equal."""
+    customers("0", "anna")
+    kinds = "typeof({}) = 'text' AND typeof({}) = '" + ("integer'" if native else "text'")
+    ids = "SELECT profile_id FROM customers WHERE profile_id = {} AND " + kinds
+    number = "{{ params.n }}"
+    for sql, parameters in (
+        (ids.format(":code", ":code", ":n"), {"code": "0", "n": number}),
+        (ids.format("?", "?", "?"), ["0", "1_000", number]),
+        (ids.format("?", "?", "?"), ("0", "1_000", number)),
+    ):
+        given = type(parameters)
+        operator = transfer(sql, parameters=parameters)
+        assert run(operator, native=native, params={"n": 5})["sent"] == 1
+        assert type(operator.parameters) is given
+    assert talon.members("vip") == {"0"}
+
+
+def test_parameters_may_be_one_template(run, talon, vip, customers):
+    customers("anna", "bert")
+    sql = "SELECT profile_id FROM customers WHERE profile_id = :x"
+    run(transfer(sql, parameters="{{ params.all }}"), native=True, params={"all": {"x": "anna"}})
+    assert talon.members("vip") == {"anna"}
+
+
+OF_MANY = {"mode": "mirror", "audience_column": "audience_id", "audience_name_column": "audience_id"}
+
+
+@pytest.mark.parametrize("name", ["audiences", "audience_name_column", "ledger", "state_uri", "max_rejected"])
+def test_a_template_of_none_is_not_the_default(run, talon, sqlite, name):
+    """As the result of a task that returned nothing: the mirror would then manage each audience."""
+    sqlite("INSERT INTO customers VALUES ('anna', 'vip')")
+    operator = transfer("SELECT * FROM customers", **OF_MANY | {name: "{{ params.x }}"})
+    with pytest.raises(InvalidInputError, match=f"^{name} is null after rendering. Did the upstream task"):
+        run(operator, native=True, params={"x": None})
+    assert talon.requests() == []
+
+
+@pytest.mark.parametrize("name", ["attributes", "attributes_column", "types", "hook_params"])
+def test_so_it_is_with_attributes(run, talon, sqlite, name):
+    sqlite("CREATE TABLE people (profile_id, tier); INSERT INTO people VALUES ('anna', 'gold')")
+    operator = SqlToTalonProfilesOperator(
+        task_id="t", sql="SELECT * FROM people", sql_conn_id="warehouse", **{name: "{{ params.x }}"}
+    )
+    with pytest.raises(InvalidInputError, match=f"^{name} is null after rendering"):
+        run(operator, native=True, params={"x": None})
+    assert talon.requests() == []
+
+
 def test_many_rows_travel_in_requests_of_a_thousand(run, talon, vip, sqlite):
     sqlite("INSERT INTO customers (profile_id) VALUES (?)", [(f"p{each}",) for each in range(5500)])
     assert run(transfer())["requests"] == 6
