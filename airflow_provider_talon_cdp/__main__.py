@@ -23,9 +23,9 @@ from airflow_provider_talon_cdp.ledger.ledger import (
 )
 from airflow_provider_talon_cdp.ledger.letters import read_letters
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
-from airflow_provider_talon_cdp.ledger.storage import as_folder
+from airflow_provider_talon_cdp.ledger.storage import Folder, as_folder, names_in
 from airflow_provider_talon_cdp.operators._arguments import audience_id_of
-from airflow_provider_talon_cdp.operators._base import storage
+from airflow_provider_talon_cdp.operators._base import _common_state, storage
 
 _COMMANDS = {
     "import": "adopt the members in a CSV file into a new ledger",
@@ -86,11 +86,14 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "letters" and _print_letters(options):
         return
     ledger = _ledger(options)
+    # As the operators set it, so that tasks under other state URIs find the ledger.
+    ledger.registry.common = _common_state(ledger.registry.common)
     if options.command == "import":
         file = _storage("CSV file", options.csv)
         members = members_of_csv(file, options.audience_id, "warn")
         print(f"Adopted {ledger.adopt(_owner('import'), members):,} members.")
-    if isinstance(ledger, DamagedLedger):
+    # Where there is no ledger, the lock would make its folder.
+    if isinstance(ledger, DamagedLedger) and _has_manifest(ledger.folder):
         print("\n".join(ledger.repair(_owner("repair"))))
     ledger.load()
     if not ledger.version:
@@ -102,6 +105,10 @@ def _run(options: argparse.Namespace) -> None:
         return
     size = sum(map(len, ledger.known()))
     print(f"{ledger.folder}: version {ledger.version}, {size:,} {ledger.identity.holds}")
+
+
+def _has_manifest(folder: Folder) -> bool:
+    return any(name.startswith("manifest-") for name in names_in(folder))
 
 
 def _print_letters(options: argparse.Namespace) -> bool:

@@ -104,6 +104,8 @@ _REWRITE_SHARE = 8
 _MOST_PLANS = 8
 # For a plan that runs rules, the number of batches noted ahead is divided by this.
 _FEWER_AHEAD = 8
+# Attempts to read the ledger again while another run deletes files of it.
+_MOST_RELOADS = 4
 # Parts that an error text lists.
 _LISTED = 10
 # Characters of a ledger's name in the name of its folder.
@@ -346,7 +348,7 @@ class Ledger:
         self.registry = Registry(state, identity, identity.id_type)
         self._letters_name = letters_name(clock(), self.run)
         self.letters = DeadLetters(self.folder, self._letters_name, keep=keep)
-        """This run's dead letters."""
+        """This run's dead letters. Their folder's time is that of the lock, if the run holds it."""
         self._owner = ""
         self._newest = 0
         self._manifests_written = 0
@@ -450,15 +452,18 @@ class Ledger:
         Raises:
             LedgerError: The ledger is damaged, has a newer format, or belongs to another connection.
         """
-        try:
-            self._load_manifest()
-            self._acks = self._read_acks(self.manifest.plan)
-        except DamagedError:
-            # The run that holds the lock may have deleted the files of this version.
-            if find_manifest(self.folder).manifest.file == self.manifest.file:
-                raise
-            self._load_manifest()
-            self._acks = self._read_acks(self.manifest.plan)
+        failed: list[str] = []
+        while True:
+            try:
+                self._load_manifest()
+                self._acks = self._read_acks(self.manifest.plan)
+            except DamagedError:
+                # The run that holds the lock may have deleted the files of this version, or spent notes.
+                if self.manifest.file in failed or len(failed) == _MOST_RELOADS:
+                    raise
+                failed.append(self.manifest.file)
+            else:
+                return
 
     def _load_manifest(self) -> None:
         """Read the ledger except the acknowledgements, which ``acks`` reads."""
@@ -488,6 +493,7 @@ class Ledger:
                 f"Ledger: {self.folder}"
             )
         self.manifest = found.manifest
+        self.letters.spared = {self._letters_name, self.manifest.letters}
         # After an older state was accepted, no run finds it older again.
         self._newest = max(found.newest, self.at_least) if self.accepts_older else found.newest
         if found.damaged:
@@ -795,6 +801,9 @@ class Ledger:
         """
         token = partial(last_fencing_token, self.folder)
         with self.lock.held(owner, last_token=token, waits_for_parts=waits_for_parts):
+            # The run may have waited for the lock, and the oldest letters are deleted first.
+            self._letters_name = letters_name(self._clock(), self.run)
+            self.letters = DeadLetters(self.folder, self._letters_name, keep=self._keep)
             self._load_manifest()
             self._owner = owner
             self._notified = ()
@@ -1087,17 +1096,21 @@ class Ledger:
         manifest = replace(manifest, fencing_token=self.lock.fencing_token, run=self.run)
         manifest = replace(manifest, file=manifest.file_name(self._manifests_written))
         self._manifests_written += 1
+        # If this write fails, the manifest may arrive later.
+        self.lock.keeps_heartbeat = True
         manifest.write(self.folder, self.identity.parts)
+        self.lock.keeps_heartbeat = False
         # After the write: a run that takes over from now on reads it.
         self.lock.confirm()
         self.manifest = manifest
+        self.letters.spared = {self._letters_name, manifest.letters}
         self._acks = self._share = None
 
     def _delete_unnamed(self) -> None:
         manifest = self.manifest
         manifest.remove_others(self.folder, self.lock.confirm)
         oldest = min([manifest.letters, *(version["letters"] for version in manifest.history)])
-        prune_letters(self.folder, self._keep, oldest)
+        prune_letters(self.folder, self._keep, oldest, spared=self.letters.spared)
 
     def withhold_unclear(self) -> int:
         """Withhold changes that run rules and may have been sent by a run that was killed.

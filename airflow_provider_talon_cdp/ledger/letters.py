@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +30,7 @@ UNCLEAR_ATTRIBUTES = (
     'it sends all (send="all").'
 )
 """The text of a dead letter for attributes that were sent with rules and got no clear answer."""
+_FOLDER = re.compile(r"\d{8}T[\d.]+Z-.+")
 # Characters that are kept in memory before they are written.
 _MOST_WAITING = 2**20
 
@@ -58,6 +60,8 @@ class DeadLetters:
         self._folder = ledger / LETTERS / name
         self._prefix = prefix
         self._keep = keep
+        self.spared = {name}
+        """Names of folders of dead letters that this run does not delete, however many are newer."""
         self._lock = threading.Lock()
         self._waiting: list[str] = []
         self._size = 0
@@ -89,22 +93,29 @@ class DeadLetters:
         self._files += 1
         self._waiting, self._size = [], 0
         if self._files == 1:
-            prune_letters(self._ledger, self._keep)
+            prune_letters(self._ledger, self._keep, spared=self.spared)
 
 
-def prune_letters(ledger: Folder, keep: int, oldest: str = "") -> None:
+def prune_letters(ledger: Folder, keep: int, oldest: str = "", *, spared: Collection[str]) -> None:
     """Delete the dead letters of all runs but the last ones, as they are personal data.
 
     Args:
         ledger: The ledger's folder.
         keep: Most runs that are kept.
         oldest: Name of the folder of the oldest run that is kept.
+        spared: Names of folders that are kept, and count.
     """
-    names = names_in(ledger / LETTERS)
-    runs = list(dict.fromkeys(map(_run_of, reversed(names))))[:keep]
+    names = _folders_in(ledger)
+    by_age = [*(name for name in names if name in spared), *reversed(names)]
+    runs = list(dict.fromkeys(map(_run_of, by_age)))[:keep]
     for name in names:
-        if name < oldest or _run_of(name) not in runs:
+        if name not in spared and (name < oldest or _run_of(name) not in runs):
             remove_folder(ledger / LETTERS / name)
+
+
+def _folders_in(ledger: Folder) -> list[str]:
+    """Return the names of the folders of a ledger's dead letters, the oldest first."""
+    return list(filter(_FOLDER.fullmatch, names_in(ledger / LETTERS)))
 
 
 def _run_of(name: str) -> str:
@@ -119,7 +130,8 @@ def read_letters(folder: Folder) -> Iterator[str]:
         folder: The folder of a ledger, or of the dead letters of one run.
     """
     letters = folder / LETTERS
-    for run in [folder] if folder.parent.name == LETTERS else [letters / name for name in names_in(letters)]:
+    is_of_one_run = folder.parent.name == LETTERS
+    for run in [folder] if is_of_one_run else [letters / name for name in _folders_in(folder)]:
         for name in names_in(run):
             data = b"".join(read_pieces(run / name))
             yield from data.decode(errors="replace").removesuffix("\n").split("\n")

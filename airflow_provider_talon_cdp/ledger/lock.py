@@ -11,6 +11,11 @@ never written again: if it is missing, another run has taken over, and a late wr
 that writes what others must not miss writes first and then checks that its claim still exists. So a run that
 takes over after that check reads what was written.
 
+A manifest may arrive long after its run was taken over, or after its write has failed. It sorts first then,
+as its fencing token is smaller than those of later runs. The last manifest has the last token. If no manifest
+of such a run has arrived, its heartbeat keeps the token, also without a claim. The next run that holds the
+ledger's lock deletes that heartbeat, and leaves its own instead unless it writes a manifest.
+
 The limits: a request that is in flight when its run is taken over may reach Talon.One after requests of the
 other run. So a run sends nothing unless its lock was confirmed recently (``raise_if_lost``), and notes what
 was in flight. A run counts as dead when its last heartbeat is `LOCK_LASTS` old by the clock of the
@@ -26,7 +31,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -97,6 +102,8 @@ class Lock:
         """Whether the claim stays for `LOCK_LASTS` after this run, for others that continue its work."""
         self.fencing_token = 0
         """Greater than that of any run that held the ledger's lock before."""
+        self.keeps_heartbeat = False
+        """Whether the heartbeat stays when this run ends, as no manifest has the last fencing token."""
         self.confirmed = 0.0
         """When this run last confirmed its lock, in seconds of ``now``."""
 
@@ -148,22 +155,24 @@ class Lock:
         claim = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "time": asked}
         write_json(self._path(self._scope, self.run), claim)
         try:
-            tokens = [
-                self._take_over(
-                    scope,
-                    run,
-                    owner,
-                    asked,
-                    retries=scope == self._scope or (self._scope == _ALL and not waits_for_parts),
-                )
-                for scope, run in self._others()
-            ]
+            others, ended = self._others()
+            tokens = [_token_in(heartbeat) for heartbeat in ended]
+            for scope, run in others:
+                retries = scope == self._scope or (self._scope == _ALL and not waits_for_parts)
+                tokens.append(self._take_over(scope, run, owner, asked, retries=retries))
+                ended.append(self._path(scope, run, ".heartbeat"))
         except BaseException:
             remove(self._path(self._scope, self.run))
             raise
         self.fencing_token = 1 + max([last_token(), *tokens])
         self._write_heartbeat()
         self.confirm()
+        # Runs that push a part write no manifest.
+        if self._scope == _ALL:
+            self.keeps_heartbeat = bool(ended)
+            with suppress(LedgerError):
+                for heartbeat in ended:
+                    remove(heartbeat)
 
     def renew(self, stop: threading.Event) -> None:
         """Write heartbeats until ``stop`` is set or the lock is lost."""
@@ -181,8 +190,10 @@ class Lock:
             return
         if self.handed_over:
             self._write_heartbeat()
-        else:
-            self._delete(self._scope, self.run)
+            return
+        remove(self._path(self._scope, self.run))
+        if not self.keeps_heartbeat:
+            remove(self._path(self._scope, self.run, ".heartbeat"))
 
     def is_ours(self) -> bool:
         """Whether this run still holds the lock."""
@@ -250,23 +261,21 @@ class Lock:
         }
         write_json(self._path(self._scope, self.run, ".heartbeat"), heartbeat)
 
-    def _delete(self, scope: str, run: str) -> None:
-        remove(self._path(scope, run))
-        remove(self._path(scope, run, ".heartbeat"))
-
-    def _others(self) -> list[tuple[str, str]]:
-        """Return scope and run of the claims that conflict with this one."""
+    def _others(self) -> tuple[list[tuple[str, str]], list[Folder]]:
+        """Return scope and run of the claims that conflict with this one, and heartbeats without a claim."""
         found = [match for name in names_in(self._folder) if (match := _NAME.fullmatch(name))]
         claims = {(match[1], match[2]) for match in found if not match[3]}
-        for match in found:
-            if (match[1], match[2]) not in claims and _read(self._path(match[1], match[2])) is None:
-                # The last heartbeat of a run that was taken over.
-                remove(self._folder / match[0])
-        return sorted(
+        ended = [
+            self._folder / match[0]
+            for match in (found if self._scope == _ALL else ())
+            if (match[1], match[2]) not in claims and _read(self._path(match[1], match[2])) is None
+        ]
+        others = sorted(
             (scope, run)
             for scope, run in claims
             if run != self.run and (self._scope in (_ALL, scope) or scope == _ALL)
         )
+        return others, ended
 
     def _take_over(self, scope: str, run: str, owner: str, asked: float, *, retries: bool) -> int:
         """Take over another run's claim, or wait for its end; return that run's fencing token.
@@ -291,15 +300,19 @@ class Lock:
             ):
                 if not self.is_ours():
                     raise self._taken_over()
-                self._delete(scope, run)
-                return theirs.fencing_token
+                remove(self._path(scope, run))
+                if self._read_claim(scope, run):
+                    # The storage has not deleted it, and has not reported that as an error.
+                    raise self._in_use(theirs)
+                break
             if is_mine and theirs.handed_over:
                 return theirs.fencing_token
             if not (is_mine and retries) and (theirs.holds or is_later or self._reads >= _MAX_READS):
                 raise self._in_use(theirs)
             self._sleep(_PAUSE)
             self._reads += 1
-        return 0
+        # Not earlier: the run may have written its heartbeat after it was read with the claim.
+        return _token_in(self._path(scope, run, ".heartbeat"))
 
     def _read_claim(self, scope: str, run: str) -> _Claim | None:
         # In this order, as a run that ends deletes its claim first.
@@ -336,6 +349,11 @@ def _read(path: Folder) -> dict[str, Any] | None:
     except DamagedError:
         return {}
     return content
+
+
+def _token_in(heartbeat: Folder) -> int:
+    token: int = (_read(heartbeat) or {}).get("fencing_token", 0)
+    return token
 
 
 class _Claim(NamedTuple):

@@ -75,6 +75,10 @@ _RULE_CALLS = "rule-calls"
 _NOTE = re.compile(r"(.+)-\d{5,}-([0-9a-f]{16})\.tsv\.zst")
 _DIGEST = 16
 _SCOPE = 8
+# A folder may have other files too, such as drafts and what an object store's console or a desktop leaves.
+_ENTRY = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})-(.+)")
+_TWO_IDS = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{8})")
+_POINTER = re.compile(r"[0-9a-f]{16}\.json")
 
 
 Writers = Literal["all", "own", "others"]
@@ -270,14 +274,14 @@ class Registry:
         by_digest = {self._digest(audience): audience for audience in audiences}
         by_other_digest = self._of_the_other_type(by_digest) if in_scope else {}
         found: dict[str, list[tuple[str, str]]] = {}
-        for prefix, host, name in self._names_in(_REGISTRY) if audiences else ():
-            digest, scope, ledger = name.split("-", 2)
+        for prefix, host, entry in self._names_in(_REGISTRY, _ENTRY) if audiences else ():
+            digest, scope, ledger = entry.groups()
             if prefix + ledger == self._identity.folder_name or (scope == self._scope) != in_scope:
                 continue
             if audience := by_digest.get(digest):
                 found.setdefault(prefix + ledger, []).append((audience, audience))
             elif (audience := by_other_digest.get(digest)) and (
-                content := read_json(host / _REGISTRY / name)
+                content := read_json(host / _REGISTRY / entry[0])
             ):
                 found.setdefault(prefix + ledger, []).append((audience, content["audience"]))
         # A ledger in use has at least a lock; a deleted one may have got notes since.
@@ -291,8 +295,8 @@ class Registry:
     def _of_the_other_type(self, by_digest: Mapping[str, str]) -> dict[str, str]:
         """Return the audiences by the digests of their IDs of the other type, as far as those are noted."""
         found = {}
-        for _, _, name in self._names_in(_SAME) if by_digest else ():
-            external, internal, scope = name.split("-")
+        for _, _, entry in self._names_in(_SAME, _TWO_IDS) if by_digest else ():
+            external, internal, scope = entry.groups()
             mine, other = (external, internal) if self._id_type == "external" else (internal, external)
             if mine in by_digest and scope == self._scope:
                 found[other] = by_digest[mine]
@@ -302,18 +306,18 @@ class Registry:
         """Return the folder of a ledger, given its name, or its path if it is under another state URI."""
         return as_folder(type(self.common)(ledger)) if "/" in ledger else self._host / ledger
 
-    def _names_in(self, folder: str) -> Iterator[tuple[str, Folder, str]]:
-        """Yield the files of a folder under all state URIs.
+    def _names_in(self, folder: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, Folder, re.Match[str]]]:
+        """Yield the files of a folder under all state URIs whose names match a pattern.
 
         Yields:
-            A prefix for the names of ledgers there, the folder of the deployment, and the file's name.
+            A prefix for the names of ledgers there, the folder of the deployment, and the name's match.
         """
-        for name in names_in(self._host / folder):
-            yield "", self._host, name
+        for match in filter(None, map(pattern.fullmatch, names_in(self._host / folder))):
+            yield "", self._host, match
         for host in self._other_hosts():
             with _skipping_unreachable():
-                for name in names_in(host / folder):
-                    yield f"{host}/", host, name
+                for match in filter(None, map(pattern.fullmatch, names_in(host / folder))):
+                    yield f"{host}/", host, match
 
     def _other_hosts(self) -> list[Folder]:
         """Return the folders of the deployment under the state URIs of other tasks of this Airflow."""
@@ -322,11 +326,17 @@ class Registry:
             return self._hosts
         states = [self.common]
         pointers = self._identity.host_folder(self.common) / _ELSEWHERE
-        with _skipping_unreachable(), as_ledger_error("read", pointers):
-            contents = [read_json(pointers / name) for name in names_in(pointers)]
-            states += [type(self.common)(content["state_uri"]) for content in contents if content]
+        names: list[str] = []
+        with _skipping_unreachable():
+            names = list(filter(_POINTER.fullmatch, names_in(pointers)))
+        for name in names:
+            with _skipping_unreachable(), as_ledger_error("read", pointers / name):
+                if content := read_json(pointers / name):
+                    states.append(type(self.common)(content["state_uri"]))
         others = [state for state in states if not _is_same(state, self._state)]
-        self._hosts = [self._identity.host_folder(state) for state in others]
+        # One state URI may be spelt in two ways.
+        hosts = {str(host): host for host in map(self._identity.host_folder, others)}
+        self._hosts = list(hosts.values())
         return self._hosts
 
 

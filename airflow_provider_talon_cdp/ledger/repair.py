@@ -71,48 +71,41 @@ class DamagedLedger(Ledger):
             )
         messages = [f"{name} is damaged: what was sent since is sent again." for name, _ in damaged]
         newest = manifests[-1]
+        # The next run deletes what is not kept: it knows how many versions its operator keeps.
+        self._keep = max(self._keep, len(newest.history) + 2)
         # The new version may leave out what this one's plan covers, so it needs the notes again.
         self.manifest = replace(newest, spent=())
         self._newest = max([newest.version, *(version for _, version in damaged)])
         base, snapshot = self._base(manifests, messages)
         newer = [manifest for manifest in manifests if manifest.version >= base.version]
         plans = {plan.folder: plan for manifest in newer for plan in manifest.plans}
-        changed, uncertain = [], []
+        notes = NoteWriter(self.folder, self.run, "", self._clock)
+        withheld: dict[Member, Action] = {}
+        changed = []
         for plan in plans.values():
+            if plan.folder == newest.plan.folder:
+                for chunk in saved_chunks(self.folder, newest.withheld) if newest.withheld else ():
+                    withheld.update((change[:2], change.action) for change in chunk.changes())
             for part, file in enumerate(plan.parts):
-                of_part, uncertain_of_part = self._part(plan, part, file, messages)
-                changed.append(of_part)
-                uncertain.append(uncertain_of_part)
+                acks, uncertain = self._part(plan, part, file, messages)
+                changed.append(self._effects_of_part(plan, part, acks))
+                # What an earlier plan left open is settled by a later change of the member.
+                for chunk in self._effects_of_part(plan, part, acks) if withheld else ():
+                    for member in zip(chunk.ids, chunk.each_key, strict=False):
+                        withheld.pop(member, None)
+                self._note_uncertain(uncertain, notes, withheld)
         orphans = [
             name for name in names_in(self.folder) if name[:8].isdigit() and int(name[:8]) > newest.version
         ]
-        lost = chain.from_iterable(map(self._sent_parts, orphans))
-        uncertain += [
-            self._sent_changes(file) if self._is_intact(file) else saved_chunks(self.folder, file)
-            for file in lost
-        ]
-        withheld: dict[Member, Action] = {}
-        for chunk in saved_chunks(self.folder, newest.withheld) if newest.withheld else ():
-            withheld.update((change[:2], change.action) for change in chunk.changes())
+        for file in chain.from_iterable(map(self._sent_parts, orphans)):
+            is_intact = self._is_intact(file)
+            sent = self._sent_changes(file) if is_intact else saved_chunks(self.folder, file)
+            self._note_uncertain(sent, notes, withheld)
         self._drop_notes(messages)
         last_plans = [newest.plan, *(Plan(folder=orphan) for orphan in orphans)]
         self._drop_damaged_suspects(last_plans, messages)
         suspects = frozenset().union(*map(self._suspects_of, last_plans))
         resends = frozenset().union(*map(self._resends_of, last_plans))
-        notes = NoteWriter(self.folder, self.run, "", self._clock)
-        for chunk in chain.from_iterable(uncertain):
-            # Profiles are sent again without rules.
-            withholds = chunk.runs_rules and not self._holds_profiles
-            if sent_again := [each for each in chunk.changes() if not (withholds and each.runs_rules)]:
-                notes.write(Chunk.of(sent_again))
-            if either := [change for change in sent_again if change.uncertain and not self._holds_profiles]:
-                # Another request may have made the opposite change, and a note that agrees with the members
-                # that are known leaves nothing uncertain.
-                opposite: dict[Action, Action] = {"add": "remove", "remove": "add"}
-                notes.write(Chunk.of(change._replace(action=opposite[change.action]) for change in either))
-            for change in chunk.changes() if withholds else ():
-                if change.runs_rules:
-                    withheld[change[:2]] = change.action
         if newest.unreported or (withheld and not newest.reported):
             messages.append(
                 "Changes that got no clear answer are not sent again, and no later report has them."
@@ -126,6 +119,24 @@ class DamagedLedger(Ledger):
         if notes.written:
             notes.end()
         return [*messages, f"The ledger has version {self.version} now."]
+
+    def _note_uncertain(
+        self, uncertain: Iterable[Chunk], notes: NoteWriter, withheld: dict[Member, Action]
+    ) -> None:
+        """Write notes of changes that the next plan sends again, and withhold those that run rules."""
+        for chunk in uncertain:
+            # Profiles are sent again without rules.
+            withholds = chunk.runs_rules and not self._holds_profiles
+            if sent_again := [each for each in chunk.changes() if not (withholds and each.runs_rules)]:
+                notes.write(Chunk.of(sent_again))
+            if either := [change for change in sent_again if change.uncertain and not self._holds_profiles]:
+                # Another request may have made the opposite change, and a note that agrees with the members
+                # that are known leaves nothing uncertain.
+                opposite: dict[Action, Action] = {"add": "remove", "remove": "add"}
+                notes.write(Chunk.of(change._replace(action=opposite[change.action]) for change in either))
+            for change in chunk.changes() if withholds else ():
+                if change.runs_rules:
+                    withheld[change[:2]] = change.action
 
     def _drop_damaged_suspects(self, plans: list[Plan], messages: list[str]) -> None:
         """Delete the files of suspects and doubts that cannot be read, and begin without any."""
@@ -155,10 +166,8 @@ class DamagedLedger(Ledger):
         )
         return base, saved_chunks(self.folder, base.members)
 
-    def _part(
-        self, plan: Plan, part: int, file: File, messages: list[str]
-    ) -> tuple[Iterable[Chunk], Iterable[Chunk]]:
-        """Return the acknowledged changes of a plan's part, and the uncertain ones."""
+    def _part(self, plan: Plan, part: int, file: File, messages: list[str]) -> tuple[Acks, Iterable[Chunk]]:
+        """Return what is known of a plan's part, and its uncertain changes."""
         acks: Acks | None = None
         try:
             acks = self._acks_of_part(plan, part)
@@ -171,7 +180,7 @@ class DamagedLedger(Ledger):
                     "It may have had changes of unknown outcome that were sent before it:\n"
                     'run the task once with send="all".'
                 )
-            return (), map(self._uncertain_before, saved_chunks(self.folder, file))
+            return acks, map(self._uncertain_before, saved_chunks(self.folder, file))
         if not self._is_intact(file):
             saved = sum(map(len, saved_chunks(self.folder, file)))
             messages.append(
@@ -180,10 +189,10 @@ class DamagedLedger(Ledger):
             )
             if saved < file.lines:
                 messages.append(f'The others are lost: run the task once with send="all".\n{_LOST_MEMBERS}')
-            return (), saved_chunks(self.folder, file)
+            return Acks(), saved_chunks(self.folder, file)
         if acks is None:
-            return (), read_chunks(self.folder, file)
-        return self._effects_of_part(plan, part, acks), self._open_in(plan, part, acks)
+            return Acks(), read_chunks(self.folder, file)
+        return acks, self._open_in(plan, part, acks)
 
     def _open_in(self, plan: Plan, part: int, acks: Acks) -> Iterator[Chunk]:
         if not self._holds_profiles:

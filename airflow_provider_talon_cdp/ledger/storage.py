@@ -76,7 +76,8 @@ def read_json(path: Folder) -> Any:
     """
     try:
         with as_ledger_error("read", path):
-            # One GET. open() and read() are two, and another run may replace the object in between.
+            # The size that S3's client asks for first only divides large objects. open() reads no more than
+            # the size that it asks for, and another run may replace the object in between.
             data = path.read_bytes() if is_local(path) else bytes(path.fs.cat_file(path.path))
         envelope = json.loads(data)
         content = envelope["content"]
@@ -116,11 +117,18 @@ def read_pieces(path: Folder) -> Iterator[bytes]:
 def remove(path: Folder) -> None:
     """Delete a file, if it exists."""
     with suppress(FileNotFoundError), as_ledger_error("delete", path):
-        path.unlink()
+        if is_local(path):
+            path.unlink()
+        else:
+            # unlink() deletes a list of one, and S3's client does not raise errors of files in a list.
+            path.fs.rm_file(path.path)
 
 
 def names_in(folder: Folder) -> list[str]:
-    """Names of the files and folders in a folder, sorted; none if it does not exist."""
+    """Names of the files and folders in a folder, sorted; none if it does not exist.
+
+    An object store's console marks a folder with an object of the folder's name, which is left out.
+    """
     try:
         with as_ledger_error("list", folder):
             if is_local(folder):
@@ -130,7 +138,8 @@ def names_in(folder: Folder) -> list[str]:
             found = folder.fs.ls(folder.path, detail=False)
     except FileNotFoundError:
         return []
-    return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+    own = folder.path.strip("/")
+    return sorted(path.rstrip("/").rpartition("/")[2] for path in found if path.strip("/") != own)
 
 
 def remove_folder(folder: Folder, keep: Collection[str] = ()) -> None:
@@ -141,7 +150,12 @@ def remove_folder(folder: Folder, keep: Collection[str] = ()) -> None:
             remove(folder / name)
     if is_local(folder) and not set(names) & set(keep):
         with suppress(FileNotFoundError), as_ledger_error("delete", folder):
-            folder.rmdir()
+            try:
+                folder.rmdir()
+            except OSError as error:
+                # Another process has written a file meanwhile. What deleted the others will delete it later.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
 
 
 @contextmanager

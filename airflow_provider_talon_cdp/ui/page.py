@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
@@ -199,7 +200,10 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
     last.pop(match["name"][_DAG_RUN], None)
     before = []
     for name in sorted(last.values())[-RUNS_SHOWN:]:
-        earlier = _parsed(folder / name)
+        earlier = None
+        # This run's report is shown, whatever is wrong with an earlier one.
+        with suppress(LedgerError, OSError):
+            earlier = _parsed(folder / name)
         if earlier and earlier.run.dag_id == dag_id:
             before.append(earlier)
     return report, [*before, report]

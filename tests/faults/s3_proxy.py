@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+_NONE_DELETED = b"<DeleteResult><Error><Key>k</Key><Code>AccessDenied</Code></Error></DeleteResult>"
 _NOT_PASSED_ON = ("connection", "transfer-encoding", "content-length", "date", "server")
 
 
@@ -24,6 +26,7 @@ class FaultyProxy:
 
     Attributes:
         met: Faults so far.
+        denies_deletions: Whether it answers as S3 does if the key may not delete.
     """
 
     kinds = ("503", "500 after", "late", "cut", "reset before", "reset after")
@@ -34,6 +37,7 @@ class FaultyProxy:
         self.share = share
         self.lock = threading.Lock()
         self.met = 0
+        self.denies_deletions = False
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -60,6 +64,10 @@ class FaultyProxy:
             def do_GET(self):
                 fault = proxy.draw()
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if proxy.denies_deletions and self.command == "DELETE":
+                    return self.answer(403, [("Content-Type", "application/xml")], _DENIED)
+                if proxy.denies_deletions and self.command == "POST" and self.path.endswith("?delete"):
+                    return self.answer(200, [("Content-Type", "application/xml")], _NONE_DELETED)
                 if fault == "503":
                     return self.answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
                 if fault == "reset before":

@@ -12,6 +12,7 @@ from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
 from airflow_provider_talon_cdp.ledger.adopt import members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, ledger_name
+from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.storage import as_folder
 from tests.ledger.conftest import members, profiles, spelt
 
@@ -200,6 +201,19 @@ def test_the_command_reaches_whatever_storage_airflow_does(tmp_path, csv, capsys
     assert main([*arguments("show", tmp_path), *state]) == 0
     assert "version 1, 2 members" in capsys.readouterr().out.splitlines()[-1]
     assert not (tmp_path / "state").exists()
+
+
+def test_tasks_without_a_state_uri_find_a_ledger_that_was_adopted_under_another_one(
+    tmp_path, csv, no_ledgers, clock
+):
+    file = csv("profileintegrationid\na\n")
+    assert main([*arguments("import", tmp_path), "--csv", str(file)]) == 0
+    identity = LedgerIdentity(
+        deployment_host="acme.talon.one", base_url="https://integration.talon.one", name="calls:d.t"
+    )
+    calls = OutsideChanges(ObjectStoragePath(str(tmp_path / "ledgers")), identity, "d/t/r", clock=clock)
+    calls.note(Chunk(["a"], "vip", "remove"))
+    assert list((tmp_path / "state").glob("acme.talon.one/audience*/outside/*.tsv.zst"))
 
 
 def test_the_command_reads_a_file_beside_it(tmp_path, csv, capsys, monkeypatch):

@@ -10,6 +10,7 @@ import os
 import stat
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -161,6 +162,30 @@ def test_dead_letters_are_lines_of_json_in_the_folder_that_is_named(open_ledger)
     assert sorted(texts) == ["00000.ndjson", "00001.ndjson"]
     first = [json.loads(line) for line in texts["00000.ndjson"].removesuffix("\n").split("\n")]
     assert first == [{"profile_id": "ü\n\u2028", "reason": "x"}, {"profile_id": "\udcff", "reason": "y"}]
+
+
+def test_a_folder_into_which_another_process_writes_meanwhile_is_left(tmp_path, monkeypatch):
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "acks").touch()
+    remove = storage.remove
+
+    def removed(path):
+        remove(path)
+        path.with_name("late").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", removed)
+        storage.remove_folder(tmp_path / "plan")
+    assert storage.names_in(tmp_path / "plan") == ["late"]
+    storage.remove_folder(tmp_path / "plan")
+    assert not (tmp_path / "plan").exists()
+
+
+def test_an_object_that_marks_a_folder_is_no_file_in_it(s3):
+    folder = s3 / uuid4().hex
+    storage.write_bytes(folder / "file", b"")
+    s3.fs.call_s3("put_object", Bucket="ledgers", Key=f"{folder.name}/", Body=b"")
+    assert storage.names_in(folder) == ["file"]
 
 
 # A state URI that does not work

@@ -10,8 +10,9 @@ from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger import letters as module
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name, read_letters
-from airflow_provider_talon_cdp.ledger.storage import names_in
-from tests.ledger.conftest import FACTS, plan_of
+from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
+from airflow_provider_talon_cdp.ledger.storage import names_in, write_bytes
+from tests.ledger.conftest import FACTS, identified, plan_of
 
 
 @pytest.fixture
@@ -53,15 +54,58 @@ def test_those_of_versions_that_are_not_kept_are_deleted(run, loaded):
 
 
 def test_runs_that_sent_nothing_leave_no_more_than_the_last_ones(run, loaded):
-    run("+a")
+    first = run("+a")
     names = [run() for _ in range(6)]
-    assert folders(loaded) == names[-3:]
+    assert folders(loaded) == [first, *names[-2:]]
 
 
 def test_of_runs_in_one_second_the_oldest_go(run, loaded):
-    run("+a")
+    first = run("+a")
     names = [run(after=0.01) for _ in range(12)]
-    assert folders(loaded) == names[-3:]
+    assert folders(loaded) == [first, *names[-2:]]
+
+
+@pytest.mark.parametrize("texts", [[], ["+x"]])
+def test_a_run_keeps_its_own_though_the_clocks_of_later_ones_are_ahead(run, loaded, texts):
+    run("+a")
+    for _ in range(6):
+        run()
+    own = run(*texts, after=-3600)
+    assert own in folders(loaded)
+    assert len(folders(loaded)) == 3
+
+
+def test_a_run_that_waited_for_the_lock_has_the_newest_ones(run, open_ledger, clock, loaded):
+    waited = open_ledger()
+    run("+a")
+    names = [run() for _ in range(2)]
+    clock.now += 60
+    with waited.held("me"):
+        waited.letters.add({"profile_id": "late"})
+        waited.flush()
+    assert folders(loaded)[-1] == waited.letters.place.rpartition("/")[2] > names[-1]
+
+
+def test_explicit_changes_keep_their_own_though_later_runs_have_ended_before(state, clock):
+    def opened():
+        clock.now += 60
+        return OutsideChanges(state, identified(name="calls:d.t"), f"d/t/{clock.now}", keep=2, clock=clock)
+
+    journals = [opened() for _ in range(4)]
+    for journal in reversed(journals):
+        journal.letters.add({"profile_id": "a"})
+        journal.flush()
+        assert list(read_letters(journal.letters._folder))
+    assert len(names_in(journals[0].folder / "dead-letters")) == 2
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs0000000000a1b2c3", "dead-letters"])
+def test_a_file_that_is_no_run_of_letters_is_left_and_counts_as_none(run, loaded, capsys, name):
+    names = [run("+a"), run("+b")]
+    write_bytes(loaded().folder / "dead-letters" / name, b"")
+    names.append(run("+c"))
+    assert folders(loaded) == sorted([*names, name])
+    assert len(list(read_letters(loaded().folder))) == 3
 
 
 def test_those_of_kept_versions_stay(run, loaded):

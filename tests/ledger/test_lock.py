@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from types import SimpleNamespace
 
@@ -41,6 +42,20 @@ def test_the_refused_run_leaves_the_lock_alone(open_ledger):
         assert first.lock.is_ours()
         assert len(names_in(first.folder / "locks")) == 2, "the claim and its beat"
     assert not names_in(first.folder / "locks")
+
+
+def test_after_a_takeover_runs_without_a_manifest_leave_one_heartbeat_and_no_fencing_token_comes_again(
+    open_ledger, commit
+):
+    commit(open_ledger(), "+a")
+    open_ledger().lock.take("me")
+    for token in range(2, 5):
+        ledger = open_ledger()
+        with ledger.held("me"):
+            assert ledger.lock.fencing_token == token
+        assert names_in(ledger.folder / "locks") == [f"all-{ledger.run}.heartbeat.json"]
+    commit(open_ledger(), "+b")
+    assert not names_in(ledger.folder / "locks")
 
 
 def test_a_retry_takes_over_from_the_try_before_it(open_ledger):
@@ -208,6 +223,49 @@ def test_no_two_runs_hold_the_lock_wherever_one_of_them_stalls(other, earlier):
 
 def ledger_in(storage):
     return Ledger(storage.folder(), VIP, sizes=Sizes(batch=2, ahead=1), sleep=lambda _: None)
+
+
+def test_a_manifest_whose_write_fails_may_arrive_later_so_its_fencing_token_does_not_come_again():
+    storage = Storage(Process())
+
+    def fails(doing, name):
+        if doing == "write" and "/manifest-" in name:
+            raise OSError("timed out")
+
+    tokens = []
+    for before_effect in (fails, fails, lambda *_: None):
+        storage.before_effect = before_effect
+        ledger = ledger_in(storage)
+        with suppress(LedgerError), ledger.held("me"):
+            ledger.make_current(ledger.draft(plan_of("+a")), facts=FACTS)
+        tokens.append(ledger.lock.fencing_token)
+    assert tokens == [1, 2, 3]
+    assert not names_in(ledger.folder / "locks")
+
+
+def test_a_manifest_that_arrives_after_two_other_runs_held_the_lock_is_not_the_current_one():
+    """The first of them ends without a manifest, such as one that the guard refuses."""
+    storage = Storage(Process())
+    late, refused, last = (ledger_in(storage) for _ in range(3))
+
+    def two_runs(doing, name):
+        if doing == "write" and "/manifest-" in name:
+            storage.before_effect = lambda *_: None
+            with refused.held("me"):
+                """It writes nothing."""
+            with last.held("me"):
+                last.make_current(last.draft(plan_of("+c", "+d")), facts=FACTS)
+                last.share().landed(0, [])
+                last.share().flush()
+
+    storage.before_effect = two_runs
+    with pytest.raises(LedgerError, match="has lost the ledger's lock"), late.held("me"):
+        late.make_current(late.draft(plan_of("+x")), facts=FACTS)
+    assert late.lock.fencing_token < refused.lock.fencing_token < last.lock.fencing_token
+    after = ledger_in(storage)
+    after.load()
+    assert after.manifest.run == last.run
+    assert profiles(after.known()) == ["c", "d"]
 
 
 def test_wherever_a_run_is_overtaken_it_sends_nothing_that_the_other_does_not_know_of():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 
@@ -13,6 +14,7 @@ from airflow_provider_talon_cdp.ledger import lock as lock_module
 from airflow_provider_talon_cdp.ledger import storage
 from airflow_provider_talon_cdp.ledger.lock import LEASE, LOCK_LASTS, LOCK_RENEWED
 from airflow_provider_talon_cdp.ledger.storage import names_in, write_bytes
+from tests.faults.s3_proxy import FaultyProxy
 from tests.ledger.conftest import FACTS, plan_of, profiles
 
 
@@ -69,6 +71,35 @@ def test_locks_of_the_version_before_are_respected_and_cleaned_up(open_ledger, c
     commit(open_ledger(), "+a")
     commit(open_ledger(), "+b")
     assert not names_in(locks)
+
+
+# A storage that does not delete
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_where_s3_refuses_to_delete_a_claim_no_run_takes_over(s3, bucket, open_ledger, clock):
+    """S3 answers 200 to a deletion of several objects, and says in the body which of them it refuses."""
+    with FaultyProxy(s3.fs.endpoint_url, seed=0, share=0) as proxy:
+        proxy.denies_deletions = True
+        place = bucket("undeletable", proxy.url) / uuid4().hex
+        dead, other = open_ledger(place), open_ledger(place)
+        dead.lock.take("dead")
+        clock.now += LOCK_LASTS
+        with pytest.raises(LedgerError, match="Cannot delete all-.*: Access ?Denied"):
+            other.lock.take("other")
+        assert dead.lock.is_ours()
+        assert not other.lock.fencing_token
+
+
+def test_a_run_does_not_take_over_a_claim_that_a_deletion_has_left(open_ledger, clock, monkeypatch):
+    dead, other = open_ledger(), open_ledger()
+    dead.lock.take("dead")
+    clock.now += LOCK_LASTS
+    with monkeypatch.context() as patch:
+        patch.setattr(lock_module, "remove", lambda path: None)
+        with pytest.raises(LedgerBusyError, match="in use by dead"):
+            other.lock.take("other")
+    assert not other.lock.fencing_token
 
 
 # A thread that cannot renew

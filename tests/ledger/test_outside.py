@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import (
@@ -25,7 +26,14 @@ from airflow_provider_talon_cdp.ledger.outside import (
     NoteWriter,
     OutsideChanges,
 )
-from airflow_provider_talon_cdp.ledger.storage import names_in, read_json
+from airflow_provider_talon_cdp.ledger.storage import (
+    DamagedError,
+    names_in,
+    read_json,
+    remove,
+    write_bytes,
+    write_json,
+)
 from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles, spelt
 
 
@@ -414,6 +422,99 @@ def test_notes_that_are_deleted_while_the_ledger_is_read_without_its_lock_damage
     monkeypatch.setattr(type(reader), "_find_notes", slowly)
     reader.load()
     assert reader.version == 3
+
+
+def test_spent_notes_that_the_current_version_deletes_while_the_ledger_is_read_damage_nothing(
+    open_ledger, outside, monkeypatch
+):
+    """A run makes a version current first, and then deletes the notes that the one before it has spent."""
+    how = {"name": "sync:x"}
+    push(open_ledger(**how), sorted([*adds("a"), *adds("a", key="gold")]))
+    calls = outside()
+    calls.note(Chunk(["b"], "vip"))
+    acknowledged(calls)
+    push(open_ledger(**how), adds("c"))
+    notes = open_ledger(**how).folder / NOTES
+    spent = {name: (notes / name).read_bytes() for name in names_in(notes)}
+    push(open_ledger(**how), adds("d"))
+    for name, content in spent.items():
+        write_bytes(notes / name, content)
+    reader = open_ledger(**how)
+    reader.managed = {"vip"}
+    find = reader._find_notes.__func__
+
+    def slowly(ledger):
+        found = find(ledger)
+        for name in spent:
+            remove(notes / name)
+        return found
+
+    monkeypatch.setattr(type(reader), "_find_notes", slowly)
+    reader.load()
+    assert reader.version == 3
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_note_that_stays_damaged_is_an_error_of_a_load_too(open_ledger, outside):
+    how = {"name": "sync:x"}
+    push(open_ledger(**how), adds("a"))
+    outside().note(Chunk(["b"], "vip"))
+    reader = open_ledger(**how)
+    reader.managed = {"vip"}
+    (note,) = (reader.folder / NOTES).glob("*.tsv.zst")
+    note.write_bytes(b"x")
+    with pytest.raises(DamagedError, match=note.name):
+        reader.load()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs0000000000a1b2c3", "registry", "internal-ids"])
+def test_files_that_are_no_entries_stop_nobody(open_ledger, outside, loaded, state, name):
+    push(open_ledger(), adds("a"))
+    for folder in ("registry", "internal-ids"):
+        write_bytes(state / "acme.talon.one" / folder / name, b"")
+    outside().note(Chunk(["a"], "vip", "remove"))
+    assert push(open_ledger(), adds("a")) == [("a", "vip")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (f"{0:016x}.json", b"{"),
+        (f".{0:016x}.json.4a2b", b""),
+        (f"{0:016x}.json", {"state_uri": "no-such-storage://bucket"}),
+        (f"{0:016x}.json", {"state_uri": None}),
+        (f"{0:016x}.json", []),
+        (".DS_Store", b""),
+    ],
+)
+def test_a_pointer_that_cannot_be_read_hides_no_other_one(open_ledger, loaded, clock, state, name, content):
+    common = state / "common"
+    ledger = open_ledger(state / "one")
+    ledger.registry.common = common
+    push(ledger, adds("a"))
+    pointers = common / "acme.talon.one" / "elsewhere"
+    if isinstance(content, bytes):
+        write_bytes(pointers / name, content)
+    else:
+        write_json(pointers / name, content)
+    assert names_in(pointers)[0] == name, "it is read first"
+    calls = OutsideChanges(common, identified(name=ledger_name("calls", "d.t")), "d/t/r", clock=clock)
+    calls.note(Chunk(["a"], "vip", "remove"))
+    assert profiles(loaded(place=state / "one").uncertain()) == ["a"]
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_ledger_is_found_once_however_its_state_uri_is_spelt(open_ledger, clock, state):
+    common = state / "common"
+    for place in (ObjectStoragePath(f"{state}/one"), ObjectStoragePath(f"file://{state}/one")):
+        ledger = open_ledger(place)
+        ledger.registry.common = ObjectStoragePath(str(common))
+        push(ledger, adds("a"))
+    assert len(names_in(common / "acme.talon.one" / "elsewhere")) == 2
+    calls = OutsideChanges(
+        ObjectStoragePath(str(common)), identified(name=ledger_name("calls", "d.t")), "d/t/r", clock=clock
+    )
+    assert list(calls.registry.ledgers_of(["vip"]).values()) == [[("vip", "vip")]]
 
 
 def test_a_ledger_whose_plan_is_replaced_while_it_is_told_is_told_of_again(

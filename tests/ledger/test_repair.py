@@ -283,6 +283,72 @@ def test_a_damaged_plan_that_was_never_sent_withholds_nothing_and_says_what_may_
     assert not loaded().withheld()
 
 
+def run_with_rules(ledger, *landed, unclear):
+    """Put calls that run rules in force; the last one gets no clear answer."""
+    with ledger.held("me"):
+        plan = [Change(each, "vip", "add", runs_rules=True) for each in (*landed, unclear)]
+        ledger.make_current(ledger.draft(planned(plan)), facts=FACTS)
+        share = ledger.share()
+        for number, chunk in enumerate(share.batches()):
+            share.note_sending(number)
+            share.landed(number, unclear=[at for at, each in enumerate(chunk.ids) if each == unclear])
+        share.end()
+
+
+@pytest.mark.parametrize(
+    ("later", "damaged"),
+    [
+        ([], "manifest"),
+        ([], "withheld"),
+        ([adds("d")], "manifest"),
+        ([adds("d"), adds("e")], "manifest"),
+        ([adds("d"), adds("e")], "acks"),
+    ],
+)
+def test_a_withheld_change_that_a_later_plan_settled_is_not_withheld_again(
+    open_ledger, loaded, state, later, damaged
+):
+    run(open_ledger(keep=9), adds(*MANY[:100]))
+    run_with_rules(open_ledger(keep=9), "c", unclear="x")
+    assert loaded().withheld() == {("x", "vip"): "add"}
+    for plan in (removes("x"), *later):
+        run(open_ledger(keep=9), plan)
+    before = loaded()
+    assert not before.withheld()
+    assert len(before.manifest.since) == 1 + len(later), "with the plan that was not answered"
+    name = {
+        "manifest": before.manifest.history[-1]["manifest"],
+        "withheld": before.manifest.withheld and before.manifest.withheld.file,
+        "acks": before.manifest.plan.acks[0],
+    }[damaged]
+    (before.folder / name).write_bytes(b"x")
+    assert repaired(state) != ["Nothing is damaged."]
+    assert not loaded().withheld()
+    assert "x" not in [*profiles(loaded().known()), *profiles(loaded().uncertain())]
+
+
+def test_of_a_plan_whose_outcome_is_lost_all_that_ran_rules_is_withheld_but_what_was_settled_later(
+    open_ledger, loaded, state
+):
+    run(open_ledger(), adds(*MANY[:100]))
+    run_with_rules(open_ledger(), "c", unclear="x")
+    name = loaded().manifest.plan.acks[0]
+    run(open_ledger(), removes("x"))
+    (loaded().folder / name).write_bytes(b"x")
+    repaired(state)
+    assert loaded().withheld() == {("c", "vip"): "add"}
+
+
+def test_a_change_that_is_still_withheld_stays_so_in_a_rebuilt_ledger(open_ledger, loaded, state):
+    run(open_ledger(), adds(*MANY[:100]))
+    run_with_rules(open_ledger(), unclear="x")
+    run_with_rules(open_ledger(), "b", unclear="y")
+    run(open_ledger(), adds("c"))
+    (loaded().folder / loaded().manifest.plan.acks[0]).write_bytes(b"x")
+    repaired(state)
+    assert loaded().withheld() == {("x", "vip"): "add", ("y", "vip"): "add"}
+
+
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 def test_where_no_earlier_members_are_left_all_but_the_damaged_frame_are_saved(open_ledger, loaded, state):
     run(open_ledger(keep=1), adds(*MANY))
@@ -332,6 +398,26 @@ def test_the_command_repairs_by_path_and_says_what_it_did(worn, loaded, capsys, 
     assert "The next mirror sends them again." in told
     assert told.splitlines()[-1].endswith("version 5, 19,900 members")
     assert main(["ledger", "show", loaded_place(loaded, state)]) == 0
+
+
+def test_a_repair_keeps_all_versions_that_the_run_before_kept(open_ledger, loaded, commit, state):
+    """Whoever keeps thirty versions may need the oldest of them after all."""
+    for number in range(6):
+        commit(open_ledger(keep=7), f"+{number}")
+    (loaded().folder / loaded().manifest.plan.acks[0]).write_bytes(b"x")
+    before = [name for name in names_in(open_ledger().folder) if name.startswith(("0", "manifest-"))]
+    repaired(state)
+    assert set(before) < set(names_in(loaded().folder))
+    assert len(loaded().manifest.history) == 6
+
+
+def test_the_command_repairs_no_ledger_that_is_not_there_and_makes_no_folder(capsys, tmp_path):
+    place = ["--state-uri", str(tmp_path), "--deployment-host", "acme.talon.one", "--audience-id", "typo"]
+    assert main(["ledger", "repair", *place]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("There is no ledger here.")
+    assert not list(tmp_path.iterdir())
 
 
 def loaded_place(loaded, state):

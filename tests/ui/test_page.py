@@ -41,6 +41,18 @@ class TestWhatIsRead:
         _, reports = page.read(leave(NAMES[1]), "sync")
         assert [each.ledger_version for each in reports] == [7]
 
+    def test_an_earlier_report_that_cannot_be_read_is_left_out(self, leave, s3, tmp_path):
+        for name in NAMES[:3]:
+            place = leave(name, ledger_version=int(name[7]))
+            below = place.removeprefix(f"{tmp_path}/")
+            s3.fs.put(place, f"ledgers/archived/{below}")
+        # A life-cycle rule of the bucket has moved it. S3 returns an error for it.
+        key = f"archived/{below}".replace(NAMES[2], NAMES[0])
+        source = {"Bucket": "ledgers", "Key": key}
+        s3.fs.call_s3("copy_object", Bucket="ledgers", Key=key, CopySource=source, StorageClass="GLACIER")
+        _, reports = page.read(f"{str(s3).rstrip('/')}/archived/{below}", "sync")
+        assert [each.ledger_version for each in reports] == [1, 2]
+
     def test_a_report_that_another_dag_left_is_refused(self, leave):
         with pytest.raises(page.NoReportError, match="does not exist any more, or is not a report"):
             page.read(leave(run={"dag_id": "secret"}), "sync")
