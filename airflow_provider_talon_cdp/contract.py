@@ -50,6 +50,14 @@ AttributeType = Literal[
 SuspiciousIdsRule = Literal["warn", "fail", "ignore"]
 """What to do about profile IDs that are valid and look wrong."""
 
+# What operators and the engine call these choices; the operators' docstrings say what each means.
+OnDuplicate = Literal["error", "last"]
+OnEmpty = Literal["fail", "skip", "allow"]
+OnOlderRun = Literal["fail", "skip", "allow"]
+RetryRejected = Literal["always", "never"]
+Rules = Literal["none", "changes", "all"]
+Verify = Literal["identity", "exists", "none"]
+
 OnUnclear = Literal["fail", "retry"]
 """If a call that runs rules gets no clear answer: ``fail``, or ``retry``, with which they may run twice."""
 ON_UNCLEAR: OnUnclear = "fail"

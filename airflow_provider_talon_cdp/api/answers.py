@@ -182,13 +182,7 @@ def is_refusal(cause: ssl.SSLError | None, *, sent: bool) -> bool:
 
 
 def tls_error(request: Request[Result], base_url: str, cause: ssl.SSLError | None) -> FatalError:
-    """Make the error of a TLS connection that failed, or that the server closed because of our certificate.
-
-    Args:
-        request: The request.
-        base_url: The base URL as ``Settings`` normalises it, without secrets.
-        cause: OpenSSL's error, or None if there is none.
-    """
+    """Make the error of a TLS connection that failed, or that the server closed due to our certificate."""
     reason = getattr(cause, "reason", None) or "no reason given"
     host = urlsplit(base_url).netloc
     if isinstance(cause, ssl.SSLCertVerificationError):

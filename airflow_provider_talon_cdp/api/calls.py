@@ -18,6 +18,8 @@ from itertools import chain
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
+import orjson
+
 from airflow_provider_talon_cdp.api.settings import DEFAULT_SPELLING, Spelling
 from airflow_provider_talon_cdp.api.values import encode_json
 from airflow_provider_talon_cdp.contract import (
@@ -130,7 +132,7 @@ def delete_audience(audience_id: str) -> Request[None]:
 def update_customer_profile(
     customer_profile_id: str,
     *,
-    attributes: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, Any] | bytes | None = None,
     run_rule_engine: bool = False,
     add_audiences: Iterable[int] = (),
     remove_audiences: Iterable[int] = (),
@@ -138,11 +140,12 @@ def update_customer_profile(
 ) -> Request[IntegrationState]:
     """``PUT /cdp/customer_profile/{customerProfileId}``; audiences by internal ID.
 
-    The arguments are those of the hook's method, but attributes are JSON-ready values; see ``values.py``.
+    The arguments are those of the hook's method, but attributes are JSON-ready values (see ``values.py``), or
+    a JSON object in UTF-8.
     """
     body: dict[str, Any] = {"runRuleEngine": run_rule_engine}
     if attributes is not None:
-        body["attributes"] = attributes
+        body["attributes"] = orjson.Fragment(attributes) if isinstance(attributes, bytes) else attributes
     adds, deletes = _changes(add_audiences, remove_audiences, "internal")
     if adds or deletes:
         body["audiencesChanges"] = {"adds": adds, "deletes": deletes}
@@ -154,34 +157,6 @@ def update_customer_profile(
         len(adds) + len(deletes),
         lambda: (*_private_id(customer_profile_id), *_scalars(attributes)),
         runs_rules=run_rule_engine or bool(adds or deletes),
-    )
-
-
-def update_customer_profile_attributes(
-    customer_profile_id: str,
-    attributes: bytes,
-    *,
-    run_rule_engine: bool = False,
-    skip_unknown_attributes: bool = False,
-) -> Request[IntegrationState]:
-    """``PUT /cdp/customer_profile/{customerProfileId}`` with attributes that are JSON already.
-
-    Args:
-        customer_profile_id: Integration ID of the profile.
-        attributes: A JSON object in UTF-8.
-        run_rule_engine: Run Talon.One's rules.
-        skip_unknown_attributes: As in ``update_customer_profile``.
-    """
-    return Request(
-        Operation.UPDATE_PROFILE,
-        "PUT",
-        _profile_path(customer_profile_id, skip_unknown_attributes=skip_unknown_attributes),
-        b'{"runRuleEngine":%s,"attributes":%s}' % (b"true" if run_rule_engine else b"false", attributes),
-        private=lambda: (
-            *_private_id(customer_profile_id),
-            *_scalars(json.loads(attributes, parse_float=str, parse_int=str)),
-        ),
-        runs_rules=run_rule_engine,
     )
 
 
@@ -337,6 +312,8 @@ def _private_id(customer_profile_id: str) -> tuple[str, ...]:
 
 
 def _scalars(value: Any) -> Iterable[str]:
+    if isinstance(value, bytes):
+        value = json.loads(value, parse_float=str, parse_int=str)
     if isinstance(value, Mapping):
         for part in value.values():
             yield from _scalars(part)

@@ -70,14 +70,7 @@ logging.getLogger("urllib3.connectionpool").addFilter(_WithoutProfiles())
 
 
 class _Client:
-    """The base of both clients.
-
-    Args:
-        settings: The connection.
-        budget: Seconds for which a call is tried.
-        clock: Returns seconds since a fixed time.
-        jitter: Returns a random number from 0 to 1.
-    """
+    """The base of both clients."""
 
     def __init__(
         self, settings: Settings, budget: float, clock: Callable[[], float], jitter: Callable[[], float]
@@ -90,7 +83,7 @@ class _Client:
         # Neither client decompresses answers: answers.py does, which limits their decompressed size.
         self._headers = {**settings.headers, "Accept-Encoding": "gzip, deflate"}
 
-    def _begin(self, request: Request[Any], on_unclear: OnUnclear) -> Attempts:
+    def _begin(self, request: Request[Any], on_unclear: OnUnclear = ON_UNCLEAR) -> Attempts:
         return Attempts(request, self.settings.base_url, self._budget, self._clock(), on_unclear)
 
     def _wait_after(self, error: RequestError, attempts: Attempts, *, routine: bool = False) -> float:
@@ -249,14 +242,12 @@ class AsyncTalonCdpClient(_Client):
         self,
         request: Request[Result],
         *,
-        on_unclear: OnUnclear = ON_UNCLEAR,
         while_in_flight: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> Result:
         """Send a request from ``calls.py`` and return its result.
 
         Args:
             request: The request.
-            on_unclear: What to do if it runs rules and gets no clear answer: ``fail`` or ``retry``.
             while_in_flight: Makes a context manager, in which an attempt is sent and its response awaited.
 
         Raises:
@@ -266,7 +257,7 @@ class AsyncTalonCdpClient(_Client):
         while True:
             left_at = await self._pace()
             # The time in the queue before the first attempt does not count.
-            attempts = attempts or self._begin(request, on_unclear)
+            attempts = attempts or self._begin(request)
             self.before_attempt()
             try:
                 with while_in_flight():
@@ -350,14 +341,7 @@ class AsyncTalonCdpClient(_Client):
 async def open_client(
     settings: Settings, transport: Transport, make: Callable[..., S], *, in_flight: int = IN_FLIGHT
 ) -> AsyncIterator[S]:
-    """Open a client with its own aiohttp session, and close the session at the end.
-
-    Args:
-        settings: The connection.
-        transport: Proxy and certificates.
-        make: Makes the client, as ``AsyncTalonCdpClient`` does.
-        in_flight: Limit of connections.
-    """
+    """Open a client with its own aiohttp session, and close the session at the end."""
     # Reading the CA bundle takes longer than a few requests, and is not needed without TLS.
     needs_tls = any(url and url.startswith("https") for url in (settings.base_url, transport.proxy))
     connector = aiohttp.TCPConnector(limit=in_flight, ssl=transport.ssl_context() if needs_tls else True)

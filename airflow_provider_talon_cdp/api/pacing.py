@@ -123,12 +123,7 @@ class Attempts:
         return result
 
     def failed(self, error: RequestError, now: float, random: float) -> float:
-        """Return the seconds until the next attempt.
-
-        Args:
-            error: Why the attempt failed; only a ``TransientError`` is retried.
-            now: When it failed.
-            random: A random number from 0 to 1 for the jitter.
+        """Return the seconds until the next attempt; only a ``TransientError`` is followed by one.
 
         Raises:
             RequestError: There is no other attempt.
@@ -206,13 +201,7 @@ class RepeatedLines:
         self._omitted: dict[str, int] = {}
 
     def line(self, reason: str, text: str, now: float) -> str | None:
-        """Return the line to log for a failure, or None.
-
-        Args:
-            reason: The kind of failure; there are few kinds.
-            text: The line.
-            now: When it happened.
-        """
+        """Return the line to log for a failure, or None."""
         if now < self._next.get(reason, now):
             self._omitted[reason] = self._omitted.get(reason, 0) + 1
             return None
@@ -223,10 +212,6 @@ class RepeatedLines:
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
     """Read a ``Retry-After`` header: seconds, or an HTTP date (RFC 9110, section 10.2.3).
-
-    Args:
-        value: The header, or None.
-        now: Seconds since the epoch.
 
     Returns:
         Seconds to wait, at least 0; None if the header is absent or invalid.

@@ -10,7 +10,7 @@ from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.calls import Audience
 from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient
 from airflow_provider_talon_cdp.api.settings import Spelling
-from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, ON_UNCLEAR, AudienceIdType, OnUnclear
+from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, AudienceIdType
 
 
 class MembersSender(AsyncTalonCdpClient):
@@ -78,7 +78,6 @@ class AttributesSender(AsyncTalonCdpClient):
         args: As in ``AsyncTalonCdpClient``.
         run_rule_engine: Whether each update runs Talon.One's rules.
         skip_unknown_attributes: Whether undefined attributes are ignored, or their profile is refused.
-        on_unclear: ``fail`` or ``retry``: what to do if a request that runs rules gets no clear answer.
         options: As in ``AsyncTalonCdpClient``.
     """
 
@@ -87,13 +86,11 @@ class AttributesSender(AsyncTalonCdpClient):
         *args: Any,
         run_rule_engine: bool = False,
         skip_unknown_attributes: bool = False,
-        on_unclear: OnUnclear = ON_UNCLEAR,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self._run_rule_engine = run_rule_engine
         self._skip_unknown_attributes = skip_unknown_attributes
-        self._on_unclear = on_unclear
 
     async def __call__(
         self,
@@ -105,10 +102,10 @@ class AttributesSender(AsyncTalonCdpClient):
         while_in_flight: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Send attributes as JSON, on request without rules. ``send`` explains ``while_in_flight``."""
-        request = calls.update_customer_profile_attributes(
+        request = calls.update_customer_profile(
             profile_id,
-            attributes,
+            attributes=attributes,
             run_rule_engine=self._run_rule_engine and not without_rules,
             skip_unknown_attributes=self._skip_unknown_attributes,
         )
-        await self.send(request, on_unclear=self._on_unclear, while_in_flight=while_in_flight)
+        await self.send(request, while_in_flight=while_in_flight)

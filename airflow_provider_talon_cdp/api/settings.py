@@ -18,12 +18,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 DEFAULT_BASE_URL = "https://integration.talon.one"
-DEFAULT_PLATFORM_NAME = "Apache Airflow"
-# Not published for the CDP endpoints; the limit of the Segment endpoints is published as 60.
-DEFAULT_REQUESTS_PER_SECOND = 60.0
-DEFAULT_TIMEOUT = 30.0
-DEFAULT_CALL_RETRY_SECONDS = 60.0
-DEFAULT_BULK_RETRY_SECONDS = 600.0
 CONNECT_TIMEOUT = 10.0
 NETWORK_EXTRAS = frozenset({"cert", "proxies", "proxy", "trust_env", "verify", "verify_ssl"})
 """Keys of HttpHook in a connection's extra that apply here too."""
@@ -64,15 +58,16 @@ class Settings:
 
     api_key: str = field(repr=False)
     deployment_host: str
-    platform_name: str = DEFAULT_PLATFORM_NAME
+    platform_name: str = "Apache Airflow"
     base_url: str = DEFAULT_BASE_URL
-    requests_per_second: float = DEFAULT_REQUESTS_PER_SECOND
+    # Not published for the CDP endpoints; the limit of the Segment endpoints is published as 60.
+    requests_per_second: float = 60.0
     multi_profile_path: Spelling = DEFAULT_SPELLING
     timezone: str | None = None
-    timeout: float = DEFAULT_TIMEOUT
+    timeout: float = 30.0
     environment: str = ""
-    call_retry_seconds: float = DEFAULT_CALL_RETRY_SECONDS
-    bulk_retry_seconds: float = DEFAULT_BULK_RETRY_SECONDS
+    call_retry_seconds: float = 60.0
+    bulk_retry_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         clean = {

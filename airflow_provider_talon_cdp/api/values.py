@@ -312,11 +312,6 @@ class _UnfitError(Exception):
 def declared_value(value: Any, kind: AttributeType, name: str) -> Any:
     """Convert a value to a declared type, if nothing is lost.
 
-    Args:
-        value: A value of a database driver; None stays None.
-        kind: The declared type.
-        name: The attribute's name, for the error.
-
     Returns:
         A value for ``attribute_values``.
 

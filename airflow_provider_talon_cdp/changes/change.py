@@ -125,14 +125,23 @@ class Chunk:
         )
 
     @property
-    def each_key(self) -> Iterable[str]:
-        """The key of each change; an endless iterator if all have the same key."""
-        return repeat(self.keys) if isinstance(self.keys, str) else self.keys
+    def each_key(self) -> Sequence[str]:
+        """The key of each change."""
+        return [self.keys] * len(self) if isinstance(self.keys, str) else self.keys
 
     @property
-    def each_verb(self) -> Iterable[Verb]:
-        """The verb of each change; an endless iterator if all have the same verb."""
-        return repeat(self.verbs) if isinstance(self.verbs, str) else self.verbs
+    def each_verb(self) -> Sequence[Verb]:
+        """The verb of each change."""
+        return [self.verbs] * len(self) if isinstance(self.verbs, str) else self.verbs
+
+    @property
+    def members(self) -> Iterable[tuple[str, str]]:
+        """Profile ID and key of each change."""
+        return zip(self.ids, self.each_key, strict=True)
+
+    def member(self, position: int) -> tuple[str, str]:
+        """Return profile ID and key of the change at a position."""
+        return self.ids[position], self.keys if isinstance(self.keys, str) else self.keys[position]
 
     @cached_property
     def profiles(self) -> frozenset[str]:
@@ -146,7 +155,7 @@ class Chunk:
 
     def changes(self) -> Iterator[Change]:
         """Yield the changes one by one."""
-        for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
+        for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=True):
             yield Change(profile_id, key, "remove" if verb in REMOVING else "add", "?" in verb, "!" in verb)
 
     def sorted(self) -> Iterator[Chunk]:
@@ -156,7 +165,7 @@ class Chunk:
         """
         additions: dict[tuple[str, str], Verb] = {}
         removals: dict[tuple[str, str], Verb] = {}
-        for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
+        for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=True):
             (removals if verb in REMOVING else additions)[profile_id, key] = verb
         for verbs in filter(None, (additions, removals)):
             members = sorted(verbs)
@@ -178,7 +187,7 @@ class Chunk:
     def positions_by_key(self) -> dict[str, list[int]]:
         """The positions of the changes of each key."""
         found: dict[str, list[int]] = {}
-        for position, key in zip(range(len(self)), self.each_key, strict=False):
+        for position, key in enumerate(self.each_key):
             found.setdefault(key, []).append(position)
         return found
 
@@ -188,7 +197,7 @@ class Chunk:
         if isinstance(key, str) and isinstance(self.verbs, str):
             (removed if self.verbs in REMOVING else added)[key] += len(self)
             return
-        for (key, verb), count in Counter(zip(self.each_key, self.each_verb, strict=False)).items():
+        for (key, verb), count in Counter(zip(self.each_key, self.each_verb, strict=True)).items():
             (removed if verb in REMOVING else added)[label or key] += count
 
     def at(self, positions: Sequence[int]) -> Chunk:
@@ -207,7 +216,7 @@ class Chunk:
         if len(self.profiles) < len(self):
             return None
         groups: dict[tuple[str, Action], list[str]] = {}
-        for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=False):
+        for profile_id, key, verb in zip(self.ids, self.each_key, self.each_verb, strict=True):
             groups.setdefault((key, "remove" if verb in REMOVING else "add"), []).append(profile_id)
         return [(ids, key, action) for (key, action), ids in groups.items()]
 
@@ -280,11 +289,6 @@ def read_profile_id(value: Any) -> str | Rejection:
 
 def read_members(profile_ids: Sequence[Any], key: str, verb: Verb) -> Iterator[Record]:
     """Turn records of one audience into changes.
-
-    Args:
-        profile_ids: As in ``read_profile_id``.
-        key: The audience, checked.
-        verb: The verb of all changes.
 
     Raises:
         InvalidInputError: As ``read_profile_id`` does.

@@ -37,11 +37,6 @@ def in_order(
 ) -> Iterator[Chunk]:
     """Yield every member of a sorted source once, and count all records.
 
-    Args:
-        records: Chunks of members, and rejections.
-        counts: Updated while this runs.
-        on_rejected: Called for each record that cannot be sent.
-
     Raises:
         OutOfOrderError: A member is smaller than the one before it.
     """

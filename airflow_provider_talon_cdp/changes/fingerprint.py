@@ -23,12 +23,7 @@ _DOUBT, _PARTIAL, _NAMES, _HAD, _CLEARED = "?", "~", ".", "+", "-"
 
 
 def digest_of(profile_id: str, attributes: bytes) -> str:
-    """Digest the attributes of a profile. Equal attributes of two profiles have different digests.
-
-    Args:
-        profile_id: Integration ID of the profile.
-        attributes: Their JSON, always serialized in the same way.
-    """
+    """Digest the attributes of a profile. Equal attributes of two profiles have different digests."""
     digest = blake2b(profile_id.encode(), digest_size=_DIGEST)
     digest.update(b"\0")
     digest.update(attributes)

@@ -149,7 +149,7 @@ def _sorted(chunks: list[Chunk]) -> _Block:
         members = [
             _escaped(profile_id) + _SEPARATOR + key_of
             for chunk in chunks
-            for profile_id, key_of in zip(chunk.ids, chunk.each_key, strict=False)
+            for profile_id, key_of in chunk.members
         ]
     members.sort()
     return members, key

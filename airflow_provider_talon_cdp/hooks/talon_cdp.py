@@ -288,7 +288,6 @@ class TalonCdpHook(HttpHook):
         *,
         run_rule_engine: bool = False,
         skip_unknown_attributes: bool = False,
-        on_unclear: OnUnclear = ON_UNCLEAR,
         in_flight: int = IN_FLIGHT,
         senders: int = 1,
     ) -> AbstractAsyncContextManager[AttributesSender]:
@@ -297,7 +296,6 @@ class TalonCdpHook(HttpHook):
         Args:
             run_rule_engine: Whether each update runs Talon.One's rules.
             skip_unknown_attributes: Whether undefined attributes are ignored, or their profile is refused.
-            on_unclear: What to do if an update that runs rules gets no clear answer: ``fail`` or ``retry``.
             in_flight: Most requests in flight.
             senders: Number of processes that send at once; each gets an equal part of the connection's rate.
         """
@@ -305,7 +303,6 @@ class TalonCdpHook(HttpHook):
             AttributesSender,
             run_rule_engine=run_rule_engine,
             skip_unknown_attributes=skip_unknown_attributes,
-            on_unclear=on_unclear,
         )
         return self._opened(make, in_flight, senders)
 
@@ -337,28 +334,24 @@ class TalonCdpHook(HttpHook):
         self._ask(self.client)
 
     def _ask(self, client: TalonCdpClient) -> None:
+        """Send an update of no profile at all, which changes nothing.
+
+        The call with external audience IDs is used, because its path never matches *Update customer profile*:
+        with a wrong spelling it gets a 404 and changes nothing.
+        """
+        path = self.settings.multi_profile_path
         try:
-            client.send(self._probe())
+            client.send(calls.update_customer_profiles_audiences([], multi_profile_path=path))
         except RejectedError as error:
             # A 400 of the API, whose errors are JSON: the key and the path are right, and only the empty list
             # was refused.
             if error.status != HTTPStatus.BAD_REQUEST or not error.body.startswith("{"):
                 raise
 
-    def _probe(self) -> calls.Request[None]:
-        """Return an update of no profile at all, which changes nothing.
-
-        The call with external audience IDs is used, because its path never matches *Update customer profile*:
-        with a wrong spelling it gets a 404 and changes nothing.
-        """
-        path = self.settings.multi_profile_path
-        return calls.update_customer_profiles_audiences([], multi_profile_path=path)
-
     def test_connection(self) -> tuple[bool, str]:
         """Ask Talon.One with an update that changes nothing."""
         try:
-            client = TalonCdpClient(replace(self.settings, call_retry_seconds=0), self.get_conn())
-            self._ask(client)
+            self._ask(TalonCdpClient(replace(self.settings, call_retry_seconds=0), self.get_conn()))
         except TalonCdpError as error:
             # Airflow tests a copy of the connection, whose ID the user does not know.
             return False, str(error).removeprefix(self._name)

@@ -60,10 +60,9 @@ _MOST_TEXT = 1 << 20
 _GZIP_WBITS = 31
 _MOST_FIELDS = 3
 
-_SPECIAL = re.compile(r"[\\\t\n\r]")
 _ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
-_ESCAPES = {"\\": "\\", "\t": "t", "\n": "n", "\r": "r"}
-_CHARACTERS = {escape: character for character, escape in _ESCAPES.items()}
+_CHARACTERS = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
+_ESCAPES = str.maketrans({character: f"\\{escape}" for escape, character in _CHARACTERS.items()})
 
 
 # Changes as lines
@@ -86,16 +85,12 @@ def lines_of(chunk: Chunk, key: str | None) -> str:
     # Few lines need escapes, and these checks run in C.
     if "\\" in text or "\r" in text or text.count("\t") + text.count("\n") != len(columns) * len(chunk):
         rows = zip(*columns, strict=False)
-        return "".join("\t".join([_SPECIAL.sub(_escape, value) for value in row]) + "\n" for row in rows)
+        return "".join("\t".join([value.translate(_ESCAPES) for value in row]) + "\n" for row in rows)
     return text
 
 
 def chunk_of(text: str, key: str) -> Chunk:
     """Read what ``lines_of`` wrote.
-
-    Args:
-        text: Lines with the same number of fields.
-        key: The key of lines without one.
 
     Raises:
         ValueError: The text is not in the format of ``lines_of``.
@@ -129,10 +124,6 @@ def _chunk(ids: list[str], keys: str | list[str], verbs: str | list[str]) -> Chu
         keys if isinstance(keys, str) else one_or_all(keys),
         verbs if isinstance(verbs, str) else one_or_all(verbs),
     )
-
-
-def _escape(match: re.Match[str]) -> str:
-    return "\\" + _ESCAPES[match[0]]
 
 
 def _unescape(match: re.Match[str]) -> str:
@@ -196,7 +187,7 @@ class LineWriter:
         self._buffer, self._buffered = [], 0
         data = lines_of(chunk, self._key).encode()
         if self._key is None:
-            self._key = chunk.keys if isinstance(chunk.keys, str) else chunk.keys[0]
+            self._key = chunk.member(0)[1]
         file = self._file = self._file or self._open_file()
         start = 0
         while start < len(data):
@@ -210,11 +201,7 @@ class LineWriter:
             start = end
 
     def as_file(self, name: str) -> File | None:
-        """Return what the manifest says about the file with all changes; None if there were none.
-
-        Args:
-            name: Path of the file relative to the ledger's folder.
-        """
+        """Return what the manifest says about the file with all changes; None if there were none."""
         self.finish()
         if self._key is None:
             return None
@@ -258,11 +245,11 @@ def _chunks(path: Folder, file: File) -> Iterator[Chunk]:
             chunk = _chunk_of_format_1(text, key, has_verbs=has_verbs)
         else:
             chunk = chunk_of(text, key)
-            key = key or key_at(chunk, 0)
+            key = key or chunk.member(0)[1]
         # Chunks are merged with other sorted streams, which goes wrong unnoticed if frames are out of order.
-        if (chunk.ids[0], key_at(chunk, 0)) <= last:
+        if chunk.member(0) <= last:
             raise ValueError
-        last = chunk.ids[-1], key_at(chunk, -1)
+        last = chunk.member(-1)
         # The chunk outlives the text; freeing the text first avoids gaps in memory.
         del text
         yield chunk
@@ -281,16 +268,11 @@ def saved_chunks(ledger: Folder, file: File) -> Iterator[Chunk]:
         with suppress(ValueError, zstd.ZstdError, EOFError):
             text = decompressor.decompress(data[at : at + 2 * _MOST_TEXT], _MOST_TEXT)
             chunk = chunk_of(text.decode(), key)
-            key = key or key_at(chunk, 0)
-            if decompressor.eof and key and (chunk.ids[0], key_at(chunk, 0)) > last:
-                last = chunk.ids[-1], key_at(chunk, -1)
+            key = key or chunk.member(0)[1]
+            if decompressor.eof and key and chunk.member(0) > last:
+                last = chunk.member(-1)
                 yield chunk
         at = data.find(_FRAME_MAGIC, at + 1)
-
-
-def key_at(chunk: Chunk, position: int) -> str:
-    """Return the key of the change at a position."""
-    return chunk.keys if isinstance(chunk.keys, str) else chunk.keys[position]
 
 
 def _zstd_texts(path: Folder, sha256: str) -> Iterator[str]:
@@ -472,10 +454,6 @@ class Acks:
         """Count landed, refused, skipped and withheld changes.
 
         Withheld changes exist only in a plan whose batches are single changes.
-
-        Args:
-            lines: Changes in the part.
-            batch: Changes in a batch.
         """
         last, short = divmod(lines, batch)
         landed = len(self.landed) * batch - (batch - short if short and last in self.landed else 0)
@@ -706,12 +684,7 @@ class Manifest:
         return f"manifest-{self.fencing_token:08}-{self.version:08}-{serial:04}-{self.run}.json"
 
     def followed_by(self, manifest: Manifest, keep: int) -> Manifest:
-        """Return the next version, with this one in its history.
-
-        Args:
-            manifest: The next version.
-            keep: Versions whose files are kept, with the next one.
-        """
+        """Return the next version, with this one in its history."""
         if not self.version:
             return manifest
         before = {
@@ -730,10 +703,6 @@ class Manifest:
     @classmethod
     def of(cls, content: Mapping[str, Any], file: str) -> Manifest:
         """Read a manifest from JSON of this format or of format 1.
-
-        Args:
-            content: The JSON.
-            file: Name of the manifest's file.
 
         Raises:
             LedgerError: The format is newer.
@@ -797,7 +766,6 @@ class FoundManifest(NamedTuple):
         newest: The version of the last manifest by name, damaged or not.
         damaged: Names of later manifests that are damaged.
         orphans: Folders of later versions, the oldest first.
-        has_notes: Whether the ledger has a folder of notes.
     """
 
     manifest: Manifest
@@ -805,15 +773,10 @@ class FoundManifest(NamedTuple):
     newest: int = 0
     damaged: tuple[str, ...] = ()
     orphans: tuple[str, ...] = ()
-    has_notes: bool = False
 
 
-def find_manifest(folder: Folder, notes: str = "") -> FoundManifest:
-    """Read the current manifest.
-
-    Args:
-        folder: The ledger's folder.
-        notes: Name of the folder of notes.
+def find_manifest(folder: Folder) -> FoundManifest:
+    """Read the current manifest of the ledger in a folder.
 
     Raises:
         DamagedError: All manifests are damaged.
@@ -841,7 +804,7 @@ def find_manifest(folder: Folder, notes: str = "") -> FoundManifest:
             name for name in found if (match := _FOLDER.fullmatch(name)) and int(match[1]) > manifest.version
         )
         newest = _order(names[0])[1] if names else 0
-        return FoundManifest(manifest, content, newest, tuple(bad), orphans, notes in found)
+        return FoundManifest(manifest, content, newest, tuple(bad), orphans)
     raise missing(folder / name)
 
 

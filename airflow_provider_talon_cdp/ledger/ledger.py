@@ -52,7 +52,6 @@ from airflow_provider_talon_cdp.ledger.format import (
     Manifest,
     Plan,
     find_manifest,
-    key_at,
     last_fencing_token,
     read_chunks,
     write_plan,
@@ -240,34 +239,15 @@ _SIZES = Sizes()
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A version of the ledger whose files are written, without a manifest.
+    """A version of the ledger whose files are written.
 
     Args:
-        version: Its number.
-        folder: Name of the folder of its files.
-        members: The file of members; None if there are no members.
-        since: Plans before this one whose acknowledged changes apply to these members.
-        parts: The files of the plan, in order.
-        refused: The file of refused changes that the plan does not have; None if there are none.
-        withheld: The file of changes of earlier plans that run rules and got no clear answer; None if there
-            are none.
-        unreported: The file of unclear changes that no finished run has reported; None if there are none.
-        runs_rules: Whether changes of the plan run rules.
+        manifest: Its manifest, which is not written yet.
         audiences: Audiences of its members and changes.
-        spent: Names of the files of notes that it covers.
     """
 
-    version: int
-    folder: str
-    members: File | None = None
-    since: tuple[Plan, ...] = ()
-    parts: tuple[File, ...] = ()
-    refused: File | None = None
-    withheld: File | None = None
-    unreported: File | None = None
-    runs_rules: bool = False
-    audiences: frozenset[str] = frozenset()
-    spent: tuple[str, ...] = ()
+    manifest: Manifest
+    audiences: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -467,7 +447,7 @@ class Ledger:
 
     def _load_manifest(self) -> None:
         """Read the ledger except the acknowledgements, which ``acks`` reads."""
-        found = find_manifest(self.folder, NOTES)
+        found = find_manifest(self.folder)
         identity = {name: found.content.get(name, default) for name, default in _IDENTITY_DEFAULTS.items()}
         if found.content and identity != asdict(self.identity):
             raise LedgerError(
@@ -506,7 +486,7 @@ class Ledger:
         self._suspects = frozenset().union(*map(self._suspects_of, plans))
         self._resends = frozenset().union(*map(self._resends_of, plans))
         self._lost_parts = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
-        self._notes = self._find_notes() if found.has_notes else Notes()
+        self._notes = self._find_notes()
         self.other_writers = sorted(filter(None, self._owners_of_notes()))
         self._acks = self._share = None
 
@@ -589,7 +569,7 @@ class Ledger:
         sent_again = (
             member
             for chunk in (self.known() if again else ())
-            for member in zip(chunk.ids, chunk.each_key, strict=False)
+            for member in chunk.members
             if member[1] in again
         )
         own = heapq.merge(unacknowledged, sent_again, sorted(self.withheld()))
@@ -608,7 +588,7 @@ class Ledger:
         for chunk in read_chunks(self.folder, carried) if carried else ():
             withheld.update((change[:2], change.action) for change in chunk.changes())
         for chunk in self._effects_of(plan, self.acks) if withheld else ():
-            for member in zip(chunk.ids, chunk.each_key, strict=False):
+            for member in chunk.members:
                 withheld.pop(member, None)
         for part, acks in enumerate(self.acks if plan.together else ()):
             for _, change in self._unclear_in(part, acks):
@@ -659,7 +639,7 @@ class Ledger:
         content = [
             *(self.manifest.file, sorted(self.suspected), sorted(self.resends)),
             *([file.file for file in files] for files in (self._notes.files, self._lost_parts)),
-            sorted(self._notes.by_others),
+            sorted(self._notes.writers.items()),
             *([name, read_json(self.folder / name)] for name in acks),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -670,10 +650,6 @@ class Ledger:
 
     def _known_audiences(self) -> frozenset[str]:
         return _audiences_of(self.known())
-
-    def _audiences(self) -> frozenset[str]:
-        """Return the audiences of known members and of the current plan."""
-        return _audiences_of(chain(self.known(), self.changes()))
 
     def _contradicted(self) -> Iterator[tuple[str, str, Verb]]:
         """Yield members, sorted, whose state after outside changes differs from ``known``.
@@ -706,8 +682,8 @@ class Ledger:
                 yield *member, "add" if "remove" in noted else "remove"
 
         for chunk in self.known() if change else ():
-            last = chunk.ids[-1], key_at(chunk, -1)
-            known = set(zip(chunk.ids, chunk.each_key, strict=False)) if change and change[0] <= last else ()
+            last = chunk.member(-1)
+            known = set(chunk.members) if change and change[0] <= last else ()
             while change and change[0] <= last:
                 if change[0] not in known:
                     yield from of_unknown(*change)
@@ -758,8 +734,7 @@ class Ledger:
                 elif number in acks.refused:
                     # An earlier request may have made a change that was refused later.
                     uncertain = _as_uncertain(chunk.at(_uncertain_refusals(chunk, number, acks)))
-                    members = zip(uncertain.ids, uncertain.each_key, strict=False)
-                    left = [at for at, member in enumerate(members) if member not in settled]
+                    left = [at for at, member in enumerate(uncertain.members) if member not in settled]
                     if left:
                         yield uncertain.at(left)
 
@@ -896,63 +871,69 @@ class Ledger:
         self._notes = self._find_notes()
         self._suspects |= self._suspects_of(self.manifest.plan)
         self._resends |= self._resends_of(self.manifest.plan) | self._changed_unmanaged()
-        draft = Draft(
-            version=self._newest + 1,
-            folder=f"{self._newest + 1:08}-{self.run}",
-            members=self.manifest.members,
-            since=self.manifest.plans if any(map(self._has_effects, self.acks)) else self.manifest.since,
-            spent=self._notes.spent,
-        )
-        changes = sum(plan.changes for plan in draft.since)
-        lines = draft.members.lines if draft.members else 0
+        before = self.manifest
+        since = before.plans if any(map(self._has_effects, self.acks)) else before.since
+        manifest = replace(self._next_version(), members=before.members, since=since, spent=self._notes.spent)
+        changes = sum(plan.changes for plan in since)
+        lines = before.members.lines if before.members else 0
         # Uncertain fingerprints are in no plan's files, so they must be among the members.
         has_uncertain = self._holds_profiles and bool(self._has_outside_changes or self.suspected)
-        rewrites = has_uncertain or changes * _REWRITE_SHARE > lines or len(draft.since) > _MOST_PLANS
+        rewrites = has_uncertain or changes * _REWRITE_SHARE > lines or len(since) > _MOST_PLANS
         try:
-            return self._write_draft(draft, planner, rewrites_members=rewrites)
+            return self._write_draft(manifest, planner, rewrites_members=rewrites)
         except BaseException:
             with suppress(LedgerError):
-                self.discard(draft)
+                remove_folder(self.folder / manifest.plan.folder)
             raise
 
-    def _write_draft(self, draft: Draft, planner: Planner, *, rewrites_members: bool) -> Draft:
+    def _next_version(self) -> Manifest:
+        version = self._newest + 1
+        return Manifest(
+            version=version, plan=Plan(folder=f"{version:08}-{self.run}", batch=self._sizes.batch)
+        )
+
+    def _write_draft(self, manifest: Manifest, planner: Planner, *, rewrites_members: bool) -> Draft:
         audiences: set[str] = set()
-        known = self.known()
+        known, folder = self.known(), manifest.plan.folder
         with ExitStack() as files:
-            refused = f"{draft.folder}/refused.tsv.zst"
+            refused = f"{folder}/refused.tsv.zst"
             carried = files.enter_context(writing_lines(self.folder / refused))
             self._write_carried = carried.write
             if rewrites_members:
-                name = f"{draft.folder}/members.tsv.zst"
+                name = f"{folder}/members.tsv.zst"
                 file = files.enter_context(writing_lines(self.folder / name))
                 copying = self._collecting(_copied(known, file), audiences)
-                draft = self._write_plan(draft, planner(copying, self.uncertain()), audiences)
+                plan = self._write_plan(folder, planner(copying, self.uncertain()), audiences)
                 for _ in copying:
                     """Copy the members that the planner did not ask for."""
-                draft = replace(draft, members=file.as_file(name), since=())
+                manifest = replace(manifest, members=file.as_file(name), since=())
             else:
                 known.snapshot = self._collecting(known.snapshot, audiences)
-                draft = self._write_plan(draft, planner(known, self.uncertain()), audiences)
-            draft = replace(draft, refused=carried.as_file(refused), audiences=frozenset(audiences))
+                plan = self._write_plan(folder, planner(known, self.uncertain()), audiences)
+            manifest = replace(manifest, plan=plan, refused=carried.as_file(refused))
         self._write_carried = None
         # Talon.One may have lost the effects of calls about an audience that is suspected.
         withheld = {
             member: action for member, action in self.withheld().items() if member[1] not in self.suspected
         }
-        draft = replace(draft, withheld=self._write_withheld(draft, withheld))
-        name = f"{draft.folder}/unreported.tsv.zst"
-        with writing_lines(self.folder / name) as file:
-            file.write(Chunk.of(sorted(self._unreported())))
-        return replace(draft, unreported=file.as_file(name))
+        manifest = replace(
+            manifest,
+            withheld=self._write_withheld(folder, withheld),
+            unreported=self._write_changes(f"{folder}/unreported.tsv.zst", sorted(self._unreported())),
+        )
+        return Draft(manifest=manifest, audiences=frozenset(audiences))
 
-    def _write_withheld(self, draft: Draft, withheld: Mapping[Member, Action]) -> File | None:
-        name = f"{draft.folder}/withheld.tsv.zst"
+    def _write_withheld(self, folder: str, withheld: Mapping[Member, Action]) -> File | None:
+        changes = (Change(*member, action) for member, action in sorted(withheld.items()))
+        return self._write_changes(f"{folder}/withheld.tsv.zst", changes)
+
+    def _write_changes(self, name: str, changes: Iterable[Change]) -> File | None:
         with writing_lines(self.folder / name) as file:
-            file.write(Chunk.of(Change(*member, action) for member, action in sorted(withheld.items())))
+            file.write(Chunk.of(changes))
         return file.as_file(name)
 
-    def _write_plan(self, draft: Draft, changes: Iterable[Chunk], audiences: set[str]) -> Draft:
-        size = -(-self._sizes.part // self._sizes.batch) * self._sizes.batch
+    def _write_plan(self, folder: str, changes: Iterable[Chunk], audiences: set[str]) -> Plan:
+        batch = self._sizes.batch
         runs_rules = False
 
         def checked() -> Iterator[Chunk]:
@@ -961,8 +942,10 @@ class Ledger:
                 runs_rules = runs_rules or chunk.runs_rules
                 yield chunk
 
-        parts = write_plan(self.folder, draft.folder, checked(), size)
-        return replace(draft, parts=parts, runs_rules=runs_rules)
+        parts = write_plan(self.folder, folder, checked(), -(-self._sizes.part // batch) * batch)
+        # Each change that runs rules is a batch of its own.
+        together = batch if runs_rules else 0
+        return Plan(folder=folder, parts=parts, batch=1 if runs_rules else batch, together=together)
 
     def _collecting(self, chunks: Iterable[Chunk], audiences: set[str]) -> Iterator[Chunk]:
         """Yield chunks, and add their audiences to a set."""
@@ -973,8 +956,8 @@ class Ledger:
 
     def note_refused_before(self, draft: Draft, members: Iterable[Member]) -> None:
         """Write a draft's changes that Talon.One refused before, for the processes that push the draft."""
-        with writing_lines(self.folder / draft.folder / _REFUSED_BEFORE) as file:
-            file.write(Chunk.of(Change(*member, "add") for member in sorted(members)))
+        name = f"{draft.manifest.plan.folder}/{_REFUSED_BEFORE}"
+        self._write_changes(name, (Change(*member, "add") for member in sorted(members)))
 
     def _refused_before(self) -> frozenset[Member]:
         folder = self.folder / self.plan
@@ -1001,7 +984,7 @@ class Ledger:
 
     def discard(self, draft: Draft) -> None:
         """Delete the files of a draft."""
-        remove_folder(self.folder / draft.folder)
+        remove_folder(self.folder / draft.manifest.plan.folder)
 
     def make_current(
         self, draft: Draft, *, facts: RunFacts, names: Iterable[str] = (), handed_over: bool = False
@@ -1016,28 +999,19 @@ class Ledger:
         """
         self.lock.confirm()
         replaced, was_own = self.manifest, bool(self._notified)
-        batch = self._sizes.batch
-        plan = Plan(folder=draft.folder, parts=draft.parts, batch=batch)
-        if draft.runs_rules:
-            plan = replace(plan, batch=1, together=batch)
+        plan = draft.manifest.plan
         acks = [plan.acks_of(part, self.run) for part in range(len(plan.parts))]
         for name in acks:
             Acks().write(self.folder / name)
-        manifest = Manifest(
-            version=draft.version,
+        manifest = replace(
+            draft.manifest,
             owner=self._owner,
-            members=draft.members,
-            since=draft.since,
             plan=replace(plan, acks=tuple(acks)),
-            refused=draft.refused,
-            withheld=draft.withheld,
-            unreported=draft.unreported,
             letters=self._letters_name,
             names=tuple(names),
             facts=asdict(facts),
             managed=None if self.managed is None else sorted(self.managed),
             told=self._notify_others(draft, facts),
-            spent=draft.spent,
         )
         # The notes that this version covers stay: if its manifest is lost, the version before it needs them.
         before, spent_before = replaced.plan, self._spent_before
@@ -1049,17 +1023,15 @@ class Ledger:
         missed = self._left_over(self._suspects | suspects, self.suspected)
         missed_resends = self._left_over(self._resends | resends, self.resends)
         if missed:
-            write_suspects(self.folder, draft.folder, self.run, missed)
+            write_suspects(self.folder, plan.folder, self.run, missed)
         if missed_resends:
-            write_resends(self.folder, draft.folder, self.run, missed_resends)
+            write_resends(self.folder, plan.folder, self.run, missed_resends)
         self._put_manifest(self.manifest.followed_by(manifest, self._keep))
         self._notified = manifest.told
         self._suspects, self._resends = missed, missed_resends
         # From now on they are noted in the folder of this version.
         self.suspect(self._suspects_of(before) - suspects)
-        if late := self._resends_of(before) - resends:
-            self._resends |= late
-            write_resends(self.folder, self.plan, self.run, self._resends)
+        self.note_resend(self._resends_of(before) - resends)
         self._delete_unnamed()
         with suppress(LedgerError):
             # The push of a plan of this run is over. Others may have left requests in flight.
@@ -1067,7 +1039,7 @@ class Ledger:
         for name in spent_before:
             remove(self.folder / NOTES / name)
         self.lock.handed_over = handed_over
-        self._newest = draft.version
+        self._newest = manifest.version
         self._lost_parts = ()
         self._lost_unclear = []
         self._notes = Notes()
@@ -1084,12 +1056,11 @@ class Ledger:
         if self.version:
             self.lock.confirm()
             self._note_internal_ids(facts)
-            known = {**asdict(facts), "owner": self._owner}
-            self._write_manifest(replace(self.manifest, facts=known, before=self.manifest.file))
+            self._amend(facts={**asdict(facts), "owner": self._owner})
 
-    def _write_manifest(self, manifest: Manifest) -> None:
-        """Make a manifest the current one, and delete files that it does not name."""
-        self._put_manifest(manifest)
+    def _amend(self, **changes: Any) -> None:
+        """Replace the manifest of the current version, and delete files that the new one does not name."""
+        self._put_manifest(replace(self.manifest, before=self.manifest.file, **changes))
         self._delete_unnamed()
 
     def _put_manifest(self, manifest: Manifest) -> None:
@@ -1146,9 +1117,7 @@ class Ledger:
         # A manifest of the old version would delete what is left of a lost plan.
         if self._unreported() and not self._lost_parts:
             self.lock.confirm()
-            self._write_manifest(
-                replace(self.manifest, unreported=None, reported=True, before=self.manifest.file)
-            )
+            self._amend(unreported=None, reported=True)
 
     def _withhold_unclear_in(self, part: int, acks: Acks, letters: DeadLetters) -> int:
         plan, unclear_before = self.manifest.plan, Acks()
@@ -1184,10 +1153,6 @@ class Ledger:
     def adopt(self, owner: str, records: Iterable[Record]) -> int:
         """Record members that an audience got by other means as acknowledged.
 
-        Args:
-            owner: Owner of this run.
-            records: The members, in any order.
-
         Returns:
             Number of members.
 
@@ -1215,20 +1180,16 @@ class Ledger:
         withheld: Mapping[Member, Action] | None = None,
     ) -> None:
         """Make a version of these members and an empty plan the current one."""
-        folder = f"{self._newest + 1:08}-{self.run}"
+        manifest = self._next_version()
+        folder = manifest.plan.folder
         name = f"{folder}/members.tsv.zst"
         audiences: set[str] = set()
         with writing_lines(self.folder / name) as file:
             for _ in self._collecting(_copied(members, file), audiences):
                 """Copying is all there is to do."""
-        draft = Draft(
-            version=self._newest + 1,
-            folder=folder,
-            members=file.as_file(name),
-            audiences=frozenset(audiences),
-        )
-        draft = replace(draft, withheld=self._write_withheld(draft, withheld or {}))
-        self.make_current(draft, facts=facts, names=names)
+        withheld_file = self._write_withheld(folder, withheld or {})
+        manifest = replace(manifest, members=file.as_file(name), withheld=withheld_file)
+        self.make_current(Draft(manifest=manifest, audiences=frozenset(audiences)), facts=facts, names=names)
 
     # A run in several processes
 
@@ -1254,11 +1215,6 @@ class Ledger:
     @contextmanager
     def deciding(self, owner: str, plan: str, facts: RunFacts) -> Iterator[None]:
         """Hold the ledger of a plan that waits for approval, until the plan is pushed or rejected.
-
-        Args:
-            owner: The owner of the plan.
-            plan: ID of the plan.
-            facts: Facts about this process's connection.
 
         Raises:
             LedgerError: The plan was replaced, or was made for another API key; or another run is active.
@@ -1338,11 +1294,6 @@ class Ledger:
     def commit(self, owner: str, plan: str, check: Callable[[], object] = lambda: None) -> Outcome:
         """Check that all parts of a plan are complete, and release the ledger.
 
-        Args:
-            owner: Owner of this run.
-            plan: ID of the plan.
-            check: Called when all parts are complete; it may ``suspect`` audiences.
-
         Raises:
             LedgerError: Parts are not complete, or the plan was replaced, or an audience lost its members.
         """
@@ -1366,15 +1317,10 @@ class Ledger:
             self._refuse_suspected()
             # A file of acknowledgements that is missing from now on is an error.
             sealed = replace(self.manifest.plan, acks=tuple(self._files(self.manifest.plan, _ACKS)))
-            before = self.manifest.file
             managed = self.manifest.managed
             filling = () if managed is None else set(self.facts.filling).difference(managed)
             facts = {**self.manifest.facts, "filling": sorted(filling)}
-            self._write_manifest(
-                replace(
-                    self.manifest, plan=sealed, facts=facts, unreported=None, reported=True, before=before
-                )
-            )
+            self._amend(plan=sealed, facts=facts, unreported=None, reported=True)
             self._notified = self.manifest.told
             letters = self.folder / LETTERS / self.manifest.letters
             added, removed = self._acknowledged_by_audience()
@@ -1418,7 +1364,10 @@ class Ledger:
         managed = self.manifest.managed
         suspected = self._suspects if managed is None else self._suspects.intersection(managed)
         # An audience of which the ledger has no members has nothing to lose.
-        if suspected and (self._holds_profiles or not suspected.isdisjoint(self._audiences())):
+        if suspected and (
+            self._holds_profiles
+            or not suspected.isdisjoint(_audiences_of(chain(self.known(), self.changes())))
+        ):
             raise LedgerError(
                 "While this plan was pushed, an audience was deleted or made again in Talon.One.\n"
                 "If it was made again, it has lost members that this plan does not add.\n"
@@ -1488,7 +1437,7 @@ class Ledger:
                 uncertain = chunk.at(_uncertain_refusals(chunk, number, acks))
                 found |= {change[:2] for change in uncertain.changes() if change.action == "remove"}
         for chunk in self.known() if found else ():
-            found.difference_update(zip(chunk.ids, chunk.each_key, strict=False))
+            found.difference_update(chunk.members)
         return found
 
     def _files(self, plan: Plan, pattern: re.Pattern[str]) -> list[str]:
@@ -1505,13 +1454,7 @@ class Ledger:
         return [self._acks_of_part(plan, part, found) for part in parts]
 
     def _acks_of_part(self, plan: Plan, part: int, found: list[str] | None = None) -> Acks:
-        """Read and merge all acknowledgements of a part.
-
-        Args:
-            plan: The plan.
-            part: Number of the part.
-            found: The plan's files of acknowledgements; None to list them.
-        """
+        """Read and merge all acknowledgements of a part."""
         found = self._files(plan, _ACKS) if found is None else found
         start = plan.acks_of(part, "")[: -len(".json")]
         for name in plan.acks:
@@ -1564,7 +1507,7 @@ class Ledger:
         )
         for record in sorted_members(chunk for chunk in chunks if chunk) if self._has_outside_changes else ():
             if isinstance(record, Chunk):
-                yield from zip(record.ids, record.each_key, strict=False)
+                yield from record.members
 
     def _acknowledged_in_lost_parts(self) -> Iterator[Chunk]:
         """Yield the changes of lost plans that Talon.One surely made; those that run rules are left out."""
@@ -1591,14 +1534,15 @@ class Ledger:
             return ()
         self.registry.register(draft.audiences)
         self._note_internal_ids(facts)
+        plan = draft.manifest.plan
         others = {}
         for name, audiences in self.registry.ledgers_of(draft.audiences).items():
             folder = self.registry.folder(name)
             with suppress(LedgerError):
                 self.other_writers.append(find_manifest(folder).manifest.owner)
-            notes = NoteWriter(folder, draft.folder, self._owner, self._clock)
+            notes = NoteWriter(folder, plan.folder, self._owner, self._clock)
             others[name] = dict(audiences), notes
-        for file in draft.parts if others else ():
+        for file in plan.parts if others else ():
             for chunk in read_chunks(self.folder, file):
                 by_key = dict(chunk.by_key())
                 for ids_there, notes in others.values():
@@ -1674,7 +1618,7 @@ def _with_uncertain_keys(chunk: Chunk, profiles: Collection[str] | None) -> Chun
         else marked_uncertain(following(key, key))
         if profile_id in profiles
         else key
-        for profile_id, key in zip(chunk.ids, chunk.each_key, strict=False)
+        for profile_id, key in chunk.members
     ]
     return replace(chunk, keys=one_or_all(keys))
 

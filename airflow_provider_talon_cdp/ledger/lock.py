@@ -280,13 +280,6 @@ class Lock:
     def _take_over(self, scope: str, run: str, owner: str, asked: float, *, retries: bool) -> int:
         """Take over another run's claim, or wait for its end; return that run's fencing token.
 
-        Args:
-            scope: Scope of the other claim.
-            run: ID of the other run.
-            owner: Owner of this run.
-            asked: When this run wrote its claim.
-            retries: Whether another run of the same owner gives way to this one.
-
         Raises:
             LedgerBusyError: This run has to give way.
         """

@@ -72,7 +72,8 @@ ATTRIBUTES = "\0attributes"
 """The key of a note about attributes of a profile, in place of an audience."""
 _REGISTRY, _SAME, _ELSEWHERE = "registry", "internal-ids", "elsewhere"
 _RULE_CALLS = "rule-calls"
-_NOTE = re.compile(r"(.+)-\d{5,}-([0-9a-f]{16})\.tsv\.zst")
+# A note, or the end of a writer.
+_NOTE = re.compile(r"(.+?)(?:-\d{5,}-([0-9a-f]{16})\.tsv\.zst|\.json)")
 _DIGEST = 16
 _SCOPE = 8
 # A folder may have other files too, such as drafts and what an object store's console or a desktop leaves.
@@ -90,26 +91,17 @@ class Notes(NamedTuple):
 
     Args:
         files: The notes, without those of changes that had no effect.
-        by_others: The names of notes of changes that other tasks made.
-        writers: The owner of each writer.
+        writers: The owner of each writer; empty for runs of this ledger.
         spent: Names of files that can be deleted once a plan has covered them.
     """
 
     files: tuple[File, ...] = ()
-    by_others: frozenset[str] = frozenset()
     writers: Mapping[str, str] = {}
     spent: tuple[str, ...] = ()
 
 
 class NoteWriter:
-    """Writes notes into one ledger's folder.
-
-    Args:
-        ledger: The ledger's folder.
-        writer: Unique ID of the writer.
-        owner: The owner of the run that writes; see ``Lock``.
-        clock: Returns seconds since the epoch.
-    """
+    """Writes notes into one ledger's folder."""
 
     def __init__(self, ledger: Folder, writer: str, owner: str, clock: Callable[[], float]) -> None:
         self._folder = ledger / NOTES
@@ -154,39 +146,26 @@ class NoteWriter:
 
 
 def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -> Notes:
-    """List the notes in a ledger's folder.
-
-    Args:
-        ledger: The ledger's folder.
-        now: Seconds since the epoch.
-        spent_before: Names of files that the current version has spent. They are left out.
-    """
-    names = sorted(set(names_in(ledger / NOTES)).difference(spent_before))
-    matches = [match for name in names if (match := _NOTE.fullmatch(name))]
-    found: list[re.Match[str]] = []
-    ends = {name for name in names if name.endswith(".json")}
+    """List the notes in a ledger's folder."""
+    by_writer: dict[str, list[re.Match[str]]] = {}
+    for name in names_in(ledger / NOTES):
+        if name not in spent_before and (match := _NOTE.fullmatch(name)):
+            by_writer.setdefault(match[1], []).append(match)
+    found: list[File] = []
     writers: dict[str, str] = {}
-    by_others: list[str] = []
     spent: list[str] = []
-    # A note is without its writer's end if it came when the writer's other notes were being spent.
-    by_writer: dict[str, list[re.Match[str]]] = {end.removesuffix(".json"): [] for end in ends}
-    for match in matches:
-        by_writer.setdefault(match[1], []).append(match)
-    for writer, its_notes in sorted(by_writer.items()):
-        end = f"{writer}.json"
+    for writer, its_files in by_writer.items():
         content: dict[str, Any] = {}
-        # The notes can be read without it.
+        # The notes can be read without it. It is missing if a note came when the others were being spent.
         with suppress(DamagedError):
-            content = read_json(ledger / NOTES / end) or {}
+            content = read_json(ledger / NOTES / f"{writer}.json") or {}
         if content.get("until", 0.0) <= now:
-            spent += [*(match[0] for match in its_notes), *ends.intersection([end])]
-        if its_notes and content.get("had_effect", True):
-            found += its_notes
+            spent += [match[0] for match in its_files]
+        notes = [match for match in its_files if match[2]]
+        if notes and content.get("had_effect", True):
+            found += [File(file=f"{NOTES}/{match[0]}", sha256=match[2], lines=0, key="") for match in notes]
             writers[writer] = content.get("owner", "")
-            if content.get("owner"):
-                by_others += [f"{NOTES}/{match[0]}" for match in its_notes]
-    files = [File(file=f"{NOTES}/{match[0]}", sha256=match[2], lines=0, key="") for match in found]
-    return Notes(tuple(files), frozenset(by_others), writers, tuple(spent))
+    return Notes(tuple(found), writers, tuple(spent))
 
 
 def writer_of(note: File) -> str:
@@ -197,16 +176,11 @@ def writer_of(note: File) -> str:
 def read_notes(ledger: Folder, notes: Notes, writers: Writers = "all") -> Iterator[Chunk]:
     """Read the changes in notes.
 
-    Args:
-        ledger: The ledger's folder.
-        notes: The notes.
-        writers: Whose notes to read.
-
     Raises:
         DamagedError: A note is damaged.
     """
     for file in notes.files:
-        wrote: Writers = "others" if file.file in notes.by_others else "own"
+        wrote: Writers = "others" if notes.writers[writer_of(file)] else "own"
         if writers in ("all", wrote):
             yield from read_chunks(ledger, file)
 

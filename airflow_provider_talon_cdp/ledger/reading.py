@@ -38,10 +38,6 @@ _BOUNDS = "bounds.json"
 class Reading:
     """The ranges of a source, and their records.
 
-    Args:
-        ledger: The ledger's folder.
-        name: Name of the reading; empty for a new one.
-
     Raises:
         LedgerError: From any method, if files cannot be read or written, are damaged or missing.
     """
@@ -85,12 +81,7 @@ class Reading:
     def records(
         self, files: Iterable[str], on_found: Callable[[Mapping[str, Any]], object]
     ) -> Generator[Record, None, None]:
-        """Read the records of ranges in the order of writing.
-
-        Args:
-            files: The file of each range, in order.
-            on_found: Called with the facts about each range.
-        """
+        """Read the records of ranges in the order of writing."""
         for name in files:
             with self._must_exist():
                 for line in read_text(self._folder / name):

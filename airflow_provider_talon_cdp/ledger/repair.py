@@ -91,7 +91,7 @@ class DamagedLedger(Ledger):
                 changed.append(self._effects_of_part(plan, part, acks))
                 # What an earlier plan left open is settled by a later change of the member.
                 for chunk in self._effects_of_part(plan, part, acks) if withheld else ():
-                    for member in zip(chunk.ids, chunk.each_key, strict=False):
+                    for member in chunk.members:
                         withheld.pop(member, None)
                 self._note_uncertain(uncertain, notes, withheld)
         orphans = [

@@ -51,11 +51,11 @@ def check_numbers(check: Callable[..., object], **values: Any) -> None:
         check_literals(check, **{name: value})
 
 
-def as_count(name: str, value: Any, least: int = 0) -> int:
+def as_count(name: str, value: Any, least: int = 0, or_else: str = "") -> int:
     """Return an integer of at least ``least``, which may be text, as a template renders it."""
     number = _number(int, value)
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise InvalidInputError(f"{name} must be an integer >= {least}, but is {value!r}.")
+        raise InvalidInputError(f"{name} must be an integer >= {least}{or_else}, but is {value!r}.")
     return number
 
 
@@ -66,12 +66,7 @@ def as_positive(name: str, value: Any) -> int:
 
 def as_limit(name: str, value: Any, least: int = 0) -> int | None:
     """Return an integer as ``as_count`` does, or None for no limit, which a template renders to ``None``."""
-    if value is None or value == "None":
-        return None
-    try:
-        return as_count(name, value, least)
-    except InvalidInputError:
-        raise InvalidInputError(f"{name} must be an integer >= {least} or None, but is {value!r}.") from None
+    return None if value is None or value == "None" else as_count(name, value, least, " or None")
 
 
 def as_tolerance(name: str, value: Any) -> int | None:

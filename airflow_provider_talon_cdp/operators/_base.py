@@ -38,7 +38,12 @@ from airflow_provider_talon_cdp.contract import (
     IN_FLIGHT,
     KEEP_VERSIONS,
     AudienceIdType,
+    OnEmpty,
+    OnOlderRun,
+    RetryRejected,
+    Rules,
     SuspiciousIdsRule,
+    Verify,
     check_text,
 )
 from airflow_provider_talon_cdp.exceptions import (
@@ -76,12 +81,7 @@ if TYPE_CHECKING:
     from airflow_provider_talon_cdp.sync.report import Report
 
 Send = Literal["changed", "all"]
-OnEmpty = Literal["fail", "skip", "allow"]
 OnBusy = Literal["wait", "fail"]
-OnOlderRun = Literal["fail", "skip", "allow"]
-RetryRejected = Literal["always", "never"]
-Verify = Literal["identity", "exists", "none"]
-Rules = Literal["none", "changes", "all"]
 T = TypeVar("T")
 P = ParamSpec("P")
 Op = TypeVar("Op", bound=BaseOperator)
@@ -635,8 +635,24 @@ class LedgerOperator(SendingOperator):
             )
 
     def data_until(self, context: Context) -> str:
-        """Return the time until which the run has data if it reads its source now."""
-        return data_until(context)
+        """Return the time until which a run has data if it reads its source now, in ISO 8601.
+
+        It is the end of the run's data interval, or its logical date where that is later, as in a run of
+        ``TriggerDagRunOperator``. A run of a partition has neither: its ``run_after`` counts, which in a
+        backfill is the partition's date. Runs that a person or an asset has triggered have data until now.
+        """
+        dag_run = context.get("dag_run")
+        # Airflow 3 has an enumeration, whose members equal the texts that they stand for.
+        run_type = getattr(dag_run, "run_type", "")
+        times: list[datetime] = [
+            time for time in (context.get("data_interval_end"), context.get("logical_date")) if time
+        ]
+        # Airflow 2 has no run_after.
+        if not times and (run_after := getattr(dag_run, "run_after", None)):
+            times = [run_after]
+        if not times or run_type in _RUNS_OF_NOW:
+            times = [datetime.now(UTC)]
+        return max(times).astimezone(UTC).isoformat()
 
     @contextmanager
     def tracking_version(self, context: Context, ledger: Ledger) -> Iterator[None]:
@@ -1097,27 +1113,6 @@ def run_facts(hook: TalonCdpHook, data_until: str = "") -> RunFacts:
         key_fingerprint=settings.key_fingerprint,
         platform_name=settings.platform_name,
     )
-
-
-def data_until(context: Context) -> str:
-    """Return the time until which a run has data, in ISO 8601.
-
-    It is the end of the run's data interval, or its logical date where that is later, as in a run of
-    ``TriggerDagRunOperator``. A run of a partition has neither: its ``run_after`` counts, which in a backfill
-    is the partition's date. Runs that a person or an asset has triggered have data until now.
-    """
-    dag_run = context.get("dag_run")
-    # Airflow 3 has an enumeration, whose members equal the texts that they stand for.
-    run_type = getattr(dag_run, "run_type", "")
-    times: list[datetime] = [
-        time for time in (context.get("data_interval_end"), context.get("logical_date")) if time
-    ]
-    # Airflow 2 has no run_after.
-    if not times and (run_after := getattr(dag_run, "run_after", None)):
-        times = [run_after]
-    if not times or run_type in _RUNS_OF_NOW:
-        times = [datetime.now(UTC)]
-    return max(times).astimezone(UTC).isoformat()
 
 
 def storage(name: str, uri: str) -> ObjectStoragePath:

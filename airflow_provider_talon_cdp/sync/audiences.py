@@ -14,18 +14,16 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from airflow_provider_talon_cdp.changes.change import Chunk
 from airflow_provider_talon_cdp.changes.counts import Counts
-from airflow_provider_talon_cdp.contract import check_in_path
+from airflow_provider_talon_cdp.contract import Verify, check_in_path
 from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError, RequestError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
 from airflow_provider_talon_cdp.sync.loop import run_in_loop_thread
 
 log = logging.getLogger(__name__)
-
-Verify = Literal["identity", "exists", "none"]
 
 # Audiences that are checked at once.
 _AT_ONCE = 8

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from airflow_provider_talon_cdp.changes.counts import Counts
+from airflow_provider_talon_cdp.contract import OnEmpty
 from airflow_provider_talon_cdp.exceptions import GuardError
 
 # Rejection reasons of rows that have no profile ID.
@@ -14,7 +15,6 @@ _NAMELESS = ("profile ID null", "profile ID empty")
 # Most audiences in an error text.
 _LISTED = 10
 
-OnEmpty = Literal["fail", "skip", "allow"]
 Verdict = Literal["send", "skip"]
 
 

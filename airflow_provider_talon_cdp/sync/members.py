@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -11,14 +10,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from operator import lt
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk, Record, Rejection, in_batches
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import EVERYTHING, Scope, diff, in_order
 from airflow_provider_talon_cdp.changes.spool import sorted_members
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
-from airflow_provider_talon_cdp.contract import DOTS, FAULT_OF_DOTS, MAX_CHANGES
+from airflow_provider_talon_cdp.contract import DOTS, FAULT_OF_DOTS, MAX_CHANGES, Rules
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError, RequestError, UnclearError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
 from airflow_provider_talon_cdp.ledger.letters import UNCLEAR
@@ -44,8 +43,6 @@ log = logging.getLogger(__name__)
 _ALL_REFUSED = 50
 # Number of chunks whose changes are noted at once, before the first of them is sent.
 _NOTED_AT_ONCE = 64
-
-Rules = Literal["none", "changes", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +162,6 @@ class MemberPlan:
     ) -> Iterator[Chunk]:
         """Return the changes that make the audiences equal to the source, sorted.
 
-        Args:
-            records: The source, sorted.
-            known: The ledger's members, sorted.
-            uncertain: Memberships that may have changed without an acknowledgement, sorted.
-            counts: Updated while this runs.
-            on_rejected: Called for each record that cannot be sent.
-
         Raises:
             OutOfOrderError: The source is not sorted.
         """
@@ -240,8 +230,6 @@ def send_members(
         log.warning("Stopped early:\n%s\nThe next run may send some of it again, which is harmless.", report)
         raise
     finally:
-        report.seconds = time.monotonic() - report.began
-        report.dead_letters = outside.letters.place
         report.suspicious = suspicious.counts
     check_suspicious(suspicious, limits.suspicious_ids)
     log.info("Done:\n%s", report)
@@ -306,11 +294,7 @@ def _batches(
 
 
 class _RecentChanges:
-    """The last changes, to leave out duplicates of them. Earlier duplicates are harmless.
-
-    Args:
-        size: Number of changes that are remembered at least.
-    """
+    """The last changes, to leave out duplicates of them. Earlier duplicates are harmless."""
 
     def __init__(self, size: int) -> None:
         self._remembered = size
@@ -391,7 +375,7 @@ async def _send(flight: Flight, positions: Sequence[int], chunk: Chunk, sender: 
 def _initial_requests(flight: Flight) -> list[tuple[Sequence[int], Chunk]]:
     """Return positions and changes for one request each, the last request first."""
     chunk, refused_before = flight.chunk, flight.push.limits.refused_before
-    members = zip(chunk.ids, chunk.each_key, strict=False) if refused_before else ()
+    members = chunk.members if refused_before else ()
     bad = [at for at, member in enumerate(members) if member in refused_before]
     if not bad:
         return [(range(len(chunk)), chunk)]

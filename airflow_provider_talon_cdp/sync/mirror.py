@@ -13,14 +13,14 @@ from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, s
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, Member, OutOfOrderError, within
 from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
-from airflow_provider_talon_cdp.contract import MAX_CHANGES
+from airflow_provider_talon_cdp.contract import MAX_CHANGES, OnOlderRun, RetryRejected
 from airflow_provider_talon_cdp.exceptions import (
     GuardError,
     InvalidInputError,
@@ -50,9 +50,6 @@ log = logging.getLogger(__name__)
 
 Source: TypeAlias = Callable[[], Iterable[Any]]
 """Reads the wanted records from the start. It is called a second time if they are not sorted by bytes."""
-
-OnOlderRun = Literal["fail", "skip", "allow"]
-RetryRejected = Literal["always", "never"]
 
 # Most plans of one run, which plans again if an audience has lost its members.
 _MOST_PLANS = 3
@@ -427,7 +424,8 @@ class Mirror:
             return _counted(self.ledger.unacknowledged(withheld=False), counts)
 
         # Notes of other writers are left for the next plan, which is compared with the source.
-        draft = replace(self.ledger.draft(plan_rest), spent=())
+        draft = self.ledger.draft(plan_rest)
+        draft = replace(draft, manifest=replace(draft.manifest, spent=()))
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
         # An audience may have been deleted since the ledger was read; this plan would not fill it.
         if not counts.changes or self._sends_audiences_again():
@@ -447,13 +445,7 @@ class Mirror:
         return refused
 
     def _plan_and_push(self, report: Report, cursor: TaskCursor | None, refused: set[Member]) -> None:
-        """Plan the source as it is now, and send the plan if the guard lets it pass.
-
-        Args:
-            report: The run's report.
-            cursor: Gets the version of the plan that is sent.
-            refused: Members that were refused in this run already and are not sent again.
-        """
+        """Plan the source as it is now, and send the plan if the guard lets it pass."""
         for _ in range(_MOST_PLANS):
             plan = self._prepare(report, refused)
             if plan is None or not plan.counts.changes:
@@ -690,7 +682,7 @@ class Mirror:
     def _refused_before(self) -> frozenset[Member]:
         refused: set[Member] = set()
         for chunk in self.ledger.refused():
-            refused.update(zip(chunk.ids, chunk.each_key, strict=False))
+            refused.update(chunk.members)
             if len(refused) > _MOST_REFUSED_BEFORE:
                 break
         return frozenset(refused)
@@ -709,7 +701,6 @@ class Mirror:
             push.run(chunks, self.sender)
         except BaseException as error:
             report += counts
-            report.seconds = time.monotonic() - report.began
             log.warning(
                 "Stopped early:\n%s\nThe next run may send some of it again, which is harmless.", report
             )
@@ -763,8 +754,6 @@ def push_share(
         Push(kind, share, report, limits).run(chunks, sender)
         report.state = "done"
     finally:
-        report.seconds = time.monotonic() - report.began
-        report.dead_letters = share.letters.place
         log.info("%s", report)
     return report
 
@@ -862,9 +851,9 @@ def _without_refused(
         carry: Called with the changes that are left out, so that later runs know of them.
     """
     for chunk in changes:
-        members = zip(chunk.ids, chunk.each_key, strict=False) if refused or refused_before else ()
+        members = chunk.members if refused or refused_before else ()
         bad = [at for at, member in enumerate(members) if member in refused or member in refused_before]
-        bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=False) if verb in ("add", "add!")]
+        bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=True) if verb in ("add", "add!")]
         if not bad:
             yield chunk
             continue
@@ -873,7 +862,7 @@ def _without_refused(
         fewer: Counter[str] = Counter()
         left_out.tally(fewer, Counter(), label)
         counts.additions -= fewer
-        in_run = sum(member in refused for member in zip(left_out.ids, left_out.each_key, strict=False))
+        in_run = sum(member in refused for member in left_out.members)
         counts.duplicate += in_run
         counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - in_run})
         if rest := chunk.without(bad):

@@ -12,11 +12,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile, Rejection
 from airflow_provider_talon_cdp.changes.counts import Counts
-from airflow_provider_talon_cdp.changes.diff import Member, OutOfOrderError
+from airflow_provider_talon_cdp.changes.diff import OutOfOrderError
 from airflow_provider_talon_cdp.changes.fingerprint import (
     Names,
     cleared,
@@ -30,6 +30,7 @@ from airflow_provider_talon_cdp.changes.fingerprint import (
     was_acknowledged,
 )
 from airflow_provider_talon_cdp.changes.spool import Spool, sorted_profiles
+from airflow_provider_talon_cdp.contract import OnDuplicate
 from airflow_provider_talon_cdp.exceptions import (
     Blame,
     FatalError,
@@ -43,8 +44,6 @@ from airflow_provider_talon_cdp.ledger.ledger import Ledger
 from airflow_provider_talon_cdp.ledger.letters import UNCLEAR_ATTRIBUTES
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.push import UNDEFINED, Flight, Push
-
-OnDuplicate: TypeAlias = Literal["error", "last"]
 
 PROFILES = "profiles"
 """The one key of a sync of attributes in counters that have audiences as keys."""
@@ -150,7 +149,7 @@ class Profiles:
         """Send the profiles of a flight one after another. A chunk that runs rules has only one profile."""
         chunk = flight.chunk
         profiles = zip(chunk.ids, chunk.bodies or (), strict=True)
-        changes = zip(profiles, chunk.each_verb, strict=False)
+        changes = zip(profiles, chunk.each_verb, strict=True)
         for position, ((profile_id, body), verb) in enumerate(changes):
             if body is None:
                 # The ledger must not record the planned attributes, and cannot record others during a push.
@@ -247,7 +246,7 @@ class ProfilePlan:
     def _compared(
         self, known: Iterable[Chunk], wanted: Iterable[Profile], counts: Counts
     ) -> Iterator[tuple[Change, bytes]]:
-        lines = _members(known)
+        lines = (line for chunk in known for line in chunk.members)
         line = next(lines, None)
         partial = self._kind.partial
 
@@ -306,13 +305,6 @@ def one_each(
     on_rejected: Callable[[Rejection], None] = lambda _: None,
 ) -> Iterator[Profile]:
     """Yield each profile of a sorted source once, also one with a fault, and count all records.
-
-    Args:
-        records: Profiles sorted by ID, and rejections.
-        counts: Updated while this runs.
-        on_duplicate: If a profile has several rows: ``error``, or ``last`` to take the row with the greatest
-            order.
-        on_rejected: Called for each record that cannot be sent.
 
     Raises:
         OutOfOrderError: A profile ID is smaller than the one before it.
@@ -392,11 +384,6 @@ def _fault(blame: Blame) -> str | None:
         return f"attribute {name!r} {UNDEFINED}"
     title = " ".join(blame.title.split())[:_LONGEST]
     return f"attribute {name!r} was refused" + (f" ({title})" if title else "")
-
-
-def _members(chunks: Iterable[Chunk]) -> Iterator[Member]:
-    for chunk in chunks:
-        yield from zip(chunk.ids, chunk.each_key, strict=False)
 
 
 def _nulls(names: Iterable[str]) -> bytes:

@@ -73,11 +73,6 @@ UNDEFINED = "is not defined"
 class Flight:
     """A chunk that is being sent, and the outcome of its changes so far.
 
-    Args:
-        number: Chunks are numbered from 0 in the order of sending.
-        chunk: The changes.
-        push: The push that it belongs to.
-
     Attributes:
         refusals: The error of each refused change, by position.
         unclear: Positions of changes that run rules and got no clear answer.
@@ -229,10 +224,6 @@ class Push:
     ) -> None:
         """Send all chunks, on an event loop in another thread.
 
-        Args:
-            chunks: The journal's chunks in order, read and closed in the calling thread.
-            sender: Opens the sender.
-
         Raises:
             RequestError: The push stopped early; what was acknowledged is recorded, and the rest is counted
                 as unsent.
@@ -260,6 +251,9 @@ class Push:
                 with suppress(LedgerError):
                     self.journal.note_in_flight(left)
                 raise
+            finally:
+                self.report.seconds = time.monotonic() - self.report.began
+                self.report.dead_letters = self.journal.letters.place
 
     def count_unclear(self, changes: Collection[Change], error: RequestError | None) -> None:
         """Count changes that run rules and got no clear answer, and write their dead letters.
@@ -535,11 +529,6 @@ async def _fill(reader: CallInReader, backlog: _Backlog) -> None:
 def fail_if_rejected(report: Report, max_rejected: int | None, *, excused: Sequence[str] = ()) -> None:
     """Raise an error if more records were rejected than are tolerated.
 
-    Args:
-        report: The counts.
-        max_rejected: Number of rejections tolerated; None for any number.
-        excused: Reasons of rejections that do not count.
-
     Raises:
         RejectedRecordsError: More records were rejected.
     """
@@ -588,11 +577,6 @@ def count_suspicious(
     records: Iterable[Any], suspicious: SuspiciousIds, *, fails: bool = False
 ) -> Generator[Any, None, None]:
     """Yield records, and count their IDs that look wrong.
-
-    Args:
-        records: The records; a generator is closed with this one.
-        suspicious: Counts the IDs.
-        fails: Whether the first ID that looks wrong is an error.
 
     Raises:
         InvalidInputError: An ID looks wrong, and ``fails`` is set.

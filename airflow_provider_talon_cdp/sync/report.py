@@ -114,11 +114,7 @@ class Report(Counts):
         return report
 
     def document(self, run: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the content of the report's file.
-
-        Args:
-            run: The task's try, with the keys of ``RUN``.
-        """
+        """Return the content of the report's file."""
         summary = self.summary()
         return {
             "run": {name: run.get(name) for name in RUN},
@@ -230,12 +226,7 @@ class Report(Counts):
 
 
 def report_path(folder: Folder, run: Mapping[str, Any]) -> Folder:
-    """Return a path for the report of a sync that begins now.
-
-    Args:
-        folder: The ledger's folder.
-        run: The task's try, with the keys of ``RUN``.
-    """
+    """Return a path for the report of a sync that begins now."""
     of_dag_run = json.dumps([run.get("dag_id"), run.get("run_id") or uuid4().hex])
     digest = hashlib.sha256(of_dag_run.encode()).hexdigest()[:_DIGEST_LENGTH]
     return (

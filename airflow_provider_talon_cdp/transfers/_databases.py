@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from inspect import signature
-from itertools import chain
+from itertools import chain, takewhile
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
@@ -181,16 +181,13 @@ def _fetched(
     cursor: Any, *, converters: Mapping[Any, Convert] = MappingProxyType({}), fetch: int = FETCH
 ) -> Result:
     # A server-side cursor of psycopg2 describes its columns after the first fetch.
-    first = cursor.fetchmany(fetch)
-    blocks = _blocks(first, partial(cursor.fetchmany, fetch))
+    blocks = _blocks(partial(cursor.fetchmany, fetch))
     return Result(_names_of(cursor), blocks, _by_position(cursor, converters))
 
 
-def _blocks(first: Any, fetch: Callable[[], Any]) -> Iterator[Any]:
+def _blocks(fetch: Callable[[], Any]) -> Iterator[Any]:
     # An Arrow table without rows is false, too.
-    while first:
-        yield first
-        first = fetch()
+    return _with_first_fetched(takewhile(bool, iter(fetch, None)))
 
 
 def _names_of(cursor: Any) -> list[str]:
@@ -310,8 +307,8 @@ def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
         cursor.execute(f"FETCH FORWARD {_REDSHIFT_FETCH} FROM {name}")
         return cursor.fetchall()
 
-    first = fetch()
-    return Result(_names_of(cursor), _blocks(first, fetch), _by_position(cursor, _REDSHIFT_TYPES))
+    blocks = _blocks(fetch)
+    return Result(_names_of(cursor), blocks, _by_position(cursor, _REDSHIFT_TYPES))
 
 
 _MYSQL_JSON = 245
@@ -328,10 +325,8 @@ def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitS
         # Closing a connection of mysql-connector-python would read them too, unless it is shut down before.
         cleanup.callback(lambda: close_quietly(connection.shutdown) if connection.unread_result else None)
     _execute(cursor, statement, parameters)
-    first = cursor.fetchmany(FETCH)
-    converters = _by_position(cursor, {_MYSQL_JSON: read_json})
-    blocks = _of_one_statement(_blocks(first, partial(cursor.fetchmany, FETCH)), cursor)
-    return Result(_names_of(cursor), blocks, converters)
+    blocks = _of_one_statement(_blocks(partial(cursor.fetchmany, FETCH)), cursor)
+    return Result(_names_of(cursor), blocks, _by_position(cursor, {_MYSQL_JSON: read_json}))
 
 
 def _of_one_statement(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
@@ -406,8 +401,7 @@ def _snowflake_rows(connection: Any, statement: str, parameters: Any, cleanup: E
             batches = (batch for table in tables for batch in table.to_batches(max_chunksize=FETCH))
             blocks = _with_first_fetched(_complete(batches, cursor))
             return Result(_names_of(cursor), _of_one_statement(blocks, cursor), converters)
-    fetch = partial(cursor.fetchmany, FETCH)
-    blocks = _of_one_statement(_complete(_blocks(fetch(), fetch), cursor), cursor)
+    blocks = _of_one_statement(_complete(_blocks(partial(cursor.fetchmany, FETCH)), cursor), cursor)
     return Result(_names_of(cursor), blocks, converters)
 
 
@@ -438,7 +432,7 @@ def _databricks_rows(connection: Any, statement: str, parameters: Any, cleanup: 
     cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
     fetch = partial(cursor.fetchmany_arrow if find_spec("pyarrow") else cursor.fetchmany, FETCH)
-    return Result(_names_of(cursor), _blocks(fetch(), fetch), _by_position(cursor, _DATABRICKS_TYPES))
+    return Result(_names_of(cursor), _blocks(fetch), _by_position(cursor, _DATABRICKS_TYPES))
 
 
 def _with_first_fetched(batches: Iterator[Any]) -> Iterator[Any]:
@@ -469,8 +463,7 @@ def _bigquery_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     converters = _by_position(cursor, {"JSON": read_json})
     rows = getattr(cursor, "_query_rows", None)
     if rows is None or not find_spec("pyarrow"):
-        fetch = partial(cursor.fetchmany, FETCH)
-        return Result(_names_of(cursor), _blocks(fetch(), fetch), converters)
+        return Result(_names_of(cursor), _blocks(partial(cursor.fetchmany, FETCH)), converters)
 
     storage = connection._bqstorage_client  # noqa: SLF001 - as the driver's cursor uses it
     try:
@@ -626,8 +619,7 @@ def _mssql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitS
         is_end = len(block) < FETCH
         return block
 
-    first = fetch()
-    return Result(_names_of(cursor), _of_one_statement(_blocks(first, fetch), cursor))
+    return Result(_names_of(cursor), _of_one_statement(_blocks(fetch), cursor))
 
 
 # ------------------------------------------------------------------ sorting by bytes

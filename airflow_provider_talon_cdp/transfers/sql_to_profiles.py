@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp import assets
-from airflow_provider_talon_cdp.contract import check_text
+from airflow_provider_talon_cdp.contract import OnDuplicate, check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_columns,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Nulls = Literal["skip", "delete"]
 OnMissing = Literal["ignore", "clear"]
-OnDuplicate = Literal["error", "last"]
 
 _AUDIENCE_ARGUMENTS = ("audience_id", "audience_column", "audiences", "add_audiences", "remove_audiences")
 

@@ -63,9 +63,6 @@ class ReportedRun(_Strict):
     """A try of a task instance."""
 
     dag_id: str | None = None
-    run_id: str | None = None
-    task_id: str | None = None
-    map_index: int | None = None
     try_number: int | None = None
 
 

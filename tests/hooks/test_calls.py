@@ -256,17 +256,16 @@ def test_the_members_sender_does_not_repeat_a_change_that_runs_rules(connect, ta
 
 
 @pytest.mark.parametrize("runs_rules", [False, True])
-@pytest.mark.parametrize("on_unclear", ["fail", "retry"])
-def test_the_attributes_sender_repeats_what_may_be_repeated(connect, talon, runs_rules, on_unclear):
+def test_the_attributes_sender_repeats_what_may_be_repeated(connect, talon, runs_rules):
     hook = connect()
     talon.fail_next("reset_after")
 
     async def send():
-        async with hook.attributes_sender(run_rule_engine=runs_rules, on_unclear=on_unclear) as sender:
+        async with hook.attributes_sender(run_rule_engine=runs_rules) as sender:
             await sender("anna", b'{"x":1}')
             return sender.requests
 
-    if runs_rules and on_unclear == "fail":
+    if runs_rules:
         with pytest.raises(UnclearError):
             asyncio.run(send())
     else:

@@ -35,6 +35,7 @@ class Plain:
 
 class _Letters(list):
     add = list.append
+    place = None
 
 
 class NotedJournal:

@@ -669,6 +669,14 @@ def test_a_dry_run_with_another_key_says_that_the_run_would_be_refused_and_write
     assert profiles.storage.objects == before
 
 
+def test_a_changed_key_does_not_matter_while_nothing_was_acknowledged(profiles):
+    profiles.talon.answers = {"a": error(TransientError)}
+    with pytest.raises(TransientError):
+        profiles.run(wanted("a", tier=1), facts=RunFacts(key_fingerprint="1"))
+    profiles.talon.answers = {}
+    assert profiles.run(wanted("a", tier=1), facts=RunFacts(key_fingerprint="2")).sent == 1
+
+
 @pytest.mark.parametrize("environment, sends_all", [("", False), ("live", False), ("", True)])
 def test_after_a_change_of_the_key_the_environment_is_named_or_all_is_sent(caplog, environment, sends_all):
     profiles = ProfileSync(environment)
