@@ -31,8 +31,9 @@ SLOW_FOLDERS = {"airflow", "bench", "browser", "faults", "kill", "warehouses"}
 SLOW_FILES = ("*_property.py", "test_*memory*.py", "test_fuzz.py", "test_openapi.py", "test_installation.py")
 LONGEST_FILES = (
     *("test_memory.py", "test_mirror_property.py", "test_scale.py", "test_stopped_tasks.py"),
-    *("test_scheduled.py", "test_profile_property.py", "test_kill.py", "test_outside.py", "test_processes.py"),
-    *("test_across_workers.py", "test_warehouse_to_audiences.py", "test_installation.py", "test_shared.py"),
+    *("test_scheduled.py", "test_profile_property.py", "test_kill.py", "test_outside.py"),
+    *("test_processes.py", "test_across_workers.py", "test_warehouse_to_audiences.py"),
+    *("test_installation.py", "test_shared.py"),
 )
 SLOW_PARTS = ("[S3", "-S3")
 # Where a release of Airflow makes most of the difference: a short matrix runs these, slow or not.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -22,14 +24,31 @@ except ImportError:  # Airflow 2.11
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    """A file with Airflow's own tables, made by its own command once for all processes of a test session."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    file = folder / "airflow.db"
+    with (folder / "airflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            home = tmp_path_factory.mktemp("migrated")
+            command = [sys.executable, "-m", "airflow", "db", "migrate"]
+            # Without its bytecode cache Airflow takes twice as long to start.
+            env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+            env["AIRFLOW_HOME"] = str(home)
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (home / file.name).rename(file)
+    return file
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _metadata_database():
-    """Airflow's own tables, made by its own command."""
-    command = [sys.executable, "-m", "airflow", "db", "migrate"]
-    # Without its bytecode cache Airflow takes twice as long to start.
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def _metadata_database(migrated):
+    """Airflow's own tables."""
+    shutil.copy(migrated, os.environ["AIRFLOW_HOME"])
 
 
 @pytest.fixture(scope="session", autouse=True)

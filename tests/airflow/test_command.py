@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from airflow.models.connection import Connection
+from airflow.utils.session import create_session
+
 # An object store whose client asks Airflow for its connection, as that of S3 does.
 SCRIPT = """
 import runpy
@@ -28,8 +31,7 @@ def python(*arguments):
 
 
 def test_the_command_finds_the_connections_in_airflows_database():
-    python(
-        "-m", "airflow", "connections", "add", "store", "--conn-type", "generic", "--conn-host", "bucket.test"
-    )
+    with create_session() as session:
+        session.add(Connection("store", "generic", host="bucket.test"))
     place = ["--state-uri", "x://store@y", "--deployment-host", "acme.talon.one", "--audience-id", "vip"]
     assert "reached bucket.test" in python("-c", SCRIPT, "ledger", "show", *place)

@@ -47,7 +47,8 @@ class Place:
         with self.log.open("wb") as output:
             process = subprocess.Popen(
                 self.command,
-                env=environment(self.home),
+                # A test that reads Airflow's log is not to wait until its buffer is full.
+                env=environment(self.home, PYTHONUNBUFFERED="1"),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -165,7 +166,8 @@ def test_a_plan_beyond_the_guards_limits_is_sent_when_a_person_has_approved_it(p
     assert len(place.talon.members()["example-offer"]) == 40
     # Airflow 3.3.2 fails a task that is answered before its scheduler has heard that it waits. No person
     # is that fast.
-    time.sleep(6)
+    heard = f"TaskInstance Finished: dag_id={AFTER}, task_id=offer.approve, run_id=fewer,"
+    until(lambda: heard in (place.home / "airflow.log").read_text(errors="replace"))
     place.answer("fewer", "Approve")
     assert place.wait_for_task("fewer", "offer.commit", ENDED) == "success"
     assert place.talon.members()["example-offer"] == {f"c{number:02}" for number in range(10)}

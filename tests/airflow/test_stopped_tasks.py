@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import secrets
 import shutil
 import socket
 import sqlite3
@@ -22,7 +23,7 @@ from tests.airflow.stopped_dags import TIMEOUTS
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "demo"))
-from local import environment, get, run, started, tail  # noqa: E402 - the demo's own module
+from local import environment, get, started, tail  # noqa: E402 - the demo's own module
 
 pytestmark = pytest.mark.skipif(
     not version("apache-airflow").startswith("3.3.") or sys.platform != "linux",
@@ -52,6 +53,8 @@ class Place:
         self._port, self._log_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._token = ""
+        # Without one, three processes would write theirs at once, each with a secret of its own.
+        (home / "airflow.cfg").touch()
         (home / "dags").mkdir()
         shutil.copy(Path(__file__).with_name("stopped_dags.py"), home / "dags")
 
@@ -74,6 +77,7 @@ class Place:
             AIRFLOW__CORE__PARALLELISM="3",
             AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
             AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True",
+            AIRFLOW__API_AUTH__JWT_SECRET=secrets.token_hex(),
             AIRFLOW__CORE__EXECUTION_API_SERVER_URL=f"{self.url}/execution/",
             AIRFLOW__API__HOST="127.0.0.1",
             AIRFLOW__API__PORT=str(self._port),
@@ -85,7 +89,6 @@ class Place:
             AIRFLOW_CONN_WAREHOUSE=json.dumps(warehouse),
             **talons,
         )
-        run(["airflow", "db", "migrate"], env, self.home / "migrate.log")
         with contextlib.ExitStack() as stack:
             parts = {
                 self.home / f"{part}.log": stack.enter_context(
@@ -184,8 +187,9 @@ def last_before_a_pause(times, after):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, migrated):
     home = tmp_path_factory.mktemp("airflow")
+    shutil.copy(migrated, home)
     with contextlib.ExitStack() as stack:
         talons = {dag: stack.enter_context(Emulator()) for dag in (*TIMEOUTS, "added")}
         place = Place(home, talons)

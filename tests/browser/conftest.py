@@ -99,7 +99,14 @@ def _served(python, home):
     command += ["--port", ports[0], "--talon-port", ports[1]]
     log = home.with_suffix(".log")
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            # A test that reads Airflow's log is not to wait until its buffer is full.
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + PATIENCE
         while "Ctrl-C stops both" not in log.read_text():

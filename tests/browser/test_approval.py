@@ -46,7 +46,11 @@ class Runs:
         self.wait(run_id, "vip.approve", {"awaiting_input"})
         # Airflow 3.3.2 fails a task that is answered before its scheduler has heard that it waits. No person
         # is that fast.
-        time.sleep(6)
+        heard = f"TaskInstance Finished: dag_id={self.dag_id}, task_id=vip.approve, run_id={run_id},"
+        deadline = time.monotonic() + PATIENCE
+        while heard not in (log := (self.airflow.home / "airflow.log").read_text(errors="replace")):
+            assert time.monotonic() < deadline, log[-5000:]
+            time.sleep(0.3)
         return run_id
 
     def question(self, run_id):

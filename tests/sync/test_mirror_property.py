@@ -7,6 +7,7 @@ each creation of an audience, each move of the cursor, before and after its effe
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import os
@@ -415,7 +416,8 @@ def finish(history, runs):
     history.check_agreement()
     assert history.play(clean()) == "green"
     history.check_agreement()
-    assert history.play(clean()) == "green"
+    # Without bad profiles it was the same run as the one before.
+    assert not bad or history.play(clean()) == "green"
     return history
 
 
@@ -482,11 +484,12 @@ SCRIPTS = {
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_kill_before_any_step_is_made_good(script, then):
     before, run = SCRIPTS[script]
+    begun = History(1)
+    for each in before:
+        begun.play(each)
     dies_at = 0
     while True:
-        history = History(1)
-        for each in before:
-            history.play(each)
+        history = copy.deepcopy(begun)
         history.play(replace(run, dies_at=dies_at))
         if not history.process.dead:
             break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import random
 from collections import Counter
@@ -58,9 +57,9 @@ class World:
     """
 
     def __init__(self, audiences, limit):
-        self._next_id = itertools.count(1)
         self.audiences = {each: set() for each in audiences}
-        self.ids = {each: next(self._next_id) for each in audiences}
+        self.ids = {each: number for number, each in enumerate(audiences, 1)}
+        self._last_id = len(self.ids)
         self.limit = limit
         self.bad = set()
         self.by_hand = set()
@@ -93,7 +92,8 @@ class World:
     def make(self, audience):
         self._forget_calls(audience)
         self.audiences[audience] = set()
-        self.ids[audience] = next(self._next_id)
+        self._last_id += 1
+        self.ids[audience] = self._last_id
 
 
 class Sender:
