@@ -19,7 +19,7 @@ MAX_NAMES = 1000
 """Limit of attribute names in one ledger. A JSON column that has data as its keys exceeds it."""
 
 _DIGEST = 16
-_DOUBT, _PARTIAL, _NAMES, _HAD, _CLEARED = "?", "~", ".", "+", "-"
+_UNCERTAIN, _PARTIAL, _NAMES, _HAD, _CLEARED = "?", "~", ".", "+", "-"
 
 
 def digest_of(profile_id: str, attributes: bytes) -> str:
@@ -43,12 +43,12 @@ def fingerprint(digest: str, mask: int, *, partial: bool) -> str:
 
 def marked_uncertain(text: str) -> str:
     """Mark a fingerprint as sent without an acknowledgement."""
-    return text if text.startswith(_DOUBT) else _DOUBT + text
+    return text if text.startswith(_UNCERTAIN) else _UNCERTAIN + text
 
 
 def was_acknowledged(text: str) -> bool:
     """Whether Talon.One acknowledged attributes of the profile, these or earlier ones."""
-    return not text.startswith(_DOUBT) or text.endswith(_HAD)
+    return not text.startswith(_UNCERTAIN) or text.endswith(_HAD)
 
 
 def following(text: str, old: str) -> str:
@@ -69,13 +69,13 @@ def holds(text: str, digest: str, *, partial: bool) -> bool:
 
 def unacknowledged(text: str) -> str:
     """Return the fingerprint of what was sent without an acknowledgement; empty if all was acknowledged."""
-    return text.removeprefix(_DOUBT) if text.startswith(_DOUBT) else ""
+    return text.removeprefix(_UNCERTAIN) if text.startswith(_UNCERTAIN) else ""
 
 
 def cleared(text: str) -> str:
     """Return the key of a change that deletes the attributes that a fingerprint names."""
-    doubt = _DOUBT if text.startswith(_DOUBT) else ""
-    return following(f"{doubt}{_CLEARED}{text[text.index(_NAMES) :]}", text)
+    mark = _UNCERTAIN if text.startswith(_UNCERTAIN) else ""
+    return following(f"{mark}{_CLEARED}{text[text.index(_NAMES) :]}", text)
 
 
 def may_be_cleared(text: str) -> bool:
@@ -85,7 +85,7 @@ def may_be_cleared(text: str) -> bool:
 
 def forgotten(text: str) -> str:
     """Return a fingerprint without digest: with another API key it is unknown what Talon.One has."""
-    return _DOUBT + following(text, text)[text.index(_NAMES) :]
+    return _UNCERTAIN + following(text, text)[text.index(_NAMES) :]
 
 
 def mask_of(text: str) -> int:

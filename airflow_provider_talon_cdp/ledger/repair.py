@@ -139,7 +139,7 @@ class DamagedLedger(Ledger):
                     withheld[change[:2]] = change.action
 
     def _drop_damaged_suspects(self, plans: list[Plan], messages: list[str]) -> None:
-        """Delete the files of suspects and doubts that cannot be read, and begin without any."""
+        """Delete the files of suspects and resends that cannot be read, and begin without any."""
         patterns = (SUSPECTS, DOUBTS)
         names = [name for plan in plans for pattern in patterns for name in self._files(plan, pattern)]
         for name in names:
@@ -207,8 +207,8 @@ class DamagedLedger(Ledger):
 
     def _uncertain_before(self, chunk: Chunk) -> Chunk:
         """Return the changes of a batch that was never sent which an earlier request may have made."""
-        doubtful = () if self._holds_profiles else chunk.changes()
-        return Chunk.of(change._replace(runs_rules=False) for change in doubtful if change.uncertain)
+        changes = () if self._holds_profiles else chunk.changes()
+        return Chunk.of(change._replace(runs_rules=False) for change in changes if change.uncertain)
 
     def _drop_notes(self, messages: list[str]) -> None:
         for file in find_notes(self.folder, self._clock()).files:
