@@ -174,9 +174,7 @@ class _PlanOperator(LedgerOperator):
         summary, report = self.run_and_report_mirror(context, hook, mirror), self.report
         plan = self._plan(mirror, self.run_owner(context)) if report and report.state == "planned" else None
         planned: Any = {"report": summary, "plan": plan, "began": began, "reading": self.reading}
-        # What changes and what is read, of which ``CommitPlanOperator`` tells.
-        planned["assets"] = self.asset_uris(hook.settings.deployment_host)
-        planned["inputs"] = assets.input_names(self.lineage_inputs)
+        planned |= self._lineage(hook)
         if report and self.with_approval:
             rate, missing = hook.settings.requests_per_second, len(plan["missing"]) if plan else 0
             planned["question"] = question_text(report, mirror.kind.in_request, rate, missing)
@@ -189,6 +187,11 @@ class _PlanOperator(LedgerOperator):
         if isinstance(self, MembershipOperator):
             self.adopt_initial_members(context, mirror)
         return mirror.hand_over(self.run_owner(context), report)
+
+    def _lineage(self, hook: TalonCdpHook) -> dict[str, Any]:
+        """Return the assets and inputs that ``CommitPlanOperator`` reports as lineage."""
+        uris = self.asset_uris(hook.settings.deployment_host)
+        return {"assets": uris, "inputs": assets.input_names(self.lineage_inputs)}
 
     def _plan(self, mirror: Mirror, owner: str) -> dict[str, Any]:
         """Return where the plan is, and which audiences are checked after the push."""
