@@ -25,7 +25,7 @@ from airflow_provider_talon_cdp.ledger.letters import read_letters
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import Folder, as_folder, names_in
 from airflow_provider_talon_cdp.operators._arguments import audience_id_of
-from airflow_provider_talon_cdp.operators._base import _common_state, storage
+from airflow_provider_talon_cdp.operators._base import common_state, storage
 
 _COMMANDS = {
     "import": "adopt the members in a CSV file into a new ledger",
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     ledger = _ledger(options)
     # As the operators set it, so that tasks under other state URIs find the ledger.
-    ledger.registry.common = _common_state(ledger.registry.common)
+    ledger.registry.common = common_state(ledger.registry.common)
     if options.command == "import":
         file = _storage("CSV file", options.csv)
         members = members_of_csv(file, options.audience_id, "warn")

@@ -1058,7 +1058,7 @@ def open_ledger(
     identity = identity_of(hook, name, **options)
     sizes = Sizes(batch=BATCH) if identity.holds == "profiles" else Sizes()
     ledger = Ledger(folder, identity, keep=keep, sizes=sizes)
-    ledger.registry.common = _common_state(folder)
+    ledger.registry.common = common_state(folder)
     return ledger
 
 
@@ -1070,7 +1070,7 @@ def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **optio
     folder = storage("state URI", _state_uri_or_default(operator.state_uri))
     identity = identity_of(hook, ledger_name("calls", f"{operator.dag_id}.{operator.task_id}"))
     outside = OutsideChanges(folder, identity, _owner(operator, context), **options)
-    outside.registry.common = _common_state(folder)
+    outside.registry.common = common_state(folder)
     return outside
 
 
@@ -1091,7 +1091,7 @@ def note_internal_id(operator: Any, hook: TalonCdpHook, internal_id: int) -> Non
     """Note the internal ID of an operator's audience, so that tasks with either ID find its ledgers."""
     from airflow_provider_talon_cdp.ledger.outside import Registry  # noqa: PLC0415
 
-    if common := _common_state(None):
+    if common := common_state(None):
         try:
             Registry(common, identity_of(hook, ""), "external").note_internal_ids(
                 {operator.audience_id: internal_id}
@@ -1204,7 +1204,7 @@ def _state_uri_or_default(given: str | None) -> str:
     return _state_uri(given) or f"file://{home}/talon_cdp"
 
 
-def _common_state(own: Any) -> Any:
+def common_state(own: Any) -> Any:
     """Return the folder of the ledgers of tasks without a state URI, or ``own`` if that URI is invalid.
 
     An error of the storage is raised only when the folder is read.

@@ -91,10 +91,6 @@ class Sync:
         assert self.report.balances
         return self.report
 
-    def files(self):
-        """The ledger's files, without the heartbeat that keeps a run's fencing token."""
-        return {name: data for name, data in self.storage.objects.items() if "/locks/" not in name}
-
     def letters(self):
         found = [data for name, data in sorted(self.storage.objects.items()) if "dead-letters" in name]
         return [json.loads(line) for data in found for line in data.decode().splitlines()]

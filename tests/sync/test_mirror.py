@@ -134,11 +134,11 @@ def test_an_audience_is_not_taken_out_while_something_in_it_is_uncertain(sync):
         sync.run(Chunk(["a", "a"], ["gold", "vip"]))
     # The request may have arrived all the same.
     sync.talon.members = {("a", "gold"), ("a", "vip")}
-    before, requests = sync.files(), sync.talon.requests
+    before, requests = dict(sync.storage.objects), sync.talon.requests
     with pytest.raises(InvalidInputError, match=r"'gold', which is not in audiences now\.\nAdd it again"):
         sync.run(adds("b"), managed=["vip"], audiences=Audiences(names={"vip": "VIP"}))
     assert sync.talon.requests == requests
-    assert sync.files() == before
+    assert sync.storage.objects == before
     assert sync.uncertain == {("a", "gold"), ("a", "vip")}
     sync.run(adds("b"), managed=["vip", "gold"])
     assert sync.talon.members == sync.known == vip("b")
@@ -230,21 +230,21 @@ def test_the_log_has_the_plan_and_the_report_in_short_lines(sync, caplog):
 
 def test_the_guard_speaks_before_the_first_request_and_leaves_everything_as_it_was(sync):
     sync.run(adds("a", "b", "c"))
-    before, requests = sync.files(), sync.talon.requests
+    before, requests = dict(sync.storage.objects), sync.talon.requests
     for rows in ([], [adds("a")], [Rejection("profile ID longer", "x")]):
         with pytest.raises(GuardError, match=r"Nothing was sent"):
             sync.run(*rows, guard=STRICT, audiences=Audiences(names={"vip": "VIP"}))
-    assert sync.files() == before
+    assert sync.storage.objects == before
     assert sync.talon.requests == requests
 
 
 def test_an_empty_source_that_is_skipped_changes_nothing(sync, caplog):
     sync.run(adds("a", "b"))
-    before = sync.files()
+    before = dict(sync.storage.objects)
     report = sync.mirror(guard=Guard(on_empty="skip")).run("task")
     assert (report.read, report.sent, report.removals.total(), report.unsent) == (0, 0, 2, 2)
     assert report.balances
-    assert sync.files() == before
+    assert sync.storage.objects == before
     assert "on_empty is 'skip': its plan was not sent" in caplog.text
 
 
@@ -275,13 +275,13 @@ def test_a_first_run_with_a_wrong_key_does_not_stand_in_the_way_of_a_right_query
 def test_a_dry_run_sends_and_records_nothing_and_tells_all(sync, caplog):
     caplog.set_level(logging.INFO)
     sync.run(numbers(3000))
-    before, requests = sync.files(), sync.talon.requests
+    before, requests = dict(sync.storage.objects), sync.talon.requests
     report = sync.mirror(numbers(100, 4600)).dry_run(10)
     assert report.balances
     assert (report.read, report.unchanged, report.removals, report.unsent) == (4500, 2900, {"vip": 100}, 1700)
     assert (report.requests, report.sent, report.verdict, report.ledger_version) == (2, 0, "would be sent", 1)
     assert "It takes 2 requests: 0.2 s at 10 a second." in caplog.text
-    assert sync.files() == before
+    assert sync.storage.objects == before
     assert sync.talon.requests == requests
 
 
@@ -386,11 +386,11 @@ def test_members_that_were_refused_before_are_left_out_where_that_is_asked_for(s
 def test_a_dry_run_leaves_them_out_too(sync):
     sync.talon.bad = {"b"}
     sync.run(adds("a", "b"), max_rejected=None)
-    before = sync.files()
+    before = dict(sync.storage.objects)
     report = sync.mirror(adds("a", "b", "c"), retry_rejected="never").dry_run(60)
     assert report.balances
     assert (report.unsent, report.rejected.total()) == (1, 1)
-    assert sync.files() == before
+    assert sync.storage.objects == before
 
 
 def test_a_source_of_members_that_were_all_refused_before_is_not_an_empty_one(sync):
@@ -481,7 +481,7 @@ def until(day):
 
 def test_older_data_after_newer_data_is_an_error_unless_it_is_asked_for(sync, caplog):
     sync.run(adds("a", "b"), facts=until(3))
-    before, requests = sync.files(), sync.talon.requests
+    before, requests = dict(sync.storage.objects), sync.talon.requests
     with pytest.raises(OlderRunError, match=r"(?s)until 2026-01-03.*until 2026-01-02") as failure:
         sync.run(adds("a"), facts=until(2))
     assert "on_older_run='allow'" in str(failure.value)
@@ -492,7 +492,7 @@ def test_older_data_after_newer_data_is_an_error_unless_it_is_asked_for(sync, ca
     with pytest.raises(OlderRunError):
         sync.mirror(adds("a"), facts=until(2)).hand_over("task")
     assert sync.talon.requests == requests
-    assert sync.files() == before
+    assert sync.storage.objects == before
     assert sync.run(adds("a"), facts=until(2), on_older_run="allow").removed == {"vip": 1}
     # From now on it holds the older data.
     assert sync.run(adds("a"), facts=until(2)).unchanged == 1
