@@ -72,6 +72,17 @@ def unacknowledged(text: str) -> str:
     return text.removeprefix(_UNCERTAIN) if text.startswith(_UNCERTAIN) else ""
 
 
+def may_have_values(text: str, nulls: str) -> bool:
+    """Whether Talon.One acknowledged attributes, and it is not known that all of them are null or forgotten.
+
+    Args:
+        text: The fingerprint of a ledger's line.
+        nulls: Digest of nulls for all names in it.
+    """
+    last = text.removeprefix(_UNCERTAIN)
+    return was_acknowledged(text) and not last.startswith(_NAMES) and not holds(last, nulls, partial=True)
+
+
 def cleared(text: str) -> str:
     """Return the key of a change that deletes the attributes that a fingerprint names."""
     mark = _UNCERTAIN if text.startswith(_UNCERTAIN) else ""

@@ -148,8 +148,9 @@ class NoteWriter:
 def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -> Notes:
     """List the notes in a ledger's folder."""
     by_writer: dict[str, list[re.Match[str]]] = {}
+    left_out = frozenset(spent_before)
     for name in names_in(ledger / NOTES):
-        if name not in spent_before and (match := _NOTE.fullmatch(name)):
+        if name not in left_out and (match := _NOTE.fullmatch(name)):
             by_writer.setdefault(match[1], []).append(match)
     found: list[File] = []
     writers: dict[str, str] = {}

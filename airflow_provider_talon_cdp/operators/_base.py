@@ -17,6 +17,7 @@ from functools import cache, partial, wraps
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
@@ -135,14 +136,21 @@ def ends_retries(execute: Callable[Concatenate[Op, P], T]) -> Callable[Concatena
     return executed
 
 
-def _ends_retries_of_mapped(init: Callable[..., None]) -> Callable[..., None]:
+def _of_mapped(init: Callable[..., None]) -> Callable[..., None]:
+    """Have the operator that Airflow makes of a mapped one, in each try of the task, know its arguments.
+
+    If they are invalid, the task's retries end.
+    """
+
     @wraps(init)
-    def initialised(self: BaseOperator, **kwargs: Any) -> None:
+    def initialised(self: TextFieldsOperator, **kwargs: Any) -> None:
+        is_mapped = getattr(self, "_BaseOperator__from_mapped", False)
+        if is_mapped and not self.mapped_arguments:
+            # Those of the outermost class: it may make templates of them for its base class.
+            self.mapped_arguments = kwargs
         try:
             init(self, **kwargs)
         except InvalidInputError as error:
-            # Airflow makes an operator of a mapped one in each try of the task, before execute.
-            is_mapped = getattr(self, "_BaseOperator__from_mapped", False)
             if not is_mapped or isinstance(error, AirflowFailException):
                 raise
             raise _as_fail_exception(error) from error
@@ -178,14 +186,16 @@ class TextFieldsOperator(BaseOperator):
 
     unrendered_lists: ClassVar[Sequence[str]] = ()
     """Fields with lists of data: only elements that are templates are rendered, and always to text."""
+    mapped_arguments: Mapping[str, Any] = MappingProxyType({})
+    """Arguments of an operator that Airflow made of a mapped one."""
     rendered_to_none: Sequence[str] = ()
     """Fields whose template was rendered to None, or whose upstream task returned nothing."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have invalid arguments of a mapped task end its retries, too."""
+        """Wrap the constructor for mapped tasks."""
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = _ends_retries_of_mapped(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _of_mapped(cls.__init__)  # type: ignore[method-assign]
 
     def render_template(
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
@@ -225,7 +235,7 @@ class TextFieldsOperator(BaseOperator):
             super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids, **more)
             return
         seen_oids.update(map(id, self._values_of_rows(context)))
-        given = [name for name in template_fields if _may_become_none(getattr(self, name, None))]
+        given = [name for name in self._own_fields() if _may_become_none(getattr(self, name, None))]
         values = {name: getattr(self, name, None) for name in _TEXT_FIELDS}
         # Airflow has resolved those in seen_oids from another task's result, and they are no templates.
         texts = [name for name, each in values.items() if isinstance(each, str) and id(each) not in seen_oids]
@@ -242,6 +252,12 @@ class TextFieldsOperator(BaseOperator):
                 # Native rendering makes None of it, which stays a missing value.
                 setattr(self, name, self.render_template(values[name], context, jinja_env))
         self.rendered_to_none = [name for name in given if getattr(self, name) is None]
+
+    def _own_fields(self) -> set[str]:
+        """Return the template fields of this package. A DAG author's subclass may have others."""
+        package = __name__.partition(".")[0]
+        ours = [kind for kind in type(self).__mro__ if kind.__module__.startswith(f"{package}.")]
+        return set(chain.from_iterable(vars(kind).get("template_fields", ()) for kind in ours))
 
     def refuse_none(self) -> None:
         """Refuse None of a template or an upstream task: it is often no limit, or the default for all."""
@@ -266,16 +282,19 @@ class TextFieldsOperator(BaseOperator):
             rows = rows[instance.map_index]
         if dag is None or not isinstance(rows, XComArg):
             return
-        group = self.task_group.default_args if self.task_group else {}
+        group = mapped.task_group.default_args if mapped.task_group else {}
         written = [mapped.partial_kwargs, mapped.partial_kwargs.get("op_kwargs", {}), dag.default_args, group]
-        names = [name for name in self.template_fields if name not in ("sql", "op_args", "op_kwargs")]
-        values = [*(getattr(self, name) for name in names), *getattr(self, "op_kwargs", {}).values()]
+        left_out = ("sql", "op_args", "op_kwargs")
+        given = [value for name, value in self.mapped_arguments.items() if name not in left_out]
+        given += getattr(self, "op_kwargs", {}).values()
         literals = set(map(id, chain.from_iterable(each.values() for each in written)))
-        yield from (value for value in values if id(value) not in literals)
+        yield from (value for value in given if id(value) not in literals)
 
 
 def _may_become_none(value: Any) -> bool:
-    return is_template(value) or isinstance(value, XComArg)
+    # Results of other tasks, and arguments of a mapped task group. A DAG's parameter may be None on purpose.
+    refers = hasattr(value, "resolve") and type(value).__name__ != "DagParam"
+    return is_template(value) or refers
 
 
 class _TalonLink(BaseOperatorLink):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -90,6 +90,10 @@ class Members:
             f" the ledger has {counts.known.total():,} members"
         )
 
+    def uncount(self, additions: Chunk, counts: Counts) -> None:
+        """Take additions that are left out of a plan from its counts."""
+        counts.additions -= Counter(additions.each_key)
+
     def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:
         """Return the content of the dead letter for a refused change."""
         return {"audience_id": change.key, "action": change.action, "reason": str(error)}
@@ -134,7 +138,8 @@ class Members:
                     pending.append((positions[:middle], chunk[:middle]))
                     continue
                 flight.refused(positions[0], error, f"refused by Talon.One ({error.status})")
-                if _gives_up_soon(flight, error):
+                is_new = chunk.member(0) not in flight.push.limits.refused_before
+                if is_new and _gives_up_soon(flight, error):
                     # First try the other end of the chunk: perhaps only its beginning is bad.
                     pending.reverse()
 

@@ -381,7 +381,7 @@ class Mirror:
             if not self.kind.sends_all:
                 raise LedgerError(
                     f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has.\n"
-                    "If the environment is the same, set Environment to its name, or send all once with "
+                    "If the environment is the same, send all once with "
                     "send='all'."
                 )
             # Until all is sent, the ledger has only what the other key's environment acknowledged.
@@ -572,7 +572,7 @@ class Mirror:
         refused_before = self._refused_before()
         leave_out = partial(
             _without_refused,
-            label=self.kind.label,
+            uncount=self.kind.uncount,
             refused=refused,
             refused_before=refused_before if self.retry_rejected == "never" else frozenset(),
             # A dry run writes nothing.
@@ -835,7 +835,7 @@ def _without_refused(
     changes: Iterable[Chunk],
     counts: Counts,
     *,
-    label: str | None,
+    uncount: Callable[[Chunk, Counts], None],
     refused: Collection[Member],
     refused_before: Collection[Member],
     carry: Callable[[Chunk], None],
@@ -845,7 +845,7 @@ def _without_refused(
     Args:
         changes: The plan's changes.
         counts: The plan's counts.
-        label: What the changes are counted under; None for their audiences.
+        uncount: Takes changes that are left out from the counts.
         refused: Members that were refused, and counted, in this run.
         refused_before: Members that were refused in earlier runs and are not sent again.
         carry: Called with the changes that are left out, so that later runs know of them.
@@ -859,9 +859,7 @@ def _without_refused(
             continue
         left_out = chunk.at(bad)
         carry(left_out)
-        fewer: Counter[str] = Counter()
-        left_out.tally(fewer, Counter(), label)
-        counts.additions -= fewer
+        uncount(left_out, counts)
         in_run = sum(member in refused for member in left_out.members)
         counts.duplicate += in_run
         counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - in_run})

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import and_
 from typing import Any, ClassVar
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile, Rejection
@@ -24,8 +26,10 @@ from airflow_provider_talon_cdp.changes.fingerprint import (
     fingerprint,
     following,
     holds,
+    marked_uncertain,
     mask_of,
     may_be_cleared,
+    may_have_values,
     unacknowledged,
     was_acknowledged,
 )
@@ -140,6 +144,15 @@ class Profiles:
             f"{counts.additions.total():,} profiles to send, {counts.removals.total():,} to clear,"
             f" {counts.unchanged:,} unchanged; the ledger has {counts.known.total():,} profiles"
         )
+
+    def uncount(self, additions: Chunk, counts: Counts) -> None:
+        """Take additions that are left out of a plan from its counts."""
+        # Where the key has a mark of them, earlier attributes were acknowledged.
+        known = [was_acknowledged(marked_uncertain(key)) for key in additions.each_key]
+        emptied = map(_deletes_all, (body or b"" for body in additions.bodies or ()))
+        counts.additions -= Counter({PROFILES: len(additions)})
+        counts.repeated -= Counter({PROFILES: sum(known)})
+        counts.emptied -= Counter({PROFILES: sum(map(and_, known, emptied))})
 
     def letter(self, _: Change, error: RejectedError, /) -> dict[str, Any]:
         """Return the content of the dead letter for a refused profile."""
@@ -281,9 +294,10 @@ class ProfilePlan:
                 continue
             mask = self.names.mask(profile.names) | (mask_of(old) if old else 0)
             counts.additions[PROFILES] += 1
-            has_attributes = bool(old) and was_acknowledged(old)
-            counts.repeated[PROFILES] += has_attributes
-            counts.emptied[PROFILES] += has_attributes and not is_held and _deletes_all(profile.attributes)
+            counts.repeated[PROFILES] += bool(old) and was_acknowledged(old)
+            if old and not is_held and _deletes_all(profile.attributes):
+                nulls = digest_of(profile.profile_id, _nulls(self.names.of(mask_of(old))))
+                counts.emptied[PROFILES] += may_have_values(old, nulls)
             line_now = following(fingerprint(digest, mask, partial=partial), old)
             may_have_run = not self._kind.sends_all and holds(unacknowledged(old), digest, partial=True)
             yield Change(profile.profile_id, line_now, "add", *self._marks(may_have_run)), profile.attributes
@@ -387,8 +401,9 @@ def _fault(blame: Blame) -> str | None:
 
 
 def _nulls(names: Iterable[str]) -> bytes:
-    """Return the JSON that deletes attributes."""
-    return json.dumps(dict.fromkeys(names)).encode()
+    """Return the JSON that deletes attributes, as it is of a row that has only nulls."""
+    nulls = dict.fromkeys(sorted(names))
+    return json.dumps(nulls, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _deletes_all(attributes: bytes) -> bool:

@@ -49,9 +49,10 @@ class Report(Counts):
         dead_letters: Folder of the rejected records, or None.
         ledger_version: Version of the ledger after a mirror, or None.
         suspicious: Profile IDs that are valid but look wrong, by kind; see ``suspicious``.
-        verdict: The guard's decision on a dry run, or why a run sent nothing; else None.
+        verdict: The guard's decision on a dry run, or why a run did not send its plan; else None.
         allow: The arguments that would allow what was refused, or None.
-        state: ``done``: the sync was not interrupted, whatever was rejected. ``stopped``: it ended early.
+        state: ``done``: the sync was not interrupted, whatever was rejected; with a verdict, it finished the
+            plan of an earlier try and skipped its own. ``stopped``: it ended early.
             ``refused``: the guard, or newer data in the ledger, prevented it. ``planned``: a plan is
             current, for other processes to push.
         report_file: Path of the report's file, or None.

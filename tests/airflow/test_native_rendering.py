@@ -25,11 +25,12 @@ with DAG("native", schedule=None, start_date=datetime(2026, 1, 1), render_templa
 
 ROWS = """
 from datetime import datetime
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG, TaskGroup, task
 from airflow_provider_talon_cdp import SqlToTalonAudienceOperator, UpdateProfileOperator
 
 START = datetime(2026, 1, 1)
-GIVEN = {"default_args": {"state_uri": "{{ params.state }}"}, "params": {"state": STATE, "x": "anna"}}
+PARAMS = {"state": STATE, "x": "anna", "connection": "talon_cdp_default"}
+GIVEN = {"default_args": {"state_uri": "{{ params.state }}"}, "params": PARAMS}
 
 with DAG("rows", schedule=None, start_date=START, render_template_as_native_obj=NATIVE, **GIVEN):
     @task
@@ -61,11 +62,29 @@ with DAG("rows", schedule=None, start_date=START, render_template_as_native_obj=
         return [profile_id, other]
 
     members.partial(other="{{ params.x }}").expand_kwargs(functions())
+
+    class OfRegion(UpdateProfileOperator):
+        def __init__(self, *, region, talon_cdp_conn_id="{{ params.connection }}", **others):
+            profile = "{{ params.x }}-" + region
+            super().__init__(customer_profile_id=profile, talon_cdp_conn_id=talon_cdp_conn_id, **others)
+
+    @task
+    def regions():
+        return [{"region": "eu"}]
+
+    OfRegion.partial(task_id="of_region", attributes={"Name": "Anna"}).expand_kwargs(regions())
+
+    with TaskGroup("group", default_args={"talon_cdp_conn_id": "{{ params.connection }}"}):
+        @task
+        def others():
+            return [{"customer_profile_id": "{{ 8 }}", "attributes": {"Name": "{{ 9 }}"}}]
+
+        UpdateProfileOperator.partial(task_id="in_group").expand_kwargs(others())
 """
 
 NOTHING = """
 from datetime import datetime
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG, task, task_group
 from airflow_provider_talon_cdp import (
     SqlToTalonAudienceOperator, SqlToTalonProfilesOperator, UpdateProfileOperator
 )
@@ -84,6 +103,13 @@ with DAG("nothing", schedule=None, start_date=datetime(2026, 1, 1)):
     for name in ("attributes", "attributes_column"):
         SqlToTalonProfilesOperator(task_id=name, **OF_WAREHOUSE, **{name: none})
     UpdateProfileOperator(task_id="profile", customer_profile_id="anna", attributes=none, add_audiences=[1])
+
+    @task_group
+    def mapped(audiences):
+        how = {"mode": "mirror", "audiences": audiences, **COLUMNS, **OF_WAREHOUSE}
+        SqlToTalonAudienceOperator(task_id="sync", **how)
+
+    mapped.expand(audiences=[None])
 """
 
 
@@ -126,6 +152,9 @@ def test_nor_is_it_a_template_in_rows_of_arguments(talon, customers, run_file, t
     assert talon.audiences()["{{ 5 }}"]["name"] == "{{ 6 }}"
     assert talon.members("{{ 5 }}") == {"anna"}
     assert talon.members("anna") == {"anna", "{{ 7 }}"}
+    # What a subclass makes of an argument is rendered, and the default of a group.
+    assert talon.profile("anna-eu")["attributes"] == {"Name": "Anna"}
+    assert talon.profile("{{ 8 }}")["attributes"] == {"Name": "{{ 9 }}"}
 
 
 def test_a_task_that_returned_nothing_widens_no_argument(talon, customers, run_file):
@@ -133,6 +162,6 @@ def test_a_task_that_returned_nothing_widens_no_argument(talon, customers, run_f
     dag_run = run_file("nothing", NOTHING)
     states = {each.task_id: each.state for each in dag_run.get_task_instances()}
     assert states.pop("nothing") == "success"
-    assert len(states) == 7
+    assert len(states) == 8
     assert set(states.values()) == {"failed"}
     assert talon.requests() == []

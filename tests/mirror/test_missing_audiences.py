@@ -169,10 +169,11 @@ def test_creates_take_the_connections_rate_are_counted_and_are_not_repeated(sqli
     """A limit is for all requests of a key: to make three hundred audiences at once would be throttled."""
     names = [f"audience-{number:03}" for number in range(300)]
     sqlite.fill_pairs([(member, name) for name in names for member in ("anna", "bert")])
-    with Emulator() as talon:
+    # A busy machine may hold back some requests, which then come at once.
+    with Emulator(requests_per_second=150, burst=150) as talon:
         connect(talon, requests_per_second=100)
         summary = mirror_many(verify="none")
-        assert (summary["sent"], summary["requests"]) == (600, 300 + 1)
+        assert (summary["sent"], summary["throttled"], summary["requests"]) == (600, 0, 300 + 1)
         assert summary["seconds"] > 2.9
         sqlite.fill_pairs([(member, name) for name in names for member in ("anna", "bert", "carl")])
         summary = mirror_many(verify="none")

@@ -276,6 +276,18 @@ class TestLimitsFromTemplates:
         run(mirror([], **how), params=params | {"share": "1"})
         assert talon.members("vip") == frozenset()
 
+    def test_a_field_of_a_subclass_may_be_none(self, run, vip):
+        class OfRegion(SyncAudienceMembersOperator):
+            template_fields = (*SyncAudienceMembersOperator.template_fields, "region")
+
+            def __init__(self, *, region, **others):
+                super().__init__(**others)
+                self.region = region
+
+        operator = OfRegion(task_id="sync", audience_id="vip", add=["anna"], region="{{ params.region }}")
+        run(operator, native=True, params={"region": None})
+        assert operator.region is None
+
     @pytest.mark.parametrize(
         "name, text",
         [

@@ -34,7 +34,7 @@ from airflow_provider_talon_cdp.sync.report import Report
 from tests.changes.strategies import spelt_out
 from tests.sync.fakes import FakeTalon, StuckTalon, adds, error, opened
 from tests.sync.pushing import NotedJournal, push
-from tests.sync.syncing import Sync, vip
+from tests.sync.syncing import Sync, names, vip
 
 
 def removes(*profiles, audience="vip"):
@@ -185,6 +185,18 @@ def test_when_everything_is_refused_the_run_stops_early():
     ):
         deliver(batched(profiles), talon, in_flight=1)
     assert talon.requests < 250
+
+
+def test_what_was_refused_in_an_earlier_run_does_not_say_that_everything_is_refused():
+    profiles = names(1000)
+    bad = {*profiles[:150], profiles[900]}
+    before = frozenset(vip(profiles[900]))
+    counts, _ = deliver([adds(*profiles)], FakeTalon(bad=bad), in_flight=1, refused_before=before)
+    assert (counts.sent, counts.rejected.total()) == (849, 151)
+    # Where nothing else is to be sent, either.
+    bad = names(300)
+    counts, _ = deliver([adds(*bad)], FakeTalon(bad=bad), refused_before=frozenset(vip(*bad)))
+    assert (counts.rejected.total(), counts.unsent) == (300, 0)
 
 
 def test_what_was_refused_before_the_end_of_a_run_has_a_dead_letter():

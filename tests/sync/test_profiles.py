@@ -166,7 +166,8 @@ def test_sorting_on_disk_and_taking_the_last_is_what_a_dictionary_does(rows):
 
 
 def wanted(profile_id, **attributes):
-    body = json.dumps(attributes, sort_keys=True).encode() if attributes else b""
+    text = json.dumps(attributes, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    body = text.encode() if attributes else b""
     return Profile(profile_id, body, tuple(attributes))
 
 
@@ -470,7 +471,7 @@ def test_only_what_is_as_it_was_planned_is_sent_by_a_process_that_reads_the_sour
     talon, journal, kind = Talon(), NotedJournal(chunks), Profiles(give_up_after=1)
     counts = push(journal, talon, kind, stream=kind.reread(iter(chunks), rows, ["tier"]), in_flight=1)
     # b has changed, c cannot be sent any more, d is gone.
-    assert talon.arrived == {"a": b'{"tier":1}', "e": b'{"tier":1}', "f": b'{"tier": null}'}
+    assert talon.arrived == {"a": b'{"tier":1}', "e": b'{"tier":1}', "f": b'{"tier":null}'}
     assert [(each["profile_id"], each["reason"]) for each in journal.letters] == [
         (each, CHANGED) for each in "bcd"
     ]
@@ -525,7 +526,7 @@ def test_a_sync_sends_what_changed_and_clears_what_left(profiles):
     assert report.added == {PROFILES: 3}
     profiles.talon.arrived.clear()
     report = profiles.run(wanted("a", tier=2), wanted("b", tier=1), clears=True)
-    assert profiles.talon.arrived == {"a": b'{"tier": 2}', "c": b'{"tier": null}'}
+    assert profiles.talon.arrived == {"a": b'{"tier":2}', "c": b'{"tier":null}'}
     assert (report.unchanged, report.added, report.removed) == (1, {PROFILES: 1}, {PROFILES: 1})
     assert report.by_audience() == {PROFILES: {"added": 1, "removed": 1, "members": 2}}
     assert profiles.run(wanted("a", tier=2), wanted("b", tier=1), clears=True).requests == 0
@@ -582,8 +583,32 @@ def test_the_guard_counts_profiles_that_would_lose_all_their_attributes_by_nulls
     assert profiles.run(*emptied, sends_all=True).sent == 20
 
 
-def test_the_guard_lets_rows_of_nulls_pass_that_delete_nothing_of_ours(profiles):
-    assert profiles.run(*(wanted(f"{number:03}", tier=None) for number in range(20))).sent == 20
+def test_the_guard_lets_rows_of_nulls_pass_that_delete_nothing(profiles):
+    ids = [f"{number:03}" for number in range(20)]
+    # New, with another column, without it, sent again, and under another key.
+    for attributes, how in (
+        ({"tier": None}, {}),
+        ({"tier": None, "größe": None}, {}),
+        ({"tier": None}, {}),
+        ({"tier": None}, {"sends_all": True}),
+        ({"tier": None}, {"sends_all": True, "facts": RunFacts(key_fingerprint="new")}),
+    ):
+        assert profiles.run(*(wanted(each, **attributes) for each in ids), **how).sent == 20
+    profiles.run(*(wanted(each, tier=1) for each in ids))
+    with pytest.raises(GuardError, match="20 of 20 profiles would lose their attributes"):
+        profiles.run(*(wanted(each, tier=None) for each in ids))
+
+
+def test_the_guard_does_not_count_rows_of_nulls_that_the_plan_leaves_out(profiles):
+    ids = [f"{number:03}" for number in range(20)]
+    profiles.run(*(wanted(each, tier=1) for each in ids))
+    profiles.talon.answers = {each: refused() for each in ids}
+    nulls = [wanted(each, tier=None) for each in ids]
+    how = {"max_rejected": None, "retry_rejected": "never"}
+    profiles.run(*nulls, guard=ProfileGuard(max_removal_fraction=1.0), **how)
+    report = profiles.run(*nulls, wanted("new", tier=1), **how)
+    assert (report.sent, report.rejected.total(), report.emptied) == (1, 20, {})
+    assert report.by_audience() == {PROFILES: {"added": 1, "removed": 0, "members": 21}}
 
 
 def test_profiles_that_were_refused_before_do_not_keep_the_others_from_being_sent(profiles):
@@ -593,7 +618,7 @@ def test_profiles_that_were_refused_before_do_not_keep_the_others_from_being_sen
         profiles.run(*bad, wanted("b", tier=1), give_up_after=None)
     with pytest.raises(RejectedRecordsError):
         profiles.run(*bad, wanted("b", tier=2))
-    assert profiles.talon.arrived["b"] == b'{"tier": 2}'
+    assert profiles.talon.arrived["b"] == b'{"tier":2}'
     # Also where nothing else is to be sent, the diagnosis is the right one.
     with pytest.raises(RejectedRecordsError):
         profiles.run(*bad, wanted("b", tier=2))
@@ -624,7 +649,7 @@ def test_a_refused_profile_is_tried_again_by_the_next_run_with_its_new_attribute
     assert profiles.run(wanted("a", tier=1), wanted("b", tier=1), max_rejected=1).sent == 1
     profiles.talon.answers = {}
     profiles.run(wanted("a", tier=2), wanted("b", tier=1))
-    assert profiles.talon.arrived == {"a": b'{"tier": 2}', "b": b'{"tier": 1}'}
+    assert profiles.talon.arrived == {"a": b'{"tier":2}', "b": b'{"tier":1}'}
 
 
 def test_a_refused_profile_is_left_out_until_it_changes_where_that_is_asked_for(profiles):

@@ -157,6 +157,12 @@ class TestNumbers:
             assert numbers in text
         assert "Rejected, by reason" not in text
 
+    def test_a_run_that_finished_an_earlier_plan_and_skipped_its_own_is_not_in_step(self, leave):
+        guard = {"verdict": "skipped: The source has no rows", "allow": None}
+        text = shown(leave(counts={"rejected": {}, "unsent": 3000}, guard=guard))
+        assert "An earlier plan was finished, the new one skipped" in text
+        assert "In step" not in text
+
     def test_a_run_with_unclear_calls_is_not_in_step_and_says_what_to_check(self, leave):
         counts = {"unchanged": 890, "rejected": {}, "unclear": 25}
         place = leave(counts=counts, dead_letters="s3://bucket/letters")
