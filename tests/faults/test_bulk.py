@@ -105,7 +105,7 @@ def test_a_retry_after_beyond_all_patience_fails_with_counts_that_balance(sync, 
     with pytest.raises(TransientError, match="503"):
         sync(ids(5000))
     told = counts(logged())
-    assert told["read"] == 5000 or told["unsent"] > 0
+    assert told["unsent"] == told["read"] - told["sent"] > 0
     assert told["sent"] <= len(talon.members("vip")) == 1000
 
 

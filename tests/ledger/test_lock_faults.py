@@ -254,7 +254,7 @@ def test_eleven_runs_that_wait_all_get_their_turn(open_ledger, loaded):
 
     def run(number):
         # Eleven that look more often keep the server of the storage from its work.
-        ledger = open_ledger(sleep=lambda _: threading.Event().wait(0.05))
+        ledger = open_ledger(sleep=lambda _: threading.Event().wait(0.25))
         try:
             while not add(ledger, number):
                 threading.Event().wait(0.5)

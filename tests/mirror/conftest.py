@@ -53,8 +53,12 @@ class Warehouse:
     def insert(self, table, rows):
         with closing(BaseHook.get_connection(CONN_ID).get_hook().get_conn()) as connection:
             with closing(connection.cursor()) as cursor:
-                places = ", ".join([self.parameter] * len(rows[0]))
-                cursor.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
+                places = f"({', '.join([self.parameter] * len(rows[0]))})"
+                # Of many rows, psycopg2's executemany() makes one statement each.
+                for first in range(0, len(rows), 1000):
+                    some = rows[first : first + 1000]
+                    statement = f"INSERT INTO {table} VALUES {', '.join([places] * len(some))}"
+                    cursor.execute(statement, [value for row in some for value in row])
             connection.commit()
 
     def fill(self, ids, *, column_type="text", table="customers"):
@@ -223,7 +227,7 @@ def context():
 
 
 @pytest.fixture
-def mirror(talon, state, context):
+def mirror(connect, state, context):
     """Run a mirror of the table ``customers`` into the audience ``vip``, or what the arguments say; its
     summary."""
 
@@ -242,7 +246,7 @@ def mirror(talon, state, context):
 
 
 @pytest.fixture
-def mirror_list(talon, state, context):
+def mirror_list(connect, state, context):
     """Run a mirror of a list into the audience ``vip``; its summary."""
 
     def run(members, context=context, **arguments):

@@ -242,7 +242,10 @@ def test_a_refused_plan_leaves_no_file_behind_but_its_report(full, mirror, state
     assert new.parent.name == "reports"
 
 
-def test_a_dry_run_tells_the_plan_and_does_nothing(full, mirror, agrees, calls, state, caplog):
+def test_a_dry_run_tells_the_plan_and_does_nothing(
+    full, talon, connect, mirror, agrees, calls, state, caplog
+):
+    connect(talon, requests_per_second=60)
     caplog.set_level(logging.INFO)
     full.fill([*TEN[1:], "new", "newer"])
     before, files = calls(), {each: each.stat().st_mtime_ns for each in state.rglob("*")}
