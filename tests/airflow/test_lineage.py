@@ -68,10 +68,10 @@ RUN = """
 import sys
 
 from airflow_provider_talon_cdp.assets import IS_AIRFLOW_2
-if IS_AIRFLOW_2:
-    from airflow.models.dagbag import DagBag
-else:
+try:
     from airflow.dag_processing.dagbag import DagBag
+except ImportError:  # Airflow 2.11 and 3.1
+    from airflow.models.dagbag import DagBag
 
 bag = DagBag(sys.argv[1])
 assert not bag.import_errors, bag.import_errors
