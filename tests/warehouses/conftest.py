@@ -129,16 +129,18 @@ def mariadb_port():
     if not server or not install:
         pytest.skip("needs MariaDB's server: apt install mariadb-server")
     pytest.importorskip("airflow.providers.mysql.hooks.mysql")
-    # Not in memory, where it does not start.
-    folder = Path(tempfile.mkdtemp(prefix="talon-mariadb-", dir="/var/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="talon-mariadb-"))
     # Refuses to run as root; its package makes this user.
     user = "mysql" if os.geteuid() == 0 else None
     if user:
         shutil.chown(folder, user)
     port = 21000 + os.getpid() % 9000
+    # It must be able to write there.
+    environment = {**os.environ, "TMPDIR": str(folder)}
     installed = subprocess.run(
         [install, f"--datadir={folder}/data", "--auth-root-authentication-method=normal", "--skip-test-db"],
         user=user,
+        env=environment,
         check=False,
         timeout=120,
         stdin=subprocess.DEVNULL,
@@ -150,6 +152,7 @@ def mariadb_port():
     process = subprocess.Popen(
         [server, "--no-defaults", f"--datadir={folder}/data", *address],
         user=user,
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
