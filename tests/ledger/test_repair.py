@@ -11,7 +11,7 @@ import pytest
 from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledger.ledger import RunFacts
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts
 from airflow_provider_talon_cdp.ledger.outside import (
     ATTRIBUTES,
     NoteWriter,
@@ -21,7 +21,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
 )
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in
-from tests.ledger.conftest import FACTS, VIP, members, names, plan_of, planned, profiles
+from tests.ledger.conftest import FACTS, VIP, Clock, members, names, plan_of, planned, profiles
 
 MANY = [f"{number:05}" for number in range(20_000)]
 
@@ -46,13 +46,29 @@ def removes(*ids):
     return [Change(each, "vip", "remove") for each in ids]
 
 
+@pytest.fixture(scope="module")
+def four_versions(tmp_path_factory):
+    """A folder with a ledger of four versions, the last of which is pushed in part."""
+    folder, clock = tmp_path_factory.mktemp("worn"), Clock()
+
+    def ledger():
+        return Ledger(folder, VIP, keep=3, clock=clock, sleep=lambda _: None)
+
+    run(ledger(), adds(*MANY))
+    run(ledger(), [*removes(*MANY[:3000]), *adds(*(f"x{number:04}" for number in range(3000)))])
+    run(ledger(), removes(*MANY[3000:3100]))
+    run(ledger(), adds(*(f"y{number:04}" for number in range(2000))), landed=[0])
+    return folder
+
+
 @pytest.fixture
-def worn(open_ledger):
-    """A ledger of four versions, the last of which is pushed in part; who is a member, and who may be."""
-    run(open_ledger(), adds(*MANY))
-    run(open_ledger(), [*removes(*MANY[:3000]), *adds(*(f"x{number:04}" for number in range(3000)))])
-    run(open_ledger(), removes(*MANY[3000:3100]))
-    run(open_ledger(), adds(*(f"y{number:04}" for number in range(2000))), landed=[0])
+def worn(four_versions, state):
+    """A copy of the ledger of four versions in ``state``; who is a member, and who may be."""
+    for file in four_versions.rglob("*"):
+        if file.is_file():
+            copy = state / str(file.relative_to(four_versions))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
     known = {
         *MANY[3100:],
         *(f"x{number:04}" for number in range(3000)),
