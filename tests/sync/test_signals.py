@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from airflow_provider_talon_cdp.changes.change import Chunk
-from airflow_provider_talon_cdp.sync import loop
+from airflow_provider_talon_cdp.sync import loop, push
 from airflow_provider_talon_cdp.sync.loop import run_in_loop_thread
 from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import FakeTalon
@@ -58,11 +58,18 @@ def alarm(seconds, rung, *, again=_AGAIN):
         sys.unraisablehook = unraisable
 
 
-def test_what_a_signal_raises_ends_a_push_wherever_it_lands():
+def test_what_a_signal_raises_ends_a_push_wherever_it_lands(monkeypatch):
     moments = random.Random(0)
+
+    def run(deliver):
+        # A signal that lands before has no push to end.
+        signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, 0.03), _AGAIN)
+        return run_in_loop_thread(deliver)
+
+    monkeypatch.setattr(push, "run_in_loop_thread", run)
     for _ in range(100):
         rung = []
-        with pytest.raises(OverdueError), alarm(moments.uniform(0.001, 0.03), rung):
+        with pytest.raises(OverdueError), alarm(_AGAIN, rung):
             send(FakeTalon())
         assert time.monotonic() - rung[0] < 2
         assert len(rung) == 1
