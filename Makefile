@@ -12,7 +12,7 @@ SUITABLE = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c '$(SUITABLE)' 2>/dev/null && echo $$name && break; done)
 # One interpreter for all releases of the matrix; Airflow 2.11 takes nothing newer than 3.12.
-MATRIX_PYTHON ?= $(shell for name in python3.11 .venv/bin/python; do \
+MATRIX_PYTHON ?= $(shell for name in python3.11 python3.12 .venv/bin/python; do \
 	$$name -c '$(SUITABLE)' 2>/dev/null && echo $$name && break; done)
 
 # Where it is set, each of the many processes compiles Airflow anew.
@@ -26,7 +26,7 @@ BIN = .venv/bin
 PYTEST = python -m pytest -q --numprocesses logical --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Slow tests wait for Airflow, for killed processes and for locks that expire, so one more process than there are
 # processors works meanwhile.
-ONE_MORE = --numprocesses $$(($$(nproc) + 1))
+ONE_MORE = --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 # Every property with all its examples, and the same ones in every run: a failure is found again by running it again.
 ALL_EXAMPLES = --hypothesis-profile ci
 # The matrix leaves out the tests of what imports no Airflow, as a release makes no difference to it, and runs
@@ -84,14 +84,14 @@ lint: .venv/.ready
 	@$(BIN)/ruff check --quiet --output-format concise
 	@$(BIN)/ruff format --quiet --check
 	@$(BIN)/mypy --no-error-summary
-	@found=$$($(BIN)/zizmor --offline --quiet --no-progress --persona pedantic .github) || { echo "$$found"; exit 1; }
+	@$(if $(wildcard .github),found=$$($(BIN)/zizmor --offline --quiet --no-progress --persona pedantic .github) || { echo "$$found"; exit 1; })
 
 test-matrix: $(MATRIX)
 
 $(MATRIX): test-%: .venv-%/.ready
 	@echo "== Airflow $* on $$(.venv-$*/bin/python --version): tests$(if $(WITHOUT_DEMO),, and demo)"
 	@mkdir -p build
-	@$(if $(WITHOUT_DEMO),true) .venv-$*/bin/python demo/run.py --home $(CURDIR)/.demo/run-$* >build/demo-$*.log 2>&1 & demo=$$!; \
+	@$(if $(WITHOUT_DEMO),true) .venv-$*/bin/python demo/run.py --home .demo/run-$* >build/demo-$*.log 2>&1 & demo=$$!; \
 		.venv-$*/bin/$(PYTEST) $(ONE_MORE) --hypothesis-profile dev $(if $(MATRIX_MARKS),-m "$(MATRIX_MARKS)") \
 			$(MATRIX_FOLDERS) $(MATRIX_TESTS); \
 		tests=$$?; wait $$demo || { cat build/demo-$*.log; exit 1; }; exit $$tests

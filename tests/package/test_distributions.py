@@ -70,6 +70,7 @@ def test_the_wheel_registers_the_provider(wheel):
 
 def test_the_sdist_also_holds_examples_and_tests_with_all_that_they_need(sdist_names):
     wanted = sources(PACKAGE) | {"LICENSE", "Makefile", "pyproject.toml", "tests/conftest.py"}
+    wanted.add(".airflow-registry.yaml")
     wanted |= {
         path for path in sources(ROOT / "example_dags") | sources(ROOT / "tests") if path.endswith(".py")
     }
@@ -93,6 +94,7 @@ def test_the_sdist_holds_nothing_else(sdist_names):
         "LICENSE",
         "README.md",
         "pyproject.toml",
+        ".airflow-registry.yaml",
         # Hatchling adds these two.
         ".gitignore",
         "PKG-INFO",
