@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
@@ -98,6 +98,15 @@ def check_text(name: str, value: object) -> str:
     if fault:
         raise InvalidInputError(f"{name} must be a string of 1 to {MAX_LENGTH} characters, but is {fault}.")
     return str(value)
+
+
+def check_choice(name: str, value: object, choices: Any) -> Any:
+    """Return a value of a ``Literal`` type, or raise if it is not one of its choices."""
+    if value not in get_args(choices):
+        raise InvalidInputError(
+            f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is {value!r}."
+        )
+    return value
 
 
 def is_null_audience(value: object) -> bool:

@@ -6,7 +6,6 @@ A message is a few short lines: what happened, the numbers, what to do. Airflow'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -67,10 +66,10 @@ class RequestError(TalonCdpError):
         retry_after: Seconds that the answer asks to wait, or None.
         repeated: Whether an earlier attempt of the call got no clear answer, so that it may have had its
             effect.
-        unclear: What ``is_unclear`` says, of most classes.
+        is_unclear: Whether the failed attempt may have had its effect.
     """
 
-    unclear = False
+    is_unclear: bool = False
 
     def __init__(
         self,
@@ -91,11 +90,6 @@ class RequestError(TalonCdpError):
         self.body = ""
         self.retry_after: float | None = None
         self.repeated = False
-
-    @property
-    def is_unclear(self) -> bool:
-        """Whether the failed attempt may have had its effect."""
-        return self.unclear
 
     def explain(self, more: str) -> None:
         """Add lines to the message, as notes (``add_note``) are not shown in every Airflow log."""
@@ -132,10 +126,10 @@ class UnexpectedAnswerError(FatalError):
     Usually the connection leads to another server. Another try fails until a person changes it.
 
     Attributes:
-        unclear: Whether the call may have had its effect; False if another server has certainly answered.
+        is_unclear: As in ``RequestError``; False if another server has certainly answered.
     """
 
-    unclear = True
+    is_unclear = True
 
 
 class RejectedError(RequestError):
@@ -162,25 +156,20 @@ class UnclearError(RequestError):
     The rules may have run, so another try may give a coupon or points twice. A person has to check first.
     """
 
-    unclear = True
+    is_unclear = True
 
 
 class TransientError(RequestError):
     """429, 5xx, a conflict between requests on one profile, a reset or a timeout. Another try may succeed.
 
     Attributes:
-        sent: Whether the request, or a part of it, may have been sent.
+        is_unclear: As in ``RequestError``; False if nothing was sent, or if the answer is below 500.
         reason: What happened in a few words, e.g. ``503`` or ``no answer (timed out)``.
     """
 
     retryable = True
-    sent = True
+    is_unclear = True
     reason = "no answer"
-
-    @property
-    def is_unclear(self) -> bool:
-        """Whether there was no answer, or one after which the call may have had its effect."""
-        return self.sent if self.status is None else self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class GuardError(TalonCdpError):

@@ -95,12 +95,19 @@ def connection_error(
         request: The request.
         base_url: The base URL as ``Settings`` normalises it, without secrets.
         cause: What the client raised, or a description, e.g. ``timed out``.
-        sent: Whether a connection was made, so that the request may have been sent.
+        sent: Whether the request, or a part of it, may have been sent.
     """
     if not isinstance(cause, str) and any(_TLS_ALERT in f"{link!r} {link}" for link in _chain(cause)):
+        if base_url.startswith("http:"):
+            return FatalError(
+                f"{request.operation.value}: the server at {base_url} speaks TLS.\n"
+                "Write https:// in Base URL on the connection.",
+                method=request.method,
+                path=request.path,
+            )
         return FatalError(
-            f"{request.operation.value}: the server at {base_url} speaks TLS.\n"
-            "Write https:// in Base URL on the connection.",
+            f"{request.operation.value}: the proxy speaks TLS.\n"
+            "Write its URL with https:// in proxies on the connection, or in HTTPS_PROXY.",
             method=request.method,
             path=request.path,
         )
@@ -113,7 +120,7 @@ def connection_error(
         method=request.method,
         path=request.path,
     )
-    error.sent = sent
+    error.is_unclear = sent
     error.reason = f"no answer ({reason})"
     return error
 
@@ -157,6 +164,8 @@ def _in_words(error: BaseException) -> str:
 # In OpenSSL's reasons for its own checks and for the server's alerts. Some servers report a missing client
 # certificate only as denied access.
 _OVER_CERTIFICATES = re.compile("CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED")
+# A server that shuts down may send it in place of an answer.
+_SERVER_FAULT = "INTERNAL_ERROR"
 _CA_CURE = "Set 'verify' in the connection's extra to the path of your CA bundle."
 _CHECK_HOST = "Check the host in Base URL on the connection, and whether a proxy answers instead."
 # By OpenSSL's code of the verification error.
@@ -176,9 +185,10 @@ def is_refusal(cause: ssl.SSLError | None, *, sent: bool) -> bool:
         sent: Whether the request was sent: then only errors about certificates are refusals, which TLS 1.3
             reports after the handshake.
     """
-    if sent and not _OVER_CERTIFICATES.search(getattr(cause, "reason", None) or ""):
+    reason = getattr(cause, "reason", None) or ""
+    if sent and not _OVER_CERTIFICATES.search(reason):
         return False
-    return not isinstance(cause, ssl.SSLEOFError)
+    return not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError) and _SERVER_FAULT not in reason
 
 
 def tls_error(request: Request[Result], base_url: str, cause: ssl.SSLError | None) -> FatalError:
@@ -280,9 +290,7 @@ def _error(
                 body,
                 'With if_exists="skip" or "update", CreateAudienceOperator keeps the existing audience.',
             )
-        case 408 | 409 | 423 | 425 | 429:
-            return _transient(request, status, headers, body, now)
-        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        case _ if status in (408, 409, 423, 425, 429) or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return _transient(request, status, headers, body, now)
         case _ if status >= HTTPStatus.BAD_REQUEST:
             return _refused(request, status, body, str((content or {}).get("Error", "")))
@@ -315,7 +323,7 @@ def _refused(request: Request[Result], status: int, body: bytes, said: str) -> R
 def _elsewhere(request: Request[Result], status: int, body: bytes, text: str) -> UnexpectedAnswerError:
     """Make the error of an answer which shows that the call had no effect."""
     error = _fail(UnexpectedAnswerError, request, status, body, text)
-    error.unclear = False
+    error.is_unclear = False
     return error
 
 
@@ -325,6 +333,7 @@ def _transient(
     is_server = status >= HTTPStatus.INTERNAL_SERVER_ERROR
     text = f"If this persists: {_CHECK_DEPLOYMENT}" if is_server else None
     error = _fail(TransientError, request, status, body, text)
+    error.is_unclear = is_server
     error.retry_after = parse_retry_after(headers.get("Retry-After"), now)
     error.reason = f"{status} (too many requests)" if status == HTTPStatus.TOO_MANY_REQUESTS else str(status)
     return error

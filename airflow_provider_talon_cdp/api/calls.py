@@ -144,18 +144,21 @@ def update_customer_profile(
     a JSON object in UTF-8.
     """
     body: dict[str, Any] = {"runRuleEngine": run_rule_engine}
-    if attributes is not None:
-        body["attributes"] = orjson.Fragment(attributes) if isinstance(attributes, bytes) else attributes
+    # Encoded here, so that the values to mask are those that are sent: 1234.50 is sent as 1234.5.
+    encoded = attributes if attributes is None or isinstance(attributes, bytes) else encode_json(attributes)
+    if encoded is not None:
+        body["attributes"] = orjson.Fragment(encoded)
     adds, deletes = _changes(add_audiences, remove_audiences, "internal")
     if adds or deletes:
         body["audiencesChanges"] = {"adds": adds, "deletes": deletes}
+    skip = "true" if skip_unknown_attributes else "false"
     return Request(
         Operation.UPDATE_PROFILE,
         "PUT",
-        _profile_path(customer_profile_id, skip_unknown_attributes=skip_unknown_attributes),
+        f"{_profile_segment(customer_profile_id)}?skipNonExistingAttributes={skip}",
         encode_json(body),
         len(adds) + len(deletes),
-        lambda: (*_private_id(customer_profile_id), *_scalars(attributes)),
+        lambda: (*_private_id(customer_profile_id), *_scalars(encoded)),
         runs_rules=run_rule_engine or bool(adds or deletes),
     )
 
@@ -297,11 +300,6 @@ def _audience_path(audience_id: str) -> str:
     return f"/cdp/audiences/{_segment('audience_id', audience_id)}"
 
 
-def _profile_path(customer_profile_id: str, *, skip_unknown_attributes: bool) -> str:
-    skip = "true" if skip_unknown_attributes else "false"
-    return f"{_profile_segment(customer_profile_id)}?skipNonExistingAttributes={skip}"
-
-
 def _profile_segment(customer_profile_id: str) -> str:
     check_text("customer_profile_id", customer_profile_id)
     return f"/cdp/customer_profile/{_segment('customer_profile_id', customer_profile_id)}"
@@ -314,11 +312,11 @@ def _private_id(customer_profile_id: str) -> tuple[str, ...]:
 def _scalars(value: Any) -> Iterable[str]:
     if isinstance(value, bytes):
         value = json.loads(value, parse_float=str, parse_int=str)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for part in value.values():
             yield from _scalars(part)
     elif isinstance(value, list):
         for part in value:
             yield from _scalars(part)
-    elif value is not None and not isinstance(value, bool):
-        yield str(value)
+    elif isinstance(value, str):
+        yield value

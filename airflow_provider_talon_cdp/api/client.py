@@ -13,13 +13,12 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import aiohttp
 import requests
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, prepend_scheme_if_needed, select_proxy
 from urllib3.exceptions import (
     HTTPError,
@@ -52,21 +51,22 @@ _TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")
 _SECONDS_TO_CLOSE_TLS = 0.1
 # A push is reported as waiting only if its failures last longer than this.
 _SECONDS_UNTIL_WAITING = 1.0
+# A timer that is so late says that the event loop was blocked; answers then get more time.
+_LATE = 0.1
+_SECONDS_AFTER_BLOCK = 1.0
 
 
-class _WithoutProfiles(logging.Filter):
-    """Masks profile IDs in the paths that urllib3 logs at DEBUG."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(
-                _PROFILE_PATH.sub(r"\1***", arg) if isinstance(arg, str) else arg for arg in record.args
-            )
-        return True
+def _mask_profiles(record: logging.LogRecord) -> bool:
+    """Mask profile IDs in the paths that urllib3 logs: of requests, and of answers that it cannot parse."""
+    record.msg, record.args = _PROFILE_PATH.sub(r"\1***", record.getMessage()), ()
+    # Its text is in the message too.
+    record.exc_info = None
+    return True
 
 
 _PROFILE_PATH = re.compile(r"(/cdp/customer_profile/)[^/?\s]+")
-logging.getLogger("urllib3.connectionpool").addFilter(_WithoutProfiles())
+for _name in ("urllib3.connectionpool", "urllib3.connection"):
+    logging.getLogger(_name).addFilter(_mask_profiles)
 
 
 class _Client:
@@ -82,9 +82,6 @@ class _Client:
         self._lines = RepeatedLines()
         # Neither client decompresses answers: answers.py does, which limits their decompressed size.
         self._headers = {**settings.headers, "Accept-Encoding": "gzip, deflate"}
-
-    def _begin(self, request: Request[Any], on_unclear: OnUnclear = ON_UNCLEAR) -> Attempts:
-        return Attempts(request, self.settings.base_url, self._budget, self._clock(), on_unclear)
 
     def _wait_after(self, error: RequestError, attempts: Attempts, *, routine: bool = False) -> float:
         """Return the seconds until the next attempt and log the failure; raise the error if there is none."""
@@ -136,7 +133,7 @@ class TalonCdpClient(_Client):
         Raises:
             RequestError: The last attempt failed; the class says what to do.
         """
-        attempts = self._begin(request, on_unclear)
+        attempts = Attempts(request, self.settings.base_url, self._budget, self._clock(), on_unclear)
         while True:
             try:
                 return attempts.succeeded(self._send_once(request))
@@ -147,7 +144,7 @@ class TalonCdpClient(_Client):
     def _send_once(self, request: Request[Result]) -> Result:
         base_url = self.settings.base_url
         prepared = self._session.prepare_request(
-            requests.Request(request.method, base_url, data=request.body, auth=_KeyAuth(self._headers))
+            requests.Request(request.method, base_url, data=request.body, auth=self._authorised)
         )
         # Set afterwards, as preparing a URL changes some of its characters.
         prepared.url = base_url + request.path
@@ -183,6 +180,11 @@ class TalonCdpClient(_Client):
             now=time.time(),
             secret=self.settings.api_key,
         )
+
+    def _authorised(self, prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Set the connection's headers; as an ``auth`` it also keeps a ``.netrc`` from replacing the key."""
+        prepared.headers.update(self._headers)
+        return prepared
 
 
 class AsyncTalonCdpClient(_Client):
@@ -223,6 +225,9 @@ class AsyncTalonCdpClient(_Client):
         self._sleep = sleep
         self._pacer = Pacer(settings.requests_per_second)
         self._gate = asyncio.Lock()
+        # Not left to the connection pool: the time to connect includes the wait for a free connection.
+        limit = session.connector.limit if session.connector else 0
+        self._places = asyncio.Semaphore(limit or IN_FLIGHT)
         self._failing_since: float | None = None
         self._failing_with = ""
 
@@ -255,29 +260,30 @@ class AsyncTalonCdpClient(_Client):
         """
         attempts: Attempts | None = None
         while True:
-            left_at = await self._pace()
-            # The time in the queue before the first attempt does not count.
-            attempts = attempts or self._begin(request)
-            self.before_attempt()
-            try:
-                with while_in_flight():
-                    self.requests += 1
-                    self.retries += attempts.made > 1
-                    result = await self._send_once(request)
-            except RequestError as error:
-                is_throttled = error.status == _TOO_MANY_REQUESTS
-                if is_throttled:
-                    self.throttled += 1
-                    self._pacer.throttled(self._clock(), left_at=left_at, retry_after=error.retry_after)
-                self._note(error)
-                # A 429 now and then is part of pacing; other failures are logged as warnings.
-                wait = self._wait_after(error, attempts, routine=is_throttled)
-            else:
-                self._note(None)
-                return attempts.succeeded(result)
+            async with self._places:
+                left_at = await self._pace()
+                # The time in the queue before the first attempt does not count.
+                attempts = attempts or Attempts(request, self.settings.base_url, self._budget, self._clock())
+                self.before_attempt()
+                try:
+                    with while_in_flight():
+                        self.requests += 1
+                        self.retries += attempts.made > 1
+                        result = await self._send_once(request)
+                except RequestError as error:
+                    is_throttled = error.status == _TOO_MANY_REQUESTS
+                    if is_throttled:
+                        self.throttled += 1
+                        self._pacer.throttled(self._clock(), left_at=left_at, retry_after=error.retry_after)
+                    self._note(error)
+                    # A 429 now and then is part of pacing; other failures are logged as warnings.
+                    wait = self._wait_after(error, attempts, routine=is_throttled)
+                else:
+                    self._failing_since = None
+                    return attempts.succeeded(result)
             await self._sleep(wait)
 
-    def _note(self, error: RequestError | None) -> None:
+    def _note(self, error: RequestError) -> None:
         if not isinstance(error, TransientError):
             self._failing_since = None
             return
@@ -299,16 +305,20 @@ class AsyncTalonCdpClient(_Client):
         # encoded=True keeps the percent-encoded characters of an ID as they are.
         url = URL(base_url + request.path, encoded=True)
         failure: RequestError
+        seconds = min(CONNECT_TIMEOUT, self.settings.timeout) + self.settings.timeout
         try:
             # Headers of the session would also be sent to a proxy, in clear text; a request's own are not.
-            async with self._session.request(
-                request.method,
-                url,
-                data=request.body,
-                headers=self._headers,
-                proxy=self._proxy,
-                allow_redirects=False,
-            ) as response:
+            async with (
+                _time_limit(seconds),
+                self._session.request(
+                    request.method,
+                    url,
+                    data=request.body,
+                    headers=self._headers,
+                    proxy=self._proxy,
+                    allow_redirects=False,
+                ) as response,
+            ):
                 body = await _beginning_of(response)
         except TimeoutError as error:
             sent = not isinstance(error, aiohttp.ConnectionTimeoutError)
@@ -317,7 +327,7 @@ class AsyncTalonCdpClient(_Client):
             # If a server refuses our certificate after the handshake, aiohttp reports a broken connection.
             reasons = (error.__cause__, error.__context__, error)
             refusal = next((reason for reason in reasons if isinstance(reason, ssl.SSLError)), None)
-            sent = not isinstance(error, aiohttp.ClientConnectorError)
+            sent = not isinstance(error, aiohttp.ClientConnectorError | ProxyConnectError)
             if isinstance(error, aiohttp.ClientHttpProxyError):
                 failure = proxy_error(request, base_url, error.status)
             elif refusal and is_refusal(refusal, sent=sent):
@@ -338,17 +348,58 @@ class AsyncTalonCdpClient(_Client):
 
 
 @contextlib.asynccontextmanager
+async def _time_limit(seconds: float) -> AsyncIterator[None]:
+    """Raise TimeoutError after a time; later if the event loop was blocked, for example by a slow storage.
+
+    Otherwise an answer that arrived in the meantime would not be read any more.
+    """
+    loop = asyncio.get_running_loop()
+    due = loop.time() + seconds
+    timer: asyncio.TimerHandle
+
+    def end() -> None:
+        nonlocal due, timer
+        if loop.time() - due < _LATE:
+            limit.reschedule(loop.time())
+        else:
+            due = loop.time() + _SECONDS_AFTER_BLOCK
+            timer = loop.call_at(due, end)
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_at(due, end)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+class ProxyConnectError(aiohttp.ClientConnectionError):
+    """A proxy broke off a CONNECT, or its answer is not HTTP: the request was not sent."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Tells a failed CONNECT from a failed request, for which aiohttp raises the same errors."""
+
+    async def connect(self, *args: Any, **options: Any) -> aiohttp.connector.Connection:
+        try:
+            return await super().connect(*args, **options)
+        except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError):
+            raise
+        except aiohttp.ClientError as error:
+            raise ProxyConnectError from error
+
+
+@contextlib.asynccontextmanager
 async def open_client(
     settings: Settings, transport: Transport, make: Callable[..., S], *, in_flight: int = IN_FLIGHT
 ) -> AsyncIterator[S]:
     """Open a client with its own aiohttp session, and close the session at the end."""
     # Reading the CA bundle takes longer than a few requests, and is not needed without TLS.
     needs_tls = any(url and url.startswith("https") for url in (settings.base_url, transport.proxy))
-    connector = aiohttp.TCPConnector(limit=in_flight, ssl=transport.ssl_context() if needs_tls else True)
+    connector = _Connector(limit=in_flight, ssl=transport.ssl_context() if needs_tls else True)
     connect = min(CONNECT_TIMEOUT, settings.timeout)
-    timeout = aiohttp.ClientTimeout(
-        total=connect + settings.timeout, sock_connect=connect, sock_read=settings.timeout
-    )
+    # The client limits the total time itself.
+    timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_read=settings.timeout)
     # trust_env is off: the transport has read the environment, and a .netrc must not replace the API key.
     # Cookies are discarded: no request depends on another.
     try:
@@ -377,12 +428,9 @@ class Transport:
         cert: Path of a client certificate with its key, or the paths of both, or None.
     """
 
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     verify: bool | str = True
-    cert: str | tuple[str, str] | None = None
-
-    def __repr__(self) -> str:
-        return f"Transport(proxy={'set' if self.proxy else None}, verify={self.verify!r})"
+    cert: str | tuple[str, str] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, session: requests.Session, url: str) -> Transport:
@@ -536,17 +584,6 @@ async def _beginning_of(response: aiohttp.ClientResponse) -> bytes:
             response.close()
             break
     return bytes(body[:MAX_ANSWER])
-
-
-class _KeyAuth(AuthBase):
-    """Sets the connection's headers; as an auth object it also keeps a ``.netrc`` from replacing the key."""
-
-    def __init__(self, headers: dict[str, str]) -> None:
-        self._headers = headers
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.update(self._headers)
-        return request
 
 
 def _unreadable_certificates(error: OSError) -> InvalidInputError:

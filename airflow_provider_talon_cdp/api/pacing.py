@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_talon_cdp.api.calls import IntegrationState, Operation, Request, Result
-from airflow_provider_talon_cdp.contract import OnUnclear
+from airflow_provider_talon_cdp.contract import ON_UNCLEAR, OnUnclear
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
     NotFoundError,
@@ -112,7 +112,7 @@ class Attempts:
     base_url: str
     budget: float
     began: float
-    on_unclear: OnUnclear = "fail"
+    on_unclear: OnUnclear = ON_UNCLEAR
     made: int = 1
     unclear: bool = False
 
@@ -130,7 +130,7 @@ class Attempts:
         """
         elapsed = now - self.began
         may_have_run = self.request.runs_rules and error.is_unclear
-        if may_have_run and self.on_unclear == "fail" and isinstance(error, TransientError):
+        if may_have_run and self.on_unclear != "retry" and isinstance(error, TransientError):
             raise self._unclear_error(error) from error
         if isinstance(error, TransientError):
             self.unclear |= error.is_unclear
@@ -163,7 +163,8 @@ class Attempts:
             f"{self.request.operation.value}: no clear answer ({error.reason}), and this call runs rules.\n"
             "The rules may have run: they may have given coupons, points or rewards.\n"
             "The call was not repeated. Look at the profile in the Campaign Manager first.\n"
-            'If the rules may run twice without harm, set on_unclear="retry".',
+            'If the rules may run twice without harm, set on_unclear="retry".'
+            + (f"\nRequestUUID {error.request_uuid}." if error.request_uuid else ""),
         )
         unclear.repeated = self.unclear
         return unclear
@@ -182,15 +183,16 @@ def back_off(attempt: int, left: float, retry_after: float | None, random: float
     Args:
         attempt: Number of attempts so far, from 1.
         left: Seconds until the budget's end. The last attempt starts then at the latest.
-        retry_after: Seconds that the answer asks to wait, or None.
+        retry_after: Least seconds to wait, as the answer asks, or None. Some servers ask for 0.
         random: A random number from 0 to 1 for the jitter.
     """
     if left <= 0 or (retry_after is not None and retry_after > left):
         return None
-    if retry_after is not None:
-        return retry_after + _FIRST_WAIT * random
     # The exponent is bounded: 2.0 ** 1100 overflows.
-    return min(left, min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(attempt - 1, 60)) * random)
+    wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(attempt - 1, 60)) * random
+    if retry_after is not None:
+        wait = max(wait, retry_after + _FIRST_WAIT * random)
+    return min(left, wait)
 
 
 class RepeatedLines:

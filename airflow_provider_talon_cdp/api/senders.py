@@ -9,7 +9,6 @@ from typing import Any
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.api.calls import Audience
 from airflow_provider_talon_cdp.api.client import AsyncTalonCdpClient
-from airflow_provider_talon_cdp.api.settings import Spelling
 from airflow_provider_talon_cdp.contract import AUDIENCE_ID_TYPE, AudienceIdType
 
 
@@ -30,22 +29,20 @@ class MembersSender(AsyncTalonCdpClient):
 
     async def __call__(self, chunk: Any, /) -> None:
         """Send at most 1000 changes, a ``changes.change.Chunk``, in one request."""
-        spelling: Spelling = self.settings.multi_profile_path
+        as_id: Any = int if self._audience_id_type == "internal" else str
+        options: Any = {
+            "audience_id_type": self._audience_id_type,
+            "multi_profile_path": self.settings.multi_profile_path,
+        }
         if groups := chunk.groups():
-            if self._audience_id_type == "internal":
-                groups = [(ids, int(audience), action) for ids, audience, action in groups]
-            request = calls.update_audiences_of_customer_profiles(
-                groups, audience_id_type=self._audience_id_type, multi_profile_path=spelling
-            )
+            groups = [(ids, as_id(audience), action) for ids, audience, action in groups]
+            request = calls.update_audiences_of_customer_profiles(groups, **options)
         else:
-            entries = chunk.entries()
-            if self._audience_id_type == "internal":
-                entries = [
-                    (profile, [*map(int, adds)], [*map(int, removes)]) for profile, adds, removes in entries
-                ]
-            request = calls.update_customer_profiles_audiences(
-                entries, audience_id_type=self._audience_id_type, multi_profile_path=spelling
-            )
+            entries = [
+                (profile, [*map(as_id, adds)], [*map(as_id, removes)])
+                for profile, adds, removes in chunk.entries()
+            ]
+            request = calls.update_customer_profiles_audiences(entries, **options)
         await self.send(request)
 
     async def create_audience(self, audience_id: str, audience_name: str) -> Audience:

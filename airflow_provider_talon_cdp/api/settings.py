@@ -179,7 +179,7 @@ def _deployment_host(value: object) -> str:
     if not _HOST_NAME.fullmatch(host):
         raise InvalidInputError(
             "Deployment host must be a bare host such as mycompany.europe-west1.talon.one,\n"
-            f"without scheme, port or path, but is {value!r}."
+            f"without scheme, port or path, but is {_quoted(value)}."
         )
     return host
 
@@ -221,14 +221,22 @@ def _base_url(value: object) -> str:
         or not text.isascii()
         or not text.isprintable()
     ):
-        raise InvalidInputError(f"Base URL must look like {DEFAULT_BASE_URL}, but is {value!r}.")
+        raise InvalidInputError(f"Base URL must look like {DEFAULT_BASE_URL}, but is {_quoted(value)}.")
     if url.scheme == "http" and not _is_loopback(url.hostname):
         raise InvalidInputError(
-            f"Base URL {value!r} would send the API key unencrypted.\nUse https; http is for loopback only."
+            f"Base URL {_quoted(value)} would send the API key unencrypted.\n"
+            "Use https; http is for loopback only."
         )
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
     is_default = port is None or port == _DEFAULT_PORTS[url.scheme]
     return f"{url.scheme}://{host}{'' if is_default else f':{port}'}{url.path.rstrip('/')}"
+
+
+def _quoted(value: str) -> str:
+    """Return a host or a URL as an error quotes it, unless it may be an API key in the wrong field."""
+    if "." in value and not value.strip().lower().startswith("apikey"):
+        return repr(value)
+    return "(not quoted, as it may be the API key)"
 
 
 def _is_host(host: str) -> bool:

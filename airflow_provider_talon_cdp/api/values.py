@@ -81,23 +81,21 @@ class AttributesEncoder:
         row = {name: _plain(value) for name, value in row.items()}
         if self.skip_nulls:
             row = {name: value for name, value in row.items() if value is not None}
-        if self.types:
-            row = {
-                name: declared_value(value, self.types[name], name) if name in self.types else value
-                for name, value in row.items()
-            }
-        values = attribute_values(row, zone=self.zone)
+        values = attribute_values(row, types=self.types, zone=self.zone)
         if not values:
             return b"", ()
         # A copy, as orjson's result keeps its buffer of a kilobyte or more in memory.
         return memoryview(encode_json(values, sort_keys=True)).tobytes(), tuple(values)
 
 
-def attribute_values(row: Mapping[str, Any], *, zone: tzinfo | None = None) -> dict[str, Any]:
+def attribute_values(
+    row: Mapping[str, Any], *, types: Mapping[str, AttributeType] = {}, zone: tzinfo | None = None
+) -> dict[str, Any]:
     """Convert values of a database driver to values for ``encode_json``.
 
     Args:
         row: Values by attribute name. None stays None: it deletes the attribute.
+        types: Declared types by attribute name; other attributes get the type of their value.
         zone: Time zone of timestamps without an offset, and of dates; None refuses them.
 
     Raises:
@@ -110,6 +108,11 @@ def attribute_values(row: Mapping[str, Any], *, zone: tzinfo | None = None) -> d
             raise InvalidInputError(
                 f"An attribute name must be a non-empty string, not {type(name).__name__}."
             )
+    if types:
+        row = {
+            name: declared_value(value, types[name], name) if name in types else value
+            for name, value in row.items()
+        }
     return {name: _value(value, name, zone) for name, value in row.items()}
 
 
@@ -149,10 +152,13 @@ def _plain(value: Any) -> Any:
         if getattr(value, "dtype", None) == "float32":
             # Text has no digits that only 64 bits have: 19.99, not 19.989999771118164.
             value = value.astype(str).astype(float)
-        if getattr(value, "dtype", None) is not None and value.dtype.kind == "M":
+        dtype_kind = getattr(getattr(value, "dtype", None), "kind", None)
+        if dtype_kind == "M":
             # tolist() converts nanoseconds, and times that Python does not have, to integers.
             return _times(value.astype("datetime64[us]").tolist())
-        return value.tolist()
+        plain = value.tolist()
+        # Also intervals of nanoseconds, months and years. Such a value stays numpy's, and is refused.
+        return value if dtype_kind == "m" and plain is not None else plain
     if isinstance(value, numbers.Integral) and not isinstance(value, int):
         return int(value)
     if isinstance(value, numbers.Real) and not isinstance(value, int | float):

@@ -27,7 +27,7 @@ from airflow_provider_talon_cdp.api.settings import (
     network_options,
     read_settings,
 )
-from airflow_provider_talon_cdp.api.values import AttributesEncoder, attribute_values, declared_value
+from airflow_provider_talon_cdp.api.values import AttributesEncoder, attribute_values
 from airflow_provider_talon_cdp.contract import (
     AUDIENCE_ID_TYPE,
     IN_FLIGHT,
@@ -35,6 +35,7 @@ from airflow_provider_talon_cdp.contract import (
     AttributeType,
     AudienceIdType,
     OnUnclear,
+    check_choice,
 )
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedError, TalonCdpError
 
@@ -208,12 +209,12 @@ class TalonCdpHook(HttpHook):
         Raises:
             UnclearError: There was no clear answer, so the rules may have run.
         """
-        if types and attributes:
-            attributes = {
-                name: declared_value(value, types[name], name) if name in types else value
-                for name, value in attributes.items()
-            }
-        values = None if attributes is None else attribute_values(attributes, zone=self.settings.zone)
+        check_choice("on_unclear", on_unclear, OnUnclear)
+        types = types or {}
+        _check_types(types)
+        values = (
+            None if attributes is None else attribute_values(attributes, types=types, zone=self.settings.zone)
+        )
         request = calls.update_customer_profile(customer_profile_id, attributes=values, **options)
         return self.client.send(request, on_unclear=on_unclear)
 
@@ -240,6 +241,7 @@ class TalonCdpHook(HttpHook):
         Raises:
             UnclearError: There was no clear answer, so the rules may have run.
         """
+        check_choice("on_unclear", on_unclear, OnUnclear)
         request = calls.update_customer_profile_audiences(
             customer_profile_id, add_audiences=add_audiences, remove_audiences=remove_audiences
         )
@@ -315,6 +317,7 @@ class TalonCdpHook(HttpHook):
             types: Declared types by attribute name.
             skip_nulls: Leave nulls out. Otherwise a null deletes the attribute.
         """
+        _check_types(types)
         return AttributesEncoder(types=types, zone=self.settings.zone, skip_nulls=skip_nulls)
 
     def _opened(self, make: Callable[..., S], in_flight: int, senders: int) -> AbstractAsyncContextManager[S]:
@@ -356,3 +359,8 @@ class TalonCdpHook(HttpHook):
             # Airflow tests a copy of the connection, whose ID the user does not know.
             return False, str(error).removeprefix(self._name)
         return True, f"Talon.One accepts this API key for {self.settings.deployment_host}."
+
+
+def _check_types(types: Mapping[str, object]) -> None:
+    for attribute, kind in types.items():
+        check_choice(f"The type of the attribute {attribute!r}", kind, AttributeType)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import chain
-from typing import Any, get_args
+from typing import Any
 
 from airflow_provider_talon_cdp.contract import (
     AttributeType,
@@ -16,6 +16,7 @@ from airflow_provider_talon_cdp.contract import (
     check_audience_id,
     check_text,
 )
+from airflow_provider_talon_cdp.contract import check_choice as check_choice  # noqa: PLC0414 - operators import it from here
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 
@@ -82,14 +83,6 @@ def as_fraction(name: str, value: Any) -> float:
     return number
 
 
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Refuse a value that is not in a ``Literal`` type."""
-    if value not in get_args(choices):
-        raise InvalidInputError(
-            f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, but is {value!r}."
-        )
-
-
 def as_list(name: str, value: Any) -> list[Any]:
     """Return an iterable, or JSON text from a template, as a list.
 
@@ -144,12 +137,15 @@ def check_rendered(name: str, value: Any) -> Any:
 
 def as_mapping(name: str, value: Any) -> Mapping[str, Any] | None:
     """Return a mapping or None; JSON text of an object from a template becomes a mapping."""
+    if value is None:
+        return None
     if isinstance(value, str):
         try:
+            # The text "null" is no mapping: a template renders it of a task that returned nothing.
             value = json.loads(value, parse_float=Decimal)
         except (ValueError, ArithmeticError, RecursionError):
-            value = ()
-    if value is not None and not isinstance(value, Mapping):
+            value = None
+    if not isinstance(value, Mapping):
         raise InvalidInputError(f"{name} must be a mapping of names to values, or its JSON text.")
     return value
 

@@ -35,6 +35,7 @@ from airflow_provider_talon_cdp.contract import IN_FLIGHT, MAX_CHANGES, Suspicio
 from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     LedgerError,
+    LedgerUnavailableError,
     NotFoundError,
     RejectedError,
     RejectedRecordsError,
@@ -42,6 +43,7 @@ from airflow_provider_talon_cdp.exceptions import (
     SpoolError,
     UnclearError,
 )
+from airflow_provider_talon_cdp.ledger.lock import LEASE
 from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_in_loop_thread
 from airflow_provider_talon_cdp.sync.report import Report
 
@@ -218,6 +220,7 @@ class Push:
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
         self._flushed = time.monotonic()
+        self._failing_since: float | None = None
 
     def run(
         self, chunks: Generator[Chunk, None, None], sender: Callable[[], AbstractAsyncContextManager[Any]]
@@ -272,10 +275,11 @@ class Push:
         if error:
             self.unclear_in_a_row += 1
             if self.unclear_in_a_row >= _MOST_UNCLEAR:
+                uuid = f"RequestUUID {error.request_uuid}.\n" if error.request_uuid else ""
                 raise error.become(
                     UnclearError,
                     f"{_MOST_UNCLEAR} calls in a row that run rules got no clear answer; the last one:\n"
-                    f"{summary}\n"
+                    f"{summary}\n{uuid}"
                     "Their rules do not run again, and they have dead letters. The next run sends the rest.",
                 ) from error
 
@@ -359,8 +363,24 @@ class Push:
             raise
         self._settle(flight)
         if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Make the outcomes durable. An error of the storage may pass before the next flush."""
+        try:
             self.journal.flush()
-            self._flushed = time.monotonic()
+            self._failing_since = None
+        except LedgerUnavailableError as error:
+            # It may also say that another run took over.
+            self.journal.raise_if_lost()
+            current = time.monotonic()
+            if self._failing_since is None:
+                self._failing_since = current
+                log.warning("What Talon.One acknowledged cannot be recorded at present.\n%s", error)
+            # The journal of explicit changes has no lock to lose.
+            if current - self._failing_since >= LEASE:
+                raise
+        self._flushed = time.monotonic()
 
     def _write_letters(self, flight: Flight) -> None:
         changes = list(flight.chunk.changes()) if flight.refusals else ()

@@ -323,6 +323,18 @@ def test_a_server_that_wants_tls_is_told_as_such(said):
     assert "Write https:// in Base URL" in str(error)
 
 
+@pytest.mark.parametrize("status", [408, 409, 423, 425, 429, 500, 503, 599])
+def test_only_an_error_of_the_server_leaves_open_whether_the_call_had_its_effect(status):
+    error = fail(MEMBERS, status)
+    assert type(error) is exceptions.TransientError
+    assert error.is_unclear is (status >= 500)
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_a_call_without_an_answer_may_have_had_its_effect_if_it_was_sent(sent):
+    assert connection_error(MEMBERS, TLS_URL, "timed out", sent=sent).is_unclear is sent
+
+
 @pytest.mark.parametrize(
     "request_, status, body, unclear",
     [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -223,6 +226,69 @@ def test_a_slow_answer_times_out_and_is_retried(talon):
 
     assert asyncio.run(send_slowly()) >= 1
     assert talon.profile("anna")["attributes"] == {"n": 1}
+
+
+def test_an_answer_that_came_while_the_event_loop_was_blocked_is_no_timeout(talon, clock):
+    """A storage that stalls blocks it, and a call that runs rules would count as unclear."""
+    talon.fail_next("slow", seconds=0.05, times=None)
+
+    async def block():
+        await asyncio.sleep(0.04)
+        time.sleep(1.5)  # noqa: ASYNC251 - as the storage does
+
+    async def run():
+        async with client_to(talon, clock, timeout=0.6) as client:
+            names = [f"p{number}" for number in range(5)]
+            sent = [client.send(calls.update_customer_profile(each, run_rule_engine=True)) for each in names]
+            await asyncio.gather(block(), *sent)
+            return client.requests
+
+    assert asyncio.run(run()) == 5
+
+
+def test_a_resolver_that_hangs_has_sent_nothing_and_may_take_the_time_to_connect(talon, clock, monkeypatch):
+    """So a call that runs rules is made again."""
+    ended = threading.Event()
+
+    def hang(*_args, **_options):
+        ended.wait(10)
+        raise socket.gaierror
+
+    async def run():
+        settings = {"base_url": "https://api.example.com", "timeout": 1, "bulk_retry_seconds": 0}
+        async with client_to(talon, clock, **settings) as client:
+            began = time.monotonic()
+            try:
+                with pytest.raises(TransientError, match="timed out") as error:
+                    await client.send(calls.update_customer_profile("anna", run_rule_engine=True))
+            finally:
+                ended.set()
+            return error.value, time.monotonic() - began
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    error, seconds = asyncio.run(run())
+    assert not error.is_unclear
+    # One second to connect, and two in all.
+    assert seconds < 1.9
+
+
+def test_the_wait_for_a_place_among_those_in_flight_is_no_time_to_connect(talon):
+    talon.fail_next("slow", seconds=0.2, times=None)
+
+    async def run():
+        connection = talon.connection()
+        settings = Settings(
+            api_key=connection["password"],
+            deployment_host=connection["extra"]["deployment_host"],
+            base_url=talon.url,
+            timeout=0.5,
+        )
+        async with open_client(settings, Transport(), AsyncTalonCdpClient, in_flight=1) as client:
+            names = [f"p{number}" for number in range(6)]
+            await asyncio.gather(*[client.send(calls.update_customer_profile(name)) for name in names])
+            return client.retries
+
+    assert asyncio.run(run()) == 0
 
 
 def test_a_wrong_key_stops_at_once(send):

@@ -213,6 +213,12 @@ def test_a_call_that_runs_rules_is_not_repeated_after_an_unclear_answer(
     assert error.value.status == first.get("status_code")
 
 
+def test_an_unclear_answer_tells_its_request_uuid(client, requests_mock):
+    requests_mock.put(PROFILE, status_code=500, json={"RequestUUID": "uuid-1"})
+    with pytest.raises(UnclearError, match=r"\nRequestUUID uuid-1\.$"):
+        client.send(RULES)
+
+
 @pytest.mark.parametrize("first", UNCLEAR, ids=str)
 def test_a_call_that_runs_rules_is_repeated_if_that_was_asked_for_and_says_so(client, requests_mock, first):
     sent = requests_mock.put(PROFILE, [first, {"status_code": 429}, {"json": STATE}])

@@ -150,6 +150,12 @@ def test_retry_after_is_waited_for_and_spread():
     assert [back_off(1, 1000, 40.0, random) for random in (0.0, 1.0)] == [40.0, 40.5]
 
 
+@pytest.mark.parametrize("attempt", [1, 3, 8])
+def test_a_retry_after_of_zero_does_not_end_the_growth_of_waits(attempt):
+    assert back_off(attempt, 500, 0.0, 1.0) == back_off(attempt, 500, None, 1.0)
+    assert back_off(attempt, 500, 40.0, 1.0) == 40.5
+
+
 def test_the_last_attempt_starts_when_the_time_is_over():
     assert back_off(20, 12.5, None, 1.0) == 12.5
     assert back_off(20, 0, None, 1.0) is None
@@ -159,6 +165,7 @@ def test_the_last_attempt_starts_when_the_time_is_over():
 def test_a_retry_after_beyond_the_time_ends_the_attempts_at_once():
     assert back_off(1, 60, 59.0, 0.0) == 59.0
     assert back_off(1, 60, 61.0, 0.0) is None
+    assert back_off(1, 60, 59.9, 1.0) == 60
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1))

@@ -121,6 +121,36 @@ def test_what_cannot_work_is_refused_by_its_name_in_the_form(field, bad, says):
     assert "secret" not in str(refusal.value)
 
 
+KEY = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    "field, key",
+    [
+        ("deployment_host", KEY),
+        ("deployment_host", f"ApiKey-v1 {KEY}"),
+        ("deployment_host", f" apikey-v1 {KEY[:20]}.{KEY[20:]}"),
+        ("base_url", KEY),
+        ("base_url", f"ApiKey-v1 {KEY}"),
+        ("base_url", f"http://{KEY[:32]}"),
+    ],
+)
+def test_a_key_in_the_field_of_a_host_is_not_quoted(field, key):
+    with pytest.raises(InvalidInputError) as refusal:
+        settings(**{"api_key": HOST, field: key})
+    assert "not quoted, as it may be the API key" in str(refusal.value)
+    assert KEY[:20] not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "field, bad",
+    [("deployment_host", f"{HOST}/v1"), ("base_url", "ftp://talon.one"), ("base_url", "http://a.b")],
+)
+def test_what_looks_like_a_host_is_quoted(field, bad):
+    with pytest.raises(InvalidInputError, match=re.escape(repr(bad))):
+        settings(**{field: bad})
+
+
 def test_the_repr_has_no_key():
     assert "0123456789abcdef" not in repr(settings())
 

@@ -16,8 +16,10 @@ from airflow_provider_talon_cdp.exceptions import (
     TransientError,
     UnexpectedAnswerError,
 )
+from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
+from airflow_provider_talon_cdp.sync import push
 
 COUNTS = re.compile(
     r"([\d,]+) read \+ 0 to remove \+ 0 resumed\n= 0 unchanged \+ ([\d,]+) sent \+ ([\d,]+) duplicate"
@@ -79,6 +81,28 @@ def test_every_request_that_left_is_counted(sync, talon, kind):
     result = sync(ids(5000))
     assert result["requests"] == len(bulk_requests(talon))
     assert result["retries"] == 3
+
+
+def test_answers_that_came_while_a_storage_stalled_for_longer_than_the_timeout_are_clear(
+    run, talon, connect, monkeypatch
+):
+    """Writing to the storage blocks the event loop, so that all timers of requests are overdue after it."""
+    connect({"timeout": 0.5})
+    talon.fail_next("slow", seconds=0.05, times=None)
+    flush, stalls = Share.flush, iter([0, 1.2])
+
+    def stall(share):
+        flush(share)
+        # The first one is before the first call.
+        time.sleep(next(stalls, 0))
+
+    monkeypatch.setattr(push, "_SECONDS_BETWEEN_FLUSHES", 0)
+    monkeypatch.setattr(Share, "flush", stall)
+    operator = SyncAudienceMembersOperator(
+        task_id="t", audience_id="vip", members=ids(6), mode="mirror", rules="all", in_flight=4
+    )
+    result = run(operator)
+    assert (result["sent"], result["unclear"], result["requests"]) == (6, 0, 6)
 
 
 def test_retry_after_holds_every_request_back(sync, talon):

@@ -177,6 +177,8 @@ class Wire:
         writer: Whose changes these are: the environment and the name of a ledger.
     """
 
+    connector = None
+
     def __init__(self, talon, process, clock, faults, seed):
         self.talon = talon
         self.process = process

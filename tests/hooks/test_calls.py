@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
     AuthenticationError,
@@ -188,6 +189,11 @@ def test_what_the_api_would_refuse_is_refused_before_it_is_sent(connect, talon):
         lambda: hook.update_customer_profile("anna", add_audiences=[1], remove_audiences=[1]),
         lambda: hook.update_customer_profile("anna", attributes={"x": float("nan")}),
         lambda: hook.update_customer_profile("anna", attributes=["x"]),
+        lambda: hook.update_customer_profile("anna", run_rule_engine=True, on_unclear="Fail"),
+        lambda: hook.update_customer_profile("anna", attributes={"x": "5"}, types={"x": "int"}),
+        lambda: hook.update_customer_profile("anna", attributes={"x": None}, types={"x": "int"}),
+        lambda: hook.attributes_encoder({"x": "int"}, skip_nulls=True),
+        lambda: hook.update_customer_profile_audiences("anna", add_audiences=["vip"], on_unclear=None),
         lambda: hook.update_customer_profile_audiences("anna", add_audiences="vip"),
         lambda: hook.update_customer_profile_audiences("anna", add_audiences=[1]),
         lambda: hook.update_customer_profiles_audiences(too_many),
@@ -297,3 +303,11 @@ def test_a_state_says_whether_rules_may_have_run_twice(connect, talon):
     state = hook.update_customer_profile("anna", run_rule_engine=True, on_unclear="retry")
     assert state.may_have_run_twice
     assert state == json.loads(json.dumps(state))
+
+
+def test_only_the_word_retry_repeats_a_call_that_runs_rules(connect, talon):
+    talon.fail_next("status", status=503)
+    request = calls.update_customer_profile("anna", run_rule_engine=True)
+    with pytest.raises(UnclearError):
+        connect().client.send(request, on_unclear="Fail")
+    assert len(talon.requests()) == 1

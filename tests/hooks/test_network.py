@@ -88,6 +88,14 @@ def test_a_tls_alert_in_answer_to_plain_http_is_final(connect, send, request_one
         send(connect(host=f"http://127.0.0.1:{port}"), request_one)
 
 
+def test_a_proxy_that_speaks_tls_is_told_from_a_server_that_does(connect, send, request_one, answer_raw):
+    port = answer_raw(b"\x15\x03\x03\x00\x02\x02\x28")
+    proxies = {"https": f"http://127.0.0.1:{port}"}
+    with pytest.raises(FatalError, match=r"the proxy speaks TLS.\n.*https:// in proxies") as error:
+        send(connect({"proxies": proxies}, host="https://127.0.0.1:9"), request_one)
+    assert "Base URL" not in str(error.value)
+
+
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 def test_verification_can_be_switched_off(connect, tls, send, request_one):
     send(connect({"verify": False}, host=f"https://{tls.authority}"), request_one)
@@ -143,18 +151,28 @@ def test_a_server_that_does_not_speak_tls_is_told_as_such(connect, talon, send, 
     assert "certificate was not accepted" not in str(error.value)
 
 
-def test_a_tls_server_that_hangs_up_is_a_broken_connection_and_not_a_refusal(connect, send, request_one):
+@pytest.mark.parametrize(
+    "alert",
+    [b"", b"\x15\x03\x03\x00\x02\x01\x00", b"\x15\x03\x03\x00\x02\x02\x50"],
+    ids=["no alert", "close_notify", "internal_error"],
+)
+def test_a_tls_server_that_hangs_up_is_a_broken_connection_and_not_a_refusal(
+    connect, send, request_one, alert
+):
+    """Load balancers that are shut down end handshakes so, and the next one works."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def hang_up():
             client, _ = server.accept()
             with client:
                 client.recv(65536)
+                client.sendall(alert)
 
         thread = threading.Thread(target=hang_up, daemon=True)
         thread.start()
-        with pytest.raises(TransientError, match="no answer"):
+        with pytest.raises(TransientError, match="no answer") as error:
             send(connect(host=f"https://127.0.0.1:{server.getsockname()[1]}"), request_one)
+        assert not error.value.is_unclear
         thread.join(5)
 
 
@@ -168,6 +186,22 @@ def test_a_proxy_that_refuses_has_sent_nothing(connect, send, request_one, answe
         "bulk_retry_seconds": 0,
     }
     with pytest.raises(kind, match=str(status)) as error:
+        send(connect(extra, host="https://127.0.0.1:9"), request_one)
+    assert not error.value.is_unclear
+
+
+@pytest.mark.parametrize(
+    "says, pause",
+    [(b"", 30), (b"hello\r\n\r\n", 0), (b"", 0)],
+    ids=["is silent", "does not speak HTTP", "hangs up"],
+)
+def test_a_proxy_that_does_not_answer_connect_has_sent_nothing(
+    connect, send, request_one, answer_raw, says, pause
+):
+    """So a call that runs rules is made again."""
+    port = answer_raw(says, pause=pause)
+    extra = {"proxies": {"https": f"http://127.0.0.1:{port}"}, "timeout": 0.4}
+    with pytest.raises(TransientError, match="no answer") as error:
         send(connect(extra, host="https://127.0.0.1:9"), request_one)
     assert not error.value.is_unclear
 

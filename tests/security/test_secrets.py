@@ -10,6 +10,7 @@ import threading
 import traceback
 import urllib.request
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
@@ -127,6 +128,19 @@ def test_the_emulators_pages_and_logs_hold_no_key(connect, talon):
     assert KEY not in repr(talon.requests()) + repr(talon.state())
 
 
+def test_numbers_are_not_quoted_in_the_form_in_which_they_were_sent(connect, talon):
+    connect()
+    talon.fail_next("status", status=400, body={"Error": "1234.5, 100 and 7 are not of type string"})
+    operator = UpdateProfileOperator(
+        task_id="d",
+        customer_profile_id=PERSON,
+        attributes={"balance": Decimal("1234.50"), "parts": [Decimal("100.00"), {"n": 7.0}]},
+    )
+    with pytest.raises(TalonCdpError, match=r"\*\*\*, \*\*\* and \*\*\* are not of type string") as error:
+        _run(operator)
+    assert leaks(text_of(error.value), "1234.5") == []
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 418, 429, 500, 503])
 @pytest.mark.parametrize(
     "body",
@@ -224,9 +238,19 @@ def test_a_host_that_does_not_exist_leaks_nothing(connect, send, request_one, ev
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
         b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nVia 1.1 proxy\r\nX-Path: /cdp/customer_profile/%b\r\n\r\n" % PERSON.encode(),
         b"",
     ],
-    ids=["no http", "bad status", "short body", "bad chunk", "bad gzip", "long header", "nothing"],
+    ids=[
+        "no http",
+        "bad status",
+        "short body",
+        "bad chunk",
+        "bad gzip",
+        "long header",
+        "no colon",
+        "nothing",
+    ],
 )
 def test_a_broken_answer_is_our_own_error_and_leaks_nothing(
     connect, send, request_one, everything_logged, answer

@@ -19,12 +19,15 @@ from airflow_provider_talon_cdp.changes.spool import Spool
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
     LedgerError,
+    LedgerUnavailableError,
     NotFoundError,
     RejectedError,
     TransientError,
+    UnclearError,
     UnexpectedAnswerError,
 )
 from airflow_provider_talon_cdp.sync import push as module
+from airflow_provider_talon_cdp.sync.members import Members
 from airflow_provider_talon_cdp.sync.report import Report
 from tests.sync.fakes import FakeTalon, StuckTalon, adds, error
 from tests.sync.pushing import NotedJournal, Plain, push
@@ -88,6 +91,17 @@ def test_the_first_refusal_of_a_reason_is_in_the_log(caplog):
     assert caplog.text.count("A record was refused, and others may follow:\nbad") == 1
 
 
+def test_many_unclear_answers_in_a_row_tell_the_request_uuid_of_the_last_one():
+    failures = [
+        UnclearError("no", method="PUT", path="/", status=502, request_uuid=f"uuid-{each}")
+        for each in range(10)
+    ]
+    journal = NotedJournal([Chunk([str(each)], "vip", "add!") for each in range(12)])
+    talon = FakeTalon(errors=dict(enumerate(failures)))
+    with pytest.raises(UnclearError, match=r"10 calls in a row .*\nno\nRequestUUID uuid-9\.\nTheir rules"):
+        push(journal, talon, Members(), in_flight=1)
+
+
 # No profile in two requests
 
 
@@ -136,8 +150,8 @@ def repeated(failure):
     return failure
 
 
-def not_sent(failure):
-    failure.sent = False
+def without_effect(failure):
+    failure.is_unclear = False
     return failure
 
 
@@ -146,8 +160,8 @@ def not_sent(failure):
     [
         (error(AuthenticationError, 401), True),
         (error(NotFoundError, 404), True),
-        (not_sent(error(TransientError)), True),
-        (error(TransientError, 429), True),
+        (without_effect(error(TransientError)), True),
+        (without_effect(error(TransientError, 429)), True),
         (error(TransientError, 503), False),
         (error(TransientError), False),
         (error(UnexpectedAnswerError, 200), False),
@@ -288,6 +302,60 @@ def test_what_landed_is_made_durable_every_few_seconds(monkeypatch):
     _, journal = run(singles(60), talon, in_flight=1)
     # The push and its end flush too, whatever the time.
     assert 3 <= journal.flushes <= (time.monotonic() - began) / 0.02 + 2
+
+
+class _WithoutStorage(NotedJournal):
+    """A journal whose storage does not answer for a number of flushes."""
+
+    fails = 1
+
+    def flush(self):
+        super().flush()
+        if self.flushes <= self.fails:
+            raise LedgerUnavailableError("The storage does not answer.")
+
+
+@pytest.fixture
+def slow_talon(monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_FLUSHES", 0.02)
+    talon = FakeTalon()
+    talon.pause = 0.005
+    return talon
+
+
+def test_a_push_goes_on_while_the_storage_does_not_answer(slow_talon, caplog):
+    journal = _WithoutStorage(singles(60))
+    journal.fails = 2
+    assert push(journal, slow_talon, Plain(), in_flight=1).sent == 60
+    assert journal.flushes > 2
+    assert caplog.text.count("cannot be recorded at present.\nThe storage does not answer.") == 1
+
+
+def test_a_push_ends_when_its_lock_is_lost_while_the_storage_does_not_answer(slow_talon):
+    class Lost(_WithoutStorage):
+        fails = 1000
+
+        def flush(self):
+            self.lost = self.flushes == 3
+            super().flush()
+
+    journal, counts = Lost(singles(1000)), Report()
+    with pytest.raises(LedgerError, match="Another run took over"):
+        push(journal, slow_talon, Plain(), counts=counts, in_flight=1)
+    assert journal.flushes == 4
+    assert counts.unsent > 500
+
+
+def test_a_push_without_a_lock_ends_if_the_storage_does_not_answer_for_as_long_as_a_lease(
+    slow_talon, monkeypatch
+):
+    monkeypatch.setattr(module, "LEASE", 0.1)
+    journal, counts = _WithoutStorage(singles(1000)), Report()
+    journal.fails = 1000
+    with pytest.raises(LedgerUnavailableError, match="does not answer"):
+        push(journal, slow_talon, Plain(), counts=counts, in_flight=1)
+    assert journal.flushes > 2
+    assert counts.unsent > 500
 
 
 def test_a_long_push_tells_its_progress(monkeypatch, caplog):
