@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from importlib import import_module
@@ -22,6 +24,7 @@ from itertools import chain, takewhile
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 from packaging.version import Version
@@ -141,6 +144,39 @@ _refuse_interval = _refused(
 )
 
 
+_refuse_json_inside = _refused(
+    "holds JSON inside a struct, a map or a list of lists: convert the whole value to JSON in SQL, "
+    "with CAST or TO_JSON"
+)
+
+# Quoted names of fields and quoted values of an enumeration, which may hold anything.
+_QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
+_JSON_LIST = re.compile(r"json\[\d*\]|array\(json\)")
+# As a type. The name of a field is followed by a space.
+_JSON_INSIDE = re.compile(r"\bjson(?=[\[,)])")
+
+
+def _read_json_items(value: Any) -> Any:
+    return value if value is None else [read_json(item) for item in value]
+
+
+def _json_converters(types: Iterable[Any]) -> dict[int, Convert]:
+    """Return converters by the position of the columns whose type is JSON or contains JSON.
+
+    Args:
+        types: Types as DuckDB or Trino writes them: ``JSON[]``, ``array(json)``, ``row(name json)``.
+    """
+    converters: dict[int, Convert] = {}
+    for at, kind in enumerate(_QUOTED.sub('""', str(each)).lower() for each in types):
+        if kind == "json":
+            converters[at] = read_json
+        elif _JSON_LIST.fullmatch(kind):
+            converters[at] = _read_json_items
+        elif _JSON_INSIDE.search(kind):
+            converters[at] = _refuse_json_inside
+    return converters
+
+
 def close_quietly(close: Callable[[], Any]) -> None:
     """Close a cursor or a connection. An error is only logged, as it must not hide an earlier one."""
     try:
@@ -206,6 +242,7 @@ def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
         extras = import_module("psycopg2.extras")
         extras.register_default_json(connection, loads=read_json)
         extras.register_default_jsonb(connection, loads=read_json)
+        _read_uuid_arrays_of_psycopg2(connection)
         _tolerate_times_of_psycopg2(connection)
     else:
         return _rows(connection, statement, parameters, cleanup)
@@ -231,6 +268,17 @@ def _is_redshift(connection: Any) -> bool:
     """Whether a connection of psycopg leads to Redshift."""
     version: int = connection.info.server_version
     return version < _FIRST_WITH_COLLATE
+
+
+# OID of PostgreSQL's uuid[].
+_UUIDS = 2951
+
+
+def _read_uuid_arrays_of_psycopg2(connection: Any) -> None:
+    """Read uuid[] as a list of texts. By default it is one text: ``{...,...}``."""
+    extensions = import_module("psycopg2.extensions")
+    array = extensions.new_array_type((_UUIDS,), "TALON_UUIDS", extensions.UNICODE)
+    extensions.register_type(array, connection)
 
 
 # OIDs of PostgreSQL's types of times and of their arrays.
@@ -311,7 +359,8 @@ def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     return Result(_names_of(cursor), blocks, _by_position(cursor, _REDSHIFT_TYPES))
 
 
-_MYSQL_JSON = 245
+# Types of columns in the protocol of MySQL. DATETIME is another one.
+_MYSQL_JSON, _MYSQL_TIMESTAMP = 245, 7
 
 
 def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
@@ -324,9 +373,40 @@ def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitS
         cursor = connection.cursor(buffered=False)
         # Closing a connection of mysql-connector-python would read them too, unless it is shut down before.
         cleanup.callback(lambda: close_quietly(connection.shutdown) if connection.unread_result else None)
+    # The zone is read first, as no other statement can run until all rows of this one are read.
+    converters = {_MYSQL_JSON: read_json, _MYSQL_TIMESTAMP: _mysql_timestamp(cursor)}
     _execute(cursor, statement, parameters)
     blocks = _of_one_statement(_blocks(partial(cursor.fetchmany, FETCH)), cursor)
-    return Result(_names_of(cursor), blocks, _by_position(cursor, {_MYSQL_JSON: read_json}))
+    return Result(_names_of(cursor), blocks, _by_position(cursor, converters))
+
+
+def _mysql_timestamp(cursor: Any) -> Convert:
+    """Return a converter of TIMESTAMP, which MySQL converts to the session's time zone and sends without it.
+
+    If the session's zone is not known, the value stays a time without a zone.
+    """
+    cursor.execute("SELECT @@session.time_zone, @@system_time_zone")
+    ((name, system),) = cursor.fetchall()
+    if name == "SYSTEM" and system == "UTC":
+        # Other names of the system's zone are abbreviations: EST may be New York, which has EDT in summer.
+        name = system
+    try:
+        zone = datetime.strptime(name, "%z").tzinfo if name[0] in "+-" else ZoneInfo(name)
+    except (ValueError, ZoneInfoNotFoundError):
+        return lambda value: value
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, datetime):
+            return value
+        first, second = (value.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
+        if first.utcoffset() == second.utcoffset():
+            return first
+        return InvalidInputError(
+            "is a TIMESTAMP that happens twice in the session's time zone (clocks go back). Pass "
+            """hook_params={"init_command": "SET time_zone = '+00:00'"}"""
+        )
+
+    return read
 
 
 def _of_one_statement(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
@@ -365,7 +445,7 @@ def _duckdb_rows(connection: Any, statement: str, parameters: Any, cleanup: Exit
     # The second name is of DuckDB before 2.
     read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
     types = list(map(str, relation.types))
-    converters: dict[int, Convert] = {at: read_json for at, kind in enumerate(types) if kind == "JSON"}
+    converters = _json_converters(types)
     for at, kind in enumerate(types):
         if "UHUGEINT" in kind:
             converters[at] = partial(_refuse_unsigned, relation.columns[at])
@@ -460,11 +540,12 @@ def _bigquery_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     cleanup.callback(close_quietly, cursor.close)
     # This driver reads %% as % even without parameters.
     _execute(cursor, statement if parameters else statement.replace("%", "%%"), parameters or None)
-    converters = _by_position(cursor, {"JSON": read_json})
     rows = getattr(cursor, "_query_rows", None)
     if rows is None or not find_spec("pyarrow"):
+        converters = _by_position(cursor, {"JSON": read_json})
         return Result(_names_of(cursor), _blocks(partial(cursor.fetchmany, FETCH)), converters)
 
+    converters = _json_converters(map(_bigquery_type, rows.schema))
     storage = connection._bqstorage_client  # noqa: SLF001 - as the driver's cursor uses it
     try:
         return Result(_names_of(cursor), _bigquery_batches(rows, storage), converters)
@@ -475,6 +556,13 @@ def _bigquery_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
         # The Storage API needs a separate permission. The job has the result, so no query runs again.
         log.warning("BigQuery's Storage API failed (%s), so rows are read over REST.", type(error).__name__)
         return Result(_names_of(cursor), _bigquery_batches(job.result(), None), converters)
+
+
+def _bigquery_type(column: Any) -> str:
+    """Write a column's type as Trino does, without the names of fields."""
+    fields = ", ".join(map(_bigquery_type, column.fields))
+    kind = f"row({fields})" if fields else column.field_type
+    return f"array({kind})" if column.mode == "REPEATED" else kind
 
 
 def _bigquery_batches(rows: Any, storage: Any) -> Iterator[Any]:
@@ -503,14 +591,16 @@ _TRINO_TYPES: Mapping[Any, Convert] = {
 
 
 def _trino_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
+    cursor = connection.cursor()
     with _values_hidden():
-        result = _from_cursor(connection.cursor(), statement, parameters, cleanup, converters=_TRINO_TYPES)
+        result = _from_cursor(cursor, statement, parameters, cleanup, converters=_TRINO_TYPES)
+        json_converters = _json_converters(column[1] for column in cursor.description or ())
 
     def blocks() -> Iterator[Any]:
         with _values_hidden():
             yield from result.blocks
 
-    return result._replace(blocks=blocks())
+    return result._replace(blocks=blocks(), converters={**result.converters, **json_converters})
 
 
 @contextmanager

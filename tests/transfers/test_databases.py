@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -68,6 +68,68 @@ def test_json_of_trino_is_parsed(conn_type):
     cursor = Cursor([("profile_id", "json"), ("x", "varchar")], [('"u1"', '"as it is"'), (None, None)])
     connection = SimpleNamespace(cursor=lambda: cursor)
     assert rows_of(source(conn_type, connection), ["profile_id", "x"]) == [("u1", '"as it is"'), (None, None)]
+
+
+@pytest.mark.parametrize("conn_type", ["trino", "presto"])
+def test_json_of_trino_is_parsed_in_a_list_and_refused_in_other_values(conn_type):
+    kinds = ["array(json)", "array(array(json))", "map(varchar, json)", "row(x json, y varchar)"]
+    kinds += ["array(row(x json))", 'row("x, json" varchar, json varchar)']
+    text = '"gold"'
+    rows = [([text, None], [[text]], {"x": text}, (text, "y"), [(text,)], (text, text)), (None,) * 6]
+    cursor = Cursor([(str(at), kind) for at, kind in enumerate(kinds)], rows)
+    connection = SimpleNamespace(cursor=lambda: cursor)
+    (items, *refused, named), nulls = rows_of(source(conn_type, connection), list("012345"))
+    assert (items, named) == (["gold", None], (text, text))
+    assert all("holds JSON inside a struct" in str(each) for each in refused)
+    assert all(isinstance(each, InvalidInputError) for each in refused)
+    assert nulls == (None,) * 6
+
+
+@pytest.mark.parametrize(
+    "zone, system, summer, winter",
+    [
+        ("+05:30", "CET", 330, 330),
+        ("-03:00", "CET", -180, -180),
+        ("Europe/Berlin", "UTC", 120, 60),
+        ("SYSTEM", "UTC", 0, 0),
+        # The abbreviation is that of the day on which the server started.
+        ("SYSTEM", "EST", None, None),
+        ("SYSTEM", "CEST", None, None),
+        ("Atlantis/Poseidonis", "UTC", None, None),
+    ],
+)
+def test_a_timestamp_of_mysql_has_the_zone_of_its_session_where_that_is_known(zone, system, summer, winter):
+    june, december, twice = (
+        datetime(2026, 6, 30, 12),
+        datetime(2026, 12, 30, 12),
+        datetime(2026, 10, 25, 2, 30),
+    )
+
+    class Session(Cursor):
+        def execute(self, statement):
+            if "time_zone" in statement:
+                self._zones = [(zone, system)]
+
+        def fetchall(self):
+            return self._zones
+
+    cursor = Session(
+        [("at", 7), ("local", 12)], [(june, june), (december, june), (twice, june), (None, None)]
+    )
+    connection = SimpleNamespace(cursor=lambda buffered: cursor, unread_result=False)
+    rows = rows_of(source("mysql", connection), ["at", "local"])
+    (first, second, third, null), local = zip(*rows, strict=True)
+
+    def aware(moment, minutes):
+        return moment if minutes is None else moment.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+
+    assert (first, second, null) == (aware(june, summer), aware(december, winter), None)
+    if summer == winter:
+        assert third == aware(twice, summer)
+    else:
+        assert isinstance(third, InvalidInputError)
+        assert "is a TIMESTAMP that happens twice in the session's time zone" in str(third)
+    assert local == (june, june, june, None)
 
 
 @pytest.mark.parametrize("order_by", [0, 1])

@@ -181,6 +181,12 @@ def test_json_of_postgres_that_python_cannot_read_is_the_fault_of_its_row_alone(
         assert other.fault == "Attribute 'y' is nested more than 200 levels deep."
 
 
+def test_an_array_of_uuids_of_postgres_is_a_list(postgres):
+    one = "7b2e55a0-0000-4000-8000-000000000005"
+    sql = f"SELECT 'a' AS id, ARRAY['{one}', NULL]::uuid[] AS x, ARRAY[]::uuid[] AS y, NULL::uuid[] AS z"
+    assert bodies(sql) == {"a": f'{{"x":["{one}",null],"y":[]}}'}
+
+
 TIMES = ["timestamp 'infinity'", "timestamptz '-infinity'", "date 'infinity'", "timestamp '0044-03-15 BC'"]
 TIMES += ["ARRAY[timestamp 'infinity']", "date '294276-01-01'"]
 

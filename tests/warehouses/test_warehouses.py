@@ -301,6 +301,60 @@ def test_a_map_whose_keys_are_nested_is_the_fault_of_its_row(duckdb, monkeypatch
         AttributesEncoder()({"x": found})
 
 
+@pytest.mark.parametrize(
+    "name, sql",
+    [
+        *(
+            pytest.param("duckdb", sql, marks=pytest.mark.xdist_group("duckdb"))
+            for sql in (
+                "{'x': JSON '\"gold\"'}",
+                "{'x': [JSON '\"gold\"']}",
+                "[{'x': JSON '\"gold\"'}]",
+                "MAP {'x': JSON '\"gold\"'}",
+                "[[JSON '\"gold\"']]",
+            )
+        ),
+        *(
+            pytest.param("bigquery", sql, marks=pytest.mark.xdist_group("bigquery"))
+            for sql in (
+                "STRUCT(JSON '\"gold\"' AS x)",
+                "STRUCT([JSON '\"gold\"'] AS x)",
+                "[STRUCT(STRUCT(JSON '\"gold\"' AS y) AS x)]",
+            )
+        ),
+    ],
+)
+def test_json_inside_another_value_than_a_list_is_the_fault_of_its_row(request, monkeypatch, name, sql):
+    found = request.getfixturevalue(name)
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(found.connection))
+    (row,) = rows_of(sql_hook("warehouse"), f"SELECT {sql} AS x, 'anna' AS profile_id", ["x", "profile_id"])
+    assert row[1] == "anna"
+    with pytest.raises(InvalidInputError, match="^Attribute 'x' holds JSON inside a struct"):
+        AttributesEncoder()({"x": row[0]})
+
+
+@pytest.mark.xdist_group("mariadb")
+@pytest.mark.parametrize("offset", ["+00:00", "+05:30", "-03:00"])
+@pytest.mark.parametrize("name", ["mariadb", "mysql_connector"])
+def test_a_timestamp_of_mysql_is_the_same_time_in_every_session(request, monkeypatch, name, offset):
+    found = request.getfixturevalue(name)
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(found.connection))
+    sql_hook("warehouse").hook().run(
+        [
+            "DROP TABLE IF EXISTS visits",
+            "CREATE TABLE visits (profile_id INT, at TIMESTAMP(6) NULL, local DATETIME)",
+            "INSERT INTO visits VALUES (1, FROM_UNIXTIME(1782813600.5), '2026-06-30 12:00:00')",
+            "INSERT INTO visits VALUES (2, NULL, NULL)",
+        ]
+    )
+    source = sql_hook("warehouse", {"init_command": f"SET time_zone = '{offset}'"})
+    columns = ["profile_id", "at", "local"]
+    (_, at, local), null = rows_of(source, "SELECT * FROM visits", columns, order_by=1)
+    body, _ = AttributesEncoder(zone=BERLIN)({"at": at, "local": local})
+    assert body == b'{"at":"2026-06-30T10:00:00.500000Z","local":"2026-06-30T10:00:00Z"}'
+    assert null == (2, None, None)
+
+
 @pytest.mark.xdist_group("duckdb")
 @pytest.mark.parametrize("sql", ["INTERVAL '1' MONTH", "[INTERVAL '1' DAY]"])
 @pytest.mark.parametrize("types", [{}, {"x": "(list number)"}], ids=["undeclared", "declared"])
@@ -581,6 +635,20 @@ def test_a_time_of_numpy_that_python_does_not_have_is_refused(is_array):
     value = np.datetime64("20000-01-01", "us")
     with pytest.raises(InvalidInputError, match="'x' holds a time that Python cannot represent"):
         AttributesEncoder(zone=BERLIN)({"x": np.array([value]) if is_array else value})
+
+
+@pytest.mark.parametrize("unit", ["ns", "us", "D", "M", "Y"])
+def test_an_interval_of_numpy_is_refused_in_every_unit(unit):
+    np = pytest.importorskip("numpy")
+    interval = np.timedelta64(7, unit)
+    for value in (interval, np.array([interval]), [interval]):
+        with pytest.raises(InvalidInputError, match="'x' is of type (timedelta64|ndarray|timedelta),"):
+            AttributesEncoder()({"x": value})
+        with pytest.raises(InvalidInputError, match="'x' is declared as"):
+            AttributesEncoder(types={"x": "(list number)" if value is not interval else "number"})(
+                {"x": value}
+            )
+    assert AttributesEncoder(skip_nulls=False)({"x": np.timedelta64("NaT", unit)})[0] == b'{"x":null}'
 
 
 GROWTH = textwrap.dedent(
