@@ -6,9 +6,9 @@ import argparse
 import getpass
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TextIO, get_args
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
@@ -37,13 +37,23 @@ _COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    options = _parser().parse_args(arguments)
+    return _print(_parser().parse_args(arguments), sys.stdout)
+
+
+def _print(options: argparse.Namespace, output: TextIO) -> int:
+    status = 0
     try:
-        _run(options)
-    except TalonCdpError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        try:
+            for line in _run(options):
+                print(line, file=output)
+        except TalonCdpError as error:
+            print(error, file=sys.stderr)
+            status = 1
+        output.flush()
+    except BrokenPipeError:
+        # The reader, such as head, wants no more. At its end, Python would flush the rest into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> None:
-    if options.command == "letters" and _print_letters(options):
+def _run(options: argparse.Namespace) -> Iterator[str]:
+    """Run the command; yield the lines of its output."""
+    if options.command == "letters" and (yield from _letters(options)):
         return
     ledger = _ledger(options)
     # As the operators set it, so that tasks under other state URIs find the ledger.
@@ -91,10 +102,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "import":
         file = _storage("CSV file", options.csv)
         members = members_of_csv(file, options.audience_id, "warn")
-        print(f"Adopted {ledger.adopt(_owner('import'), members):,} members.")
+        yield f"Adopted {ledger.adopt(_owner('import'), members):,} members."
     # Where there is no ledger, the lock would make its folder.
     if isinstance(ledger, DamagedLedger) and _has_manifest(ledger.folder):
-        print("\n".join(ledger.repair(_owner("repair"))))
+        yield from ledger.repair(_owner("repair"))
     ledger.load()
     if not ledger.version:
         raise LedgerError(
@@ -104,15 +115,15 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "letters":
         return
     size = sum(map(len, ledger.known()))
-    print(f"{ledger.folder}: version {ledger.version}, {size:,} {ledger.identity.holds}")
+    yield f"{ledger.folder}: version {ledger.version}, {size:,} {ledger.identity.holds}"
 
 
 def _has_manifest(folder: Folder) -> bool:
     return any(name.startswith("manifest-") for name in names_in(folder))
 
 
-def _print_letters(options: argparse.Namespace) -> bool:
-    """Print dead letters, and return whether there are some.
+def _letters(options: argparse.Namespace) -> Generator[str, None, bool]:
+    """Yield dead letters, and return whether there are some.
 
     The ledger is not opened: it may be damaged, and explicit adds and removes have none.
     """
@@ -121,7 +132,7 @@ def _print_letters(options: argparse.Namespace) -> bool:
     found = False
     for line in read_letters(folder):
         found = True
-        print(line)
+        yield line
     return found
 
 
@@ -164,10 +175,28 @@ def _owner(what: str) -> str:
 
 def _storage(name: str, place: str) -> ObjectStoragePath:
     # Airflow 2 reads a relative path as one from the root.
-    return storage(name, place if "://" in place else str(Path(place).absolute()))
+    uri = place if "://" in place else str(Path(place).absolute())
+    try:
+        return storage(name, uri)
+    except TalonCdpError:
+        raise
+    except Exception as error:  # each backend raises other errors, also if Airflow has no such connection
+        raise InvalidInputError(f"The {name} cannot be opened by Airflow: {error}.\n{uri}") from error
+
+
+def _own_stdout() -> TextIO:
+    """Return stdout for the command's lines, and redirect what is written to it otherwise to stderr.
+
+    Airflow logs to stdout, and its handlers and loggers keep the stream that they got when they were made.
+    """
+    own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    os.dup2(2, 1)
+    return own
 
 
 if __name__ == "__main__":
     # Airflow 3 reads a state URI's connection from its database only if this variable is set.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
-    sys.exit(main())
+    # argparse prints its help to stdout.
+    parsed = _parser().parse_args()
+    sys.exit(_print(parsed, _own_stdout()))

@@ -12,7 +12,7 @@ from typing import Any
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection, read_members, read_profile_id
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import SuspiciousIdsRule
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ COLUMN = "profileintegrationid"
 """Header of the column of profile IDs, as the Campaign Manager's export has it."""
 
 _ROWS = 1000
+_PERSISTENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def members_of_csv(file: Any, audience_id: str, suspicious_ids: SuspiciousIdsRule) -> Iterator[Chunk]:
@@ -33,12 +34,15 @@ def members_of_csv(file: Any, audience_id: str, suspicious_ids: SuspiciousIdsRul
     Raises:
         InvalidInputError: The file cannot be read, has no such column or no members, or has an invalid ID, or
             IDs look wrong and ``suspicious_ids`` is ``fail``.
+        LedgerUnavailableError: The file cannot be read at present.
     """
     suspicious = SuspiciousIds()
     try:
         opened = file.open("rb")
     except OSError as error:
-        raise InvalidInputError(f"The file of members cannot be read: {error}.\nFile: {file}") from error
+        # Other errors may pass, such as the request of an object store to slow down.
+        kind = InvalidInputError if isinstance(error, _PERSISTENT) else LedgerUnavailableError
+        raise kind(f"The file of members cannot be read: {error}.\nFile: {file}") from error
     # utf-8-sig, as spreadsheets write a BOM.
     with opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
         rows = _rows(text, file)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.storage import (
     Folder,
     names_in,
@@ -26,8 +27,7 @@ UNCLEAR = (
 """The text of a dead letter for a member whose change runs rules and got no clear answer."""
 UNCLEAR_ATTRIBUTES = (
     "A call that runs rules got no clear answer: the rules may have run, or not.\n"
-    "Look at the profile in the Campaign Manager. The next run sends these attributes without rules, unless\n"
-    'it sends all (send="all").'
+    "Look at the profile in the Campaign Manager. The next run sends these attributes without rules."
 )
 """The text of a dead letter for attributes that were sent with rules and got no clear answer."""
 _FOLDER = re.compile(r"\d{8}T[\d.]+Z-.+")
@@ -128,10 +128,22 @@ def read_letters(folder: Folder) -> Iterator[str]:
 
     Args:
         folder: The folder of a ledger, or of the dead letters of one run.
+
+    Raises:
+        LedgerError: They cannot be read, or a newer run deletes some of them meanwhile.
     """
     letters = folder / LETTERS
     is_of_one_run = folder.parent.name == LETTERS
     for run in [folder] if is_of_one_run else [letters / name for name in _folders_in(folder)]:
         for name in names_in(run):
-            data = b"".join(read_pieces(run / name))
+            # A killed worker may leave a file that it has not written completely, under a hidden name.
+            if name.startswith(".") or not name.endswith(".ndjson"):
+                continue
+            try:
+                data = b"".join(read_pieces(run / name))
+            except FileNotFoundError as error:
+                raise LedgerError(
+                    "The dead letters were deleted while they were read: a newer run has some, and a ledger\n"
+                    f"keeps those of its last runs. Run the command again.\nFolder: {run}"
+                ) from error
             yield from data.decode(errors="replace").removesuffix("\n").split("\n")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Annotated, Any, Literal
 
 import jinja2
@@ -23,10 +24,17 @@ from airflow.models.xcom import XComModel
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from airflow_provider_talon_cdp.exceptions import LedgerError
-from airflow_provider_talon_cdp.ledger.storage import Folder, as_folder, is_local, names_in, read_pieces
+from airflow_provider_talon_cdp.ledger.storage import (
+    Folder,
+    as_folder,
+    as_ledger_error,
+    is_local,
+    names_in,
+    read_pieces,
+)
 from airflow_provider_talon_cdp.operators._base import REPORT_KEY
 
 RUNS_SHOWN = 20
@@ -35,6 +43,9 @@ CHARTS_SHOWN = 6
 MAX_BYTES = 2**20
 WIDTH, HEIGHT = 720, 140
 
+# Requests that read reports at the same time. If the storage does not answer, the API server's other
+# threads stay free.
+_READERS = BoundedSemaphore(4)
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -114,6 +125,14 @@ class ReportFile(_Strict):
     dead_letters: str | None
     throughput: list[tuple[float, int, int]]
 
+    @field_validator("audiences", mode="before")
+    @classmethod
+    def _named(cls, audiences: Any, info: ValidationInfo) -> Any:
+        """Leave out what the context does not name, as validation is most of the time that a page takes."""
+        if not info.context or not isinstance(audiences, dict):
+            return audiences
+        return {key: audiences[key] for key in info.context if key in audiences}
+
     @property
     def is_plan(self) -> bool:
         """Whether the numbers by audience are planned changes."""
@@ -147,8 +166,10 @@ def app() -> FastAPI:
         found = session.scalars(query).first()
         # The value as it is: Airflow would make an object of any class that it names.
         place = getattr(found, "value", None)
+        # It returns its connection to the pool, which all DAGs need, before the storage is read.
+        session.close()
         try:
-            return HTMLResponse(render(*read(place, dag_id)), headers=_HEADERS)
+            return HTMLResponse(render(*_read_in_turn(place, dag_id)), headers=_HEADERS)
         except NoReportError as error:
             page = _TEMPLATES.get_template("nothing.html").render(lines=str(error).split("\n"))
             return HTMLResponse(page, headers=_HEADERS)
@@ -156,8 +177,23 @@ def app() -> FastAPI:
     return served
 
 
+def _read_in_turn(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
+    if not _READERS.acquire(blocking=False):
+        raise NoReportError(
+            "The API server is reading other reports.\n"
+            "Reload this page in a few seconds. If this persists, the ledgers' storage does not answer."
+        )
+    try:
+        return read(place, dag_id)
+    finally:
+        _READERS.release()
+
+
 def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
     """Return a report, and the reports of the DAG's last runs with that ledger, the oldest first.
+
+    The report itself is the last one of those, too. In the list, reports have only the audiences that have
+    a chart: a report of all audiences takes megabytes.
 
     Raises:
         NoReportError: There is no report at the path, or it is not a report of the DAG.
@@ -195,20 +231,43 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
     # The tasks of a group leave several reports in a DAG run. The last one has the counts of the whole.
     last = {name[_DAG_RUN]: name for name in others if name < match["name"]}
     last.pop(match["name"][_DAG_RUN], None)
-    before = []
-    for name in sorted(last.values())[-RUNS_SHOWN:]:
+    audiences = _largest(report)
+    shown = [_only(audiences, report)]
+    for name in sorted(last.values(), reverse=True)[:RUNS_SHOWN]:
         earlier = None
         # This run's report is shown, whatever is wrong with an earlier one.
         with suppress(LedgerError, OSError):
-            earlier = _parsed(folder / name)
+            earlier = _parsed(folder / name, audiences if len(audiences) == CHARTS_SHOWN else ())
         if earlier and earlier.run.dag_id == dag_id:
-            before.append(earlier)
-    return report, [*before, report]
+            # This run may lack audiences, as it stopped before it read its ledger.
+            audiences = list(dict.fromkeys([*audiences, *_largest(earlier)]))[:CHARTS_SHOWN]
+            shown.append(_only(audiences, earlier))
+    return report, shown[::-1]
 
 
-def _parsed(file: Folder) -> ReportFile | None:
-    """Read a report, or return None if the file does not exist or is not a report."""
-    if is_local(file) and not Path(file).is_file():
+def _largest(report: ReportFile) -> list[str]:
+    """Return the audiences that have a chart."""
+    members = {key: each.members for key, each in report.audiences.items() if each.members is not None}
+    return sorted(members, key=lambda key: (-members[key], key))[:CHARTS_SHOWN]
+
+
+def _only(audiences: Iterable[str], report: ReportFile) -> ReportFile:
+    """Return a report with the numbers of some audiences only."""
+    found = {key: report.audiences[key] for key in audiences if key in report.audiences}
+    return report.model_copy(update={"audiences": found})
+
+
+def _parsed(file: Folder, audiences: Collection[str] = ()) -> ReportFile | None:
+    """Read a report, or return None if the file does not exist or is not a report.
+
+    Args:
+        file: The report's file.
+        audiences: The audiences whose numbers are read, if not those of all.
+    """
+    # Before universal-pathlib 0.3, the question opens the file system.
+    with as_ledger_error("read", file):
+        is_on_disk = is_local(file)
+    if is_on_disk and not Path(file).is_file():
         return None
     data = b""
     try:
@@ -216,7 +275,7 @@ def _parsed(file: Folder) -> ReportFile | None:
             data += piece
             if len(data) > MAX_BYTES:
                 return None
-        return ReportFile.model_validate_json(data)
+        return ReportFile.model_validate_json(data, context=audiences)
     except (FileNotFoundError, ValidationError):
         return None
 
@@ -327,14 +386,15 @@ _TEMPLATES.filters |= {"number": "{:,}".format}
 
 
 def render(report: ReportFile, reports: Iterable[ReportFile]) -> str:
-    """Return the page of a report, with charts of the last runs, this one at the end."""
+    """Return the page of a report, with charts of the last runs, which ``read`` returns."""
     charts = sizes(list(reports))
+    counted = {key for key, each in report.audiences.items() if each.members is not None}
     return _TEMPLATES.get_template("sync.html").render(
         report=report,
         funnel=funnel(report),
         throughput=throughput(report.throughput),
-        charts=charts[:CHARTS_SHOWN],
-        more_charts=len(charts) - CHARTS_SHOWN,
+        charts=charts,
+        more_charts=len(counted - {chart["audience"] for chart in charts}),
         audiences=list(report.audiences.items())[:AUDIENCES_SHOWN],
         reasons=sorted(report.counts.rejected.items(), key=lambda reason: (-reason[1], reason[0])),
         width=WIDTH,

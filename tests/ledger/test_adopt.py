@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from uuid import uuid4
 
 import pytest
@@ -9,11 +12,17 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.changes.change import Chunk, Rejection
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
+from airflow_provider_talon_cdp.exceptions import (
+    InvalidInputError,
+    LedgerError,
+    LedgerUnavailableError,
+    TalonCdpError,
+)
 from airflow_provider_talon_cdp.ledger.adopt import members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, ledger_name
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.storage import as_folder
+from airflow_provider_talon_cdp.operators import _base
 from tests.ledger.conftest import members, profiles, spelt
 
 
@@ -145,6 +154,40 @@ def test_a_file_that_is_not_there_is_refused(open_ledger, tmp_path):
         open_ledger().adopt("me", members_of_csv(tmp_path / "none.csv", "vip", "warn"))
 
 
+class _Unopened:
+    """A file whose opening fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __str__(self):
+        return "s3://bucket/members.csv"
+
+    def open(self, mode):
+        raise self.error
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+@pytest.mark.parametrize(
+    "error, retryable",
+    [
+        (OSError(errno.EBUSY, "SlowDown"), True),
+        (TimeoutError("RequestTimeout"), True),
+        (FileNotFoundError("bucket/members.csv"), False),
+        (IsADirectoryError(errno.EISDIR, "Is a directory"), False),
+        (PermissionError("Forbidden"), False),
+    ],
+    ids=repr,
+)
+def test_a_passing_error_of_the_storage_of_the_members_does_not_end_the_retries(
+    open_ledger, error, retryable
+):
+    with pytest.raises(TalonCdpError, match=r"cannot be read: .*\nFile: s3://bucket/members\.csv") as raised:
+        open_ledger().adopt("me", members_of_csv(_Unopened(error), "vip", "warn"))
+    assert raised.value.retryable is retryable
+    assert isinstance(raised.value, LedgerUnavailableError if retryable else InvalidInputError)
+
+
 def test_a_rejection_is_no_member(open_ledger):
     assert open_ledger().adopt("me", [Rejection("x"), Chunk(["a"], "vip")]) == 1
 
@@ -226,6 +269,72 @@ def test_the_command_tells_errors_without_a_traceback(tmp_path, csv, capsys):
     assert main(arguments("import", tmp_path, "--csv", str(csv("a,b\n1,2\n")))) == 1
     told = capsys.readouterr().err
     assert told.startswith("The first line of the file has no column")
+
+
+@pytest.mark.parametrize("option", ["--state-uri", "--csv"])
+def test_the_command_does_not_quote_a_password_in_a_uri(tmp_path, csv, capsys, option):
+    file = csv("profileintegrationid\na\n")
+    uri = [option, "s3://AKIA1:SECRET@bucket/talon_cdp"]
+    assert main([*arguments("import", tmp_path), "--csv", str(file), *uri]) == 1
+    out, told = capsys.readouterr()
+    assert "holds a user name and a password" in told
+    assert "SECRET" not in out + told
+
+
+class _WithoutConnection:
+    """A path whose connection Airflow does not know."""
+
+    def __init__(self, uri):
+        pass
+
+    @property
+    def fs(self):
+        raise RuntimeError("The conn_id `nope` isn't defined")
+
+
+def test_the_command_says_in_a_line_that_a_storage_cannot_be_opened(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_base, "ObjectStoragePath", _WithoutConnection)
+    for command in ([*arguments("show", tmp_path)], ["ledger", "show", "gs://nope@bucket/ledger"]):
+        assert main(command) == 1
+        first, place = capsys.readouterr().err.splitlines()
+        assert first.endswith(" cannot be opened by Airflow: The conn_id `nope` isn't defined.")
+        assert place in {f"{tmp_path}/state", "gs://nope@bucket/ledger"}
+
+
+# What a hook logs while the command runs: that of S3 does, with a logger of its own.
+SCRIPT = """
+import getpass, runpy
+from airflow.providers.common.compat.sdk import BaseHook
+
+def getuser():
+    BaseHook().log.warning("line of a hook")
+    return "me"
+
+getpass.getuser = getuser
+runpy.run_module("airflow_provider_talon_cdp", run_name="__main__")
+"""
+
+
+def test_the_log_is_not_between_the_lines_of_the_command(tmp_path, csv):
+    file = csv("profileintegrationid\na\nNone\n")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments("import", tmp_path, "--csv", str(file))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    adopted, shown = done.stdout.splitlines()
+    assert adopted == "Adopted 2 members."
+    assert shown.endswith("version 1, 2 members")
+    assert "1 of 2 profile IDs" in done.stderr
+    assert "line of a hook" in done.stderr
+
+
+def test_the_help_of_the_command_is_its_output():
+    command = [sys.executable, "-m", "airflow_provider_talon_cdp", "ledger", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "dead letters" in done.stdout
 
 
 @pytest.mark.parametrize(

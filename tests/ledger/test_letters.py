@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +13,7 @@ from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger import letters as module
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters, letters_name, read_letters
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
-from airflow_provider_talon_cdp.ledger.storage import names_in, write_bytes
+from airflow_provider_talon_cdp.ledger.storage import names_in, remove, write_bytes
 from tests.ledger.conftest import FACTS, identified, plan_of
 
 
@@ -154,6 +156,43 @@ def test_letters_that_could_not_be_written_are_written_later(tmp_path, monkeypat
     letters.add({"profile_id": "bo"})
     letters.flush()
     assert [json.loads(line)["profile_id"] for line in read_letters(tmp_path)] == ["anna", "bo"]
+
+
+@pytest.mark.parametrize("name", [".00000.ndjson.5f2b", ".00000.ndjson", "00000.ndjson~", "notes.txt"])
+def test_what_a_killed_worker_or_a_person_left_beside_letters_is_none(tmp_path, name):
+    """A file is written under such a name, and may end in the middle of a line."""
+    letters = DeadLetters(tmp_path, letters_name(0, "run"), keep=3)
+    letters.add({"profile_id": "anna"})
+    letters.flush()
+    write_bytes(letters._folder / name, b'{"profile_id": "bo')
+    assert list(read_letters(tmp_path)) == ['{"profile_id": "anna"}']
+
+
+def test_letters_that_a_newer_run_deletes_meanwhile_are_an_error(state):
+    """What was printed is not all that there was, nor all that there is."""
+    letters = DeadLetters(state, letters_name(0, "run"), keep=3)
+    for profile in ("anna", "bo"):
+        letters.add({"profile_id": profile})
+        letters.flush()
+    lines = read_letters(state)
+    assert "anna" in next(lines)
+    remove(letters._folder / "00001.ndjson")
+    with pytest.raises(LedgerError, match="(?s)deleted while they were read.*Run the command again"):
+        next(lines)
+
+
+def test_a_reader_of_the_commands_output_may_end_early(tmp_path):
+    letters = DeadLetters(tmp_path, letters_name(0, "run"), keep=3)
+    for number in range(20_000):
+        letters.add({"profile_id": f"{number:05}"})
+    letters.flush()
+    command = [sys.executable, "-m", "airflow_provider_talon_cdp", "ledger", "letters", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == '{"profile_id": "00000"}\n'
+        process.stdout.close()
+        told = process.stderr.read()
+    assert "BrokenPipe" not in told
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("command", ["show", "letters", "repair"])

@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
+from threading import Event, Semaphore
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem  # type: ignore[import-untyped]
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 pytest.importorskip("airflow.api_fastapi.core_api.security", reason="Airflow 2.11 has no such tab")
+
+from airflow.sdk.io import attach
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 
 from airflow_provider_talon_cdp.ui import TalonCdpPlugin, page
 
@@ -146,6 +157,98 @@ class TestWhatIsRead:
         s3.fs.put(place, f"ledgers/{below}")
         report, _ = page.read(f"{str(s3).rstrip('/')}/{below}", "sync")
         assert report.ledger_version == 7
+
+    def test_storage_that_cannot_be_opened_is_said_to_be_out_of_reach(self, monkeypatch):
+        monkeypatch.setattr(page, "ObjectStoragePath", Unopened)
+        place = f"/state/demo.talon.one/audience_vip-0123456789abcdef/reports/{NAMES[0]}"
+        with pytest.raises(page.NoReportError, match="cannot read the folder"):
+            page.read(place, "sync")
+
+
+class Unopened(type(Path())):
+    """A path in an object store without a client, as of universal-pathlib before 0.3: a Path, too."""
+
+    @property
+    def fs(self):
+        raise RuntimeError("The conn_id `storage` isn't defined")
+
+
+class Slow(DirFileSystem):
+    """An object store that answers once it may."""
+
+    protocol = "slow"
+
+    def __init__(self, root):
+        super().__init__(str(root), LocalFileSystem(), skip_instance_cache=True)
+        self.asked, self.may_answer = Semaphore(0), Event()
+
+    def open(self, *arguments, **options):
+        self.asked.release()
+        assert self.may_answer.wait(20)
+        return super().open(*arguments, **options)
+
+
+class Metadata(Session):
+    """A session whose query finds the XCom with the path of a report."""
+
+    def __init__(self, engine, place):
+        super().__init__(engine)
+        self.place = place
+
+    def scalars(self, *_, **__):
+        self.connection()
+        return SimpleNamespace(first=lambda: SimpleNamespace(value=self.place))
+
+
+class TestSlowStorage:
+    @pytest.fixture
+    def slow(self, tmp_path):
+        slow = Slow(tmp_path)
+        # Airflow keeps what is attached for the whole process.
+        attach("s3", tmp_path.name, fs=slow)
+        yield slow
+        slow.may_answer.set()
+
+    @pytest.fixture
+    def sessions(self):
+        return []
+
+    @pytest.fixture
+    def view(self, leave, tmp_path, sessions):
+        """A function that views the report, each time with a session of its own."""
+        route: Any = page.app().routes[-1]
+        place = f"s3://{tmp_path.name}@ledgers/{leave().removeprefix(f'{tmp_path}/')}"
+        (tmp_path / "ledgers").symlink_to(tmp_path)
+        engine = create_engine("sqlite://")
+
+        def view():
+            session = Metadata(engine, place)
+            sessions.append(session)
+            with session:
+                return route.endpoint("sync", "t", "-1", "r", session).body.decode()
+
+        return view
+
+    def test_no_connection_to_the_metadata_database_is_held_while_the_storage_is_read(
+        self, slow, view, sessions
+    ):
+        with ThreadPoolExecutor() as pool:
+            page_of_it = pool.submit(view)
+            assert slow.asked.acquire(timeout=60)
+            in_transaction = sessions[0].in_transaction()
+            slow.may_answer.set()
+        assert "Partly rejected" in page_of_it.result()
+        assert not in_transaction
+
+    def test_the_fifth_reader_is_told_to_come_back(self, slow, view):
+        with ThreadPoolExecutor() as pool:
+            pages = [pool.submit(view) for _ in range(4)]
+            assert all(slow.asked.acquire(timeout=60) for _ in pages)
+            busy = view()
+            slow.may_answer.set()
+        assert "reading other reports" in busy
+        assert all("Partly rejected" in each.result() for each in pages)
+        assert "Partly rejected" in view()
 
 
 class TestNumbers:
@@ -285,6 +388,26 @@ class TestNumbers:
             ("large", [100, 100]),
             ("small", [10, 30, 40]),
         ]
+
+    def test_of_many_audiences_the_largest_have_charts_and_only_those_are_kept(self, leave):
+        for run, name in enumerate(NAMES):
+            audiences = {f"a{n:02}": {"added": 0, "removed": 0, "members": 10 * n + run} for n in range(50)}
+            place = leave(name, audiences=audiences | {"new": {"added": 0, "removed": 0, "members": None}})
+        report, reports = page.read(place, "sync")
+        assert len(report.audiences) == 51
+        assert [len(each.audiences) for each in reports] == [page.CHARTS_SHOWN] * len(NAMES)
+        charts = page.sizes(reports)
+        assert [each["audience"] for each in charts] == ["a49", "a48", "a47", "a46", "a45", "a44"]
+        assert [dot["members"] for dot in charts[0]["dots"]] == list(range(490, 490 + len(NAMES)))
+        assert "... and 44 more audiences" in shown(place)
+        assert "... and 31 more" in shown(place)
+
+    def test_a_run_that_counted_no_members_shows_those_of_the_run_before(self, leave):
+        for name, members in zip(NAMES[:2], (10, 20), strict=True):
+            leave(name, audiences={"vip": {"added": 0, "removed": 0, "members": members}})
+        place = leave(NAMES[2], audiences={}, state="stopped")
+        (chart,) = page.sizes(page.read(place, "sync")[1])
+        assert [dot["members"] for dot in chart["dots"]] == [10, 20]
 
 
 def test_a_release_of_airflow_that_has_moved_something_has_no_tab(monkeypatch, caplog):
