@@ -172,7 +172,7 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
             untyped.difference_update(values)
             return values
 
-        has_rows = False
+        has_rows = has_attributes = False
         for row in self.results("rows, such as a list of mappings or df.to_dict('records')"):
             if not isinstance(row, Mapping) or not in_every_row <= row.keys():
                 missing = min(in_every_row - set(row if isinstance(row, Mapping) else ()))
@@ -182,6 +182,7 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
                     f"{type(row).__name__}{' without that key' if isinstance(row, Mapping) else ''}."
                 )
             unseen.difference_update(row)
+            has_attributes = has_attributes or bool(named) or not row.keys() <= special
             order = row.get(self.order_by_column) if self.order_by_column else None
             has_rows = True
             yield read_profile(row, row[self.profile_id_column], order, attributes_of, encode)
@@ -189,6 +190,11 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
             raise InvalidInputError(
                 f"No row of the function has the key {min(unseen)!r}, or another one\n"
                 "that the task's arguments name for attributes. Nothing was sent."
+            )
+        if has_rows and not has_attributes:
+            raise InvalidInputError(
+                f"No row of the function has a key for an attribute, beside {self.profile_id_column!r}.\n"
+                "Nothing was sent."
             )
         if has_rows and (unseen or untyped):
             self.log.warning(

@@ -63,8 +63,11 @@ class SyncAudienceMembersOperator(MembershipOperator):
         if (mode == "mirror") != (members is not None):
             raise InvalidInputError("members and mode='mirror' go together: give both or neither.")
         # Not ==, as comparing a data frame gives another data frame.
-        if mode == "mirror" and not all(isinstance(ids, tuple) and not ids for ids in (add, remove)):
+        is_left_out = all(isinstance(ids, tuple) and not ids for ids in (add, remove))
+        if mode == "mirror" and not is_left_out:
             raise InvalidInputError("add and remove do not go with members: a mirror computes both.")
+        if mode is None and is_left_out:
+            raise InvalidInputError("There is nothing to do: give add, remove or members.")
         check_literals(as_list, add=add, remove=remove, **({"members": members} if mode == "mirror" else {}))
         self.check_mode(mode)
 

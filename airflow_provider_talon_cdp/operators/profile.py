@@ -50,7 +50,8 @@ class UpdateProfileOperator(TextFieldsOperator):
     Args:
         customer_profile_id: Integration ID of the profile: 1 to 1000 characters, or an integer or UUID.
         attributes: Values by attribute name. Strings, numbers, booleans, Decimals, dates, datetimes, UUIDs,
-            and lists of them; None deletes the attribute. Attributes must be defined in the Campaign Manager.
+            and lists of them; None deletes the attribute. A value that is the result of another task must not
+            be None. Attributes must be defined in the Campaign Manager.
         types: Talon.One's type by attribute name, as in ``SqlToTalonProfilesOperator``. It converts the text
             that a template renders.
         run_rule_engine: Run Talon.One's rules for this update; Talon.One always does if audiences change.
@@ -101,6 +102,7 @@ class UpdateProfileOperator(TextFieldsOperator):
         by_name = attributes.items() if isinstance(attributes, Mapping) else ()
         self._templates = {name for name, value in by_name if any(map(is_template, _leaves(value)))}
         self._is_template = is_template(attributes)
+        self._of_nothing: list[str] = []
         self.types = types
         self.run_rule_engine = run_rule_engine
         self.add_audiences = add_audiences
@@ -127,7 +129,7 @@ class UpdateProfileOperator(TextFieldsOperator):
         removed = _internal_ids("remove_audiences", self.remove_audiences)
         attributes = self._read_attributes()
         profile_id = _read_profile_id(self)
-        if attributes is None and not added and not removed and not self.run_rule_engine:
+        if not attributes and not added and not removed and not self.run_rule_engine:
             raise InvalidInputError(
                 "There is nothing to do: no attributes, no audiences and no run_rule_engine."
             )
@@ -136,11 +138,11 @@ class UpdateProfileOperator(TextFieldsOperator):
         _ = hook.client
         runs_rules = bool(self.run_rule_engine or added or removed)
         with _noting_changes(
-            self, context, hook, profile_id, added, removed, attributes or (), runs_rules=runs_rules
+            self, context, hook, profile_id, added, removed, attributes, runs_rules=runs_rules
         ) as was_sent:
             state = hook.update_customer_profile(
                 profile_id,
-                attributes=attributes,
+                attributes=attributes or None,
                 types=as_types("types", self.types),
                 run_rule_engine=self.run_rule_engine,
                 add_audiences=added,
@@ -148,14 +150,15 @@ class UpdateProfileOperator(TextFieldsOperator):
                 skip_unknown_attributes=self.skip_unknown_attributes,
                 on_unclear=self.on_unclear,
             )
-        return _summary(added, removed, state, was_sent=was_sent) | {"attributes": len(attributes or ())}
+        return _summary(added, removed, state, was_sent=was_sent) | {"attributes": len(attributes)}
 
     def render_template(
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
     ) -> Any:
         """Render a field; of the attributes only the templates, and to text if ``types`` declares text.
 
-        Native rendering would turn the text "1.10" into the number 1.1.
+        Native rendering would turn the text "1.10" into the number 1.1. Attributes for which another task
+        returned nothing are noted.
         """
         if (
             not isinstance(content, dict)
@@ -164,28 +167,38 @@ class UpdateProfileOperator(TextFieldsOperator):
         ):
             return super().render_template(content, context, jinja_env, seen_oids)
         types = self.types if isinstance(self.types, Mapping) else {}
+        self._of_nothing = []
 
         def rendered(value: Any, name: str) -> Any:
             if isinstance(value, str) and types.get(name) in _TEXTS:
                 text = self.render_text(value, context, jinja_env)
                 if text != "None":
                     return text
-            return super(UpdateProfileOperator, self).render_template(value, context, jinja_env, seen_oids)
+            made = super(UpdateProfileOperator, self).render_template(value, context, jinja_env, seen_oids)
+            # A DAG's parameter may be None on purpose.
+            if made is None and not isinstance(value, str) and type(value).__name__ != "DagParam":
+                self._of_nothing.append(name)
+            return made
 
         return {
             name: render_templates(value, partial(rendered, name=name)) for name, value in content.items()
         }
 
-    def _read_attributes(self) -> dict[str, Any] | None:
+    def _read_attributes(self) -> dict[str, Any]:
         """Return the attributes, checked."""
-        given, types = as_mapping("attributes", self.attributes), as_types("types", self.types)
-        attributes = dict(given or {})
+        attributes = dict(as_mapping("attributes", self.attributes) or {})
+        types = as_types("types", self.types)
+        for name in self._of_nothing:
+            raise InvalidInputError(
+                f"The attribute {name!r} is null after rendering. Did the upstream task return nothing?\n"
+                "Nothing was sent. To delete an attribute, write None in the mapping."
+            )
         for name in attributes.keys() if self._is_template else self._templates:
             for each in _leaves(attributes.get(name)):
                 check_rendered(f"The attribute {name!r}", each)
         for name in types.keys() - attributes.keys():
             raise InvalidInputError(f"types has {name!r}, which is not in attributes.")
-        return None if given is None else attributes
+        return attributes
 
 
 class UpdateProfileAudiencesOperator(TextFieldsOperator):

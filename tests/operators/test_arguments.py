@@ -70,6 +70,16 @@ def test_text_that_python_cannot_read_as_json_is_refused():
             as_mapping("attributes", text)
 
 
+def test_the_json_text_of_none_is_no_mapping():
+    """A template renders it of a task that returned nothing; None is the default."""
+    with pytest.raises(InvalidInputError, match="hook_params must be a mapping"):
+        as_mapping("hook_params", " null ")
+    with pytest.raises(InvalidInputError, match="types must be a mapping"):
+        as_types("types", "null")
+    assert as_mapping("hook_params", None) is None
+    assert as_types("types", None) == {}
+
+
 def test_none_asks_about_the_upstream_task():
     with pytest.raises(InvalidInputError, match="upstream task return nothing"):
         as_list("add", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import time
 import traceback
 from collections import Counter
@@ -493,6 +494,53 @@ class TestStateOnAWorkersDisk:
         with pytest.raises(InvalidInputError, match="(Celery|Other)Executor may run"):
             mirror(["anna"], executor=executor).resolved_state_uri()
         assert mirror(["anna"], executor="LocalExecutor").resolved_state_uri().startswith("file://")
+
+
+class TestPasswordsInURIs:
+    """Airflow takes all before the @ for the ID of a connection, and so it is in paths, logs and XComs."""
+
+    URIS = (
+        "s3://AKIA1:SECRET@bucket/talon_cdp",
+        "s3://AKIA1:SEC/RET@bucket/talon_cdp",
+        "s3://AKIA1:/SECRET@bucket/talon_cdp",
+        "s3://AKIA1:SEC#RET@bucket/talon_cdp",
+        "s3://AKIA1:SECRET[@bucket/talon_cdp",
+        "s3://:SECRET@bucket/talon_cdp",
+        "gs://AKIA1:SECRET@",
+    )
+
+    @pytest.mark.parametrize("uri", URIS)
+    def test_they_are_refused_in_the_argument_and_not_quoted(self, uri):
+        with pytest.raises(InvalidInputError, match="state_uri holds a user name and a password") as error:
+            mirror(["anna"], state_uri=uri)
+        assert not re.search("SEC|RET|AKIA1", str(error.value))
+
+    @pytest.mark.parametrize("uri", URIS)
+    def test_they_are_refused_in_the_setting_and_not_quoted(self, uri, monkeypatch, run):
+        monkeypatch.setenv("AIRFLOW__TALON_CDP__STATE_URI", uri)
+        with pytest.raises(InvalidInputError, match=r"configuration holds a user name and a pass") as error:
+            run(mirror(["anna"]))
+        assert not re.search("SEC|RET|AKIA1", str(error.value))
+
+    @pytest.mark.parametrize("uri", URIS)
+    def test_they_are_refused_for_other_files_and_not_quoted(self, uri):
+        with pytest.raises(InvalidInputError, match="The initial members file holds a user name") as error:
+            _base.storage("initial members file", uri)
+        assert not re.search("SEC|RET|AKIA1", str(error.value))
+
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "s3://aws_default@bucket/a:b@c",
+            "hdfs://name@host:8020/user@x/talon_cdp",
+            "hdfs://host:8020",
+            "hdfs://[::1]:8020/talon_cdp",
+            "file:///a:b@c/talon_cdp",
+            "/a:b@c/talon_cdp",
+        ],
+    )
+    def test_connections_ports_and_paths_are_none(self, uri):
+        assert _base.check_state_uri("state_uri", uri) == uri
 
 
 def test_on_kill_stops_what_is_being_sent(monkeypatch):

@@ -268,6 +268,28 @@ class TestProfiles:
         assert talon.requests() == []
 
     @pytest.mark.parametrize(
+        ("row", "arguments"),
+        [({}, {}), ({"at": 1}, {"on_duplicate": "last", "order_by_column": "at"})],
+        ids=["ID", "ID and order"],
+    )
+    def test_rows_that_have_no_attribute_stop_before_anything_is_sent(self, profiles, talon, row, arguments):
+        def rows():
+            return [{"profile_id": name} | row for name in ("anna", "bert")]
+
+        with pytest.raises(InvalidInputError, match="No row of the function has a key for an attribute"):
+            profiles(rows, **arguments)
+        assert talon.requests() == []
+
+    def test_some_rows_may_have_no_attribute(self, profiles, talon):
+        def rows():
+            yield {"profile_id": "anna"}
+            yield {"profile_id": "bert", "Tier": "gold"}
+            yield {"profile_id": "carl"}
+
+        assert profiles(rows)["sent"] == 1
+        assert talon.profiles() == {"bert"}
+
+    @pytest.mark.parametrize(
         ("arguments", "missing"),
         [
             ({"attributes": ["Tier", "Points"]}, "Points"),

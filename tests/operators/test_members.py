@@ -195,6 +195,23 @@ def test_what_is_no_list_from_xcom_fails_before_anything_is_sent(run, talon, vip
     assert requests_of(talon) == []
 
 
+@pytest.mark.parametrize("arguments", [{}, {"remove": ()}, {"max_rejected": 5}], ids=str)
+def test_an_operator_without_any_list_fails_when_the_dag_is_parsed(arguments):
+    with pytest.raises(InvalidInputError, match="nothing to do: give add, remove or members"):
+        members(**arguments)
+
+
+def test_a_mapped_operator_may_get_its_only_list_from_expand(run, talon, vip):
+    given = {"task_id": "t", "audience_id": "vip"}
+    mapped = SyncAudienceMembersOperator.partial(**given).expand(add=[["anna"], ["bert"]])
+    run(mapped.unmap({"add": ["anna"]}))
+    rows = [{"remove": ["anna"]}, {"members": ["bert"], "mode": "mirror"}]
+    mapped = SyncAudienceMembersOperator.partial(**given).expand_kwargs(rows)
+    for row in rows:
+        run(mapped.unmap(row))
+    assert talon.members("vip") == {"bert"}
+
+
 def test_empty_lists_send_nothing(run, talon, vip):
     assert run(members(add=[], remove=[]))["requests"] == 0
     assert requests_of(talon) == []
@@ -229,8 +246,6 @@ def test_a_bad_literal_fails_when_the_dag_is_parsed(arguments):
 def test_a_bad_rendered_audience_fails_before_anything_is_sent(run, talon, rendered):
     with pytest.raises(InvalidInputError, match="audience_id"):
         run(members(audience_id="{{ params.x }}", add=["anna"]), params={"x": rendered})
-    with pytest.raises(InvalidInputError, match="audience_id"):
-        run(members(audience_id="{{ params.x }}"), params={"x": rendered})
     assert talon.requests() == []
 
 

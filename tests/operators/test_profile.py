@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 import requests
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, XComArg
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.exceptions import (
@@ -500,10 +500,80 @@ def test_the_text_none_is_a_value_where_the_dag_says_so(run, talon, none):
 
 
 @pytest.mark.parametrize("more", [{"add_audiences": [1]}, {"run_rule_engine": True}], ids=str)
-def test_attributes_of_an_upstream_task_that_returned_nothing_are_not_left_out(run, talon, more):
-    with pytest.raises(InvalidInputError, match="attributes is null after rendering"):
-        run(profile(attributes="{{ params.x }}", **more), native=True, params={"x": None})
+@pytest.mark.parametrize(
+    "template, native, said",
+    [
+        ("{{ params.x }}", True, "attributes is null after rendering"),
+        ("{{ params.x | tojson }}", False, "attributes must be a mapping"),
+    ],
+    ids=["native", "JSON text"],
+)
+def test_attributes_of_an_upstream_task_that_returned_nothing_are_not_left_out(
+    run, talon, more, template, native, said
+):
+    with pytest.raises(InvalidInputError, match=said):
+        run(profile(attributes=template, **more), native=native, params={"x": None})
     assert talon.requests() == []
+
+
+@pytest.mark.parametrize("attributes", [{}, "{{ params.x | tojson }}"], ids=["literal", "template"])
+def test_an_empty_mapping_is_no_attributes(run, talon, vip, attributes):
+    with pytest.raises(InvalidInputError, match="nothing to do"):
+        run(profile(attributes=attributes), params={"x": {}})
+    assert sent(talon) == []
+    assert run(profile(attributes=attributes, add_audiences=[vip]), params={"x": {}})["attributes"] == 0
+    assert talon.members("vip") == {"anna"}
+
+
+class Result(XComArg):
+    """The result of another task."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def iter_references(self):
+        return iter(())
+
+    def resolve(self, context, **more):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Result(None), ["gold", Result(None)], {"a": [Result(None)]}],
+    ids=["value", "list", "mapping"],
+)
+@pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+def test_nothing_from_another_task_does_not_delete_an_attribute(run, talon, value, native):
+    run(profile(attributes={"Tier": "gold"}))
+    with pytest.raises(InvalidInputError, match="The attribute 'Tier' is null after rendering") as error:
+        run(profile(attributes={"Tier": value, "Points": 1}), native=native)
+    assert isinstance(error.value, AirflowFailException)
+    assert talon.profile("anna")["attributes"] == {"Tier": "gold"}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"Tier": None, "Points": Result(2)},
+        '{"Tier": null, "Points": 2}',
+        Result({"Tier": None, "Points": 2}),
+    ],
+    ids=["literal", "JSON text", "mapping of another task"],
+)
+def test_none_in_a_mapping_deletes_the_attribute(run, talon, attributes):
+    run(profile(attributes={"Tier": "gold", "Points": 1}))
+    run(profile(attributes=attributes))
+    assert talon.profile("anna")["attributes"] == {"Points": 2}
+
+
+def test_a_parameter_of_the_dag_that_is_none_deletes_the_attribute(run, talon):
+    """As for other arguments: it may be None on purpose."""
+    run(profile(attributes={"Tier": "gold", "Points": 1}))
+    with DAG("d", schedule=None, start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) as dag:
+        tier = dag.param("tier", default=None)
+    run(profile(attributes={"Tier": tier}), dag_run=SimpleNamespace(conf={}), params={"tier": None})
+    assert talon.profile("anna")["attributes"] == {"Points": 1}
 
 
 def test_none_from_an_upstream_task_deletes_an_attribute_where_the_dag_renders_natively(run, talon):
