@@ -73,14 +73,14 @@ def unacknowledged(text: str) -> str:
 
 
 def may_have_values(text: str, nulls: str) -> bool:
-    """Whether Talon.One acknowledged attributes, and it is not known that all of them are null or forgotten.
+    """Whether Talon.One acknowledged attributes, and it is not known that all of them are null.
 
     Args:
         text: The fingerprint of a ledger's line.
         nulls: Digest of nulls for all names in it.
     """
     last = text.removeprefix(_UNCERTAIN)
-    return was_acknowledged(text) and not last.startswith(_NAMES) and not holds(last, nulls, partial=True)
+    return was_acknowledged(text) and not holds(last, nulls, partial=True)
 
 
 def cleared(text: str) -> str:

@@ -32,7 +32,15 @@ from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 from uuid import uuid4
 
-from airflow_provider_talon_cdp.changes.change import Action, Change, Chunk, Record, Verb, one_or_all
+from airflow_provider_talon_cdp.changes.change import (
+    REMOVING,
+    Action,
+    Change,
+    Chunk,
+    Record,
+    Verb,
+    one_or_all,
+)
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import Folded, Member, in_order
 from airflow_provider_talon_cdp.changes.fingerprint import (
@@ -70,15 +78,18 @@ from airflow_provider_talon_cdp.ledger.outside import (
     ATTRIBUTES,
     NOTES,
     REQUEST_LASTS,
+    WRITER_LASTS,
     Notes,
     NoteWriter,
     Registry,
     Writers,
     find_notes,
     read_notes,
+    remove_temporary_notes,
     write_resends,
     write_suspects,
     writer_of,
+    writers_of_plan,
 )
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.ledger.storage import (
@@ -196,9 +207,11 @@ class RunFacts:
         key_fingerprint: Digest of the API key, which shows whether two keys are equal.
         platform_name: The platform name on the connection.
         audiences: The internal ID and the time of creation of each audience, from Talon.One's responses.
-        filling: Audiences whose first members the plan sends in bulk, though its other changes run rules.
+        filling: Audiences whose first members the plan sends in bulk, also if its other changes run rules.
         rejected: Whether a person rejected the plan, which must not be pushed then.
         awaits_approval: Whether the plan must not be pushed before a person approves it.
+        arguments: Digest of the arguments of a mapped task's instance. An instance with the same ones is the
+            same sync, at whatever index.
     """
 
     data_until: str = ""
@@ -208,6 +221,7 @@ class RunFacts:
     filling: list[str] = field(default_factory=list)
     rejected: bool = False
     awaits_approval: bool = False
+    arguments: str = ""
 
     def has_key_of(self, other: RunFacts) -> bool:
         """Whether another run has the same API key and platform name. True if a key is not known."""
@@ -243,7 +257,7 @@ class Draft:
 
     Args:
         manifest: Its manifest, which is not written yet.
-        audiences: Audiences of its members and changes.
+        audiences: Audiences of its members and changes; ``ATTRIBUTES`` of profiles.
     """
 
     manifest: Manifest
@@ -454,28 +468,10 @@ class Ledger:
                 "The ledger in this folder belongs to another deployment, environment or audience.\n"
                 f"Ledger: {self.folder}"
             )
-        # If there are files of that version, only its manifest is lost.
-        is_older = found.newest < self.at_least
-        if (
-            is_older
-            and not self.accepts_older
-            and not any(
-                int(name.partition("-")[0]) >= self.at_least
-                for name in names_in(self.folder)
-                if _VERSION.match(name)
-            )
-        ):
-            raise LedgerError(
-                f"The ledger has version {found.newest}, but this task last wrote version {self.at_least}.\n"
-                "An older backup was restored, or the ledger was deleted. Nothing was sent.\n"
-                'If that is intended, run the task once with send="all". Members that were added since then\n'
-                "and that the query does not have now are unknown to the ledger and stay in the audience.\n"
-                f"Ledger: {self.folder}"
-            )
+        self._newest = found.newest
+        self.refuse_older()
         self.manifest = found.manifest
         self.letters.spared = {self._letters_name, self.manifest.letters}
-        # After an older state was accepted, no run finds it older again.
-        self._newest = max(found.newest, self.at_least) if self.accepts_older else found.newest
         if found.damaged:
             log.warning(
                 "The ledger's last manifest is damaged, so the one before it is used.\n"
@@ -489,6 +485,26 @@ class Ledger:
         self._notes = self._find_notes()
         self.other_writers = sorted(filter(None, self._owners_of_notes()))
         self._acks = self._share = None
+
+    def refuse_older(self) -> None:
+        """Raise an error if the ledger is older than the version that this task last wrote."""
+        # If there are files of that version, only its manifest is lost.
+        if (
+            self._newest < self.at_least
+            and not self.accepts_older
+            and not any(
+                int(name.partition("-")[0]) >= self.at_least
+                for name in names_in(self.folder)
+                if _VERSION.match(name)
+            )
+        ):
+            raise LedgerError(
+                f"The ledger has version {self._newest}, but this task last wrote version {self.at_least}.\n"
+                "An older backup was restored, or the ledger was deleted. Nothing was sent.\n"
+                'If that is intended, run the task once with send="all". Members that were added since then\n'
+                "and that the query does not have now are unknown to the ledger and stay in the audience.\n"
+                f"Ledger: {self.folder}"
+            )
 
     def _suspects_of(self, plan: Plan) -> frozenset[str]:
         return self._audiences_in(self._files(plan, SUSPECTS))
@@ -506,12 +522,14 @@ class Ledger:
         readable = own.rpartition("-")[0]
         names = names_in(self.folder.parent)
         similar = [name for name in names if name.rpartition("-")[0] == readable and name != own]
-        if self.identity.holds == "members":
-            kind, _, audience = self.identity.name.partition(":")
-            audiences = [audience] if kind == "audience" else ()
+        if self.identity.is_of_one_audience:
+            audience = self.identity.name.partition(":")[2]
             for in_scope in (True, False):
-                similar += self.registry.ledgers_of(audiences, in_scope=in_scope)
-        folders = map(self.registry.folder, sorted(set(similar)))
+                similar += self.registry.ledgers_of([audience], in_scope=in_scope)
+        return self._differences(similar)
+
+    def _differences(self, names: Iterable[str]) -> list[str]:
+        folders = map(self.registry.folder, sorted(set(names)))
         return [line for folder in folders if (line := self._difference(folder))]
 
     def _difference(self, other: Folder) -> str:
@@ -524,10 +542,15 @@ class Ledger:
             for name, default in _IDENTITY_DEFAULTS.items()
             if content.get(name, default) != getattr(self.identity, name)
         ]
-        return f"{'; '.join(differences)}: {other}" if content and differences else ""
+        difference = "; ".join(differences) or "the same ledger under another state URI"
+        return f"{difference}: {other}" if content else ""
 
-    def known(self) -> Folded:
-        """Return the members that Talon.One acknowledged, sorted."""
+    def known(self, *, suspects_all: bool = False) -> Folded:
+        """Return the members that Talon.One acknowledged, sorted.
+
+        Args:
+            suspects_all: In a ledger of profiles: return what it would after ``suspect``.
+        """
         members = self.manifest.members
         snapshot: Iterable[Chunk] = read_chunks(self.folder, members) if members else ()
         plans = [self._effects_of(plan, self._read_acks(plan)) for plan in self.manifest.since]
@@ -543,10 +566,11 @@ class Ledger:
             for change in chunk.changes()
             if change.key == ATTRIBUTES
         )
-        if not self.suspected and not noted:
+        suspects_all = suspects_all or bool(self.suspected)
+        if not suspects_all and not noted:
             return known
         return Folded(
-            map(partial(_with_uncertain_keys, profiles=None if self.suspected else noted), known),
+            map(partial(_with_uncertain_keys, profiles=None if suspects_all else noted), known),
             [],
             one_per_profile=True,
         )
@@ -887,7 +911,8 @@ class Ledger:
             raise
 
     def _next_version(self) -> Manifest:
-        version = self._newest + 1
+        # After an older state was accepted, no run finds it older again.
+        version = (max(self._newest, self.at_least) if self.accepts_older else self._newest) + 1
         return Manifest(
             version=version, plan=Plan(folder=f"{version:08}-{self.run}", batch=self._sizes.batch)
         )
@@ -909,6 +934,7 @@ class Ledger:
                 manifest = replace(manifest, members=file.as_file(name), since=())
             else:
                 known.snapshot = self._collecting(known.snapshot, audiences)
+                known.plans = [self._collecting(changes, audiences) for changes in known.plans]
                 plan = self._write_plan(folder, planner(known, self.uncertain()), audiences)
             manifest = replace(manifest, plan=plan, refused=carried.as_file(refused))
         self._write_carried = None
@@ -950,7 +976,9 @@ class Ledger:
     def _collecting(self, chunks: Iterable[Chunk], audiences: set[str]) -> Iterator[Chunk]:
         """Yield chunks, and add their audiences to a set."""
         for chunk in chunks:
-            if not self._holds_profiles:
+            if self._holds_profiles:
+                audiences.add(ATTRIBUTES)
+            else:
                 audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
             yield chunk
 
@@ -1011,8 +1039,8 @@ class Ledger:
             names=tuple(names),
             facts=asdict(facts),
             managed=None if self.managed is None else sorted(self.managed),
-            told=self._notify_others(draft, facts),
         )
+        manifest = replace(manifest, told=self._notify_others(manifest, draft.audiences))
         # The notes that this version covers stay: if its manifest is lost, the version before it needs them.
         before, spent_before = replaced.plan, self._spent_before
         # Another process may be about to send a plan that it made, though it has acknowledged nothing yet.
@@ -1055,7 +1083,7 @@ class Ledger:
         """Replace the facts of the current version; a ledger without a version remembers nothing."""
         if self.version:
             self.lock.confirm()
-            self._note_internal_ids(facts)
+            self._note_internal_ids(facts.audiences)
             self._amend(facts={**asdict(facts), "owner": self._owner})
 
     def _amend(self, **changes: Any) -> None:
@@ -1080,6 +1108,7 @@ class Ledger:
     def _delete_unnamed(self) -> None:
         manifest = self.manifest
         manifest.remove_others(self.folder, self.lock.confirm)
+        remove_temporary_notes(self.folder, self._clock())
         oldest = min([manifest.letters, *(version["letters"] for version in manifest.history)])
         prune_letters(self.folder, self._keep, oldest, spared=self.letters.spared)
 
@@ -1288,6 +1317,8 @@ class Ledger:
             share = self._share_of(known, letters)
             share.unclear_before = unclear_before
             share.refused_before = self._refused_before()
+            if share.changes:
+                self._notify_again(parts)
             with self._confirming_damage():
                 yield share
 
@@ -1313,7 +1344,12 @@ class Ledger:
                     f"{len(left):,} of {len(progress):,} parts of the plan are not complete ({numbers}).\n"
                     f"They lack {lines - landed - unclear:,} of {lines:,} changes. Push these parts again."
                 )
-            check()
+            try:
+                check()
+            except BaseException:
+                # A retry commits the plan, unless another run replaces it before.
+                self.lock.handed_over = True
+                raise
             self._refuse_suspected()
             # A file of acknowledgements that is missing from now on is an error.
             sealed = replace(self.manifest.plan, acks=tuple(self._files(self.manifest.plan, _ACKS)))
@@ -1350,6 +1386,12 @@ class Ledger:
         if plan == self.plan and self.facts.rejected:
             raise LedgerError(
                 f"The plan {plan} was rejected. Nothing more is sent. Clear the task that plans (plan).\n"
+                f"Ledger: {self.folder}"
+            )
+        if not self.version:
+            raise LedgerError(
+                f"This worker finds no ledger of the plan {plan}. Nothing was sent.\n"
+                "Make the state URI one that all workers reach, or see whether the connection has changed.\n"
                 f"Ledger: {self.folder}"
             )
         if plan != self.plan:
@@ -1527,48 +1569,101 @@ class Ledger:
         first = (next(group) for _, group in groupby(fingerprints, key=itemgetter(0)))
         return _chunks_of_members((profile, marked_uncertain(key), "add") for profile, key in first)
 
-    def _notify_others(self, draft: Draft, facts: RunFacts) -> tuple[str, ...]:
-        """Write notes of a draft's changes into other ledgers that hold its audiences; return their names."""
-        if self._holds_profiles:
-            self.registry.register([ATTRIBUTES])
+    def _notify_others(self, manifest: Manifest, audiences: Collection[str]) -> tuple[str, ...]:
+        """Write notes of a plan into other ledgers, and return the names of those that have notes now.
+
+        They are the ledgers that hold its audiences or, for attributes that it deletes, some of its names.
+        """
+        self.registry.register(audiences)
+        self._note_internal_ids(manifest.facts["audiences"])
+        if self._holds_profiles and self.version and not self._removes(manifest.plan):
             return ()
-        self.registry.register(draft.audiences)
-        self._note_internal_ids(facts)
-        plan = draft.manifest.plan
-        others = {}
-        for name, audiences in self.registry.ledgers_of(draft.audiences).items():
-            folder = self.registry.folder(name)
+        others: dict[str, tuple[dict[str, str], NoteWriter]] = {}
+        for name, ids in self.registry.ledgers_of(audiences).items():
+            other = Manifest()
             with suppress(LedgerError):
-                self.other_writers.append(find_manifest(folder).manifest.owner)
-            notes = NoteWriter(folder, plan.folder, self._owner, self._clock)
-            others[name] = dict(audiences), notes
-        for file in plan.parts if others else ():
+                other = find_manifest(self.registry.folder(name)).manifest
+            if not (self._holds_profiles and set(manifest.names).isdisjoint(other.names)):
+                self.other_writers.append(other.owner)
+                others[name] = dict(ids), self._writer_in(name, manifest, manifest.plan.folder)
+        # Of one audience, a run says it before it plans.
+        if not (self.version or self.identity.is_of_one_audience) and (lines := self._differences(others)):
+            log.warning(
+                "A new ledger begins beside another one of the same %s:\n%s",
+                "attributes" if self._holds_profiles else "audience",
+                "\n".join(lines[:_LISTED]),
+            )
+        self._write_notes(others.values(), manifest.plan.parts)
+        return tuple(name for name, (_, notes) in others.items() if notes.written)
+
+    def _notify_again(self, parts: Sequence[int]) -> None:
+        """Write notes of parts of the current plan again if it was made so long ago that they end soon."""
+        manifest = self.manifest
+        plan, now = manifest.plan, self._clock()
+        late = [
+            name
+            for name in manifest.told
+            if not self._writer_in(name, manifest, plan.folder).lasts(WRITER_LASTS / 2)
+        ]
+        if not late:
+            return
+        # Another name than before: a ledger leaves out the notes that it has spent.
+        writer = f"{plan.folder}-{parts[0]}-{now // WRITER_LASTS:.0f}"
+        changes = chain.from_iterable(map(self._batches, parts))
+        audiences = {ATTRIBUTES} if self._holds_profiles else _audiences_of(changes)
+        held = self.registry.ledgers_of(audiences)
+        others = [
+            (dict(held[name]), self._writer_in(name, manifest, writer)) for name in late if name in held
+        ]
+        self._write_notes(others, [plan.parts[part] for part in parts])
+
+    def _removes(self, plan: Plan) -> bool:
+        chunks = chain.from_iterable(read_chunks(self.folder, file) for file in plan.parts)
+        return any(not REMOVING.isdisjoint(chunk.each_verb) for chunk in chunks)
+
+    def _writer_in(self, name: str, manifest: Manifest, writer: str) -> NoteWriter:
+        """Return a writer of notes in another ledger, about the plan of one of this ledger's versions."""
+        return NoteWriter(self.registry.folder(name), writer, manifest.owner, self._clock)
+
+    def _write_notes(
+        self, others: Collection[tuple[Mapping[str, str], NoteWriter]], files: Iterable[File]
+    ) -> None:
+        """Write notes of changes, each into the ledgers that have the ID of its audience."""
+        for file in files if others else ():
             for chunk in read_chunks(self.folder, file):
-                by_key = dict(chunk.by_key())
-                for ids_there, notes in others.values():
+                if self._holds_profiles:
+                    # Those that a sync sets are left out: two syncs would send them again for ever.
+                    verbs = zip(chunk.ids, chunk.each_verb, strict=True)
+                    deleted = [profile_id for profile_id, verb in verbs if verb in REMOVING]
+                    by_key = {ATTRIBUTES: Chunk(deleted, ATTRIBUTES)} if deleted else {}
+                else:
+                    by_key = dict(chunk.by_key())
+                for ids_there, notes in others:
                     if shared := by_key.keys() & ids_there:
                         told = [replace(by_key[key], keys=ids_there[key]) for key in sorted(shared)]
                         notes.write(Chunk.joined(told))
-        return tuple(name for name, (_, notes) in others.items() if notes.written)
 
-    def _note_internal_ids(self, facts: RunFacts) -> None:
+    def _note_internal_ids(self, answers: Mapping[str, Mapping[str, Any]]) -> None:
         if self.identity.id_type == "external":
-            answers = facts.audiences.items()
-            self.registry.note_internal_ids({audience: answer["id"] for audience, answer in answers})
+            self.registry.note_internal_ids({audience: each["id"] for audience, each in answers.items()})
 
     def _end_notes(self, seconds: float) -> None:
         """Note in the notified ledgers that the plan's last request arrives within some seconds."""
         names = () if self.lock.handed_over else self._notified
         had_effect = self._had_effect() if names else False
-        for name in names:
-            notes = NoteWriter(self.registry.folder(name), self.plan, self._owner, self._clock)
+        for notes in self._notes_of(replace(self.manifest, told=names)):
             notes.end(seconds, had_effect=had_effect)
 
     def _end_notes_of(self, manifest: Manifest, seconds: float, *, had_effect: bool) -> None:
         """In other ledgers, end the notes of a replaced plan, unless another run has ended them."""
-        for name in manifest.told:
-            notes = NoteWriter(self.registry.folder(name), manifest.plan.folder, manifest.owner, self._clock)
+        for notes in self._notes_of(manifest):
             notes.end_if_open(seconds, had_effect=had_effect)
+
+    def _notes_of(self, manifest: Manifest) -> Iterator[NoteWriter]:
+        """Yield the writers of the notes that a version's plan has in other ledgers."""
+        for name in manifest.told:
+            for writer in writers_of_plan(self.registry.folder(name), manifest.plan.folder):
+                yield self._writer_in(name, manifest, writer)
 
     def _had_effect(self) -> bool:
         """Whether Talon.One may have made changes of the current plan."""

@@ -19,7 +19,8 @@ ledger's lock deletes that heartbeat, and leaves its own instead unless it write
 The limits: a request that is in flight when its run is taken over may reach Talon.One after requests of the
 other run. So a run sends nothing unless its lock was confirmed recently (``raise_if_lost``), and notes what
 was in flight. A run counts as dead when its last heartbeat is `LOCK_LASTS` old by the clock of the
-run that asks, so clocks must not differ by more than `LOCK_LASTS` less `LEASE`.
+run that asks, so clocks must not differ by more than `LOCK_LASTS` less `LEASE`. If a hypervisor pauses a
+virtual machine, no clock in it counts the pause, and a run there may send until its next heartbeat.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ of this Airflow, a pointer in ``elsewhere`` under the common one leads to it, so
 If a note contradicts the ledger, the member is uncertain, and the next plan sends its wanted state. A note
 about attributes marks the profile's fingerprint as uncertain. A note is spent when a plan has covered it and
 no request of its writer can arrive any more. The version after that plan's deletes it: if the manifest of the
-plan is lost, the version before it needs the note.
+plan is lost, the version before it needs the note. The notes of a plan that waits for days before it is
+pushed may be spent by then, so each process that pushes parts of it writes notes of these parts again.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from airflow_provider_talon_cdp.ledger.storage import (
     Folder,
     as_folder,
     as_ledger_error,
+    is_local,
     names_in,
     read_json,
     remove,
@@ -65,7 +67,7 @@ log = logging.getLogger(__name__)
 
 NOTES = "outside"
 WRITER_LASTS = 86_400.0
-"""Seconds after which a writer that was killed counts as ended. No sync lasts a day."""
+"""Seconds after which a writer that was killed counts as ended. No push lasts half a day."""
 REQUEST_LASTS = 600.0
 """Seconds for which a request in flight may still arrive after its process stopped."""
 ATTRIBUTES = "\0attributes"
@@ -140,9 +142,13 @@ class NoteWriter:
 
     def end_if_open(self, seconds: float, *, had_effect: bool) -> None:
         """Do as ``end``, unless the writer has ended; its notes may have been spent and deleted since."""
-        content = read_json(self._folder / f"{self._writer}.json") or {}
-        if content.get("until", 0.0) > self._clock() + seconds:
+        if self.lasts(seconds):
             self.end(seconds, had_effect=had_effect)
+
+    def lasts(self, seconds: float) -> bool:
+        """Return whether the changes may still arrive after some seconds."""
+        content = read_json(self._folder / f"{self._writer}.json") or {}
+        return bool(content.get("until", 0.0) > self._clock() + seconds)
 
 
 def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -> Notes:
@@ -167,6 +173,22 @@ def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -
             found += [File(file=f"{NOTES}/{match[0]}", sha256=match[2], lines=0, key="") for match in notes]
             writers[writer] = content.get("owner", "")
     return Notes(tuple(found), writers, tuple(spent))
+
+
+def writers_of_plan(ledger: Folder, plan: str) -> list[str]:
+    """Return the writers of a plan's notes in another ledger's folder: the plan, and its late pushes."""
+    found = filter(None, map(_NOTE.fullmatch, names_in(ledger / NOTES)))
+    return sorted({match[1] for match in found if match[1].startswith(plan)})
+
+
+def remove_temporary_notes(ledger: Folder, now: float) -> None:
+    """Delete temporary files that killed writers left on a local disk: they have profile IDs."""
+    folder = ledger / NOTES
+    for name in names_in(folder) if is_local(folder) else ():
+        # Its writer may have renamed it meanwhile.
+        with suppress(FileNotFoundError), as_ledger_error("read", folder / name):
+            if name.startswith(".") and (folder / name).stat().st_mtime < now - WRITER_LASTS:
+                remove(folder / name)
 
 
 def writer_of(note: File) -> str:
@@ -451,7 +473,14 @@ class OutsideChanges:
                 method="PUT",
                 path="",
             )
-        write_json(mark, {"owner": self._owner})
+        try:
+            write_json(mark, {"owner": self._owner})
+        except LedgerError:
+            # It may have been stored nevertheless, and the next try would take it for that of a call.
+            if not is_marked:
+                with suppress(LedgerError):
+                    remove(mark)
+            raise
         try:
             yield is_marked
         except TalonCdpError as error:

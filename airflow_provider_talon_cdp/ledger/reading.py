@@ -97,9 +97,15 @@ class Reading:
         """Delete the files of this reading."""
         remove_folder(self._folder)
 
-    def remove_others(self) -> None:
-        """Delete the files of all other readings. Call this only with the ledger's lock."""
-        for name in names_in(self._readings):
+    def remove_others(self, check: Callable[[], None]) -> None:
+        """Delete the files of all other readings. Call this only with the ledger's lock.
+
+        Args:
+            check: Raises an error if another run has taken over, whose files this run must not delete.
+        """
+        found = names_in(self._readings)
+        check()
+        for name in found:
             if name != self.name:
                 remove_folder(self._readings / name)
 

@@ -156,6 +156,8 @@ class Share:
             acks.may_have_left = min(batches[-1] + self._ahead, end - start)
             self._unwritten.add(part)
             self.flush()
+            # The process may have been suspended meanwhile, and calls that run rules are not checked again.
+            self.raise_if_lost()
         # Positions are given for changes that run rules only.
         self._in_flight.update(dict.fromkeys((start + batch for batch in batches), positions is not None))
 

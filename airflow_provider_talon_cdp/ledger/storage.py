@@ -236,10 +236,12 @@ def _sync(folder: Path) -> None:
 
 def _abandon(file: Any) -> None:
     """Discard an object that is not complete: closing its file would write it."""
-    discard = getattr(file, "discard", None)
-    if discard:
-        discard()
-    file.closed = True
+    try:
+        # It makes a request, whose error would replace the first one.
+        with suppress(Exception):
+            getattr(file, "discard", lambda: None)()
+    finally:
+        file.closed = True
 
 
 def _digest(content: Any) -> str:

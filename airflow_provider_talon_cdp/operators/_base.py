@@ -5,8 +5,11 @@ DAG files import this module, so the hook and the engine are imported only when 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -646,6 +649,7 @@ class LedgerOperator(SendingOperator):
             return replace(mirror, facts=replace(mirror.facts, data_until=self.data_until(context)))
 
         if as_bool("dry_run", self.is_dry_run):
+            self._expect_version(context, mirror.ledger)
             return self.run_and_report(context, hook, None, lambda _: self.run_dry(current(), hook))
         folder = mirror.ledger.folder
         with self.tracking_version(context, mirror.ledger):
@@ -673,12 +677,10 @@ class LedgerOperator(SendingOperator):
             times = [datetime.now(UTC)]
         return max(times).astimezone(UTC).isoformat()
 
-    @contextmanager
-    def tracking_version(self, context: Context, ledger: Ledger) -> Iterator[None]:
-        """Refuse a ledger older than this task's last version of it, and keep the new version in an XCom."""
+    def _expect_version(self, context: Context, ledger: Ledger) -> None:
+        """Have a ledger refuse to be older than this task's last version of it."""
         instance: Any = context.get("ti")
         if not hasattr(instance, "xcom_pull"):
-            yield
             return
         written = None
         try:
@@ -699,14 +701,21 @@ class LedgerOperator(SendingOperator):
             ledger.at_least = written["version"]
             # The next version's number is then higher than at_least, so that every later run accepts it.
             ledger.accepts_older = self.sends_all()
+
+    @contextmanager
+    def tracking_version(self, context: Context, ledger: Ledger) -> Iterator[None]:
+        """Refuse a ledger older than this task's last version of it, and keep the new version in an XCom."""
+        self._expect_version(context, ledger)
+        instance: Any = context.get("ti")
         try:
             yield
         finally:
-            if ledger.version:
+            if ledger.version and hasattr(instance, "xcom_pull"):
                 try:
                     # An older ledger that was accepted, and then not replaced, is still older.
                     version = max(ledger.version, ledger.at_least)
-                    instance.xcom_push(_VERSION_WRITTEN, {"ledger": place, "version": version})
+                    written = {"ledger": str(ledger.folder), "version": version}
+                    instance.xcom_push(_VERSION_WRITTEN, written)
                 except Exception as error:  # noqa: BLE001 - as for a link
                     self.log.warning(
                         "The ledger's version cannot be kept as an XCom, so the next run does not notice if\n"
@@ -746,7 +755,9 @@ class LedgerOperator(SendingOperator):
         check_choice("retry_rejected", self.retry_rejected, RetryRejected)
         return {
             "guard": self.guard(),
-            "facts": run_facts(hook, self.data_until(context)),
+            "facts": replace(
+                run_facts(hook, self.data_until(context)), arguments=self._arguments_digest(context)
+            ),
             "on_older_run": self.on_older_run,
             "retry_rejected": self.retry_rejected,
             "limits": self.limits(),
@@ -771,8 +782,7 @@ class LedgerOperator(SendingOperator):
 
     def refuse_shared_ledger(self, context: Context) -> None:
         """Refuse the default ledger in a mapped task, whose instances would undo each other's changes."""
-        instance = context.get("ti")
-        if instance is not None and instance.map_index not in (None, -1):
+        if _is_mapped(context):
             raise InvalidInputError(
                 f"{self.task_id} is mapped, and its instances would share the ledger named after the task:\n"
                 "each would remove what the others added. Nothing was sent.\n"
@@ -780,10 +790,24 @@ class LedgerOperator(SendingOperator):
                 'expand_kwargs([{"sql": ..., "ledger": ...}, ...]).'
             )
 
-    def other_instance(self, context: Context, ledger: Ledger) -> str | None:
-        """Return the index of another instance of this mapped task that has used a ledger in this DAG run."""
-        instance = context.get("ti")
-        if instance is None or instance.map_index in (None, -1):
+    def _arguments_digest(self, context: Context) -> str:
+        """Return a digest of the arguments of a mapped task's instance; empty if they cannot be compared."""
+        if not _is_mapped(context):
+            return ""
+        try:
+            text = json.dumps([(name, getattr(self, name)) for name in self.template_fields])
+        except (TypeError, ValueError):
+            return ""
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def other_instance(self, context: Context, mirror: Mirror) -> str | None:
+        """Return the index of another instance of this mapped task that has used the ledger in this DAG run.
+
+        If a person corrects the list and clears the task, other indexes may have the arguments: an instance
+        with the same arguments as this one is not another one.
+        """
+        ledger, arguments = mirror.ledger, mirror.facts.arguments
+        if not _is_mapped(context) or (arguments and arguments == ledger.facts.arguments):
             return None
         task, _, index = self.run_owner(context).rpartition("/")
         # The owner has changed the ledger; the last owner may have found nothing to send.
@@ -966,8 +990,12 @@ class MembershipOperator(LedgerOperator):
 
     def run_dry(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
         """Plan, but send and record nothing; initial members are adopted into a temporary ledger."""
+        expects_version = mirror.ledger.at_least and not mirror.ledger.accepts_older
+        # With an older version, or none, the run would be refused.
+        if self.initial_members is None or expects_version:
+            return super().run_dry(mirror, hook)
         mirror.ledger.load()
-        if self.initial_members is None or mirror.ledger.version:
+        if mirror.ledger.version:
             return super().run_dry(mirror, hook)
         with TemporaryDirectory(prefix="talon-cdp-") as folder:
             ledger = open_ledger(Path(folder), hook, "dry-run")
@@ -990,7 +1018,7 @@ class MembershipOperator(LedgerOperator):
         """Refuse a ledger of another mapped instance, and adopt the initial members into a new ledger."""
         ledger = mirror.ledger
         ledger.load()
-        self._refuse_ledger_of_other_instance(context, ledger)
+        self._refuse_ledger_of_other_instance(context, mirror)
         if self.initial_members is None:
             return
         if ledger.version:
@@ -1011,14 +1039,14 @@ class MembershipOperator(LedgerOperator):
         uris = {assets.audience_uri(deployment_host, audience): str(audience) for audience in ids}
         return dict(sorted(uris.items()))
 
-    def _refuse_ledger_of_other_instance(self, context: Context, ledger: Ledger) -> None:
+    def _refuse_ledger_of_other_instance(self, context: Context, mirror: Mirror) -> None:
         """Refuse a ledger that another instance of this mapped task has used in this DAG run."""
-        if (other := self.other_instance(context, ledger)) is not None:
+        if (other := self.other_instance(context, mirror)) is not None:
             raise InvalidInputError(
                 f"Instance {other} of the mapped task {self.task_id} has mirrored the same members in this\n"
                 "DAG run, and this one would remove them again. Nothing was sent.\n"
                 "Join their queries with UNION ALL in one task, or give each instance its own audience or,\n"
-                f"with an audience column, its own ledger=. Both use the ledger in\n{ledger.folder}"
+                f"with an audience column, its own ledger=. Both use the ledger in\n{mirror.ledger.folder}"
             )
 
     def _plan_inputs(self, mirror: Mirror) -> list[Any]:
@@ -1138,8 +1166,9 @@ def storage(name: str, uri: str) -> ObjectStoragePath:
     """Return a path in any storage that Airflow supports; ``name`` says in the error what it is for.
 
     Raises:
-        InvalidInputError: Airflow has no file system for the URI.
+        InvalidInputError: Airflow has no file system for the URI, or the URI has a password.
     """
+    _refuse_password(f"The {name}", uri)
     try:
         path = ObjectStoragePath(uri)
         # Only the attribute loads the file system.
@@ -1173,6 +1202,11 @@ def _owner(operator: BaseOperator, context: Context) -> str:
     if instance is None:
         return f"{operator.task_id}/{uuid4().hex}"
     return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
+
+
+def _is_mapped(context: Context) -> bool:
+    instance = context.get("ti")
+    return instance is not None and instance.map_index not in (None, -1)
 
 
 def _remote_executor(operator: BaseOperator) -> str | None:
@@ -1235,10 +1269,14 @@ def common_state(own: Any) -> Any:
 
 
 def check_state_uri(name: str, uri: Any) -> str:
-    """Return a URI, or "" for none; refuse a relative path: the next worker may have another folder there."""
+    """Return a URI, or "" for none; refuse a relative path: the next worker may have another folder there.
+
+    A URI with a password is refused, too.
+    """
     if not uri:
         return ""
     text = str(check_rendered(name, uri))
+    _refuse_password(name, text)
     if not text.startswith("/") and "://" not in text:
         raise InvalidInputError(
             f"{name} must be an absolute path or a URI, such as s3://aws_default@bucket/talon_cdp, "
@@ -1246,3 +1284,14 @@ def check_state_uri(name: str, uri: Any) -> str:
             "A relative path depends on the worker's folder: another worker would not find the ledger."
         )
     return text
+
+
+def _refuse_password(name: str, uri: str) -> None:
+    """Refuse a URI with a password, which it would take into logs and XComs; the error does not quote it."""
+    # A password may have any character, also those that end the host. An IPv6 address begins with "[".
+    if re.match(r"[^/]*://[^@/?#[]*:(?!\d+([/?#]|$))", uri):
+        raise InvalidInputError(
+            f"{name} holds a user name and a password, or a port that is not a number.\n"
+            "Put them into an Airflow connection, and write its ID before the @ instead, such as\n"
+            "s3://aws_default@bucket/talon_cdp."
+        )

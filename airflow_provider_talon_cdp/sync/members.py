@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -71,16 +71,24 @@ class Members:
     def compare(self, ledger: Ledger, /) -> MemberPlan:
         """Return a plan that compares a source with the ledger."""
         if self.rules == "none":
-            return MemberPlan(self.scope)
-        filled = ledger.filled()
+            return MemberPlan(self.scope, ledger.suspected.union(ledger.facts.filling))
         # If an audience was deleted and made again, its withheld changes have no effect any more.
         withheld = {
             member: action
             for member, action in ledger.withheld().items()
             if member[1] not in ledger.suspected
         }
-        runs_rules = filled.__contains__ if self.rules == "changes" else lambda _: True
-        return MemberPlan(replace(self.scope, runs_rules=runs_rules, withheld=withheld))
+        return MemberPlan(replace(self.scope, runs_rules=self._runs_rules(ledger), withheld=withheld))
+
+    def _runs_rules(self, ledger: Ledger) -> Callable[[str], bool]:
+        """Return a function that tells whether the changes of an audience run rules."""
+        if ledger.accepts_older and ledger.version < ledger.at_least:
+            # The ledger does not know of later changes, whose rules may have run.
+            return lambda _: False
+        if self.rules == "changes":
+            return ledger.filled().__contains__
+        filling = frozenset(ledger.facts.filling)
+        return lambda audience: audience not in filling
 
     def describe(self, counts: Counts) -> str:
         """Describe a plan for the log."""
@@ -153,9 +161,11 @@ class MemberPlan:
 
     names: Sequence[str] = ()
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, unfilled: Collection[str] = ()) -> None:
         self.witnesses: dict[str, str] = {}
         self._scope = scope
+        # Audiences with known members whose first members are still being sent.
+        self._unfilled = unfilled
 
     def changes(
         self,
@@ -175,10 +185,18 @@ class MemberPlan:
         wanted = in_order(records, counts, on_rejected)
         return diff(known, wanted, counts, uncertain=uncertain, scope=self._scope, witnesses=self.witnesses)
 
-    def filling(self, audiences: Iterable[str]) -> list[str]:
-        """Return the audiences whose first members are sent in bulk, though other changes run rules."""
-        runs_rules = self._scope.runs_rules
-        return [audience for audience in audiences if not runs_rules(audience)] if runs_rules else []
+    def filling(self, counts: Counts) -> list[str]:
+        """Return the audiences whose first members are sent in bulk, whether other changes run rules or not.
+
+        If this run is stopped, one that runs rules sends the rest in bulk, too.
+        """
+        if runs_rules := self._scope.runs_rules:
+            return [audience for audience in counts.audiences if not runs_rules(audience)]
+        return [
+            audience
+            for audience in counts.audiences
+            if audience in self._unfilled or not counts.known[audience]
+        ]
 
     def kept(self, changes: Iterable[Chunk]) -> Iterable[Chunk]:
         """Return the changes as they are: unlike attributes, the ledger holds all of them."""

@@ -78,15 +78,27 @@ class TaskCursor:
 
     def get(self) -> int:
         """Return the version, or 0."""
-        stored = self._store.get(self._KEY)
+        stored = self._call(self._store.get, self._KEY)
         return int(stored["version"]) if stored and stored["fingerprint"] == self._fingerprint else 0
 
     def set(self, version: int) -> None:
         """Store the version; 0 deletes it, so that a task that is cleared after its success plans anew."""
         if version:
-            self._store.set(self._KEY, {"version": version, "fingerprint": self._fingerprint})
+            self._call(self._store.set, self._KEY, {"version": version, "fingerprint": self._fingerprint})
         else:
-            self._store.delete(self._KEY)
+            self._call(self._store.delete, self._KEY)
+
+    @staticmethod
+    def _call(method: Callable[..., Any], *arguments: object) -> Any:
+        """Return a method's result, or None if it fails: a retry then plans anew."""
+        try:
+            return method(*arguments)
+        except Exception as error:  # noqa: BLE001 - of Airflow or a backend, and the sync does not need it
+            log.warning(
+                "Airflow's task state store failed. If this try fails too, the next one plans anew:\n%s",
+                error,
+            )
+            return None
 
 
 @dataclass(frozen=True)
@@ -217,8 +229,7 @@ class Mirror:
             report: Where to count, so that the caller has the counts if the run fails.
 
         Returns:
-            The counts of the plan. If nothing is to be sent, ``unsent`` is 0 or there is a verdict, and no
-            plan is current.
+            The counts of the plan. The state is ``planned`` if there is one to push.
 
         Raises:
             GuardError: The plan is beyond the limits; nothing was recorded.
@@ -226,6 +237,7 @@ class Mirror:
             LedgerError: The ledger is in use, damaged, or cannot be written.
         """
         report = report or Report()
+        has_plan = False
         with self.ledger.held(owner), self._reported(report):
             if self._skips_older_data(report):
                 return report
@@ -237,10 +249,12 @@ class Mirror:
                 self._make_current(plan, handed_over=True)
                 report += plan.counts
                 report.unsent = plan.counts.changes
+                has_plan = True
             elif report.verdict is None:
                 # No task commits this plan. A report with a verdict is not checked, so it does not count.
                 self.ledger.note_reported()
-        if report.unsent:
+        # Neither unsent changes nor a verdict tell: a plan that is skipped has both.
+        if has_plan:
             report.state = "planned"
         return report
 
@@ -271,15 +285,14 @@ class Mirror:
                     raise OutOfOrderError
                 yield record
 
-        def snapshot_in_range(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        def known_in_range(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
             for chunk in within(chunks, low, high):
                 audiences.update([chunk.keys] if isinstance(chunk.keys, str) else chunk.keys)
                 yield chunk
 
         def consume(planner: Planner) -> str:
             known = self.ledger.known()
-            plans = [within(changes, low, high) for changes in known.plans]
-            known = Folded(snapshot_in_range(known.snapshot), plans)
+            known = Folded(known_in_range(known.snapshot), list(map(known_in_range, known.plans)))
             return write(planner(known, within(self.ledger.uncertain(), low, high)), dict)
 
         try:
@@ -308,17 +321,33 @@ class Mirror:
         Args:
             requests_per_second: The connection's rate, to estimate the time of the push.
         """
-        report = Report()
+        report, accepts_older = Report(), self.ledger.accepts_older
+        # The verdict says if the run would refuse an older ledger.
+        self.ledger.accepts_older = True
         self.ledger.load()
-        plan = self._plan(lambda planner: deque(planner(self.ledger.known(), self.ledger.uncertain()), 0))
+        self.ledger.accepts_older = accepts_older
+        # A run would suspect the attributes; see ``_check_key``.
+        sends_all = isinstance(self.kind, Profiles) and self.kind.sends_all
+        suspects_all = sends_all and self.ledger.environment_may_differ(self.facts)
+        plan = self._plan(
+            lambda planner: deque(
+                planner(self.ledger.known(suspects_all=suspects_all), self.ledger.uncertain()), 0
+            )
+        )
         report.suspicious = plan.suspicious.counts
         check_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
         try:
+            self.ledger.refuse_older()
             self._check_key(suspects=False)
             verdict = {"send": "would be sent", "skip": "would be skipped"}[self._guarded(counts)]
             if self._skips_older_data(report):
                 verdict = f"would be {report.verdict}"
+            elif verdict == "would be sent" and self.audiences and self.audiences.environment_may_differ:
+                verdict += (
+                    "; known members are sent again, too, unless Talon.One confirms that the audience is the "
+                    "same, as the API key or the platform name has changed"
+                )
         except (GuardError, LedgerError, OlderRunError) as error:
             verdict = f"would be refused: {error}"
         changes, calls = counts.rule_changes, counts.rule_calls
@@ -381,8 +410,8 @@ class Mirror:
             if not self.kind.sends_all:
                 raise LedgerError(
                     f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has.\n"
-                    "If the environment is the same, send all once with "
-                    "send='all'."
+                    "If the environment is the same, send all once with send='all', and with\n"
+                    "run_rule_engine=False, else rules run for all."
                 )
             # Until all is sent, the ledger has only what the other key's environment acknowledged.
             if suspects:
@@ -394,7 +423,9 @@ class Mirror:
 
     def _warn_of_other_writers(self, owner: str) -> None:
         """Log which other tasks change the same audiences or attributes, and their ledgers."""
-        writers = {_task_of(writer) for writer in (self.ledger.owner, *self.ledger.other_writers)}
+        # The command that adopts members or repairs a ledger is no task.
+        last = self.ledger.owner if "/" in self.ledger.owner else ""
+        writers = {_task_of(writer) for writer in (last, *self.ledger.other_writers)}
         if others := sorted(writers - {_task_of(owner), ""}):
             what = "attributes" if isinstance(self.kind, Profiles) else "audiences"
             log.warning(
@@ -552,6 +583,8 @@ class Mirror:
                     # The new version keeps what is known of lost plans, and an older plan is pushed no more.
                     self._make_current(plan)
                 else:
+                    # Its folder may have been copied, or written by a version that did not register it.
+                    self.ledger.registry.register(plan.result.audiences)
                     self.ledger.discard(plan.result)
                 self.ledger.remember(self._facts())
                 report += plan.counts
@@ -645,7 +678,7 @@ class Mirror:
     def _make_current(self, plan: Planned, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
         facts = self._facts()
-        facts = replace(facts, filling=[*facts.filling, *plan.comparison.filling(plan.counts.audiences)])
+        facts = replace(facts, filling=[*facts.filling, *plan.comparison.filling(plan.counts)])
         if self.with_approval and plan.counts.changes:
             facts = replace(facts, data_until=self.ledger.facts.data_until, awaits_approval=True)
         if handed_over:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from itertools import islice
-from operator import and_
 from typing import Any, ClassVar
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk, Profile, Rejection
@@ -148,11 +148,9 @@ class Profiles:
     def uncount(self, additions: Chunk, counts: Counts) -> None:
         """Take additions that are left out of a plan from its counts."""
         # Where the key has a mark of them, earlier attributes were acknowledged.
-        known = [was_acknowledged(marked_uncertain(key)) for key in additions.each_key]
-        emptied = map(_deletes_all, (body or b"" for body in additions.bodies or ()))
+        known = sum(was_acknowledged(marked_uncertain(key)) for key in additions.each_key)
         counts.additions -= Counter({PROFILES: len(additions)})
-        counts.repeated -= Counter({PROFILES: sum(known)})
-        counts.emptied -= Counter({PROFILES: sum(map(and_, known, emptied))})
+        counts.repeated -= Counter({PROFILES: known})
 
     def letter(self, _: Change, error: RejectedError, /) -> dict[str, Any]:
         """Return the content of the dead letter for a refused profile."""
@@ -171,15 +169,16 @@ class Profiles:
             while_in_flight = partial(flight.while_in_flight, [position]) if chunk.runs_rules else nullcontext
             try:
                 await sender(profile_id, body, without_rules="!" not in verb, while_in_flight=while_in_flight)
-            except NotFoundError as error:
-                raise error.become(
-                    FatalError, f"{error}\nNo profile can be sent; check Base URL on the connection."
-                ) from error
             except RejectedError as error:
-                reason = _within(flight.push.rejected, reason_of(error))
-                flight.refused(position, error, reason)
-                self._give_up(flight.push, error, reason)
+                if isinstance(error, NotFoundError) and not _is_about_profile(error, flight, position):
+                    raise error.become(
+                        FatalError, f"{error}\nNo profile can be sent; check Base URL on the connection."
+                    ) from error
+                self._refuse(flight, position, error)
             except RequestError as error:
+                if _is_about_profile(error, flight, position):
+                    self._refuse(flight, position, error.become(RejectedError, str(error)))
+                    continue
                 if not chunk.runs_rules or not error.is_unclear:
                     raise
                 flight.count_unclear(error)
@@ -187,6 +186,11 @@ class Profiles:
                     raise
             else:
                 flight.sent(chunk[position : position + 1], [position])
+
+    def _refuse(self, flight: Flight, position: int, error: RejectedError) -> None:
+        reason = _within(flight.push.rejected, reason_of(error))
+        flight.refused(position, error, reason)
+        self._give_up(flight.push, error, reason)
 
     def _give_up(self, push: Push, error: RejectedError, reason: str) -> None:
         """Stop the push if the configuration is wrong, and not the data."""
@@ -218,6 +222,9 @@ class ProfilePlan:
         self._kind = kind
         # The ledger never holds attribute values, so they are kept in a temporary file.
         self._bodies = Spool()
+        # Profiles of the chunk that is being planned that would lose all attributes by nulls.
+        self._emptied: set[str] = set()
+        self._counts = Counts()
 
     def changes(
         self,
@@ -233,18 +240,23 @@ class ProfilePlan:
         and errors are those of ``one_each``.
         """
         wanted = one_each(records, counts, on_duplicate=self._kind.on_duplicate, on_rejected=on_rejected)
+        self._counts = counts
         compared = self._compared(known, wanted, counts)
         while some := list(islice(compared, _PLANNED)):
             chunk = Chunk.of(change for change, _ in some)
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs, [body for _, body in some])
+            self._emptied.clear()
 
-    def filling(self, _: Iterable[str]) -> list[str]:
+    def filling(self, _: Counts) -> list[str]:
         """Return an empty list, as only members have a first fill."""
         return []
 
     def kept(self, changes: Iterable[Chunk]) -> Iterator[Chunk]:
         """Keep the attributes of the plan on disk, and return its chunks without them, for the ledger."""
         for chunk in changes:
+            # Counted here, after the plan has left out some changes: ``uncount`` cannot tell which they are.
+            if emptied := self._emptied.intersection(chunk.ids):
+                self._counts.emptied[PROFILES] += len(emptied)
             for body in chunk.bodies or ():
                 self._bodies.write(body or b"")
             yield Chunk(chunk.ids, chunk.keys, chunk.verbs)
@@ -272,7 +284,7 @@ class ProfilePlan:
                     counts.removals[PROFILES] += 1
                     counts.unacknowledged_removals[PROFILES] += not was_acknowledged(old)
                     nulls = _nulls(self.names.of(mask_of(old)))
-                    marks = self._marks(may_be_cleared(old))
+                    marks = self._marks(uncertain=may_be_cleared(old))
                     yield Change(profile_id, cleared(old), "remove", *marks), nulls
                 line = next(lines, None)
 
@@ -297,18 +309,21 @@ class ProfilePlan:
             counts.repeated[PROFILES] += bool(old) and was_acknowledged(old)
             if old and not is_held and _deletes_all(profile.attributes):
                 nulls = digest_of(profile.profile_id, _nulls(self.names.of(mask_of(old))))
-                counts.emptied[PROFILES] += may_have_values(old, nulls)
+                if may_have_values(old, nulls):
+                    self._emptied.add(profile.profile_id)
             line_now = following(fingerprint(digest, mask, partial=partial), old)
-            may_have_run = not self._kind.sends_all and holds(unacknowledged(old), digest, partial=True)
-            yield Change(profile.profile_id, line_now, "add", *self._marks(may_have_run)), profile.attributes
+            uncertain = holds(unacknowledged(old), digest, partial=True)
+            marks = self._marks(uncertain=uncertain, is_held=is_held)
+            yield Change(profile.profile_id, line_now, "add", *marks), profile.attributes
         yield from missing(None)
 
-    def _marks(self, may_have_run: bool) -> tuple[bool, bool]:  # noqa: FBT001
+    def _marks(self, *, uncertain: bool, is_held: bool = False) -> tuple[bool, bool]:
         """Return whether a change is uncertain, and whether it runs rules.
 
-        Rules that may have run for a change do not run for it again.
+        Rules that have run for a change, or may have, do not run for it again, also if all is sent: a retry
+        sends all once more.
         """
-        return (may_have_run, not may_have_run) if self._kind.runs_rules else (False, False)
+        return (uncertain, not (uncertain or is_held)) if self._kind.runs_rules else (False, False)
 
 
 def one_each(
@@ -381,6 +396,14 @@ def reason_of(error: RejectedError) -> str:
         return f"refused by Talon.One ({error.status})"
     more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
     return "; ".join(faults[:_NAMED]) + more
+
+
+def _is_about_profile(error: RequestError, flight: Flight, position: int) -> bool:
+    """Whether a 404 is about one profile ID, as a proxy may answer for an encoded slash, and not the path."""
+    if error.status != HTTPStatus.NOT_FOUND:
+        return False
+    # A profile that was refused in the last run may be the only one to send.
+    return bool(flight.push.sent) or flight.chunk.member(position) in flight.push.limits.refused_before
 
 
 def _within(reasons: Collection[str], reason: str) -> str:

@@ -11,10 +11,12 @@ from airflow.providers.standard.exceptions import HITLRejectException, HITLTimeo
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
-from airflow_provider_talon_cdp.exceptions import LedgerUnavailableError, TransientError
+from airflow_provider_talon_cdp.exceptions import LedgerError, LedgerUnavailableError, TransientError
 from airflow_provider_talon_cdp.operators._base import ends_retries, open_hook
 from airflow_provider_talon_cdp.transfers.across_workers import decide
 
+# Key of the XCom with the name of the plan that a person was asked about.
+_ASKED = "talon_cdp_asked"
 _SECONDS_OF_ATTEMPTS = 600.0
 _SECONDS_BETWEEN_ATTEMPTS = 5.0
 
@@ -60,6 +62,7 @@ class ApprovePlanOperator(ApprovalOperator):
             self._decide(approved=True)
             return None
         self.body = self.planned["question"]
+        context["ti"].xcom_push(_ASKED, self.planned["plan"]["name"])
         return super().execute(context)
 
     @ends_retries
@@ -73,6 +76,7 @@ class ApprovePlanOperator(ApprovalOperator):
                 "Clear the task that plans (plan) to ask again. The next run plans anew."
             ) from error
         approved = answer["chosen_options"] == [self.APPROVE]
+        self._refuse_other_plan(context)
         self._decide(approved=approved)
         if approved:
             self.log.info("Approved: exactly this plan is pushed.")
@@ -90,6 +94,18 @@ class ApprovePlanOperator(ApprovalOperator):
         ]
         self.skip(ti=context["ti"], tasks=rest)
         return answer
+
+    def _refuse_other_plan(self, context: Context) -> None:
+        """Raise an error if the answer is about another plan: ``planned`` is rendered anew for the answer."""
+        instance: Any = context["ti"]
+        asked = instance.xcom_pull(task_ids=instance.task_id, map_indexes=instance.map_index, key=_ASKED)
+        plan = self.planned["plan"]
+        # An earlier version of this package may have asked, without this XCom.
+        if plan is None or (asked or plan["name"]) != plan["name"]:
+            raise LedgerError(
+                "This DAG run has planned again since this question was asked. Nothing was sent.\n"
+                "Clear the task that plans (plan), and all after it, to ask about a new plan."
+            )
 
     def _decide(self, *, approved: bool) -> None:
         """Carry out the answer; after a passing failure again, as a retry of the task would ask again."""

@@ -6,13 +6,18 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.providers.common.compat.sdk import AirflowException, Context, TaskGroup
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowSkipException,
+    Context,
+    TaskGroup,
+)
 
 from airflow_provider_talon_cdp import assets
 from airflow_provider_talon_cdp.contract import KEEP_VERSIONS
@@ -55,6 +60,8 @@ Approval = Literal["never", "always", "beyond_guard"]
 APPROVAL: Approval = "never"
 # Arguments that the tasks of a group have in common.
 _COMMON = ("max_rejected", "in_flight", "talon_cdp_conn_id", "on_busy", "busy_timeout")
+# Key of the plan's name in the result of a push.
+_PLAN = "plan"
 # Most audiences that the approval question lists.
 _MOST_LISTED = 50
 # If the rows of so many profiles all differ from the plan, they differ at each reading.
@@ -179,7 +186,7 @@ class _PlanOperator(LedgerOperator):
             rate, missing = hook.settings.requests_per_second, len(plan["missing"]) if plan else 0
             planned["question"] = question_text(report, mirror.kind.in_request, rate, missing)
         context["ti"].xcom_push("planned", planned)
-        return _shares(plan, self.workers) if plan else []
+        return _shares(plan, self.workers, fills=_was_cleared(context))
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan, for other tasks to push."""
@@ -208,6 +215,7 @@ class _PlanOperator(LedgerOperator):
             "keep_versions": self.keep_versions,
             "owner": owner,
             "audience_id_type": getattr(self, "audience_id_type", "external"),
+            "partial": getattr(mirror.kind, "partial", False),
         }
 
 
@@ -230,8 +238,10 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
         mirror = super().mirror(context, hook)
         if self.reads is None:
             return mirror
-        reads = sorted(self.reads, key=lambda read: int(read["range"]))
+        reads = sorted(filter(None, self.reads), key=lambda read: int(read["range"]))
         self.reading = first = reads[0]
+        # Airflow 3.3 keeps the results of instances that it has removed since.
+        reads = [read for read in reads if read["range"] < first["of"]]
         complete = [(first["reading"], number) for number in range(first["of"])]
         # Between ranges of different divisions there may be a gap, whose members would be removed.
         if [(read["reading"], read["range"]) for read in reads] != complete:
@@ -297,7 +307,8 @@ class DivideQueryOperator(_BeforePlanOperator):
     def execute(self, context: Context) -> Any:
         """Divide the query."""
         mirror, owner = self.mirror(context, self.hook()), self.run_owner(context)
-        return self.when_ledger_is_free(lambda: self._divide(mirror, owner, self.data_until(context)))
+        spans = self.when_ledger_is_free(lambda: self._divide(mirror, owner, self.data_until(context)))
+        return _filled(spans, self.ranges) if _was_cleared(context) else spans
 
     def run_owner(self, context: Context) -> str:
         """Return the owner of the task that plans."""
@@ -313,7 +324,7 @@ class DivideQueryOperator(_BeforePlanOperator):
         # A dry run does not lock the ledger.
         with nullcontext() if is_dry_run else ledger.divided(owner):
             if not is_dry_run:
-                reading.remove_others()
+                reading.remove_others(ledger.lock.confirm)
             column = self.profile_id_column
             bounds = range_bounds(self.sql_hook(), self.sql, column, self.parameters, self.ranges)
             reading.begin(bounds)
@@ -345,7 +356,9 @@ class CompareRangeOperator(_BeforePlanOperator):
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
-        """Read and compare."""
+        """Read and compare, unless there is no such range any more."""
+        if not self.span:
+            return {}
         mirror = self.mirror(context, self.hook())
         return self.when_ledger_is_free(lambda: self._compare(mirror, self.span["owner"], self.span["range"]))
 
@@ -380,7 +393,7 @@ class PushShareOperator(SendingOperator):
     early; ``CommitPlanOperator`` checks their total.
 
     Returns:
-        The counts of this try, in which ``resumed = sent + rejected + unclear``.
+        The counts of this try, in which ``resumed = sent + rejected + unclear``, and the plan's name.
     """
 
     template_fields: Sequence[str] = ("share", "profiles", *SendingOperator.template_fields)
@@ -402,10 +415,13 @@ class PushShareOperator(SendingOperator):
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
-        """Send the share."""
-        hook = self.hook()
-        folder = _ledger(hook, self.share["plan"]).folder
-        return self.run_and_report(context, hook, folder, lambda report: self._push(hook, report))
+        """Send the share; one that was left empty is skipped."""
+        if not self.share:
+            raise AirflowSkipException("The plan has fewer shares.")
+        hook, plan = self.hook(), self.share["plan"]
+        folder = _ledger(hook, plan).folder
+        summary = self.run_and_report(context, hook, folder, lambda report: self._push(hook, report))
+        return {**summary, _PLAN: plan["name"]}
 
     def _push(self, hook: TalonCdpHook, report: Report) -> Report:
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
@@ -429,6 +445,13 @@ class PushShareOperator(SendingOperator):
                 task_id=self.task_id, in_flight=limits.in_flight, **self.profiles
             )
             kind = profiles.kind()
+            # A plan may wait for approval while the package is updated: older ones do not say it.
+            if kind.partial and not plan.get("partial", True):
+                raise InvalidInputError(
+                    "skip_unknown_attributes has changed since this plan was made: Talon.One may ignore\n"
+                    "attributes that the ledger would record. Nothing was sent.\n"
+                    "Clear the task that plans (plan)."
+                )
             rows = profiles.rows(hook, profiles.sql_hook())
             chunks = kind.reread(share.batches(in_order=True), rows, ledger.names)
             return push_share(share, chunks, kind, lambda: profiles.sender(hook, senders), limits, report)
@@ -502,7 +525,7 @@ class CommitPlanOperator(SendingOperator):
             )
             # Profiles that are cleared have no row that could change. A few rows may really have changed.
             all_changed = _MANY_CHANGED <= outcome.skipped == outcome.changes - outcome.removed.total()
-            pushed = [*filter(None, self.pushed or ()), checks.summary()]
+            pushed = [*_results_of(plan["name"], self.pushed or ()), checks.summary()]
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
         report.report_file = report_file
         if reading := self.planned["reading"]:
@@ -656,13 +679,39 @@ def _approver() -> Any:
     return ApprovePlanOperator
 
 
-def _shares(plan: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
+def _shares(plan: Mapping[str, Any] | None, workers: int, *, fills: bool) -> list[dict[str, Any]]:
     """Divide a plan's parts, which have the same size except the last, into shares."""
-    count = min(workers, plan["parts"])
-    return [
-        {"plan": plan, "parts": list(range(first, plan["parts"], count)), "of": count}
-        for first in range(count)
+    parts = plan["parts"] if plan else 0
+    count = min(workers, parts)
+    shares = [
+        {"plan": plan, "parts": list(range(first, parts, count)), "of": count} for first in range(count)
     ]
+    return _filled(shares, workers) if fills else shares
+
+
+def _filled(spans: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Add empty elements, of which a mapped task has instances too.
+
+    An earlier try's list may have been longer. Airflow removes surplus instances, and 2.11 and 3.1 then never
+    start the task after the mapped one.
+    """
+    return spans + [{}] * (count - len(spans))
+
+
+def _was_cleared(context: Context) -> bool:
+    """Whether the task may have had a result before: it was cleared, or is retried."""
+    return getattr(context["ti"], "try_number", 1) > 1
+
+
+def _results_of(plan: str, pushed: Iterable[Mapping[str, Any] | None]) -> Iterator[dict[str, Any]]:
+    """Yield the summaries of what was pushed of a plan.
+
+    Airflow 3.3 keeps the results of instances that it has removed since. The results of earlier versions of
+    this package do not name their plan.
+    """
+    for result in filter(None, pushed):
+        if result.get(_PLAN, plan) == plan:
+            yield {name: value for name, value in result.items() if name != _PLAN}
 
 
 def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> None:

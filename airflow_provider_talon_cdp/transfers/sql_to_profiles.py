@@ -158,7 +158,7 @@ class ProfilesOperator(LedgerOperator):
         other = None
         if self.on_missing == "clear":
             mirror.ledger.load()
-            other = self.other_instance(context, mirror.ledger)
+            other = self.other_instance(context, mirror)
         if other is not None:
             raise InvalidInputError(
                 f"Instance {other} of the mapped task {self.task_id} has synced profiles with the same\n"

@@ -10,9 +10,13 @@ from datetime import datetime
 
 import pytest
 from airflow import settings
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import clear_task_instances
 from airflow.providers.common.compat.sdk import DAG
+from airflow.utils.state import DagRunState
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.ledger.ledger import Sizes
 from airflow_provider_talon_cdp.transfers.across_workers import talon_audience_sync, talon_profiles_sync
 
 # Just over two parts of a plan.
@@ -116,6 +120,71 @@ def test_a_query_is_read_by_several_tasks_and_planned_by_one(
         assert sum('"sent": 90' in each for each in texts) == (2 if sent else 0)
         assert "c0000" not in str([texts, rendered])
     assert talon.members("a7") == {"c0000007"}
+
+
+CLEARED = """
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG
+from airflow_provider_talon_cdp import talon_audience_sync
+
+with DAG("cleared", schedule=None, start_date=datetime(2026, 1, 1)):
+    talon_audience_sync(
+        "everybody",
+        workers=3,
+        plan_workers=3,
+        sql="SELECT profile_id FROM customers",
+        sql_conn_id="warehouse",
+        audience_id="vip",
+        audience_name="VIP",
+        max_removal_fraction=1,
+        max_rejected=1,
+    )
+"""
+
+
+@pytest.fixture
+def clear_ended(warehouse, monkeypatch):
+    """Have ``dag.test()`` clear all tasks of a run once, after it has ended and most customers are gone.
+
+    The value is the states of its tasks before.
+    """
+    update_state, ended = DagRun.update_state, []
+
+    def update(self, session):
+        found = update_state(self, session=session)
+        if self.state != DagRunState.RUNNING and not ended:
+            ended.append(states(self, "everybody"))
+            with closing(sqlite3.connect(warehouse)) as connection, connection:
+                connection.execute("DELETE FROM customers WHERE profile_id > 'c0000000'")
+            instances = self.get_task_instances(session=session)
+            clear_task_instances(instances, session, dag_run_state=DagRunState.RUNNING)
+            found = update_state(self, session=session)
+        return found
+
+    monkeypatch.setattr(DagRun, "update_state", update)
+    return ended
+
+
+def test_a_group_that_is_cleared_ends_with_fewer_ranges_and_shares_too(
+    fill, talon, load_dags, tmp_path, monkeypatch, clear_ended, reports
+):
+    file = tmp_path / "dags" / "cleared.py"
+    file.parent.mkdir()
+    file.write_text(CLEARED)
+    monkeypatch.setattr(settings, "DAGS_FOLDER", str(file.parent))
+    monkeypatch.setitem(Sizes.__init__.__kwdefaults__, "part", 1000)
+    dag = load_dags(file).dags["cleared"]
+    fill(0, 2500)
+    talon.reject_profiles(["c0000007"])
+    run = dag.test()
+    assert clear_ended[0].count(("push", "success")) == clear_ended[0].count(("compare", "success")) == 3
+    assert run.state == "success"
+    assert talon.members("vip") == {"c0000000"}
+    after = states(run, "everybody")
+    assert ("commit", "success") in after
+    assert len(after) == len(clear_ended[0])
+    (commit,) = [each for each in reports(run) if each["read"] == 1 and each["sent"]]
+    assert (commit["sent"], commit["rejected"], commit["unsent"]) == (2498, {}, 0)
 
 
 def test_plans_of_nothing_are_committed_without_a_push(fill, sync, talon):

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from airflow_provider_talon_cdp.exceptions import GuardError, LedgerError
+from airflow_provider_talon_cdp.exceptions import AuthenticationError, GuardError, LedgerError
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 
 AUDIENCE = "example-everybody"
@@ -117,6 +117,28 @@ def test_after_it_a_run_that_finds_an_earlier_xcom_accepts_the_ledger_too(sync, 
     assert sync(["anna", "dan"])["unchanged"] == 2
 
 
+@pytest.mark.parametrize("stops", [False, True], ids=["", "stopped"])
+@pytest.mark.parametrize("kept", [True, False], ids=["put back", "deleted"])
+@pytest.mark.parametrize("rules", ["changes", "all"])
+def test_that_run_and_what_is_left_of_it_run_no_rules_again(sync, talon, ledgers, rules, kept, stops):
+    """The ledger does not know of bo, for whom the rules have run."""
+    sync(["anna"])
+    ledgers.save()
+    sync(["anna", "bo"], rules=rules)
+    ledgers.put_back() if kept else ledgers.delete()
+    if stops:
+        talon.fail_next("status", status=401, only="update_profiles_external")
+        with pytest.raises(AuthenticationError):
+            sync(["anna", "bo"], rules=rules, send="all")
+        talon.clear_faults()
+        sync(["anna", "bo"], rules=rules)
+    else:
+        sync(["anna", "bo"], rules=rules, send="all")
+    assert talon.rule_runs("bo") == 1
+    sync(["anna", "bo", "cem"], rules=rules)
+    assert [talon.rule_runs(each) for each in ("anna", "bo", "cem")] == [0, 1, 1]
+
+
 def test_a_run_with_send_all_that_replaces_nothing_does_not_accept_it_for_the_others(sync, talon, ledgers):
     members = [f"c{each:02}" for each in range(50)]
     sync(members)
@@ -153,6 +175,26 @@ def test_another_ledger_is_not_compared(sync, talon, tmp_path):
     sync(["anna"])
     sync(["anna", "bo"])
     assert sync(["anna", "bo"], state_uri=str(tmp_path / "elsewhere"))["sent"] == 2
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["put back", "deleted"])
+@pytest.mark.parametrize("adopts", [False, True])
+def test_a_dry_run_says_that_the_run_would_be_refused(sync, talon, ledgers, xcoms, tmp_path, kept, adopts):
+    sync(["anna"])
+    ledgers.save()
+    sync(["anna", "bo"])
+    ledgers.put_back() if kept else ledgers.delete()
+    files, pushed, sent = sorted(tmp_path.rglob("*")), dict(xcoms), talon.requests()
+    how = {"dry_run": True}
+    if adopts:
+        how["initial_members"] = str(tmp_path / "members.csv")
+        (tmp_path / "members.csv").write_text("profileintegrationid\nanna\n")
+        files = sorted(tmp_path.rglob("*"))
+    version = 1 if kept else 0
+    verdict = sync(["anna", "bo", "cem"], **how)["verdict"]
+    assert verdict.startswith(f"would be refused: The ledger has version {version}, but this task last wrote")
+    assert sync(["anna", "bo", "cem"], send="all", **how)["verdict"] == "would be sent"
+    assert (sorted(tmp_path.rglob("*")), xcoms, talon.requests()) == (files, pushed, sent)
 
 
 def test_a_run_that_the_guard_stops_changes_nothing_of_it(sync, ledgers):

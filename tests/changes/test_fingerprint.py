@@ -12,9 +12,11 @@ from airflow_provider_talon_cdp.changes.fingerprint import (
     digest_of,
     fingerprint,
     following,
+    forgotten,
     holds,
     marked_uncertain,
     mask_of,
+    may_have_values,
     was_acknowledged,
 )
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
@@ -71,6 +73,14 @@ def test_whether_anything_was_acknowledged_outlives_doubts():
     assert holds(once, "two", partial=False)
     assert following(once, once) == once
     assert following(first, "") == first
+
+
+def test_nothing_is_known_of_the_values_that_another_key_gave():
+    nulls = fingerprint("nulls", 1, partial=False)
+    assert not may_have_values(nulls, "nulls")
+    assert may_have_values(forgotten(nulls), "nulls")
+    # Talon.One acknowledged nothing.
+    assert not may_have_values(forgotten(marked_uncertain(nulls)), "nulls")
 
 
 @pytest.mark.parametrize("text", ["", "abc", "abc.", "abc.xyz"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerError, LedgerUnavailableError
 from airflow_provider_talon_cdp.ledger.format import FORMAT, Manifest
-from airflow_provider_talon_cdp.ledger.ledger import RunFacts
+from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts, Sizes
+from airflow_provider_talon_cdp.ledger.letters import read_letters
 from airflow_provider_talon_cdp.ledger.lock import LOCK_LASTS
 from airflow_provider_talon_cdp.ledger.outside import REQUEST_LASTS
-from tests.ledger.conftest import FACTS, changes, members, plan_of, planned, profiles, spelt
+from tests.ledger.conftest import FACTS, VIP, changes, members, plan_of, planned, profiles, spelt
+from tests.storage import Storage
 
 TEN = [f"+{number}" for number in range(10)]
 
@@ -123,6 +126,34 @@ def test_a_refused_removal_ends_the_doubt_about_a_fingerprint_that_never_arrived
     plan = Change("a", "?1.1", "remove"), Change("b", "?1.1", "remove")
     assert run(*plan, refused=[0, 1], skipped=[1]) == both[1:], "b was never sent"
     assert run(plan[1], refused=[0]) == []
+
+
+def test_notes_and_letters_that_cannot_be_written_are_written_by_the_next_flush():
+    storage, failing = Storage(), ["/dead-letters/", "/acks-"]
+
+    def fail(doing, name):
+        if doing == "write" and failing and failing[0] in name:
+            failing.pop(0)
+            raise TimeoutError("The storage does not answer.")
+
+    ledger = Ledger(storage.folder(), VIP, sizes=Sizes(batch=2), sleep=lambda _: None)
+    with ledger.held("me"):
+        ledger.make_current(ledger.draft(plan_of(*TEN[:2])), facts=FACTS)
+        share = ledger.share()
+        share.note_sending(0)
+        share.letters.add({"profile_id": "1"})
+        share.landed(0, [1])
+        storage.before_effect = fail
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailableError, match="does not answer"):
+                share.flush()
+        share.flush()
+        # As if the process was killed now.
+        after = Ledger(storage.folder(), VIP)
+        after.load()
+        assert profiles(after.known()) == ["0"]
+        assert members(after.refused()) == [("1", "vip")]
+        assert [json.loads(letter) for letter in read_letters(ledger.folder)] == [{"profile_id": "1"}]
 
 
 # Refused changes

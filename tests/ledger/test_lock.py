@@ -154,7 +154,7 @@ def test_a_try_that_was_killed_while_it_asked_is_taken_over_by_the_next(open_led
 def test_of_many_runs_that_ask_at_once_one_gets_the_ledger(tmp_path, owners):
     for turn in range(10):
         barrier = threading.Barrier(8)
-        locks = [Lock(tmp_path / str(turn), f"{n:012x}", sleep=lambda _: time.sleep(0.002)) for n in range(8)]
+        locks = [Lock(tmp_path / str(turn), f"{n:012x}", sleep=lambda _: time.sleep(0.02)) for n in range(8)]
 
         def ask(lock, number, barrier=barrier):
             barrier.wait()

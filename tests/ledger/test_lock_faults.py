@@ -9,13 +9,14 @@ from uuid import uuid4
 
 import pytest
 
+from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import LedgerBusyError, LedgerError, LedgerUnavailableError
 from airflow_provider_talon_cdp.ledger import lock as lock_module
 from airflow_provider_talon_cdp.ledger import storage
 from airflow_provider_talon_cdp.ledger.lock import LEASE, LOCK_LASTS, LOCK_RENEWED
 from airflow_provider_talon_cdp.ledger.storage import names_in, write_bytes
 from tests.faults.s3_proxy import FaultyProxy
-from tests.ledger.conftest import FACTS, plan_of, profiles
+from tests.ledger.conftest import FACTS, plan_of, profiles, spelt
 
 
 def files_of(ledger):
@@ -187,6 +188,29 @@ def test_a_process_that_slept_between_a_look_at_its_claim_and_its_heartbeat_send
     monkeypatch.setattr(lock_module, "write_json", write)
     with pytest.raises(LedgerError, match="has lost the ledger's lock"):
         ledger.lock.raise_if_lost()
+    assert retry.lock.is_ours()
+
+
+def test_a_process_that_slept_in_the_last_look_at_its_claim_makes_no_call_that_runs_rules(
+    open_ledger, clock, monkeypatch
+):
+    ledger, retry = open_ledger(), open_ledger()
+    ledger.lock.take("me")
+    ledger.load()
+    ledger.make_current(ledger.draft(lambda *_: [Chunk(["a"], "vip", "add!")]), facts=FACTS)
+    share = ledger.share()
+    assert spelt(share.batches()) == [Change("a", "vip", "add", runs_rules=True)]
+
+    def read(path):
+        monkeypatch.undo()
+        content = storage.read_json(path)
+        clock.now += LOCK_LASTS
+        retry.lock.take("me")
+        return content
+
+    monkeypatch.setattr(lock_module, "read_json", read)
+    with pytest.raises(LedgerError, match="has lost the ledger's lock"):
+        share.note_sending(0, [0])
     assert retry.lock.is_ours()
 
 

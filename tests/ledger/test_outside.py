@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 import pytest
@@ -35,6 +36,7 @@ from airflow_provider_talon_cdp.ledger.storage import (
     write_json,
 )
 from tests.ledger.conftest import FACTS, identified, members, plan_of, planned, profiles, spelt
+from tests.storage import Storage
 
 
 @pytest.fixture
@@ -78,6 +80,49 @@ def adds(*ids, key="vip"):
     return [Change(each, key, "add") for each in ids]
 
 
+class _LateErrors(Storage):
+    """Reports one write of a mark as failed after it was stored.
+
+    Args:
+        fails: Number of that write.
+    """
+
+    def __init__(self, fails):
+        super().__init__()
+        self.left = fails
+
+    def put(self, name, data):
+        super().put(name, data)
+        self.left -= "/rule-calls/" in name
+        if not self.left:
+            self.left = -1
+            raise TimeoutError("The answer was lost.")
+
+
+def next_try(storage, *, again=False):
+    """Begin a call that runs rules, as the next try of one task."""
+    identity = identified(name=ledger_name("calls", "dag.call"))
+    return OutsideChanges(storage.folder(), identity, "dag/call/run").calling_with_rules(again=again)
+
+
+def test_a_mark_whose_write_was_reported_as_failed_does_not_keep_the_retry_from_its_call():
+    storage = _LateErrors(1)
+    with pytest.raises(LedgerUnavailableError, match="The answer was lost"), next_try(storage):
+        pytest.fail("The call is made without a mark.")
+    with next_try(storage) as was_sent:
+        assert not was_sent
+
+
+def test_the_mark_of_an_earlier_call_outlives_a_retry_that_cannot_write_its_own():
+    storage = _LateErrors(2)
+    with suppress(KeyboardInterrupt), next_try(storage, again=True):
+        raise KeyboardInterrupt
+    with pytest.raises(LedgerUnavailableError, match="The answer"), next_try(storage, again=True):
+        pytest.fail("The call is made without a mark.")
+    with next_try(storage, again=True) as was_sent:
+        assert was_sent
+
+
 def test_an_explicit_change_is_uncertain_for_the_next_plan_of_the_audience_and_certain_then(
     open_ledger, outside, loaded
 ):
@@ -93,6 +138,19 @@ def test_an_explicit_change_is_uncertain_for_the_next_plan_of_the_audience_and_c
     assert push(open_ledger(), []) == []
     assert loaded().other_writers == []
     assert not names_in(loaded().folder / NOTES)
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_temporary_files_of_killed_writers_are_deleted_after_a_day(open_ledger, clock):
+    push(open_ledger(), adds("a"))
+    notes = open_ledger().folder / NOTES
+    notes.mkdir(exist_ok=True)
+    name = f".0123456789ab-00000-{'0' * 16}.tsv.zst."
+    for age in (WRITER_LASTS - 60, WRITER_LASTS + 60):
+        (notes / f"{name}{age:.0f}").touch()
+        os.utime(notes / f"{name}{age:.0f}", (clock() - age, clock() - age))
+    push(open_ledger(), adds("b"))
+    assert names_in(notes) == [f"{name}{WRITER_LASTS - 60:.0f}"]
 
 
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
@@ -820,6 +878,57 @@ def test_a_plan_that_others_push_tells_until_it_is_committed(open_ledger, clock)
     assert push(open_ledger(), []) == []
 
 
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+@pytest.mark.parametrize("runs", [0, 1, 2])
+def test_a_plan_that_is_pushed_days_after_it_was_made_tells_of_each_part_again(
+    open_ledger, loaded, clock, runs
+):
+    """Until then the other ledger has covered its notes, and perhaps deleted them."""
+    push(open_ledger(), adds("a", "b", "c"))
+    how = {"name": "sync:x", "batch": 1, "part": 1}
+    push(open_ledger(**how), adds("b", "c"))
+    other = open_ledger(**how)
+    with other.held("dag/planner/run/-1"):
+        removals = [change._replace(action="remove") for change in adds("b", "c")]
+        other.make_current(other.draft(planned(removals)), facts=FACTS, handed_over=True)
+
+    def uncertain_after(runs):
+        return [push(open_ledger(), adds("a", "b", "c")) for _ in range(runs)]
+
+    uncertain_after(2)
+    for part, profile in enumerate("bc"):
+        clock.now += 1.5 * WRITER_LASTS
+        uncertain_after(runs)
+        pusher = open_ledger(**how)
+        with pusher.pushing("dag/planner/run/-1", other.plan, [part]) as share:
+            assert (profile, "vip") in members(loaded().uncertain())
+            assert loaded().other_writers == ["dag/planner/run/-1"]
+            share.note_sending(0)
+            share.landed(0)
+            share.end()
+        assert all((profile, "vip") in found for found in uncertain_after(2))
+    assert open_ledger(**how).commit("dag/planner/run/-1", other.plan).acknowledged == 2
+    assert ("c", "vip") in uncertain_after(2)[0]
+    assert uncertain_after(1) == [[]]
+    assert not names_in(loaded().folder / NOTES)
+
+
+def test_a_part_that_is_pushed_at_once_or_that_is_complete_tells_nobody_again(open_ledger, loaded, clock):
+    push(open_ledger(), adds("a"))
+    other = open_ledger(name="sync:x")
+    with other.held("planner"):
+        other.make_current(other.draft(planned(adds("b"))), facts=FACTS, handed_over=True)
+    notes = names_in(loaded().folder / NOTES)
+    for _ in range(2):
+        with open_ledger(name="sync:x").pushing("planner", other.plan, [0]) as share:
+            for batch in range(share.left):
+                share.note_sending(batch)
+                share.landed(batch)
+            share.end()
+        assert names_in(loaded().folder / NOTES) == notes
+        clock.now += 2 * WRITER_LASTS
+
+
 def test_a_new_ledger_says_which_others_there_are_of_the_audience(open_ledger, loaded):
     assert loaded().neighbours() == []
     push(open_ledger(), adds("a"))
@@ -838,6 +947,54 @@ def test_a_new_ledger_says_which_others_there_are_of_the_audience(open_ledger, l
     assert base == (
         "base_url is 'https://integration.talon.one' there and 'https://b.example' here: "
         + str(loaded().folder)
+    )
+
+
+def test_a_new_ledger_says_that_the_same_one_is_under_another_state_uri(open_ledger, loaded, state):
+    push(open_ledger(), adds("a"))
+    moved = open_ledger(state / "elsewhere")
+    moved.registry.common = state
+    assert moved.neighbours() == [f"the same ledger under another state URI: {loaded().folder}"]
+
+
+def test_a_new_ledger_of_an_internal_id_says_which_others_there_are_of_the_audience(open_ledger, loaded):
+    facts = RunFacts(audiences={"vip": {"id": 7, "created": "2026-11-28"}})
+    ledger = open_ledger()
+    with ledger.held("me"):
+        ledger.make_current(ledger.draft(planned(adds("a"))), facts=facts)
+    name = "internal-audience:7"
+    assert loaded(name=name).neighbours() == [
+        f"name is 'audience:vip' there and '{name}' here: {loaded().folder}"
+    ]
+
+
+@pytest.mark.parametrize("earlier", ["sync:old.task", "audience:vip"])
+def test_a_new_ledger_of_many_audiences_logs_which_others_there_are_of_them(open_ledger, caplog, earlier):
+    """As after a DAG was renamed, or after a task of one audience became one of many."""
+    push(open_ledger(name=earlier), adds("a"))
+    push(open_ledger(name="sync:another"), adds("a", key="gold"))
+    for _ in range(2):
+        push(open_ledger(name="sync:new.task"), adds("a"))
+    (text,) = [each.getMessage() for each in caplog.records if "begins beside" in each.getMessage()]
+    place = open_ledger(name=earlier).folder
+    assert text == (
+        "A new ledger begins beside another one of the same audience:\n"
+        f"name is '{earlier}' there and 'sync:new.task' here: {place}"
+    )
+
+
+def test_a_new_ledger_of_attributes_logs_which_others_there_are_of_them(open_ledger, caplog):
+    for name, attribute in (("old", "tier"), ("other", "score"), ("new", "tier")):
+        ledger = open_ledger(name=f"profiles:{name}", holds="profiles")
+        with ledger.held("me"):
+            ledger.make_current(
+                ledger.draft(planned([Change("a", "1.1", "add")])), facts=FACTS, names=[attribute]
+            )
+    (text,) = [each.getMessage() for each in caplog.records if "begins beside" in each.getMessage()]
+    place = open_ledger(name="profiles:old", holds="profiles").folder
+    assert text == (
+        "A new ledger begins beside another one of the same attributes:\n"
+        f"name is 'profiles:old' there and 'profiles:new' here: {place}"
     )
 
 

@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerError
+from airflow_provider_talon_cdp.exceptions import (
+    InvalidInputError,
+    LedgerBusyError,
+    LedgerError,
+    TransientError,
+)
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, RunFacts, Sizes
 from airflow_provider_talon_cdp.ledger.lock import LOCK_LASTS
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
@@ -172,6 +177,21 @@ def test_a_part_of_a_plan_that_is_not_in_force_any_more_is_not_pushed(planned, p
     assert opened().commit("me", new).acknowledged == 1
 
 
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_a_worker_that_does_not_reach_the_ledger_of_the_plan_says_so(planned, opened):
+    """The state URI is on the planner's disk, or the connection leads to another deployment now."""
+    plan = planned(*TWELVE)
+    elsewhere = opened(name="audience:other")
+    for work in (
+        lambda: elsewhere.pushing("me", plan, [0]).__enter__(),
+        lambda: elsewhere.commit("me", plan),
+        lambda: elsewhere.deciding("me", plan, FACTS).__enter__(),
+    ):
+        with pytest.raises(LedgerError, match=r"finds no ledger of the plan .*\n.*state URI") as error:
+            work()
+        assert "was replaced" not in str(error.value)
+
+
 @pytest.mark.parametrize("environment", ["", "live"])
 def test_a_plan_for_another_key_is_not_pushed_unless_the_environment_is_known(opened, environment):
     """A key may be of another environment, where nothing of the plan's ledger is true."""
@@ -295,6 +315,21 @@ def test_a_part_that_fails_keeps_the_ledger_for_its_retry(planned, opened, push,
     with pytest.raises(LedgerError, match="in use by run-1"):
         planned("+x", owner="run-2")
     assert len(push(plan, 0, owner="run-1")) == 2
+
+
+def test_a_commit_whose_check_fails_keeps_the_ledger_for_its_retry(planned, push, opened):
+    plan = planned("+a", owner="run-1")
+    push(plan, 0, owner="run-1")
+
+    def check():
+        raise TransientError("Talon.One does not answer.", method="PUT", path="/")
+
+    with pytest.raises(TransientError):
+        opened().commit("run-1", plan, check)
+    with pytest.raises(LedgerBusyError, match="in use by run-1"):
+        planned("+x", owner="run-2")
+    assert opened().commit("run-1", plan).acknowledged == 1
+    planned("+x", owner="run-2")
 
 
 def test_a_planner_that_puts_nothing_in_force_keeps_nobody_out(opened, planned):

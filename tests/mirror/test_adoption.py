@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_talon_cdp.__main__ import main
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
 from airflow_provider_talon_cdp.ledger.adopt import members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
@@ -36,6 +37,24 @@ def test_members_are_adopted_once(sqlite, vip, mirror, agrees, tmp_path, said):
     assert said().count("into a new ledger") <= 2, "once in each place where this Airflow logs"
     assert "The ledger exists already, so initial_members is not read" in said()
     agrees([*TEN, "new"])
+
+
+def test_who_adopted_members_or_repaired_a_ledger_is_no_other_task(
+    sqlite, vip, mirror, connect, agrees, tmp_path, state, talon, said
+):
+    settings = talon.connection()
+    ledger = ["--state-uri", str(state), "--deployment-host", settings["extra"]["deployment_host"]]
+    ledger += ["--base-url", settings["host"], "--audience-id", "vip"]
+    vip.add_members("vip", TEN)
+    assert main(["ledger", "import", *ledger, "--csv", export(tmp_path, TEN)]) == 0
+    sqlite.fill([*TEN[1:], "new"])
+    assert mirror()["sent"] == 2
+    max(state.glob("*/audience*/manifest-*")).write_text("{")
+    assert main(["ledger", "repair", *ledger]) == 0
+    assert "is damaged: what was sent since is sent again." in said()
+    mirror()
+    assert "Another task changed" not in said()
+    agrees([*TEN[1:], "new"])
 
 
 def test_the_guard_speaks_about_adopted_members_too(sqlite, vip, mirror, tmp_path, calls):

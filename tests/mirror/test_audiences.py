@@ -203,16 +203,22 @@ def test_instances_of_a_mapped_task_do_not_mirror_one_audience(sqlite, vip, mirr
     """The second query would take out whom the first one put in: here a tenth, which the guard lets pass."""
     everybody = [f"customer-{number}" for number in range(10)]
     sqlite.fill(everybody)
-    instances = [{"context": {"ti": task_instance(map_index=number)}} for number in range(2)]
+    instances = [
+        {
+            "context": {"ti": task_instance(map_index=number)},
+            "sql": f"SELECT profile_id FROM customers WHERE profile_id >= 'customer-{number}'",
+        }
+        for number in range(2)
+    ]
     mirror(**instances[0])
     before = calls()
-    sqlite.fill(everybody[1:])
     with pytest.raises(
         InvalidInputError, match=r"(?s)Instance 0 of the mapped task sync has mirrored.* UNION ALL"
     ):
         mirror(**instances[1])
     assert calls() == before
     agrees(everybody)
+    sqlite.fill(everybody[1:])
     mirror(**instances[0])
     agrees(everybody[1:])
     mirror(context={"ti": task_instance("run-2", map_index=1)})

@@ -37,6 +37,15 @@ class Store:
         self.values.pop(key, None)
 
 
+class FailingStore:
+    """A store whose service does not answer, or refuses."""
+
+    def get(self, key, default=None):
+        raise ConnectionError("The API server does not answer.")
+
+    set = delete = get
+
+
 @pytest.fixture
 def with_store(context):
     return context | {"task_state_store": Store()}
@@ -181,3 +190,10 @@ def test_a_dry_run_leaves_the_store_alone(failed, mirror, with_store, calls):
     assert (summary["resumed"], summary["unsent"]) == (0, 3000)
     assert with_store["task_state_store"].values == kept
     assert calls() == before
+
+
+def test_a_store_that_fails_does_not_fail_the_mirror(sqlite, vip, mirror, context, agrees, said):
+    sqlite.fill(MANY)
+    assert mirror(context=context | {"task_state_store": FailingStore()})["sent"] == 5000
+    agrees(MANY)
+    assert "task state store" in said()

@@ -53,6 +53,24 @@ def test_members_are_sent_again_under_another_platform_name_though_the_environme
     assert mirror(audience_name=audience_name)["sent"] == 0
 
 
+@pytest.mark.parametrize("audience_name, again", [("VIP", 0), (None, len(MANY))])
+def test_a_dry_run_with_another_key_says_that_members_may_be_sent_again(
+    sqlite, use, mirror, audience_name, again
+):
+    """It asks nothing, so its numbers do not have them."""
+    sqlite.fill(MANY)
+    use("sandbox", environment="")
+    TalonCdpHook().create_audience("vip", "VIP")
+    mirror(audience_name=audience_name)
+    assert mirror(audience_name=audience_name, dry_run=True)["verdict"] == "would be sent"
+    use("live", environment="")
+    TalonCdpHook().create_audience("vip", "VIP")
+    dry = mirror(audience_name=audience_name, dry_run=True)
+    assert (dry["requests"], dry["unsent"]) == (0, 0)
+    assert dry["verdict"].startswith("would be sent; known members are sent again, too, unless Talon.One")
+    assert mirror(audience_name=audience_name)["sent"] == again
+
+
 def test_a_retry_of_an_addition_with_another_key_begins_at_the_first_row(sqlite, use, mirror, context):
     many = [f"customer-{each:04}" for each in range(3000)]
     sqlite.fill(many)

@@ -26,6 +26,7 @@ from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 from airflow_provider_talon_cdp.operators.profile import UpdateProfileAudiencesOperator, UpdateProfileOperator
 from tests.mirror.conftest import task_instance
+from tests.transfers.test_plan_workers import Group
 
 MANY = [f"customer-{each:03}" for each in range(100)]
 
@@ -203,26 +204,58 @@ def test_an_instance_of_a_mapped_task_that_found_nothing_to_send_has_used_the_le
     sqlite.fill(MANY)
     mirror()
     assert mirror(context={"ti": task_instance("run-2", map_index=0)})["sent"] == 0
-    sqlite.fill(MANY[5:])
+    others = "SELECT profile_id FROM customers WHERE profile_id >= 'customer-005'"
     with pytest.raises(InvalidInputError, match="Instance 0 of the mapped task sync has mirrored"):
-        mirror(context={"ti": task_instance("run-2", map_index=1)})
+        mirror(context={"ti": task_instance("run-2", map_index=1)}, sql=others)
     agrees(MANY)
 
 
 def test_instances_of_a_mapped_task_do_not_clear_what_another_one_has_sent(sqlite, send, attributes):
     instances = [{"ti": task_instance(map_index=number)} for number in range(2)]
     both = {"anna": {"tier": "gold"}, "bo": {"tier": "gold"}}
-    for instance, profile in zip(instances, both, strict=True):
-        sqlite.fill_people("id text, tier text", [(profile, "gold")])
-        send(context=instance, ledger="2026")
+    sqlite.fill_people("id text, tier text", [(profile, "gold") for profile in both])
+    queries = [f"SELECT * FROM people WHERE id = '{profile}'" for profile in both]
+    for instance, sql in zip(instances, queries, strict=True):
+        send(context=instance, ledger="2026", sql=sql)
     assert attributes() == both
     with pytest.raises(
         InvalidInputError, match=r"(?s)Instance 1 of the mapped task sync has synced.* ledger="
     ):
-        send(context=instances[0], ledger="2026", on_missing="clear")
+        send(context=instances[0], ledger="2026", sql=queries[0], on_missing="clear")
     assert attributes() == both
     again = {"ti": task_instance("run-2", map_index=0)}
-    assert send(context=again, ledger="2026", on_missing="clear")["removed"] == 1
+    assert send(context=again, ledger="2026", sql=queries[0], on_missing="clear")["removed"] == 1
+    # The same arguments at another index, as after an earlier element was taken out of the list.
+    shifted = {"ti": task_instance("run-2", map_index=1)}
+    assert send(context=shifted, ledger="2026", sql=queries[0], on_missing="clear")["unchanged"] == 1
+
+
+def test_an_instance_of_a_mapped_task_with_the_same_arguments_at_another_index_is_the_same_sync(
+    sqlite, vip, mirror, agrees
+):
+    """Somebody took an earlier element out of the list, and cleared the task."""
+    queries = [
+        f"SELECT profile_id FROM customers WHERE profile_id < 'customer-{end}'" for end in ("050", "1")
+    ]
+    sqlite.fill(MANY)
+    mirror(context={"ti": task_instance(map_index=2)}, sql=queries[1])
+    assert mirror(context={"ti": task_instance(map_index=1)}, sql=queries[1])["sent"] == 0
+    assert mirror(context={"ti": task_instance(map_index=1)}, sql=queries[1])["sent"] == 0
+    with pytest.raises(InvalidInputError, match="Instance . of the mapped task sync has mirrored"):
+        mirror(context={"ti": task_instance(map_index=0)}, sql=queries[0], max_removal_fraction=1)
+    agrees(MANY)
+
+
+def test_mapped_lists_with_equal_members_are_the_same_sync_at_another_index(vip, mirror_list, agrees):
+    mirror_list(MANY, context={"ti": task_instance(map_index=2)})
+    mirror_list(MANY, context={"ti": task_instance(map_index=1)})
+    with pytest.raises(InvalidInputError, match="of the mapped task sync has mirrored"):
+        mirror_list(MANY[5:], context={"ti": task_instance(map_index=0)})
+    # The order of a set differs from process to process, so its members are not compared.
+    mirror_list(set(MANY), context={"ti": task_instance("run-2", map_index=1)})
+    with pytest.raises(InvalidInputError, match="of the mapped task sync has mirrored"):
+        mirror_list(set(MANY[5:]), context={"ti": task_instance("run-2", map_index=0)})
+    agrees(MANY)
 
 
 def test_two_tasks_of_one_audience_are_told_of_each_other(sqlite, vip, mirror, said):
@@ -515,6 +548,73 @@ def test_attributes_that_a_sync_does_not_have_are_no_matter_of_its_own(sqlite, s
         task_id="update", customer_profile_id="anna", attributes={"score": 1}, state_uri=str(state)
     ).execute(context)
     assert send()["requests"] == 0
+
+
+def test_attributes_that_a_sync_deletes_are_sent_again_by_the_sync_that_sets_them_now(
+    sqlite, send, attributes, said
+):
+    """The old sync still has their names, and deletes them when a profile leaves its query."""
+    sqlite.fill_people("id text, tier text, points int", [("anna", "gold", 7), ("bo", "silver", 2)])
+    tier, points = "SELECT id, tier FROM people", "SELECT id, points FROM people"
+    old = {"ledger": "old", "on_missing": "clear", "max_removal_fraction": 1}
+    send(**old)
+    send(**old, sql=tier)
+    for ledger, sql in (("new", points), ("third", "SELECT id, 1 AS score FROM people")):
+        send(ledger=ledger, sql=sql, context={"ti": task_instance(task_id=ledger)})
+    assert send(**old, sql=f"{tier} WHERE id <> 'anna'")["removed"] == 1
+    assert attributes()["anna"] == {"score": 1}
+    assert send(ledger="third", sql="SELECT id, 1 AS score FROM people")["requests"] == 0
+    assert send(ledger="new", sql=points)["sent"] == 1
+    assert attributes()["anna"] == {"points": 7, "score": 1}
+    assert "Another task changed the same attributes since this one did" in said()
+    assert send(ledger="new", sql=points)["requests"] == 0
+
+
+@pytest.mark.parametrize("how", ["of an earlier version", "copied", "read in ranges"])
+def test_a_sync_that_is_in_no_registry_is_found_after_a_run_without_changes(
+    sqlite, vip, mirror_many, context, state, tmp_path, how
+):
+    """As one that was written by an earlier version, or one whose folder was copied to another state URI."""
+    rows = [(each, "vip") for each in MANY]
+    sqlite.fill_pairs(rows)
+    mirror_many(ledger="x")
+    # So few changes that the next version has no new file of members.
+    vip.create_audience("gold", "Gold")
+    sqlite.fill_pairs([*rows, ("anna", "gold")])
+    mirror_many(ledger="x")
+    for folder in state.glob("*/registry"):
+        shutil.rmtree(folder)
+    place = state
+    if how == "copied":
+        place = tmp_path / "copy"
+        shutil.copytree(state, place)
+        shutil.rmtree(state)
+    if how == "read in ranges":
+        group = Group(state, sql="SELECT * FROM memberships", audience_column="audience_id", ledger="x")
+        assert group.run()["sent"] == 0
+    else:
+        assert mirror_many(ledger="x", state_uri=str(place))["sent"] == 0
+    for audience, profile_id in (("vip", MANY[0]), ("gold", "anna")):
+        SyncAudienceMembersOperator(
+            task_id="drop", audience_id=audience, remove=[profile_id], state_uri=str(tmp_path / "own")
+        ).execute(context)
+    assert mirror_many(ledger="x", state_uri=str(place))["sent"] == 2
+    assert (vip.members("vip"), vip.members("gold")) == (set(MANY), {"anna"})
+
+
+def test_a_sync_of_attributes_that_is_in_no_registry_is_found_after_a_run_without_changes(
+    sqlite, send, state, context, attributes
+):
+    sqlite.fill_people("id text, tier text", [("anna", "gold")])
+    send()
+    for folder in state.glob("*/registry"):
+        shutil.rmtree(folder)
+    assert send()["sent"] == 0
+    UpdateProfileOperator(
+        task_id="update", customer_profile_id="anna", attributes={"tier": "bronze"}, state_uri=str(state)
+    ).execute(context)
+    assert send()["sent"] == 1
+    assert attributes() == {"anna": {"tier": "gold"}}
 
 
 def test_a_profile_that_has_left_loses_the_attributes_that_one_call_gave_back(

@@ -19,6 +19,7 @@ from airflow_provider_talon_cdp.exceptions import (
 )
 from airflow_provider_talon_cdp.ledger.format import zstd  # type: ignore[attr-defined]
 from tests.mirror.conftest import spelt_out, task_instance
+from tests.transfers.test_across_workers import ProfilesGroup, commit
 
 ODD_IDS = [
     "...",
@@ -413,6 +414,20 @@ def test_an_id_that_a_proxy_would_resolve_away_is_the_fault_of_its_row_alone(
     assert attributes() == {"anna": {"tier": "gold"}}
 
 
+@pytest.mark.parametrize("how", [{}, {"run_rule_engine": True}], ids=["without rules", "with rules"])
+@pytest.mark.parametrize("answer", [{"html": "<h1>Not Found</h1>"}, {}], ids=["a page", "JSON"])
+def test_an_id_whose_path_a_proxy_does_not_find_is_the_fault_of_its_row_alone(
+    sqlite, send, talon, attributes, answer, how
+):
+    sqlite.fill_people("id, tier", [(each, "gold") for each in ("anna", "bo/1", "cem")])
+    talon.fail_next("status", status=404, times=None, only="bo/1", **answer)
+    for sent in (2, 0):
+        summary = send(max_rejected=1, in_flight=1, **how)
+        assert (summary["sent"], summary["rejected"]) == (sent, {"refused by Talon.One (404)": 1})
+        assert [each["profile_id"] for each in letters(summary)] == ["bo/1"]
+    assert attributes() == {"anna": {"tier": "gold"}, "cem": {"tier": "gold"}}
+
+
 IDS = ["a", "B", "á", "Z", "ﬀ", "😀", "a b", "ab", "_"]
 
 
@@ -455,3 +470,24 @@ def test_instances_of_a_mapped_task_must_name_their_ledgers(sqlite, send, talon)
     assert talon.requests() == []
     assert send(mapped)["sent"] == 1
     assert send(ledger=None)["sent"] == 1
+
+
+@pytest.mark.parametrize("of_earlier_version", [False, True])
+def test_attributes_that_talon_one_may_ignore_are_pushed_only_from_a_plan_that_says_so(
+    sqlite, declared, attributes, state, of_earlier_version
+):
+    """The ledger would have attributes that Talon.One has not, and no run would send them again."""
+    emulator = declared({"tier": "string"})
+    sqlite.fill_people("profile_id text, tier text, level int", [("anna", "gold", 3)])
+    group = ProfilesGroup(state_uri=str(state))
+    shares, planned = group.plan()
+    group.how["skip_unknown_attributes"] = True
+    if of_earlier_version:
+        del shares[0]["plan"]["partial"]
+    else:
+        with pytest.raises(InvalidInputError, match=r"(?s)skip_unknown_attributes has.*Clear the task"):
+            group.push(shares)
+        assert attributes(emulator) == {}
+        shares, planned = group.plan()
+    assert commit(planned, group.push(shares))["sent"] == 1
+    assert attributes(emulator) == {"anna": {"tier": "gold"}}

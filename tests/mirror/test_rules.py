@@ -325,18 +325,21 @@ def test_a_new_audience_among_others_is_filled_in_bulk(many, talon, runs):
     assert runs() == {"a": 1, "c": 1}
 
 
-def test_a_first_fill_that_stops_goes_on_in_bulk(many, talon, runs):
+@pytest.mark.parametrize("earlier", [["changes"], ["none"], ["changes", "none"], ["none", "changes"]])
+def test_a_first_fill_that_stops_goes_on_in_bulk(many, talon, runs, earlier):
     """Its first members are known then, and the rest of them are no changes for that."""
     members = [f"{each:04}" for each in range(2500)]
     pairs = [f"{each} vip" for each in members]
-    talon.fail_next("status", status=401, after=1, only=BULK)
-    with pytest.raises(AuthenticationError):
-        many(*pairs, rules="changes", in_flight=1)
-    assert talon.members("vip") == {*members[:1000]}
-    many(*pairs, "g vip", context=next_run(2), rules="changes")
+    for number, rules in enumerate(earlier, start=1):
+        talon.fail_next("status", status=401, after=1, only=BULK)
+        with pytest.raises(AuthenticationError):
+            many(*pairs, context=next_run(number), rules=rules, in_flight=1, verify="none")
+        assert talon.members("vip") == {*members[: 1000 * number]}
+        talon.clear_faults()
+    many(*pairs, "g vip", context=next_run(3), rules="changes")
     assert talon.members("vip") == {*members, "g"}
     assert runs() == {}
-    many(*pairs, "g vip", "h vip", context=next_run(3), rules="changes")
+    many(*pairs, "g vip", "h vip", context=next_run(4), rules="changes")
     assert runs() == {"h": 1}
 
 

@@ -80,10 +80,23 @@ def test_other_attributes_than_the_unclear_ones_run_rules(send, people, talon, r
     assert points()["b"] == 2
 
 
-def test_a_run_that_sends_all_runs_rules_for_all(send, talon, runs):
+def test_a_run_that_sends_all_runs_rules_for_other_attributes_only(send, people, talon, runs, points):
     talon.fail_next("reset_after", times=1, only="b")
     with pytest.raises(RejectedRecordsError):
         send()
+    people(a=1, b=1, c=2, d=1)
+    assert send(context=next_run(2), send="all")["sent"] == 4
+    assert points() == {"a": 1, "b": 1, "c": 2, "d": 1}
+    assert runs() == {"a": 1, "b": 1, "c": 2, "d": 1}
+
+
+def test_a_retry_of_a_run_that_sends_all_runs_no_rules_twice(send, people, talon, runs):
+    send()
+    people(a=2, b=2, c=2)
+    talon.fail_next("status", status=401, only="c")
+    with pytest.raises(AuthenticationError):
+        send(context=next_run(2), send="all")
+    talon.clear_faults()
     assert send(context=next_run(2), send="all")["sent"] == 3
     assert runs() == {"a": 2, "b": 2, "c": 2}
 
@@ -120,7 +133,8 @@ def test_a_doubt_about_a_clear_is_none_about_an_add_nor_the_other_way_round(send
     assert runs()["b"] == 3
 
 
-def test_what_another_key_opens_has_run_no_rules(send, own_talon, connect):
+@pytest.mark.parametrize("retry", [{}, {"send": "all"}], ids=["sends the rest", "sends all"])
+def test_what_another_key_opens_has_run_no_rules(send, own_talon, connect, retry):
     connect(own_talon)
     send()
     own_talon.replace_key("another-key-0123456789")
@@ -129,7 +143,7 @@ def test_what_another_key_opens_has_run_no_rules(send, own_talon, connect):
     with pytest.raises(AuthenticationError):
         send(context=next_run(2), send="all")
     own_talon.clear_faults()
-    send(context=next_run(3))
+    send(context=next_run(3), **retry)
     assert [own_talon.rule_runs(each) for each in "abc"] == [2, 2, 2]
 
 

@@ -216,7 +216,7 @@ class History:
         self.storage.process = process
         guard = WatchedGuard()
         self.sender = ProfileSender(self.world, process, lambda: guard.passed, run.faults, run.seed)
-        self.sender.runs_rules, self.sender.repeats = run.runs_rules, run.sends_all
+        self.sender.runs_rules = run.runs_rules
         # As the plan sees them: the warehouse may change under way.
         self.sender.wanted = frozenset(self.warehouse)
         self.limits = Limits(in_flight=run.in_flight)
@@ -418,6 +418,10 @@ SCRIPTS = {
         [Run(values=SEVEN, runs_rules=True, faults={1: (TransientError, False)})],
         Run(values=[(n, 1, 2) for n in range(8)], runs_rules=True, pushers=2, repushes=True),
     ),
+    "rules, and all are sent": (
+        [Run(values=SEVEN, runs_rules=True, faults={1: (TransientError, True)})],
+        Run(values=[B, C, (5, 0, 2)], runs_rules=True, sends_all=True, ahead=8),
+    ),
     "unsorted": ([Run(values=SEVEN)], Run(values=[(0, 0, 2), C], is_sorted=False, rejections=1)),
 }
 # A profile that left the query while it was doubtful, and came back as it was before.
@@ -468,7 +472,8 @@ def test_a_kill_before_any_step_is_made_good(script, then):
         if history.process.died_reading and then != "a retry":
             continue
         try:
-            finish(history, [Run(is_retry=then != "a new run", runs_rules=run.runs_rules)])
+            again = Run(is_retry=then != "a new run", runs_rules=run.runs_rules, sends_all=run.sends_all)
+            finish(history, [again])
         except AssertionError as failure:
             failure.add_note(f"killed before step {dies_at - 1}")
             raise

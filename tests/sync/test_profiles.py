@@ -28,6 +28,7 @@ from airflow_provider_talon_cdp.exceptions import (
     RejectedError,
     RejectedRecordsError,
     TransientError,
+    UnexpectedAnswerError,
 )
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, RunFacts, Sizes
 from airflow_provider_talon_cdp.sync.guard import ProfileGuard
@@ -415,6 +416,15 @@ def test_a_path_that_is_not_there_stops_everything():
     assert journal.harmless == [0]
 
 
+@pytest.mark.parametrize("kind", [NotFoundError, UnexpectedAnswerError], ids=["of Talon.One", "of a proxy"])
+def test_a_path_that_is_not_there_for_one_profile_is_the_fault_of_its_id(kind):
+    counts, journal = run(Talon({"006": refused(kind, 404)}), 3 * BATCH, in_flight=1)
+    assert counts.sent == 3 * BATCH - 1
+    assert counts.rejected == {"refused by Talon.One (404)": 1}
+    assert [(each["profile_id"], each["status"]) for each in journal.letters] == [("006", 404)]
+    assert journal.outcomes == {0: ([], []), 1: ([1], []), 2: ([], [])}
+
+
 @pytest.mark.parametrize(
     "give_up_after, max_rejected, requests", [(7, 0, 7), (1, 0, 1), (7, 6, 7), (7, 20, 21)]
 )
@@ -585,18 +595,48 @@ def test_the_guard_counts_profiles_that_would_lose_all_their_attributes_by_nulls
 
 def test_the_guard_lets_rows_of_nulls_pass_that_delete_nothing(profiles):
     ids = [f"{number:03}" for number in range(20)]
-    # New, with another column, without it, sent again, and under another key.
+    # New, with another column, without it, and sent again.
     for attributes, how in (
         ({"tier": None}, {}),
         ({"tier": None, "größe": None}, {}),
         ({"tier": None}, {}),
         ({"tier": None}, {"sends_all": True}),
-        ({"tier": None}, {"sends_all": True, "facts": RunFacts(key_fingerprint="new")}),
     ):
         assert profiles.run(*(wanted(each, **attributes) for each in ids), **how).sent == 20
     profiles.run(*(wanted(each, tier=1) for each in ids))
     with pytest.raises(GuardError, match="20 of 20 profiles would lose their attributes"):
         profiles.run(*(wanted(each, tier=None) for each in ids))
+
+
+@pytest.mark.parametrize("value", [1, None], ids=["values", "nulls"])
+def test_under_another_key_any_profile_may_lose_its_attributes_by_nulls(profiles, value):
+    rows = [wanted(f"{number:03}", tier=value) for number in range(20)]
+    profiles.run(*rows, facts=RunFacts(key_fingerprint="1"))
+    nulls = [wanted(row.profile_id, tier=None) for row in rows]
+    other = {"facts": RunFacts(key_fingerprint="2"), "sends_all": True}
+    with pytest.raises(GuardError, match="20 of 20 profiles would lose their attributes"):
+        profiles.run(*nulls, **other)
+    assert profiles.talon.requests == 20
+    assert profiles.run(*nulls, **other, guard=ProfileGuard(max_removal_fraction=1.0)).sent == 20
+    assert profiles.run(*nulls, **other).sent == 20
+
+
+@pytest.mark.parametrize("value", [1, None], ids=["values", "nulls"])
+def test_a_dry_run_counts_the_nulls_under_another_key(profiles, value):
+    rows = [wanted(f"{number:03}", tier=value) for number in range(20)]
+    profiles.run(*rows, facts=RunFacts(key_fingerprint="1"))
+    nulls = [wanted(row.profile_id, tier=None) for row in rows]
+    mirror = profiles.mirror(*nulls, facts=RunFacts(key_fingerprint="2"), sends_all=True)
+    assert mirror.dry_run(10).verdict.startswith("would be refused: 20 of 20 profiles would lose their")
+
+
+def test_a_dry_run_counts_the_rules_under_another_key(profiles):
+    rows = [wanted(each, tier=1) for each in "abc"]
+    profiles.run(*rows, facts=RunFacts(key_fingerprint="1"))
+    how = {"sends_all": True, "runs_rules": True}
+    for key, calls in (("1", 0), ("2", 3)):
+        mirror = profiles.mirror(*rows, facts=RunFacts(key_fingerprint=key), **how)
+        assert mirror.dry_run(10).rule_calls == calls
 
 
 def test_the_guard_does_not_count_rows_of_nulls_that_the_plan_leaves_out(profiles):
@@ -609,6 +649,20 @@ def test_the_guard_does_not_count_rows_of_nulls_that_the_plan_leaves_out(profile
     report = profiles.run(*nulls, wanted("new", tier=1), **how)
     assert (report.sent, report.rejected.total(), report.emptied) == (1, 20, {})
     assert report.by_audience() == {PROFILES: {"added": 1, "removed": 0, "members": 21}}
+
+
+def test_a_profile_without_values_that_is_left_out_hides_no_loss_of_another_one(profiles):
+    ids = [f"{number:03}" for number in range(100)]
+    profiles.run(*(wanted(each, tier=None if each < "030" else 1) for each in ids))
+    # A new column.
+    rows = [wanted(each, tier=None if each < "030" else 1, size=None) for each in ids]
+    profiles.talon.answers = {each: refused() for each in ids[:30]}
+    how = {"max_rejected": None, "retry_rejected": "never"}
+    assert profiles.run(*rows, **how).sent == 70
+    rows[40:65] = [wanted(each, tier=None, size=None) for each in ids[40:65]]
+    with pytest.raises(GuardError, match="25 of 100 profiles would lose their attributes"):
+        profiles.run(*rows, **how)
+    assert profiles.run(*rows, **how, guard=ProfileGuard(max_removal_fraction=0.25)).emptied == {PROFILES: 25}
 
 
 def test_profiles_that_were_refused_before_do_not_keep_the_others_from_being_sent(profiles):
@@ -629,6 +683,18 @@ def test_a_plan_that_was_made_without_rules_runs_none_where_the_task_now_asks_fo
     chunk, talon = replace(Chunk.of([change]), bodies=[b"{}"]), Talon()
     push(NotedJournal([chunk]), talon, Profiles(runs_rules=True))
     assert talon.without_rules == ["a"]
+
+
+def test_a_path_that_was_not_there_for_one_profile_is_its_fault_though_no_other_one_is_sent(profiles):
+    profiles.talon.answers = {"x/y": refused(NotFoundError, 404)}
+    rows = [wanted(each, tier=1) for each in ("a", "b", "x/y")]
+    assert profiles.run(*rows, max_rejected=1).sent == 2
+    report = profiles.run(*rows, max_rejected=1)
+    assert (report.requests, report.rejected) == (1, {"refused by Talon.One (404)": 1})
+    # Others may still show that the path is wrong.
+    profiles.talon.answers["z"] = refused(NotFoundError, 404)
+    with pytest.raises(FatalError, match="No profile can be sent"):
+        profiles.run(*rows, wanted("z", tier=1), max_rejected=1)
 
 
 @pytest.mark.parametrize("acknowledged", [False, True])

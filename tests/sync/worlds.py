@@ -281,12 +281,11 @@ class ProfileSender(Sender):
 
     Attributes:
         runs_rules: Whether its calls run rules.
-        repeats: Whether rules may run again for the same attributes, as all are to be sent.
         wanted: Profiles that the source has. Clearing another one is a change of its own, also if its
             attributes were nulls.
     """
 
-    runs_rules = repeats = False
+    runs_rules = False
     wanted = frozenset()
 
     async def __call__(self, profile, attributes, *, without_rules, while_in_flight):
@@ -299,7 +298,7 @@ class ProfileSender(Sender):
         self.before_attempt()
         before = dict(called)
         with while_in_flight():
-            assert self.repeats or called.get(profile) != call, "a call that runs rules is repeated"
+            assert called.get(profile) != call, "a call that runs rules is repeated"
             called[profile] = call
             try:
                 await self.travel([profile], lambda: self._set(profile, attributes), profile)

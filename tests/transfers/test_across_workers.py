@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, Asset, TaskGroup
+from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, TaskGroup
 
 from airflow_provider_talon_cdp.exceptions import AuthenticationError, LedgerError, RejectedRecordsError
 from airflow_provider_talon_cdp.operators._base import SendingOperator
@@ -26,7 +26,7 @@ from airflow_provider_talon_cdp.transfers.across_workers import (
 CONN_ID = "talon_cdp_default"
 
 
-def execute(operator, run_id="r", **context):
+def execute(operator, run_id="r", try_number=1, **context):
     """Execute a task; its result and its XCom ``planned``, as they come out of Airflow's database."""
     pushed = {}
     instance = SimpleNamespace(
@@ -34,6 +34,7 @@ def execute(operator, run_id="r", **context):
         task_id=operator.task_id,
         run_id=run_id,
         map_index=-1,
+        try_number=try_number,
         xcom_push=lambda key, value: pushed.update({key: value}),
     )
     result = operator.execute({"ti": instance} | context)
@@ -399,3 +400,68 @@ def test_without_the_file_of_refused_members_they_are_found_again(people, talon,
     (pushed,) = group.push(shares)
     assert pushed["rejected"] == {"refused by Talon.One (400)": 1}
     assert "are sent with the others" in caplog.text
+
+
+# An empty source that is skipped
+
+
+@pytest.mark.parametrize("last", ["complete", "failed push"])
+@pytest.mark.parametrize("kind", [AudienceGroup, ProfilesGroup])
+def test_an_empty_source_that_is_skipped_sends_nothing_of_an_earlier_plan(people, sqlite, talon, kind, last):
+    how = {"on_missing": "clear"} if kind is ProfilesGroup else {}
+    group = kind(state_uri=people.how["state_uri"], on_empty="skip", max_removal_fraction=1, **how)
+    shares, planned = group.plan()
+    commit(planned, group.push(shares))
+    if last == "failed push":
+        sqlite("DELETE FROM people WHERE profile_id < 'p10'")
+        shares, _ = group.plan()
+        talon.fail_next("status", status=401)
+        with pytest.raises(AuthenticationError):
+            group.push(shares)
+    sqlite("DELETE FROM people")
+    before = talon.requests()
+    shares, planned = group.plan()
+    assert (shares, planned["plan"]) == ([], None)
+    report = commit(planned, None)
+    assert report["verdict"].startswith("skipped: The source has no rows")
+    assert (report["read"], report["removals"], report["sent"], report["unsent"]) == (0, 40, 0, 40)
+    assert told(report)[0] == "refused"
+    assert talon.requests() == before
+
+
+# Tasks that are cleared
+
+
+def test_a_plan_that_is_made_again_has_a_share_for_each_instance_of_the_push_before(people, talon):
+    """Airflow would remove surplus instances, and 2.11 and 3.1 then never start the task that commits."""
+    operator = PlanAudienceOperator(
+        task_id="plan", workers=3, state_uri=people.how["state_uri"], audience_name="VIP", **SOURCE
+    )
+    shares, planned = execute(operator, try_number=2)
+    assert len(shares) == 3
+    first, *others = (PushShareOperator(task_id="push", share=share) for share in shares)
+    results = [execute(first)[0]]
+    for other in others:
+        with pytest.raises(AirflowSkipException):
+            execute(other)
+    assert commit(planned, results)["sent"] == 40
+    # Nothing is left to send.
+    assert execute(operator, try_number=1)[0] == []
+    assert execute(operator, try_number=2)[0] == [{}, {}, {}]
+
+
+def test_a_commit_does_not_count_what_was_pushed_of_another_plan(people, sqlite, talon):
+    """Airflow 3.3 keeps the results of instances of ``push`` that it has removed."""
+    group = AudienceGroup(state_uri=people.how["state_uri"], max_removal_fraction=1)
+    talon.reject_profiles(["p05"])
+    old_shares, _ = group.plan()
+    old = [execute(PushShareOperator(task_id="push", share=old_shares[0], max_rejected=None))[0]]
+    sqlite("DELETE FROM people WHERE profile_id < 'p10'")
+    shares, planned = group.plan()
+    new = group.push(shares)
+    report = commit(planned, [*new, *old])
+    assert (report["sent"], report["rejected"], report["unsent"]) == (9, {}, 0)
+    # A result of an earlier version of this package has no plan.
+    for result in new:
+        del result["plan"]
+    assert commit(planned, new)["requests"] == report["requests"]

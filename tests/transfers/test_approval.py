@@ -97,20 +97,31 @@ def people(sqlite, connect, tmp_path):
     return AskingProfilesGroup(max_additions=10, state_uri=str(tmp_path / "state"))
 
 
-def approve(planned, *, always=False):
+def instance(xcoms):
+    """The task's instance, whose XComs are kept while it waits."""
+    return SimpleNamespace(
+        id=1,
+        task_id="approve",
+        map_index=-1,
+        xcom_push=lambda key, value: xcoms.update({key: value}),
+        xcom_pull=lambda *, task_ids, map_indexes, key: xcoms.get(key),
+    )
+
+
+def approve(planned, *, always=False, xcoms=None):
     """Run the task up to its question."""
     operator = ApprovePlanOperator(task_id="approve", planned=planned, asks_always=always)
-    return operator.execute({"task_instance": SimpleNamespace(id=1)})
+    ti = instance({} if xcoms is None else xcoms)
+    return operator.execute({"task_instance": ti, "ti": ti})
 
 
-def answer(planned, option):
-    """Resume the task with a person's answer."""
+def answer(planned, option, xcoms=None):
+    """Resume the task with a person's answer. Without XComs it has asked before it had any."""
     operator = ApprovePlanOperator(task_id="approve", planned=planned, asks_always=True)
     event = {"chosen_options": [option], "params_input": {}, "responded_by_user": None}
     event["responded_at"] = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    instance = SimpleNamespace(map_index=-1, xcom_push=lambda key, value: None)
     task = SimpleNamespace(get_flat_relatives=lambda *, upstream: [])
-    return operator.execute_complete({"task": task, "ti": instance}, event)
+    return operator.execute_complete({"task": task, "ti": instance(xcoms or {})}, event)
 
 
 def push(shares):
@@ -216,6 +227,19 @@ class TestTheQuestion:
         shares, planned = members(100)
         assert shares == []
         assert approve(planned, always=True) is None
+        assert asked == []
+
+    def test_an_empty_source_that_is_skipped_is_not_asked_about(self, members, asked, talon):
+        synced(*members(100))
+        members(40)
+        before = len(talon.requests())
+        shares, planned = members(0, on_empty="skip")
+        assert (shares, planned["plan"]) == ([], None)
+        assert approve(planned, always=True) is None
+        report = commit(planned, None)
+        assert report["verdict"].startswith("skipped: The source has no rows")
+        assert (report["sent"], report["removals"], report["unsent"]) == (0, 100, 100)
+        assert len(talon.requests()) == before
         assert asked == []
 
     def test_attributes_are_asked_about_too(self, people, asked):
@@ -415,6 +439,30 @@ class TestTheAnswer:
                 answer(old, option)
 
     @pytest.mark.parametrize("option", ["Approve", "Reject"])
+    def test_an_answer_is_not_about_a_plan_that_the_same_run_made_after_the_question(
+        self, members, asked, talon, option
+    ):
+        """Somebody cleared ``plan`` alone, and Airflow resumes ``approve`` with the newest plan."""
+        synced(*members(100))
+        xcoms = {}
+        _, shown = members(95)
+        with pytest.raises(Waits):
+            approve(shown, always=True, xcoms=xcoms)
+        shares, planned = members(40)
+        with pytest.raises(
+            LedgerError, match=r"planned again(.*\n)+.*Clear the task that plans \(plan\), and all"
+        ):
+            answer(planned, option, xcoms)
+        with pytest.raises(LedgerError, match="has not been approved"):
+            push(shares)
+        shares, planned = members(100)
+        assert (shares, planned["plan"]) == ([], None)
+        for kept in (xcoms, {}):
+            with pytest.raises(LedgerError, match="planned again"):
+                answer(planned, option, kept)
+        assert len(talon.members("vip")) == 100
+
+    @pytest.mark.parametrize("option", ["Approve", "Reject"])
     def test_a_newer_run_that_finds_nothing_to_send_replaces_a_plan_too(self, members, talon, option):
         synced(*members(100))
         shares, planned = members(40)
@@ -453,7 +501,7 @@ class TestTheAnswer:
         event = {"chosen_options": ["Reject"], "params_input": {}, "responded_by_user": None}
         event["responded_at"] = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
         with pytest.raises(hitl.HITLRejectException) as rejected:
-            task.execute_complete({"task": task}, event)
+            task.execute_complete({"task": task, "ti": instance({})}, event)
         # Else each of the task's retries would ask.
         assert isinstance(rejected.value, AirflowFailException)
         with pytest.raises(LedgerError, match="was rejected"):
@@ -490,14 +538,13 @@ class TestTheAnswer:
         _, task.planned = members(100)
         said = {"chosen_options": ["Reject"], "params_input": {}, "responded_by_user": None}
         event = said | {"responded_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}
-        pushed = {}
-        instance = SimpleNamespace(map_index=-1, xcom_push=lambda key, value: pushed.update({key: value}))
+        ti = instance({})
         with pytest.raises(DownstreamTasksSkipped) as skipped:
-            task.execute_complete({"task": task, "ti": instance}, event)
+            task.execute_complete({"task": task, "ti": ti}, event)
         assert set(skipped.value.tasks) == {"g.push", "g.commit"}
         _, task.planned = members(100)
         event["chosen_options"] = ["Approve"]
-        assert task.execute_complete({"task": task, "ti": instance}, event)["chosen_options"] == ["Approve"]
+        assert task.execute_complete({"task": task, "ti": ti}, event)["chosen_options"] == ["Approve"]
 
 
 @needs_people

@@ -636,3 +636,25 @@ def test_a_database_without_an_entry_cannot_be_divided(group):
     source = SqlSource(ANY, sql_hook("warehouse").hook)
     with pytest.raises(InvalidInputError, match="not known how to sort by bytes"):
         range_bounds(source, group.how["sql"], "profile_id", None, RANGES)
+
+
+# Tasks that are cleared
+
+
+def test_ranges_that_are_divided_again_keep_an_instance_for_each_range_of_before(group, fill):
+    """Airflow would remove surplus instances, and 2.11 and 3.1 then never start the task that plans."""
+    fill(["a", "b"])
+    operator = DivideQueryOperator(task_id="ranges", plan_id="plan", ranges=RANGES, **group.how)
+    spans, _ = execute(operator, try_number=2)
+    assert len(spans) == RANGES
+    assert {} in spans
+    assert group.end(*group.plan(group.compare(spans)))["sent"] == 2
+
+
+def test_a_plan_does_not_take_ranges_of_an_earlier_division(group, fill):
+    """Airflow 3.3 keeps the results of instances of ``compare`` that it has removed."""
+    old = group.compare(group.ranges())
+    fill(["a", "b"])
+    new = group.compare(group.ranges())
+    assert len(new) < len(old)
+    assert group.end(*group.plan([*old[len(new) :], *new]))["sent"] == 2
