@@ -353,24 +353,27 @@ async def _time_limit(seconds: float) -> AsyncIterator[None]:
 
     Otherwise an answer that arrived in the meantime would not be read any more.
     """
-    loop = asyncio.get_running_loop()
-    due = loop.time() + seconds
-    timer: asyncio.TimerHandle
-
-    def end() -> None:
-        nonlocal due, timer
-        if loop.time() - due < _LATE:
-            limit.reschedule(loop.time())
-        else:
-            due = loop.time() + _SECONDS_AFTER_BLOCK
-            timer = loop.call_at(due, end)
-
+    due = asyncio.get_running_loop().time() + seconds
+    timer: list[asyncio.TimerHandle] = []
     async with asyncio.timeout(None) as limit:
-        timer = loop.call_at(due, end)
+        _call_at(due, limit, timer)
         try:
             yield
         finally:
-            timer.cancel()
+            timer.pop().cancel()
+
+
+def _call_at(due: float, limit: asyncio.Timeout, timer: list[asyncio.TimerHandle]) -> None:
+    # Not a closure that names itself: each request would leave a cycle of references behind.
+    timer[:] = [asyncio.get_running_loop().call_at(due, _end, due, limit, timer)]
+
+
+def _end(due: float, limit: asyncio.Timeout, timer: list[asyncio.TimerHandle]) -> None:
+    now = asyncio.get_running_loop().time()
+    if now - due < _LATE:
+        limit.reschedule(now)
+    else:
+        _call_at(now + _SECONDS_AFTER_BLOCK, limit, timer)
 
 
 class ProxyConnectError(aiohttp.ClientConnectionError):

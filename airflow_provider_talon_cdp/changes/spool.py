@@ -170,15 +170,11 @@ def _merged(runs: Iterable[Iterable[_Block] | _Block]) -> Iterator[_Block]:
             if block is None:
                 continue
             members, its_key = block
-            end = _end(members, bound)
+            end = bisect_right(members, bound)
             found += members[:end]
             blocks[at] = (members[end:], its_key) if end < len(members) else next(streams[at], None)
         found.sort()
         yield found, key
-
-
-def _end(members: list[str], bound: str) -> int:
-    return len(members) if members[-1] <= bound else bisect_right(members, bound)
 
 
 def _with_keys(block: _Block) -> _Block:

@@ -19,7 +19,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate, chain
+from itertools import chain
 from typing import IO, Any, NamedTuple
 
 from airflow_provider_talon_cdp.changes.change import VERBS, Chunk, in_batches, one_or_all
@@ -550,11 +550,6 @@ class Plan:
         """Changes in the plan."""
         return sum(part.lines for part in self.parts)
 
-    @property
-    def part_starts(self) -> list[int]:
-        """Number of the first batch of each part, and at the end the number of all batches."""
-        return list(accumulate((-(-part.lines // self.batch) for part in self.parts), initial=0))
-
     def acks_of(self, part: int, run: str) -> str:
         """Return the path of a run's acknowledgements of a part, relative to the ledger's folder."""
         return f"{self.folder}/acks-{part:05}-{run}.json"
@@ -568,15 +563,19 @@ class Plan:
         return in_batches(read_chunks(ledger, self.parts[part]), self.batch)
 
 
-def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int) -> tuple[File, ...]:
-    """Write a plan, and return its parts.
+def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], *, batch: int, part: int) -> Plan:
+    """Write a plan.
 
     Args:
         ledger: The ledger's folder.
         folder: Name of the plan's folder in it.
         changes: The changes, sorted.
-        size: Changes in a part. The last part may have fewer. A part has more if its last profile has.
+        batch: Changes in a batch.
+        part: Changes in a part, rounded up to full batches. The last part may have fewer. A part has more if
+            its last profile has.
     """
+    size = -(-part // batch) * batch
+    runs_rules = False
     parts: list[File] = []
     chunks = iter(changes)
     rest: Chunk | None = next(chunks, None)
@@ -585,6 +584,7 @@ def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int)
         with writing_lines(ledger / name) as file:
             last = ""
             while rest is not None:
+                runs_rules = runs_rules or rest.runs_rules
                 end = min(max(size - file.lines, 0), len(rest))
                 while end < len(rest) and rest.ids[end] == (rest.ids[end - 1] if end else last):
                     end += 1
@@ -595,9 +595,11 @@ def write_plan(ledger: Folder, folder: str, changes: Iterable[Chunk], size: int)
                     rest = rest[end:]
                     break
                 rest = next(chunks, None)
-        if part := file.as_file(name):
-            parts.append(part)
-    return tuple(parts)
+        if written := file.as_file(name):
+            parts.append(written)
+    # Each change that runs rules is a batch of its own.
+    together = batch if runs_rules else 0
+    return Plan(folder=folder, parts=tuple(parts), batch=1 if runs_rules else batch, together=together)
 
 
 # The manifest

@@ -24,11 +24,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, groupby, islice, repeat
 from operator import itemgetter
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -60,18 +59,15 @@ from airflow_provider_talon_cdp.ledger.format import (
     Manifest,
     Plan,
     find_manifest,
-    last_fencing_token,
     read_chunks,
     write_plan,
     writing_lines,
 )
 from airflow_provider_talon_cdp.ledger.letters import (
     LETTERS,
-    UNCLEAR,
-    UNCLEAR_ATTRIBUTES,
     DeadLetters,
+    letter_of,
     letters_name,
-    prune_letters,
 )
 from airflow_provider_talon_cdp.ledger.lock import Lock
 from airflow_provider_talon_cdp.ledger.outside import (
@@ -79,6 +75,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
     NOTES,
     REQUEST_LASTS,
     WRITER_LASTS,
+    Mark,
     Notes,
     NoteWriter,
     Registry,
@@ -86,9 +83,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
     find_notes,
     read_notes,
     remove_temporary_notes,
-    write_resends,
-    write_suspects,
-    writer_of,
+    write_mark,
     writers_of_plan,
 )
 from airflow_provider_talon_cdp.ledger.share import Share
@@ -105,8 +100,12 @@ from airflow_provider_talon_cdp.ledger.storage import (
 
 log = logging.getLogger(__name__)
 
-Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk]], Iterable[Chunk]]
-"""Makes a plan from the known and the uncertain members."""
+Planner: TypeAlias = Callable[[Iterable[Chunk], Iterable[Chunk], Callable[[Chunk], None]], Iterable[Chunk]]
+"""Makes a plan from the known and the uncertain members. Its third argument keeps refused changes that
+the plan leaves out, sorted, so that ``Ledger.refused`` yields them again."""
+
+LostPart: TypeAlias = tuple[File, Acks]
+"""A part of a plan whose manifest is lost. If its acknowledgements are damaged, all may have been sent."""
 
 # A new file of members is written if the plans since the last one have more changes than an eighth of its
 # members, or are more than eight.
@@ -123,10 +122,9 @@ _READABLE_LENGTH = 60
 _REFUSED_BEFORE = "again.tsv.zst"
 _INTERNAL = "internal-"
 _VERSION = re.compile(r"\d{8}-")
-_ACKS = re.compile(r"acks-(\d+)-[0-9a-f]+\.json")
+_ACKS = re.compile(r"acks-\d+-[0-9a-f]+\.json")
 _PART = re.compile(r"plan-(\d+)\.tsv\.(zst|gz)")
-SUSPECTS = re.compile(r"suspects-[0-9a-f]+\.json")
-DOUBTS = re.compile(r"doubts-[0-9a-f]+\.json")
+MARKS: dict[Mark, re.Pattern[str]] = {mark: re.compile(rf"{mark}-[0-9a-f]+\.json") for mark in get_args(Mark)}
 
 
 def ledger_name(kind: str, name: str, id_type: AudienceIdType = AUDIENCE_ID_TYPE) -> str:
@@ -320,6 +318,7 @@ class Ledger:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.identity = identity
+        self._holds_profiles = identity.holds == "profiles"
         self.folder = identity.folder(state)
         self.manifest = Manifest()
         self.run = uuid4().hex[:12]
@@ -334,14 +333,13 @@ class Ledger:
         self._suspects: frozenset[str] = frozenset()
         self._resends: frozenset[str] = frozenset()
         self.other_writers: list[str] = []
-        """Owners of runs that left notes in this ledger, or that hold the same audiences in other ledgers."""
+        """Owners of runs that left notes in this ledger."""
         self._keep = keep
         self._sizes = sizes
         self._clock = clock
         self._sleep = sleep
         self.registry = Registry(state, identity, identity.id_type)
-        self._letters_name = letters_name(clock(), self.run)
-        self.letters = DeadLetters(self.folder, self._letters_name, keep=keep)
+        self.letters = DeadLetters(self.folder, letters_name(clock(), self.run), keep=keep)
         """This run's dead letters. Their folder's time is that of the lock, if the run holds it."""
         self._owner = ""
         self._newest = 0
@@ -349,13 +347,11 @@ class Ledger:
         self._acks: list[Acks] | None = []
         self._share: Share | None = None
         self._notes = Notes()
-        # Parts of plans whose manifests are lost.
-        self._lost_parts: tuple[File, ...] = ()
+        self._lost_parts: tuple[LostPart, ...] = ()
         # Their changes without an answer, to which this run has given dead letters.
         self._lost_unclear: list[Change] = []
         # Names of other ledgers that have notes of the current plan.
         self._notified: tuple[str, ...] = ()
-        self._write_carried: Callable[[Chunk], None] | None = None
 
     @classmethod
     def at(cls, folder: Folder, **options: Any) -> Self:
@@ -471,7 +467,7 @@ class Ledger:
         self._newest = found.newest
         self.refuse_older()
         self.manifest = found.manifest
-        self.letters.spared = {self._letters_name, self.manifest.letters}
+        self.letters.spared = {self.letters.name, self.manifest.letters}
         if found.damaged:
             log.warning(
                 "The ledger's last manifest is damaged, so the one before it is used.\n"
@@ -479,8 +475,8 @@ class Ledger:
                 self.folder / found.damaged[0],
             )
         plans = [self.manifest.plan, *(Plan(folder=orphan) for orphan in found.orphans)]
-        self._suspects = frozenset().union(*map(self._suspects_of, plans))
-        self._resends = frozenset().union(*map(self._resends_of, plans))
+        self._suspects = self._marked("suspects", *plans)
+        self._resends = self._marked("doubts", *plans)
         self._lost_parts = tuple(chain.from_iterable(map(self._sent_parts, found.orphans)))
         self._notes = self._find_notes()
         self.other_writers = sorted(filter(None, self._owners_of_notes()))
@@ -506,15 +502,9 @@ class Ledger:
                 f"Ledger: {self.folder}"
             )
 
-    def _suspects_of(self, plan: Plan) -> frozenset[str]:
-        return self._audiences_in(self._files(plan, SUSPECTS))
-
-    def _resends_of(self, plan: Plan) -> frozenset[str]:
-        return self._audiences_in(self._files(plan, DOUBTS))
-
-    def _audiences_in(self, names: Iterable[str]) -> frozenset[str]:
-        noted = [read_json(self.folder / name) for name in names]
-        return frozenset(audience for audiences in noted for audience in audiences or ())
+    def _marked(self, mark: Mark, *plans: Plan) -> frozenset[str]:
+        names = chain.from_iterable(self._files(plan, MARKS[mark]) for plan in plans)
+        return frozenset(chain.from_iterable(read_json(self.folder / name) or () for name in names))
 
     def neighbours(self) -> list[str]:
         """Return a line for each other ledger of the same audience: the differences, and its folder."""
@@ -560,20 +550,21 @@ class Ledger:
         known = Folded(snapshot, plans, one_per_profile=self._holds_profiles)
         if not self._holds_profiles:
             return known
-        noted = frozenset(
-            change.profile_id
-            for chunk in read_notes(self.folder, self._notes)
-            for change in chunk.changes()
-            if change.key == ATTRIBUTES
-        )
-        suspects_all = suspects_all or bool(self.suspected)
-        if not suspects_all and not noted:
+        if suspects_all or self.suspected:
+            marked: Iterator[Chunk] = map(partial(_with_uncertain_keys, profiles=None), known)
+        elif self._notes.owners:
+            marked = _with_noted_uncertain(known, self._noted_profiles())
+        else:
             return known
-        return Folded(
-            map(partial(_with_uncertain_keys, profiles=None if suspects_all else noted), known),
-            [],
-            one_per_profile=True,
+        return Folded(marked, [], one_per_profile=True)
+
+    def _noted_profiles(self) -> Iterator[str]:
+        """Yield, sorted, the profiles of notes about attributes, which may be too many for the memory."""
+        chunks = (
+            Chunk([profile_id for profile_id, key in chunk.members if key == ATTRIBUTES], ATTRIBUTES)
+            for chunk in read_notes(self.folder, self._notes)
         )
+        return (profile_id for profile_id, _ in self._sorted_members("add", chunks))
 
     def uncertain(self) -> Iterator[Chunk]:
         """Yield members that a request may have changed without an acknowledgement, sorted and distinct.
@@ -597,7 +588,8 @@ class Ledger:
             if member[1] in again
         )
         own = heapq.merge(unacknowledged, sent_again, sorted(self.withheld()))
-        return _chunks_of_members(heapq.merge(((*member, "add") for member in own), self._contradicted()))
+        contradicted = self._contradicted() if self._has_outside_changes else ()
+        return _chunks_of_members(heapq.merge(((*member, "add") for member in own), contradicted))
 
     def withheld(self) -> dict[Member, Action]:
         """Return changes that run rules and got no clear answer, as actions by member.
@@ -621,34 +613,30 @@ class Ledger:
             withheld[change[:2]] = change.action
         return withheld
 
-    def _sent_changes(self, file: File) -> Iterator[Chunk]:
+    def _sent_changes(self, part: LostPart) -> Iterator[Chunk]:
         """Yield the changes of a lost plan's part.
 
         Attributes whose rules have surely not run are left out, as the next plan must run them.
         """
-        sent = {change for change, _ in self._sent_with_rules(file)} if self._holds_profiles else set()
-        for chunk in read_chunks(self.folder, file):
+        sent = {change for change, _ in self._sent_with_rules(part)} if self._holds_profiles else set()
+        for chunk in read_chunks(self.folder, part[0]):
             if self._holds_profiles and chunk.runs_rules:
                 yield Chunk.of([each for each in chunk.changes() if not each.runs_rules or each in sent])
             else:
                 yield chunk
 
-    def _sent_with_rules(self, file: File) -> Iterator[tuple[Change, bool]]:
+    def _sent_with_rules(self, part: LostPart) -> Iterator[tuple[Change, bool]]:
         """Yield changes of a lost plan's part that run rules and may have been sent.
 
         Yields:
             The change, and whether it was acknowledged or has a dead letter.
         """
+        file, acks = part
+        settled = acks.settled
         lines = (change for chunk in read_chunks(self.folder, file) for change in chunk.changes())
-        calls = [(number, change) for number, change in enumerate(lines) if change.runs_rules]
-        folder, _, name = file.file.partition("/")
-        acks = Acks(may_have_left=sys.maxsize)
-        if calls and (part := _PART.fullmatch(name)):
-            with suppress(DamagedError):
-                acks = self._acks_of_part(Plan(folder=folder), int(part[1]))
-        for number, change in calls:
-            if number in acks.landed or acks.is_open(number):
-                yield change, number in acks.settled
+        for number, change in enumerate(lines):
+            if change.runs_rules and (number in acks.landed or acks.is_open(number)):
+                yield change, number in settled
 
     def _unclear_in(self, part: int, acks: Acks) -> Iterator[tuple[int, Change]]:
         """Yield changes of a part that run rules and got no clear answer, with their batch numbers."""
@@ -662,8 +650,8 @@ class Ledger:
         acks = [name for plan in self.manifest.plans for name in self._files(plan, _ACKS)]
         content = [
             *(self.manifest.file, sorted(self.suspected), sorted(self.resends)),
-            *([file.file for file in files] for files in (self._notes.files, self._lost_parts)),
-            sorted(self._notes.writers.items()),
+            [(file.file, owner) for file, owner in self._notes.owners.items()],
+            [file.file for file, _ in self._lost_parts],
             *([name, read_json(self.folder / name)] for name in acks),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -726,15 +714,13 @@ class Ledger:
 
     def _owners_of_notes(self) -> set[str]:
         """Return the owners of the writers of notes about audiences that this run may change."""
-        files, writers = self._notes.files, self._notes.writers
-        if self.managed is not None and not self.identity.is_of_one_audience:
-            audiences = frozenset(self.managed)
-            files = tuple(
-                file
-                for file in files
-                if not audiences.isdisjoint(_audiences_of(read_chunks(self.folder, file)))
-            )
-        return {writers[writer_of(file)] for file in files}
+        every = self.managed is None or self.identity.is_of_one_audience
+        audiences = frozenset(self.managed or ())
+        return {
+            owner
+            for file, owner in self._notes.owners.items()
+            if every or not audiences.isdisjoint(_audiences_of(read_chunks(self.folder, file)))
+        }
 
     def _of_managed(self, noted: Iterator[tuple[Member, str]]) -> Iterator[tuple[Member, str]]:
         """Leave out what other tasks did to audiences that this run may not change."""
@@ -798,11 +784,10 @@ class Ledger:
         Raises:
             LedgerBusyError: Another owner holds the ledger, or other processes push its plan.
         """
-        token = partial(last_fencing_token, self.folder)
-        with self.lock.held(owner, last_token=token, waits_for_parts=waits_for_parts):
+        with self.lock.held(owner, waits_for_parts=waits_for_parts):
             # The run may have waited for the lock, and the oldest letters are deleted first.
-            self._letters_name = letters_name(self._clock(), self.run)
-            self.letters = DeadLetters(self.folder, self._letters_name, keep=self._keep)
+            name = letters_name(self._clock(), self.run)
+            self.letters = DeadLetters(self.folder, name, keep=self._keep)
             self._load_manifest()
             self._owner = owner
             self._notified = ()
@@ -840,16 +825,11 @@ class Ledger:
 
         In a ledger of profiles, any name marks all fingerprints as uncertain.
         """
-        suspects = self._suspects.union(audiences)
-        # A ledger without a version has no members.
-        if self.version and suspects != self._suspects:
-            write_suspects(self.folder, self.plan, self.run, suspects)
-        self._suspects = suspects
-        self.lock.confirm()
+        self._suspects = self._mark("suspects", self._suspects, audiences)
 
     def suspected_by_now(self) -> frozenset[str]:
         """Return the suspected audiences, with those that other tasks have deleted meanwhile."""
-        self._suspects |= self._suspects_of(self.manifest.plan)
+        self._suspects |= self._marked("suspects", self.manifest.plan)
         return self.suspected
 
     @property
@@ -867,11 +847,16 @@ class Ledger:
 
         Unlike a suspected audience, such an audience keeps its withheld changes and counts as filled.
         """
-        resends = self._resends.union(audiences)
-        if self.version and resends != self._resends:
-            write_resends(self.folder, self.plan, self.run, resends)
-        self._resends = resends
+        self._resends = self._mark("doubts", self._resends, audiences)
+
+    def _mark(self, mark: Mark, marked: frozenset[str], audiences: Iterable[str]) -> frozenset[str]:
+        """Mark audiences, with those that are marked; return all of them."""
+        all_marked = marked.union(audiences)
+        # A ledger without a version has no members.
+        if self.version and all_marked != marked:
+            write_mark(mark, self.folder, self.plan, self.run, all_marked)
         self.lock.confirm()
+        return all_marked
 
     def note_resend_of_unmanaged(self) -> None:
         """Note a resend of all known audiences that this run may not change."""
@@ -893,8 +878,8 @@ class Ledger:
         The planner may iterate over its arguments once.
         """
         self._notes = self._find_notes()
-        self._suspects |= self._suspects_of(self.manifest.plan)
-        self._resends |= self._resends_of(self.manifest.plan) | self._changed_unmanaged()
+        self._suspects |= self._marked("suspects", self.manifest.plan)
+        self._resends |= self._marked("doubts", self.manifest.plan) | self._changed_unmanaged()
         before = self.manifest
         since = before.plans if any(map(self._has_effects, self.acks)) else before.since
         manifest = replace(self._next_version(), members=before.members, since=since, spent=self._notes.spent)
@@ -920,24 +905,24 @@ class Ledger:
     def _write_draft(self, manifest: Manifest, planner: Planner, *, rewrites_members: bool) -> Draft:
         audiences: set[str] = set()
         known, folder = self.known(), manifest.plan.folder
+        source: Iterable[Chunk] = known
         with ExitStack() as files:
             refused = f"{folder}/refused.tsv.zst"
             carried = files.enter_context(writing_lines(self.folder / refused))
-            self._write_carried = carried.write
             if rewrites_members:
                 name = f"{folder}/members.tsv.zst"
                 file = files.enter_context(writing_lines(self.folder / name))
-                copying = self._collecting(_copied(known, file), audiences)
-                plan = self._write_plan(folder, planner(copying, self.uncertain()), audiences)
-                for _ in copying:
-                    """Copy the members that the planner did not ask for."""
-                manifest = replace(manifest, members=file.as_file(name), since=())
+                source = self._collecting(_copied(known, file), audiences)
             else:
                 known.snapshot = self._collecting(known.snapshot, audiences)
                 known.plans = [self._collecting(changes, audiences) for changes in known.plans]
-                plan = self._write_plan(folder, planner(known, self.uncertain()), audiences)
+            changes = self._collecting(planner(source, self.uncertain(), carried.write), audiences)
+            plan = write_plan(self.folder, folder, changes, batch=self._sizes.batch, part=self._sizes.part)
+            if rewrites_members:
+                for _ in source:
+                    """Copy the members that the planner did not ask for."""
+                manifest = replace(manifest, members=file.as_file(name), since=())
             manifest = replace(manifest, plan=plan, refused=carried.as_file(refused))
-        self._write_carried = None
         # Talon.One may have lost the effects of calls about an audience that is suspected.
         withheld = {
             member: action for member, action in self.withheld().items() if member[1] not in self.suspected
@@ -957,21 +942,6 @@ class Ledger:
         with writing_lines(self.folder / name) as file:
             file.write(Chunk.of(changes))
         return file.as_file(name)
-
-    def _write_plan(self, folder: str, changes: Iterable[Chunk], audiences: set[str]) -> Plan:
-        batch = self._sizes.batch
-        runs_rules = False
-
-        def checked() -> Iterator[Chunk]:
-            nonlocal runs_rules
-            for chunk in self._collecting(changes, audiences):
-                runs_rules = runs_rules or chunk.runs_rules
-                yield chunk
-
-        parts = write_plan(self.folder, folder, checked(), -(-self._sizes.part // batch) * batch)
-        # Each change that runs rules is a batch of its own.
-        together = batch if runs_rules else 0
-        return Plan(folder=folder, parts=parts, batch=1 if runs_rules else batch, together=together)
 
     def _collecting(self, chunks: Iterable[Chunk], audiences: set[str]) -> Iterator[Chunk]:
         """Yield chunks, and add their audiences to a set."""
@@ -1001,15 +971,6 @@ class Ledger:
             return frozenset()
         return frozenset(change[:2] for chunk in chunks for change in chunk.changes())
 
-    def carry(self, chunk: Chunk) -> None:
-        """Keep refused changes that the plan leaves out, so that ``refused`` yields them again.
-
-        Only a planner may call this, with sorted changes.
-        """
-        if not self._write_carried:
-            raise RuntimeError("Only a planner may carry refused changes.")
-        self._write_carried(chunk)
-
     def discard(self, draft: Draft) -> None:
         """Delete the files of a draft."""
         remove_folder(self.folder / draft.manifest.plan.folder)
@@ -1035,7 +996,7 @@ class Ledger:
             draft.manifest,
             owner=self._owner,
             plan=replace(plan, acks=tuple(acks)),
-            letters=self._letters_name,
+            letters=self.letters.name,
             names=tuple(names),
             facts=asdict(facts),
             managed=None if self.managed is None else sorted(self.managed),
@@ -1047,19 +1008,19 @@ class Ledger:
         is_settled = was_own or self.facts.awaits_approval
         had_effect = self._had_effect() if replaced.told and is_settled else True
         # More may have been noted after this version was drafted.
-        suspects, resends = self._suspects_of(before), self._resends_of(before)
+        suspects, resends = self._marked("suspects", before), self._marked("doubts", before)
         missed = self._left_over(self._suspects | suspects, self.suspected)
         missed_resends = self._left_over(self._resends | resends, self.resends)
         if missed:
-            write_suspects(self.folder, plan.folder, self.run, missed)
+            write_mark("suspects", self.folder, plan.folder, self.run, missed)
         if missed_resends:
-            write_resends(self.folder, plan.folder, self.run, missed_resends)
+            write_mark("doubts", self.folder, plan.folder, self.run, missed_resends)
         self._put_manifest(self.manifest.followed_by(manifest, self._keep))
         self._notified = manifest.told
         self._suspects, self._resends = missed, missed_resends
         # From now on they are noted in the folder of this version.
-        self.suspect(self._suspects_of(before) - suspects)
-        self.note_resend(self._resends_of(before) - resends)
+        self.suspect(self._marked("suspects", before) - suspects)
+        self.note_resend(self._marked("doubts", before) - resends)
         self._delete_unnamed()
         with suppress(LedgerError):
             # The push of a plan of this run is over. Others may have left requests in flight.
@@ -1102,7 +1063,7 @@ class Ledger:
         # After the write: a run that takes over from now on reads it.
         self.lock.confirm()
         self.manifest = manifest
-        self.letters.spared = {self._letters_name, manifest.letters}
+        self.letters.spared = {self.letters.name, manifest.letters}
         self._acks = self._share = None
 
     def _delete_unnamed(self) -> None:
@@ -1110,7 +1071,7 @@ class Ledger:
         manifest.remove_others(self.folder, self.lock.confirm)
         remove_temporary_notes(self.folder, self._clock())
         oldest = min([manifest.letters, *(version["letters"] for version in manifest.history)])
-        prune_letters(self.folder, self._keep, oldest, spared=self.letters.spared)
+        self.letters.prune(oldest)
 
     def withhold_unclear(self) -> int:
         """Withhold changes that run rules and may have been sent by a run that was killed.
@@ -1123,7 +1084,7 @@ class Ledger:
         self._lost_unclear = [change for change, is_settled in calls if not is_settled]
         unreported = self._unreported()
         for change in unreported:
-            self.letters.add(self._unclear_letter(change))
+            self.letters.add(letter_of(change, self._clock(), of_profile=self._holds_profiles))
         parts = range(self.parts)
         return len(unreported) + sum(
             self._withhold_unclear_in(part, self.acks[part], self.letters) for part in parts
@@ -1152,26 +1113,15 @@ class Ledger:
         plan, unclear_before = self.manifest.plan, Acks()
         for number, change in self._unclear_in(part, acks) if plan.together else ():
             if number not in acks.withheld:
+                acks.withheld.add(number)
                 unclear_before.withheld.add(number)
-                letters.add(self._unclear_letter(change))
+                letters.add(letter_of(change, self._clock(), of_profile=self._holds_profiles))
         if unclear_before.withheld:
             letters.flush()
             # Not under this run's ID: if this run pushes the part, it writes another file.
             unclear_before.write(self.folder / plan.acks_of(part, uuid4().hex[:12]))
             self.lock.confirm()
-            self._acks = None
         return len(unclear_before.withheld)
-
-    def _unclear_letter(self, change: Change) -> dict[str, Any]:
-        membership = {"audience_id": change.key, "action": change.action}
-        return {
-            "time": datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds"),
-            "profile_id": change.profile_id,
-            **({} if self._holds_profiles else membership),
-            "reason": UNCLEAR_ATTRIBUTES if self._holds_profiles else UNCLEAR,
-            "status": None,
-            "request_uuid": None,
-        }
 
     def share(self) -> Share:
         """Return all parts of the current plan, for a process that holds the ledger."""
@@ -1250,21 +1200,12 @@ class Ledger:
         """
         # Without waiting for the run that replaced the plan.
         self._load_manifest()
-        self._refuse_other(plan)
+        self._refuse_other(plan, unapproved=False)
         with self.held(owner):
-            self._refuse_other(plan)
+            self._refuse_other(plan, unapproved=False)
             self._refuse_other_key(facts)
             self.lock.handed_over = True
             yield
-
-    def _refuse_unapproved(self) -> None:
-        """Raise an error if the plan awaits approval, whatever made Airflow run this task."""
-        if self.facts.awaits_approval:
-            raise LedgerError(
-                f"The plan {self.plan} has not been approved. Nothing was sent.\n"
-                "Approve it in the task that asks (approve), or clear the task that plans (plan).\n"
-                f"Ledger: {self.folder}"
-            )
 
     def reject_plan(self) -> None:
         """Note, durably, that the plan must not be pushed, and release the ledger when this run ends."""
@@ -1292,7 +1233,6 @@ class Ledger:
         """
         self._load_manifest()
         self._refuse_other(plan)
-        self._refuse_unapproved()
         if not parts or not all(type(part) is int and 0 <= part < self.parts for part in parts):
             raise InvalidInputError(f"Parts must be numbers from 0 to {self.parts - 1}, but are {parts!r}.")
         # This process holds the lock of its parts only.
@@ -1300,7 +1240,6 @@ class Ledger:
         with self.lock.held(owner):
             self._load_manifest()
             self._refuse_other(plan)
-            self._refuse_unapproved()
             self._refuse_suspected()
             if facts:
                 self._refuse_other_key(facts)
@@ -1312,8 +1251,6 @@ class Ledger:
             unclear_before = sum(
                 self._withhold_unclear_in(part, acks, letters) for part, acks in known.items()
             )
-            if unclear_before:
-                known = dict(zip(parts, self._read_acks(self.manifest.plan, parts), strict=True))
             share = self._share_of(known, letters)
             share.unclear_before = unclear_before
             share.refused_before = self._refused_before()
@@ -1330,7 +1267,6 @@ class Ledger:
         """
         with self.held(owner, waits_for_parts=True):
             self._refuse_other(plan)
-            self._refuse_unapproved()
             self._refuse_suspected()
             progress = self._progress()
             lines, landed, refused, skipped, unclear = (
@@ -1381,8 +1317,8 @@ class Ledger:
                 f"Ledger: {self.folder}"
             )
 
-    def _refuse_other(self, plan: str) -> None:
-        """Raise an error if another run has planned since, or a person rejected the plan."""
+    def _refuse_other(self, plan: str, *, unapproved: bool = True) -> None:
+        """Raise an error if another run has planned since, or if the plan was rejected or awaits approval."""
         if plan == self.plan and self.facts.rejected:
             raise LedgerError(
                 f"The plan {plan} was rejected. Nothing more is sent. Clear the task that plans (plan).\n"
@@ -1398,6 +1334,13 @@ class Ledger:
             raise LedgerError(
                 f"The plan {plan} was replaced: another run has planned since.\n"
                 f"The ledger has version {self.version} now. Nothing was sent. Plan again.\n"
+                f"Ledger: {self.folder}"
+            )
+        # Whatever made Airflow run this task.
+        if unapproved and self.facts.awaits_approval:
+            raise LedgerError(
+                f"The plan {plan} has not been approved. Nothing was sent.\n"
+                "Approve it in the task that asks (approve), or clear the task that plans (plan).\n"
                 f"Ledger: {self.folder}"
             )
 
@@ -1418,10 +1361,6 @@ class Ledger:
             )
 
     # Internals
-
-    @property
-    def _holds_profiles(self) -> bool:
-        return self.identity.holds == "profiles"
 
     def _share_of(self, known: Mapping[int, Acks], letters: DeadLetters) -> Share:
         plan, ahead = self.manifest.plan, self._sizes.ahead
@@ -1490,34 +1429,27 @@ class Ledger:
         return [f"{plan.folder}/{name}" for name in found if pattern.fullmatch(name)]
 
     def _read_acks(self, plan: Plan, parts: Iterable[int] | None = None) -> list[Acks]:
-        """Read the acknowledgements of some parts of a plan; of all if None."""
-        found = self._files(plan, _ACKS)
-        parts = range(len(plan.parts)) if parts is None else parts
-        return [self._acks_of_part(plan, part, found) for part in parts]
+        """Read and merge the acknowledgements of some parts of a plan; of all if None."""
+        found, merged = self._files(plan, _ACKS), []
+        for part in range(len(plan.parts)) if parts is None else parts:
+            start = plan.acks_of(part, "").removesuffix(".json")
+            for name in plan.acks:
+                if name.startswith(start) and name not in found:
+                    raise missing(self.folder / name)
+            files = [Acks.read(self.folder / name) for name in found if name.startswith(start)]
+            merged.append(Acks.merged(files))
+        return merged
 
-    def _acks_of_part(self, plan: Plan, part: int, found: list[str] | None = None) -> Acks:
-        """Read and merge all acknowledgements of a part."""
-        found = self._files(plan, _ACKS) if found is None else found
-        start = plan.acks_of(part, "")[: -len(".json")]
-        for name in plan.acks:
-            if name.startswith(start) and name not in found:
-                raise missing(self.folder / name)
-        return Acks.merged([Acks.read(self.folder / name) for name in found if name.startswith(start)])
-
-    def _sent_parts(self, folder: str) -> list[File]:
-        """Return the files of the parts that may have been sent, of a plan whose manifest is lost."""
-        names = names_in(self.folder / folder)
-        sent = set()
-        for name in names:
-            if match := _ACKS.fullmatch(name):
-                try:
-                    is_sent = not Acks.read(self.folder / folder / name).is_empty
-                except DamagedError:
-                    is_sent = True
-                if is_sent:
-                    sent.add(int(match[1]))
-        parts = [name for name in names if (match := _PART.fullmatch(name)) and int(match[1]) in sent]
-        return [File(file=f"{folder}/{name}", sha256="", lines=0, key="") for name in parts]
+    def _sent_parts(self, folder: str) -> list[LostPart]:
+        """Return the parts that may have been sent, of a plan whose manifest is lost."""
+        sent = []
+        for match in filter(None, map(_PART.fullmatch, names_in(self.folder / folder))):
+            acks = Acks(may_have_left=sys.maxsize)
+            with suppress(DamagedError):
+                (acks,) = self._read_acks(Plan(folder=folder), [int(match[1])])
+            if not acks.is_empty:
+                sent.append((File(file=f"{folder}/{match[0]}", sha256="", lines=0, key=""), acks))
+        return sent
 
     def _find_notes(self) -> Notes:
         return find_notes(self.folder, self._clock(), self._spent_before)
@@ -1529,7 +1461,7 @@ class Ledger:
 
     @property
     def _has_outside_changes(self) -> bool:
-        return bool(self._notes.files or self._lost_parts)
+        return bool(self._notes.owners or self._lost_parts)
 
     def _changed_outside(self, action: str, writers: Writers) -> Iterator[tuple[str, str]]:
         """Yield, sorted, members that notes or lost plans added or removed.
@@ -1547,19 +1479,16 @@ class Ledger:
         chunks = (
             Chunk.of([change for change in chunk.changes() if change.action == action]) for chunk in changes
         )
-        for record in sorted_members(chunk for chunk in chunks if chunk) if self._has_outside_changes else ():
+        for record in sorted_members(chunk for chunk in chunks if chunk):
             if isinstance(record, Chunk):
                 yield from record.members
 
     def _acknowledged_in_lost_parts(self) -> Iterator[Chunk]:
         """Yield the changes of lost plans that Talon.One surely made; those that run rules are left out."""
-        for file in self._lost_parts:
-            folder, _, name = file.file.partition("/")
-            part = _PART.fullmatch(name)
-            plan = Plan(folder=folder, parts=(file,), batch=self._sizes.batch)
+        for file, acks in self._lost_parts:
+            plan = Plan(parts=(file,), batch=self._sizes.batch)
             with suppress(DamagedError):
-                if part and not any(chunk.runs_rules for chunk in read_chunks(self.folder, file)):
-                    acks = self._acks_of_part(plan, int(part[1]))
+                if not any(chunk.runs_rules for chunk in read_chunks(self.folder, file)):
                     yield from _acknowledged(plan.batches(self.folder, 0), acks)
 
     def _uncertain_profiles(self) -> Iterator[Chunk]:
@@ -1580,12 +1509,9 @@ class Ledger:
             return ()
         others: dict[str, tuple[dict[str, str], NoteWriter]] = {}
         for name, ids in self.registry.ledgers_of(audiences).items():
-            other = Manifest()
-            with suppress(LedgerError):
-                other = find_manifest(self.registry.folder(name)).manifest
-            if not (self._holds_profiles and set(manifest.names).isdisjoint(other.names)):
-                self.other_writers.append(other.owner)
-                others[name] = dict(ids), self._writer_in(name, manifest, manifest.plan.folder)
+            if not self._shares_names(name, manifest):
+                continue
+            others[name] = dict(ids), self._writer_in(name, manifest, manifest.plan.folder)
         # Of one audience, a run says it before it plans.
         if not (self.version or self.identity.is_of_one_audience) and (lines := self._differences(others)):
             log.warning(
@@ -1597,25 +1523,31 @@ class Ledger:
         return tuple(name for name, (_, notes) in others.items() if notes.written)
 
     def _notify_again(self, parts: Sequence[int]) -> None:
-        """Write notes of parts of the current plan again if it was made so long ago that they end soon."""
+        """Write notes of parts of the current plan, where they end soon or the ledger is new."""
         manifest = self.manifest
         plan, now = manifest.plan, self._clock()
-        late = [
-            name
-            for name in manifest.told
-            if not self._writer_in(name, manifest, plan.folder).lasts(WRITER_LASTS / 2)
-        ]
-        if not late:
-            return
         # Another name than before: a ledger leaves out the notes that it has spent.
         writer = f"{plan.folder}-{parts[0]}-{now // WRITER_LASTS:.0f}"
         changes = chain.from_iterable(map(self._batches, parts))
         audiences = {ATTRIBUTES} if self._holds_profiles else _audiences_of(changes)
-        held = self.registry.ledgers_of(audiences)
-        others = [
-            (dict(held[name]), self._writer_in(name, manifest, writer)) for name in late if name in held
-        ]
+        others = []
+        for name, ids in self.registry.ledgers_of(audiences).items():
+            if name in manifest.told:
+                is_due = not self._writer_in(name, manifest, plan.folder).lasts(WRITER_LASTS / 2)
+            else:
+                is_due = self._shares_names(name, manifest)
+            if is_due:
+                others.append((dict(ids), self._writer_in(name, manifest, writer)))
         self._write_notes(others, [plan.parts[part] for part in parts])
+
+    def _shares_names(self, name: str, manifest: Manifest) -> bool:
+        """Return whether another ledger has attribute names of a version, or whether both are of members."""
+        if not self._holds_profiles:
+            return True
+        other = Manifest()
+        with suppress(LedgerError):
+            other = find_manifest(self.registry.folder(name)).manifest
+        return not set(manifest.names).isdisjoint(other.names)
 
     def _removes(self, plan: Plan) -> bool:
         chunks = chain.from_iterable(read_chunks(self.folder, file) for file in plan.parts)
@@ -1699,10 +1631,7 @@ def _chunks_of_members(members: Iterable[tuple[str, str, Verb]]) -> Iterator[Chu
 
 def _as_uncertain(chunk: Chunk) -> Chunk:
     """Mark changes as uncertain."""
-    verbs = chunk.verbs
-    if isinstance(verbs, str):
-        return replace(chunk, verbs=verbs.rstrip("?") + "?")
-    return replace(chunk, verbs=one_or_all([verb.rstrip("?") + "?" for verb in verbs]))
+    return replace(chunk, verbs=one_or_all([verb.rstrip("?") + "?" for verb in chunk.each_verb]))
 
 
 def _with_uncertain_keys(chunk: Chunk, profiles: Collection[str] | None) -> Chunk:
@@ -1718,9 +1647,21 @@ def _with_uncertain_keys(chunk: Chunk, profiles: Collection[str] | None) -> Chun
     return replace(chunk, keys=one_or_all(keys))
 
 
+def _with_noted_uncertain(known: Iterable[Chunk], noted: Iterator[str]) -> Iterator[Chunk]:
+    """Mark the fingerprints of noted profiles as uncertain; both are sorted by profile."""
+    profile = next(noted, None)
+    for chunk in known:
+        ids, last, found = frozenset(chunk.ids), chunk.ids[-1], set[str]()
+        while profile is not None and profile <= last:
+            if profile in ids:
+                found.add(profile)
+            profile = next(noted, None)
+        yield _with_uncertain_keys(chunk, found) if found else chunk
+
+
 def _uncertain_refusals(chunk: Chunk, number: int, acks: Acks) -> list[int]:
     """Return positions of refused changes of a batch that an earlier request may have made."""
-    verbs = [chunk.verbs] * len(chunk) if isinstance(chunk.verbs, str) else chunk.verbs
+    verbs = chunk.each_verb
     is_uncertain = number in acks.uncertain_refusals
     return [at for at in acks.refused.get(number, ()) if is_uncertain or verbs[at].endswith("?")]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_provider_talon_cdp.exceptions import LedgerError
+from airflow_provider_talon_cdp.changes.change import Change
+from airflow_provider_talon_cdp.exceptions import LedgerError, RequestError
 from airflow_provider_talon_cdp.ledger.storage import (
     Folder,
     names_in,
@@ -45,6 +46,34 @@ def letters_name(time: float, run: str) -> str:
     return f"{datetime.fromtimestamp(time, UTC):%Y%m%dT%H%M%S.%fZ}-{run}"
 
 
+def letter_of(
+    change: Change,
+    time: float,
+    reason: str | None = None,
+    error: RequestError | None = None,
+    *,
+    of_profile: bool,
+) -> dict[str, Any]:
+    """Return the dead letter of a change.
+
+    Args:
+        change: The change.
+        time: Seconds since the epoch.
+        reason: Why it was refused; None if it runs rules and got no clear answer.
+        error: The answer.
+        of_profile: Whether the change is of attributes, and not of a member.
+    """
+    membership = {"audience_id": change.key, "action": change.action}
+    return {
+        "time": datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds"),
+        "profile_id": change.profile_id,
+        **({} if of_profile else membership),
+        "reason": (UNCLEAR_ATTRIBUTES if of_profile else UNCLEAR) if reason is None else reason,
+        "status": error.status if error else None,
+        "request_uuid": error.request_uuid if error else None,
+    }
+
+
 class DeadLetters:
     """The dead letters of one run. Thread-safe.
 
@@ -56,12 +85,13 @@ class DeadLetters:
     """
 
     def __init__(self, ledger: Folder, name: str, *, keep: int, prefix: str = "") -> None:
+        self.name = name
+        self.keep = keep
         self._ledger = ledger
         self._folder = ledger / LETTERS / name
         self._prefix = prefix
-        self._keep = keep
         self.spared = {name}
-        """Names of folders of dead letters that this run does not delete, however many are newer."""
+        """Names of folders of dead letters that this run keeps, however many are newer. They count."""
         self._lock = threading.Lock()
         self._waiting: list[str] = []
         self._size = 0
@@ -93,24 +123,20 @@ class DeadLetters:
         self._files += 1
         self._waiting, self._size = [], 0
         if self._files == 1:
-            prune_letters(self._ledger, self._keep, spared=self.spared)
+            self.prune()
 
+    def prune(self, oldest: str = "") -> None:
+        """Delete the dead letters of all runs but the last ones, as they are personal data.
 
-def prune_letters(ledger: Folder, keep: int, oldest: str = "", *, spared: Collection[str]) -> None:
-    """Delete the dead letters of all runs but the last ones, as they are personal data.
-
-    Args:
-        ledger: The ledger's folder.
-        keep: Most runs that are kept.
-        oldest: Name of the folder of the oldest run that is kept.
-        spared: Names of folders that are kept, and count.
-    """
-    names = _folders_in(ledger)
-    by_age = [*(name for name in names if name in spared), *reversed(names)]
-    runs = list(dict.fromkeys(map(_run_of, by_age)))[:keep]
-    for name in names:
-        if name not in spared and (name < oldest or _run_of(name) not in runs):
-            remove_folder(ledger / LETTERS / name)
+        Args:
+            oldest: Name of the folder of the oldest run that is kept.
+        """
+        names = _folders_in(self._ledger)
+        by_age = [*(name for name in names if name in self.spared), *reversed(names)]
+        runs = list(dict.fromkeys(map(_run_of, by_age)))[: self.keep]
+        for name in names:
+            if name not in self.spared and (name < oldest or _run_of(name) not in runs):
+                remove_folder(self._ledger / LETTERS / name)
 
 
 def _folders_in(ledger: Folder) -> list[str]:

@@ -37,6 +37,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from airflow_provider_talon_cdp.exceptions import LedgerBusyError, LedgerError, LedgerUnavailableError
+from airflow_provider_talon_cdp.ledger.format import last_fencing_token
 from airflow_provider_talon_cdp.ledger.storage import (
     DamagedError,
     Folder,
@@ -109,24 +110,17 @@ class Lock:
         """When this run last confirmed its lock, in seconds of ``now``."""
 
     @contextmanager
-    def held(
-        self,
-        owner: str,
-        *,
-        last_token: Callable[[], int] = lambda: 0,
-        waits_for_parts: bool = False,
-    ) -> Iterator[None]:
+    def held(self, owner: str, *, waits_for_parts: bool = False) -> Iterator[None]:
         """Take the lock, renew it while the block runs, and release it.
 
         Args:
             owner: Owner of this run, such as a task.
-            last_token: Returns the fencing token of the last run that changed the ledger.
             waits_for_parts: Whether to give way to the same owner's pushes of parts.
 
         Raises:
             LedgerBusyError: Another owner holds it.
         """
-        self.take(owner, last_token=last_token, waits_for_parts=waits_for_parts)
+        self.take(owner, waits_for_parts=waits_for_parts)
         stop = threading.Event()
         heartbeat = threading.Thread(target=self.renew, args=(stop,), name="talon-cdp-lock", daemon=True)
         heartbeat.start()
@@ -143,9 +137,7 @@ class Lock:
                     "The ledger's lock was not released. Other runs must wait %.0f s:\n%s", LOCK_LASTS, error
                 )
 
-    def take(
-        self, owner: str, *, last_token: Callable[[], int] = lambda: 0, waits_for_parts: bool = False
-    ) -> None:
+    def take(self, owner: str, *, waits_for_parts: bool = False) -> None:
         """Take the lock, also from a dead run or an earlier try of the same owner.
 
         Raises:
@@ -165,10 +157,12 @@ class Lock:
         except BaseException:
             remove(self._path(self._scope, self.run))
             raise
-        self.fencing_token = 1 + max([last_token(), *tokens])
+        # Runs that push a part write no manifest.
+        if self._scope == _ALL:
+            tokens.append(last_fencing_token(self._ledger))
+        self.fencing_token = 1 + max(tokens, default=0)
         self._write_heartbeat()
         self.confirm()
-        # Runs that push a part write no manifest.
         if self._scope == _ALL:
             self.keeps_heartbeat = bool(ended)
             with suppress(LedgerError):
@@ -288,7 +282,7 @@ class Lock:
             is_mine = theirs.owner == owner
             is_later = (asked, self.run) > (theirs.asked, run)
             # Of two tries that ask at the same time, the later one wins, unless it was killed meanwhile.
-            yields = theirs.holds or self._reads >= (_MAX_READS if is_later else 2 * _MAX_READS)
+            yields = theirs.fencing_token or self._reads >= (_MAX_READS if is_later else 2 * _MAX_READS)
             if self.clock() - theirs.heard >= LOCK_LASTS or (
                 is_mine and ((retries and yields) or (theirs.handed_over and self._scope == _ALL))
             ):
@@ -301,7 +295,7 @@ class Lock:
                 break
             if is_mine and theirs.handed_over:
                 return theirs.fencing_token
-            if not (is_mine and retries) and (theirs.holds or is_later or self._reads >= _MAX_READS):
+            if not (is_mine and retries) and (theirs.fencing_token or is_later or self._reads >= _MAX_READS):
                 raise self._in_use(theirs)
             self._sleep(_PAUSE)
             self._reads += 1
@@ -322,7 +316,6 @@ class Lock:
             asked=asked,
             heard=max(asked, heartbeat.get("time", 0.0)),
             fencing_token=heartbeat.get("fencing_token", 0),
-            holds=heartbeat.get("fencing_token", 0) > 0,
             handed_over=heartbeat.get("handed_over", False),
         )
 
@@ -359,7 +352,6 @@ class _Claim(NamedTuple):
         asked: When it wrote its claim.
         heard: When it wrote its last heartbeat, or its claim.
         fencing_token: Its fencing token; 0 while it asks.
-        holds: Whether it holds the lock.
         handed_over: Whether it has ended, and other runs of its owner continue its work.
     """
 
@@ -368,5 +360,4 @@ class _Claim(NamedTuple):
     asked: float
     heard: float
     fencing_token: int
-    holds: bool
     handed_over: bool

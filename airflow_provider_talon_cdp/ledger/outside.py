@@ -86,19 +86,21 @@ _POINTER = re.compile(r"[0-9a-f]{16}\.json")
 
 Writers = Literal["all", "own", "others"]
 """Runs of the ledger, and other tasks."""
+Mark = Literal["suspects", "doubts"]
+"""Of audiences whose members Talon.One may have lost, and of those to send again, as not all changes by other
+tasks are known."""
 
 
 class Notes(NamedTuple):
     """The notes in a ledger's folder.
 
     Args:
-        files: The notes, without those of changes that had no effect.
-        writers: The owner of each writer; empty for runs of this ledger.
+        owners: The owner of each note's writer, empty for runs of this ledger; without notes of changes that
+            had no effect.
         spent: Names of files that can be deleted once a plan has covered them.
     """
 
-    files: tuple[File, ...] = ()
-    writers: Mapping[str, str] = {}
+    owners: Mapping[File, str] = {}
     spent: tuple[str, ...] = ()
 
 
@@ -158,8 +160,7 @@ def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -
     for name in names_in(ledger / NOTES):
         if name not in left_out and (match := _NOTE.fullmatch(name)):
             by_writer.setdefault(match[1], []).append(match)
-    found: list[File] = []
-    writers: dict[str, str] = {}
+    owners: dict[File, str] = {}
     spent: list[str] = []
     for writer, its_files in by_writer.items():
         content: dict[str, Any] = {}
@@ -170,9 +171,9 @@ def find_notes(ledger: Folder, now: float, spent_before: Collection[str] = ()) -
             spent += [match[0] for match in its_files]
         notes = [match for match in its_files if match[2]]
         if notes and content.get("had_effect", True):
-            found += [File(file=f"{NOTES}/{match[0]}", sha256=match[2], lines=0, key="") for match in notes]
-            writers[writer] = content.get("owner", "")
-    return Notes(tuple(found), writers, tuple(spent))
+            files = [File(file=f"{NOTES}/{match[0]}", sha256=match[2], lines=0, key="") for match in notes]
+            owners |= dict.fromkeys(files, content.get("owner", ""))
+    return Notes(owners, tuple(spent))
 
 
 def writers_of_plan(ledger: Folder, plan: str) -> list[str]:
@@ -191,20 +192,14 @@ def remove_temporary_notes(ledger: Folder, now: float) -> None:
                 remove(folder / name)
 
 
-def writer_of(note: File) -> str:
-    """Return the ID of a note's writer."""
-    return note.file.removeprefix(f"{NOTES}/").rsplit("-", 2)[0]
-
-
 def read_notes(ledger: Folder, notes: Notes, writers: Writers = "all") -> Iterator[Chunk]:
     """Read the changes in notes.
 
     Raises:
         DamagedError: A note is damaged.
     """
-    for file in notes.files:
-        wrote: Writers = "others" if notes.writers[writer_of(file)] else "own"
-        if writers in ("all", wrote):
+    for file, owner in notes.owners.items():
+        if writers in ("all", "others" if owner else "own"):
             yield from read_chunks(ledger, file)
 
 
@@ -507,7 +502,7 @@ class OutsideChanges:
             for name, audience_there in self._ledgers[audience]:
                 folder = self.registry.folder(name)
                 if (plan := find_manifest(folder).manifest.plan.folder) and folder / plan not in written:
-                    path = write_suspects(folder, plan, self._writer, [audience_there])
+                    path = write_mark("suspects", folder, plan, self._writer, [audience_there])
                     written[folder / plan] = path
 
         def note_again() -> None:
@@ -623,7 +618,7 @@ class OutsideChanges:
             folder, written = self.registry.folder(name), set[str]()
             # Another plan may become current meanwhile.
             while (plan := find_manifest(folder).manifest.plan.folder) and plan not in written:
-                write_resends(folder, plan, self._writer, audiences)
+                write_mark("doubts", folder, plan, self._writer, audiences)
                 written.add(plan)
 
 
@@ -639,16 +634,11 @@ def _remove_mark(mark: Folder) -> None:
         )
 
 
-def write_suspects(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> Folder:
-    """Note in a plan's folder that Talon.One may have lost the members of audiences; return the file."""
-    path = folder / plan / f"suspects-{run}.json"
+def write_mark(mark: Mark, folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> Folder:
+    """Mark audiences in a plan's folder, until the next plan; return the file."""
+    path = folder / plan / f"{mark}-{run}.json"
     write_json(path, sorted(audiences))
     return path
-
-
-def write_resends(folder: Folder, plan: str, run: str, audiences: Iterable[str]) -> None:
-    """Note in a plan's folder that the ledger does not know what other tasks did to members of audiences."""
-    write_json(folder / plan / f"doubts-{run}.json", sorted(audiences))
 
 
 def _is_same(one: Folder, other: Folder) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 
 from airflow_provider_talon_cdp.changes.change import Action, Chunk
@@ -16,11 +15,10 @@ from airflow_provider_talon_cdp.ledger.format import (
     Manifest,
     Plan,
     kept_manifests,
-    last_fencing_token,
     read_chunks,
     saved_chunks,
 )
-from airflow_provider_talon_cdp.ledger.ledger import DOUBTS, SUSPECTS, Ledger
+from airflow_provider_talon_cdp.ledger.ledger import MARKS, Ledger
 from airflow_provider_talon_cdp.ledger.outside import NoteWriter, find_notes
 from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in, read_json, remove
 
@@ -44,7 +42,7 @@ class DamagedLedger(Ledger):
         Raises:
             LedgerError: No version can be read.
         """
-        with self.lock.held(owner, last_token=partial(last_fencing_token, self.folder)):
+        with self.lock.held(owner):
             self._owner = owner
             try:
                 self._check_all()
@@ -72,7 +70,7 @@ class DamagedLedger(Ledger):
         messages = [f"{name} is damaged: what was sent since is sent again." for name, _ in damaged]
         newest = manifests[-1]
         # The next run deletes what is not kept: it knows how many versions its operator keeps.
-        self._keep = max(self._keep, len(newest.history) + 2)
+        self._keep = self.letters.keep = max(self._keep, len(newest.history) + 2)
         # The new version may leave out what this one's plan covers, so it needs the notes again.
         self.manifest = replace(newest, spent=())
         self._newest = max([newest.version, *(version for _, version in damaged)])
@@ -97,15 +95,14 @@ class DamagedLedger(Ledger):
         orphans = [
             name for name in names_in(self.folder) if name[:8].isdigit() and int(name[:8]) > newest.version
         ]
-        for file in chain.from_iterable(map(self._sent_parts, orphans)):
-            is_intact = self._is_intact(file)
-            sent = self._sent_changes(file) if is_intact else saved_chunks(self.folder, file)
+        for lost in chain.from_iterable(map(self._sent_parts, orphans)):
+            is_intact = self._is_intact(lost[0])
+            sent = self._sent_changes(lost) if is_intact else saved_chunks(self.folder, lost[0])
             self._note_uncertain(sent, notes, withheld)
         self._drop_notes(messages)
         last_plans = [newest.plan, *(Plan(folder=orphan) for orphan in orphans)]
         self._drop_damaged_suspects(last_plans, messages)
-        suspects = frozenset().union(*map(self._suspects_of, last_plans))
-        resends = frozenset().union(*map(self._resends_of, last_plans))
+        suspects, resends = self._marked("suspects", *last_plans), self._marked("doubts", *last_plans)
         if newest.unreported or (withheld and not newest.reported):
             messages.append(
                 "Changes that got no clear answer are not sent again, and no later report has them."
@@ -140,8 +137,7 @@ class DamagedLedger(Ledger):
 
     def _drop_damaged_suspects(self, plans: list[Plan], messages: list[str]) -> None:
         """Delete the files of suspects and resends that cannot be read, and begin without any."""
-        patterns = (SUSPECTS, DOUBTS)
-        names = [name for plan in plans for pattern in patterns for name in self._files(plan, pattern)]
+        names = [name for plan in plans for pattern in MARKS.values() for name in self._files(plan, pattern)]
         for name in names:
             try:
                 read_json(self.folder / name)
@@ -170,7 +166,7 @@ class DamagedLedger(Ledger):
         """Return what is known of a plan's part, and its uncertain changes."""
         acks: Acks | None = None
         try:
-            acks = self._acks_of_part(plan, part)
+            (acks,) = self._read_acks(plan, [part])
         except DamagedError:
             messages.append(f"It is unknown what became of the changes in {file.file}. {_SENT_AGAIN}")
         if acks and acks.is_empty:
@@ -211,7 +207,7 @@ class DamagedLedger(Ledger):
         return Chunk.of(change._replace(runs_rules=False) for change in changes if change.uncertain)
 
     def _drop_notes(self, messages: list[str]) -> None:
-        for file in find_notes(self.folder, self._clock()).files:
+        for file in find_notes(self.folder, self._clock()).owners:
             if not self._is_intact(file):
                 remove(self.folder / file.file)
                 messages.append(

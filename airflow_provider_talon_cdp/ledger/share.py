@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from uuid import uuid4
 
 from airflow_provider_talon_cdp.changes.change import Chunk
@@ -15,7 +15,7 @@ from airflow_provider_talon_cdp.exceptions import LedgerError
 from airflow_provider_talon_cdp.ledger.format import Acks, Plan
 from airflow_provider_talon_cdp.ledger.letters import DeadLetters
 from airflow_provider_talon_cdp.ledger.lock import Lock
-from airflow_provider_talon_cdp.ledger.outside import REQUEST_LASTS, NoteWriter, write_suspects
+from airflow_provider_talon_cdp.ledger.outside import REQUEST_LASTS, NoteWriter, write_mark
 from airflow_provider_talon_cdp.ledger.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class Share:
     ) -> None:
         self._folder = folder
         self._plan = plan
-        self._part_starts = plan.part_starts
+        # Number of the first batch of each part, and at the end the number of all batches.
+        self._part_starts = list(accumulate((-(-part.lines // plan.batch) for part in plan.parts), initial=0))
         self._lock = lock
         self.raise_if_lost = lock.raise_if_lost
         """Called before every attempt of a request; see ``Lock``."""
@@ -221,7 +222,7 @@ class Share:
     def suspect(self, audiences: Iterable[str]) -> None:
         """Record, until the next plan, that Talon.One may have lost the members of audiences."""
         # Not under this run's ID, under which the ledger may have noted others.
-        write_suspects(self._folder, self._plan.folder, uuid4().hex[:12], audiences)
+        write_mark("suspects", self._folder, self._plan.folder, uuid4().hex[:12], audiences)
 
     def flush(self) -> None:
         """Write all notes; dead letters first, so that no refusal is recorded without its letter.

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from operator import lt
 from typing import Any, ClassVar
 
-from airflow_provider_talon_cdp.changes.change import Change, Chunk, Record, Rejection, in_batches
+from airflow_provider_talon_cdp.changes.change import Chunk, Record, Rejection, in_batches
 from airflow_provider_talon_cdp.changes.counts import Counts
 from airflow_provider_talon_cdp.changes.diff import EVERYTHING, Scope, diff, in_order
 from airflow_provider_talon_cdp.changes.spool import sorted_members
@@ -20,7 +20,6 @@ from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import DOTS, FAULT_OF_DOTS, MAX_CHANGES, Rules
 from airflow_provider_talon_cdp.exceptions import NotFoundError, RejectedError, RequestError, UnclearError
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
-from airflow_provider_talon_cdp.ledger.letters import UNCLEAR
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.loop import syncing
@@ -64,7 +63,6 @@ class Members:
 
     in_request: ClassVar[int] = MAX_CHANGES
     label: ClassVar[None] = None
-    unclear: ClassVar[str] = UNCLEAR
 
     sort = staticmethod(sorted_members)
 
@@ -102,9 +100,9 @@ class Members:
         """Take additions that are left out of a plan from its counts."""
         counts.additions -= Counter(additions.each_key)
 
-    def letter(self, change: Change, error: RejectedError, /) -> dict[str, Any]:
-        """Return the content of the dead letter for a refused change."""
-        return {"audience_id": change.key, "action": change.action, "reason": str(error)}
+    def reason(self, error: RejectedError, /) -> str:
+        """Return the reason in the dead letter of a refused change."""
+        return str(error)
 
     async def deliver(self, flight: Flight, sender: Any) -> None:
         """Send a chunk in one request, and halve it if it is refused.

@@ -209,7 +209,8 @@ class Mirror:
             self._count_abandoned(report)
             refused: set[Member] = set()
             # A plan is not resumed if it may be for other audiences, or if an audience was lost.
-            may_resume = not (self.ledger.environment_may_differ(self.facts) or self._sends_audiences_again())
+            sends_again = self.ledger.suspected or self.ledger.resends
+            may_resume = not (sends_again or self.ledger.environment_may_differ(self.facts))
             if cursor and may_resume and 0 < self.ledger.version == cursor.get():
                 refused = self._resume(report, cursor)
             self._plan_and_push(report, cursor, refused)
@@ -293,10 +294,11 @@ class Mirror:
         def consume(planner: Planner) -> str:
             known = self.ledger.known()
             known = Folded(known_in_range(known.snapshot), list(map(known_in_range, known.plans)))
-            return write(planner(known, within(self.ledger.uncertain(), low, high)), dict)
+            uncertain = within(self.ledger.uncertain(), low, high)
+            return write(planner(known, uncertain, lambda _: None), dict)
 
         try:
-            plan = self._plan_once(consume, records_in_range, leave_out=lambda changes, _: changes)
+            plan = self._plan_once(consume, records_in_range, leave_out=lambda changes, *_: changes)
         except OutOfOrderError:
             return None
         facts = {
@@ -329,11 +331,12 @@ class Mirror:
         # A run would suspect the attributes; see ``_check_key``.
         sends_all = isinstance(self.kind, Profiles) and self.kind.sends_all
         suspects_all = sends_all and self.ledger.environment_may_differ(self.facts)
-        plan = self._plan(
-            lambda planner: deque(
-                planner(self.ledger.known(suspects_all=suspects_all), self.ledger.uncertain()), 0
-            )
-        )
+
+        def consume(planner: Planner) -> None:
+            known = self.ledger.known(suspects_all=suspects_all)
+            deque(planner(known, self.ledger.uncertain(), lambda _: None), 0)
+
+        plan = self._plan(consume)
         report.suspicious = plan.suspicious.counts
         check_suspicious(plan.suspicious, self.limits.suspicious_ids)
         counts = plan.counts
@@ -440,26 +443,24 @@ class Mirror:
                 "A new ledger begins beside another one of the same audience:\n%s", "\n".join(neighbours)
             )
 
-    def _sends_audiences_again(self) -> bool:
-        """Whether all members of an audience are to be sent again."""
-        return bool(self.ledger.suspected or self.ledger.resends)
-
     def _resume(self, report: Report, cursor: TaskCursor) -> set[Member]:
         """Send the rest of an earlier try's plan, without reading the source; return the refused members."""
         counts = Counts()
         refused_before = self._refused_before()
 
-        def plan_rest(*_: Iterable[Chunk]) -> Iterator[Chunk]:
+        def plan_rest(_: object, __: object, carry: Callable[[Chunk], None]) -> Iterator[Chunk]:
             for chunk in self.ledger.refused():
-                self.ledger.carry(chunk)
-            return _counted(self.ledger.unacknowledged(withheld=False), counts)
+                carry(chunk)
+            for chunk in self.ledger.unacknowledged(withheld=False):
+                chunk.tally(counts.additions, counts.removals)
+                yield chunk
 
         # Notes of other writers are left for the next plan, which is compared with the source.
         draft = self.ledger.draft(plan_rest)
         draft = replace(draft, manifest=replace(draft.manifest, spent=()))
         log.info("Resuming the plan of an earlier try: %s changes are left.", f"{counts.changes:,}")
         # An audience may have been deleted since the ledger was read; this plan would not fill it.
-        if not counts.changes or self._sends_audiences_again():
+        if not counts.changes or self.ledger.suspected or self.ledger.resends:
             self.ledger.discard(draft)
             return set()
         # The audiences are checked for the next plan, against the facts of the plan that is resumed.
@@ -608,8 +609,6 @@ class Mirror:
             uncount=self.kind.uncount,
             refused=refused,
             refused_before=refused_before if self.retry_rejected == "never" else frozenset(),
-            # A dry run writes nothing.
-            carry=self.ledger.carry if consume == self.ledger.draft else lambda _: None,
         )
         try:
             plan = self._plan_of_ranges(self.compared, consume) if self.compared and not refused else None
@@ -635,7 +634,7 @@ class Mirror:
             states.add(facts["state"])
             audiences.update(facts["held"])
 
-        def planner(*_: Iterable[Chunk]) -> Iterable[Chunk]:
+        def planner(*_: object) -> Iterable[Chunk]:
             # Checked here and not earlier, as the draft covers other writers' notes only from now on.
             if states != {self._state_for_comparison()}:
                 raise _LedgerChangedError
@@ -656,7 +655,7 @@ class Mirror:
         self,
         consume: Callable[[Planner], Any],
         source: Source,
-        leave_out: Callable[[Iterable[Chunk], Counts], Iterable[Chunk]],
+        leave_out: Callable[[Iterable[Chunk], Counts, Callable[[Chunk], None]], Iterable[Chunk]],
         sort: Callable[[Iterable[Any]], Iterable[Any]] = lambda records: records,
     ) -> Planned:
         counts = Counts()
@@ -667,11 +666,13 @@ class Mirror:
         with ExitStack() as stack:
             records = stack.enter_context(closing_generator(source()))
 
-            def planner(known: Iterable[Chunk], uncertain: Iterable[Chunk]) -> Iterable[Chunk]:
+            def planner(
+                known: Iterable[Chunk], uncertain: Iterable[Chunk], carry: Callable[[Chunk], None]
+            ) -> Iterable[Chunk]:
                 in_order = stack.enter_context(closing_generator(sort(count_suspicious(records, suspicious))))
                 on_rejected = partial(_write_letter, letters=letters)
                 changes = comparison.changes(in_order, known, uncertain, counts, on_rejected)
-                return comparison.kept(_counting_rules(leave_out(changes, counts), counts))
+                return comparison.kept(_counting_rules(leave_out(changes, counts, carry), counts))
 
             return Planned(consume(planner), counts, letters, comparison, suspicious)
 
@@ -824,7 +825,8 @@ def combined_report(
     report.added.update(outcome.added if by_audience else {"": outcome.added.total()})
     report.removed.update(outcome.removed if by_audience else {"": outcome.removed.total()})
     report.unclear += outcome.unclear
-    report.unsent = outcome.changes - outcome.acknowledged - outcome.refused - outcome.unclear
+    # The ledger has an outcome only of a plan whose parts are complete.
+    report.unsent = 0
     return report
 
 
@@ -857,31 +859,24 @@ def _counting_rules(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
         yield chunk
 
 
-def _counted(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
-    """Yield changes and count them."""
-    for chunk in chunks:
-        chunk.tally(counts.additions, counts.removals)
-        yield chunk
-
-
 def _without_refused(
     changes: Iterable[Chunk],
     counts: Counts,
+    carry: Callable[[Chunk], None],
     *,
     uncount: Callable[[Chunk, Counts], None],
     refused: Collection[Member],
     refused_before: Collection[Member],
-    carry: Callable[[Chunk], None],
 ) -> Iterator[Chunk]:
     """Leave out additions that were refused before. Uncertain ones stay, as the ledger must not lose them.
 
     Args:
         changes: The plan's changes.
         counts: The plan's counts.
+        carry: Called with the changes that are left out, so that later runs know of them.
         uncount: Takes changes that are left out from the counts.
         refused: Members that were refused, and counted, in this run.
         refused_before: Members that were refused in earlier runs and are not sent again.
-        carry: Called with the changes that are left out, so that later runs know of them.
     """
     for chunk in changes:
         members = chunk.members if refused or refused_before else ()

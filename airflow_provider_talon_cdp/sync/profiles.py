@@ -45,7 +45,6 @@ from airflow_provider_talon_cdp.exceptions import (
     UnclearError,
 )
 from airflow_provider_talon_cdp.ledger.ledger import Ledger
-from airflow_provider_talon_cdp.ledger.letters import UNCLEAR_ATTRIBUTES
 from airflow_provider_talon_cdp.ledger.share import Share
 from airflow_provider_talon_cdp.sync.push import UNDEFINED, Flight, Push
 
@@ -70,6 +69,8 @@ _NAMED = 3
 _LONGEST = 80
 _MOST_REASONS = 50
 _OTHER_REASONS = "other reasons"
+# 404s in a row after which a push stops if ``give_up_after`` is None.
+_MOST_NOT_FOUND = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,8 @@ class Profiles:
         on_duplicate: If a profile has several rows: ``error``, or ``last`` to take the row with the greatest
             order.
         give_up_after: Number of profiles after which the push stops if all were refused for the same reason:
-            then the configuration is wrong, not the data. None for never.
+            then the configuration is wrong, not the data. None for never. Also the number of 404s in a row
+            after which it stops, at whatever point; None for 50.
     """
 
     sends_all: bool = False
@@ -98,13 +100,16 @@ class Profiles:
 
     in_request: ClassVar[int] = 1
     label: ClassVar[str] = PROFILES
-    unclear: ClassVar[str] = UNCLEAR_ATTRIBUTES
 
     sort = staticmethod(sorted_profiles)
 
     def compare(self, ledger: Ledger, /) -> ProfilePlan:
         """Return a plan that compares a source with the ledger."""
-        return ProfilePlan(self, Names(ledger.names))
+        # An accepted older ledger does not know of later changes, whose rules may have run. Under another
+        # key they surely have not.
+        is_older = ledger.accepts_older and ledger.version < ledger.at_least
+        may_have_run = (is_older or PROFILES in ledger.facts.filling) and not ledger.suspected
+        return ProfilePlan(self, Names(ledger.names), rules_may_have_run=may_have_run)
 
     def reread(
         self, chunks: Iterator[Chunk], records: Iterable[Profile | Rejection], names: Iterable[str]
@@ -143,7 +148,7 @@ class Profiles:
         return (
             f"{counts.additions.total():,} profiles to send, {counts.removals.total():,} to clear,"
             f" {counts.unchanged:,} unchanged; the ledger has {counts.known.total():,} profiles"
-        )
+        ) + (f"; rules run for {counts.rule_changes:,}" if self.runs_rules else "")
 
     def uncount(self, additions: Chunk, counts: Counts) -> None:
         """Take additions that are left out of a plan from its counts."""
@@ -152,9 +157,9 @@ class Profiles:
         counts.additions -= Counter({PROFILES: len(additions)})
         counts.repeated -= Counter({PROFILES: known})
 
-    def letter(self, _: Change, error: RejectedError, /) -> dict[str, Any]:
-        """Return the content of the dead letter for a refused profile."""
-        return {"reason": reason_of(error)}
+    def reason(self, error: RejectedError, /) -> str:
+        """Return the reason in the dead letter of a refused profile."""
+        return reason_of(error)
 
     async def deliver(self, flight: Flight, sender: Any) -> None:
         """Send the profiles of a flight one after another. A chunk that runs rules has only one profile."""
@@ -170,13 +175,13 @@ class Profiles:
             try:
                 await sender(profile_id, body, without_rules="!" not in verb, while_in_flight=while_in_flight)
             except RejectedError as error:
-                if isinstance(error, NotFoundError) and not _is_about_profile(error, flight, position):
+                if isinstance(error, NotFoundError) and not self._is_about_profile(error, flight, position):
                     raise error.become(
                         FatalError, f"{error}\nNo profile can be sent; check Base URL on the connection."
                     ) from error
                 self._refuse(flight, position, error)
             except RequestError as error:
-                if _is_about_profile(error, flight, position):
+                if self._is_about_profile(error, flight, position):
                     self._refuse(flight, position, error.become(RejectedError, str(error)))
                     continue
                 if not chunk.runs_rules or not error.is_unclear:
@@ -186,6 +191,18 @@ class Profiles:
                     raise
             else:
                 flight.sent(chunk[position : position + 1], [position])
+
+    def _is_about_profile(self, error: RequestError, flight: Flight, position: int) -> bool:
+        """Whether a 404 is about one profile ID, as a proxy may answer for an encoded slash, not the path."""
+        push = flight.push
+        # So many in a row are an outage of the path.
+        limit = max(self.give_up_after or _MOST_NOT_FOUND, (push.limits.max_rejected or 0) + 1)
+        if error.status != HTTPStatus.NOT_FOUND or push.not_found_in_a_row + 1 >= limit:
+            return False
+        if push.sent:
+            return True
+        # A profile that was refused in the last run may be the only one to send, now with other attributes.
+        return any(flight.chunk.ids[position] == profile_id for profile_id, _ in push.limits.refused_before)
 
     def _refuse(self, flight: Flight, position: int, error: RejectedError) -> None:
         reason = _within(flight.push.rejected, reason_of(error))
@@ -216,8 +233,10 @@ class ProfilePlan:
         witnesses: Empty, as no request tells whether Talon.One still has a profile's attributes.
     """
 
-    def __init__(self, kind: Profiles, names: Names) -> None:
+    def __init__(self, kind: Profiles, names: Names, *, rules_may_have_run: bool = False) -> None:
         self.names = names
+        # For any profile: then no change runs rules.
+        self._rules_may_have_run = rules_may_have_run
         self.witnesses: dict[str, str] = {}
         self._kind = kind
         # The ledger never holds attribute values, so they are kept in a temporary file.
@@ -248,8 +267,8 @@ class ProfilePlan:
             self._emptied.clear()
 
     def filling(self, _: Counts) -> list[str]:
-        """Return an empty list, as only members have a first fill."""
-        return []
+        """Return ``PROFILES`` if no change runs rules, so that the next run sends the rest without, too."""
+        return [PROFILES] if self._rules_may_have_run else []
 
     def kept(self, changes: Iterable[Chunk]) -> Iterator[Chunk]:
         """Keep the attributes of the plan on disk, and return its chunks without them, for the ledger."""
@@ -321,9 +340,11 @@ class ProfilePlan:
         """Return whether a change is uncertain, and whether it runs rules.
 
         Rules that have run for a change, or may have, do not run for it again, also if all is sent: a retry
-        sends all once more.
+        sends all once more. The ledger does not tell whether attributes that it holds were sent with rules.
         """
-        return (uncertain, not (uncertain or is_held)) if self._kind.runs_rules else (False, False)
+        if not self._kind.runs_rules:
+            return False, False
+        return uncertain, not (uncertain or is_held or self._rules_may_have_run)
 
 
 def one_each(
@@ -396,14 +417,6 @@ def reason_of(error: RejectedError) -> str:
         return f"refused by Talon.One ({error.status})"
     more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
     return "; ".join(faults[:_NAMED]) + more
-
-
-def _is_about_profile(error: RequestError, flight: Flight, position: int) -> bool:
-    """Whether a 404 is about one profile ID, as a proxy may answer for an encoded slash, and not the path."""
-    if error.status != HTTPStatus.NOT_FOUND:
-        return False
-    # A profile that was refused in the last run may be the only one to send.
-    return bool(flight.push.sent) or flight.chunk.member(position) in flight.push.limits.refused_before
 
 
 def _within(reasons: Collection[str], reason: str) -> str:

@@ -23,6 +23,7 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ from airflow_provider_talon_cdp.exceptions import (
     SpoolError,
     UnclearError,
 )
+from airflow_provider_talon_cdp.ledger.letters import letter_of
 from airflow_provider_talon_cdp.ledger.lock import LEASE
 from airflow_provider_talon_cdp.sync.loop import CallInReader, refuse_stopped, run_in_loop_thread
 from airflow_provider_talon_cdp.sync.report import Report
@@ -107,7 +109,7 @@ class Flight:
         self._sent += positions
         self.settled += len(part)
         push = self.push
-        push.unclear_in_a_row = 0
+        push.unclear_in_a_row = push.not_found_in_a_row = 0
         push.sent += len(part)
         part.tally(push.report.added, push.report.removed, push.kind.label)
 
@@ -150,6 +152,7 @@ class Flight:
         self.refusals[position] = error.with_traceback(None)
         self.had_unclear_attempt |= error.repeated
         push, member = self.push, next(self.chunk.at([position]).changes())[:2]
+        push.not_found_in_a_row += error.status == HTTPStatus.NOT_FOUND
         push.refused.add(member)
         if member in push.limits.refused_in_run:
             push.refused_again += 1
@@ -200,6 +203,7 @@ class Push:
         sent: Number of changes that Talon.One acknowledged in this push.
         unclear: Number of changes that run rules and got no clear answer.
         unclear_in_a_row: Requests without a clear answer since the last acknowledgement.
+        not_found_in_a_row: Changes refused with a 404 since the last acknowledgement.
     """
 
     def __init__(
@@ -213,6 +217,7 @@ class Push:
         self.sent = 0
         self.unclear = 0
         self.unclear_in_a_row = 0
+        self.not_found_in_a_row = 0
         self.kind = kind
         self.journal = journal
         self.report = report
@@ -268,10 +273,8 @@ class Push:
         if error and not self.unclear:
             log.warning("%s Others may follow.", summary)
         self.unclear += len(changes)
-        text = self.kind.unclear
-        unclear = error.become(RejectedError, text) if error else RejectedError(text, method="PUT", path="")
         for change in changes:
-            self.journal.letters.add({**self._letter(change, unclear), "reason": text})
+            self._add_letter(change, None, error)
         if error:
             self.unclear_in_a_row += 1
             if self.unclear_in_a_row >= _MOST_UNCLEAR:
@@ -386,7 +389,7 @@ class Push:
         changes = list(flight.chunk.changes()) if flight.refusals else ()
         for position, refusal in flight.refusals.items():
             if changes[position][:2] not in self.limits.refused_in_run:
-                self.journal.letters.add(self._letter(changes[position], refusal))
+                self._add_letter(changes[position], self.kind.reason(refusal), refusal)
 
     def _settle(self, flight: Flight, left: Iterable[int] = ()) -> None:
         self._write_letters(flight)
@@ -401,14 +404,9 @@ class Push:
             had_unclear_attempt=flight.had_unclear_attempt,
         )
 
-    def _letter(self, change: Change, error: RejectedError) -> dict[str, Any]:
-        return {
-            "time": now(),
-            "profile_id": change.profile_id,
-            **self.kind.letter(change, error),
-            "status": error.status,
-            "request_uuid": error.request_uuid,
-        }
+    def _add_letter(self, change: Change, reason: str | None, error: RequestError | None) -> None:
+        of_profile = self.kind.label is not None
+        self.journal.letters.add(letter_of(change, time.time(), reason, error, of_profile=of_profile))
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():

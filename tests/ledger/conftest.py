@@ -96,7 +96,7 @@ def plan_of(*texts):
 
 def planned(plan):
     """Make a planner of changes that are spelt out."""
-    return lambda known, uncertain: [Chunk.of(plan)] if plan else []
+    return lambda known, uncertain, carry: [Chunk.of(plan)] if plan else []
 
 
 def spelt(chunks):

@@ -22,7 +22,7 @@ from airflow_provider_talon_cdp.ledger.adopt import members_of_csv
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, ledger_name
 from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
 from airflow_provider_talon_cdp.ledger.storage import as_folder
-from airflow_provider_talon_cdp.operators import _base
+from airflow_provider_talon_cdp.operators import _state
 from tests.ledger.conftest import members, profiles, spelt
 
 
@@ -293,7 +293,7 @@ class _WithoutConnection:
 
 
 def test_the_command_says_in_a_line_that_a_storage_cannot_be_opened(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_base, "ObjectStoragePath", _WithoutConnection)
+    monkeypatch.setattr(_state, "ObjectStoragePath", _WithoutConnection)
     for command in ([*arguments("show", tmp_path)], ["ledger", "show", "gs://nope@bucket/ledger"]):
         assert main(command) == 1
         first, place = capsys.readouterr().err.splitlines()

@@ -202,7 +202,7 @@ def test_an_explicit_change_is_not_forgotten_if_the_last_manifest_is_lost_after_
     calls.end()
     world = set()
 
-    def add_uncertain(_, uncertain):
+    def add_uncertain(known, uncertain, carry):
         return [Chunk(chunk.ids, "vip", "add?") for chunk in uncertain]
 
     def two_mirrors():

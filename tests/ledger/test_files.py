@@ -121,7 +121,7 @@ def test_a_doubt_about_a_profile_outlives_plans_that_leave_it_out(open_ledger, l
         ledger, seen = open_ledger(holds="profiles"), []
         with ledger.held("me"):
 
-            def plan(known, uncertain):
+            def plan(known, uncertain, carry):
                 seen.extend(members(known))
                 assert list(uncertain) == []
                 return [Chunk.of(changes)]

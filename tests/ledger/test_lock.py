@@ -49,7 +49,7 @@ def test_after_a_takeover_runs_without_a_manifest_leave_one_heartbeat_and_no_fen
 ):
     commit(open_ledger(), "+a")
     open_ledger().lock.take("me")
-    for token in range(2, 5):
+    for token in range(3, 6):
         ledger = open_ledger()
         with ledger.held("me"):
             assert ledger.lock.fencing_token == token

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from contextlib import suppress
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+from airflow_provider_talon_cdp.changes import spool
 from airflow_provider_talon_cdp.changes.change import Change, Chunk
 from airflow_provider_talon_cdp.exceptions import (
     AuthenticationError,
@@ -581,14 +583,14 @@ def test_a_ledger_whose_plan_is_replaced_while_it_is_told_is_told_of_again(
     calls = outside()
     calls.note(Chunk(["b"], "vip", "remove"))
     push(open_ledger(), adds("a", "b"))
-    write = module.write_resends
+    write = module.write_mark
 
     def late(*arguments):
-        monkeypatch.setattr(module, "write_resends", write)
+        monkeypatch.setattr(module, "write_mark", write)
         push(open_ledger(), adds("c"))
         write(*arguments)
 
-    monkeypatch.setattr(module, "write_resends", late)
+    monkeypatch.setattr(module, "write_mark", late)
     acknowledged(calls)
     assert profiles(loaded().uncertain()) == ["a", "b", "c"]
 
@@ -739,7 +741,7 @@ def test_an_audience_that_is_deleted_during_the_planning_is_filled_by_the_next_p
     with ledger.held("me"):
         draft = ledger.draft(plan_of("+b"))
         if not noticed:
-            monkeypatch.setattr(ledger, "_suspects_of", lambda _: frozenset())
+            monkeypatch.setattr(ledger, "_marked", lambda *_: frozenset())
         with outside().emptying("vip"):
             ledger.make_current(draft, facts=FACTS)
     assert loaded().suspected == {"vip"}
@@ -804,7 +806,6 @@ def test_a_mirror_tells_the_other_ledgers_of_its_audience(open_ledger, loaded):
     with other.held("team_b/mirror/1"):
         plan = sorted([*adds("b", "c"), *adds("z", key="gold")])
         other.make_current(other.draft(planned(plan)), facts=FACTS)
-        assert other.other_writers == ["team_a/mirror/1"]
         first = loaded()
         assert members(first.uncertain()) == [("c", "vip")], "both have b"
         assert first.other_writers == ["team_b/mirror/1"]
@@ -911,6 +912,78 @@ def test_a_plan_that_is_pushed_days_after_it_was_made_tells_of_each_part_again(
     assert ("c", "vip") in uncertain_after(2)[0]
     assert uncertain_after(1) == [[]]
     assert not names_in(loaded().folder / NOTES)
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+@pytest.mark.parametrize("days", [0, 3])
+def test_a_ledger_that_was_made_after_a_plan_is_told_when_the_plan_is_pushed(
+    open_ledger, loaded, clock, days
+):
+    how = {"name": "sync:x", "batch": 1, "part": 1}
+    push(open_ledger(**how), adds("b", "c"))
+    other = open_ledger(**how)
+    with other.held("dag/planner/run/-1"):
+        removals = [change._replace(action="remove") for change in adds("b", "c")]
+        other.make_current(other.draft(planned(removals)), facts=FACTS, handed_over=True)
+    clock.now += days * WRITER_LASTS
+    push(open_ledger(), adds("b", "c"))
+    assert not members(loaded().uncertain())
+    for part, profile in enumerate("bc"):
+        with open_ledger(**how).pushing("dag/planner/run/-1", other.plan, [part]) as share:
+            assert (profile, "vip") in members(loaded().uncertain())
+            share.note_sending(0)
+            share.landed(0)
+            share.end()
+    assert loaded().other_writers == ["dag/planner/run/-1"]
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+@pytest.mark.parametrize("names, doubts", [(["tier"], ["?1.1+"]), (["other"], ["1.1"])])
+def test_a_ledger_of_attributes_that_was_made_after_a_plan_is_told_of_those_that_it_deletes(
+    open_ledger, loaded, names, doubts
+):
+    how = {"name": "profiles:x", "holds": "profiles"}
+    later = {"name": "profiles:y", "holds": "profiles"}
+    push_profiles(open_ledger(**how), Change("a", "1.1", "add"))
+    other = open_ledger(**how)
+    with other.held("planner"):
+        removal = planned([Change("a", "-.1", "remove")])
+        other.make_current(other.draft(removal), facts=FACTS, names=["tier"], handed_over=True)
+    push_profiles(open_ledger(**later), Change("a", "1.1", "add"), names=names)
+    assert [key for _, key in members(loaded(**later).known())] == ["1.1"]
+    with open_ledger(**how).pushing("planner", other.plan, [0]):
+        assert [key for _, key in members(loaded(**later).known())] == doubts
+
+
+def push_profiles(ledger, *changes, names=("tier",)):
+    with ledger.held("me"):
+        ledger.make_current(ledger.draft(planned(list(changes))), facts=FACTS, names=names)
+        ledger.share().note_sending(0)
+        ledger.share().landed(0)
+        ledger.share().end()
+
+
+@pytest.mark.parametrize("state", ["disk"], indirect=True)
+def test_memory_does_not_grow_with_the_number_of_notes_about_attributes(
+    open_ledger, loaded, clock, monkeypatch
+):
+    monkeypatch.setattr(spool.sorted_members, "__kwdefaults__", {"run": 5000})
+    monkeypatch.setattr(spool, "_BLOCK", 100)
+    how = {"name": "profiles:x", "holds": "profiles"}
+    push_profiles(open_ledger(**how), Change("b", "1.1", "add"), Change("p00000500", "2.1", "add"))
+    peaks, written = [], 0
+    for total in (10_000, 100_000):
+        writer = NoteWriter(loaded(**how).folder, f"another-{total}", "other", clock)
+        for start in range(written, total, 5000):
+            writer.write(Chunk([f"p{number:08}" for number in range(start, start + 5000)], ATTRIBUTES))
+        writer.end()
+        written = total
+        ledger = loaded(**how)
+        tracemalloc.start()
+        assert members(ledger.known()) == [("b", "1.1"), ("p00000500", "?2.1+")]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
 
 
 def test_a_part_that_is_pushed_at_once_or_that_is_complete_tells_nobody_again(open_ledger, loaded, clock):

@@ -16,8 +16,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
     ATTRIBUTES,
     NoteWriter,
     OutsideChanges,
-    write_resends,
-    write_suspects,
+    write_mark,
 )
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import DamagedError, names_in
@@ -121,7 +120,7 @@ def test_a_torn_or_lost_manifest_falls_back_to_the_one_before_and_all_that_was_s
     following = open_ledger()
     with following.held("me"):
         following.make_current(
-            following.draft(lambda known, uncertain: seen.extend(profiles(uncertain)) or []), facts=FACTS
+            following.draft(lambda _, uncertain, carry: seen.extend(profiles(uncertain)) or []), facts=FACTS
         )
     assert set(seen) == sent
     assert loaded().version == (5 if damage is not None else 4)
@@ -385,8 +384,8 @@ def test_where_no_earlier_members_are_left_all_but_the_damaged_frame_are_saved(o
 def test_deleted_audiences_are_not_forgotten_but_for_those_in_a_damaged_file(open_ledger, loaded, state):
     run(open_ledger(), adds("a"))
     folder, plan = loaded().folder, loaded().plan
-    write_suspects(folder, plan, "a1", ["gold"])
-    write_suspects(folder, plan, "a2", ["vip"]).write_bytes(b"{")
+    write_mark("suspects", folder, plan, "a1", ["gold"])
+    write_mark("suspects", folder, plan, "a2", ["vip"]).write_bytes(b"{")
     with pytest.raises(DamagedError):
         loaded()
     assert any("suspects-a2.json is damaged" in message for message in repaired(state))
@@ -398,7 +397,7 @@ def test_a_doubt_stays_a_doubt_in_a_rebuilt_ledger(open_ledger, loaded, commit, 
     """Of a suspected audience, what got no clear answer would run rules again."""
     commit(open_ledger(), "+a")
     commit(open_ledger(), "+b")
-    write_resends(loaded().folder, loaded().plan, "a1", ["vip"])
+    write_mark("doubts", loaded().folder, loaded().plan, "a1", ["vip"])
     min(loaded().folder.glob("manifest-*")).write_text("{")
     repaired(state)
     assert (loaded().resends, loaded().suspected) == ({"vip"}, set())
@@ -468,7 +467,7 @@ def test_any_damage_of_any_file_ends_within_seconds_in_one_error_or_the_truth(
             ledger = open_ledger()
             seen = set(), set()
 
-            def plan(known, uncertain, seen=seen):
+            def plan(known, uncertain, carry, seen=seen):
                 seen[0].update(profiles(known))
                 seen[1].update(profiles(uncertain))
                 return [Chunk(["z"], "vip")]

@@ -72,7 +72,7 @@ def test_the_plan_starts_from_members_and_plans_together(hundred, loaded, commit
     commit(hundred(), "-002", "+b")
     seen = []
 
-    def plan(known, _):
+    def plan(known, *_):
         seen.extend(members(known))
         return []
 

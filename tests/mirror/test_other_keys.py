@@ -53,10 +53,8 @@ def test_members_are_sent_again_under_another_platform_name_though_the_environme
     assert mirror(audience_name=audience_name)["sent"] == 0
 
 
-@pytest.mark.parametrize("audience_name, again", [("VIP", 0), (None, len(MANY))])
-def test_a_dry_run_with_another_key_says_that_members_may_be_sent_again(
-    sqlite, use, mirror, audience_name, again
-):
+@pytest.mark.parametrize("audience_name", ["VIP", None])
+def test_a_dry_run_with_another_key_says_that_members_may_be_sent_again(sqlite, use, mirror, audience_name):
     """It asks nothing, so its numbers do not have them."""
     sqlite.fill(MANY)
     use("sandbox", environment="")
@@ -64,11 +62,13 @@ def test_a_dry_run_with_another_key_says_that_members_may_be_sent_again(
     mirror(audience_name=audience_name)
     assert mirror(audience_name=audience_name, dry_run=True)["verdict"] == "would be sent"
     use("live", environment="")
+    # The audience has another internal ID there.
+    TalonCdpHook().create_audience("other", "Other")
     TalonCdpHook().create_audience("vip", "VIP")
     dry = mirror(audience_name=audience_name, dry_run=True)
     assert (dry["requests"], dry["unsent"]) == (0, 0)
     assert dry["verdict"].startswith("would be sent; known members are sent again, too, unless Talon.One")
-    assert mirror(audience_name=audience_name)["sent"] == again
+    assert mirror(audience_name=audience_name)["sent"] == len(MANY)
 
 
 def test_a_retry_of_an_addition_with_another_key_begins_at_the_first_row(sqlite, use, mirror, context):

@@ -29,8 +29,8 @@ class Plain:
         else:
             flight.sent(flight.chunk)
 
-    def letter(self, change, error):
-        return {"key": change.key, "reason": str(error)}
+    def reason(self, error):
+        return str(error)
 
 
 class _Letters(list):

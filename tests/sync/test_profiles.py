@@ -455,6 +455,44 @@ def test_otherwise_it_goes_on(answers, how):
     assert counts.rejected.total() == len(answers)
 
 
+class _Outage(Talon):
+    """Answers 404 from some request on."""
+
+    def __init__(self, after, kind=NotFoundError):
+        super().__init__()
+        self.after = after
+        self.kind = kind
+
+    async def __call__(self, profile_id, attributes, **how):
+        if self.requests >= self.after:
+            self.answers[profile_id] = refused(self.kind, 404)
+        await super().__call__(profile_id, attributes, **how)
+
+
+@pytest.mark.parametrize("kind", [NotFoundError, UnexpectedAnswerError], ids=["of Talon.One", "of a proxy"])
+@pytest.mark.parametrize(
+    "how, requests",
+    [
+        ({}, 70),
+        ({"max_rejected": None}, 70),
+        ({"give_up_after": None, "max_rejected": None}, 70),
+        ({"give_up_after": 7}, 27),
+        ({"give_up_after": 7, "max_rejected": 99}, 120),
+    ],
+)
+def test_a_path_that_is_gone_stops_a_push_that_has_sent_some(kind, how, requests):
+    talon = _Outage(20, kind)
+    with pytest.raises(FatalError):
+        run(talon, 200, in_flight=1, **how)
+    assert (len(talon.arrived), talon.requests) == (20, requests)
+
+
+def test_profiles_whose_ids_have_no_path_are_rejected_however_many_they_are_if_others_are_accepted():
+    answers = {f"{number:03}": refused(NotFoundError, 404) for number in range(200) if number % 40}
+    counts, _ = run(Talon(answers), 200, in_flight=1, max_rejected=None)
+    assert (counts.sent, counts.rejected.total()) == (5, 195)
+
+
 def test_changes_without_attributes_are_no_plan():
     with pytest.raises(ValueError, match="shorter"):
         push(NotedJournal([Chunk(["a"], "x")]), Talon(), Profiles())
@@ -695,6 +733,114 @@ def test_a_path_that_was_not_there_for_one_profile_is_its_fault_though_no_other_
     profiles.talon.answers["z"] = refused(NotFoundError, 404)
     with pytest.raises(FatalError, match="No profile can be sent"):
         profiles.run(*rows, wanted("z", tier=1), max_rejected=1)
+
+
+def test_a_profile_without_a_path_is_rejected_again_if_only_its_attributes_changed(profiles):
+    profiles.talon.answers = {"x/y": refused(NotFoundError, 404)}
+    others = [wanted(each, tier=1) for each in "ab"]
+    assert profiles.run(*others, wanted("x/y", tier=1), max_rejected=1).sent == 2
+    report = profiles.run(*others, wanted("x/y", tier=2), max_rejected=1)
+    assert (report.requests, report.rejected) == (1, {"refused by Talon.One (404)": 1})
+
+
+def test_a_path_that_is_gone_stops_a_push_of_profiles_that_were_all_refused_before(profiles):
+    rows = [wanted(f"{number:03}", tier=1) for number in range(100)]
+    profiles.talon.answers = {row.profile_id: refused() for row in rows[1:]}
+    profiles.run(*rows, max_rejected=None)
+    profiles.talon = _Outage(0)
+    with pytest.raises(FatalError, match="No profile can be sent"):
+        profiles.run(*rows)
+    assert profiles.talon.requests < 70
+
+
+class _Rules(Talon):
+    """Counts by profile how often rules ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.rule_runs = Counter()
+
+    async def __call__(self, profile_id, attributes, *, without_rules, while_in_flight):
+        self.rule_runs[profile_id] += not without_rules
+        with while_in_flight():
+            await super().__call__(profile_id, attributes, without_rules=without_rules)
+
+
+def go_back(profiles, rows, *, lost=False, **how):
+    """Send two versions of the rows, restore the ledger of the first one or none, and accept it."""
+    profiles.run(*(wanted(row.profile_id, tier=0) for row in rows), runs_rules=True, **how)
+    before = dict(profiles.storage.objects)
+    profiles.run(*rows, runs_rules=True, **how)
+    profiles.storage.objects.clear()
+    profiles.storage.objects.update({} if lost else before)
+
+
+def accepting(mirror):
+    mirror.ledger.at_least, mirror.ledger.accepts_older = 2, True
+    return mirror
+
+
+@pytest.mark.parametrize("retry_sends_all", [True, False])
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "restored"])
+def test_after_a_newer_ledger_was_lost_no_rules_run_twice_though_the_first_run_stops(
+    profiles, lost, retry_sends_all
+):
+    talon = profiles.talon = _Rules()
+    rows = [wanted(f"{number:03}", tier=1) for number in range(500)]
+    go_back(profiles, rows, lost=lost)
+    talon.arrived.clear()
+    talon.answers = {"211": error(TransientError)}
+    with pytest.raises(TransientError):
+        accepting(profiles.mirror(*rows, runs_rules=True, sends_all=True)).run("task")
+    # The others were not even noted as being sent.
+    assert 5 < len(talon.arrived) < 400
+    talon.answers = {}
+    profiles.run(*rows, runs_rules=True, sends_all=retry_sends_all)
+    assert talon.arrived.keys() == {row.profile_id for row in rows}
+    assert set(talon.rule_runs.values()) == {2}
+    # From now on rules run for what changes.
+    profiles.run(*(wanted(row.profile_id, tier=2) for row in rows), runs_rules=True)
+    assert set(talon.rule_runs.values()) == {3}
+
+
+def test_a_group_that_accepts_an_older_ledger_runs_no_rules_until_its_plan_is_committed(profiles):
+    talon = profiles.talon = _Rules()
+    rows = [wanted(each, tier=1) for each in "abc"]
+    go_back(profiles, rows)
+    mirror = accepting(profiles.mirror(*rows, runs_rules=True, sends_all=True))
+    assert mirror.hand_over("task").rule_changes == 0
+    assert mirror.ledger.facts.filling == [PROFILES]
+    again = profiles.mirror(*rows, runs_rules=True)
+    assert again.hand_over("task").rule_changes == 0
+    share = again.ledger.share()
+    for number in range(share.left):
+        share.note_sending(number)
+        share.landed(number)
+    share.end()
+    committed = profiles.mirror().ledger
+    committed.commit("task", again.ledger.plan)
+    assert committed.facts.filling == []
+    assert set(talon.rule_runs.values()) == {2}
+
+
+def test_under_another_key_rules_run_for_all_though_the_ledger_is_older(profiles):
+    talon = profiles.talon = _Rules()
+    rows = [wanted(each, tier=1) for each in "abc"]
+    go_back(profiles, rows, facts=RunFacts(key_fingerprint="1"))
+    other = RunFacts(key_fingerprint="2")
+    accepting(profiles.mirror(*rows, facts=other, runs_rules=True, sends_all=True)).run("task")
+    assert talon.rule_runs == {"a": 3, "b": 3, "c": 3}
+
+
+def test_the_log_says_for_how_many_profiles_of_a_plan_rules_run(profiles, caplog):
+    caplog.set_level("INFO")
+    profiles.talon = _Rules()
+    rows = [wanted(each, tier=1) for each in "ab"]
+    profiles.run(*rows)
+    assert "rules run for" not in caplog.text
+    profiles.run(*rows, wanted("c", tier=1), runs_rules=True, sends_all=True)
+    assert "3 profiles to send" in caplog.text
+    assert "the ledger has 2 profiles; rules run for 1" in caplog.text
 
 
 @pytest.mark.parametrize("acknowledged", [False, True])

@@ -81,7 +81,14 @@ def test_nothing_leaves_before_it_is_noted_and_what_was_refused_is_in_the_letter
     letters = sorted(journal.letters, key=lambda letter: letter["profile_id"])
     assert [letter.pop("time")[:2] for letter in letters] == ["20", "20"]
     assert letters == [
-        {"profile_id": each, "key": "vip", "reason": "bad", "status": 400, "request_uuid": "uuid-1"}
+        {
+            "profile_id": each,
+            "audience_id": "vip",
+            "action": "add",
+            "reason": "bad",
+            "status": 400,
+            "request_uuid": "uuid-1",
+        }
         for each in "38"
     ]
 
