@@ -25,7 +25,7 @@ from airflow_provider_talon_cdp.ledger.letters import read_letters
 from airflow_provider_talon_cdp.ledger.repair import DamagedLedger
 from airflow_provider_talon_cdp.ledger.storage import Folder, as_folder, names_in
 from airflow_provider_talon_cdp.operators._arguments import audience_id_of
-from airflow_provider_talon_cdp.operators._base import common_state, storage
+from airflow_provider_talon_cdp.operators._state import common_state, storage
 
 _COMMANDS = {
     "import": "adopt the members in a CSV file into a new ledger",

@@ -18,16 +18,18 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
+from airflow_provider_talon_cdp.contract import check_choice
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.operators._arguments import as_columns, as_list, as_types, check_choice
-from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
+from airflow_provider_talon_cdp.operators._arguments import as_columns, as_list, as_types
+from airflow_provider_talon_cdp.operators._base import MembershipOperator
+from airflow_provider_talon_cdp.operators._fields import ends_retries
 from airflow_provider_talon_cdp.transfers.sql_to_audience import Mode
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import ProfilesOperator
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
-    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.sync.mirror import Mirror
+    from airflow_provider_talon_cdp.sync.report import Report
 
 _BLOCK = 5000
 
@@ -40,9 +42,9 @@ class _FunctionOperator(DecoratedOperator):
         """Call the function, and send its result."""
         context_merge(context, self.op_kwargs)
         self._arguments = determine_kwargs(self.python_callable, self.op_args, context)
-        return self.deliver(context)
+        return self.deliver(context).summary()
 
-    def deliver(self, context: Context) -> dict[str, Any]:
+    def deliver(self, context: Context) -> Report:
         """Send the function's result."""
         raise NotImplementedError
 
@@ -101,17 +103,17 @@ class TalonAudienceTask(_FunctionOperator, MembershipOperator):
         check_choice("mode", mode, Mode)
         self.check_mode(mode)
 
-    def deliver(self, context: Context) -> dict[str, Any]:
+    def deliver(self, context: Context) -> Report:
         """Send the members."""
         if self.mode == "mirror":
             return self.run_mirror(context)
         return self.send_changes(context, self._records(self.mode))
 
-    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+    def mirror(self, context: Context) -> Mirror:  # noqa: ARG002 - mirrors with a ledger= look at it
         """Return the mirror that makes the audience equal to the result."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
 
-        return self.audience_mirror(context, hook, _read_once(lambda: sorted_members(self._records("add"))))
+        return self.audience_mirror(_read_once(lambda: sorted_members(self._records("add"))))
 
     def _records(self, verb: str) -> Generator[Record, None, None]:
         from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415
@@ -141,22 +143,22 @@ class TalonProfilesTask(_FunctionOperator, ProfilesOperator):
     )
     custom_operator_name = "@task.talon_profiles"
 
-    def deliver(self, context: Context) -> dict[str, Any]:
+    def deliver(self, context: Context) -> Report:
         """Send the profiles."""
         return self.run_mirror(context)
 
-    def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
+    def source(self) -> Callable[[], Iterable[Any]]:
         """Return a function that calls the decorated one and sorts its rows."""
         kind = self.kind()
-        return lambda: kind.sort(self._profiles(hook))
+        return lambda: kind.sort(self._profiles())
 
-    def _profiles(self, hook: TalonCdpHook) -> Generator[Any, None, None]:
+    def _profiles(self) -> Generator[Any, None, None]:
         from airflow_provider_talon_cdp.transfers._rows import (  # noqa: PLC0415
             read_profile,
             with_json_attributes,
         )
 
-        encode, columns = self.encoder(hook), as_columns("attributes", self.attributes)
+        encode, columns = self.encoder(), as_columns("attributes", self.attributes)
         special = {self.profile_id_column, self.order_by_column, self.attributes_column}
         in_every_row = {name for name in (self.profile_id_column, self.order_by_column) if name}
         named = {name for name in (*(columns or ()), self.attributes_column) if name}

@@ -14,9 +14,9 @@ from airflow_provider_talon_cdp.contract import (
     AttributeType,
     AudienceIdType,
     check_audience_id,
+    check_choice,
     check_text,
 )
-from airflow_provider_talon_cdp.contract import check_choice as check_choice  # noqa: PLC0414 - operators import it from here
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 
 
@@ -124,6 +124,11 @@ def audience_id_of(name: str, value: Any, id_type: AudienceIdType) -> str | int:
     if id_type == "internal" and isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value):
         value = int(value)
     return check_audience_id(name, check_rendered(name, value), id_type)
+
+
+def audience_ids_of(name: str, value: Any, id_type: AudienceIdType) -> list[Any]:
+    """Return a list of audience IDs, each checked as ``audience_id_of`` does."""
+    return [audience_id_of(name, audience_id, id_type) for audience_id in as_list(name, value)]
 
 
 def check_rendered(name: str, value: Any) -> Any:

@@ -8,32 +8,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
-import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache, partial, wraps
-from itertools import chain
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar, cast
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from airflow.providers.common.compat.sdk import (
-    AirflowFailException,
-    BaseOperator,
-    BaseOperatorLink,
-    Context,
-    ObjectStoragePath,
-    XCom,
-    XComArg,
-    conf,
-)
+from airflow.providers.common.compat.sdk import BaseOperator, BaseOperatorLink, Context, XCom, conf
 
 from airflow_provider_talon_cdp import assets
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
@@ -48,15 +34,10 @@ from airflow_provider_talon_cdp.contract import (
     Rules,
     SuspiciousIdsRule,
     Verify,
+    check_choice,
     check_text,
 )
-from airflow_provider_talon_cdp.exceptions import (
-    InvalidInputError,
-    LedgerBusyError,
-    LedgerError,
-    RejectedRecordsError,
-    TalonCdpError,
-)
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerBusyError, RejectedRecordsError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_bool,
     as_count,
@@ -65,19 +46,25 @@ from airflow_provider_talon_cdp.operators._arguments import (
     as_positive,
     as_tolerance,
     audience_id_of,
-    check_choice,
     check_literals,
     check_numbers,
     check_rendered,
-    is_literal,
-    is_template,
+)
+from airflow_provider_talon_cdp.operators._fields import TextFieldsOperator
+from airflow_provider_talon_cdp.operators._state import (
+    check_state_uri,
+    default_state_uri,
+    explicit_state_uri,
+    open_ledger,
+    outside_changes,
+    remote_executor,
+    run_facts,
+    storage,
 )
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
-    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-    from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, RunFacts
-    from airflow_provider_talon_cdp.ledger.outside import OutsideChanges
+    from airflow_provider_talon_cdp.ledger.ledger import Ledger
     from airflow_provider_talon_cdp.ledger.progress import Progress
     from airflow_provider_talon_cdp.sync.guard import Guard
     from airflow_provider_talon_cdp.sync.mirror import Mirror, Source
@@ -87,11 +74,7 @@ if TYPE_CHECKING:
 Send = Literal["changed", "all"]
 OnBusy = Literal["wait", "fail"]
 T = TypeVar("T")
-P = ParamSpec("P")
-Op = TypeVar("Op", bound=BaseOperator)
 
-# Executors that run each try of a task on one machine. Any other one may not.
-_LOCAL_EXECUTORS = ("LocalExecutor", "SequentialExecutor", "DebugExecutor")
 # Types of DAG runs that have data until now, in all versions of Airflow.
 _RUNS_OF_NOW = ("manual", "asset_materialization", "asset_triggered", "dataset_triggered")
 DEFAULT_POOL = "default_pool"
@@ -99,205 +82,11 @@ _SECONDS_BETWEEN_ATTEMPTS = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
 # Key of the XCom with the ledger's version that a run wrote.
 _VERSION_WRITTEN = "talon_cdp_ledger"
-READ_AHEAD = 1024
-"""MiB."""
-# Template fields whose text stays text, also if it looks like a number and the DAG renders native objects.
-_TEXT_FIELDS = ("audience_id", "audience_name", "customer_profile_id", "ledger")
-_TEXT_PREFIX = "text:"
-# Template fields that may be rendered to None: no limit, or nothing was pushed. as_bool refuses it itself.
-_MAY_BE_NONE = ("max_removals", "max_additions", "pushed", "is_dry_run")
 _MIRROR_ONLY = (
     *("audience_name", "initial_members", "on_empty", "max_removal_fraction", "min_removals", "max_removals"),
     *("max_additions", "send", "dry_run", "on_older_run", "retry_rejected", "rules", "verify"),
     *("on_busy", "busy_timeout"),
 )
-
-
-def ends_retries(execute: Callable[Concatenate[Op, P], T]) -> Callable[Concatenate[Op, P], T]:
-    """Decorate ``execute`` so that an error that no retry can fix ends the task's retries.
-
-    Such an error is raised as an ``AirflowFailException`` that is also of the error's own class, with the
-    error as its cause.
-    """
-
-    @wraps(execute)
-    def executed(self: Op, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            if isinstance(self, TextFieldsOperator):
-                self.refuse_none()
-            return execute(self, *args, **kwargs)
-        except TalonCdpError as error:
-            # Logged before Airflow's traceback, which the UI folds.
-            self.log.error("%s", error)  # noqa: TRY400
-            self.log.debug("Where it was raised:", exc_info=error)
-            # The UI scrolls to the end of a log, and the traceback's frames would hide the text.
-            error.with_traceback(None)
-            if error.retryable or isinstance(error, AirflowFailException):
-                raise
-            raise _as_fail_exception(error) from error
-
-    return executed
-
-
-def _of_mapped(init: Callable[..., None]) -> Callable[..., None]:
-    """Have the operator that Airflow makes of a mapped one, in each try of the task, know its arguments.
-
-    If they are invalid, the task's retries end.
-    """
-
-    @wraps(init)
-    def initialised(self: TextFieldsOperator, **kwargs: Any) -> None:
-        is_mapped = getattr(self, "_BaseOperator__from_mapped", False)
-        if is_mapped and not self.mapped_arguments:
-            # Those of the outermost class: it may make templates of them for its base class.
-            self.mapped_arguments = kwargs
-        try:
-            init(self, **kwargs)
-        except InvalidInputError as error:
-            if not is_mapped or isinstance(error, AirflowFailException):
-                raise
-            raise _as_fail_exception(error) from error
-
-    return initialised
-
-
-def _as_fail_exception(error: TalonCdpError) -> TalonCdpError:
-    name, bases = type(error).__name__, (type(error), AirflowFailException)
-    kind: type[TalonCdpError] = type(name, bases, {"__module__": type(error).__module__})
-    failing = kind.__new__(kind)
-    failing.args = error.args
-    vars(failing).update(vars(error))
-    return failing
-
-
-def render_templates(data: Any, render: Callable[[Any], Any]) -> Any:
-    """Return data in which ``render`` has rendered the templates and references, however deep they are.
-
-    Other text stays as it is: native rendering would make a number of the text "0".
-    """
-    if isinstance(data, dict):
-        return {key: render_templates(each, render) for key, each in data.items()}
-    if isinstance(data, list | tuple | set | frozenset):
-        rendered = (render_templates(each, render) for each in data)
-        # For drivers, a tuple is another type than a list.
-        return tuple(rendered) if isinstance(data, tuple) else list(rendered)
-    return data if is_literal(data) else render(data)
-
-
-class TextFieldsOperator(BaseOperator):
-    """Base of the operators with IDs and names that are rendered to text, never to a number."""
-
-    unrendered_lists: ClassVar[Sequence[str]] = ()
-    """Fields with lists of data: only elements that are templates are rendered, and always to text."""
-    mapped_arguments: Mapping[str, Any] = MappingProxyType({})
-    """Arguments of an operator that Airflow made of a mapped one."""
-    rendered_to_none: Sequence[str] = ()
-    """Fields whose template was rendered to None, or whose upstream task returned nothing."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Wrap the constructor for mapped tasks."""
-        super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls):
-            cls.__init__ = _of_mapped(cls.__init__)  # type: ignore[method-assign]
-
-    def render_template(
-        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
-    ) -> Any:
-        """Render a field; of a list in ``unrendered_lists``, only the elements that are templates."""
-        if not isinstance(content, list | tuple | set | frozenset) or not any(
-            content is getattr(self, name) for name in self.unrendered_lists
-        ):
-            return super().render_template(content, context, jinja_env, seen_oids)
-        if id(content) in (seen_oids or ()):
-            return content
-
-        def rendered(element: Any) -> Any:
-            if isinstance(element, str):
-                return self.render_text(element, context, jinja_env)
-            return element.resolve(context)
-
-        return list(render_templates(content, rendered))
-
-    def render_text(self, template: str, context: Context, jinja_env: Any) -> str:
-        """Render a template to text, also if the DAG renders native objects."""
-        # With the prefix, native rendering cannot turn the text into a number.
-        text: str = super().render_template(_TEXT_PREFIX + template, context, jinja_env)
-        return text.removeprefix(_TEXT_PREFIX)
-
-    def _do_render_template_fields(
-        self,
-        parent: Any,
-        template_fields: Iterable[str],
-        context: Context,
-        jinja_env: Any,
-        seen_oids: set[int],
-        **more: Any,
-    ) -> None:
-        """Render all fields. Airflow calls this for mapped tasks too, so it is the method to extend."""
-        if parent is not self:
-            super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids, **more)
-            return
-        seen_oids.update(map(id, self._values_of_rows(context)))
-        given = [name for name in self._own_fields() if _may_become_none(getattr(self, name, None))]
-        values = {name: getattr(self, name, None) for name in _TEXT_FIELDS}
-        # Airflow has resolved those in seen_oids from another task's result, and they are no templates.
-        texts = [name for name, each in values.items() if isinstance(each, str) and id(each) not in seen_oids]
-        for name in texts:
-            # With the prefix, native rendering cannot turn the text into a number.
-            setattr(self, name, f"{_TEXT_PREFIX}{values[name]}")
-        try:
-            super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids, **more)
-        finally:
-            for name in texts:
-                setattr(self, name, getattr(self, name).removeprefix(_TEXT_PREFIX))
-        for name in texts:
-            if getattr(self, name) == "None":
-                # Native rendering makes None of it, which stays a missing value.
-                setattr(self, name, self.render_template(values[name], context, jinja_env))
-        self.rendered_to_none = [name for name in given if getattr(self, name) is None]
-
-    def _own_fields(self) -> set[str]:
-        """Return the template fields of this package. A DAG author's subclass may have others."""
-        package = __name__.partition(".")[0]
-        ours = [kind for kind in type(self).__mro__ if kind.__module__.startswith(f"{package}.")]
-        return set(chain.from_iterable(vars(kind).get("template_fields", ()) for kind in ours))
-
-    def refuse_none(self) -> None:
-        """Refuse None of a template or an upstream task: it is often no limit, or the default for all."""
-        if names := [name for name in self.rendered_to_none if name not in _MAY_BE_NONE]:
-            raise InvalidInputError(
-                f"{names[0]} is null after rendering. Did the upstream task return nothing?\n"
-                "Nothing was sent. If its default is meant, remove the argument."
-            )
-
-    def _values_of_rows(self, context: Context) -> Iterator[Any]:
-        """Yield the values that ``expand_kwargs`` took from an upstream task's result.
-
-        Airflow renders them, unlike those of ``expand``: a value could read a connection's password. Only
-        ``sql`` is left to Airflow, as it may be the path of a ``.sql`` file.
-        """
-        dag, instance = self.get_dag(), cast("Any", context.get("ti"))
-        mapped: Any = dag.task_dict.get(self.task_id) if dag else None
-        # A decorated function is mapped over its arguments.
-        expanded = getattr(mapped, "op_kwargs_expand_input", None) or getattr(mapped, "expand_input", None)
-        rows = getattr(expanded, "value", None)
-        if isinstance(rows, list | tuple):
-            rows = rows[instance.map_index]
-        if dag is None or not isinstance(rows, XComArg):
-            return
-        group = mapped.task_group.default_args if mapped.task_group else {}
-        written = [mapped.partial_kwargs, mapped.partial_kwargs.get("op_kwargs", {}), dag.default_args, group]
-        left_out = ("sql", "op_args", "op_kwargs")
-        given = [value for name, value in self.mapped_arguments.items() if name not in left_out]
-        given += getattr(self, "op_kwargs", {}).values()
-        literals = set(map(id, chain.from_iterable(each.values() for each in written)))
-        yield from (value for value in given if id(value) not in literals)
-
-
-def _may_become_none(value: Any) -> bool:
-    # Results of other tasks, and arguments of a mapped task group. A DAG's parameter may be None on purpose.
-    refers = hasattr(value, "resolve") and type(value).__name__ != "DagParam"
-    return is_template(value) or refers
 
 
 class _TalonLink(BaseOperatorLink):
@@ -392,29 +181,12 @@ class SendingOperator(TextFieldsOperator):
             mapped.kwargs["pool"] = _pool(mapped.kwargs.get("pool", DEFAULT_POOL))
         return mapped
 
-    def bind_parameters(self) -> Any:
-        """Return the bind parameters of a query, of which only templates are rendered."""
-        return None
-
-    def render_template(
-        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
-    ) -> Any:
-        """Render a field; of the bind parameters only the templates."""
-        render = partial(super().render_template, context=context, jinja_env=jinja_env, seen_oids=seen_oids)
-        if content is not self.bind_parameters() or id(content) in (seen_oids or ()):
-            return render(content)
-        return render_templates(content, render)
-
     def on_kill(self) -> None:
         """Send no more requests; what was acknowledged is recorded."""
         # Airflow 3 calls this when a task is stopped, and kills the process some seconds later. If the module
         # was not imported, nothing is being sent.
         if loop := sys.modules.get("airflow_provider_talon_cdp.sync.loop"):
             loop.stop_pushes()
-
-    def hook(self) -> TalonCdpHook:
-        """Return the hook of the Talon.One connection."""
-        return open_hook(self.talon_cdp_conn_id)
 
     def limits(self) -> Limits:
         """Return the limits of a push, checked after templates were rendered."""
@@ -426,10 +198,8 @@ class SendingOperator(TextFieldsOperator):
             suspicious_ids=self.suspicious_ids,
         )
 
-    def run_and_report(
-        self, context: Context, hook: TalonCdpHook, folder: Any, work: Callable[[Report], Report]
-    ) -> dict[str, Any]:
-        """Do the task's work, push its links and asset events, and return the report as a small JSON object.
+    def run_and_report(self, context: Context, folder: Any, work: Callable[[Report], Report]) -> Report:
+        """Do the task's work, push its links and asset events, and return the report.
 
         ``work`` is called when the ledger is free, with the report to count in, and returns the task's
         report. The report's file is in the ledger's ``folder``; without one there is no file.
@@ -441,7 +211,7 @@ class SendingOperator(TextFieldsOperator):
             write_report,
         )
 
-        host = hook.settings.deployment_host
+        host = self.hook.settings.deployment_host
         self._push_link(context, CampaignManagerLink.key, f"https://{host}")
         self.report = report = Report()
         run = {name: getattr(context.get("ti"), name, None) for name in RUN}
@@ -469,7 +239,7 @@ class SendingOperator(TextFieldsOperator):
             # Airflow would make an event of an outlet that the DAG author gave.
             ours = assets.audience_uri(host, "").removesuffix("audiences/")
             self.outlets = [each for each in self.outlets if not getattr(each, "uri", "").startswith(ours)]
-        return self.report.summary()
+        return self.report
 
     def when_ledger_is_free(self, work: Callable[[], T]) -> T:
         """Return the result of a function; if another run uses the ledger, wait and call it again.
@@ -523,10 +293,6 @@ class SendingOperator(TextFieldsOperator):
         sent = report.added + report.removed
         # This key has changes that were not counted by audience.
         return dict.fromkeys(uris) if "" in sent else {uri: sent[key] for uri, key in uris.items()}
-
-    def run_owner(self, context: Context) -> str:
-        """Return a name of the task instance, which is the same in a retry."""
-        return _owner(self, context)
 
     def _push_link(self, context: Context, key: str, link: str) -> None:
         """Keep a link for the UI, also as an XCom, which Airflow 2's web server reads."""
@@ -632,29 +398,32 @@ class LedgerOperator(SendingOperator):
         check_literals(as_bool, dry_run=dry_run)
         check_literals(check_state_uri, state_uri=state_uri)
 
-    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+    def mirror(self, context: Context) -> Mirror:
         """Return the mirror that makes Talon.One equal to the source."""
         raise NotImplementedError
 
-    def run_mirror(self, context: Context) -> dict[str, Any]:
+    def run_mirror(self, context: Context) -> Report:
         """Make Talon.One equal to the source, or dry-run that, and return the report."""
-        hook = self.hook()
-        return self.run_and_report_mirror(context, hook, self.mirror(context, hook))
+        return self.run_and_report_mirror(context, self.mirror(context))
 
-    def run_and_report_mirror(self, context: Context, hook: TalonCdpHook, mirror: Mirror) -> dict[str, Any]:
+    def run_and_report_mirror(self, context: Context, mirror: Mirror) -> Report:
         """Run a mirror as ``run_mirror`` does."""
 
         def current() -> Mirror:
-            # A run of now that waited for the ledger reads its source only then.
-            return replace(mirror, facts=replace(mirror.facts, data_until=self.data_until(context)))
+            facts = replace(
+                mirror.facts,
+                # A run of now that waited for the ledger reads its source only then.
+                data_until=self.data_until(context),
+                arguments=self._arguments_digest(context),
+            )
+            return replace(mirror, facts=facts)
 
         if as_bool("dry_run", self.is_dry_run):
             self._expect_version(context, mirror.ledger)
-            return self.run_and_report(context, hook, None, lambda _: self.run_dry(current(), hook))
-        folder = mirror.ledger.folder
+            return self.run_and_report(context, None, lambda _: self.run_dry(current()))
         with self.tracking_version(context, mirror.ledger):
             return self.run_and_report(
-                context, hook, folder, lambda report: self.send_plan(context, current(), report)
+                context, mirror.ledger.folder, lambda report: self.send_plan(context, current(), report)
             )
 
     def data_until(self, context: Context) -> str:
@@ -723,9 +492,9 @@ class LedgerOperator(SendingOperator):
                         error,
                     )
 
-    def run_dry(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
+    def run_dry(self, mirror: Mirror) -> Report:
         """Plan, but send and record nothing."""
-        return mirror.dry_run(hook.settings.requests_per_second)
+        return mirror.dry_run(self.hook.settings.requests_per_second)
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan and send."""
@@ -735,9 +504,8 @@ class LedgerOperator(SendingOperator):
         """Return the guard with the limits of the arguments, checked after templates were rendered."""
         from airflow_provider_talon_cdp.sync.guard import Guard  # noqa: PLC0415
 
-        check_choice("on_empty", self.on_empty, OnEmpty)
         return Guard(
-            on_empty=cast("OnEmpty", self.on_empty),
+            on_empty=check_choice("on_empty", self.on_empty, OnEmpty),
             max_removal_fraction=as_fraction("max_removal_fraction", self.max_removal_fraction),
             min_removals=as_count("min_removals", self.min_removals),
             max_removals=as_limit("max_removals", self.max_removals),
@@ -746,33 +514,44 @@ class LedgerOperator(SendingOperator):
 
     def sends_all(self) -> bool:
         """Return whether unchanged records are sent too."""
-        check_choice("send", self.send, Send)
-        return self.send == "all"
+        send: Send = check_choice("send", self.send, Send)
+        return send == "all"
 
-    def run_settings(self, context: Context, hook: TalonCdpHook) -> dict[str, Any]:
-        """Return the arguments of ``Mirror`` that are the same for all kinds."""
-        check_choice("on_older_run", self.on_older_run, OnOlderRun)
-        check_choice("retry_rejected", self.retry_rejected, RetryRejected)
-        return {
-            "guard": self.guard(),
-            "facts": replace(
-                run_facts(hook, self.data_until(context)), arguments=self._arguments_digest(context)
+    def new_mirror(self, name: str, *, holds: str = "members", **parts: Any) -> Mirror:
+        """Return a mirror with the ledger ``name`` under the state URI; ``parts`` depend on its kind.
+
+        Its facts say nothing of the data yet: ``run_and_report_mirror`` adds that.
+        """
+        from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
+
+        return Mirror(
+            on_older_run=check_choice("on_older_run", self.on_older_run, OnOlderRun),
+            retry_rejected=check_choice("retry_rejected", self.retry_rejected, RetryRejected),
+            guard=self.guard(),
+            facts=run_facts(self.hook),
+            limits=self.limits(),
+            ledger=open_ledger(
+                storage("state URI", self.resolved_state_uri()),
+                self.hook,
+                name,
+                keep=self.keep_versions,
+                holds=holds,
             ),
-            "on_older_run": self.on_older_run,
-            "retry_rejected": self.retry_rejected,
-            "limits": self.limits(),
-        }
-
-    def open_ledger(self, hook: TalonCdpHook, name: str, **options: Any) -> Ledger:
-        """Return a ledger under the operator's state URI; see the function ``open_ledger``."""
-        folder = storage("state URI", self.resolved_state_uri())
-        return open_ledger(folder, hook, name, keep=self.keep_versions, **options)
+            **parts,
+        )
 
     def resolved_state_uri(self) -> str:
         """Return the URI of the folder of the ledgers, or refuse one that the next try may not find."""
-        if not _state_uri(self.state_uri):
-            self._refuse_local_disk()
-        return _state_uri_or_default(self.state_uri)
+        if uri := explicit_state_uri(self.state_uri):
+            return uri
+        if executor := remote_executor(self):
+            raise InvalidInputError(
+                f"The ledger would be on this worker's disk, and {executor} may run the next try elsewhere.\n"
+                "Without its ledger a mirror removes no members. Nothing was sent.\n"
+                "Set [talon_cdp] state_uri in Airflow's configuration, or state_uri= of this task, to a\n"
+                "place that all workers reach, such as s3://aws_default@bucket/talon_cdp or a shared folder."
+            )
+        return default_state_uri()
 
     def changed_from_default(self, *names: str) -> list[str]:
         """Return the names of the arguments whose value is not their default."""
@@ -813,16 +592,6 @@ class LedgerOperator(SendingOperator):
         # The owner has changed the ledger; the last owner may have found nothing to send.
         owners = (owner.rpartition("/") for owner in (ledger.owner, ledger.last_owner))
         return next((other for of, _, other in owners if of == task and other != index), None)
-
-    def _refuse_local_disk(self) -> None:
-        """Refuse a ledger on the worker's disk if the next try may run on another machine."""
-        if executor := _remote_executor(self):
-            raise InvalidInputError(
-                f"The ledger would be on this worker's disk, and {executor} may run the next try elsewhere.\n"
-                "Without its ledger a mirror removes no members. Nothing was sent.\n"
-                "Set [talon_cdp] state_uri in Airflow's configuration, or state_uri= of this task, to a\n"
-                "place that all workers reach, such as s3://aws_default@bucket/talon_cdp or a shared folder."
-            )
 
 
 class MembershipOperator(LedgerOperator):
@@ -915,7 +684,7 @@ class MembershipOperator(LedgerOperator):
         *,
         read_ahead: int = 0,
         progress: Progress | None = None,
-    ) -> dict[str, Any]:
+    ) -> Report:
         """Send explicit changes, and return the report.
 
         Up to ``read_ahead`` bytes of changes are read onto disk as fast as the source yields them. With
@@ -923,29 +692,28 @@ class MembershipOperator(LedgerOperator):
         """
         from airflow_provider_talon_cdp.sync.members import send_members  # noqa: PLC0415
 
-        hook, limits = self.hook(), replace(self.limits(), read_ahead=read_ahead)
-        outside = outside_changes(self, context, hook, id_type=self.audience_id_type, keep=self.keep_versions)
+        limits = replace(self.limits(), read_ahead=read_ahead)
+        outside = outside_changes(self, context, id_type=self.audience_id_type, keep=self.keep_versions)
         if progress:
             progress.open(outside.folder, time.time())
             outside.progress = progress
-        summary = self.run_and_report(
+        report = self.run_and_report(
             context,
-            hook,
             outside.folder,
-            lambda report: send_members(records, lambda: self.members_sender(hook), outside, limits, report),
+            lambda report: send_members(records, self.members_sender, outside, limits, report),
         )
-        if not summary["read"]:
+        if not report.read:
             self.log.warning("The source has no rows, so nothing was sent.")
-        return summary
+        return report
 
-    def members_sender(self, hook: TalonCdpHook) -> Any:
+    def members_sender(self) -> Any:
         """Return the sender of membership changes."""
-        return hook.members_sender(audience_id_type=self.audience_id_type, in_flight=self.limits().in_flight)
+        return self.hook.members_sender(
+            audience_id_type=self.audience_id_type, in_flight=self.limits().in_flight
+        )
 
     def audience_mirror(
         self,
-        context: Context,
-        hook: TalonCdpHook,
         source: Source,
         *,
         ledger: str | None = None,
@@ -961,7 +729,6 @@ class MembershipOperator(LedgerOperator):
         from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
 
         if ledger is None:
             audience = self.one_audience()
@@ -969,15 +736,14 @@ class MembershipOperator(LedgerOperator):
             names = None if self.audience_name is None else {audience: self.audience_name}
         if self.audience_name is not None:
             check_text("audience_name", check_rendered("audience_name", self.audience_name))
-        if self.verify is not None:
-            check_choice("verify", self.verify, Verify)
+        default: Verify = "exists" if names is None else "identity"
+        # Not "or": an empty text is an error.
+        verify = default if self.verify is None else check_choice("verify", self.verify, Verify)
         self.audiences_seen.update(managed or ())
-        settings = self.run_settings(context, hook)
-        verify: Any = self.verify or ("exists" if names is None else "identity")
-        return Mirror(
+        return self.new_mirror(
+            ledger,
             source=source,
-            ledger=self.open_ledger(hook, ledger),
-            sender=lambda: self.members_sender(hook),
+            sender=self.members_sender,
             kind=Members(
                 scope=Scope(managed=managed, sends_all=self.sends_all()),
                 rules=self._check_rules("rules", self.rules),
@@ -985,24 +751,23 @@ class MembershipOperator(LedgerOperator):
             audiences=Audiences(
                 names={} if names is None else names, verify=verify, state_uri=self.resolved_state_uri()
             ),
-            **settings,
         )
 
-    def run_dry(self, mirror: Mirror, hook: TalonCdpHook) -> Report:
+    def run_dry(self, mirror: Mirror) -> Report:
         """Plan, but send and record nothing; initial members are adopted into a temporary ledger."""
         expects_version = mirror.ledger.at_least and not mirror.ledger.accepts_older
         # With an older version, or none, the run would be refused.
         if self.initial_members is None or expects_version:
-            return super().run_dry(mirror, hook)
+            return super().run_dry(mirror)
         mirror.ledger.load()
         if mirror.ledger.version:
-            return super().run_dry(mirror, hook)
+            return super().run_dry(mirror)
         with TemporaryDirectory(prefix="talon-cdp-") as folder:
-            ledger = open_ledger(Path(folder), hook, "dry-run")
+            ledger = open_ledger(Path(folder), self.hook, "dry-run")
             # Other tasks must not look for this temporary ledger.
             ledger.registry.common = Path(folder)
             self._adopt(ledger, "dry run")
-            return super().run_dry(replace(mirror, ledger=ledger), hook)
+            return super().run_dry(replace(mirror, ledger=ledger))
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan and send; first resume the plan of an earlier try of this task."""
@@ -1059,7 +824,7 @@ class MembershipOperator(LedgerOperator):
         from airflow_provider_talon_cdp.ledger.adopt import members_of_csv  # noqa: PLC0415
 
         file = storage("initial members file", str(self.initial_members))
-        members = members_of_csv(file, str(self.audience_id), self.limits().suspicious_ids)
+        members = members_of_csv(file, str(self.audience_id), self.suspicious_ids)
         adopted = ledger.adopt(owner, members)
         self.log.info("Adopted %s members into a new ledger.", f"{adopted:,}")
 
@@ -1074,120 +839,10 @@ class MembershipOperator(LedgerOperator):
         return value
 
 
-def open_hook(talon_cdp_conn_id: str) -> TalonCdpHook:
-    """Return the hook of a connection. Its module imports HTTP clients, so it is imported here."""
-    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook  # noqa: PLC0415
-
-    return TalonCdpHook(talon_cdp_conn_id)
-
-
-def identity_of(hook: TalonCdpHook, name: str, **options: Any) -> LedgerIdentity:
-    """Return the identity of a ledger for the connection's deployment, base URL and environment."""
-    from airflow_provider_talon_cdp.ledger.ledger import LedgerIdentity  # noqa: PLC0415
-
-    settings = hook.settings
-    return LedgerIdentity(
-        deployment_host=settings.deployment_host,
-        base_url=settings.base_url,
-        environment=settings.environment,
-        name=name,
-        **options,
-    )
-
-
-def open_ledger(
-    folder: Any, hook: TalonCdpHook, name: str, *, keep: int = KEEP_VERSIONS, **options: Any
-) -> Ledger:
-    """Return a ledger, in the folder of all ledgers, with the identity that ``identity_of`` returns."""
-    from airflow_provider_talon_cdp.ledger.ledger import Ledger, Sizes  # noqa: PLC0415
-    from airflow_provider_talon_cdp.sync.profiles import BATCH  # noqa: PLC0415
-
-    identity = identity_of(hook, name, **options)
-    sizes = Sizes(batch=BATCH) if identity.holds == "profiles" else Sizes()
-    ledger = Ledger(folder, identity, keep=keep, sizes=sizes)
-    ledger.registry.common = common_state(folder)
-    return ledger
-
-
-def outside_changes(operator: Any, context: Context, hook: TalonCdpHook, **options: Any) -> OutsideChanges:
-    """Return the journal that notes explicit changes in the ledgers under the operator's ``state_uri``."""
-    from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
-    from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
-
-    folder = storage("state URI", _state_uri_or_default(operator.state_uri))
-    identity = identity_of(hook, ledger_name("calls", f"{operator.dag_id}.{operator.task_id}"))
-    outside = OutsideChanges(folder, identity, _owner(operator, context), **options)
-    outside.registry.common = common_state(folder)
-    return outside
-
-
-def warn_of_unknown_try(operator: Any, context: Context) -> None:
-    """Warn if an earlier try's mark of a call that runs rules may be on another worker's disk."""
-    is_retry = getattr(context.get("ti"), "try_number", 1) > 1
-    if is_retry and not _state_uri(operator.state_uri) and (executor := _remote_executor(operator)):
-        operator.log.warning(
-            "The rules of this call may run twice: %s may have run the earlier try elsewhere, and whether\n"
-            "that try made the call is on its worker's disk. Look at the profile in the Campaign Manager.\n"
-            "Set [talon_cdp] state_uri in Airflow's configuration, or state_uri= of this task, to a place\n"
-            "that all workers reach.",
-            executor,
-        )
-
-
-def note_internal_id(operator: Any, hook: TalonCdpHook, internal_id: int) -> None:
-    """Note the internal ID of an operator's audience, so that tasks with either ID find its ledgers."""
-    from airflow_provider_talon_cdp.ledger.outside import Registry  # noqa: PLC0415
-
-    if common := common_state(None):
-        try:
-            Registry(common, identity_of(hook, ""), "external").note_internal_ids(
-                {operator.audience_id: internal_id}
-            )
-        except LedgerError as error:
-            operator.log.info(
-                "Tasks with this audience's internal ID will not find its ledgers of the external ID.\n%s",
-                error,
-            )
-
-
-def run_facts(hook: TalonCdpHook, data_until: str = "") -> RunFacts:
-    """Return what a ledger remembers of a run with the connection's API key."""
-    from airflow_provider_talon_cdp.ledger.ledger import RunFacts  # noqa: PLC0415
-
-    settings = hook.settings
-    return RunFacts(
-        data_until=data_until,
-        key_fingerprint=settings.key_fingerprint,
-        platform_name=settings.platform_name,
-    )
-
-
-def storage(name: str, uri: str) -> ObjectStoragePath:
-    """Return a path in any storage that Airflow supports; ``name`` says in the error what it is for.
-
-    Raises:
-        InvalidInputError: Airflow has no file system for the URI, or the URI has a password.
-    """
-    _refuse_password(f"The {name}", uri)
-    try:
-        path = ObjectStoragePath(uri)
-        # Only the attribute loads the file system.
-        _ = path.fs
-    except (ValueError, ImportError) as error:
-        raise InvalidInputError(f"The {name} cannot be opened by Airflow: {error}.\n{uri}") from error
-    return path
-
-
 def _pool(pool: str) -> str:
     """Return the configured pool instead of Airflow's default pool."""
     configured: str | None = conf.get("talon_cdp", "pool", fallback=None)
     return configured if configured and pool == DEFAULT_POOL else pool
-
-
-def read_ahead() -> int:
-    """Return how many bytes of a query are read ahead onto disk at most, as configured."""
-    configured = conf.get("talon_cdp", "read_ahead", fallback=None) or READ_AHEAD
-    return as_count("[talon_cdp] read_ahead in Airflow's configuration", configured) * 2**20
 
 
 @cache
@@ -1197,101 +852,6 @@ def arguments_of(*operators: type[BaseOperator]) -> dict[str, Any]:
     return {name: parameter.default for named in parameters for name, parameter in named.items()}
 
 
-def _owner(operator: BaseOperator, context: Context) -> str:
-    instance = context.get("ti")
-    if instance is None:
-        return f"{operator.task_id}/{uuid4().hex}"
-    return f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
-
-
 def _is_mapped(context: Context) -> bool:
     instance = context.get("ti")
     return instance is not None and instance.map_index not in (None, -1)
-
-
-def _remote_executor(operator: BaseOperator) -> str | None:
-    """Return the executor of a task if it may run each try on another machine."""
-    if os.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD"):
-        # The configuration in the pod names another executor.
-        return "KubernetesExecutor"
-    by_team = _configured_executors()
-    team = os.environ.get("AIRFLOW_CTX_TEAM_NAME")
-    # Without a name, the task may be of any team: Airflow tells it since 3.3.
-    lists = list(by_team.values()) if team is None else [by_team.get(team) or by_team.get("", [])]
-    executors = [each[0] for each in lists if each]
-    if wanted := operator.executor:
-        every = [*chain.from_iterable([*lists, *by_team.values()]), wanted]
-        executors = [next(each for each in every if wanted in (each, *each.split(":"), _class(each)))]
-    return next((name for name in map(_class, executors) if name not in _LOCAL_EXECUTORS), None)
-
-
-def _configured_executors() -> dict[str, list[str]]:
-    """Return the configured executors by team, "" for all teams; the first one of each is the default.
-
-    The setting is such as ``LocalExecutor,alias:my.module.MyExecutor;team1=CeleryExecutor``.
-    """
-    by_team: dict[str, list[str]] = {}
-    has_teams = conf.getboolean("core", "multi_team", fallback=False)
-    for entry in conf.get("core", "executor", fallback="LocalExecutor").split(";"):
-        team, _, names = entry.rpartition("=")
-        if not team or has_teams:
-            by_team[team.strip()] = [name.strip() for name in names.split(",")]
-    return by_team
-
-
-def _class(executor: str) -> str:
-    """Return the name of an executor's class: it is configured with its module, and may have an alias."""
-    return executor.rpartition(":")[2].rpartition(".")[2]
-
-
-def _state_uri(given: str | None) -> str:
-    """Return the URI of the folder of the ledgers, given or configured; empty for the default."""
-    configured: str | None = conf.get("talon_cdp", "state_uri", fallback=None)
-    return check_state_uri("state_uri", given) or check_state_uri(
-        "[talon_cdp] state_uri in Airflow's configuration", configured
-    )
-
-
-def _state_uri_or_default(given: str | None) -> str:
-    home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")  # noqa: PTH111
-    return _state_uri(given) or f"file://{home}/talon_cdp"
-
-
-def common_state(own: Any) -> Any:
-    """Return the folder of the ledgers of tasks without a state URI, or ``own`` if that URI is invalid.
-
-    An error of the storage is raised only when the folder is read.
-    """
-    try:
-        return ObjectStoragePath(_state_uri_or_default(None))
-    except (InvalidInputError, ValueError, ImportError):
-        return own
-
-
-def check_state_uri(name: str, uri: Any) -> str:
-    """Return a URI, or "" for none; refuse a relative path: the next worker may have another folder there.
-
-    A URI with a password is refused, too.
-    """
-    if not uri:
-        return ""
-    text = str(check_rendered(name, uri))
-    _refuse_password(name, text)
-    if not text.startswith("/") and "://" not in text:
-        raise InvalidInputError(
-            f"{name} must be an absolute path or a URI, such as s3://aws_default@bucket/talon_cdp, "
-            f"but is {text!r}.\n"
-            "A relative path depends on the worker's folder: another worker would not find the ledger."
-        )
-    return text
-
-
-def _refuse_password(name: str, uri: str) -> None:
-    """Refuse a URI with a password, which it would take into logs and XComs; the error does not quote it."""
-    # A password may have any character, also those that end the host. An IPv6 address begins with "[".
-    if re.match(r"[^/]*://[^@/?#[]*:(?!\d+([/?#]|$))", uri):
-        raise InvalidInputError(
-            f"{name} holds a user name and a password, or a port that is not a number.\n"
-            "Put them into an Airflow connection, and write its ID before the @ instead, such as\n"
-            "s3://aws_default@bucket/talon_cdp."
-        )

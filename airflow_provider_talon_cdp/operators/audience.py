@@ -9,15 +9,14 @@ from typing import Any, Literal
 from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
-from airflow_provider_talon_cdp.contract import check_audience_id, check_text
-from airflow_provider_talon_cdp.exceptions import AudienceExistsError, NotFoundError
-from airflow_provider_talon_cdp.operators._arguments import check_choice, check_literals, check_rendered
-from airflow_provider_talon_cdp.operators._base import (
-    TextFieldsOperator,
+from airflow_provider_talon_cdp.contract import check_audience_id, check_choice, check_text
+from airflow_provider_talon_cdp.exceptions import AudienceExistsError, LedgerError, NotFoundError
+from airflow_provider_talon_cdp.operators._arguments import check_literals, check_rendered
+from airflow_provider_talon_cdp.operators._fields import TextFieldsOperator, ends_retries
+from airflow_provider_talon_cdp.operators._state import (
     check_state_uri,
-    ends_retries,
-    note_internal_id,
-    open_hook,
+    common_state,
+    identity_of,
     outside_changes,
 )
 
@@ -78,25 +77,22 @@ class CreateAudienceOperator(TextFieldsOperator):
     def _create(self, context: Context) -> dict[str, Any]:
         check_audience_id("audience_id", check_rendered("audience_id", self.audience_id), "external")
         check_text("audience_name", check_rendered("audience_name", self.audience_name))
-        hook = open_hook(self.talon_cdp_conn_id)
         internal_id, outcome = None, "skipped"
         try:
             # If Talon.One creates it, it did not exist, even if a ledger has members of it.
-            with outside_changes(self, context, hook).emptying(self.audience_id):
-                internal_id = hook.create_audience(self.audience_id, self.audience_name).id
+            with outside_changes(self, context).emptying(self.audience_id):
+                internal_id = self.hook.create_audience(self.audience_id, self.audience_name).id
             outcome = "created"
         except AudienceExistsError as error:
             if self.if_exists == "fail":
                 raise
             self.log.info("%s", error)
             if self.if_exists == "update":
-                internal_id, outcome = (
-                    hook.update_audience(self.audience_id, self.audience_name).id,
-                    "updated",
-                )
+                internal_id = self.hook.update_audience(self.audience_id, self.audience_name).id
+                outcome = "updated"
         self.log.info("Audience %r: %s.", self.audience_id, outcome)
         if internal_id is not None:
-            note_internal_id(self, hook, internal_id)
+            _note_internal_id(self, internal_id)
         if outcome == "created":
             self.log.info(
                 "Connect it to your Applications in the Campaign Manager if campaigns should use it."
@@ -139,9 +135,8 @@ class UpdateAudienceOperator(TextFieldsOperator):
         """Rename the audience."""
         check_rendered("audience_id", self.audience_id)
         check_rendered("audience_name", self.audience_name)
-        hook = open_hook(self.talon_cdp_conn_id)
-        audience = hook.update_audience(self.audience_id, self.audience_name)
-        note_internal_id(self, hook, audience.id)
+        audience = self.hook.update_audience(self.audience_id, self.audience_name)
+        _note_internal_id(self, audience.id)
         return _summary(
             self.audience_id, "updated", audience_name=self.audience_name, internal_id=audience.id
         )
@@ -187,18 +182,34 @@ class DeleteAudienceOperator(TextFieldsOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Delete the audience."""
         check_audience_id("audience_id", check_rendered("audience_id", self.audience_id), "external")
-        hook, outcome = open_hook(self.talon_cdp_conn_id), "deleted"
+        outcome = "deleted"
         try:
-            with outside_changes(self, context, hook).emptying(self.audience_id):
-                hook.delete_audience(self.audience_id)
+            with outside_changes(self, context).emptying(self.audience_id):
+                self.hook.delete_audience(self.audience_id)
         except NotFoundError:
             if self.if_missing == "fail":
                 raise
             # Talon.One gives the same response if the deployment does not exist.
-            hook.check_deployment()
+            self.hook.check_deployment()
             outcome = "skipped"
         self.log.info("Audience %r: %s.", self.audience_id, outcome)
         return _summary(self.audience_id, outcome)
+
+
+def _note_internal_id(operator: CreateAudienceOperator | UpdateAudienceOperator, internal_id: int) -> None:
+    """Note the internal ID of an operator's audience, so that tasks with either ID find its ledgers."""
+    from airflow_provider_talon_cdp.ledger.outside import Registry  # noqa: PLC0415
+
+    if common := common_state(None):
+        try:
+            Registry(common, identity_of(operator.hook, ""), "external").note_internal_ids(
+                {operator.audience_id: internal_id}
+            )
+        except LedgerError as error:
+            operator.log.info(
+                "Tasks with this audience's internal ID will not find its ledgers of the external ID.\n%s",
+                error,
+            )
 
 
 def _summary(audience_id: str, outcome: str, **more: Any) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import as_list, check_literals
-from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries
+from airflow_provider_talon_cdp.operators._base import MembershipOperator
+from airflow_provider_talon_cdp.operators._fields import ends_retries
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
-    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.sync.mirror import Mirror
 
 
@@ -47,46 +47,46 @@ class SyncAudienceMembersOperator(MembershipOperator):
         self,
         *,
         audience_id: str | int,
-        add: Sequence[Any] = (),
-        remove: Sequence[Any] = (),
+        add: Sequence[Any] | None = None,
+        remove: Sequence[Any] | None = None,
         members: Sequence[Any] | None = None,
         mode: Literal["mirror"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(audience_id=audience_id, **kwargs)
-        self.add = add
-        self.remove = remove
+        self.add = () if add is None else add
+        self.remove = () if remove is None else remove
         self.members = members
         self.mode = mode
         if mode not in (None, "mirror"):
             raise InvalidInputError(f"mode must be 'mirror' or None, but is {mode!r}.")
         if (mode == "mirror") != (members is not None):
             raise InvalidInputError("members and mode='mirror' go together: give both or neither.")
-        # Not ==, as comparing a data frame gives another data frame.
-        is_left_out = all(isinstance(ids, tuple) and not ids for ids in (add, remove))
+        is_left_out = add is None and remove is None
         if mode == "mirror" and not is_left_out:
             raise InvalidInputError("add and remove do not go with members: a mirror computes both.")
         if mode is None and is_left_out:
             raise InvalidInputError("There is nothing to do: give add, remove or members.")
-        check_literals(as_list, add=add, remove=remove, **({"members": members} if mode == "mirror" else {}))
+        lists = {"members": members} if mode == "mirror" else {"add": self.add, "remove": self.remove}
+        check_literals(as_list, **lists)
         self.check_mode(mode)
 
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the changes."""
         if self.mode == "mirror":
-            return self.run_mirror(context)
+            return self.run_mirror(context).summary()
         adds = self._records("add", "add", self.add)
         removes = self._records("remove", "remove", self.remove)
         _refuse_overlap(adds, removes)
-        return self.send_changes(context, adds + removes)
+        return self.send_changes(context, adds + removes).summary()
 
-    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+    def mirror(self, context: Context) -> Mirror:
         """Return the mirror that makes the audience equal to the list."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
 
         records = list(sorted_members(self._records("members", "add", self.members)))
-        return self.audience_mirror(context, hook, lambda: records)
+        return self.audience_mirror(lambda: records)
 
     def _records(self, name: str, verb: str, ids: Any) -> list[Record]:
         from airflow_provider_talon_cdp.changes.change import read_members  # noqa: PLC0415

@@ -11,32 +11,27 @@ from uuid import UUID
 from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
-from airflow_provider_talon_cdp.contract import ON_UNCLEAR, OnUnclear, check_text
+from airflow_provider_talon_cdp.contract import ON_UNCLEAR, OnUnclear, check_choice, check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
-    as_list,
     as_mapping,
     as_types,
-    audience_id_of,
+    audience_ids_of,
     check_bools,
-    check_choice,
     check_literals,
     check_rendered,
     is_template,
 )
-from airflow_provider_talon_cdp.operators._base import (
-    TextFieldsOperator,
+from airflow_provider_talon_cdp.operators._fields import TextFieldsOperator, ends_retries, render_templates
+from airflow_provider_talon_cdp.operators._state import (
     check_state_uri,
-    ends_retries,
-    open_hook,
+    explicit_state_uri,
     outside_changes,
-    render_templates,
-    warn_of_unknown_try,
+    remote_executor,
 )
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.api.calls import IntegrationState
-    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
 # Types of attributes that may be text that looks like a number.
 _TEXTS = ("string", "(list string)")
@@ -116,7 +111,8 @@ class UpdateProfileOperator(TextFieldsOperator):
         check_bools(run_rule_engine=run_rule_engine, skip_unknown_attributes=skip_unknown_attributes)
         check_literals(as_mapping, attributes=attributes)
         check_literals(as_types, types=types)
-        check_literals(_internal_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
+        check_ids = partial(audience_ids_of, id_type="internal")
+        check_literals(check_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
         check_literals(check_state_uri, state_uri=state_uri)
 
     @ends_retries
@@ -125,22 +121,21 @@ class UpdateProfileOperator(TextFieldsOperator):
         return self._send(context)
 
     def _send(self, context: Context) -> dict[str, Any]:
-        added = _internal_ids("add_audiences", self.add_audiences)
-        removed = _internal_ids("remove_audiences", self.remove_audiences)
+        added = audience_ids_of("add_audiences", self.add_audiences, "internal")
+        removed = audience_ids_of("remove_audiences", self.remove_audiences, "internal")
         attributes = self._read_attributes()
         profile_id = _read_profile_id(self)
         if not attributes and not added and not removed and not self.run_rule_engine:
             raise InvalidInputError(
                 "There is nothing to do: no attributes, no audiences and no run_rule_engine."
             )
-        hook = open_hook(self.talon_cdp_conn_id)
         # Opened before the call is marked: with an invalid connection no rules may have run.
-        _ = hook.client
+        _ = self.hook.client
         runs_rules = bool(self.run_rule_engine or added or removed)
         with _noting_changes(
-            self, context, hook, profile_id, added, removed, attributes, runs_rules=runs_rules
+            self, context, profile_id, added, removed, attributes, runs_rules=runs_rules
         ) as was_sent:
-            state = hook.update_customer_profile(
+            state = self.hook.update_customer_profile(
                 profile_id,
                 attributes=attributes or None,
                 types=as_types("types", self.types),
@@ -175,8 +170,12 @@ class UpdateProfileOperator(TextFieldsOperator):
                 if text != "None":
                     return text
             made = super(UpdateProfileOperator, self).render_template(value, context, jinja_env, seen_oids)
-            # A DAG's parameter may be None on purpose.
-            if made is None and not isinstance(value, str) and type(value).__name__ != "DagParam":
+            # A DAG's parameter, or an argument of a mapped task group, may be None on purpose.
+            if (
+                made is None
+                and not isinstance(value, str)
+                and type(value).__name__ not in ("DagParam", "MappedArgument")
+            ):
                 self._of_nothing.append(name)
             return made
 
@@ -249,7 +248,8 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_choice("on_unclear", on_unclear, OnUnclear)
         check_literals(_profile_id, customer_profile_id=customer_profile_id)
-        check_literals(_external_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
+        check_ids = partial(audience_ids_of, id_type="external")
+        check_literals(check_ids, add_audiences=add_audiences, remove_audiences=remove_audiences)
         check_literals(check_state_uri, state_uri=state_uri)
 
     @ends_retries
@@ -258,17 +258,16 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
         return self._send(context)
 
     def _send(self, context: Context) -> dict[str, Any]:
-        added = _external_ids("add_audiences", self.add_audiences)
-        removed = _external_ids("remove_audiences", self.remove_audiences)
+        added = audience_ids_of("add_audiences", self.add_audiences, "external")
+        removed = audience_ids_of("remove_audiences", self.remove_audiences, "external")
         profile_id = _read_profile_id(self)
         if not added and not removed:
             raise InvalidInputError(
                 "add_audiences and remove_audiences are both empty: there is nothing to do."
             )
-        hook = open_hook(self.talon_cdp_conn_id)
-        _ = hook.client
-        with _noting_changes(self, context, hook, profile_id, added, removed) as was_sent:
-            state = hook.update_customer_profile_audiences(
+        _ = self.hook.client
+        with _noting_changes(self, context, profile_id, added, removed) as was_sent:
+            state = self.hook.update_customer_profile_audiences(
                 profile_id, add_audiences=added, remove_audiences=removed, on_unclear=self.on_unclear
             )
         return _summary(added, removed, state, was_sent=was_sent)
@@ -312,7 +311,6 @@ def _profile_id(name: str, value: Any) -> str:
 def _noting_changes(
     operator: UpdateProfileOperator | UpdateProfileAudiencesOperator,
     context: Context,
-    hook: TalonCdpHook,
     profile_id: str,
     added: Sequence[int | str],
     removed: Sequence[int | str],
@@ -331,11 +329,11 @@ def _noting_changes(
     keys = [*map(str, (*added, *removed)), *([ATTRIBUTES] if attributes else ())]
     verbs = ["add"] * len(added) + ["remove"] * len(removed) + ["add"] * bool(attributes)
     id_type = "internal" if isinstance(operator, UpdateProfileOperator) else "external"
-    outside = outside_changes(operator, context, hook, id_type=id_type)
+    outside = outside_changes(operator, context, id_type=id_type)
     outside.attributes = attributes
     again = operator.on_unclear == "retry"
     if runs_rules:
-        warn_of_unknown_try(operator, context)
+        _warn_of_unknown_try(operator, context)
     with (
         outside.noting(Chunk([profile_id] * len(verbs), keys, verbs)) if keys else nullcontext(),
         outside.calling_with_rules(again=again)
@@ -345,12 +343,19 @@ def _noting_changes(
         yield was_sent
 
 
-def _internal_ids(name: str, value: Any) -> list[int]:
-    return [int(audience_id_of(name, audience_id, "internal")) for audience_id in as_list(name, value)]
-
-
-def _external_ids(name: str, value: Any) -> list[str]:
-    return [str(audience_id_of(name, audience_id, "external")) for audience_id in as_list(name, value)]
+def _warn_of_unknown_try(
+    operator: UpdateProfileOperator | UpdateProfileAudiencesOperator, context: Context
+) -> None:
+    """Warn if an earlier try's mark of a call that runs rules may be on another worker's disk."""
+    is_retry = getattr(context.get("ti"), "try_number", 1) > 1
+    if is_retry and not explicit_state_uri(operator.state_uri) and (executor := remote_executor(operator)):
+        operator.log.warning(
+            "The rules of this call may run twice: %s may have run the earlier try elsewhere, and whether\n"
+            "that try made the call is on its worker's disk. Look at the profile in the Campaign Manager.\n"
+            "Set [talon_cdp] state_uri in Airflow's configuration, or state_uri= of this task, to a place\n"
+            "that all workers reach.",
+            executor,
+        )
 
 
 def _summary(

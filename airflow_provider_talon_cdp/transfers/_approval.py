@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Context
 from airflow.providers.standard.exceptions import HITLRejectException, HITLTimeoutError
@@ -12,8 +14,12 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.exceptions import LedgerError, LedgerUnavailableError, TransientError
-from airflow_provider_talon_cdp.operators._base import ends_retries, open_hook
-from airflow_provider_talon_cdp.transfers.across_workers import decide
+from airflow_provider_talon_cdp.operators._fields import ends_retries, open_hook
+from airflow_provider_talon_cdp.operators._state import run_facts
+from airflow_provider_talon_cdp.transfers.across_workers import ledger_of
+
+if TYPE_CHECKING:
+    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
 
 # Key of the XCom with the name of the plan that a person was asked about.
 _ASKED = "talon_cdp_asked"
@@ -120,3 +126,28 @@ class ApprovePlanOperator(ApprovalOperator):
                 time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
             else:
                 return
+
+
+def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> None:
+    """Create the audiences of an approved plan that do not exist, or note that the plan was rejected.
+
+    Raises:
+        LedgerError: The plan was replaced or made for another API key, or another run uses the ledger.
+        RequestError: An audience could not be created.
+    """
+    from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415
+    from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
+
+    ledger, names = ledger_of(hook, plan), plan["missing"]
+    ledger.load()
+    if not approved and ledger.plan == plan["name"] and ledger.facts.rejected:
+        # An earlier attempt noted it, and then failed.
+        return
+    with ledger.deciding(plan["owner"], plan["name"], run_facts(hook)):
+        if not approved:
+            ledger.reject_plan()
+            return
+        audiences = Audiences(names=names, state_uri=plan["state_uri"])
+        audiences.check(ledger, Counts(additions=Counter(names.keys())), {}, hook.members_sender, Counts())
+        facts = replace(ledger.facts, data_until=plan["data_until"], audiences=audiences.known)
+        ledger.remember(replace(facts, awaits_approval=False))

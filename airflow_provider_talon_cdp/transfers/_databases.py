@@ -24,7 +24,7 @@ from itertools import chain, takewhile
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from airflow.providers.common.sql.hooks.sql import DbApiHook
 from packaging.version import Version
@@ -206,11 +206,10 @@ def _from_cursor(
     cleanup: ExitStack,
     *,
     converters: Mapping[Any, Convert] = MappingProxyType({}),
-    fetch: int = FETCH,
 ) -> Result:
     cleanup.callback(close_quietly, cursor.close)
     _execute(cursor, statement, parameters)
-    return _fetched(cursor, converters=converters, fetch=fetch)
+    return _fetched(cursor, converters=converters)
 
 
 def _fetched(
@@ -385,14 +384,15 @@ def _mysql_timestamp(cursor: Any) -> Convert:
 
     If the session's zone is not known, the value stays a time without a zone.
     """
-    cursor.execute("SELECT @@session.time_zone, @@system_time_zone")
-    ((name, system),) = cursor.fetchall()
-    if name == "SYSTEM" and system == "UTC":
-        # Other names of the system's zone are abbreviations: EST may be New York, which has EDT in summer.
-        name = system
     try:
+        cursor.execute("SELECT @@session.time_zone, @@system_time_zone")
+        ((name, system),) = cursor.fetchall()
+        if name == "SYSTEM" and system == "UTC":
+            # Other names of the system's zone are abbreviations: EST may be New York, with EDT in summer.
+            name = system
         zone = datetime.strptime(name, "%z").tzinfo if name[0] in "+-" else ZoneInfo(name)
-    except (ValueError, ZoneInfoNotFoundError):
+    except Exception as error:  # noqa: BLE001 - other databases that speak this protocol lack the variables
+        log.debug("The session's time zone is not known: %s", error)
         return lambda value: value
 
     def read(value: Any) -> Any:

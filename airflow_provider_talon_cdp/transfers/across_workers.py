@@ -20,24 +20,18 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_talon_cdp import assets
-from airflow_provider_talon_cdp.contract import KEEP_VERSIONS
+from airflow_provider_talon_cdp.contract import KEEP_VERSIONS, check_choice
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedRecordsError
-from airflow_provider_talon_cdp.operators._arguments import (
-    as_bool,
-    as_positive,
-    check_choice,
-)
+from airflow_provider_talon_cdp.operators._arguments import as_bool, as_positive
 from airflow_provider_talon_cdp.operators._base import (
     DEFAULT_POOL,
     LedgerOperator,
     MembershipOperator,
     SendingOperator,
     arguments_of,
-    ends_retries,
-    open_ledger,
-    run_facts,
-    storage,
 )
+from airflow_provider_talon_cdp.operators._fields import ends_retries
+from airflow_provider_talon_cdp.operators._state import open_ledger, run_facts, storage
 from airflow_provider_talon_cdp.transfers._base import SqlOperator
 from airflow_provider_talon_cdp.transfers.sql_to_audience import (
     SqlToTalonAudienceOperator,
@@ -174,16 +168,16 @@ class _PlanOperator(LedgerOperator):
     @ends_retries
     def execute(self, context: Context) -> Any:
         """Plan, and return the shares; the XCom ``planned`` is for ``CommitPlanOperator``."""
-        began, hook = time.time(), self.hook()
-        mirror = replace(self.mirror(context, hook), with_approval=self.with_approval)
+        began = time.time()
+        mirror = replace(self.mirror(context), with_approval=self.with_approval)
         if mirror.audiences:
             mirror.audiences.creates = not self.with_approval
-        summary, report = self.run_and_report_mirror(context, hook, mirror), self.report
-        plan = self._plan(mirror, self.run_owner(context)) if report and report.state == "planned" else None
-        planned: Any = {"report": summary, "plan": plan, "began": began, "reading": self.reading}
-        planned |= self._lineage(hook)
-        if report and self.with_approval:
-            rate, missing = hook.settings.requests_per_second, len(plan["missing"]) if plan else 0
+        report = self.run_and_report_mirror(context, mirror)
+        plan = self._plan(mirror, self.run_owner(context), report) if report.state == "planned" else None
+        planned: Any = {"report": report.summary(), "plan": plan, "began": began, "reading": self.reading}
+        planned |= self._lineage()
+        if self.with_approval:
+            rate, missing = self.hook.settings.requests_per_second, len(plan["missing"]) if plan else 0
             planned["question"] = question_text(report, mirror.kind.in_request, rate, missing)
         context["ti"].xcom_push("planned", planned)
         return _shares(plan, self.workers, fills=_was_cleared(context))
@@ -195,16 +189,16 @@ class _PlanOperator(LedgerOperator):
             self.adopt_initial_members(context, mirror)
         return mirror.hand_over(self.run_owner(context), report)
 
-    def _lineage(self, hook: TalonCdpHook) -> dict[str, Any]:
+    def _lineage(self) -> dict[str, Any]:
         """Return the assets and inputs that ``CommitPlanOperator`` reports as lineage."""
-        uris = self.asset_uris(hook.settings.deployment_host)
+        uris = self.asset_uris(self.hook.settings.deployment_host)
         return {"assets": uris, "inputs": assets.input_names(self.lineage_inputs)}
 
-    def _plan(self, mirror: Mirror, owner: str) -> dict[str, Any]:
+    def _plan(self, mirror: Mirror, owner: str, report: Report) -> dict[str, Any]:
         """Return where the plan is, and which audiences are checked after the push."""
-        ledger, audiences, report = mirror.ledger, mirror.audiences, self.report
+        ledger, audiences = mirror.ledger, mirror.audiences
         return {
-            "names": audiences.names_to_recheck(report) if audiences and report else {},
+            "names": audiences.names_to_recheck(report) if audiences else {},
             "missing": audiences.missing if audiences else {},
             "data_until": self.planned_until,
             "name": ledger.plan,
@@ -231,11 +225,11 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
         super().__init__(mode="mirror", **kwargs)
         self.reads = reads
 
-    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+    def mirror(self, context: Context) -> Mirror:
         """Return the mirror of the query, or of the ranges that other tasks have read."""
         from airflow_provider_talon_cdp.sync.mirror import ComparedRanges  # noqa: PLC0415
 
-        mirror = super().mirror(context, hook)
+        mirror = super().mirror(context)
         if self.reads is None:
             return mirror
         reads = sorted(filter(None, self.reads), key=lambda read: int(read["range"]))
@@ -285,11 +279,11 @@ class _BeforePlanOperator(SqlToTalonAudienceOperator):
         super().__init__(mode="mirror", **kwargs)
         self.plan_id = plan_id
 
-    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+    def mirror(self, context: Context) -> Mirror:
         """Return the mirror of the task that plans."""
         if self.audience_column is not None and self.ledger is None:
             self.ledger = f"{self.dag_id}.{self.plan_id}"
-        return super().mirror(context, hook)
+        return super().mirror(context)
 
 
 class DivideQueryOperator(_BeforePlanOperator):
@@ -306,7 +300,7 @@ class DivideQueryOperator(_BeforePlanOperator):
     @ends_retries
     def execute(self, context: Context) -> Any:
         """Divide the query."""
-        mirror, owner = self.mirror(context, self.hook()), self.run_owner(context)
+        mirror, owner = self.mirror(context), self.run_owner(context)
         spans = self.when_ledger_is_free(lambda: self._divide(mirror, owner, self.data_until(context)))
         return _filled(spans, self.ranges) if _was_cleared(context) else spans
 
@@ -359,7 +353,7 @@ class CompareRangeOperator(_BeforePlanOperator):
         """Read and compare, unless there is no such range any more."""
         if not self.span:
             return {}
-        mirror = self.mirror(context, self.hook())
+        mirror = self.mirror(context)
         return self.when_ledger_is_free(lambda: self._compare(mirror, self.span["owner"], self.span["range"]))
 
     def _compare(self, mirror: Mirror, owner: str | None, number: int) -> dict[str, Any]:
@@ -418,18 +412,17 @@ class PushShareOperator(SendingOperator):
         """Send the share; one that was left empty is skipped."""
         if not self.share:
             raise AirflowSkipException("The plan has fewer shares.")
-        hook, plan = self.hook(), self.share["plan"]
-        folder = _ledger(hook, plan).folder
-        summary = self.run_and_report(context, hook, folder, lambda report: self._push(hook, report))
-        return {**summary, _PLAN: plan["name"]}
+        plan = self.share["plan"]
+        report = self.run_and_report(context, ledger_of(self.hook, plan).folder, self._push)
+        return {**report.summary(), _PLAN: plan["name"]}
 
-    def _push(self, hook: TalonCdpHook, report: Report) -> Report:
+    def _push(self, report: Report) -> Report:
         from airflow_provider_talon_cdp.sync.members import Members  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import push_share  # noqa: PLC0415
 
         plan, senders, limits = self.share["plan"], self.share["of"], self.limits()
-        ledger = _ledger(hook, plan)
-        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], run_facts(hook)) as share:
+        ledger = ledger_of(self.hook, plan)
+        with ledger.pushing(plan["owner"], plan["name"], self.share["parts"], run_facts(self.hook)) as share:
             self.log.info("%s changes are left in this share of the plan.", f"{share.changes:,}")
             if self.profiles is None:
                 options = {"audience_id_type": plan["audience_id_type"], "in_flight": limits.in_flight}
@@ -437,12 +430,15 @@ class PushShareOperator(SendingOperator):
                     share,
                     share.batches(),
                     Members(),
-                    lambda: hook.members_sender(**options, senders=senders),
+                    lambda: self.hook.members_sender(**options, senders=senders),
                     limits,
                     report,
                 )
             profiles = SqlToTalonProfilesOperator(
-                task_id=self.task_id, in_flight=limits.in_flight, **self.profiles
+                task_id=self.task_id,
+                in_flight=limits.in_flight,
+                talon_cdp_conn_id=self.talon_cdp_conn_id,
+                **self.profiles,
             )
             kind = profiles.kind()
             # A plan may wait for approval while the package is updated: older ones do not say it.
@@ -452,9 +448,9 @@ class PushShareOperator(SendingOperator):
                     "attributes that the ledger would record. Nothing was sent.\n"
                     "Clear the task that plans (plan)."
                 )
-            rows = profiles.rows(hook, profiles.sql_hook())
+            rows = profiles.rows(profiles.sql_hook())
             chunks = kind.reread(share.batches(in_order=True), rows, ledger.names)
-            return push_share(share, chunks, kind, lambda: profiles.sender(hook, senders), limits, report)
+            return push_share(share, chunks, kind, lambda: profiles.sender(senders), limits, report)
 
 
 class CommitPlanOperator(SendingOperator):
@@ -478,13 +474,10 @@ class CommitPlanOperator(SendingOperator):
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Commit, and report."""
-        hook = self.hook()
         # A dry run has no report file.
         path = self.planned["report"]["report_file"]
         folder = storage("report", path).parent.parent if path else None
-        return self.run_and_report(
-            context, hook, folder, lambda report: self._commit(hook, report.report_file)
-        )
+        return self.run_and_report(context, folder, lambda report: self._commit(report.report_file)).summary()
 
     def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
         """Return the assets of the planning task."""
@@ -501,7 +494,7 @@ class CommitPlanOperator(SendingOperator):
         outputs, report = super().lineage_outputs(), self.report
         return dict.fromkeys(outputs) if report and report.state == "stopped" and not report.sent else outputs
 
-    def _commit(self, hook: TalonCdpHook, report_file: str | None) -> Report:
+    def _commit(self, report_file: str | None) -> Report:
         from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
         from airflow_provider_talon_cdp.sync.mirror import combined_report  # noqa: PLC0415
@@ -515,13 +508,13 @@ class CommitPlanOperator(SendingOperator):
         report.state = "done" if report.verdict is None else "refused"
         all_changed = False
         if plan:
-            ledger, names, checks = _ledger(hook, plan), plan["names"], Report()
+            ledger, names, checks = ledger_of(self.hook, plan), plan["names"], Report()
             audiences = Audiences(names=names, verify="identity")
             counts = Counts(additions=Counter(names.keys()))
             outcome = ledger.commit(
                 plan["owner"],
                 plan["name"],
-                lambda: audiences.check(ledger, counts, {}, hook.members_sender, checks, after=True),
+                lambda: audiences.check(ledger, counts, {}, self.hook.members_sender, checks, after=True),
             )
             # Profiles that are cleared have no row that could change. A few rows may really have changed.
             all_changed = _MANY_CHANGED <= outcome.skipped == outcome.changes - outcome.removed.total()
@@ -529,7 +522,7 @@ class CommitPlanOperator(SendingOperator):
             report = combined_report(report, outcome, pushed, time.time() - self.planned["began"])
         report.report_file = report_file
         if reading := self.planned["reading"]:
-            _reading(_ledger(hook, reading), reading).remove()
+            _reading(ledger_of(self.hook, reading), reading).remove()
         self.log.info("Done:\n%s", report)
         if all_changed:
             raise RejectedRecordsError(
@@ -714,38 +707,14 @@ def _results_of(plan: str, pushed: Iterable[Mapping[str, Any] | None]) -> Iterat
             yield {name: value for name, value in result.items() if name != _PLAN}
 
 
-def decide(hook: TalonCdpHook, plan: Mapping[str, Any], *, approved: bool) -> None:
-    """Create the audiences of an approved plan that do not exist, or note that the plan was rejected.
-
-    Raises:
-        LedgerError: The plan was replaced or made for another API key, or another run uses the ledger.
-        RequestError: An audience could not be created.
-    """
-    from airflow_provider_talon_cdp.changes.counts import Counts  # noqa: PLC0415
-    from airflow_provider_talon_cdp.sync.audiences import Audiences  # noqa: PLC0415
-
-    ledger, names = _ledger(hook, plan), plan["missing"]
-    ledger.load()
-    if not approved and ledger.plan == plan["name"] and ledger.facts.rejected:
-        # An earlier attempt noted it, and then failed.
-        return
-    with ledger.deciding(plan["owner"], plan["name"], run_facts(hook)):
-        if not approved:
-            ledger.reject_plan()
-            return
-        audiences = Audiences(names=names, state_uri=plan["state_uri"])
-        audiences.check(ledger, Counts(additions=Counter(names.keys())), {}, hook.members_sender, Counts())
-        facts = replace(ledger.facts, data_until=plan["data_until"], audiences=audiences.known)
-        ledger.remember(replace(facts, awaits_approval=False))
-
-
 def _reading(ledger: Ledger, span: Mapping[str, Any]) -> Reading:
     from airflow_provider_talon_cdp.ledger.reading import Reading  # noqa: PLC0415
 
     return Reading(ledger.folder, span["reading"])
 
 
-def _ledger(hook: TalonCdpHook, plan: Mapping[str, Any]) -> Ledger:
+def ledger_of(hook: TalonCdpHook, plan: Mapping[str, Any]) -> Ledger:
+    """Return the ledger of a plan, or of a reading."""
     folder = storage("state URI", plan["state_uri"])
     # A plan may wait for approval while the package is updated: older ones do not say it.
     keep = plan.get("keep_versions", KEEP_VERSIONS)

@@ -8,27 +8,30 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import BaseHook, Context
+from airflow.providers.common.compat.sdk import BaseHook, Context, conf
 
-from airflow_provider_talon_cdp.contract import NULL_AUDIENCES, check_text, fault_of_text, is_null_audience
-from airflow_provider_talon_cdp.exceptions import InvalidInputError
-from airflow_provider_talon_cdp.operators._arguments import (
-    as_list,
-    audience_id_of,
+from airflow_provider_talon_cdp.contract import (
+    NULL_AUDIENCES,
     check_choice,
-    check_literals,
+    check_text,
+    fault_of_text,
+    is_null_audience,
 )
-from airflow_provider_talon_cdp.operators._base import MembershipOperator, ends_retries, read_ahead
+from airflow_provider_talon_cdp.exceptions import InvalidInputError
+from airflow_provider_talon_cdp.operators._arguments import as_count, audience_ids_of, check_literals
+from airflow_provider_talon_cdp.operators._base import MembershipOperator
+from airflow_provider_talon_cdp.operators._fields import ends_retries
 from airflow_provider_talon_cdp.transfers._base import PROFILE_ID_COLUMN, SqlOperator
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.changes.change import Record
-    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.ledger.progress import Progress
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.transfers._rows import Bounds, SqlSource
 
 Mode = Literal["mirror", "add", "remove"]
+READ_AHEAD = 1024
+"""MiB."""
 
 
 class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
@@ -107,7 +110,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                 "Give either audience_id (one audience) or audience_column (one for each row)."
             )
         if audiences is not None:
-            check_literals(self._audience_ids, audiences=audiences)
+            check_literals(partial(audience_ids_of, id_type=self.audience_id_type), audiences=audiences)
         self.check_mode(mode)
         many = mode == "mirror" and audience_column is not None
         for name in ("audiences", "audience_name_column", "ledger"):
@@ -124,12 +127,13 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream the query's rows to Talon.One."""
         if self.mode == "mirror":
-            return self.run_mirror(context)
+            return self.run_mirror(context).summary()
         progress = self._progress(context)
         records = self._records(self.sql_hook(), self.mode, {}, progress=progress)
-        return self.send_changes(context, records, read_ahead=read_ahead(), progress=progress)
+        report = self.send_changes(context, records, read_ahead=_read_ahead(), progress=progress)
+        return report.summary()
 
-    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+    def mirror(self, context: Context) -> Mirror:
         """Return the mirror that makes the audiences equal to the query."""
         from airflow_provider_talon_cdp.changes.spool import sorted_members  # noqa: PLC0415
         from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
@@ -142,15 +146,16 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
             return in_order(database, self._records(database, "add", names), sorted_members)
 
         if self.audience_column is None:
-            return self.audience_mirror(context, hook, source)
+            return self.audience_mirror(source)
         if self.ledger is None:
             self.refuse_shared_ledger(context)
+        managed = None
+        if self.audiences is not None:
+            managed = list(map(str, audience_ids_of("audiences", self.audiences, self.audience_id_type)))
         return self.audience_mirror(
-            context,
-            hook,
             source,
             ledger=ledger_name("sync", self.ledger or f"{self.dag_id}.{self.task_id}", self.audience_id_type),
-            managed=None if self.audiences is None else self._audience_ids("audiences", self.audiences),
+            managed=managed,
             names=names if self.audience_name_column else None,
         )
 
@@ -163,7 +168,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         if instance is None or not last_attempt:
             return None
         # The inputs have what the connections lead to, not their IDs.
-        settings, database = self.hook().settings, BaseHook.get_connection(self.sql_conn_id)
+        settings, database = self.hook.settings, BaseHook.get_connection(self.sql_conn_id)
         dag_run = context.get("dag_run")
         excluded = {"in_flight", "max_rejected", "talon_cdp_conn_id", "sql_conn_id"}
         inputs = [
@@ -257,9 +262,11 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                 f"WHERE {column} NOT IN ('', {', '.join(map(repr, sorted(NULL_AUDIENCES)))})."
             )
 
-    def _audience_ids(self, name: str, value: Any) -> list[str]:
-        ids = as_list(name, value)
-        return [str(audience_id_of(name, audience, self.audience_id_type)) for audience in ids]
+
+def _read_ahead() -> int:
+    """Return how many bytes of a query are read ahead onto disk at most, as configured."""
+    configured = conf.get("talon_cdp", "read_ahead", fallback=None) or READ_AHEAD
+    return as_count("[talon_cdp] read_ahead in Airflow's configuration", configured) * 2**20
 
 
 def add_names(names: dict[str, str], found: Iterable[tuple[str, str]]) -> None:

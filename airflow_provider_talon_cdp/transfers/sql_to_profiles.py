@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp import assets
-from airflow_provider_talon_cdp.contract import OnDuplicate, check_text
+from airflow_provider_talon_cdp.contract import OnDuplicate, check_choice, check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_columns,
     as_limit,
     as_types,
     check_bools,
-    check_choice,
     check_literals,
     check_rendered,
 )
-from airflow_provider_talon_cdp.operators._base import LedgerOperator, ends_retries
+from airflow_provider_talon_cdp.operators._base import LedgerOperator
+from airflow_provider_talon_cdp.operators._fields import ends_retries
 from airflow_provider_talon_cdp.transfers._base import PROFILE_ID_COLUMN, SqlOperator
 
 if TYPE_CHECKING:
-    from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
     from airflow_provider_talon_cdp.sync.guard import Guard
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.sync.profiles import Profiles
@@ -131,26 +130,24 @@ class ProfilesOperator(LedgerOperator):
                 "Take them out."
             )
 
-    def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
+    def source(self) -> Callable[[], Iterable[Any]]:
         """Return a function that reads the profiles."""
         raise NotImplementedError
 
-    def mirror(self, context: Context, hook: TalonCdpHook) -> Mirror:
+    def mirror(self, context: Context) -> Mirror:
         """Return the mirror that makes the attributes equal to the rows."""
         from airflow_provider_talon_cdp.ledger.ledger import ledger_name  # noqa: PLC0415
-        from airflow_provider_talon_cdp.sync.mirror import Mirror  # noqa: PLC0415
 
         if self.ledger is None:
             self.refuse_shared_ledger(context)
         else:
             check_text("ledger", check_rendered("ledger", self.ledger))
-        settings = self.run_settings(context, hook)
-        return Mirror(
-            source=self.source(hook),
-            ledger=self.open_ledger(hook, ledger_name("profiles", self._ledger_name), holds="profiles"),
-            sender=lambda: self.sender(hook),
+        return self.new_mirror(
+            ledger_name("profiles", self._ledger_name),
+            holds="profiles",
+            source=self.source(),
+            sender=self.sender,
             kind=self.kind(sends_all=self.sends_all()),
-            **settings,
         )
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
@@ -189,18 +186,18 @@ class ProfilesOperator(LedgerOperator):
             give_up_after=self.give_up_after,
         )
 
-    def sender(self, hook: TalonCdpHook, senders: int = 1) -> AbstractAsyncContextManager[Any]:
+    def sender(self, senders: int = 1) -> AbstractAsyncContextManager[Any]:
         """Return the sender of attributes, with the part of the connection's rate of one of ``senders``."""
-        return hook.attributes_sender(
+        return self.hook.attributes_sender(
             run_rule_engine=self.run_rule_engine,
             skip_unknown_attributes=self.skip_unknown_attributes,
             in_flight=self.limits().in_flight,
             senders=senders,
         )
 
-    def encoder(self, hook: TalonCdpHook) -> Any:
+    def encoder(self) -> Any:
         """Return the encoder of profiles' attributes."""
-        return hook.attributes_encoder(as_types("types", self.types), skip_nulls=self.nulls == "skip")
+        return self.hook.attributes_encoder(as_types("types", self.types), skip_nulls=self.nulls == "skip")
 
     def asset_uris(self, deployment_host: str) -> Mapping[str, str]:
         """Return the profiles of this sync."""
@@ -244,16 +241,16 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream the query's rows to Talon.One."""
-        return self.run_mirror(context)
+        return self.run_mirror(context).summary()
 
-    def source(self, hook: TalonCdpHook) -> Callable[[], Iterable[Any]]:
+    def source(self) -> Callable[[], Iterable[Any]]:
         """Return a function that reads the query in the order of profile IDs."""
         from airflow_provider_talon_cdp.transfers._rows import in_order  # noqa: PLC0415
 
         database, sort = self.sql_hook(), self.kind().sort
-        return lambda: in_order(database, self.rows(hook, database), sort)
+        return lambda: in_order(database, self.rows(database), sort)
 
-    def rows(self, hook: TalonCdpHook, database: SqlSource) -> Generator[Any, None, None]:
+    def rows(self, database: SqlSource) -> Generator[Any, None, None]:
         """Read the query in the order of profile IDs, if the database can sort so."""
         from airflow_provider_talon_cdp.transfers._rows import (  # noqa: PLC0415
             ProfileColumns,
@@ -267,4 +264,4 @@ class SqlToTalonProfilesOperator(SqlOperator, ProfilesOperator):
             order_by=self.order_by_column,
             declared=as_types("types", self.types),
         )
-        return read_profiles(database, self.sql, columns, self.encoder(hook), self.parameters)
+        return read_profiles(database, self.sql, columns, self.encoder(), self.parameters)

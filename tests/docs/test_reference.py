@@ -12,8 +12,8 @@ import pytest
 from airflow_provider_talon_cdp.api.calls import ProfileOptions
 from airflow_provider_talon_cdp.hooks import talon_cdp
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
-from airflow_provider_talon_cdp.operators._base import READ_AHEAD
 from airflow_provider_talon_cdp.provider_info import get_provider_info
+from airflow_provider_talon_cdp.transfers.sql_to_audience import READ_AHEAD
 from tests.docs.raised import ROOT
 from tests.docs.test_pages import PUBLIC, sections
 

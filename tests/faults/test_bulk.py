@@ -262,7 +262,7 @@ def test_a_profile_is_never_in_two_requests_at_once(connect, talon, tmp_path):
     from airflow_provider_talon_cdp.changes.change import Change, Chunk  # noqa: PLC0415
     from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook  # noqa: PLC0415
     from airflow_provider_talon_cdp.ledger.outside import OutsideChanges  # noqa: PLC0415
-    from airflow_provider_talon_cdp.operators._base import identity_of  # noqa: PLC0415
+    from airflow_provider_talon_cdp.operators._state import identity_of  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.members import send_members  # noqa: PLC0415
     from airflow_provider_talon_cdp.sync.push import Limits  # noqa: PLC0415
 

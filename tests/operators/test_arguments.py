@@ -4,6 +4,7 @@ from typing import Literal
 
 import pytest
 
+from airflow_provider_talon_cdp.contract import check_choice
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_count,
@@ -15,7 +16,6 @@ from airflow_provider_talon_cdp.operators._arguments import (
     as_tolerance,
     as_types,
     audience_id_of,
-    check_choice,
     check_numbers,
     is_literal,
 )

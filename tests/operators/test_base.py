@@ -26,7 +26,7 @@ from airflow_provider_talon_cdp.exceptions import (
     TransientError,
     UnexpectedAnswerError,
 )
-from airflow_provider_talon_cdp.operators import _base
+from airflow_provider_talon_cdp.operators import _base, _fields, _state
 from airflow_provider_talon_cdp.operators.audience import (
     CreateAudienceOperator,
     DeleteAudienceOperator,
@@ -45,7 +45,7 @@ from airflow_provider_talon_cdp.transfers.across_workers import (
 )
 
 # What ``ends_retries`` puts around a function.
-(WRAPPER,) = (each for each in _base.ends_retries.__code__.co_consts if isinstance(each, CodeType))
+(WRAPPER,) = (each for each in _fields.ends_retries.__code__.co_consts if isinstance(each, CodeType))
 # What Airflow gives to a task: its events by outlet.
 OutletEventAccessors = importlib.import_module(
     "airflow.utils.context" if IS_AIRFLOW_2 else "airflow.sdk.execution_time.context"
@@ -142,7 +142,7 @@ class TestRetries:
 
     @pytest.mark.parametrize("kind", [TransientError, UnexpectedAnswerError])
     def test_what_may_pass_is_retried_and_the_rest_is_not(self, kind):
-        @_base.ends_retries
+        @_fields.ends_retries
         def execute(operator, context):
             raise kind("what Talon.One said", method="PUT", path="/v1", status=503)
 
@@ -167,7 +167,7 @@ class TestRetries:
         def below():
             raise kind("what Talon.One said", method="PUT", path="/v1", status=503)
 
-        @_base.ends_retries
+        @_fields.ends_retries
         def execute(operator, context):
             below()
 
@@ -208,6 +208,18 @@ class TestMapped:
         assert str(literal.value) == str(error.value)
 
 
+def test_each_try_has_a_hook_of_its_own():
+    """As Airflow copies an operator for each try, or makes it of the mapped one."""
+    with DAG("d", schedule=None) as dag:
+        task = members(add=["anna"])
+        mapped = SyncAudienceMembersOperator.partial(task_id="m", audience_id="vip").expand(add=[["anna"]])
+    tries = [task.prepare_for_execution(), task.prepare_for_execution()]
+    tries += [mapped.unmap({"add": ["anna"]}), mapped.unmap({"add": ["anna"]})]
+    assert len({id(each.hook) for each in tries}) == len(tries)
+    assert all(each.hook is each.hook for each in tries)
+    assert "hook" not in vars(dag.get_task("t"))
+
+
 class TestBusyLedger:
     @pytest.fixture
     def held(self, run, talon, vip, monkeypatch):
@@ -215,7 +227,7 @@ class TestBusyLedger:
         run(mirror(["anna"]))
         monkeypatch.setattr(_base, "_SECONDS_BETWEEN_ATTEMPTS", 0.05)
         operator = mirror(["anna"])
-        ledger = operator.mirror({}, operator.hook()).ledger
+        ledger = operator.mirror({}).ledger
         free, taken = Event(), Event()
 
         def hold():
@@ -525,13 +537,14 @@ class TestPasswordsInURIs:
     @pytest.mark.parametrize("uri", URIS)
     def test_they_are_refused_for_other_files_and_not_quoted(self, uri):
         with pytest.raises(InvalidInputError, match="The initial members file holds a user name") as error:
-            _base.storage("initial members file", uri)
+            _state.storage("initial members file", uri)
         assert not re.search("SEC|RET|AKIA1", str(error.value))
 
     @pytest.mark.parametrize(
         "uri",
         [
             "s3://aws_default@bucket/a:b@c",
+            "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/talon_cdp",
             "hdfs://name@host:8020/user@x/talon_cdp",
             "hdfs://host:8020",
             "hdfs://[::1]:8020/talon_cdp",
@@ -540,7 +553,7 @@ class TestPasswordsInURIs:
         ],
     )
     def test_connections_ports_and_paths_are_none(self, uri):
-        assert _base.check_state_uri("state_uri", uri) == uri
+        assert _state.check_state_uri("state_uri", uri) == uri
 
 
 def test_on_kill_stops_what_is_being_sent(monkeypatch):

@@ -195,7 +195,7 @@ def test_what_is_no_list_from_xcom_fails_before_anything_is_sent(run, talon, vip
     assert requests_of(talon) == []
 
 
-@pytest.mark.parametrize("arguments", [{}, {"remove": ()}, {"max_rejected": 5}], ids=str)
+@pytest.mark.parametrize("arguments", [{}, {"remove": None}, {"max_rejected": 5}], ids=str)
 def test_an_operator_without_any_list_fails_when_the_dag_is_parsed(arguments):
     with pytest.raises(InvalidInputError, match="nothing to do: give add, remove or members"):
         members(**arguments)
@@ -205,6 +205,8 @@ def test_a_mapped_operator_may_get_its_only_list_from_expand(run, talon, vip):
     given = {"task_id": "t", "audience_id": "vip"}
     mapped = SyncAudienceMembersOperator.partial(**given).expand(add=[["anna"], ["bert"]])
     run(mapped.unmap({"add": ["anna"]}))
+    # On another day the list of an upstream task is empty.
+    run(mapped.unmap({"add": ()}))
     rows = [{"remove": ["anna"]}, {"members": ["bert"], "mode": "mirror"}]
     mapped = SyncAudienceMembersOperator.partial(**given).expand_kwargs(rows)
     for row in rows:

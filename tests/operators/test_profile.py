@@ -576,6 +576,18 @@ def test_a_parameter_of_the_dag_that_is_none_deletes_the_attribute(run, talon):
     assert talon.profile("anna")["attributes"] == {"Points": 1}
 
 
+def test_an_argument_of_a_mapped_group_that_is_none_deletes_the_attribute(run, talon):
+    """Its row says None."""
+
+    class MappedArgument:
+        def resolve(self, *_, **__):
+            return None
+
+    run(profile(attributes={"Tier": "gold", "Points": 1}))
+    run(profile(attributes={"Tier": MappedArgument()}))
+    assert talon.profile("anna")["attributes"] == {"Points": 1}
+
+
 def test_none_from_an_upstream_task_deletes_an_attribute_where_the_dag_renders_natively(run, talon):
     run(profile(attributes={"Tier": "gold", "Points": 1}))
     run(profile(attributes={"Tier": "{{ params.x }}"}), native=True, params={"x": None})

@@ -42,7 +42,8 @@ ALLOWED = {
     },
     "transfers": {"operators", "assets", "connection_form", "hooks", "ledger", "sync", "changes"}
     | {"contract", "exceptions"},
-    "decorators": {"transfers", "operators", "hooks", "ledger", "sync", "changes", "exceptions"},
+    "decorators": {"transfers", "operators", "hooks", "ledger", "sync", "changes"}
+    | {"contract", "exceptions"},
     # Airflow's API server asks for it; nothing else of the package does.
     "ui": {"exceptions", "ledger", "operators"},
     "__main__": {"api", "contract", "exceptions", "ledger", "operators"},

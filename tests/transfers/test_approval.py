@@ -26,7 +26,6 @@ from airflow_provider_talon_cdp.transfers.across_workers import (
     PlanAudienceOperator,
     PlanProfilesOperator,
     PushShareOperator,
-    decide,
     question_text,
     talon_audience_sync,
     talon_profiles_sync,
@@ -36,7 +35,7 @@ from tests.transfers.test_across_workers import ProfilesGroup, commit, execute
 try:
     hitl = importlib.import_module("airflow.providers.standard.operators.hitl")
     from airflow_provider_talon_cdp.transfers import _approval
-    from airflow_provider_talon_cdp.transfers._approval import ApprovePlanOperator
+    from airflow_provider_talon_cdp.transfers._approval import ApprovePlanOperator, decide
 except Exception:  # noqa: BLE001 - Airflow 2.11, whose standard provider has an error of its own
     hitl = None
 

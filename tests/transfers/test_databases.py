@@ -96,6 +96,10 @@ def test_json_of_trino_is_parsed_in_a_list_and_refused_in_other_values(conn_type
         ("SYSTEM", "EST", None, None),
         ("SYSTEM", "CEST", None, None),
         ("Atlantis/Poseidonis", "UTC", None, None),
+        # Other databases speak MySQL's protocol, and may not have the variables.
+        (0, 0, None, None),
+        (None, None, None, None),
+        (OSError("unknown variable"), None, None, None),
     ],
 )
 def test_a_timestamp_of_mysql_has_the_zone_of_its_session_where_that_is_known(zone, system, summer, winter):
@@ -108,6 +112,8 @@ def test_a_timestamp_of_mysql_has_the_zone_of_its_session_where_that_is_known(zo
     class Session(Cursor):
         def execute(self, statement):
             if "time_zone" in statement:
+                if isinstance(zone, OSError):
+                    raise zone
                 self._zones = [(zone, system)]
 
         def fetchall(self):

@@ -6,7 +6,8 @@ from pathlib import Path
 from airflow.sdk import DAG, task
 
 from airflow_provider_talon_cdp import SyncAudienceMembersOperator
-from airflow_provider_talon_cdp.operators._base import open_hook, open_ledger, storage
+from airflow_provider_talon_cdp.operators._fields import open_hook
+from airflow_provider_talon_cdp.operators._state import open_ledger, storage
 
 MEMBERS = [f"customer-{number:03}" for number in range(100)]
 
