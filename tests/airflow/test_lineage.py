@@ -102,12 +102,13 @@ def lines(postgres_folder, tmp_path_factory):
         patch.setenv("AIRFLOW_CONN_TALON_CDP_DEFAULT", connection(talon))
         patch.setenv("AIRFLOW__TALON_CDP__STATE_URI", str(folder / "ledgers"))
         patch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(dags))
-        patch.setenv("AIRFLOW__OPENLINEAGE__TRANSPORT", json.dumps(transport))
         rows = "VALUES ('anna', 'gold'), ('bert', 'gold'), ('anna', 'vip')"
         table = f"CREATE TABLE customers AS SELECT * FROM ({rows}) AS r (profile_id, audience)"
         BaseHook.get_connection("warehouse").get_hook().run(table)
         command = [sys.executable, "-c", RUN, str(dags)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        # Set for that process alone: in this one OpenLineage would listen to the DAG runs of later tests.
+        env = os.environ | {"AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         assert talon.profile("anna")["attributes"] == {"Tier": "gold"}
     return [json.loads(line) for line in file.read_text().splitlines()]
