@@ -579,12 +579,11 @@ def test_a_parameter_of_the_dag_that_is_none_deletes_the_attribute(run, talon):
 def test_an_argument_of_a_mapped_group_that_is_none_deletes_the_attribute(run, talon):
     """Its row says None."""
 
-    class MappedArgument:
-        def resolve(self, *_, **__):
-            return None
+    class MappedArgument(Result):
+        pass
 
     run(profile(attributes={"Tier": "gold", "Points": 1}))
-    run(profile(attributes={"Tier": MappedArgument()}))
+    run(profile(attributes={"Tier": MappedArgument(None)}))
     assert talon.profile("anna")["attributes"] == {"Points": 1}
 
 
