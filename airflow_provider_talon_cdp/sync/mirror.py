@@ -411,10 +411,11 @@ class Mirror:
             and self.ledger.has_acknowledged_attributes
         ):
             if not self.kind.sends_all:
+                without_rules = ", and with\nrun_rule_engine=False, else rules run for all"
                 raise LedgerError(
                     f"{text}\nNothing was sent: Talon.One does not tell which attributes a profile has.\n"
-                    "If the environment is the same, send all once with send='all', and with\n"
-                    "run_rule_engine=False, else rules run for all."
+                    "If the environment is the same, send all once with send='all'"
+                    f"{without_rules if self.kind.runs_rules else ''}."
                 )
             # Until all is sent, the ledger has only what the other key's environment acknowledged.
             if suspects:

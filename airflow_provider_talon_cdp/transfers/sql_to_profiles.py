@@ -60,7 +60,8 @@ class ProfilesOperator(LedgerOperator):
             answer, the rules may have run: the profile counts as ``unclear``, has a dead letter, and the next
             run sends it without rules.
         give_up_after: Stop if so many profiles, and more than ``max_rejected``, were all refused for the same
-            reason and none was accepted; None for never.
+            reason and none was accepted; None for never. Also after so many 404s in a row, whatever was
+            accepted before; None for 50.
         ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each
             of its instances.
         kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction``, ``min_removals`` and

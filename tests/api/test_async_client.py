@@ -58,15 +58,19 @@ async def _send_all(talon, clock, requests_, settings):
         return [await client.send(request) for request in requests_], client
 
 
-@asynccontextmanager
-async def client_to(talon, clock, **changes):
+def settings_of(talon, **changes):
     connection = talon.connection()
     fields = {
         "api_key": connection["password"],
         "deployment_host": connection["extra"]["deployment_host"],
         "base_url": talon.url,
     }
-    settings = Settings(**fields | changes)
+    return Settings(**fields | changes)
+
+
+@asynccontextmanager
+async def client_to(talon, clock, **changes):
+    settings = settings_of(talon, **changes)
     async with open_client(settings, Transport(), AsyncTalonCdpClient) as opened:
         yield AsyncTalonCdpClient(
             settings, opened._session, clock=clock, sleep=clock.sleep, jitter=lambda: 1.0
@@ -213,13 +217,7 @@ def test_a_slow_answer_times_out_and_is_retried(talon):
     talon.fail_next("slow", seconds=0.5, only="anna")
 
     async def send_slowly():
-        connection = talon.connection()
-        settings = Settings(
-            api_key=connection["password"],
-            deployment_host=connection["extra"]["deployment_host"],
-            base_url=talon.url,
-            timeout=0.3,
-        )
+        settings = settings_of(talon, timeout=0.3)
         async with open_client(settings, Transport(), AsyncTalonCdpClient) as client:
             await client.send(calls.update_customer_profile("anna", attributes={"n": 1}))
             return client.retries
@@ -276,13 +274,7 @@ def test_the_wait_for_a_place_among_those_in_flight_is_no_time_to_connect(talon)
     talon.fail_next("slow", seconds=0.2, times=None)
 
     async def run():
-        connection = talon.connection()
-        settings = Settings(
-            api_key=connection["password"],
-            deployment_host=connection["extra"]["deployment_host"],
-            base_url=talon.url,
-            timeout=0.5,
-        )
+        settings = settings_of(talon, timeout=0.5)
         async with open_client(settings, Transport(), AsyncTalonCdpClient, in_flight=1) as client:
             names = [f"p{number}" for number in range(6)]
             await asyncio.gather(*[client.send(calls.update_customer_profile(name)) for name in names])

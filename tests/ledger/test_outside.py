@@ -879,6 +879,16 @@ def test_a_plan_that_others_push_tells_until_it_is_committed(open_ledger, clock)
     assert push(open_ledger(), []) == []
 
 
+def plan_of_removals(open_ledger, how):
+    """Plan the removal of two members, for others to push; return the plan's name."""
+    push(open_ledger(**how), adds("b", "c"))
+    ledger = open_ledger(**how)
+    with ledger.held("dag/planner/run/-1"):
+        removals = [change._replace(action="remove") for change in adds("b", "c")]
+        ledger.make_current(ledger.draft(planned(removals)), facts=FACTS, handed_over=True)
+    return ledger.plan
+
+
 @pytest.mark.parametrize("state", ["disk"], indirect=True)
 @pytest.mark.parametrize("runs", [0, 1, 2])
 def test_a_plan_that_is_pushed_days_after_it_was_made_tells_of_each_part_again(
@@ -887,11 +897,7 @@ def test_a_plan_that_is_pushed_days_after_it_was_made_tells_of_each_part_again(
     """Until then the other ledger has covered its notes, and perhaps deleted them."""
     push(open_ledger(), adds("a", "b", "c"))
     how = {"name": "sync:x", "batch": 1, "part": 1}
-    push(open_ledger(**how), adds("b", "c"))
-    other = open_ledger(**how)
-    with other.held("dag/planner/run/-1"):
-        removals = [change._replace(action="remove") for change in adds("b", "c")]
-        other.make_current(other.draft(planned(removals)), facts=FACTS, handed_over=True)
+    plan = plan_of_removals(open_ledger, how)
 
     def uncertain_after(runs):
         return [push(open_ledger(), adds("a", "b", "c")) for _ in range(runs)]
@@ -901,14 +907,14 @@ def test_a_plan_that_is_pushed_days_after_it_was_made_tells_of_each_part_again(
         clock.now += 1.5 * WRITER_LASTS
         uncertain_after(runs)
         pusher = open_ledger(**how)
-        with pusher.pushing("dag/planner/run/-1", other.plan, [part]) as share:
+        with pusher.pushing("dag/planner/run/-1", plan, [part]) as share:
             assert (profile, "vip") in members(loaded().uncertain())
             assert loaded().other_writers == ["dag/planner/run/-1"]
             share.note_sending(0)
             share.landed(0)
             share.end()
         assert all((profile, "vip") in found for found in uncertain_after(2))
-    assert open_ledger(**how).commit("dag/planner/run/-1", other.plan).acknowledged == 2
+    assert open_ledger(**how).commit("dag/planner/run/-1", plan).acknowledged == 2
     assert ("c", "vip") in uncertain_after(2)[0]
     assert uncertain_after(1) == [[]]
     assert not names_in(loaded().folder / NOTES)
@@ -920,16 +926,12 @@ def test_a_ledger_that_was_made_after_a_plan_is_told_when_the_plan_is_pushed(
     open_ledger, loaded, clock, days
 ):
     how = {"name": "sync:x", "batch": 1, "part": 1}
-    push(open_ledger(**how), adds("b", "c"))
-    other = open_ledger(**how)
-    with other.held("dag/planner/run/-1"):
-        removals = [change._replace(action="remove") for change in adds("b", "c")]
-        other.make_current(other.draft(planned(removals)), facts=FACTS, handed_over=True)
+    plan = plan_of_removals(open_ledger, how)
     clock.now += days * WRITER_LASTS
     push(open_ledger(), adds("b", "c"))
     assert not members(loaded().uncertain())
     for part, profile in enumerate("bc"):
-        with open_ledger(**how).pushing("dag/planner/run/-1", other.plan, [part]) as share:
+        with open_ledger(**how).pushing("dag/planner/run/-1", plan, [part]) as share:
             assert (profile, "vip") in members(loaded().uncertain())
             share.note_sending(0)
             share.landed(0)

@@ -914,6 +914,14 @@ def test_a_changed_key_does_not_matter_while_nothing_was_acknowledged(profiles):
     assert profiles.run(wanted("a", tier=1), facts=RunFacts(key_fingerprint="2")).sent == 1
 
 
+@pytest.mark.parametrize("runs_rules", [False, True])
+def test_the_advice_after_a_change_of_the_key_speaks_of_rules_if_there_are_any(profiles, runs_rules):
+    profiles.run(wanted("a", tier=1), facts=RunFacts(key_fingerprint="1"))
+    with pytest.raises(LedgerError, match="send all once with send='all'") as error:
+        profiles.run(wanted("a", tier=1), facts=RunFacts(key_fingerprint="2"), runs_rules=runs_rules)
+    assert ("run_rule_engine=False" in str(error.value)) == runs_rules
+
+
 @pytest.mark.parametrize("environment, sends_all", [("", False), ("live", False), ("", True)])
 def test_after_a_change_of_the_key_the_environment_is_named_or_all_is_sent(caplog, environment, sends_all):
     profiles = ProfileSync(environment)

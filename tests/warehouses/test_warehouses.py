@@ -304,24 +304,17 @@ def test_a_map_whose_keys_are_nested_is_the_fault_of_its_row(duckdb, monkeypatch
 @pytest.mark.parametrize(
     "name, sql",
     [
-        *(
-            pytest.param("duckdb", sql, marks=pytest.mark.xdist_group("duckdb"))
-            for sql in (
-                "{'x': JSON '\"gold\"'}",
-                "{'x': [JSON '\"gold\"']}",
-                "[{'x': JSON '\"gold\"'}]",
-                "MAP {'x': JSON '\"gold\"'}",
-                "[[JSON '\"gold\"']]",
-            )
-        ),
-        *(
-            pytest.param("bigquery", sql, marks=pytest.mark.xdist_group("bigquery"))
-            for sql in (
-                "STRUCT(JSON '\"gold\"' AS x)",
-                "STRUCT([JSON '\"gold\"'] AS x)",
-                "[STRUCT(STRUCT(JSON '\"gold\"' AS y) AS x)]",
-            )
-        ),
+        pytest.param(name, sql, marks=pytest.mark.xdist_group(name))
+        for name, sql in [
+            ("duckdb", "{'x': JSON '\"gold\"'}"),
+            ("duckdb", "{'x': [JSON '\"gold\"']}"),
+            ("duckdb", "[{'x': JSON '\"gold\"'}]"),
+            ("duckdb", "MAP {'x': JSON '\"gold\"'}"),
+            ("duckdb", "[[JSON '\"gold\"']]"),
+            ("bigquery", "STRUCT(JSON '\"gold\"' AS x)"),
+            ("bigquery", "STRUCT([JSON '\"gold\"'] AS x)"),
+            ("bigquery", "[STRUCT(STRUCT(JSON '\"gold\"' AS y) AS x)]"),
+        ]
     ],
 )
 def test_json_inside_another_value_than_a_list_is_the_fault_of_its_row(request, monkeypatch, name, sql):
