@@ -116,10 +116,8 @@ class Bench:
         self.quick = quick
         self.rounds = 1 if quick else 3
         self._numbers = count()
-        # The same all along: a ledger belongs to one host and port.
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        # Of all stubs, as a ledger belongs to one host and port. Nobody can take it between two of them.
+        self._listener = socket.create_server(("127.0.0.1", 0))
 
     def rows(self, number: int) -> int:
         """So many rows, or a hundredth of them in a quick run."""
@@ -159,7 +157,7 @@ class Bench:
         folder = self.folder / f"job-{next(self._numbers)}"
         if contender.start_from:
             shutil.copytree(contender.start_from, folder / "job")
-        with stub("--port", str(self._port), *contender.stub) as url:
+        with stub(*contender.stub, listener=self._listener) as url:
             job, warm_up = (
                 Job(
                     url,
@@ -228,13 +226,18 @@ def median(results: Sequence[Result]) -> Result:
 
 
 @contextmanager
-def stub(*arguments: str) -> Iterator[str]:
-    """Run a stub in a process of its own, and give its URL."""
+def stub(*arguments: str, listener: socket.socket | None = None) -> Iterator[str]:
+    """Run a stub in a process of its own, on a socket that listens or on one of its own, and give its URL."""
     command = [sys.executable, str(HERE / "stub.py"), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    handed = [] if listener is None else [listener.fileno()]
+    command += [f"--listener={each}" for each in handed]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=handed) as process:
         assert process.stdout
         try:
-            yield process.stdout.readline().strip()
+            url = process.stdout.readline().strip()
+            if not url:
+                raise SystemExit("The stub did not start; its own message stands above.")
+            yield url
         finally:
             process.terminate()
 

@@ -171,9 +171,13 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer[: self._filled] = self._buffer[start:end]
 
 
-async def serve(stub: Stub, port: int) -> None:
-    """Serve on the loopback until this process is ended."""
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(stub), "127.0.0.1", port)
+async def serve(stub: Stub, listener: int | None) -> None:
+    """Serve until this process is ended, on a socket that listens or on a new one of the loopback."""
+    loop = asyncio.get_running_loop()
+    if listener is None:
+        server = await loop.create_server(lambda: Connection(stub), "127.0.0.1")
+    else:
+        server = await loop.create_server(lambda: Connection(stub), sock=socket.socket(fileno=listener))
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
@@ -202,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=0, help="0 for any that is free (%(default)s)")
+    parser.add_argument("--listener", type=int, metavar="FD", help="of a socket that listens (a new one)")
     parser.add_argument("--service-time", type=float, default=0.0, help="seconds (%(default)s)")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0 for any (%(default)s)")
     parser.add_argument("--burst", type=float, default=10.0, help="requests at once (%(default)s)")
@@ -218,7 +222,7 @@ def main() -> None:
     gc.disable()
     stub = Stub(Bucket(options.rate, options.burst), options.service_time, options.retry_after)
     try:
-        asyncio.run(serve(stub, options.port))
+        asyncio.run(serve(stub, options.listener))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from urllib.parse import quote
 
 import pytest
 import requests
+
+from tests.ports import free_port
 
 DEMO = Path(__file__).parents[2] / "demo"
 sys.path.append(str(DEMO))
@@ -123,12 +124,6 @@ class Place:
             headers={"Authorization": f"Bearer {token}"},
             timeout=60,
         ).raise_for_status()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def until(is_so):

@@ -7,7 +7,6 @@ import http.client
 import json
 import secrets
 import shutil
-import socket
 import sqlite3
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from tests.airflow.stopped_dags import TIMEOUTS
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "demo"))
@@ -150,12 +150,6 @@ class Place:
     def locks(self):
         """Locks of all ledgers."""
         return [each for each in (self.home / "state").glob("*/*/locks/*") if each.is_file()]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def until(is_so, seconds):

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_talon_cdp.emulator import Emulator
+from tests.ports import free_port
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright: make test-browser installs it"
@@ -94,7 +94,7 @@ def served(tmp_path_factory, browser):
 
 @contextlib.contextmanager
 def _served(python, home):
-    ports = [str(_free_port()) for _ in range(2)]
+    ports = [str(free_port()) for _ in range(2)]
     command = [python, str(ROOT / "demo" / "ui.py"), "--home", str(home), "--dags", str(DAGS)]
     command += ["--port", ports[0], "--talon-port", ports[1]]
     log = home.with_suffix(".log")
@@ -123,12 +123,6 @@ def _served(python, home):
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -361,11 +361,12 @@ def request_one():
 
 
 @pytest.fixture
-def free_port():
+def closed_port():
     """A port of this machine where nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        # Bound, it stays free: nobody else can listen on it.
+        yield probe.getsockname()[1]
 
 
 @pytest.fixture

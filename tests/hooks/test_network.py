@@ -298,16 +298,16 @@ def test_the_environments_proxy_is_ignored_with_trust_env_off(
 
 
 def test_the_connections_proxy_goes_before_the_environments(
-    connect, tls, proxy, send, request_one, authority, monkeypatch, free_port
+    connect, tls, proxy, send, request_one, authority, monkeypatch, closed_port
 ):
-    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{closed_port}")
     extra = {"proxies": {"https": f"http://{proxy.authority}"}, "verify": str(authority.ca)}
     send(connect(extra, host=f"https://{tls.authority}"), request_one)
     assert len(proxy.seen) == 1
 
 
-def test_a_proxy_that_does_not_listen_is_a_failure_to_connect(connect, tls, send, request_one, free_port):
-    extra = {"proxies": {"https": f"http://127.0.0.1:{free_port}"}}
+def test_a_proxy_that_does_not_listen_is_a_failure_to_connect(connect, tls, send, request_one, closed_port):
+    extra = {"proxies": {"https": f"http://127.0.0.1:{closed_port}"}}
     with pytest.raises(TransientError, match="(?s)no answer.*prox") as error:
         send(connect(extra, host=f"https://{tls.authority}"), request_one)
     assert not error.value.is_unclear
@@ -315,11 +315,11 @@ def test_a_proxy_that_does_not_listen_is_a_failure_to_connect(connect, tls, send
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
-def test_a_request_that_found_no_server_has_had_no_effect(connect, send, request_one, free_port, host):
+def test_a_request_that_found_no_server_has_had_no_effect(connect, send, request_one, closed_port, host):
     with pytest.raises(
-        TransientError, match=rf"no answer \(.*\).\nTalon.One was called at https://{host}:{free_port}\.\n"
+        TransientError, match=rf"no answer \(.*\).\nTalon.One was called at https://{host}:{closed_port}\.\n"
     ) as error:
-        send(connect(host=f"https://{host}:{free_port}/"), request_one)
+        send(connect(host=f"https://{host}:{closed_port}/"), request_one)
     assert not error.value.is_unclear
 
 

@@ -52,8 +52,8 @@ def test_a_wrong_deployment_host_is_told(connect, talon):
     assert "API key" not in message
 
 
-def test_an_unreachable_host_is_told_at_once(connect, free_port):
-    ok, message = connect(host=f"http://127.0.0.1:{free_port}").test_connection()
+def test_an_unreachable_host_is_told_at_once(connect, closed_port):
+    ok, message = connect(host=f"http://127.0.0.1:{closed_port}").test_connection()
     assert not ok
     assert "no answer" in message
     assert "Base URL" in message

@@ -216,8 +216,8 @@ def test_a_host_that_refuses_connections_leaks_nothing(connect, send, request_on
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(TalonCdpError) as error:
-        send(connect(host=f"http://127.0.0.1:{port}"), request_one)
+        with pytest.raises(TalonCdpError) as error:
+            send(connect(host=f"http://127.0.0.1:{port}"), request_one)
     assert leaks(text_of(error.value)) == []
     assert leaks(everything_logged()) == []
 

@@ -21,6 +21,7 @@ import psycopg
 import pytest
 
 from airflow_provider_talon_cdp.transfers._rows import sql_hook
+from tests.ports import free_port
 from tests.warehouses.fake_redshift import FakeRedshift
 from tests.warehouses.relay import Relay
 
@@ -134,7 +135,7 @@ def mariadb_port():
     user = "mysql" if os.geteuid() == 0 else None
     if user:
         shutil.chown(folder, user)
-    port = 21000 + os.getpid() % 9000
+    port = free_port()
     # It must be able to write there.
     environment = {**os.environ, "TMPDIR": str(folder)}
     installed = subprocess.run(
