@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
@@ -104,7 +104,8 @@ class Report(Counts):
             summary: Summary of a report.
             planned: The ``audiences`` of a plan's report file. Without them there are no counts by audience.
         """
-        values = {name: value for name, value in summary.items() if name != "sent"}
+        # A worker with a newer version of this package may have put more into it.
+        values = {each.name: summary[each.name] for each in fields(cls) if each.name in summary}
         for name in ("removals", "added", "removed"):
             values[name] = Counter({"": values[name]} if values[name] else {})
         report = cls(**values | {"rejected": Counter(values["rejected"])})

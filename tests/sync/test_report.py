@@ -69,6 +69,11 @@ def test_a_report_comes_back_from_its_summary():
         assert again.balances
 
 
+def test_what_a_newer_version_says_in_a_summary_is_left_out():
+    summary = report().summary()
+    assert Report.of({**summary, "of_a_newer_version": 1}).summary() == summary
+
+
 def test_the_text_adds_up_line_by_line():
     assert str(report()).split("\n") == [
         "5,000 read + 510 to remove + 0 resumed",
