@@ -109,6 +109,13 @@ def check_choice(name: str, value: object, choices: Any) -> Any:
     return value
 
 
+def check_bools(**values: Any) -> None:
+    """Refuse values that are not booleans."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InvalidInputError(f"{name} must be True or False, but is {value!r}.")
+
+
 def is_null_audience(value: object) -> bool:
     """Return whether a value says that there is no audience: a null, or the text of one."""
     return value is None or (isinstance(value, str) and value in NULL_AUDIENCES)

@@ -6,7 +6,8 @@ A message is a few short lines: what happened, the numbers, what to do. Airflow'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from airflow_provider_talon_cdp.sync.report import Report
@@ -20,6 +21,30 @@ class TalonCdpError(Exception):
     """
 
     retryable: ClassVar[bool] = False
+    _bases: ClassVar[tuple[type[Exception], ...]] = ()
+    """The bases of a class that ``also_of`` made."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have pickle and copy keep the attributes; by default they call the constructor with the text."""
+        return _without_init, (self._bases or (type(self),), self.args), vars(self)
+
+
+def also_of(base: type[Exception], error: TalonCdpError) -> TalonCdpError:
+    """Return a copy of an error that is also of another class, such as Airflow's for errors without retry."""
+    copied = _without_init((type(error), base), error.args)
+    vars(copied).update(vars(error))
+    return copied
+
+
+def _without_init(bases: tuple[type[Any], ...], args: tuple[Any, ...]) -> TalonCdpError:
+    kind = bases[0] if len(bases) == 1 else _class_of(bases)
+    error: TalonCdpError = kind.__new__(kind, *args)
+    return error
+
+
+@cache
+def _class_of(bases: tuple[type[Any], ...]) -> type[Any]:
+    return type(bases[0].__name__, bases, {"__module__": bases[0].__module__, "_bases": bases})
 
 
 class InvalidInputError(TalonCdpError, ValueError):

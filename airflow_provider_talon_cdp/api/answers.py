@@ -8,21 +8,24 @@ Source: Talon.One's Third-party API reference. An error of the CDP service is
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import socket
 import ssl
 import zlib
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from functools import cache
 from http import HTTPStatus
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, urlsplit
 
 import orjson
 
 from airflow_provider_talon_cdp.api.calls import Audience, IntegrationState, Operation, Request, Result
 from airflow_provider_talon_cdp.api.pacing import parse_retry_after
+from airflow_provider_talon_cdp.contract import MAX_LENGTH
 from airflow_provider_talon_cdp.exceptions import (
     AudienceExistsError,
     AuthenticationError,
@@ -49,6 +52,9 @@ _SUCCESS = {
     Operation.UPDATE_PROFILES_AUDIENCES: 204,
 }
 _LONGEST_TEXT = 500
+# Longest text that is masked. Its end may be a part of an ID, which is not masked; the 500 characters that
+# are shown do not reach it, as a masked ID of 1000 characters and what separates it from the next have 4.
+_LONGEST_READ = 200_000
 _MULTI_PROFILE = Operation.UPDATE_PROFILES_AUDIENCES
 _NAMES_AUDIENCE = (Operation.UPDATE_AUDIENCE, Operation.DELETE_AUDIENCE)
 
@@ -83,7 +89,7 @@ def read_answer(
         body = _spellings(secret).sub(b"***", body)
     if status != _SUCCESS[request.operation]:
         raise _error(request, status, headers, body, now)
-    return cast("Result", _result(request, status, body))
+    return cast("Result", _result(request, status, headers, body))
 
 
 def connection_error(
@@ -99,27 +105,19 @@ def connection_error(
     """
     if not isinstance(cause, str) and any(_TLS_ALERT in f"{link!r} {link}" for link in _chain(cause)):
         if base_url.startswith("http:"):
-            return FatalError(
-                f"{request.operation.value}: the server at {base_url} speaks TLS.\n"
-                "Write https:// in Base URL on the connection.",
-                method=request.method,
-                path=request.path,
+            text = f"the server at {base_url} speaks TLS.\nWrite https:// in Base URL on the connection."
+        else:
+            text = (
+                "the proxy speaks TLS.\n"
+                "Write its URL with https:// in proxies on the connection, or in HTTPS_PROXY."
             )
-        return FatalError(
-            f"{request.operation.value}: the proxy speaks TLS.\n"
-            "Write its URL with https:// in proxies on the connection, or in HTTPS_PROXY.",
-            method=request.method,
-            path=request.path,
-        )
+        return _failure(FatalError, request, text)
     reason = cause if isinstance(cause, str) else _in_words(cause)
     cure = "If this persists, check Base URL and proxies on the connection, and the network."
     if base_url.startswith("http:"):
         cure += "\nIf that server speaks TLS, write https:// in Base URL."
-    error = TransientError(
-        f"{request.operation.value}: no answer ({reason}).\nTalon.One was called at {base_url}.\n{cure}",
-        method=request.method,
-        path=request.path,
-    )
+    text = f"no answer ({reason}).\nTalon.One was called at {base_url}.\n{cure}"
+    error = _failure(TransientError, request, text)
     error.is_unclear = sent
     error.reason = f"no answer ({reason})"
     return error
@@ -129,12 +127,13 @@ def proxy_error(request: Request[Result], base_url: str, status: int) -> Request
     """Make the error of a request that a proxy did not let through, so that Talon.One did not get it."""
     if status != HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return connection_error(request, base_url, f"the proxy answered {status}", sent=False)
-    return FatalError(
-        f"{request.operation.value}: HTTP {status}.\n{_CURES[status]}",
-        method=request.method,
-        path=request.path,
-        status=status,
-    )
+    return _failure(FatalError, request, f"HTTP {status}.\n{_CURES[status]}", status=status)
+
+
+def _failure(kind: type[Kind], request: Request[Result], text: str, **facts: Any) -> Kind:
+    """Make an error whose text begins with the call's name."""
+    text = f"{request.operation.value}: {text}"
+    return kind(text, method=request.method, path=request.path, **facts)
 
 
 # The start of a TLS alert, as Python quotes it in the error if a client reads it as an HTTP status line.
@@ -211,8 +210,7 @@ def tls_error(request: Request[Result], base_url: str, cause: ssl.SSLError | Non
             "Check host and port of Base URL. A server on this machine may need http:// there.\n"
             "If the server requires a client certificate, set 'cert' in the extra."
         )
-    message = f"{request.operation.value}: TLS failed ({reason}).\n{text}"
-    return FatalError(message, method=request.method, path=request.path)
+    return _failure(FatalError, request, f"TLS failed ({reason}).\n{text}")
 
 
 _WHO_ANSWERED = "The answer may not come from Talon.One.\nCheck Base URL and proxies on the connection."
@@ -236,10 +234,16 @@ _REQUIRES_TLS = re.compile(r"http request .{0,20}to (an )?https", re.IGNORECASE)
 _BLAMES_CONNECTION = re.compile(r"deployment|customer-data-platform-name|destination-hostname", re.IGNORECASE)
 
 
-def _result(request: Request[Result], status: int, body: bytes) -> Audience | IntegrationState | None:
+def _result(
+    request: Request[Result], status: int, headers: Mapping[str, str], body: bytes
+) -> Audience | IntegrationState | None:
     if status == HTTPStatus.NO_CONTENT:
         return None
     content = _json_object(body)
+    if content is None and _is_cut_off(headers, body):
+        error = _fail(TransientError, request, status, b"", "The answer was cut off: the connection ended.")
+        error.reason = "the answer was cut off"
+        raise error
     if content is None:
         size = (
             f" of 1 MB or more, of which {MAX_ANSWER:,} bytes were read," if len(body) >= MAX_ANSWER else ""
@@ -314,7 +318,7 @@ def _refused(request: Request[Result], status: int, body: bytes, said: str) -> R
         text = "That port requires TLS. Write https:// in Base URL on the connection."
         return _fail(FatalError, request, status, body, text)
     # Profile IDs and values are masked first, as they may contain such a word.
-    if _BLAMES_CONNECTION.search(_mask(said, request.private())):
+    if _BLAMES_CONNECTION.search(_mask(said, _spellings_of(request.private()))):
         text = "Check Deployment host and Platform name on the connection."
         return _fail(FatalError, request, status, body, text)
     return _fail(RejectedError, request, status, body)
@@ -351,22 +355,22 @@ def _fail(
     kind: type[Kind], request: Request[Result], status: int, body: bytes, cure: str | None = None
 ) -> Kind:
     said, uuid, blames = _read_error_body(body)
-    private = list(request.private())
+    private = _spellings_of(request.private())
 
     def masked(text: str) -> str:
         return _mask_others(_mask(text, private), request.operation)
 
     page = " (an HTML page, which is not from Talon.One's API)" if not said and _is_page(body) else ""
     lines = [
-        f"{request.operation.value}: Talon.One answered {status}{page}.",
+        f"Talon.One answered {status}{page}.",
         f"It says: {_shorten(masked(said))}" if said else "",
         cure or _CURES.get(status, ""),
         f"RequestUUID {uuid}." if uuid else "",
     ]
-    error = kind(
+    error = _failure(
+        kind,
+        request,
         "\n".join(line for line in lines if line),
-        method=request.method,
-        path=request.path,
         status=status,
         request_uuid=uuid,
         blames=tuple(Blame(blame.pointer, masked(blame.title), masked(blame.details)) for blame in blames),
@@ -405,24 +409,55 @@ def _spellings(secret: str) -> re.Pattern[bytes]:
     return re.compile("".join(patterns).encode(), re.IGNORECASE)
 
 
+# What the percent-encodings of Python, Go and JavaScript leave as it is.
+_NOT_ENCODED = ("", "/", "$&+=:@", "!'()*")
+_GOS_JSON = str.maketrans({"&": r"\u0026", "<": r"\u003c", ">": r"\u003e"})
+
+
+def _spellings_of(private: Iterable[str]) -> set[str]:
+    """Return profile IDs and attribute values that were sent, as an answer may quote them, in lower case."""
+    found = set()
+    for value in private:
+        entities, quoted = html.escape(value), json.dumps(value, ensure_ascii=False)[1:-1]
+        found |= {
+            value,
+            quoted,
+            quoted.translate(_GOS_JSON),
+            json.dumps(value)[1:-1],
+            quote_plus(value),
+            *(quote(value, safe=safe) for safe in _NOT_ENCODED),
+            entities,
+            entities.replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+            _as_go_prints(value),
+        }
+    return {spelling.lower() for spelling in found if spelling}
+
+
+def _as_go_prints(value: str) -> str:
+    """Return a number as Go prints it from a million on, as in ``1.5e+06``; other text as it is."""
+    try:
+        number = Decimal(repr(float(value)))
+    except ValueError:
+        return value
+    mantissa, _, exponent = f"{number.normalize():e}".partition("e")
+    return f"{mantissa}e{int(exponent):+03d}" if exponent else value
+
+
 def _mask(text: str, private: Iterable[str]) -> str:
-    """Mask profile IDs and attribute values that were sent, in a text for logs."""
-    # An answer may quote a value with JSON's escapes.
-    spellings = {
-        spelling
-        for value in private
-        for spelling in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
-    }
-    found = [spelling for spelling in spellings if spelling and spelling in text]
-    for spelling in sorted(found, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", "***", text)
+    """Mask what ``_spellings_of`` returned, in a text for logs."""
+    text = text[:_LONGEST_READ]
+    lower = text.lower()
+    for spelling in sorted((each for each in private if each in lower), key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", "***", text, flags=re.IGNORECASE)
     return text
 
 
-_EMAIL = re.compile(r"[^\s'\"<>(),;:]+@[^\s'\"<>(),;]+")
-_QUOTED = re.compile(r"(?<!\w)(['\"`])(?=\S)(.+?)\1(?!\w)")
+# They begin where a word begins, and a quotation has the length of an ID at most: otherwise a long text would
+# take quadratic time.
+_EMAIL = re.compile(r"(?<![^\s'\"<>(),;:])[^\s'\"<>(),;:]+@[^\s'\"<>(),;]+")
+_QUOTED = re.compile(rf"(?<!\w)(['\"`])(?=\S)(.{{1,{MAX_LENGTH}}}?)\1(?!\w)")
 # A word with a digit and a letter in it, or a long number.
-_LIKE_AN_ID = re.compile(r"(?=[\w.+-]*\d)(?=[\w.+-]*[^\W\d_])[\w.+-]+|(?<!\w)\d{5,}(?!\w)")
+_LIKE_AN_ID = re.compile(r"(?<![\w.+-])(?=[\w.+-]*\d)(?=[\w.+-]*[^\W\d_])[\w.+-]+|(?<!\w)\d{5,}(?!\w)")
 
 
 def _mask_others(text: str, operation: Operation) -> str:
@@ -436,6 +471,13 @@ def _mask_others(text: str, operation: Operation) -> str:
 def _shorten(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..."
+
+
+def _is_cut_off(headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether an answer that is not JSON is the beginning of it. Without a length no client notices that."""
+    if len(body) >= MAX_ANSWER or "Content-Length" in headers or "Transfer-Encoding" in headers:
+        return False
+    return body.lstrip().startswith(b"{") if body else "Content-Encoding" not in headers
 
 
 def _is_page(body: bytes) -> bool:

@@ -27,10 +27,13 @@ from airflow_provider_talon_cdp.contract import (
     MAX_CHANGES,
     AudienceIdType,
     check_audience_id,
+    check_bools,
     check_in_path,
     check_text,
 )
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
+
+_FIELDS_OF_ENTRY = 3
 
 
 class Operation(Enum):
@@ -45,8 +48,8 @@ class Operation(Enum):
 
 
 @dataclass(frozen=True)
-class Audience:
-    """An audience as Talon.One returns it.
+class Audience(dict[str, Any]):
+    """An audience as Talon.One returns it: its attributes, which are a dictionary in XCom.
 
     Args:
         id: Internal ID, an integer >= 1.
@@ -63,6 +66,10 @@ class Audience:
     integration: str | None = None
     created: str | None = None
     account_id: int | None = None
+
+    def __post_init__(self) -> None:
+        """Hold them as items, too: from XCom, Airflow reads no class of ours without its configuration."""
+        self.update(vars(self))
 
 
 class IntegrationState(dict[str, Any]):
@@ -143,6 +150,8 @@ def update_customer_profile(
     The arguments are those of the hook's method, but attributes are JSON-ready values (see ``values.py``), or
     a JSON object in UTF-8.
     """
+    # The text "False", as a template renders it, would count as true.
+    check_bools(run_rule_engine=run_rule_engine, skip_unknown_attributes=skip_unknown_attributes)
     body: dict[str, Any] = {"runRuleEngine": run_rule_engine}
     # Encoded here, so that the values to mask are those that are sent: 1234.50 is sent as 1234.5.
     encoded = attributes if attributes is None or isinstance(attributes, bytes) else encode_json(attributes)
@@ -158,7 +167,7 @@ def update_customer_profile(
         f"{_profile_segment(customer_profile_id)}?skipNonExistingAttributes={skip}",
         encode_json(body),
         len(adds) + len(deletes),
-        lambda: (*_private_id(customer_profile_id), *_scalars(encoded)),
+        lambda: (customer_profile_id, *_scalars(encoded)),
         runs_rules=run_rule_engine or bool(adds or deletes),
     )
 
@@ -169,6 +178,8 @@ def update_customer_profile_audiences(
     """``PUT /cdp/customer_profile/{customerProfileId}/audiences``; audiences by external ID, 1000 at most."""
     path = _profile_segment(customer_profile_id)
     adds, deletes = _changes(add_audiences, remove_audiences, "external")
+    if not adds and not deletes:
+        raise InvalidInputError("add_audiences and remove_audiences are both empty: there is nothing to do.")
     _check_size(len(adds) + len(deletes))
     return Request(
         Operation.UPDATE_PROFILE_AUDIENCES,
@@ -176,7 +187,7 @@ def update_customer_profile_audiences(
         f"{path}/audiences",
         encode_json({"data": {"adds": adds, "deletes": deletes}}),
         len(adds) + len(deletes),
-        lambda: _private_id(customer_profile_id),
+        lambda: (customer_profile_id,),
         runs_rules=True,
     )
 
@@ -194,7 +205,13 @@ def update_customer_profiles_audiences(
     """
     data: list[dict[str, Any]] = []
     changes = 0
-    for customer_profile_id, joins, leaves in entries:
+    for entry in entries if isinstance(entries, Iterable) else (entries,):
+        if not isinstance(entry, tuple | list) or len(entry) != _FIELDS_OF_ENTRY:
+            raise InvalidInputError(
+                "Each entry must be a tuple of a customer profile ID, the audience IDs to join,\n"
+                f"and the audience IDs to leave, not {type(entry).__name__}."
+            )
+        customer_profile_id, joins, leaves = entry
         check_text("customer_profile_id", customer_profile_id)
         adds, deletes = _changes(joins, leaves, audience_id_type)
         changes += len(adds) + len(deletes)
@@ -270,8 +287,11 @@ def _audience_body(audience_id: str, audience_name: str) -> bytes:
 def _changes(
     adds: Iterable[str | int], deletes: Iterable[str | int], id_type: AudienceIdType
 ) -> tuple[list[str | int], list[str | int]]:
-    if isinstance(adds, str) or isinstance(deletes, str):
-        raise InvalidInputError("Audience IDs to add or remove must be a list, not one string.")
+    for ids in (adds, deletes):
+        if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
+            raise InvalidInputError(
+                f"Audience IDs to add or remove must be a list, not {type(ids).__name__}."
+            )
     joined = [check_audience_id("audience ID to add", audience, id_type) for audience in adds]
     left = [check_audience_id("audience ID to remove", audience, id_type) for audience in deletes]
     both = set(joined) & set(left)
@@ -303,10 +323,6 @@ def _audience_path(audience_id: str) -> str:
 def _profile_segment(customer_profile_id: str) -> str:
     check_text("customer_profile_id", customer_profile_id)
     return f"/cdp/customer_profile/{_segment('customer_profile_id', customer_profile_id)}"
-
-
-def _private_id(customer_profile_id: str) -> tuple[str, ...]:
-    return customer_profile_id, quote(customer_profile_id, safe="")
 
 
 def _scalars(value: Any) -> Iterable[str]:

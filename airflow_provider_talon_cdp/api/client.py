@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import os
 import random
@@ -12,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -82,6 +83,10 @@ class _Client:
         self._lines = RepeatedLines()
         # Neither client decompresses answers: answers.py does, which limits their decompressed size.
         self._headers = {**settings.headers, "Accept-Encoding": "gzip, deflate"}
+
+    def _read(self, request: Request[Result], status: int, headers: Mapping[str, str], body: bytes) -> Result:
+        secret = self.settings.api_key
+        return read_answer(request, status, headers, body, now=time.time(), secret=secret)
 
     def _wait_after(self, error: RequestError, attempts: Attempts, *, routine: bool = False) -> float:
         """Return the seconds until the next attempt and log the failure; raise the error if there is none."""
@@ -172,14 +177,7 @@ class TalonCdpClient(_Client):
         except OSError as error:
             # requests looks for the files before it connects.
             raise _unreadable_certificates(error) from None
-        return read_answer(
-            request,
-            response.status_code,
-            response.headers,
-            body,
-            now=time.time(),
-            secret=self.settings.api_key,
-        )
+        return self._read(request, response.status_code, response.headers, body)
 
     def _authorised(self, prepared: requests.PreparedRequest) -> requests.PreparedRequest:
         """Set the connection's headers; as an ``auth`` it also keeps a ``.netrc`` from replacing the key."""
@@ -230,6 +228,8 @@ class AsyncTalonCdpClient(_Client):
         self._places = asyncio.Semaphore(limit or IN_FLIGHT)
         self._failing_since: float | None = None
         self._failing_with = ""
+        # A 429 that asks to wait longer than requests are tried.
+        self._refused: RequestError | None = None
 
     @property
     def waiting(self) -> str | None:
@@ -261,7 +261,7 @@ class AsyncTalonCdpClient(_Client):
         attempts: Attempts | None = None
         while True:
             async with self._places:
-                left_at = await self._pace()
+                left_at = await self._pace(attempts)
                 # The time in the queue before the first attempt does not count.
                 attempts = attempts or Attempts(request, self.settings.base_url, self._budget, self._clock())
                 self.before_attempt()
@@ -275,6 +275,8 @@ class AsyncTalonCdpClient(_Client):
                     if is_throttled:
                         self.throttled += 1
                         self._pacer.throttled(self._clock(), left_at=left_at, retry_after=error.retry_after)
+                        if (error.retry_after or 0) > self._budget:
+                            self._refused = error
                     self._note(error)
                     # A 429 now and then is part of pacing; other failures are logged as warnings.
                     wait = self._wait_after(error, attempts, routine=is_throttled)
@@ -291,11 +293,16 @@ class AsyncTalonCdpClient(_Client):
             self._failing_since = self._clock()
         self._failing_with = error.reason
 
-    async def _pace(self) -> float:
+    async def _pace(self, attempts: Attempts | None) -> float:
         # One request waits for the pacer and the others for the lock: a lower rate applies to all at once.
         async with self._gate:
             while (wait := self._pacer.wait(self._clock())) > 0:
+                if self._refused and wait > self._budget:
+                    refused = copy.copy(self._refused)
+                    refused.repeated = attempts is not None and attempts.unclear
+                    raise refused
                 await self._sleep(wait)
+            self._refused = None
             now = self._clock()
             self._pacer.left(now)
             return now
@@ -335,14 +342,7 @@ class AsyncTalonCdpClient(_Client):
             else:
                 failure = connection_error(request, base_url, error, sent=sent)
         else:
-            return read_answer(
-                request,
-                response.status,
-                response.headers,
-                body,
-                now=time.time(),
-                secret=self.settings.api_key,
-            )
+            return self._read(request, response.status, response.headers, body)
         # Without the cause: aiohttp's texts have the URL with a profile ID in it, and the proxy's password.
         raise failure
 

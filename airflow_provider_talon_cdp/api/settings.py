@@ -137,6 +137,7 @@ def join_url(host: str | None, schema: str | None, port: int | None) -> str:
     Raises:
         InvalidInputError: The host has another port already.
     """
+    host = (host or "").strip()
     if not host:
         return DEFAULT_BASE_URL
     url = host if "://" in host else f"{schema or 'https'}://{host}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from http import HTTPStatus
@@ -11,7 +12,7 @@ from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Unpack
 
 import requests
-from airflow.providers.common.compat.sdk import Connection
+from airflow.providers.common.compat.sdk import AirflowFailException, Connection
 from airflow.providers.http.hooks.http import HttpHook
 from requests.utils import default_headers
 
@@ -37,7 +38,28 @@ from airflow_provider_talon_cdp.contract import (
     OnUnclear,
     check_choice,
 )
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, RejectedError, TalonCdpError
+from airflow_provider_talon_cdp.exceptions import (
+    InvalidInputError,
+    RejectedError,
+    TalonCdpError,
+    also_of,
+)
+
+
+@contextmanager
+def _ending_retries() -> Iterator[None]:
+    """End the retries of a ``@task`` that calls the hook, as operators do, if another try would not help.
+
+    A call that runs rules would otherwise be made again in the next try.
+    """
+    try:
+        yield
+    except TalonCdpError as error:
+        if error.retryable or isinstance(error, AirflowFailException):
+            raise
+        failing = also_of(AirflowFailException, error).with_traceback(error.__traceback__)
+        # The frames stand once in the log, at its end.
+        raise failing from error.with_traceback(None)
 
 
 class TalonCdpHook(HttpHook):
@@ -47,6 +69,8 @@ class TalonCdpHook(HttpHook):
     extra has ``deployment_host`` (required), the other fields of ``connection_form.py``, and HttpHook's
     ``proxies``, ``verify``, ``cert`` and ``trust_env``. A base URL on loopback with ``http`` is called
     without a proxy, as the API key would be sent in clear text.
+
+    An error that another try cannot get past is an ``AirflowFailException`` too: it ends the task's retries.
 
     Args:
         talon_cdp_conn_id: The connection.
@@ -67,6 +91,12 @@ class TalonCdpHook(HttpHook):
     def __init__(self, talon_cdp_conn_id: str = default_conn_name) -> None:
         super().__init__(http_conn_id=talon_cdp_conn_id)
         self.talon_cdp_conn_id = talon_cdp_conn_id
+        self._clients: dict[int, TalonCdpClient] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out connections, and the API key: another process reads it from Airflow itself."""
+        left_out = ("settings", "keep_alive_adapter")
+        return {name: value for name, value in vars(self).items() if name not in left_out} | {"_clients": {}}
 
     @staticmethod
     def get_connection_form_widgets() -> dict[str, Any]:
@@ -79,6 +109,7 @@ class TalonCdpHook(HttpHook):
         return connection_form.field_behaviour()
 
     @cached_property
+    @_ending_retries()
     def settings(self) -> Settings:
         """The connection's fields, checked and normalised."""
         connection = self.get_connection(self.talon_cdp_conn_id)
@@ -106,6 +137,7 @@ class TalonCdpHook(HttpHook):
     def _name(self) -> str:
         return f"Connection {self.talon_cdp_conn_id!r}: "
 
+    @_ending_retries()
     def get_conn(
         self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
     ) -> requests.Session:
@@ -118,6 +150,8 @@ class TalonCdpHook(HttpHook):
         with self._named():
             extra = self._extra(self.get_connection(self.talon_cdp_conn_id))
             network = network_options(extra | (extra_options or {}))
+        # Otherwise all sessions of the hook would share connections, also those of forked processes.
+        self.keep_alive_adapter = HttpHook().keep_alive_adapter
         session = super().get_conn(None, (extra_options or {}) | network)
         # HttpHook takes empty values as they are: an empty verify would turn off the check of certificates.
         for name, value in (
@@ -133,11 +167,17 @@ class TalonCdpHook(HttpHook):
         self.base_url = self.settings.base_url
         return session
 
-    @cached_property
+    @property
     def client(self) -> TalonCdpClient:
         """The client for single calls. It has one session with pooled connections."""
-        return TalonCdpClient(self.settings, self.get_conn())
+        # A forked process that shared a connection could read the answer to another process's call. The
+        # parent's client is kept there, as closing it could end the parent's connection.
+        process = os.getpid()
+        if process not in self._clients:
+            self._clients[process] = TalonCdpClient(self.settings, self.get_conn())
+        return self._clients[process]
 
+    @_ending_retries()
     def create_audience(self, audience_id: str, audience_name: str) -> Audience:
         """Create an audience.
 
@@ -156,6 +196,7 @@ class TalonCdpHook(HttpHook):
         """
         return self.client.send(calls.create_audience(audience_id, audience_name))
 
+    @_ending_retries()
     def update_audience(self, audience_id: str, audience_name: str) -> Audience:
         """Rename an audience in the Campaign Manager.
 
@@ -171,6 +212,7 @@ class TalonCdpHook(HttpHook):
         """
         return self.client.send(calls.update_audience(audience_id, audience_name))
 
+    @_ending_retries()
     def delete_audience(self, audience_id: str) -> None:
         """Delete an audience and its memberships.
 
@@ -182,6 +224,7 @@ class TalonCdpHook(HttpHook):
         """
         self.client.send(calls.delete_audience(audience_id))
 
+    @_ending_retries()
     def update_customer_profile(
         self,
         customer_profile_id: str,
@@ -218,6 +261,7 @@ class TalonCdpHook(HttpHook):
         request = calls.update_customer_profile(customer_profile_id, attributes=values, **options)
         return self.client.send(request, on_unclear=on_unclear)
 
+    @_ending_retries()
     def update_customer_profile_audiences(
         self,
         customer_profile_id: str,
@@ -247,6 +291,7 @@ class TalonCdpHook(HttpHook):
         )
         return self.client.send(request, on_unclear=on_unclear)
 
+    @_ending_retries()
     def update_customer_profiles_audiences(
         self,
         entries: Iterable[tuple[str, Sequence[str | int], Sequence[str | int]]],
@@ -308,6 +353,7 @@ class TalonCdpHook(HttpHook):
         )
         return self._opened(make, in_flight, senders)
 
+    @_ending_retries()
     def attributes_encoder(
         self, types: Mapping[str, AttributeType], *, skip_nulls: bool
     ) -> AttributesEncoder:
@@ -320,13 +366,22 @@ class TalonCdpHook(HttpHook):
         _check_types(types)
         return AttributesEncoder(types=types, zone=self.settings.zone, skip_nulls=skip_nulls)
 
+    @_ending_retries()
     def _opened(self, make: Callable[..., S], in_flight: int, senders: int) -> AbstractAsyncContextManager[S]:
         # The connection is read here, as Airflow cannot read it in an event loop.
         settings = replace(self.settings, requests_per_second=self.settings.requests_per_second / senders)
         with self.get_conn() as session:
             transport = Transport.of(session, settings.base_url)
-        return open_client(settings, transport, make, in_flight=in_flight)
 
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[S]:
+            with _ending_retries():
+                async with open_client(settings, transport, make, in_flight=in_flight) as client:
+                    yield client
+
+        return opened()
+
+    @_ending_retries()
     def check_deployment(self) -> None:
         """Ask Talon.One whether it knows the deployment: a 404 about an audience may mean that it does not.
 

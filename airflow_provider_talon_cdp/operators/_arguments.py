@@ -105,18 +105,11 @@ def as_list(name: str, value: Any) -> list[Any]:
 
 def as_bool(name: str, value: Any) -> bool:
     """Return a boolean, which may be text, as a template renders it."""
-    if isinstance(value, str) and value.strip().lower() in ("true", "false", ""):
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"
     if not isinstance(value, bool):
         raise InvalidInputError(f"{name} must be True or False, but is {value!r}.")
     return value
-
-
-def check_bools(**values: Any) -> None:
-    """Refuse values that are not booleans, of arguments that cannot be templates."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise InvalidInputError(f"{name} must be True or False, but is {value!r}.")
 
 
 def audience_id_of(name: str, value: Any, id_type: AudienceIdType) -> str | int:

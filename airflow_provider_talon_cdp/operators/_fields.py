@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, Context, XComArg
 
-from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError
+from airflow_provider_talon_cdp.exceptions import InvalidInputError, TalonCdpError, also_of
 from airflow_provider_talon_cdp.operators._arguments import is_literal, is_template
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def ends_retries(execute: Callable[Concatenate[Op, P], T]) -> Callable[Concatena
             error.with_traceback(None)
             if error.retryable or isinstance(error, AirflowFailException):
                 raise
-            raise _as_fail_exception(error) from error
+            raise also_of(AirflowFailException, error) from error
 
     return executed
 
@@ -74,18 +74,9 @@ def _of_mapped(init: Callable[..., None]) -> Callable[..., None]:
         except InvalidInputError as error:
             if not is_mapped or isinstance(error, AirflowFailException):
                 raise
-            raise _as_fail_exception(error) from error
+            raise also_of(AirflowFailException, error) from error
 
     return initialised
-
-
-def _as_fail_exception(error: TalonCdpError) -> TalonCdpError:
-    name, bases = type(error).__name__, (type(error), AirflowFailException)
-    kind: type[TalonCdpError] = type(name, bases, {"__module__": type(error).__module__})
-    failing = kind.__new__(kind)
-    failing.args = error.args
-    vars(failing).update(vars(error))
-    return failing
 
 
 def render_templates(data: Any, render: Callable[[Any], Any]) -> Any:
@@ -110,8 +101,8 @@ class TextFieldsOperator(BaseOperator):
     """Fields with lists of data: only elements that are templates are rendered, and always to text."""
     mapped_arguments: Mapping[str, Any] = MappingProxyType({})
     """Arguments of an operator that Airflow made of a mapped one."""
-    rendered_to_none: Sequence[str] = ()
-    """Fields whose template was rendered to None, or whose upstream task returned nothing."""
+    rendered_to_nothing: Sequence[str] = ()
+    """Fields whose template was rendered to nothing, or whose upstream task returned nothing."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap the constructor for mapped tasks."""
@@ -185,7 +176,12 @@ class TextFieldsOperator(BaseOperator):
             if getattr(self, name) == "None":
                 # Native rendering makes None of it, which stays a missing value.
                 setattr(self, name, self.render_template(values[name], context, jinja_env))
-        self.rendered_to_none = [name for name in given if getattr(self, name) is None]
+        # An empty state_uri would mean the default, where the ledger of earlier runs is not.
+        self.rendered_to_nothing = [
+            name
+            for name in given
+            if (value := getattr(self, name)) is None or (name == "state_uri" and not value)
+        ]
 
     def _own_fields(self) -> set[str]:
         """Return the template fields of this package. A DAG author's subclass may have others."""
@@ -195,9 +191,10 @@ class TextFieldsOperator(BaseOperator):
 
     def refuse_none(self) -> None:
         """Refuse None of a template or an upstream task: it is often no limit, or the default for all."""
-        if names := [name for name in self.rendered_to_none if name not in _MAY_BE_NONE]:
+        if names := [name for name in self.rendered_to_nothing if name not in _MAY_BE_NONE]:
+            what = "null" if getattr(self, names[0]) is None else "empty"
             raise InvalidInputError(
-                f"{names[0]} is null after rendering. Did the upstream task return nothing?\n"
+                f"{names[0]} is {what} after rendering. Did the upstream task return nothing?\n"
                 "Nothing was sent. If its default is meant, remove the argument."
             )
 

@@ -11,13 +11,12 @@ from uuid import UUID
 from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
-from airflow_provider_talon_cdp.contract import ON_UNCLEAR, OnUnclear, check_choice, check_text
+from airflow_provider_talon_cdp.contract import ON_UNCLEAR, OnUnclear, check_bools, check_choice, check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_mapping,
     as_types,
     audience_ids_of,
-    check_bools,
     check_literals,
     check_rendered,
     is_template,
@@ -31,6 +30,8 @@ from airflow_provider_talon_cdp.operators._state import (
 )
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import XComArg
+
     from airflow_provider_talon_cdp.api.calls import IntegrationState
 
 # Types of attributes that may be text that looks like a number.
@@ -80,11 +81,11 @@ class UpdateProfileOperator(TextFieldsOperator):
         self,
         *,
         customer_profile_id: str | int | UUID,
-        attributes: Mapping[str, Any] | None = None,
-        types: Mapping[str, str] | None = None,
+        attributes: Mapping[str, Any] | XComArg | None = None,
+        types: Mapping[str, str] | XComArg | None = None,
         run_rule_engine: bool = False,
-        add_audiences: Sequence[int] = (),
-        remove_audiences: Sequence[int] = (),
+        add_audiences: Sequence[int] | XComArg = (),
+        remove_audiences: Sequence[int] | XComArg = (),
         skip_unknown_attributes: bool = False,
         on_unclear: OnUnclear = ON_UNCLEAR,
         state_uri: str | None = None,
@@ -232,8 +233,8 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
         self,
         *,
         customer_profile_id: str | int | UUID,
-        add_audiences: Sequence[str] = (),
-        remove_audiences: Sequence[str] = (),
+        add_audiences: Sequence[str] | XComArg = (),
+        remove_audiences: Sequence[str] | XComArg = (),
         on_unclear: OnUnclear = ON_UNCLEAR,
         state_uri: str | None = None,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
@@ -255,16 +256,9 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the update."""
-        return self._send(context)
-
-    def _send(self, context: Context) -> dict[str, Any]:
         added = audience_ids_of("add_audiences", self.add_audiences, "external")
         removed = audience_ids_of("remove_audiences", self.remove_audiences, "external")
         profile_id = _read_profile_id(self)
-        if not added and not removed:
-            raise InvalidInputError(
-                "add_audiences and remove_audiences are both empty: there is nothing to do."
-            )
         _ = self.hook.client
         with _noting_changes(self, context, profile_id, added, removed) as was_sent:
             state = self.hook.update_customer_profile_audiences(

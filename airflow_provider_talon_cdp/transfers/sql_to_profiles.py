@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp import assets
-from airflow_provider_talon_cdp.contract import OnDuplicate, check_choice, check_text
+from airflow_provider_talon_cdp.contract import OnDuplicate, check_bools, check_choice, check_text
 from airflow_provider_talon_cdp.exceptions import InvalidInputError
 from airflow_provider_talon_cdp.operators._arguments import (
     as_columns,
     as_limit,
     as_types,
-    check_bools,
     check_literals,
     check_rendered,
 )
@@ -24,6 +23,8 @@ from airflow_provider_talon_cdp.operators._fields import ends_retries
 from airflow_provider_talon_cdp.transfers._base import PROFILE_ID_COLUMN, SqlOperator
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import XComArg
+
     from airflow_provider_talon_cdp.sync.guard import Guard
     from airflow_provider_talon_cdp.sync.mirror import Mirror
     from airflow_provider_talon_cdp.sync.profiles import Profiles
@@ -63,7 +64,7 @@ class ProfilesOperator(LedgerOperator):
             reason and none was accepted; None for never. Also after so many 404s in a row, whatever was
             accepted before; None for 50.
         ledger: Name of the ledger. Default: the DAG's and the task's ID; a mapped task must name one for each
-            of its instances.
+            of its instances, and a ``@task`` that calls the operator one for each call.
         kwargs: As in ``LedgerOperator``: ``on_empty``, ``max_removal_fraction``, ``min_removals`` and
             ``max_removals`` (profiles that are cleared), ``max_additions`` (profiles to send), ``send``,
             ``dry_run``, ``on_older_run``, ``retry_rejected``, ``suspicious_ids``, ``state_uri``,
@@ -81,9 +82,9 @@ class ProfilesOperator(LedgerOperator):
         self,
         *,
         profile_id_column: str = PROFILE_ID_COLUMN,
-        attributes: Mapping[str, str] | Sequence[str] | None = None,
+        attributes: Mapping[str, str] | Sequence[str] | XComArg | None = None,
         attributes_column: str | None = None,
-        types: Mapping[str, str] | None = None,
+        types: Mapping[str, str] | XComArg | None = None,
         nulls: Nulls = "skip",
         on_missing: OnMissing = "ignore",
         on_duplicate: OnDuplicate = "error",
@@ -153,10 +154,7 @@ class ProfilesOperator(LedgerOperator):
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan and send; refuse to clear what another instance of this mapped task has sent in this run."""
-        other = None
-        if self.on_missing == "clear":
-            mirror.ledger.load()
-            other = self.other_instance(context, mirror)
+        other = self.other_instance(context, mirror) if self.on_missing == "clear" else None
         if other is not None:
             raise InvalidInputError(
                 f"Instance {other} of the mapped task {self.task_id} has synced profiles with the same\n"

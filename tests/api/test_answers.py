@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import ssl
+import time
 import zlib
+from urllib.parse import quote, quote_plus
 
 import pytest
 from requests.structures import CaseInsensitiveDict
@@ -57,7 +60,7 @@ def test_the_documented_successes_are_read():
     assert read(calls.update_audience("vip", "VIP"), 200, AUDIENCE) == audience
     assert read(calls.delete_audience("vip"), 204) is None
     assert read(PROFILE, 200, STATE) == STATE
-    assert read(calls.update_customer_profile_audiences("anna"), 200, STATE) == STATE
+    assert read(PROFILE_AUDIENCES, 200, STATE) == STATE
     assert read(MEMBERS, 204) is None
 
 
@@ -202,15 +205,31 @@ def test_an_html_page_is_called_one():
 
 @pytest.mark.parametrize("body", [b"<html>login</html>", b"", b"[]", b'{"name": "VIP"}', b'{"id": "12"}'])
 def test_a_success_without_the_documented_content_is_no_success(body):
-    error = fail(CREATE, 201, body)
+    error = fail(CREATE, 201, body, {"Content-Length": str(len(body))})
     assert type(error) is exceptions.UnexpectedAnswerError
     assert "Base URL" in str(error)
+
+
+@pytest.mark.parametrize("compress", [None, gzip.compress])
+@pytest.mark.parametrize("request_, status, content", [(CREATE, 201, AUDIENCE), (PROFILE, 200, STATE)])
+def test_a_success_that_is_cut_off_is_no_clear_answer(request_, status, content, compress):
+    """Without a length, the end of the connection is the end of the answer."""
+    body = json.dumps(content).encode()
+    for length in range(1 if compress else 0, len(body)):
+        part = body[:length]
+        headers = {"Content-Encoding": "gzip"} if compress else {}
+        error = fail(request_, status, compress(part) if compress else part, headers)
+        assert type(error) is exceptions.TransientError
+        assert error.is_unclear
+        assert error.reason == "the answer was cut off"
+    complete = {"Content-Length": str(len(body) - 1)}
+    assert type(fail(request_, status, body[:-1], complete)) is exceptions.UnexpectedAnswerError
 
 
 @pytest.mark.parametrize(
     "body", [{}, {"status": "ok"}, {"effects": None}, {"effects": {}}, {**CDP_ERROR, "StatusCode": 400}]
 )
-@pytest.mark.parametrize("request_", [PROFILE, calls.update_customer_profile_audiences("anna")])
+@pytest.mark.parametrize("request_", [PROFILE, PROFILE_AUDIENCES])
 def test_a_200_without_an_integration_state_is_no_success(request_, body):
     error = fail(request_, 200, body)
     assert type(error) is exceptions.UnexpectedAnswerError
@@ -252,6 +271,56 @@ def test_the_key_is_masked_however_the_answer_spells_it(key, quoted):
         assert "def" not in text
         assert key not in text
         assert "sorry" in text
+
+
+ODD = "Zoë O'Brien <z@x.de>/& ü+1"
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        ODD,
+        ODD.upper(),
+        quote(ODD),
+        quote(ODD, safe="").lower(),
+        quote_plus(ODD),
+        "Zo%C3%AB%20O'Brien%20%3Cz%40x.de%3E%2F%26%20%C3%BC%2B1",
+        "Zo%C3%AB%20O%27Brien%20%3Cz@x.de%3E%2F&%20%C3%BC+1",
+        html.escape(ODD),
+        html.escape(ODD).replace("&#x27;", "&#39;"),
+        json.dumps(ODD)[1:-1],
+        r"Zoë O'Brien \u003cz@x.de\u003e/\u0026 ü+1",
+    ],
+)
+def test_what_was_sent_is_masked_however_it_is_spelled(spelled):
+    said = {**CDP_ERROR, "Error": f"profile {spelled} is wrong"}
+    assert "It says: profile *** is wrong" in str(fail(calls.update_customer_profile(ODD), 400, said))
+    of_value = calls.update_customer_profile("a", attributes={"Name": ODD})
+    assert "It says: profile *** is wrong" in str(fail(of_value, 400, said))
+
+
+@pytest.mark.parametrize(
+    "number, printed",
+    [(1500000, "1.5e+06"), (-0.0000012, "-1.2e-06"), (123456789.25, "1.2345678925e+08"), (41, "41")],
+)
+def test_a_number_is_masked_as_go_prints_it(number, printed):
+    request = calls.update_customer_profile("anna", attributes={"n": number})
+    assert "It says: bad *** here" in str(fail(request, 400, {**CDP_ERROR, "Error": f"bad {printed} here"}))
+
+
+@pytest.mark.parametrize("piece", ["a", "1", "a1", "'a", "'a' ", "a@", "+", "'a 1"])
+@pytest.mark.parametrize("request_", [PROFILE, MEMBERS])
+def test_a_long_text_takes_no_quadratic_time(request_, piece):
+    began = time.process_time()
+    fail(request_, 500, {"message": piece * (100_000 // len(piece))})
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("end", [0, 1, 500])
+def test_a_part_of_an_id_at_the_end_of_what_is_read_is_not_shown(end):
+    request = calls.update_customer_profile("Z" * 1000)
+    said = "." * end + ("Z" * 1000 + ",") * 900
+    assert "Z" not in str(fail(request, 400, {"StatusCode": 400, "Error": said})).partition("says")[2]
 
 
 def test_a_long_error_text_is_cut():

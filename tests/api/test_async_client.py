@@ -118,6 +118,49 @@ def test_a_429_slows_everything_down(send, talon, clock):
     assert client._pacer.rate(1000.0) < 60
 
 
+@pytest.mark.parametrize("budget, says", [(600, "asks to wait 3,600 s"), (0, "429")])
+def test_a_429_that_asks_for_longer_than_the_retries_last_fails_the_next_calls_at_once(
+    talon, clock, budget, says
+):
+    """They would otherwise wait for an hour, and no line of the log would say so."""
+    talon.fail_next("status", status=429, retry_after=3600)
+
+    async def run():
+        async with client_to(talon, clock, bulk_retry_seconds=budget, requests_per_second=10) as client:
+            for name in ("anna", "bo"):
+                with pytest.raises(TransientError, match=says) as error:
+                    await client.send(calls.update_customer_profile(name))
+                assert (error.value.is_unclear, error.value.repeated) == (False, False)
+            assert clock.now < 1100
+            assert client.requests == 1
+            clock.now += 3601
+            # The second one waits for its turn.
+            await client.send(calls.update_customer_profile("anna"))
+            await client.send(calls.update_customer_profile("bo"))
+
+    asyncio.run(run())
+
+
+def test_so_does_it_a_call_whose_earlier_attempt_may_have_had_its_effect(talon, clock):
+    talon.fail_next("status", status=503)
+    talon.fail_next("status", status=429, retry_after=3600)
+
+    async def run():
+        async with client_to(talon, clock, bulk_retry_seconds=600) as client:
+
+            async def sleep(seconds):
+                client._sleep = clock.sleep
+                with pytest.raises(TransientError):
+                    await client.send(calls.update_customer_profile("anna"))
+
+            client._sleep = sleep
+            with pytest.raises(TransientError, match="asks to wait 3,600 s") as error:
+                await client.send(calls.update_customer_profile("bo"))
+            assert error.value.repeated
+
+    asyncio.run(run())
+
+
 def test_requests_are_paced(send, clock):
     send(*[calls.update_customer_profile(f"p{number}") for number in range(21)], requests_per_second=10)
     assert clock.now == pytest.approx(1002.0, abs=0.15)
@@ -232,10 +275,10 @@ def test_an_answer_that_came_while_the_event_loop_was_blocked_is_no_timeout(talo
 
     async def block():
         await asyncio.sleep(0.04)
-        time.sleep(1.5)  # noqa: ASYNC251 - as the storage does
+        time.sleep(3)  # noqa: ASYNC251 - as the storage does
 
     async def run():
-        async with client_to(talon, clock, timeout=0.6) as client:
+        async with client_to(talon, clock, timeout=2) as client:
             names = [f"p{number}" for number in range(5)]
             sent = [client.send(calls.update_customer_profile(each, run_rule_engine=True)) for each in names]
             await asyncio.gather(block(), *sent)

@@ -207,9 +207,37 @@ def test_what_is_no_internal_audience_id_is_refused(bad):
         calls.update_customer_profile("anna", add_audiences=[bad])
 
 
-def test_one_string_is_no_list_of_audiences():
-    with pytest.raises(InvalidInputError, match="must be a list"):
-        calls.update_customer_profile_audiences("anna", add_audiences="vip")
+@pytest.mark.parametrize("odd", ["vip", b"vip", None, 5, {"vip": True}])
+def test_what_is_no_list_of_audiences_is_refused(odd):
+    for call in (
+        lambda: calls.update_customer_profile("anna", add_audiences=odd),
+        lambda: calls.update_customer_profile_audiences("anna", remove_audiences=odd),
+        lambda: calls.update_customer_profiles_audiences([("anna", odd, [])]),
+    ):
+        with pytest.raises(InvalidInputError, match="must be a list, not (str|bytes|NoneType|int|dict)"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "odd", [None, 5, "anna", ["anna"], [("anna", ["vip"])], [None], {"anna": ["vip"]}, [{"anna": 1}]]
+)
+def test_what_is_no_entry_of_a_profile_is_refused(odd):
+    with pytest.raises(InvalidInputError, match="Each entry must be a tuple of a customer profile ID"):
+        calls.update_customer_profiles_audiences(odd)
+
+
+@pytest.mark.parametrize("name", ["run_rule_engine", "skip_unknown_attributes"])
+@pytest.mark.parametrize("odd", ["False", "", None, 0])
+def test_the_text_of_a_boolean_is_refused(name, odd):
+    """A template renders it, and the text "False" would count as true."""
+    with pytest.raises(InvalidInputError, match=f"{name} must be True or False"):
+        calls.update_customer_profile("anna", attributes={"x": 1}, **{name: odd})
+
+
+def test_a_change_of_no_audience_is_refused():
+    """Talon.One would run its rules for nothing."""
+    with pytest.raises(InvalidInputError, match="both empty"):
+        calls.update_customer_profile_audiences("anna")
 
 
 def test_an_audience_in_adds_and_removes_of_one_profile_is_refused():

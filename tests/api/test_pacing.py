@@ -181,6 +181,7 @@ def test_no_wait_is_negative_or_above_the_cap(attempt, random):
         ("Thu, 01 Jan 1970 00:02:00 GMT", 20),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
         ("-5", None),
+        ("9" * 400, None),
         ("1.5", None),
         ("\u0664", None),
         ("Thu, 99 Jan 1970 00:00:00 GMT", None),

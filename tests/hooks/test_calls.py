@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, XCom
 
 from airflow_provider_talon_cdp.api import calls
 from airflow_provider_talon_cdp.exceptions import (
@@ -15,6 +18,7 @@ from airflow_provider_talon_cdp.exceptions import (
     InvalidInputError,
     NotFoundError,
     RejectedError,
+    TransientError,
     UnclearError,
     UnexpectedAnswerError,
 )
@@ -152,6 +156,18 @@ def test_the_calls_have_their_effect(connect, talon):
     assert list(talon.audiences()) == ["new"]
 
 
+def test_what_a_method_returns_can_go_through_xcom(connect, talon):
+    hook = connect()
+    made = hook.create_audience("vip", "VIP")
+    renamed = hook.update_audience("vip", "Best")
+    state = hook.update_customer_profile("anna", attributes={"Tier": "gold"})
+    for returned in (made, renamed, state, hook.delete_audience("vip")):
+        found = XCom.deserialize_value(SimpleNamespace(value=XCom.serialize_value(returned)))
+        assert type(found) in (dict, type(None))
+        assert found == returned
+    assert (made["id"], made["integration_id"], made["name"]) == (made.id, "vip", "VIP")
+
+
 def test_errors_say_what_to_do_by_their_class(connect, talon):
     hook = connect()
     hook.create_audience("vip", "VIP")
@@ -172,6 +188,56 @@ def test_errors_say_what_to_do_by_their_class(connect, talon):
     with pytest.raises(UnexpectedAnswerError):
         hook.delete_audience("vip")
     assert list(talon.audiences()) == ["vip"]
+
+
+def _bulk(hook):
+    async def send():
+        async with hook.members_sender() as sender:
+            await sender.create_audience("vip", "VIP")
+
+    asyncio.run(send())
+
+
+CALLS = {
+    "create": lambda hook: hook.create_audience("vip", "VIP"),
+    "update": lambda hook: hook.update_audience("vip", "VIP"),
+    "delete": lambda hook: hook.delete_audience("vip"),
+    "profile": lambda hook: hook.update_customer_profile("anna", attributes={"x": 1}),
+    "its audiences": lambda hook: hook.update_customer_profile_audiences("anna", add_audiences=["vip"]),
+    "profiles": lambda hook: hook.update_customer_profiles_audiences([("anna", ["vip"], [])]),
+    "sender": _bulk,
+    "deployment": lambda hook: hook.check_deployment(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_error_that_no_retry_can_fix_ends_the_retries_of_a_task(connect, talon, call):
+    with pytest.raises(AuthenticationError) as error:
+        call(connect(password="wrong"))
+    assert isinstance(error.value, AirflowFailException)
+    with pytest.raises(InvalidInputError, match="Connection 'talon_cdp_default'") as error:
+        call(connect({"timezone": "Mars"}))
+    assert isinstance(error.value, AirflowFailException)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_may_pass_does_not_end_them(connect, talon, call):
+    hook = connect({"call_retry_seconds": 0, "bulk_retry_seconds": 0})
+    talon.fail_next("status", status=429)
+    with pytest.raises(TransientError) as error:
+        call(hook)
+    assert not isinstance(error.value, AirflowFailException)
+
+
+def test_a_call_that_runs_rules_is_not_made_again_by_a_retry(connect, talon):
+    talon.fail_next("reset_after")
+    with pytest.raises(UnclearError) as error:
+        connect().update_customer_profile("anna", run_rule_engine=True)
+    assert isinstance(error.value, AirflowFailException)
+    frames = [each.name for each in traceback.extract_tb(error.value.__traceback__)]
+    assert "update_customer_profile" in frames
+    assert type(error.value.__cause__) is UnclearError
+    assert error.value.__cause__.__traceback__ is None
 
 
 def test_what_the_api_would_refuse_is_refused_before_it_is_sent(connect, talon):
@@ -200,8 +266,9 @@ def test_what_the_api_would_refuse_is_refused_before_it_is_sent(connect, talon):
         lambda: hook.update_customer_profiles_audiences([("anna", [1], [])]),
         lambda: hook.update_customer_profiles_audiences([("anna", [2**63], [])], audience_id_type="internal"),
     ):
-        with pytest.raises(InvalidInputError):
+        with pytest.raises(InvalidInputError) as error:
             call()
+        assert isinstance(error.value, AirflowFailException)
     assert talon.requests() == []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import socket
 
 import pytest
@@ -113,7 +115,9 @@ def test_an_empty_option_is_its_default_and_turns_nothing_off(connect, name, emp
     assert (plain.verify, plain.cert, plain.trust_env, plain.proxies) == (True, None, True, {})
 
 
-def test_a_hook_opens_one_connection_and_reuses_it(connect, talon, monkeypatch):
+@pytest.fixture
+def opened(monkeypatch):
+    """The addresses to which connections were opened."""
     opened = []
     create = socket.create_connection
     monkeypatch.setattr(
@@ -122,6 +126,10 @@ def test_a_hook_opens_one_connection_and_reuses_it(connect, talon, monkeypatch):
             opened.append(address) or create(address, args[0] if args else None)
         ),
     )
+    return opened
+
+
+def test_a_hook_opens_one_connection_and_reuses_it(connect, talon, opened):
     hook = connect()
     hook.create_audience("vip", "VIP")
     for each in range(5):
@@ -129,6 +137,35 @@ def test_a_hook_opens_one_connection_and_reuses_it(connect, talon, monkeypatch):
     hook.delete_audience("vip")
     assert len(opened) == 1
     assert hook.client is hook.client
+
+
+def test_a_forked_process_does_not_use_the_connection_of_its_parent(connect, talon, opened, monkeypatch):
+    """Each would get answers to calls of the other."""
+    hook = connect()
+    hook.create_audience("vip", "VIP")
+    with monkeypatch.context() as forked:
+        forked.setattr("os.getpid", lambda: 1)
+        hook.update_audience("vip", "Best")
+        hook.update_audience("vip", "Very best")
+        assert len(opened) == 2
+    hook.delete_audience("vip")
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize("way", [lambda hook: pickle.loads(pickle.dumps(hook)), copy.deepcopy])
+def test_a_used_hook_can_be_copied_to_another_process(connect, talon, way):
+    hook = connect()
+    hook.create_audience("vip", "VIP")
+    way(hook).delete_audience("vip")
+    assert talon.audiences() == {}
+
+
+def test_a_pickled_hook_does_not_hold_the_key(connect, talon):
+    hook = connect()
+    hook.create_audience("vip", "VIP")
+    pickled = pickle.dumps(hook)
+    assert hook.settings.api_key.encode() not in pickled
+    assert hook.talon_cdp_conn_id.encode() in pickled
 
 
 def test_airflow_finds_the_hook_by_its_connection_type(talon):

@@ -127,6 +127,9 @@ def test_an_unknown_extra_is_refused_and_the_known_ones_are_listed(connect):
     [
         ({"host": ""}, "https://integration.talon.one"),
         ({"host": None, "schema": "http", "port": 80}, "https://integration.talon.one"),
+        ({"host": " https://api.example.com ", "port": 8443}, "https://api.example.com:8443"),
+        ({"host": "api.example.com ", "port": 8443}, "https://api.example.com:8443"),
+        ({"host": " "}, "https://integration.talon.one"),
         ({"host": "api.example.com"}, "https://api.example.com"),
         ({"host": "api.example.com/"}, "https://api.example.com"),
         ({"host": "https://api.example.com"}, "https://api.example.com"),

@@ -122,6 +122,14 @@ def test_a_profile_joins_and_leaves_audiences_by_internal_id(run, talon, vip):
     assert talon.members("vip") == frozenset()
 
 
+def test_an_empty_state_uri_of_a_template_is_not_the_default(run, talon, vip):
+    """A retry would look for the mark of a call that runs rules in another place."""
+    operator, before = profile(run_rule_engine=True, state_uri="{{ params.x }}"), talon.requests()
+    with pytest.raises(InvalidInputError, match="^state_uri is empty after rendering"):
+        run(operator, params={"x": ""})
+    assert talon.requests() == before
+
+
 def test_a_profile_joins_and_leaves_audiences_by_external_id(run, talon, vip):
     assert run(audiences(add_audiences=["vip"])) == {
         "added": 1,
