@@ -269,6 +269,9 @@ def _timestamp(value: datetime, name: str, zone: tzinfo | None, *, is_date: bool
                 f"Attribute {name!r} is a date or a timestamp without a time zone. Set 'Time zone for naive "
                 "timestamps' on the connection, or convert it to a timestamp with time zone in SQL."
             )
+        if type(value) is not datetime:
+            # A time of pandas raises OverflowError where the zone's offset would take it out of its range.
+            value = datetime.combine(value.date(), value.time())
         # The first moment of a day is defined even if the clock skips or repeats midnight.
         value = value.replace(tzinfo=zone, fold=0) if is_date else _in_zone(value, name, zone)
     try:

@@ -274,7 +274,8 @@ def read_profile_id(value: Any) -> str | Rejection:
     """Read a profile ID of a source: text, or an integer, integral Decimal or UUID, which becomes text.
 
     Returns:
-        The ID as text, or a rejection if it is null, empty, too long or not valid Unicode.
+        The ID as text, or a rejection if it is null, empty, too long, not valid Unicode, or the error of a
+        reader.
 
     Raises:
         InvalidInputError: The ID is of another type, so the query is wrong.
@@ -282,6 +283,8 @@ def read_profile_id(value: Any) -> str | Rejection:
     # Nearly every ID is ASCII text, which needs no further check.
     if type(value) is str and value.isascii() and 0 < len(value) <= MAX_LENGTH:
         return value
+    if isinstance(value, InvalidInputError):
+        return Rejection(f"profile ID {value}")
     text = _id_text(value)
     fault = fault_of_text(text)
     return Rejection(f"profile ID {fault}", text or None) if fault or text is None else text
@@ -343,6 +346,8 @@ def one_or_all(texts: list[str]) -> str | list[str]:
 def _fault_of_audience(value: Any, id_type: AudienceIdType) -> str | None:
     if is_null_audience(value):
         return "audience ID null"
+    if isinstance(value, InvalidInputError):
+        return f"audience ID {value}"
     fault = fault_of_text(value) if isinstance(value, str) and id_type == "external" else None
     return f"audience ID {fault}" if fault else None
 

@@ -1,4 +1,4 @@
-"""Profile IDs that are valid but look wrong: padded, a null or a list as text, or once a float. Pure."""
+"""Profile IDs that are valid but look wrong: padded, a null or a list as text, or once a number. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from operator import ne
 
 _NULLS = frozenset(
     {"None", "none", "NONE", "nan", "NaN", "NAN", "null", "Null", "NULL", "<NA>", "NaT", "N/A"}
+    # Of JavaScript, and of files that Hive and MySQL write.
+    | {"undefined", r"\N"}
 )
 _ODD_ASCII = [" ", *map(chr, range(32)), "\x7f"]
 # Stands between the IDs, which are searched as one text.
@@ -16,11 +18,14 @@ _SEPARATOR = ","
 _INVISIBLE = re.compile(
     "[\0-\b\x0e-\x1b\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
 )
-# With a sign in the exponent, or as Java writes it.
-_SCIENTIFIC = re.compile(r"[+-]?\d((\.\d+)?[eE]\+|\.\d+E)\d+", re.ASCII)
+_REPLACEMENT = "\ufffd"
+# With a sign in the exponent, or a point before it: 123e45 may be an ID.
+_SCIENTIFIC = re.compile(r"[+-]?\d((\.\d+)?[eE]\+|\.\d+[eE])\d+", re.ASCII)
 # Such as "['a', 'b']" or '{"id": "a"}'. A UUID may be in braces, so that braces alone tell nothing.
 _STRUCTURE = re.compile(r"\[.*\]|\(.*\)|\{.*:.*\}", re.DOTALL)
-_POINT_ZERO = re.compile(r"[+-]?\d+\.0", re.ASCII)
+# As JSON and Python write strings, and as Python and Postgres write bytes.
+_LITERAL = re.compile(r"""b?(".*"|'.*')|\\x([0-9a-f]{2})+""", re.DOTALL)
+_POINT_ZERO = re.compile(r"[+-]?\d+\.0+", re.ASCII)
 # IDs such as "123.0" are suspicious from this share of all IDs on; a few of them may be version numbers.
 _MOST = 0.9
 
@@ -28,9 +33,13 @@ _TEXTS = {
     "white_space_at_ends": "have white space at their ends. Use TRIM in SQL",
     "white_space_inside": "have white space inside",
     "invisible": "have an invisible character, such as a zero-width space. Remove it in SQL",
+    "replacement_character": "have U+FFFD in place of a character that was lost. "
+    "Correct the character set in which they are read",
+    "literal": "are a string in quotes, or the text of bytes. Convert JSON and bytes to plain text in SQL",
     "structure": "are the text of a list or of a mapping. Give each ID as a text of its own",
     "null_text": "are the text of a null, such as 'None' or 'nan'. Leave those rows out",
-    "point_zero": "end with '.0': integers that went through a float. Cast to BIGINT first, then to text",
+    "point_zero": "end with '.0', or more zeros: integers that became a float or a decimal. "
+    "Cast to BIGINT first, then to text",
     "scientific": "are in scientific notation, such as 1.5E+10. Cast to BIGINT first, then to text",
 }
 
@@ -59,8 +68,10 @@ class SuspiciousIds:
             self._counts["null_text"] += sum(profile_id in _NULLS for profile_id in ids)
         if any(map(text.__contains__, "[({")):
             self._counts["structure"] += sum(map(bool, map(_STRUCTURE.fullmatch, ids)))
+        if any(map(text.__contains__, "\"'\\")):
+            self._counts["literal"] += sum(map(bool, map(_LITERAL.fullmatch, ids)))
         some = ids[0], ids[len(ids) // 2], ids[-1]
-        if any(profile_id.endswith(".0") for profile_id in some):
+        if any(map(_POINT_ZERO.fullmatch, some)):
             self._counts["point_zero"] += sum(map(bool, map(_POINT_ZERO.fullmatch, ids)))
         if "+" in text or any(map(_SCIENTIFIC.fullmatch, some)):
             self._counts["scientific"] += sum(map(bool, map(_SCIENTIFIC.fullmatch, ids)))
@@ -73,6 +84,8 @@ class SuspiciousIds:
         )
         if _INVISIBLE.search(text):
             self._counts["invisible"] += sum(map(bool, map(_INVISIBLE.search, ids)))
+        if _REPLACEMENT in text:
+            self._counts["replacement_character"] += sum(_REPLACEMENT in profile_id for profile_id in ids)
 
     @property
     def sums(self) -> tuple[dict[str, int], int]:
@@ -88,8 +101,9 @@ class SuspiciousIds:
     def counts(self) -> dict[str, int]:
         """Number of IDs by kind, without the kinds that were not found.
 
-        The kinds: ``white_space_at_ends``, ``white_space_inside``, ``invisible``, ``structure``,
-        ``null_text``, ``scientific``, and ``point_zero`` if nearly all IDs are of this kind.
+        The kinds: ``white_space_at_ends``, ``white_space_inside``, ``invisible``, ``replacement_character``,
+        ``literal``, ``structure``, ``null_text``, ``scientific``, and ``point_zero`` if nearly all IDs are of
+        this kind.
         """
         return {
             kind: count

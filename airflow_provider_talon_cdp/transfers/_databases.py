@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -76,7 +76,8 @@ class Database:
         read: Executes a statement and streams its rows.
         sort_key: Returns a SQL expression of a column's text that sorts by bytes, given a connection, the
             quoted name of the column and one of its values. None if the database cannot sort by bytes.
-        peek: Format of a statement that returns another statement's columns without reading its rows.
+        peek: Format of a statement that returns another statement's columns without reading its rows, or a
+            function that returns their names.
         quotes: The characters before and after a quoted name; the second one is doubled in a name.
         alias: The alias of a subquery.
         doubles_percent: Whether a % must be doubled if there are bind parameters.
@@ -88,7 +89,7 @@ class Database:
     connect: Callable[[DbApiHook], Any] = lambda hook: hook.get_conn()
     read: Read
     sort_key: Callable[[Any, str, Any], str] | None = None
-    peek: str = "SELECT * FROM (\n{}\n) {} WHERE 1 = 0"
+    peek: str | Callable[[Any, str, Any], list[str]] = "SELECT * FROM (\n{}\n) {} WHERE 1 = 0"
     quotes: str = '""'
     alias: str = "AS talon_cdp_source"
     doubles_percent: bool = False
@@ -102,6 +103,8 @@ class Database:
         self, connection: Any, statement: str, parameters: Any
     ) -> tuple[list[str], Sequence[Any] | None]:
         """Return the names of a statement's columns, and its first row if ``peek`` reads it."""
+        if not isinstance(self.peek, str):
+            return self.peek(connection, statement, parameters), None
         with ExitStack() as cleanup:
             result = self.read(connection, self.peek.format(statement, self.alias), parameters, cleanup)
             row = next((block[0] for block in result.blocks if len(block)), None)
@@ -186,9 +189,13 @@ def close_quietly(close: Callable[[], Any]) -> None:
         log.warning("Closing the warehouse's cursor or connection failed: %s", type(error).__name__)
 
 
-def _execute(cursor: Any, statement: str, parameters: Any) -> None:
+def _execute(cursor: Any, statement: str, parameters: Any, cleanup: ExitStack | None = None) -> Any:
+    """Execute a statement, and return the cursor; the stack closes it."""
+    if cleanup is not None:
+        cleanup.callback(close_quietly, cursor.close)
     # Without the argument, drivers do not look for placeholders, so that a % in the SQL is a plain character.
     cursor.execute(*((statement,) if parameters is None else (statement, parameters)))
+    return cursor
 
 
 # ------------------------------------------------------------------ streaming, by driver
@@ -196,28 +203,24 @@ def _execute(cursor: Any, statement: str, parameters: Any) -> None:
 
 def _rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Read with the driver's default cursor, which streams."""
-    return _from_cursor(connection.cursor(), statement, parameters, cleanup)
-
-
-def _from_cursor(
-    cursor: Any,
-    statement: str,
-    parameters: Any,
-    cleanup: ExitStack,
-    *,
-    converters: Mapping[Any, Convert] = MappingProxyType({}),
-) -> Result:
-    cleanup.callback(close_quietly, cursor.close)
-    _execute(cursor, statement, parameters)
-    return _fetched(cursor, converters=converters)
+    return _fetched(_execute(connection.cursor(), statement, parameters, cleanup))
 
 
 def _fetched(
-    cursor: Any, *, converters: Mapping[Any, Convert] = MappingProxyType({}), fetch: int = FETCH
+    cursor: Any, converters: Mapping[Any, Convert] = MappingProxyType({}), fetch: int = FETCH
 ) -> Result:
     # A server-side cursor of psycopg2 describes its columns after the first fetch.
     blocks = _blocks(partial(cursor.fetchmany, fetch))
-    return Result(_names_of(cursor), blocks, _by_position(cursor, converters))
+    return _result(cursor, blocks, converters)
+
+
+def _result(
+    cursor: Any, blocks: Iterator[Any], converters: Mapping[Any, Convert] = MappingProxyType({})
+) -> Result:
+    """Return a result; the converters are by the driver's type of a column."""
+    columns = enumerate(cursor.description or ())
+    found = {at: converters[column[1]] for at, column in columns if converters and column[1] in converters}
+    return Result(_names_of(cursor), blocks, found)
 
 
 def _blocks(fetch: Callable[[], Any]) -> Iterator[Any]:
@@ -234,10 +237,15 @@ def _names_of(cursor: Any) -> list[str]:
 def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Read with a server-side cursor. A value that the driver cannot convert becomes an error in its row."""
     driver = type(connection).__module__.partition(".")[0]
+    # Otherwise text of a SQL_ASCII database is bytes, and a connection's client_encoding may lack characters.
     if driver == "psycopg":
+        if not _is_redshift(connection):
+            connection.execute("SET client_encoding TO 'UTF8'")
         import_module("psycopg.types.json").set_json_loads(read_json, connection)
         _tolerate_times_of_psycopg(connection)
     elif driver == "psycopg2":
+        if not _is_redshift(connection):
+            connection.set_client_encoding("UTF8")
         extras = import_module("psycopg2.extras")
         extras.register_default_json(connection, loads=read_json)
         extras.register_default_jsonb(connection, loads=read_json)
@@ -245,16 +253,14 @@ def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
         _tolerate_times_of_psycopg2(connection)
     else:
         return _rows(connection, statement, parameters, cleanup)
-    cursor = connection.cursor(_CURSOR)
-    cleanup.callback(close_quietly, cursor.close)
-    _execute(cursor, statement, parameters)
+    cursor = _execute(connection.cursor(_CURSOR), statement, parameters, cleanup)
     # psycopg2 sends all statements behind one DECLARE, which declares a cursor for the first. The status is
     # that of the last.
     if driver == "psycopg2" and not cursor.statusmessage.startswith("DECLARE"):
         raise _several_statements()
     if not _is_redshift(connection):
         return _fetched(cursor)
-    return _fetched(cursor, converters=_REDSHIFT_TYPES, fetch=_REDSHIFT_FETCH)
+    return _fetched(cursor, _REDSHIFT_TYPES, _REDSHIFT_FETCH)
 
 
 # PostgreSQL 9.1. Redshift reports version 8.0.2.
@@ -348,14 +354,13 @@ def _redshift_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
             "Redshift did not accept DECLARE CURSOR for the query (%s), so all its rows are kept in memory.",
             type(error).__name__,
         )
-        return _from_cursor(cursor, statement, parameters, cleanup, converters=_REDSHIFT_TYPES)
+        return _fetched(_execute(cursor, statement, parameters), _REDSHIFT_TYPES)
 
     def fetch() -> Any:
         cursor.execute(f"FETCH FORWARD {_REDSHIFT_FETCH} FROM {name}")
         return cursor.fetchall()
 
-    blocks = _blocks(fetch)
-    return Result(_names_of(cursor), blocks, _by_position(cursor, _REDSHIFT_TYPES))
+    return _result(cursor, _blocks(fetch), _REDSHIFT_TYPES)
 
 
 # Types of columns in the protocol of MySQL. DATETIME is another one.
@@ -376,7 +381,7 @@ def _mysql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitS
     converters = {_MYSQL_JSON: read_json, _MYSQL_TIMESTAMP: _mysql_timestamp(cursor)}
     _execute(cursor, statement, parameters)
     blocks = _of_one_statement(_blocks(partial(cursor.fetchmany, FETCH)), cursor)
-    return Result(_names_of(cursor), blocks, _by_position(cursor, converters))
+    return _result(cursor, blocks, converters)
 
 
 def _mysql_timestamp(cursor: Any) -> Convert:
@@ -422,12 +427,11 @@ def _several_statements() -> InvalidInputError:
     return InvalidInputError("sql has more than one statement. Pass one SELECT.")
 
 
-def _by_position(cursor: Any, converters: Mapping[Any, Convert]) -> dict[int, Convert]:
-    """Return converters, which are by type, by the position of the columns of these types."""
-    if not converters:
-        return {}
-    types = [column[1] for column in cursor.description or ()]
-    return {at: converters[kind] for at, kind in enumerate(types) if kind in converters}
+def _duckdb_names(connection: Any, statement: str, parameters: Any) -> list[str]:
+    # Not of a subquery, in which DuckDB renames equal columns. In parentheses, several statements are none.
+    with closing(connection.cursor()) as cursor:
+        rows = _execute(cursor, f"DESCRIBE (\n{statement}\n)", parameters).fetchall()
+        return [name for name, *_ in rows]
 
 
 def _duckdb_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
@@ -442,6 +446,8 @@ def _duckdb_rows(connection: Any, statement: str, parameters: Any, cleanup: Exit
         raise _several_statements()
     # With execute() instead of sql(), DuckDB would copy the rows once more.
     relation = cursor.sql(statement, params=parameters)
+    if relation is None:
+        raise InvalidInputError("sql has no SELECT at its end, so that it has no rows. Add one.")
     # The second name is of DuckDB before 2.
     read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
     types = list(map(str, relation.types))
@@ -459,18 +465,25 @@ def _refuse_unsigned(name: str, _: Any) -> Any:
     )
 
 
-# Snowflake's VARIANT, OBJECT and ARRAY.
-_SNOWFLAKE_TYPES: Mapping[Any, Convert] = dict.fromkeys((5, 9, 10), read_json)
+# A string of JSON, or how Snowflake writes a SQL NULL beside them.
+_UNDEFINED = re.compile(r"""("(?:[^"\\]|\\.)*")|\bundefined\b""")
+
+
+def _read_json_of_snowflake(value: Any) -> Any:
+    if isinstance(value, str) and "undefined" in value:
+        value = _UNDEFINED.sub(lambda found: found[1] or "null", value)
+    return read_json(value)
+
+
+# VARIANT, OBJECT and ARRAY.
+_SNOWFLAKE_TYPES: Mapping[Any, Convert] = dict.fromkeys((5, 9, 10), _read_json_of_snowflake)
 
 
 def _snowflake_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     if hasattr(type(connection), "arrow_number_to_decimal_setter"):
         # Otherwise NUMBER(38, 2) becomes a float.
         connection.arrow_number_to_decimal_setter = True
-    cursor = connection.cursor()
-    cleanup.callback(close_quietly, cursor.close)
-    _execute(cursor, statement, parameters)
-    converters = _by_position(cursor, _SNOWFLAKE_TYPES)
+    cursor = _execute(connection.cursor(), statement, parameters, cleanup)
     if find_spec("pyarrow"):
         try:
             tables = cursor.fetch_arrow_batches()
@@ -480,9 +493,9 @@ def _snowflake_rows(connection: Any, statement: str, parameters: Any, cleanup: E
         else:
             batches = (batch for table in tables for batch in table.to_batches(max_chunksize=FETCH))
             blocks = _with_first_fetched(_complete(batches, cursor))
-            return Result(_names_of(cursor), _of_one_statement(blocks, cursor), converters)
+            return _result(cursor, _of_one_statement(blocks, cursor), _SNOWFLAKE_TYPES)
     blocks = _of_one_statement(_complete(_blocks(partial(cursor.fetchmany, FETCH)), cursor), cursor)
-    return Result(_names_of(cursor), blocks, converters)
+    return _result(cursor, blocks, _SNOWFLAKE_TYPES)
 
 
 def _complete(blocks: Iterator[Any], cursor: Any) -> Iterator[Any]:
@@ -508,11 +521,9 @@ _DATABRICKS_TYPES: Mapping[Any, Convert] = {
 
 
 def _databricks_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    cursor = connection.cursor()
-    cleanup.callback(close_quietly, cursor.close)
-    _execute(cursor, statement, parameters)
+    cursor = _execute(connection.cursor(), statement, parameters, cleanup)
     fetch = partial(cursor.fetchmany_arrow if find_spec("pyarrow") else cursor.fetchmany, FETCH)
-    return Result(_names_of(cursor), _blocks(fetch), _by_position(cursor, _DATABRICKS_TYPES))
+    return _result(cursor, _blocks(fetch), _DATABRICKS_TYPES)
 
 
 def _with_first_fetched(batches: Iterator[Any]) -> Iterator[Any]:
@@ -536,14 +547,12 @@ def _bigquery_connection(hook: Any) -> Any:
 
 
 def _bigquery_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
-    cursor = connection.cursor()
-    cleanup.callback(close_quietly, cursor.close)
     # This driver reads %% as % even without parameters.
-    _execute(cursor, statement if parameters else statement.replace("%", "%%"), parameters or None)
+    statement = statement if parameters else statement.replace("%", "%%")
+    cursor = _execute(connection.cursor(), statement, parameters or None, cleanup)
     rows = getattr(cursor, "_query_rows", None)
     if rows is None or not find_spec("pyarrow"):
-        converters = _by_position(cursor, {"JSON": read_json})
-        return Result(_names_of(cursor), _blocks(partial(cursor.fetchmany, FETCH)), converters)
+        return _fetched(cursor, {"JSON": read_json})
 
     converters = _json_converters(map(_bigquery_type, rows.schema))
     storage = connection._bqstorage_client  # noqa: SLF001 - as the driver's cursor uses it
@@ -593,7 +602,7 @@ _TRINO_TYPES: Mapping[Any, Convert] = {
 def _trino_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     cursor = connection.cursor()
     with _values_hidden():
-        result = _from_cursor(cursor, statement, parameters, cleanup, converters=_TRINO_TYPES)
+        result = _fetched(_execute(cursor, statement, parameters, cleanup), _TRINO_TYPES)
         json_converters = _json_converters(column[1] for column in cursor.description or ())
 
     def blocks() -> Iterator[Any]:
@@ -642,7 +651,7 @@ def _athena_rows(connection: Any, statement: str, parameters: Any, cleanup: Exit
     converter.update({**_TRINO_TYPES, **dict.fromkeys(("array", "map", "row", "struct"), unquoted)})
     times = ("date", "timestamp", "timestamp with time zone")
     converter.update({kind: tolerant(converter.get(kind)) for kind in times})
-    return _from_cursor(connection.cursor(converter=converter), statement, parameters, cleanup)
+    return _fetched(_execute(connection.cursor(converter=converter), statement, parameters, cleanup))
 
 
 def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
@@ -668,7 +677,7 @@ def _clickhouse_rows(connection: Any, statement: str, parameters: Any, cleanup: 
     cursor = connection.cursor()
     if hasattr(cursor, "set_stream_results"):
         cursor.set_stream_results(stream_results=True, max_row_buffer=FETCH)
-    return _from_cursor(cursor, statement, parameters, cleanup)
+    return _fetched(_execute(cursor, statement, parameters, cleanup))
 
 
 def _oracle_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
@@ -693,14 +702,12 @@ def _oracle_rows(connection: Any, statement: str, parameters: Any, cleanup: Exit
         return None
 
     cursor.outputtypehandler = variable
-    return _from_cursor(cursor, statement, parameters, cleanup)
+    return _fetched(_execute(cursor, statement, parameters, cleanup))
 
 
 def _mssql_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Read with pymssql's cursor, which goes on to the rows of the next statement if it is asked for more."""
-    cursor = connection.cursor()
-    cleanup.callback(close_quietly, cursor.close)
-    _execute(cursor, statement, parameters)
+    cursor = _execute(connection.cursor(), statement, parameters, cleanup)
     is_end = False
 
     def fetch() -> Any:
@@ -787,12 +794,11 @@ DATABASES = (
         read=_athena_rows,
         sort_key=_key("CAST({} AS VARCHAR)"),
     ),
-    # DuckDB renames equal columns of a subquery, but not of a statement in parentheses.
     Database(
         connection_types=["duckdb"],
         read=_duckdb_rows,
         sort_key=_key("encode(CAST({} AS VARCHAR))"),
-        peek="(\n{}\n) LIMIT 0",
+        peek=_duckdb_names,
     ),
     Database(connection_types=["trino", "presto"], read=_trino_rows, sort_key=_key("CAST({} AS VARCHAR)")),
     Database(

@@ -386,31 +386,14 @@ def _selected(block: Any, positions: Sequence[int], result: Result) -> Rows:
     return list(zip(*columns, strict=True))
 
 
-_INT64_MAX = 2**63 - 1
-# Every Python datetime is fewer ticks than this from 1970. In nanoseconds, only infinity is not.
-_TOO_MANY_TICKS = {"s": 10**12, "ms": 10**15, "ns": _INT64_MAX}
-
-
 def _arrow_values(column: Any) -> list[Any]:
     """Return an Arrow column as a list of Python values."""
     arrow = import_module("pyarrow")
     kind = column.type
-    convert: Callable[[Any], Any] | None = None
-    if arrow.types.is_timestamp(kind):
-        # Arrow's conversion takes six times as long. Python's times have microseconds at most.
-        ticks = column.cast(arrow.int64())
-        column = column.cast(arrow.timestamp("us", kind.tz), safe=False).cast(arrow.int64())
-        if kind.unit != "us":
-            # The cast may make a valid time of infinity, and of what overflows in microseconds.
-            compute, limit = import_module("pyarrow.compute"), _TOO_MANY_TICKS[kind.unit]
-            is_time = compute.and_(compute.less(ticks, limit), compute.greater(ticks, -limit))
-            column = compute.if_else(is_time, column, _INT64_MAX)
-        convert = partial(_time_since, datetime(1970, 1, 1, tzinfo=UTC if kind.tz else None))
-    else:
-        if (text := _with_floats_as(arrow.string(), kind)) != kind:
-            # Through text, which has no digits that only 64 bits have: 19.99, not 19.989999771118164.
-            column = column.cast(text).cast(_with_floats_as(arrow.float64(), kind))
-        convert = _map_converter(kind)
+    if (text := _replaced(arrow.string(), kind)) != kind:
+        # Through text, which has no digits that only 64 bits have: 19.99, not 19.989999771118164.
+        column = column.cast(text).cast(_replaced(arrow.float64(), kind))
+    convert = _converter(kind)
     try:
         values: list[Any] = column.to_pylist()
         return [None if value is None else convert(value) for value in values] if convert else values
@@ -418,12 +401,15 @@ def _arrow_values(column: Any) -> list[Any]:
         return [_arrow_value(scalar, convert) for scalar in column]
 
 
-def _with_floats_as(other: Any, kind: Any) -> Any:
-    """Return an Arrow type with another type in place of floats of 32 bits, wherever they are in a value."""
+def _replaced(floats: Any, kind: Any) -> Any:
+    """Return an Arrow type with another type for floats of 32 bits and integers for times, at any depth."""
     arrow = import_module("pyarrow")
-    types, inside = arrow.types, partial(_with_floats_as, other)
+    types, inside = arrow.types, partial(_replaced, floats)
     if types.is_float32(kind):
-        return other
+        return floats
+    if types.is_timestamp(kind):
+        # Arrow's conversion takes six times as long, and fails at nanoseconds where pandas is not installed.
+        return arrow.int64()
     if types.is_map(kind):
         item = inside(kind.item_type)
         return kind if item == kind.item_type else arrow.map_(kind.key_type, item)
@@ -438,17 +424,20 @@ def _with_floats_as(other: Any, kind: Any) -> Any:
     return kind
 
 
-def _map_converter(kind: Any) -> Callable[[Any], Any] | None:
-    """Return a function that makes dictionaries of maps, wherever they are in a value; None without maps."""
+def _converter(kind: Any) -> Callable[[Any], Any] | None:
+    """Return a function that makes dictionaries of maps and times of ticks, at any depth; None for others."""
     types = import_module("pyarrow").types
+    if types.is_timestamp(kind):
+        epoch = datetime(1970, 1, 1, tzinfo=UTC if kind.tz else None)
+        return partial(_time_since, epoch, *_MICROSECONDS[kind.unit])
     if types.is_map(kind):
         if types.is_nested(kind.key_type):
             # Python's dictionaries have no such keys.
             return lambda _: InvalidInputError("has a key that is not a string")
-        item = _map_converter(kind.item_type) or (lambda value: value)
+        item = _converter(kind.item_type) or (lambda value: value)
         return lambda pairs: {key: None if value is None else item(value) for key, value in pairs}
     if types.is_struct(kind):
-        fields = {part.name: made for part in kind if (made := _map_converter(part.type))}
+        fields = {part.name: made for part in kind if (made := _converter(part.type))}
         if not fields:
             return None
         return lambda value: {
@@ -456,22 +445,36 @@ def _map_converter(kind: Any) -> Callable[[Any], Any] | None:
             for name, part in value.items()
         }
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        if (made := _map_converter(kind.value_type)) is None:
+        if (made := _converter(kind.value_type)) is None:
             return None
         return lambda values: [None if value is None else made(value) for value in values]
     return None
 
 
-def _time_since(epoch: datetime, microseconds: int) -> datetime:
-    return epoch + timedelta(microseconds=microseconds)
+_INT64_MAX = 2**63 - 1
+# Microseconds of a tick, and ticks of a microsecond.
+_MICROSECONDS = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}
+
+
+def _time_since(epoch: datetime, multiplier: int, divisor: int, ticks: int) -> datetime:
+    if abs(ticks) == _INT64_MAX:
+        # In nanoseconds, infinity would be a time in the year 2262 or 1677.
+        raise OverflowError
+    return epoch + timedelta(microseconds=ticks * multiplier // divisor)
 
 
 def _arrow_value(scalar: Any, convert: Callable[[Any], Any] | None) -> Any:
     try:
         value = scalar.as_py()
         return value if value is None or convert is None else convert(value)
-    except (ValueError, OverflowError):
+    except OverflowError:
         return unreadable_time()
+    except UnicodeDecodeError:
+        return InvalidInputError("holds text that is not UTF-8")
+    except ValueError:
+        return InvalidInputError(
+            "holds a value that Python cannot represent, such as a struct with two fields of one name"
+        )
 
 
 def bare(sql: str) -> str:

@@ -24,6 +24,8 @@ from airflow_provider_talon_cdp.operators._fields import ends_retries
 from airflow_provider_talon_cdp.transfers._base import PROFILE_ID_COLUMN, SqlOperator
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import XComArg
+
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.ledger.progress import Progress
     from airflow_provider_talon_cdp.sync.mirror import Mirror
@@ -61,7 +63,8 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         audience_name_column: Mirror with ``audience_column``: the column with the name to create a missing
             audience with.
         ledger: Mirror with ``audience_column``: name of the ledger. Default: the DAG's and the task's ID; a
-            mapped task must name one for each of its instances.
+            mapped task must name one for each of its instances, and a ``@task`` that calls the operator one
+            for each call.
         parameters: Bind parameters of the query, in the driver's style.
         hook_params: Arguments of the SQL connection's hook.
         kwargs: As in ``MembershipOperator``.
@@ -92,7 +95,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         mode: Mode,
         audience_column: str | None = None,
         profile_id_column: str = PROFILE_ID_COLUMN,
-        audiences: Sequence[str] | None = None,
+        audiences: Sequence[str] | XComArg | None = None,
         audience_name_column: str | None = None,
         ledger: str | None = None,
         **kwargs: Any,
@@ -128,6 +131,7 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         """Stream the query's rows to Talon.One."""
         if self.mode == "mirror":
             return self.run_mirror(context).summary()
+        self.audiences_seen = set()
         progress = self._progress(context)
         records = self._records(self.sql_hook(), self.mode, {}, progress=progress)
         report = self.send_changes(context, records, read_ahead=_read_ahead(), progress=progress)
@@ -239,9 +243,9 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
                     yield from read_members([row[0] for row in rows], audience, verb)
                     continue
                 if self.mode == "mirror":
-                    self._refuse_null_audiences(rows)
+                    self._refuse_unknown_audiences(rows)
                 yield from read_memberships(rows, verb, self.audience_id_type)
-                ids = {row[1] for row in rows}
+                ids = {row[1] for row in rows if not isinstance(row[1], InvalidInputError)}
                 self.audiences_seen.update(
                     key for key in ids if not is_null_audience(key) and not fault_of_text(str(key))
                 )
@@ -251,8 +255,14 @@ class SqlToTalonAudienceOperator(SqlOperator, MembershipOperator):
         if bounds is None:
             check_names(names)
 
-    def _refuse_null_audiences(self, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _refuse_unknown_audiences(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Refuse rows without an audience: the mirror would remove them from the audience they belong to."""
+        # A reader returns the error as the value if it could not read it.
+        if error := next((row[1] for row in rows if isinstance(row[1], InvalidInputError)), None):
+            raise InvalidInputError(
+                f"The query has an audience (column {self.audience_column!r}) that {error}.\n"
+                "Nothing was sent. Correct its rows, or leave them out."
+            )
         if any(row[1] == "" or is_null_audience(row[1]) for row in rows):
             column = self.audience_column
             raise InvalidInputError(

@@ -62,6 +62,13 @@ class NaTType(datetime):
     utcoffset = astimezone = timetuple = __str__ = isoformat
 
 
+class Timestamp(datetime):
+    """Like pandas.Timestamp.max: it has no room for a zone's offset."""
+
+    def replace(self, *_, **__):
+        raise OverflowError("too big to convert")
+
+
 def nested(depth, inside=()):
     for _ in range(depth):
         inside = [inside]
@@ -292,6 +299,16 @@ def test_nat_of_pandas_fits_no_declared_type(kind):
 def test_nat_of_pandas_fits_no_declared_list(kind):
     with pytest.raises(InvalidInputError, match="'a' is declared as .* NaT, "):
         AttributesEncoder(types={"a": f"(list {kind})"})({"a": [NaTType(2026, 1, 1)]})
+
+
+@pytest.mark.parametrize("types", [{}, {"a": "time"}])
+@pytest.mark.parametrize("zone, text", [("America/New_York", "12T03"), ("Europe/Berlin", "11T21")])
+def test_the_last_time_of_pandas_is_in_the_connections_zone(zone, text, types):
+    """Its own methods end where a zone's offset would take it out of its range."""
+    body, _ = AttributesEncoder(zone=ZoneInfo(zone), types=types)(
+        {"a": Timestamp(2262, 4, 11, 23, 47, 16, 854775)}
+    )
+    assert body == f'{{"a":"2262-04-{text}:47:16.854775Z"}}'.encode()
 
 
 class NamedRowTuple(tuple):  # noqa: SLOT001 - names are attributes of the driver's, too

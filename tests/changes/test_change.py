@@ -102,6 +102,16 @@ def test_a_record_without_a_usable_id_is_rejected_for_a_reason_that_does_not_quo
     assert read_profile_id(value) == Rejection(reason, value or None)
 
 
+def test_an_id_that_a_reader_could_not_read_is_rejected_for_the_readers_reason():
+    """Other rows have IDs of the right type, so the query is not wrong."""
+    error = InvalidInputError("holds text that is not UTF-8")
+    profile = Rejection("profile ID holds text that is not UTF-8")
+    assert list(read_members(["a", error], "vip", "add")) == [profile, Chunk(["a"], "vip")]
+    audience = Rejection("audience ID holds text that is not UTF-8", "anna")
+    for kind in ("external", "internal"):
+        assert list(read_memberships([["anna", error]], "add", kind)) == [audience]
+
+
 @pytest.mark.parametrize(
     "audience, reason",
     [

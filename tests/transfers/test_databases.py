@@ -259,6 +259,18 @@ def test_fewer_rows_than_snowflake_counts_are_an_error_that_another_try_may_not_
         rows_of(database, ["profile_id"])
 
 
+@pytest.mark.parametrize("kind", [5, 9, 10])
+def test_a_null_inside_a_value_of_snowflake_is_null(monkeypatch, kind):
+    """Its server writes it as a word that JSON does not have."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    texts = ['[\n  undefined,\n  "b@x"\n]', r'{"undefined": "\", undefined", "x": [undefined]}', "undefined"]
+    cursor = Cursor([("X", kind), ("TEXT", 2)], [*((text, text) for text in texts), (None, None)])
+    database = source("snowflake", SimpleNamespace(cursor=lambda: cursor))
+    values, unchanged = zip(*rows_of(database, ["x", "text"]), strict=True)
+    assert values == ([None, "b@x"], {"undefined": '", undefined', "x": [None]}, None, None)
+    assert unchanged == (*texts, None)
+
+
 def test_a_second_statement_whose_rows_snowflake_would_leave_out_is_refused(monkeypatch):
     """Its connector takes several statements if the session's MULTI_STATEMENT_COUNT allows them."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -168,7 +169,32 @@ def test_no_postgres_session_is_left_behind(postgres, end):
     else:
         with pytest.raises(Exception, match="division by zero"):
             rows_of(source(), sql, ["profile_id"])
+    # The server ends a session a moment after its client has closed it.
+    deadline = time.monotonic() + 10
+    while len(open_cursors(own)) != before and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert len(open_cursors(own)) == before
+
+
+LATIN = {"client_encoding": "latin1"}
+
+
+@pytest.mark.parametrize("order_by", [0, 1])
+@pytest.mark.parametrize("database, extra", [("ascii", {}), ("ascii", LATIN), ("postgres", LATIN)])
+def test_text_of_postgres_is_read_as_utf8(postgres, monkeypatch, database, extra, order_by):
+    """Whatever the connection says: latin1 lacks characters, and SQL_ASCII is no encoding."""
+    own = postgres()
+    if not own.get_records("SELECT 1 FROM pg_database WHERE datname = 'ascii'"):
+        how = "ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        own.run(f"CREATE DATABASE ascii {how}", autocommit=True)
+    postgres(**extra)
+    fields = json.loads(os.environ["AIRFLOW_CONN_WAREHOUSE"])
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(fields | {"schema": database}))
+    # In hex, so that only its way back is tested.
+    encoding, text = "SQL_ASCII" if database == "ascii" else "UTF8", "Zoë €"
+    sql = f"SELECT convert_from('\\x{text.encode().hex()}'::bytea, '{encoding}') AS profile_id"
+    with closing(stream_rows(source(), sql, ["profile_id"], order_by=order_by)) as blocks:
+        assert list(chain.from_iterable(blocks)) == [(text,)]
 
 
 GROWTH = textwrap.dedent(

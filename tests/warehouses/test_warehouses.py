@@ -159,21 +159,71 @@ def test_what_is_not_a_query_of_snowflake_is_read(snowflake, monkeypatch):
     assert ("PUBLIC",) in rows_of(sql_hook("warehouse"), "SHOW SCHEMAS", ["name"])
 
 
-# Ticks that a cast to microseconds would wrap around to 1970.
-@pytest.mark.parametrize("unit, far", [("s", 2**58), ("ms", 2**61), ("us", 2**62), ("ns", 2**63 - 1)])
-def test_a_time_of_arrow_that_python_cannot_represent_is_the_fault_of_its_row(unit, far):
-    pyarrow = pytest.importorskip("pyarrow")
-    infinity = 2**63 - 1
-    ticks = pyarrow.array([0, far, -far, infinity, -infinity, None])
-    batch = pyarrow.record_batch({"at": ticks.cast(pyarrow.timestamp(unit, "UTC"))})
+def read_from_arrow(array):
+    """What is read of a column."""
+    batch = pytest.importorskip("pyarrow").record_batch({"x": array})
     database = Database(
         connection_types=(),
         connect=lambda _: SimpleNamespace(close=lambda: None),
-        read=lambda *_: Result(["at"], iter([batch])),
+        read=lambda *_: Result(["x"], iter([batch])),
     )
-    first, *others, last = rows_of(SqlSource(database, lambda: None), "SELECT ...", ["at"])
-    assert (first, last) == ((datetime(1970, 1, 1, tzinfo=UTC),), (None,))
-    assert all(isinstance(each, InvalidInputError) for (each,) in others)
+    return [value for (value,) in rows_of(SqlSource(database, lambda: None), "SELECT ...", ["x"])]
+
+
+# How a value is nested in Arrow, and in Python.
+NESTED = [
+    (lambda _, kind: kind, lambda value: value),
+    (lambda arrow, kind: arrow.list_(kind), lambda value: [value, None]),
+    (lambda arrow, kind: arrow.struct({"a": arrow.large_list(kind)}), lambda value: {"a": [value]}),
+    (lambda arrow, kind: arrow.map_(arrow.string(), arrow.list_(kind, 1)), lambda value: {"a": [value]}),
+]
+
+
+# Ticks that a cast to microseconds would wrap around to 1970.
+@pytest.mark.parametrize("unit, far", [("s", 2**58), ("ms", 2**61), ("us", 2**62), ("ns", 2**63 - 1)])
+@pytest.mark.parametrize("kind, nested", NESTED)
+def test_a_time_of_arrow_that_python_cannot_represent_is_the_fault_of_its_row(unit, far, kind, nested):
+    pyarrow = pytest.importorskip("pyarrow")
+    infinity = 2**63 - 1
+    ticks = [*map(nested, [0, far, -far, infinity, -infinity]), None]
+    ticks = pyarrow.array(ticks, kind(pyarrow, pyarrow.int64()))
+    first, *others, last = read_from_arrow(ticks.cast(kind(pyarrow, pyarrow.timestamp(unit, "UTC"))))
+    assert (first, last) == (nested(datetime(1970, 1, 1, tzinfo=UTC)), None)
+    assert all(isinstance(each, InvalidInputError) for each in others)
+
+
+@pytest.mark.parametrize("has_pandas", [False, True])
+@pytest.mark.parametrize("zone, tzinfo", [(None, None), ("Europe/Berlin", UTC)])
+@pytest.mark.parametrize("kind, nested", NESTED)
+def test_nanoseconds_of_arrow_are_cut_off(monkeypatch, kind, nested, zone, tzinfo, has_pandas):
+    """Arrow's own conversion fails where pandas is not installed."""
+    pyarrow = pytest.importorskip("pyarrow")
+    if not has_pandas:
+        monkeypatch.setitem(sys.modules, "pandas", None)
+    ticks = pyarrow.array(list(map(nested, [1577836800123456789, -1])), kind(pyarrow, pyarrow.int64()))
+    assert read_from_arrow(ticks.cast(kind(pyarrow, pyarrow.timestamp("ns", zone)))) == [
+        nested(datetime(2020, 1, 1, microsecond=123456, tzinfo=tzinfo)),
+        nested(datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=tzinfo)),
+    ]
+
+
+@pytest.mark.parametrize("kind, nested", NESTED)
+def test_text_of_arrow_that_is_not_utf8_is_the_fault_of_its_row(kind, nested):
+    """Databricks and Arrow do not check it."""
+    pyarrow = pytest.importorskip("pyarrow")
+    bytes_ = pyarrow.array(list(map(nested, [b"anna", b"J\xf6rg"])), kind(pyarrow, pyarrow.binary()))
+    text, fault = read_from_arrow(bytes_.cast(kind(pyarrow, pyarrow.string()), safe=False))
+    assert text == nested("anna")
+    assert isinstance(fault, InvalidInputError)
+    assert str(fault) == "holds text that is not UTF-8"
+
+
+def test_a_struct_of_arrow_with_two_fields_of_one_name_is_the_fault_of_its_row():
+    """As DuckDB before version 2 makes of ``row(1, 2)``."""
+    pyarrow = pytest.importorskip("pyarrow")
+    (fault,) = read_from_arrow(pyarrow.StructArray.from_arrays([[1], [2]], names=["", ""]))
+    assert isinstance(fault, InvalidInputError)
+    assert "such as a struct with two fields of one name" in str(fault)
 
 
 @pytest.mark.xdist_group("duckdb")
@@ -278,6 +328,36 @@ def test_statements_without_rows_may_come_before_the_select_of_duckdb(duckdb, mo
     assert rows_of(sql_hook("warehouse"), sql, order_by=order_by) == [("a",)]
     pivot = "PIVOT (SELECT 'a' AS profile_id, 1 AS x) ON x USING count(*)"
     assert rows_of(sql_hook("warehouse"), pivot, order_by=order_by) == [("a",)]
+
+
+@pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize("order_by", [0, 1])
+@pytest.mark.parametrize("sql", ["-- nothing", "CREATE TEMP TABLE one AS SELECT 1"])
+def test_a_script_of_duckdb_without_a_select_at_its_end_is_refused(duckdb, monkeypatch, sql, order_by):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    # From version 2 on, a statement without rows has a column of its own.
+    with pytest.raises(InvalidInputError, match="no SELECT at its end|no column 'profile_id'"):
+        rows_of(sql_hook("warehouse"), sql, order_by=order_by)
+
+
+@pytest.mark.xdist_group("duckdb")
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "{} ORDER BY profile_id DESC LIMIT 2",
+        "{} ORDER BY profile_id DESC LIMIT 2 -- or more",
+        "{} OFFSET 0",
+        "WITH own AS ({}) SELECT * FROM own LIMIT 2",
+        "{0} UNION ALL {0} LIMIT 2",
+    ],
+)
+def test_duckdb_sorts_and_divides_a_query_with_a_limit_of_its_own(duckdb, monkeypatch, caplog, sql):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(duckdb.connection))
+    sql = sql.format("SELECT * FROM (VALUES ('a'), ('b')) AS t(profile_id) WHERE profile_id < $most")
+    parameters = {"most": "x"}
+    assert rows_of(sql_hook("warehouse"), sql, parameters=parameters, order_by=1) == [("a",), ("b",)]
+    assert "did not sort" not in caplog.text
+    assert range_bounds(sql_hook("warehouse"), sql, "profile_id", parameters, 2) == ["b"]
 
 
 @pytest.mark.parametrize("name", ["redshift", "redshift_as_postgres"])
@@ -620,6 +700,22 @@ def test_scalars_and_arrays_of_numpy_and_pandas_are_what_they_stand_for():
         "l": [["2026-06-30T10:00:00.123456Z"]],
     }
     assert "i" not in names
+
+
+@pytest.mark.parametrize(
+    "name, zone, text",
+    [
+        ("max", "America/New_York", "2262-04-12T03:47:16.854775Z"),
+        ("max", "Europe/Berlin", "2262-04-11T21:47:16.854775Z"),
+        ("min", "America/New_York", "1677-09-21T05:08:45.145224Z"),
+        ("min", "Europe/Berlin", "1677-09-20T23:19:15.145224Z"),
+    ],
+)
+def test_the_first_and_the_last_time_of_pandas_are_in_the_connections_zone(name, zone, text):
+    """Its own methods end where a zone's offset would take them out of their range."""
+    value = getattr(pytest.importorskip("pandas").Timestamp, name)
+    body, _ = AttributesEncoder(zone=ZoneInfo(zone))({"x": value})
+    assert json.loads(body) == {"x": text}
 
 
 @pytest.mark.parametrize("is_array", [False, True])
