@@ -84,6 +84,7 @@ from airflow_provider_talon_cdp.ledger.outside import (
     read_notes,
     remove_temporary_notes,
     write_mark,
+    writer_of,
     writers_of_plan,
 )
 from airflow_provider_talon_cdp.ledger.share import Share
@@ -117,6 +118,8 @@ _FEWER_AHEAD = 8
 _MOST_RELOADS = 4
 # Parts that an error text lists.
 _LISTED = 10
+# Seconds for which notes are kept for a later run that may change their audiences. Each run reads them.
+_UNMANAGED_NOTES_LAST = 3 * 86_400.0
 # Characters of a ledger's name in the name of its folder.
 _READABLE_LENGTH = 60
 _REFUSED_BEFORE = "again.tsv.zst"
@@ -712,6 +715,18 @@ class Ledger:
             return frozenset()
         return _audiences_of(read_notes(self.folder, self._notes, "others")).difference(self.managed)
 
+    def _spent(self) -> tuple[str, ...]:
+        """Return the spent notes, without recent ones of tasks that changed none of this run's audiences."""
+        if self.managed is None or self.identity.is_of_one_audience:
+            return self._notes.spent
+        by_writer: dict[str, set[str]] = {}
+        for file in (file for file, owner in self._notes.owners.items() if owner):
+            writer = writer_of(file.file.removeprefix(f"{NOTES}/"))
+            by_writer.setdefault(writer, set()).update(_audiences_of(read_chunks(self.folder, file)))
+        kept = {writer for writer, audiences in by_writer.items() if audiences.isdisjoint(self.managed)}
+        old = find_notes(self.folder, self._clock() - _UNMANAGED_NOTES_LAST).spent if kept else ()
+        return tuple(name for name in self._notes.spent if writer_of(name) not in kept or name in old)
+
     def _owners_of_notes(self) -> set[str]:
         """Return the owners of the writers of notes about audiences that this run may change."""
         every = self.managed is None or self.identity.is_of_one_audience
@@ -882,7 +897,7 @@ class Ledger:
         self._resends |= self._marked("doubts", self.manifest.plan) | self._changed_unmanaged()
         before = self.manifest
         since = before.plans if any(map(self._has_effects, self.acks)) else before.since
-        manifest = replace(self._next_version(), members=before.members, since=since, spent=self._notes.spent)
+        manifest = replace(self._next_version(), members=before.members, since=since, spent=self._spent())
         changes = sum(plan.changes for plan in since)
         lines = before.members.lines if before.members else 0
         # Uncertain fingerprints are in no plan's files, so they must be among the members.

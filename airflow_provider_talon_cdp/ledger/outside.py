@@ -82,6 +82,10 @@ _SCOPE = 8
 _ENTRY = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})-(.+)")
 _TWO_IDS = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{8})")
 _POINTER = re.compile(r"[0-9a-f]{16}\.json")
+_NOTHING_THERE = """\
+Another task's state URI has no ledgers any more: %s
+If the folder was moved, its mirrors do not learn of this task's changes: run each of them once at the new
+place with send="all". Delete the pointer to the old place: %s"""
 
 
 Writers = Literal["all", "own", "others"]
@@ -102,6 +106,12 @@ class Notes(NamedTuple):
 
     owners: Mapping[File, str] = {}
     spent: tuple[str, ...] = ()
+
+
+def writer_of(name: str) -> str:
+    """Return the writer of a note, or of a file that says when its writer ended."""
+    match = _NOTE.fullmatch(name)
+    return match[1] if match else ""
 
 
 class NoteWriter:
@@ -324,7 +334,10 @@ class Registry:
         for name in names:
             with _skipping_unreachable(), as_ledger_error("read", pointers / name):
                 if content := read_json(pointers / name):
-                    states.append(type(self.common)(content["state_uri"]))
+                    states.append(state := type(self.common)(content["state_uri"]))
+                    # A run holds its ledger's lock, a file there, when it writes the pointer.
+                    if not _is_same(state, self._state) and not names_in(self._identity.host_folder(state)):
+                        log.warning(_NOTHING_THERE, state, pointers / name)
         others = [state for state in states if not _is_same(state, self._state)]
         # One state URI may be spelt in two ways.
         hosts = {str(host): host for host in map(self._identity.host_folder, others)}

@@ -10,7 +10,12 @@ from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_talon_cdp.connection_form import DEFAULT_CONN_ID
 from airflow_provider_talon_cdp.contract import check_audience_id, check_choice, check_text
-from airflow_provider_talon_cdp.exceptions import AudienceExistsError, LedgerError, NotFoundError
+from airflow_provider_talon_cdp.exceptions import (
+    AudienceExistsError,
+    InvalidInputError,
+    LedgerError,
+    NotFoundError,
+)
 from airflow_provider_talon_cdp.operators._arguments import check_literals, check_rendered
 from airflow_provider_talon_cdp.operators._fields import TextFieldsOperator, ends_retries
 from airflow_provider_talon_cdp.operators._state import (
@@ -18,6 +23,7 @@ from airflow_provider_talon_cdp.operators._state import (
     common_state,
     identity_of,
     outside_changes,
+    storage,
 )
 
 IfExists = Literal["fail", "skip", "update"]
@@ -106,13 +112,15 @@ class UpdateAudienceOperator(TextFieldsOperator):
     Args:
         audience_id: ID of the audience in the CDP.
         audience_name: New name in the Campaign Manager, 1 to 1000 characters.
+        state_uri: Folder of the ledgers, as in ``SqlToTalonAudienceOperator``: tasks with the audience's
+            internal ID find those of the external one.
         talon_cdp_conn_id: Airflow connection.
 
     Returns:
         ``audience_id``, ``audience_name``, ``internal_id`` and ``outcome`` (``updated``).
     """
 
-    template_fields: Sequence[str] = ("audience_id", "audience_name", "talon_cdp_conn_id")
+    template_fields: Sequence[str] = ("audience_id", "audience_name", "state_uri", "talon_cdp_conn_id")
     ui_color = CreateAudienceOperator.ui_color
 
     def __init__(
@@ -120,14 +128,17 @@ class UpdateAudienceOperator(TextFieldsOperator):
         *,
         audience_id: str,
         audience_name: str,
+        state_uri: str | None = None,
         talon_cdp_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.audience_id = audience_id
         self.audience_name = audience_name
+        self.state_uri = state_uri
         self.talon_cdp_conn_id = talon_cdp_conn_id
         check_literals(partial(check_audience_id, id_type="external"), audience_id=audience_id)
+        check_literals(check_state_uri, state_uri=state_uri)
         check_literals(check_text, audience_name=audience_name)
 
     @ends_retries
@@ -135,6 +146,7 @@ class UpdateAudienceOperator(TextFieldsOperator):
         """Rename the audience."""
         check_rendered("audience_id", self.audience_id)
         check_rendered("audience_name", self.audience_name)
+        check_state_uri("state_uri", self.state_uri)
         audience = self.hook.update_audience(self.audience_id, self.audience_name)
         _note_internal_id(self, audience.id)
         return _summary(
@@ -200,16 +212,16 @@ def _note_internal_id(operator: CreateAudienceOperator | UpdateAudienceOperator,
     """Note the internal ID of an operator's audience, so that tasks with either ID find its ledgers."""
     from airflow_provider_talon_cdp.ledger.outside import Registry  # noqa: PLC0415
 
-    if common := common_state(None):
-        try:
-            Registry(common, identity_of(operator.hook, ""), "external").note_internal_ids(
-                {operator.audience_id: internal_id}
-            )
-        except LedgerError as error:
-            operator.log.info(
-                "Tasks with this audience's internal ID will not find its ledgers of the external ID.\n%s",
-                error,
-            )
+    identity = identity_of(operator.hook, "")
+    try:
+        own = check_state_uri("state_uri", operator.state_uri)
+        for state in filter(None, (own and storage("state URI", own), common_state(None))):
+            Registry(state, identity, "external").note_internal_ids({operator.audience_id: internal_id})
+    except (InvalidInputError, LedgerError) as error:
+        operator.log.info(
+            "Tasks with this audience's internal ID will not find its ledgers of the external ID.\n%s",
+            error,
+        )
 
 
 def _summary(audience_id: str, outcome: str, **more: Any) -> dict[str, Any]:

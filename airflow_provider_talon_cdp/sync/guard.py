@@ -25,11 +25,11 @@ class Guard:
     Args:
         on_empty: What to do if the source has no rows: ``fail``, ``skip`` (send nothing) or ``allow``. If it
             has rows and all are rejected, that is always an error.
-        max_removal_fraction: Largest share of an audience's known members that is removed, 0 to 1.
-        min_removals: ``max_removal_fraction`` does not apply to fewer removals from one audience: a few
-            of a small one are a large share. With this many removals and this many rows without an ID, the
-            plan is refused, unless ``max_rejected`` tolerates these rows: a broken join may have lost the IDs
-            of the members that would be removed.
+        max_removal_fraction: Largest share that is removed, 0 to 1: of the known members of an audience, and
+            of those of all audiences together.
+        min_removals: ``max_removal_fraction`` does not apply to fewer removals: a few of a small audience
+            are a large share. With this many removals and this many rows without an ID, the plan is refused:
+            a broken join may have lost the IDs of the members that would be removed.
         max_removals: Most removals of known members, of all audiences together; None for no limit.
         max_additions: Most additions, to all audiences together; None for no limit.
     """
@@ -44,12 +44,13 @@ class Guard:
     _keep: ClassVar[str] = " to empty the audience,\nor on_empty='skip' to leave it as it is."
     _loss: ClassVar[str] = "Audience {audience!r} would lose {removals:,} of {known:,} members"
 
-    def check(self, counts: Counts, max_rejected: int | None = 0) -> Verdict:
+    def check(self, counts: Counts, max_rejected: int | None = 0, null_texts: int = 0) -> Verdict:
         """Return whether to send a plan.
 
         Args:
             counts: What the plan changes.
             max_rejected: Number of rejected records that the run tolerates; None for any number.
+            null_texts: Number of records whose ID is the text of a null, unless the run ignores them.
 
         Raises:
             GuardError: The plan changes more than is allowed. The text has all numbers beyond a limit, and
@@ -64,7 +65,7 @@ class Guard:
             )
         if is_empty and self.on_empty == "skip":
             return "skip"
-        if not (excesses := list(self._excesses(counts, max_rejected))):
+        if not (excesses := list(self._excesses(counts, max_rejected, null_texts))):
             return "send"
         texts, arguments = zip(*excesses, strict=True)
         head, *rest = "\n".join(texts).split("\n")
@@ -72,11 +73,13 @@ class Guard:
         cure = f"If that is right, pass {allow}."
         if is_empty and self.on_empty == "fail":
             cure = f"If that is right, pass {allow}{self._keep}"
-        elif any(argument.startswith("max_rejected=") for argument in arguments):
+        elif any(argument.startswith(("max_rejected=", "suspicious_ids=")) for argument in arguments):
             cure = f"Fix the query. Only if these rows belong to nobody, leave them out, or pass {allow}."
         raise GuardError("\n".join([f"{head} Nothing was sent.", *rest, cure]), allow)
 
-    def _excesses(self, counts: Counts, max_rejected: int | None) -> Iterator[tuple[str, str]]:
+    def _excesses(
+        self, counts: Counts, max_rejected: int | None, null_texts: int
+    ) -> Iterator[tuple[str, str]]:
         """Yield what a plan changes beyond a limit, and the argument that would allow it."""
         if not counts.wanted and self.on_empty == "fail":
             yield f"{self._no_rows.format(known=counts.known.total())}.", "on_empty='allow'"
@@ -90,7 +93,10 @@ class Guard:
         losses = sorted(
             (-share, audience) for audience, share in shares.items() if share > self.max_removal_fraction
         )
-        if losses:
+        removed, known = acknowledged.total(), counts.known.total()
+        share_of_all = removed / known if known and removed >= self.min_removals else 0.0
+        largest = max(shares.values(), default=0.0)
+        if max(largest, share_of_all) > self.max_removal_fraction:
             lines = [
                 self._loss.format(
                     audience=audience, removals=acknowledged[audience], known=counts.known[audience]
@@ -100,21 +106,26 @@ class Guard:
             ]
             if len(losses) > _LISTED:
                 lines.append(f"... and {len(losses) - _LISTED:,} more audiences.")
+            if share_of_all > largest:
+                lines.append(
+                    f"All audiences together would lose {removed:,} of {known:,} members"
+                    f" ({share_of_all:.1%})."
+                )
             lines.append(f"max_removal_fraction is {self.max_removal_fraction:.1%}.")
-            yield "\n".join(lines), f"max_removal_fraction={_rounded_up(-losses[0][0])}"
-        nameless = sum(counts.rejected[reason] for reason in _NAMELESS)
-        rejected, removed = counts.rejected.total(), acknowledged.total()
-        if (
-            max_rejected is not None
-            and rejected > max_rejected
-            and min(nameless, removed) >= max(1, self.min_removals)
-        ):
-            text = (
-                f"Rows without a profile ID: {nameless:,}.\n"
+            yield "\n".join(lines), f"max_removal_fraction={_rounded_up(max(largest, share_of_all))}"
+        rejected, nameless = counts.rejected.total(), 0
+        if max_rejected is not None and rejected > max_rejected:
+            nameless = sum(counts.rejected[reason] for reason in _NAMELESS)
+        if min(nameless + null_texts, removed) >= max(1, self.min_removals):
+            lines = [f"Rows without a profile ID: {nameless + null_texts:,}."]
+            if null_texts:
+                lines.append(f"{null_texts:,} of them have the text of a null, such as 'None' or 'nan'.")
+            lines.append(
                 f"The {removed:,} that would be removed may be profiles whose rows have lost it, as after a "
                 "broken join."
             )
-            yield text, f"max_rejected={rejected}"
+            allow = {f"max_rejected={rejected}": nameless, "suspicious_ids='ignore'": null_texts}
+            yield "\n".join(lines), ", ".join(filter(allow.get, allow))
         for name, change in (("max_removals", acknowledged), ("max_additions", counts.additions)):
             limit = getattr(self, name)
             if limit is not None and change.total() > limit:

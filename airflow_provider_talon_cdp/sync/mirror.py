@@ -202,11 +202,8 @@ class Mirror:
         if cursor:
             self.ledger.at_least = max(self.ledger.at_least, cursor.get())
         with self.ledger.held(owner), self._reported(report):
-            if self._skips_older_data(report):
+            if not self._begins(owner, report):
                 return report
-            self._check_key()
-            self._warn_of_other_writers(owner)
-            self._count_abandoned(report)
             refused: set[Member] = set()
             # A plan is not resumed if it may be for other audiences, or if an audience was lost.
             sends_again = self.ledger.suspected or self.ledger.resends
@@ -238,25 +235,18 @@ class Mirror:
             LedgerError: The ledger is in use, damaged, or cannot be written.
         """
         report = report or Report()
-        has_plan = False
         with self.ledger.held(owner), self._reported(report):
-            if self._skips_older_data(report):
+            if not self._begins(owner, report):
                 return report
-            self._check_key()
-            self._warn_of_other_writers(owner)
-            self._count_abandoned(report)
             plan = self._prepare(report)
             if plan and plan.counts.changes:
                 self._make_current(plan, handed_over=True)
                 report += plan.counts
                 report.unsent = plan.counts.changes
-                has_plan = True
+                report.state = "planned"
             elif report.verdict is None:
                 # No task commits this plan. A report with a verdict is not checked, so it does not count.
                 self.ledger.note_reported()
-        # Neither unsent changes nor a verdict tell: a plan that is skipped has both.
-        if has_plan:
-            report.state = "planned"
         return report
 
     def compare_range(
@@ -298,7 +288,7 @@ class Mirror:
             return write(planner(known, uncertain, lambda _: None), dict)
 
         try:
-            plan = self._plan_once(consume, records_in_range, leave_out=lambda changes, *_: changes)
+            plan = self._plan_once(consume, records_in_range)
         except OutOfOrderError:
             return None
         facts = {
@@ -343,7 +333,7 @@ class Mirror:
         try:
             self.ledger.refuse_older()
             self._check_key(suspects=False)
-            verdict = {"send": "would be sent", "skip": "would be skipped"}[self._guarded(counts)]
+            verdict = {"send": "would be sent", "skip": "would be skipped"}[self._guarded(plan)]
             if self._skips_older_data(report):
                 verdict = f"would be {report.verdict}"
             elif verdict == "would be sent" and self.audiences and self.audiences.environment_may_differ:
@@ -370,6 +360,15 @@ class Mirror:
         report.seconds = time.monotonic() - report.began
         report.ledger_version = self.ledger.version
         return report
+
+    def _begins(self, owner: str, report: Report) -> bool:
+        """Look at the ledger before the source is read; return false if the run ends here."""
+        if self._skips_older_data(report):
+            return False
+        self._check_key()
+        self._warn_of_other_writers(owner)
+        self._count_abandoned(report)
+        return True
 
     def _skips_older_data(self, report: Report) -> bool:
         """Return whether this run ends here, as its data are older than the ledger's."""
@@ -511,16 +510,18 @@ class Mirror:
             "What Talon.One acknowledged is recorded. Find out who deletes the audience, and run again."
         )
 
-    def _guarded(self, counts: Counts) -> str:
+    def _guarded(self, plan: Planned) -> str:
         """Return the guard's verdict, or raise ``GuardError``."""
-        return self.guard.check(counts, self.limits.max_rejected)
+        ignored = self.limits.suspicious_ids == "ignore"
+        null_texts = 0 if ignored else plan.suspicious.counts.get("null_text", 0)
+        return self.guard.check(plan.counts, self.limits.max_rejected, null_texts)
 
     def _needs_approval(self, plan: Planned, report: Report) -> bool:
         """Return whether the guard refuses a plan that a person may allow; the report then has its text."""
         report.verdict = report.allow = None
         if self.with_approval and plan.counts.changes:
             try:
-                self._guarded(plan.counts)
+                self._guarded(plan)
             except GuardError as error:
                 report.verdict, report.allow = error.allow and str(error), error.allow
         return report.allow is not None
@@ -537,7 +538,7 @@ class Mirror:
             report.suspicious = plan.suspicious.counts
             try:
                 check_suspicious(plan.suspicious, self.limits.suspicious_ids)
-                passed = self._needs_approval(plan, report) or self._guarded(plan.counts) == "send"
+                passed = self._needs_approval(plan, report) or self._guarded(plan) == "send"
             except (InvalidInputError, GuardError) as error:
                 self.ledger.discard(plan.result)
                 _count_unsent(report, plan.counts)
@@ -605,18 +606,13 @@ class Mirror:
             refused: Members that were refused, and counted, in this run.
         """
         refused_before = self._refused_before()
-        leave_out = partial(
-            _without_refused,
-            uncount=self.kind.uncount,
-            refused=refused,
-            refused_before=refused_before if self.retry_rejected == "never" else frozenset(),
-        )
+        left_out = refused, refused_before if self.retry_rejected == "never" else ()
         try:
             plan = self._plan_of_ranges(self.compared, consume) if self.compared and not refused else None
-            plan = plan or self._plan_once(consume, self.source, leave_out)
+            plan = plan or self._plan_once(consume, self.source, left_out)
         except OutOfOrderError:
             log.info("The source is not sorted by bytes: it is read again and sorted on this worker's disk.")
-            plan = self._plan_once(consume, self.source, leave_out, self.kind.sort)
+            plan = self._plan_once(consume, self.source, left_out, self.kind.sort)
         plan = replace(plan, refused_before=refused_before)
         log.info("Plan: %s\nLedger: %s", self.kind.describe(plan.counts), self.ledger.folder)
         return plan
@@ -656,7 +652,7 @@ class Mirror:
         self,
         consume: Callable[[Planner], Any],
         source: Source,
-        leave_out: Callable[[Iterable[Chunk], Counts, Callable[[Chunk], None]], Iterable[Chunk]],
+        left_out: tuple[Collection[Member], Collection[Member]] = ((), ()),
         sort: Callable[[Iterable[Any]], Iterable[Any]] = lambda records: records,
     ) -> Planned:
         counts = Counts()
@@ -673,9 +669,45 @@ class Mirror:
                 in_order = stack.enter_context(closing_generator(sort(count_suspicious(records, suspicious))))
                 on_rejected = partial(_write_letter, letters=letters)
                 changes = comparison.changes(in_order, known, uncertain, counts, on_rejected)
-                return comparison.kept(_counting_rules(leave_out(changes, counts, carry), counts))
+                changes = self._without_refused(changes, counts, carry, *left_out)
+                return comparison.kept(_counting_rules(changes, counts))
 
             return Planned(consume(planner), counts, letters, comparison, suspicious)
+
+    def _without_refused(
+        self,
+        changes: Iterable[Chunk],
+        counts: Counts,
+        carry: Callable[[Chunk], None],
+        refused: Collection[Member],
+        refused_before: Collection[Member],
+    ) -> Iterator[Chunk]:
+        """Leave out additions that were refused before, but not uncertain ones, which the ledger must keep.
+
+        Args:
+            changes: The plan's changes.
+            counts: The plan's counts.
+            carry: Called with the changes that are left out, so that later runs know of them.
+            refused: Members that were refused, and counted, in this run.
+            refused_before: Members that were refused in earlier runs and are not sent again.
+        """
+        for chunk in changes:
+            members = chunk.members if refused or refused_before else ()
+            bad = [at for at, member in enumerate(members) if member in refused or member in refused_before]
+            bad = [
+                at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=True) if verb in ("add", "add!")
+            ]
+            if not bad:
+                yield chunk
+                continue
+            left_out = chunk.at(bad)
+            carry(left_out)
+            self.kind.uncount(left_out, counts)
+            in_run = sum(member in refused for member in left_out.members)
+            counts.duplicate += in_run
+            counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - in_run})
+            if rest := chunk.without(bad):
+                yield rest
 
     def _make_current(self, plan: Planned, *, handed_over: bool = False) -> None:
         names = plan.comparison.names
@@ -760,8 +792,9 @@ class Mirror:
         """Set the result in a report, also if the run fails."""
         try:
             yield
-            # Before a plan that is skipped, the rest of an earlier try's plan may have been sent.
-            report.state = "done" if report.verdict is None or report.sent else "refused"
+            if report.state != "planned":
+                # Before a plan that is skipped, the rest of an earlier try's plan may have been sent.
+                report.state = "done" if report.verdict is None or report.sent else "refused"
         except (GuardError, OlderRunError) as error:
             report.state, report.verdict, report.allow = "refused", str(error), error.allow
             raise
@@ -858,39 +891,3 @@ def _counting_rules(chunks: Iterable[Chunk], counts: Counts) -> Iterator[Chunk]:
                 counts.rule_calls += change.profile_id != last
                 last = change.profile_id
         yield chunk
-
-
-def _without_refused(
-    changes: Iterable[Chunk],
-    counts: Counts,
-    carry: Callable[[Chunk], None],
-    *,
-    uncount: Callable[[Chunk, Counts], None],
-    refused: Collection[Member],
-    refused_before: Collection[Member],
-) -> Iterator[Chunk]:
-    """Leave out additions that were refused before. Uncertain ones stay, as the ledger must not lose them.
-
-    Args:
-        changes: The plan's changes.
-        counts: The plan's counts.
-        carry: Called with the changes that are left out, so that later runs know of them.
-        uncount: Takes changes that are left out from the counts.
-        refused: Members that were refused, and counted, in this run.
-        refused_before: Members that were refused in earlier runs and are not sent again.
-    """
-    for chunk in changes:
-        members = chunk.members if refused or refused_before else ()
-        bad = [at for at, member in enumerate(members) if member in refused or member in refused_before]
-        bad = [at for at, verb in zip(bad, chunk.at(bad).each_verb, strict=True) if verb in ("add", "add!")]
-        if not bad:
-            yield chunk
-            continue
-        left_out = chunk.at(bad)
-        carry(left_out)
-        uncount(left_out, counts)
-        in_run = sum(member in refused for member in left_out.members)
-        counts.duplicate += in_run
-        counts.rejected += Counter({_REFUSED_BEFORE: len(bad) - in_run})
-        if rest := chunk.without(bad):
-            yield rest

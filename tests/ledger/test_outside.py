@@ -611,6 +611,27 @@ def test_what_this_ledger_did_to_an_audience_is_not_forgotten_where_a_run_may_no
         assert members(ledger.uncertain()) == [("b", "gold")]
 
 
+@pytest.mark.parametrize(
+    ("audiences", "days", "left"), [("gold", 2, 2), ("gold", 4, 0), ("gold and vip", 2, 0)]
+)
+def test_notes_about_audiences_that_a_run_may_not_change_are_kept_for_three_days(
+    open_ledger, outside, clock, audiences, days, left
+):
+    how = {"name": "sync:x"}
+    push(open_ledger(**how), sorted([*adds("a"), *adds("a", key="gold")]))
+    calls = outside()
+    for audience in audiences.split(" and "):
+        calls.note(Chunk(["b"], audience))
+    acknowledged(calls)
+    clock.now += days * 86_400
+    # The plan after the one that covers a note deletes it.
+    for profile in ("c", "d"):
+        ledger = open_ledger(**how)
+        ledger.managed = {"vip"}
+        push(ledger, adds(profile))
+    assert len(names_in(ledger.folder / NOTES)) == left
+
+
 def test_a_ledger_that_was_made_after_a_note_is_not_told_of_what_had_no_effect(open_ledger, outside, loaded):
     calls = outside()
     calls.note(Chunk(["b"], "vip", "remove"))

@@ -112,6 +112,23 @@ def test_few_are_fewer_than_ten_where_nothing_else_is_said(full, vip, state, con
     agrees(TEN[:1])
 
 
+@pytest.mark.parametrize("emptied", [1, 99])
+def test_many_small_audiences_are_not_emptied_by_one_run(sqlite, talon, mirror_many, calls, emptied):
+    rows = [(f"customer-{each}", f"store-{each % 100}") for each in range(900)]
+    sqlite.fill_pairs(rows)
+    mirror_many(audience_name_column="audience_id", min_removals=10)
+    sqlite.fill_pairs([row for row in rows if int(row[1].removeprefix("store-")) >= emptied])
+    before = calls()
+    if emptied == 1:
+        assert mirror_many(audience_name_column="audience_id", min_removals=10)["removed"] == 9
+        return
+    said = r"All audiences together would lose 891 of 900 members \(99\.0%\)\. Nothing was sent\."
+    with pytest.raises(GuardError, match=said) as refusal:
+        mirror_many(audience_name_column="audience_id", min_removals=10)
+    assert refusal.value.allow == "max_removal_fraction=1.0"
+    assert calls() == before
+
+
 @pytest.mark.parametrize("percent", [7, 14, 28, 29, 55, 56, 57, 58])
 def test_a_fraction_allows_exactly_itself(sqlite, vip, mirror, agrees, percent):
     ids = [f"{each:03}" for each in range(100)]
@@ -147,17 +164,19 @@ def lost(sqlite, vip, mirror):
     return lost
 
 
-@pytest.mark.parametrize("bad", [None, ""], ids=["null", "empty"])
+@pytest.mark.parametrize("bad", [None, "", "nan", "None"])
 @pytest.mark.parametrize("tolerated", [0, 14])
 def test_rows_that_lost_their_ids_do_not_remove_those_they_belonged_to(
     lost, mirror, agrees, calls, bad, tolerated
 ):
     lost(15, bad)
     before = calls()
-    said = r"(?s)Rows without a profile ID: 15. Nothing was sent.\nThe 15 that.*max_rejected=15"
+    text = "15 of them have the text of a null, such as 'None' or 'nan'.\n" if bad else ""
+    allow = "suspicious_ids='ignore'" if bad else "max_rejected=15"
+    said = f"(?s)Rows without a profile ID: 15. Nothing was sent.\n{text}The 15 that.*pass {allow}"
     with pytest.raises(GuardError, match=said) as refusal:
         mirror(min_removals=10, max_rejected=tolerated)
-    assert refusal.value.allow == "max_rejected=15"
+    assert refusal.value.allow == allow
     assert calls() == before
     agrees(HUNDRED)
 
@@ -168,6 +187,21 @@ def test_rows_without_ids_that_are_tolerated_stop_no_removal(lost, mirror, agree
     report = mirror(min_removals=10, max_rejected=tolerated)
     assert (report["removed"], report["rejected"]) == (15, {"profile ID null": 15})
     agrees(left)
+
+
+def test_rows_without_ids_and_with_the_text_of_a_null_are_counted_together(sqlite, lost, mirror, agrees):
+    sqlite.fill([*HUNDRED[15:], *[None] * 8, *["nan"] * 7])
+    said = "Rows without a profile ID: 15. Nothing was sent.\n7 of them have the text of a null"
+    with pytest.raises(GuardError, match=said) as refusal:
+        mirror(min_removals=10)
+    assert refusal.value.allow == "max_rejected=8, suspicious_ids='ignore'"
+    agrees(HUNDRED)
+
+
+def test_texts_of_a_null_that_are_ignored_stop_no_removal(lost, mirror, agrees):
+    left = lost(15, "nan")
+    assert mirror(min_removals=10, suspicious_ids="ignore")["removed"] == 15
+    agrees([*left, "nan"])
 
 
 @pytest.mark.parametrize("few", ["rows without an ID", "removals"])

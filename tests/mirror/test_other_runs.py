@@ -10,6 +10,7 @@ from enum import Enum
 from types import SimpleNamespace
 
 import pytest
+from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.exceptions import (
@@ -265,6 +266,31 @@ def test_two_tasks_of_one_audience_are_told_of_each_other(sqlite, vip, mirror, s
     mirror(context={"ti": task_instance(task_id="other")})
     assert "Another task changed the same audiences" in said()
     assert "dag.sync" in said()
+
+
+@pytest.mark.parametrize("kind", ["members", "profiles"])
+def test_a_default_ledger_whose_name_the_ids_of_two_tasks_make_is_refused(
+    sqlite, mirror_many, send, talon, kind
+):
+    """A task in a TaskGroup, and a task of a DAG whose ID ends with the group's."""
+
+    def run(dag_id, task_id, profile_id, **arguments):
+        sqlite.fill_pairs([(profile_id, f"audience of {profile_id}")])
+        sqlite.fill_people("id, tier", [(profile_id, "gold")])
+        instance = task_instance(task_id=task_id)
+        instance.dag_id = dag_id
+        how = {"dag": DAG(dag_id, schedule=None), "task_id": task_id, "context": {"ti": instance}}
+        how |= {"on_missing": "clear", "ledger": None} if kind == "profiles" else {}
+        return (send if kind == "profiles" else mirror_many)(**how | arguments)
+
+    assert run("crm", "eu.sync", "anna")["sent"] == 1
+    before = talon.requests()
+    both = "sync of the DAG crm.eu and eu.sync of the DAG crm have one ledger"
+    with pytest.raises(InvalidInputError, match=rf"(?s)^{both}.* ledger="):
+        run("crm.eu", "sync", "bert")
+    assert talon.requests() == before
+    assert run("crm.eu", "sync", "bert", ledger="eu")["added"] == 1
+    assert run("crm", "eu.sync", "anna")["unchanged"] == 1
 
 
 def test_two_ledgers_of_one_audience_are_told_of_each_other(sqlite, vip, mirror, mirror_many, said):
@@ -891,6 +917,57 @@ def test_what_happens_to_an_audience_that_a_sync_does_not_manage_any_more_is_not
     # It manages the audience again, which does not have the members that the ledger knows.
     sqlite.fill_pairs(both[leaving * 5 :])
     sync(6, audiences=["vip", "gold"])
-    # It is not known any more who has added the others.
-    others = members & {"joined"} if leaving else set()
-    assert vip.members("gold") == set(MANY[:10]) | others
+    assert vip.members("gold") == set(MANY[:10])
+
+
+@pytest.mark.parametrize("how", ["in one task", "in a TaskGroup"])
+def test_what_another_task_did_to_an_audience_is_known_after_a_run_that_left_the_audience_out(
+    sqlite, vip, mirror_many, context, state, how
+):
+    vip.create_audience("gold", "Gold")
+    rows = [(each, audience) for each in MANY[:5] for audience in ("gold", "vip")]
+    group = Group(state, sql="SELECT * FROM memberships", audience_column="audience_id", ledger="x")
+
+    def sync(*more, **arguments):
+        sqlite.fill_pairs([*rows, *more])
+        if how == "in one task":
+            return mirror_many(ledger="x", audience_name_column=None, **arguments)
+        return group.end(*group.plan(None, **arguments))
+
+    sync()
+    SyncAudienceMembersOperator(
+        task_id="other", audience_id="gold", add=["guest"], remove=MANY[:1], state_uri=str(state)
+    ).execute(context)
+    sqlite.fill_pairs([])
+    rows, both = [row for row in rows if row[1] == "vip"], rows
+    sync(("new", "vip"), audiences=["vip"])
+    rows = both
+    sync(("new", "vip"))
+    assert vip.members("gold") == set(MANY[:5])
+    assert sync(("new", "vip"))["sent"] == 0
+
+
+def test_a_state_uri_that_was_moved_is_named_until_its_pointer_is_deleted(
+    sqlite, vip, mirror, context, state, tmp_path, caplog
+):
+    warning = f"Another task's state URI has no ledgers any more: {state}\n"
+
+    def remove():
+        caplog.clear()
+        SyncAudienceMembersOperator(task_id="drop", audience_id="vip", remove=MANY[:2]).execute(context)
+
+    sqlite.fill(MANY)
+    mirror()
+    remove()
+    assert "state URI" not in caplog.text
+    state.rename(tmp_path / "moved")
+    remove()
+    assert warning in caplog.text
+    (pointer,) = (tmp_path / "ledgers").glob("*/elsewhere/*.json")
+    assert f"Delete the pointer to the old place: {pointer}" in caplog.text
+    pointer.unlink()
+    mirror(state_uri=str(tmp_path / "moved"), send="all")
+    assert vip.members("vip") == set(MANY)
+    remove()
+    assert "state URI" not in caplog.text
+    assert mirror(state_uri=str(tmp_path / "moved"))["sent"] == 2

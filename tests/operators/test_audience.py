@@ -16,6 +16,7 @@ from airflow_provider_talon_cdp.operators.audience import (
     DeleteAudienceOperator,
     UpdateAudienceOperator,
 )
+from airflow_provider_talon_cdp.operators.members import SyncAudienceMembersOperator
 
 ODD_IDS = [
     "a/b",
@@ -175,6 +176,45 @@ def test_ids_names_and_connection_are_templates(run, talon):
     assert talon.audiences()["vip"]["name"] == "today"
     run(DeleteAudienceOperator(task_id="d", audience_id="{{ 'vip' }}"))
     assert talon.audiences() == {}
+
+
+@pytest.mark.parametrize("rename", [False, True])
+def test_tasks_with_either_id_find_each_other_under_the_state_uri_of_the_task_that_named_the_audience(
+    run, talon, tmp_path, monkeypatch, rename
+):
+    """As in pods: each task has an AIRFLOW_HOME of its own, and nothing is configured."""
+    monkeypatch.delenv("AIRFLOW__TALON_CDP__STATE_URI", raising=False)
+    state = str(tmp_path / "state")
+    pods = iter(range(9))
+
+    def in_pod(operator, **arguments):
+        monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / f"pod-{next(pods)}"))
+        return run(
+            operator(task_id="t", state_uri="{{ params.state }}", **arguments), params={"state": state}
+        )
+
+    if rename:
+        talon.create_audience("vip", "VIP")
+        named = in_pod(UpdateAudienceOperator, audience_id="vip", audience_name="Best")
+    else:
+        named = in_pod(CreateAudienceOperator, audience_id="vip", audience_name="VIP")
+    mirror = {"audience_id": named["internal_id"], "audience_id_type": "internal", "mode": "mirror"}
+    mirror["members"] = ["anna", "bo", "cy"]
+    in_pod(SyncAudienceMembersOperator, **mirror)
+    # Not the first one, with which the mirror checks that the audience exists.
+    in_pod(SyncAudienceMembersOperator, audience_id="vip", remove=["bo", "cy"])
+    in_pod(SyncAudienceMembersOperator, **mirror)
+    assert talon.members("vip") == {"anna", "bo", "cy"}
+
+
+def test_a_state_uri_that_cannot_be_used_fails_no_task_that_has_renamed_its_audience(run, talon):
+    talon.create_audience("vip", "VIP")
+    rename = {"task_id": "t", "audience_id": "vip", "audience_name": "Best"}
+    with pytest.raises(InvalidInputError, match="state_uri must be an absolute path"):
+        run(UpdateAudienceOperator(**rename, state_uri="{{ 'relative' }}"))
+    assert talon.audiences()["vip"]["name"] == "VIP"
+    run(UpdateAudienceOperator(**rename, state_uri="no-such-storage://x"))
+    assert talon.audiences()["vip"]["name"] == "Best"
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,45 @@ def test_each_audience_is_judged_on_its_own():
         Guard().check(plan)
 
 
+@pytest.mark.parametrize("emptied", [1, 99])
+def test_small_audiences_are_also_judged_together(emptied):
+    plan = Counts(
+        known=Counter({f"a{number:02}": 9 for number in range(100)}),
+        removals=Counter({f"a{number:02}": 9 for number in range(emptied)}),
+        unchanged=9 * (100 - emptied),
+        wanted=9 * (100 - emptied),
+    )
+    if emptied == 1:
+        assert Guard().check(plan) == "send"
+        return
+    with pytest.raises(GuardError) as refused:
+        Guard().check(plan)
+    assert str(refused.value) == (
+        "All audiences together would lose 891 of 900 members (99.0%). Nothing was sent.\n"
+        "max_removal_fraction is 20.0%.\n"
+        "If that is right, pass max_removal_fraction=1.0."
+    )
+    assert Guard(max_removal_fraction=1.0).check(plan) == "send"
+    assert Guard(min_removals=892).check(plan) == "send"
+
+
+def test_the_argument_that_is_named_allows_the_loss_of_all_audiences_together_too():
+    plan = Counts(
+        known=Counter(big=40, **{f"a{number}": 9 for number in range(10)}),
+        removals=Counter(big=12, **{f"a{number}": 9 for number in range(10)}),
+        unchanged=28,
+        wanted=28,
+    )
+    with pytest.raises(GuardError) as refused:
+        Guard().check(plan)
+    assert str(refused.value).startswith(
+        "Audience 'big' would lose 12 of 40 members (30.0%). Nothing was sent.\n"
+        "All audiences together would lose 102 of 130 members (78.5%).\n"
+    )
+    assert refused.value.allow == "max_removal_fraction=0.79"
+    assert Guard(max_removal_fraction=0.79).check(plan) == "send"
+
+
 @pytest.mark.parametrize("name, other", [("removals", "additions"), ("additions", "removals")])
 def test_counts_have_limits_that_are_inclusive(name, other):
     plan = counts(known=100_000, **{name: 1234, other: 5678})
@@ -180,19 +219,20 @@ def test_all_audiences_that_would_lose_too_many_are_named_and_the_worst_one_deci
     assert Guard(max_removal_fraction=0.98, max_removals=59).check(plan) == "send"
 
 
-def test_of_many_audiences_that_would_lose_too_many_the_worst_ten_are_named():
+@pytest.mark.parametrize(("audiences", "rest"), [(10, []), (30, ["... and 20 more audiences."])])
+def test_of_many_audiences_that_would_lose_too_many_the_worst_ten_are_named(audiences, rest):
     plan = Counts(
-        known=Counter({f"a{number:02}": 100 for number in range(30)}),
-        removals=Counter({f"a{number:02}": 50 + number for number in range(30)}),
+        known=Counter({f"a{number:02}": 100 for number in range(audiences)}),
+        removals=Counter({f"a{number:02}": 79 - number for number in range(audiences)}),
         unchanged=1,
         wanted=1,
     )
     with pytest.raises(GuardError) as refused:
         Guard().check(plan)
     lines = str(refused.value).split("\n")
-    assert lines[0].startswith("Audience 'a29' would lose 79 of 100")
-    assert lines[9].startswith("Audience 'a20' would lose 70 of 100")
-    assert lines[10] == "... and 20 more audiences."
+    assert lines[0].startswith("Audience 'a00' would lose 79 of 100")
+    assert lines[9].startswith("Audience 'a09' would lose 70 of 100")
+    assert lines[10:-2] == rest
 
 
 def test_the_argument_that_allows_an_empty_source_comes_with_all_others_that_it_needs():
