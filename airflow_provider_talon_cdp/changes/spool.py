@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
-from typing import IO
 
 from airflow_provider_talon_cdp.changes.change import Chunk, Profile, Record, Rejection
 from airflow_provider_talon_cdp.exceptions import SpoolError
@@ -91,7 +90,7 @@ def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Generator[R
         SpoolError: The disk is full or cannot be written.
     """
     with ExitStack() as files:
-        runs: list[_Run] = []
+        runs: list[Spool] = []
         waiting: list[Chunk] = []
         count = 0
         for record in records:
@@ -101,43 +100,35 @@ def sorted_members(records: Iterable[Record], *, run: int = _RUN) -> Generator[R
             waiting.append(record)
             count += len(record)
             if count >= run:
-                runs.append(_Run(files, [_sorted(waiting)]))
+                runs.append(_spooled(files, [_sorted(waiting)]))
                 waiting, count = [], 0
                 if len(runs) == _MOST_RUNS:
-                    merged = _Run(files, _merged(runs))
+                    merged = _spooled(files, _merged(map(_blocks_of, runs)))
                     for merged_run in runs:
                         merged_run.close()
                     runs = [merged]
-        last = [_sorted(waiting)] if count else []
+        last = [iter([_sorted(waiting)])] if count else []
         waiting = []
-        yield from map(_chunk_of, _merged([*runs, *last]))
+        yield from map(_chunk_of, _merged([*map(_blocks_of, runs), *last]))
 
 
 _Block = tuple[list[str], str | None]
 """Sorted profile IDs and their one key; or sorted texts of a profile ID and a key together, and None."""
 
 
-class _Run:
-    """Sorted members in a file, read in blocks."""
+def _spooled(files: ExitStack, blocks: Iterable[_Block]) -> Spool:
+    """Write sorted members as one run, in blocks that are read one at a time."""
+    run = Spool()
+    files.callback(run.close)
+    for members, key in blocks:
+        for start in range(0, len(members), _BLOCK):
+            run.write(marshal.dumps((members[start : start + _BLOCK], key), 2))
+    return run
 
-    def __init__(self, files: ExitStack, blocks: Iterable[_Block]) -> None:
-        # The file has no name, so that no other process can read or change it.
-        with _disk():
-            self._file: IO[bytes] = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
-            for members, key in blocks:
-                for start in range(0, len(members), _BLOCK):
-                    data = marshal.dumps((members[start : start + _BLOCK], key), 2)
-                    self._file.write(len(data).to_bytes(4) + data)
 
-    def __iter__(self) -> Iterator[_Block]:
-        with _disk():
-            self._file.seek(0)
-            while size := self._file.read(4):
-                # This process wrote it, and no other process can reach it.
-                yield marshal.loads(self._file.read(int.from_bytes(size)))  # noqa: S302
-
-    def close(self) -> None:
-        self._file.close()
+def _blocks_of(run: Spool) -> Iterator[_Block]:
+    # This process wrote it, and no other process can reach it.
+    return map(marshal.loads, run)
 
 
 def _sorted(chunks: list[Chunk]) -> _Block:
@@ -155,9 +146,9 @@ def _sorted(chunks: list[Chunk]) -> _Block:
     return members, key
 
 
-def _merged(runs: Iterable[Iterable[_Block] | _Block]) -> Iterator[_Block]:
+def _merged(runs: Iterable[Iterator[_Block]]) -> Iterator[_Block]:
     """Merge sorted runs: all members up to the smallest last member of a block are sorted together."""
-    streams = [iter([run] if isinstance(run, tuple) else run) for run in runs]
+    streams = list(runs)
     blocks = [next(stream, None) for stream in streams]
     while left := [block for block in blocks if block is not None]:
         keys = {key for _, key in left}

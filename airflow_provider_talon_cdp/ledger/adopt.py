@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from airflow_provider_talon_cdp.changes.change import Chunk, Rejection, read_members, read_profile_id
+from airflow_provider_talon_cdp.changes.change import Chunk, Rejection, read_profile_id
 from airflow_provider_talon_cdp.changes.suspicious import SuspiciousIds
 from airflow_provider_talon_cdp.contract import SuspiciousIdsRule
 from airflow_provider_talon_cdp.exceptions import InvalidInputError, LedgerUnavailableError
@@ -51,18 +51,16 @@ def members_of_csv(file: Any, audience_id: str, suspicious_ids: SuspiciousIdsRul
         numbered = ((number, row) for number, row in enumerate(rows, start=2) if row)
         while some := list(islice(numbered, _ROWS)):
             found = True
-            ids = [row[position] if position < len(row) else None for _, row in some]
-            for record in read_members(ids, audience_id, "add"):
-                if isinstance(record, Rejection):
-                    bad = next(
-                        at for at, value in enumerate(ids) if isinstance(read_profile_id(value), Rejection)
-                    )
+            ids: list[str] = []
+            for number, row in some:
+                read = read_profile_id(row[position] if position < len(row) else None)
+                if isinstance(read, Rejection):
                     raise InvalidInputError(
-                        f"Row {some[bad][0]} of the members: {record.reason}. Nothing was adopted.\n"
-                        f"File: {file}"
+                        f"Row {number} of the members: {read.reason}. Nothing was adopted.\nFile: {file}"
                     )
-                suspicious.add(record.ids)
-                yield record
+                ids.append(read)
+            suspicious.add(ids)
+            yield Chunk(ids, audience_id)
         if not found:
             raise InvalidInputError(f"The file has no members, so nothing was adopted.\nFile: {file}")
     texts = "\n".join(suspicious.texts)

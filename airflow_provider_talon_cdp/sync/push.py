@@ -24,7 +24,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -498,29 +498,28 @@ class _Backlog:
         self._length = length
         self._most = most
         self._spool = Spool()
-        # Chunks that the disk did not take. They come after those in the spool.
-        self._rest: list[Chunk] = []
-        self._is_over = False
+        self._reads_ahead = True
         self._failure: BaseException | None = None
 
     def fill(self) -> bool:
         """Read the next chunks; return false at the end of the source, or if the disk space is used up."""
-        if self._is_over or self._rest or len(self._spool) > self._most:
+        if not self._reads_ahead or len(self._spool) > self._most:
             return False
         try:
             chunks = list(islice(self._chunks, self._length))
         except BaseException as error:  # noqa: BLE001 - raised after the chunks before it were taken
             chunks, self._failure = [], error
-        self._is_over = not chunks
+        self._reads_ahead = bool(chunks)
         for position, chunk in enumerate(chunks):
             columns = (chunk.ids, chunk.keys, chunk.verbs, chunk.disjoint_from_recent)
             try:
                 self._spool.write(marshal.dumps(columns, 2))
             except SpoolError as error:
                 log.warning("From now on the source is read only as fast as its changes are sent.\n%s", error)
-                self._rest = chunks[position:]
-                return False
-        return bool(chunks)
+                # They come after those in the spool.
+                self._chunks, self._reads_ahead = chain(chunks[position:], self._chunks), False
+                break
+        return self._reads_ahead
 
     def take(self) -> list[Chunk]:
         """Return the next chunks; an empty list at the end."""
@@ -528,8 +527,7 @@ class _Backlog:
         if self._failure and (not self._spool or not isinstance(self._failure, Exception)):
             raise self._failure
         if not self._spool:
-            rest, self._rest = self._rest, []
-            return rest or list(islice(self._chunks, self._length))
+            return list(islice(self._chunks, self._length))
         chunks: list[Chunk] = []
         while self._spool and len(chunks) < self._length:
             # This process wrote it, and no other process can reach it.

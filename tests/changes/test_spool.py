@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import sqlite3
 import tempfile
@@ -183,27 +182,10 @@ def test_the_file_of_a_spool_goes_with_it(opened, recwarn):
 # A full disk
 
 
-class FullDisk(io.BytesIO):
-    """A temporary file on a disk with room for so many bytes."""
-
-    def __init__(self, room):
-        super().__init__()
-        self.room = room
-
-    def write(self, data):
-        if self.tell() + len(data) > self.room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return super().write(data)
-
-
 @pytest.mark.parametrize("room", [0, 100])
-def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch, tmp_path, room):
+def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch, tmp_path, opened, room):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    disks, write_at = [], os.pwrite
-
-    def full(**_):
-        disks.append(FullDisk(room))
-        return disks[-1]
+    write_at = os.pwrite
 
     def pwrite(descriptor, data, at):
         if at + len(data) > room:
@@ -218,11 +200,10 @@ def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch, tmp_path, ro
         list(map(spooled.write, map(str.encode, ids)))
     # What fitted is there.
     assert [piece.decode() for piece in spooled] == ids[: room // 7]
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(SpoolError, match=said):
         list(sorted_members([Chunk(ids, "x")], run=10))
     # A run of the sort that cannot be written is closed at once.
-    assert disks[-1].closed
+    assert opened.files[-1].closed
 
 
 def test_no_folder_for_temporary_files_is_such_an_error(monkeypatch):
