@@ -211,6 +211,8 @@ class SendingOperator(TextFieldsOperator):
             write_report,
         )
 
+        # Airflow's copies of an operator share the object, and dag.test() runs several in one process.
+        self.links = {}
         host = self.hook.settings.deployment_host
         self._push_link(context, CampaignManagerLink.key, f"https://{host}")
         self.report = report = Report()
@@ -421,10 +423,14 @@ class LedgerOperator(SendingOperator):
         if as_bool("dry_run", self.is_dry_run):
             self._expect_version(context, mirror.ledger)
             return self.run_and_report(context, None, lambda _: self.run_dry(current()))
+
+        def send(report: Report) -> Report:
+            mirror.ledger.load()
+            self._refuse_ledger_of_namesake(mirror.ledger)
+            return self.send_plan(context, current(), report)
+
         with self.tracking_version(context, mirror.ledger):
-            return self.run_and_report(
-                context, mirror.ledger.folder, lambda report: self.send_plan(context, current(), report)
-            )
+            return self.run_and_report(context, mirror.ledger.folder, send)
 
     def data_until(self, context: Context) -> str:
         """Return the time until which a run has data if it reads its source now, in ISO 8601.
@@ -497,7 +503,7 @@ class LedgerOperator(SendingOperator):
         return mirror.dry_run(self.hook.settings.requests_per_second)
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
-        """Plan and send."""
+        """Plan and send. The ledger has been read, without its lock."""
         return mirror.run(self.run_owner(context), report=report)
 
     def guard(self) -> Guard:
@@ -560,13 +566,36 @@ class LedgerOperator(SendingOperator):
         return [name for name, value in values.items() if value != defaults[name]]
 
     def refuse_shared_ledger(self, context: Context) -> None:
-        """Refuse the default ledger in a mapped task, whose instances would undo each other's changes."""
+        """Refuse the default ledger where others would use it too, and undo this task's changes.
+
+        They are other instances of a mapped task, and other operators that a task calls.
+        """
         if _is_mapped(context):
             raise InvalidInputError(
                 f"{self.task_id} is mapped, and its instances would share the ledger named after the task:\n"
                 "each would remove what the others added. Nothing was sent.\n"
                 "Name a ledger= for each instance, for example with\n"
                 'expand_kwargs([{"sql": ..., "ledger": ...}, ...]).'
+            )
+        caller = getattr(context.get("ti"), "task_id", self.task_id)
+        if caller != self.task_id and not self.has_dag():  # type: ignore[no-untyped-call]
+            raise InvalidInputError(
+                f"{self.task_id} is called inside the task {caller}. Calls with this task_id share the\n"
+                f"ledger {self.dag_id}.{self.task_id}: each would remove what the others added.\n"
+                "Nothing was sent. Name a ledger= that no other call has."
+            )
+
+    def _refuse_ledger_of_namesake(self, ledger: Ledger) -> None:
+        """Refuse the ledger of another task, as eu.sync in the DAG crm and sync in crm.eu have one name."""
+        mine, theirs = [self.dag_id, self.task_id], ledger.last_owner.split("/")[:2]
+        name = ".".join(mine)
+        is_default = ledger.identity.name.endswith(f":{name}")
+        if is_default and theirs != mine and ".".join(theirs) == name:
+            (dag_id, task_id), (other_dag, other_task) = mine, theirs
+            raise InvalidInputError(
+                f"{task_id} of the DAG {dag_id} and {other_task} of the DAG {other_dag} have one ledger.\n"
+                "Each would remove what the other added. Nothing was sent. Name a ledger= for one of them.\n"
+                f"Both use the ledger in\n{ledger.folder}"
             )
 
     def _arguments_digest(self, context: Context) -> str:
@@ -739,7 +768,8 @@ class MembershipOperator(LedgerOperator):
         default: Verify = "exists" if names is None else "identity"
         # Not "or": an empty text is an error.
         verify = default if self.verify is None else check_choice("verify", self.verify, Verify)
-        self.audiences_seen.update(managed or ())
+        # Not updated: as with the links.
+        self.audiences_seen = set(managed or ())
         return self.new_mirror(
             ledger,
             source=source,
@@ -782,7 +812,6 @@ class MembershipOperator(LedgerOperator):
     def adopt_initial_members(self, context: Context, mirror: Mirror) -> None:
         """Refuse a ledger of another mapped instance, and adopt the initial members into a new ledger."""
         ledger = mirror.ledger
-        ledger.load()
         self._refuse_ledger_of_other_instance(context, mirror)
         if self.initial_members is None:
             return

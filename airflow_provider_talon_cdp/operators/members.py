@@ -13,6 +13,8 @@ from airflow_provider_talon_cdp.operators._base import MembershipOperator
 from airflow_provider_talon_cdp.operators._fields import ends_retries
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import XComArg
+
     from airflow_provider_talon_cdp.changes.change import Record
     from airflow_provider_talon_cdp.sync.mirror import Mirror
 
@@ -47,9 +49,9 @@ class SyncAudienceMembersOperator(MembershipOperator):
         self,
         *,
         audience_id: str | int,
-        add: Sequence[Any] | None = None,
-        remove: Sequence[Any] | None = None,
-        members: Sequence[Any] | None = None,
+        add: Sequence[Any] | XComArg | None = None,
+        remove: Sequence[Any] | XComArg | None = None,
+        members: Sequence[Any] | XComArg | None = None,
         mode: Literal["mirror"] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -16,6 +16,8 @@ from airflow_provider_talon_cdp.operators._arguments import (
 from airflow_provider_talon_cdp.operators._base import LedgerOperator
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import XComArg
+
     from airflow_provider_talon_cdp.transfers._rows import SqlSource
 
 
@@ -45,7 +47,7 @@ class SqlOperator(LedgerOperator):
         sql: str,
         sql_conn_id: str,
         parameters: Any = None,
-        hook_params: Mapping[str, Any] | None = None,
+        hook_params: Mapping[str, Any] | XComArg | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

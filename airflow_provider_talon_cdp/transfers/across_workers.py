@@ -232,17 +232,17 @@ class PlanAudienceOperator(_PlanOperator, SqlToTalonAudienceOperator):
         mirror = super().mirror(context)
         if self.reads is None:
             return mirror
-        reads = sorted(filter(None, self.reads), key=lambda read: int(read["range"]))
-        self.reading = first = reads[0]
+        found = sorted(filter(None, self.reads), key=lambda read: int(read["range"]))
         # Airflow 3.3 keeps the results of instances that it has removed since.
-        reads = [read for read in reads if read["range"] < first["of"]]
-        complete = [(first["reading"], number) for number in range(first["of"])]
+        reads = [read for read in found if read["range"] < found[0]["of"]]
+        complete = [(read["reading"], number) for read in found[:1] for number in range(read["of"])]
         # Between ranges of different divisions there may be a gap, whose members would be removed.
-        if [(read["reading"], read["range"]) for read in reads] != complete:
+        if not reads or [(read["reading"], read["range"]) for read in reads] != complete:
             raise InvalidInputError(
                 "The rows were read in ranges that do not go together. Nothing was sent.\n"
                 "Clear the task that divides the query (ranges), and all after it."
             )
+        self.reading = first = reads[0]
         names: Any = mirror.audiences.names if mirror.audiences and self.audience_name_column else {}
 
         def keep_audiences(found: Mapping[str, Any], join: Callable[[Any], object] = bool) -> None:
@@ -565,7 +565,8 @@ def _group(
     with TaskGroup(group_id, default_args=of_group) as group:
         defaults = {**(group.dag.default_args or {}), **group.default_args}
         # Only commit emits outlets. With those of default_args every task would emit them.
-        planning = {**arguments, "outlets": []}
+        # The tasks of a group pass on what they return, so default_args must not keep it out of XCom.
+        planning = {**arguments, "outlets": [], "do_xcom_push": True}
         if plan_workers > 1:
             # Not the pool of tasks that send: with few slots, these tasks would wait for each other.
             reading = {"pool": defaults.get("pool", DEFAULT_POOL), **planning}
@@ -577,6 +578,7 @@ def _group(
             profiles=_arguments_of_push(plan) if isinstance(plan, PlanProfilesOperator) else None,
             max_active_tis_per_dagrun=workers,
             outlets=[],
+            do_xcom_push=True,
             **common,
             **({} if pool is None else {"pool": pool}),
         )

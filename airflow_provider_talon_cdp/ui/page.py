@@ -206,7 +206,12 @@ def read(place: object, dag_id: str) -> tuple[ReportFile, list[ReportFile]]:
         )
     match = _PLACE.fullmatch(place) if isinstance(place, str) else None
     if match is None or ".." in match["ledger"].split("/"):
-        raise NoReportError("The path in this task instance's XCom is not that of a report.")
+        raise NoReportError(
+            "The path in this task instance's XCom is not that of a report.\n"
+            "An XCom backend may keep the path elsewhere, as Airflow's object storage backend does. This\n"
+            "page reads only Airflow's database: set [common.io] xcom_objectstorage_threshold to 2000, so\n"
+            "that short XComs of the next runs stay there."
+        )
     try:
         folder = as_folder(ObjectStoragePath(match["ledger"])) / "reports"
         report = _parsed(folder / match["name"])

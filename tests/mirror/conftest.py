@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import DAG, BaseHook
 
 from airflow_provider_talon_cdp.emulator import Emulator
 from airflow_provider_talon_cdp.ledger.ledger import Ledger, LedgerIdentity, ledger_name
@@ -235,6 +235,7 @@ def mirror(connect, state, context):
         one = "audience_column" not in arguments and "audience_id" not in arguments
         defaults = {
             "task_id": "sync",
+            "dag": DAG("dag", schedule=None),
             "sql": "SELECT profile_id FROM customers" if one else "SELECT * FROM memberships",
             "sql_conn_id": CONN_ID,
             "mode": "mirror",
@@ -308,6 +309,7 @@ def send(connect, state, context):
     def run(context=context, **arguments):
         defaults = {
             "task_id": "sync",
+            "dag": DAG("dag", schedule=None),
             "sql": "SELECT * FROM people",
             "sql_conn_id": CONN_ID,
             "profile_id_column": "id",

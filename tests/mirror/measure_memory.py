@@ -44,7 +44,7 @@ def run(kind, sql, state):
     arguments = KINDS[kind] | ({} if KINDS[kind].get("mode") == "add" else {"state_uri": state})
     # Few in flight, so that the smaller table too has all of them in flight.
     task = operator(task_id="sync", sql=sql, sql_conn_id="warehouse", in_flight=8, **arguments)
-    instance = SimpleNamespace(dag_id="dag", task_id="sync", run_id="run", map_index=-1)
+    instance = SimpleNamespace(dag_id=task.dag_id, task_id="sync", run_id="run", map_index=-1)
     return task.execute({"ti": instance})
 
 

@@ -39,6 +39,7 @@ WRONG = [
     ({"on_busy": "skip"}, "on_busy must be one of 'wait', 'fail'"),
     ({"audience_id_type": "outer"}, "audience_id_type must be one of 'external', 'internal'"),
     ({"dry_run": "yes"}, "dry_run must be True or False"),
+    ({"dry_run": ""}, "dry_run must be True or False"),
     ({"keep_versions": 0}, "keep_versions must be an integer >= 1"),
 ]
 

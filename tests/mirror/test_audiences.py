@@ -49,7 +49,7 @@ def test_changes_in_many_audiences(warehouse, talon, mirror_many, ledger_of):
     summary = mirror_many()
     assert (summary["removals"], summary["sent"]) == (2, 4)
     assert members_of(talon) == set(changed)
-    assert set(spelt_out(ledger_of("sync:adhoc_airflow.sync").known())) == set(changed)
+    assert set(spelt_out(ledger_of("sync:dag.sync").known())) == set(changed)
 
 
 def test_audiences_of_awkward_names(warehouse, talon, mirror_many):
@@ -161,7 +161,7 @@ def test_the_command_shows_a_ledger_of_many_audiences(sqlite, talon, mirror_many
     connection = talon.connection()
     place = ["--state-uri", str(state), "--base-url", connection["host"]]
     place += ["--deployment-host", connection["extra"]["deployment_host"]]
-    assert main(["ledger", "show", *place, "--sync", given.get("ledger", "adhoc_airflow.sync")]) == 0
+    assert main(["ledger", "show", *place, "--sync", given.get("ledger", "dag.sync")]) == 0
     assert "version 1, 30 members" in capsys.readouterr().out
 
 

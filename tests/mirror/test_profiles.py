@@ -381,8 +381,12 @@ def test_the_ledger_holds_no_values(warehouse, send, profiles_ledger):
 
 def test_each_task_has_a_ledger_of_its_own_unless_it_is_named(sqlite, send):
     sqlite.fill_people("id, tier", [("anna", "gold")])
-    assert [send(ledger=None, task_id=each)["sent"] for each in ("one", "two", "one")] == [1, 1, 0]
-    assert [send(ledger="people", task_id=each)["sent"] for each in ("one", "two")] == [1, 0]
+
+    def sent(task, ledger=None):
+        return send({"ti": task_instance(task_id=task)}, ledger=ledger, task_id=task)["sent"]
+
+    assert [sent(each) for each in ("one", "two", "one")] == [1, 1, 0]
+    assert [sent(each, "people") for each in ("one", "two")] == [1, 0]
 
 
 def test_the_command_shows_a_ledger_of_profiles(sqlite, send, talon, state, capsys):
@@ -470,6 +474,15 @@ def test_instances_of_a_mapped_task_must_name_their_ledgers(sqlite, send, talon)
     assert talon.requests() == []
     assert send(mapped)["sent"] == 1
     assert send(ledger=None)["sent"] == 1
+
+
+def test_operators_that_a_task_calls_must_name_their_ledgers(sqlite, send, talon):
+    sqlite.fill_people("id, tier", [("anna", "gold")])
+    inside = {"ti": task_instance(task_id="markets")}
+    with pytest.raises(InvalidInputError, match=r"(?s)sync is called inside the task markets.* ledger="):
+        send(inside, dag=None, ledger=None)
+    assert talon.requests() == []
+    assert send(inside, dag=None)["sent"] == 1
 
 
 @pytest.mark.parametrize("of_earlier_version", [False, True])

@@ -46,9 +46,10 @@ def test_what_is_refused_every_day_by_tasks_that_push(sqlite, vip, connect, stat
     vip.reject_profiles(BAD)
     sqlite.fill_people("id, score", [(each, 1) for each in BAD])
     sql = "SELECT id, score FROM people" if group is profiles_group else "SELECT id AS profile_id FROM people"
-    with DAG("d", schedule=None):
+    with DAG("dag", schedule=None):
         made = group("g", sql=sql, sql_conn_id=CONN_ID, state_uri=str(state), max_rejected=120)
-    context = {"ti": SimpleNamespace(**vars(task_instance()), xcom_push=lambda *_, **__: None)}
+    instance = task_instance(task_id="g.plan")
+    context = {"ti": SimpleNamespace(**vars(instance), xcom_push=lambda *_, **__: None)}
     (share,) = made.children["g.plan"].execute(context)
     summary = made.children["g.push"].unmap({"share": share}).execute(context)
     assert summary["rejected"] == {"refused by Talon.One (400)": 120}

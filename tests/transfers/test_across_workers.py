@@ -30,7 +30,7 @@ def execute(operator, run_id="r", try_number=1, **context):
     """Execute a task; its result and its XCom ``planned``, as they come out of Airflow's database."""
     pushed = {}
     instance = SimpleNamespace(
-        dag_id="d",
+        dag_id=operator.dag_id,
         task_id=operator.task_id,
         run_id=run_id,
         map_index=-1,
@@ -326,6 +326,14 @@ def test_outlets_are_emitted_by_the_commit_only(place):
         "o.g.push": False,
         "o.g.commit": True,
     }
+
+
+def test_what_the_tasks_of_a_group_pass_on_is_kept_whatever_default_args_say():
+    with DAG("d", schedule=None, default_args={"do_xcom_push": False}) as dag:
+        talon_audience_sync("audience", plan_workers=2, **SOURCE)
+        talon_profiles_sync("profiles", sql="SELECT 1", sql_conn_id="w")
+    kept = {task.task_id: getattr(task, "partial_kwargs", vars(task))["do_xcom_push"] for task in dag.tasks}
+    assert {name for name, is_kept in kept.items() if not is_kept} == {"audience.commit", "profiles.commit"}
 
 
 class AudienceGroup:

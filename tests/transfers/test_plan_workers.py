@@ -479,7 +479,7 @@ def test_ranges_of_two_readings_are_not_planned(group, fill):
     first = group.compare(group.ranges())
     spans = group.ranges()
     second = group.compare(spans)
-    for mixed in ([*first[:2], *second[2:]], second[:3], [*second, second[0]]):
+    for mixed in ([*first[:2], *second[2:]], second[:3], [*second, second[0]], [], [None, None]):
         with pytest.raises(InvalidInputError, match="ranges that do not go together"):
             group.plan(mixed)
     # The order in which they come says nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -14,6 +15,7 @@ from airflow_provider_talon_cdp.exceptions import (
     NotFoundError,
     RejectedRecordsError,
 )
+from airflow_provider_talon_cdp.operators._base import DeadLettersLink
 from airflow_provider_talon_cdp.operators.audience import CreateAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_audience import SqlToTalonAudienceOperator
 from airflow_provider_talon_cdp.transfers.sql_to_profiles import SqlToTalonProfilesOperator
@@ -45,6 +47,28 @@ def test_rows_are_added(run, talon, vip, customers):
         "rejected": {},
         "unsent": 0,
     }
+
+
+UNREADABLE = "SELECT 'anna' AS profile_id, timestamp 'infinity' AS audience_id"
+
+
+def test_a_row_whose_audience_cannot_be_read_is_rejected(run, talon, postgres):
+    result = run(transfer(UNREADABLE, audience_column="audience_id", max_rejected=1))
+    (reason,) = result["rejected"]
+    assert reason.startswith("audience ID holds a time that Python cannot represent")
+
+
+def test_a_mirror_refuses_a_row_whose_audience_cannot_be_read(run, talon, postgres, tmp_path):
+    """It would remove the member from that audience."""
+    many = transfer(UNREADABLE, audience_column="audience_id", mode="mirror", state_uri=str(tmp_path))
+    with pytest.raises(InvalidInputError, match=r"\(column 'audience_id'\) that holds a time that Python"):
+        run(many)
+
+
+def test_a_row_whose_profile_id_cannot_be_read_is_rejected(run, talon, vip, postgres):
+    result = run(transfer("SELECT timestamp 'infinity' AS profile_id", max_rejected=1))
+    (reason,) = result["rejected"]
+    assert reason.startswith("profile ID holds a time that Python cannot represent")
 
 
 def test_rows_are_removed(run, talon, vip, customers):
@@ -142,6 +166,48 @@ def test_a_template_of_none_is_not_the_default(run, talon, sqlite, name):
     with pytest.raises(InvalidInputError, match=f"^{name} is null after rendering. Did the upstream task"):
         run(operator, native=True, params={"x": None})
     assert talon.requests() == []
+
+
+def test_an_empty_state_uri_of_a_template_is_not_the_default(run, talon, customers):
+    """As of a variable that is not set in one environment: the ledger there has other members, or none."""
+    customers("anna")
+    operator = transfer(mode="mirror", state_uri="{{ params.x }}")
+    with pytest.raises(InvalidInputError, match="^state_uri is empty after rendering"):
+        run(operator, params={"x": ""})
+    assert talon.requests() == []
+
+
+def test_operators_that_a_task_calls_must_name_their_ledgers(connect, talon, sqlite):
+    """They have no DAG, so those with one task ID would share a ledger, and empty each other's audiences."""
+    sqlite("INSERT INTO customers VALUES ('anna', 'de'), ('bert', 'fr')")
+    context = {"ti": SimpleNamespace(dag_id="dag", task_id="markets", run_id="r", map_index=-1)}
+
+    def call(market, **arguments):
+        sql = f"SELECT * FROM customers WHERE audience_id = '{market}'"
+        transfer(sql, **OF_MANY | arguments).execute(context)
+
+    with pytest.raises(InvalidInputError, match=r"(?s)^t is called inside the task markets\. .* ledger="):
+        call("de")
+    assert talon.requests() == []
+    for _ in range(2):
+        for market in ("de", "fr"):
+            call(market, ledger=market)
+    assert [talon.members(market) for market in ("de", "fr")] == [{"anna"}, {"bert"}]
+
+
+def test_a_second_run_in_one_process_knows_nothing_of_the_first(connect, run, talon, vip, sqlite):
+    """``dag.test()`` executes shallow copies of the operator."""
+    run(CreateAudienceOperator(task_id="c", audience_id="gold", audience_name="Gold"))
+    operator = transfer("SELECT * FROM customers", audience_column="audience_id", max_rejected=1)
+    sqlite("INSERT INTO customers VALUES ('anna', 'vip'), ('bert', 'vip')")
+    talon.reject_profiles(["bert"])
+    first = operator.prepare_for_execution()
+    first.execute({})
+    sqlite("DELETE FROM customers; INSERT INTO customers VALUES ('anna', 'gold')")
+    second = operator.prepare_for_execution()
+    second.execute({})
+    assert [list(each.asset_uris("h").values()) for each in (first, second)] == [["vip"], ["gold"]]
+    assert [DeadLettersLink.key in each.links for each in (first, second)] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["attributes", "attributes_column", "types", "hook_params"])

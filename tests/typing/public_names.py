@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 import requests
-from airflow.providers.common.compat.sdk import Context, TaskGroup
+from airflow.providers.common.compat.sdk import Context, TaskGroup, XComArg
 
 import airflow_provider_talon_cdp as provider
 from airflow_provider_talon_cdp.hooks.talon_cdp import TalonCdpHook
@@ -59,7 +59,7 @@ def audiences(context: Context) -> None:
         retries=3,
     )
     assert_type(create.execute(context), dict[str, Any])
-    update = UpdateAudienceOperator(task_id="update", audience_id="vip", audience_name="Best")
+    update = UpdateAudienceOperator(task_id="update", audience_id="vip", audience_name="Best", state_uri="/x")
     assert_type(update.execute(context), dict[str, Any])
     delete = DeleteAudienceOperator(task_id="delete", audience_id="vip", if_missing="skip")
     assert_type(delete.execute(context), dict[str, Any])
@@ -101,6 +101,35 @@ def members(context: Context) -> None:
         task_id="sync", audience_id="vip", members=["anna"], mode="mirror", rules="changes"
     )
     SyncAudienceMembersOperator(task_id="sync", audience_id="vip", members=[], mode="add")  # type: ignore[arg-type]
+
+
+def results_of_other_tasks(listed: XComArg, mapping: XComArg) -> None:
+    SyncAudienceMembersOperator(task_id="add", audience_id="vip", add=listed, remove=listed)
+    mirror = SyncAudienceMembersOperator(task_id="sync", audience_id="vip", members=listed, mode="mirror")
+    SyncAudienceMembersOperator(task_id="add", audience_id="vip", add=mirror.output)
+    UpdateProfileOperator(
+        task_id="profile",
+        customer_profile_id="anna",
+        attributes=mapping,
+        types=mapping,
+        add_audiences=listed,
+        remove_audiences=listed,
+    )
+    UpdateProfileAudiencesOperator(
+        task_id="memberships", customer_profile_id="anna", add_audiences=listed, remove_audiences=listed
+    )
+    SqlToTalonAudienceOperator(
+        task_id="many",
+        sql="SELECT 1",
+        sql_conn_id="warehouse",
+        mode="mirror",
+        audience_column="audience_id",
+        audiences=listed,
+        hook_params=mapping,
+    )
+    SqlToTalonProfilesOperator(
+        task_id="profiles", sql="SELECT 1", sql_conn_id="warehouse", attributes=listed, types=mapping
+    )
 
 
 def from_sql(context: Context) -> None:

@@ -94,6 +94,11 @@ class TestWhatIsRead:
         with pytest.raises(page.NoReportError, match="is not that of a report"):
             page.read(place, "sync")
 
+    def test_a_path_that_an_xcom_backend_keeps_elsewhere_is_explained(self):
+        place = "s3://xcoms/sync/manual__2026-11-20/vip/3cdd70fd-c19e-4565-bb96-ac8dd83be1d5"
+        with pytest.raises(page.NoReportError, match="xcom_objectstorage_threshold to 2000"):
+            page.read(place, "sync")
+
     @pytest.mark.parametrize(
         "scheme", ["http://127.0.0.1:1", "ftp://127.0.0.1", "github://owner", "memory:/"]
     )
