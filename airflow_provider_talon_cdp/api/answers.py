@@ -52,8 +52,9 @@ _SUCCESS = {
     Operation.UPDATE_PROFILES_AUDIENCES: 204,
 }
 _LONGEST_TEXT = 500
-# Longest text that is masked. Its end may be a part of an ID, which is not masked; the 500 characters that
-# are shown do not reach it, as a masked ID of 1000 characters and what separates it from the next have 4.
+# Longest text in which IDs that were not sent are looked for. Its end may be a part of one, which is not
+# masked; the 500 characters that are shown do not reach it, as a masked ID of 1000 characters and a separator
+# have 4.
 _LONGEST_READ = 200_000
 _MULTI_PROFILE = Operation.UPDATE_PROFILES_AUDIENCES
 _NAMES_AUDIENCE = (Operation.UPDATE_AUDIENCE, Operation.DELETE_AUDIENCE)
@@ -241,7 +242,8 @@ def _result(
         return None
     content = _json_object(body)
     if content is None and _is_cut_off(headers, body):
-        error = _fail(TransientError, request, status, b"", "The answer was cut off: the connection ended.")
+        text = f"The answer was cut off: the connection ended.\nIf this persists: {_WHO_ANSWERED}"
+        error = _fail(TransientError, request, status, body, text)
         error.reason = "the answer was cut off"
         raise error
     if content is None:
@@ -317,8 +319,10 @@ def _refused(request: Request[Result], status: int, body: bytes, said: str) -> R
     if _REQUIRES_TLS.search(body[:_LONGEST_TEXT].decode(errors="replace")):
         text = "That port requires TLS. Write https:// in Base URL on the connection."
         return _fail(FatalError, request, status, body, text)
-    # Profile IDs and values are masked first, as they may contain such a word.
-    if _BLAMES_CONNECTION.search(_mask(said, _spellings_of(request.private()))):
+    # Profile IDs and values may contain such a word.
+    if _BLAMES_CONNECTION.search(said) and _BLAMES_CONNECTION.search(
+        _mask(said, _spellings_of(request.private()))
+    ):
         text = "Check Deployment host and Platform name on the connection."
         return _fail(FatalError, request, status, body, text)
     return _fail(RejectedError, request, status, body)
@@ -355,10 +359,10 @@ def _fail(
     kind: type[Kind], request: Request[Result], status: int, body: bytes, cure: str | None = None
 ) -> Kind:
     said, uuid, blames = _read_error_body(body)
-    private = _spellings_of(request.private())
+    private = _spellings_of(request.private()) if said else ()
 
     def masked(text: str) -> str:
-        return _mask_others(_mask(text, private), request.operation)
+        return _mask_others(_mask(text, private)[:_LONGEST_READ], request.operation)
 
     page = " (an HTML page, which is not from Talon.One's API)" if not said and _is_page(body) else ""
     lines = [
@@ -415,7 +419,7 @@ _GOS_JSON = str.maketrans({"&": r"\u0026", "<": r"\u003c", ">": r"\u003e"})
 
 
 def _spellings_of(private: Iterable[str]) -> set[str]:
-    """Return profile IDs and attribute values that were sent, as an answer may quote them, in lower case."""
+    """Return profile IDs and attribute values that were sent, as an answer may quote them."""
     found = set()
     for value in private:
         entities, quoted = html.escape(value), json.dumps(value, ensure_ascii=False)[1:-1]
@@ -430,7 +434,7 @@ def _spellings_of(private: Iterable[str]) -> set[str]:
             entities.replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
             _as_go_prints(value),
         }
-    return {spelling.lower() for spelling in found if spelling}
+    return found - {""}
 
 
 def _as_go_prints(value: str) -> str:
@@ -445,10 +449,12 @@ def _as_go_prints(value: str) -> str:
 
 def _mask(text: str, private: Iterable[str]) -> str:
     """Mask what ``_spellings_of`` returned, in a text for logs."""
-    text = text[:_LONGEST_READ]
     lower = text.lower()
-    for spelling in sorted((each for each in private if each in lower), key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", "***", text, flags=re.IGNORECASE)
+    # A plain word only as it was sent: the value "Unknown" must not hide the answer's "unknown".
+    found = [each for each in private if each in text or (not each.isalpha() and each.lower() in lower)]
+    for spelling in sorted(found, key=len, reverse=True):
+        flags = re.NOFLAG if spelling.isalpha() else re.IGNORECASE
+        text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", "***", text, flags=flags)
     return text
 
 
@@ -477,7 +483,8 @@ def _is_cut_off(headers: Mapping[str, str], body: bytes) -> bool:
     """Whether an answer that is not JSON is the beginning of it. Without a length no client notices that."""
     if len(body) >= MAX_ANSWER or "Content-Length" in headers or "Transfer-Encoding" in headers:
         return False
-    return body.lstrip().startswith(b"{") if body else "Content-Encoding" not in headers
+    # Nothing can be read of the first bytes of a compressed answer.
+    return not body or body.lstrip().startswith(b"{")
 
 
 def _is_page(body: bytes) -> bool:

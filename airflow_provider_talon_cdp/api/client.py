@@ -261,7 +261,7 @@ class AsyncTalonCdpClient(_Client):
         attempts: Attempts | None = None
         while True:
             async with self._places:
-                left_at = await self._pace(attempts)
+                left_at = await self._pace(request, attempts)
                 # The time in the queue before the first attempt does not count.
                 attempts = attempts or Attempts(request, self.settings.base_url, self._budget, self._clock())
                 self.before_attempt()
@@ -276,7 +276,7 @@ class AsyncTalonCdpClient(_Client):
                         self.throttled += 1
                         self._pacer.throttled(self._clock(), left_at=left_at, retry_after=error.retry_after)
                         if (error.retry_after or 0) > self._budget:
-                            self._refused = error
+                            self._refused = copy.copy(error)
                     self._note(error)
                     # A 429 now and then is part of pacing; other failures are logged as warnings.
                     wait = self._wait_after(error, attempts, routine=is_throttled)
@@ -293,13 +293,15 @@ class AsyncTalonCdpClient(_Client):
             self._failing_since = self._clock()
         self._failing_with = error.reason
 
-    async def _pace(self, attempts: Attempts | None) -> float:
+    async def _pace(self, request: Request[Any], attempts: Attempts | None) -> float:
         # One request waits for the pacer and the others for the lock: a lower rate applies to all at once.
         async with self._gate:
             while (wait := self._pacer.wait(self._clock())) > 0:
                 if self._refused and wait > self._budget:
                     refused = copy.copy(self._refused)
+                    refused.method, refused.path = request.method, request.path
                     refused.repeated = attempts is not None and attempts.unclear
+                    refused.explain(f"An earlier request got this answer, which asks to wait {wait:,.0f} s.")
                     raise refused
                 await self._sleep(wait)
             self._refused = None

@@ -96,7 +96,9 @@ class TalonCdpHook(HttpHook):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out connections, and the API key: another process reads it from Airflow itself."""
         left_out = ("settings", "keep_alive_adapter")
-        return {name: value for name, value in vars(self).items() if name not in left_out} | {"_clients": {}}
+        # HttpHook keeps the extra, in which a proxy may have a password. get_conn sets it again.
+        emptied: dict[str, Any] = {"_clients": {}, "merged_extra": {}}
+        return {name: value for name, value in vars(self).items() if name not in left_out} | emptied
 
     @staticmethod
     def get_connection_form_widgets() -> dict[str, Any]:
@@ -169,7 +171,10 @@ class TalonCdpHook(HttpHook):
 
     @property
     def client(self) -> TalonCdpClient:
-        """The client for single calls. It has one session with pooled connections."""
+        """The client for single calls. It has one session with pooled connections.
+
+        Its own errors do not end a task's retries, as those of the hook's methods do.
+        """
         # A forked process that shared a connection could read the answer to another process's call. The
         # parent's client is kept there, as closing it could end the parent's connection.
         process = os.getpid()

@@ -213,6 +213,7 @@ class RunFacts:
         awaits_approval: Whether the plan must not be pushed before a person approves it.
         arguments: Digest of the arguments of a mapped task's instance. An instance with the same ones is the
             same sync, at whatever index.
+        null_texts: Number of records that the guard let pass with the text of a null as their ID.
     """
 
     data_until: str = ""
@@ -223,6 +224,7 @@ class RunFacts:
     rejected: bool = False
     awaits_approval: bool = False
     arguments: str = ""
+    null_texts: int = 0
 
     def has_key_of(self, other: RunFacts) -> bool:
         """Whether another run has the same API key and platform name. True if a key is not known."""
@@ -431,10 +433,10 @@ class Ledger:
         """Whether some changes of the current plan have no outcome, or later versions are lost.
 
         The next version deletes lost plans. It also covers notes, which every run would read again, except
-        notes about audiences that this run may not change, as only they name the members.
+        recent ones about audiences that this run may not change, as only they name the members.
         """
         return (
-            bool(self._lost_parts or (self._notes.spent and not self._changed_unmanaged()))
+            bool(self._lost_parts or self._spent())
             or self.version < self.at_least
             or any(landed + withheld < lines for lines, landed, *_, withheld in self._progress())
         )

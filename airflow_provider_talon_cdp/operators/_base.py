@@ -128,7 +128,8 @@ class SendingOperator(TextFieldsOperator):
             others. None for any number.
         in_flight: Maximum number of requests in flight.
         suspicious_ids: What to do if profile IDs are valid but look wrong, such as padded ones or the text
-            ``None``: ``warn`` and send them, ``fail``, or ``ignore`` it.
+            ``None``: ``warn`` and send them, ``fail``, or ``ignore`` it. A mirror's guard counts texts of
+            nulls unless they are ignored.
         on_busy: What to do if another run uses the ledger: ``wait`` for it, or ``fail``.
         busy_timeout: Longest wait in seconds.
         talon_cdp_conn_id: Airflow connection of Talon.One.
@@ -334,8 +335,9 @@ class LedgerOperator(SendingOperator):
     Args:
         on_empty: What to do if the source has no rows: ``fail``, ``skip`` or ``allow``. If it has rows and
             all are rejected, that is always an error.
-        max_removal_fraction: Largest share of an audience's known members that a run may remove, 0 to 1.
-        min_removals: ``max_removal_fraction`` does not apply to fewer removals from one audience.
+        max_removal_fraction: Largest share that a run may remove, 0 to 1: of the known members of an
+            audience, and of those of all audiences together.
+        min_removals: ``max_removal_fraction`` does not apply to fewer removals.
         max_removals: Maximum removals, of all audiences together; None for no limit.
         max_additions: Maximum additions, to all audiences together; None for no limit.
         on_older_run: What to do if the ledger holds data of a later data interval than this run's, as in a
@@ -424,13 +426,10 @@ class LedgerOperator(SendingOperator):
             self._expect_version(context, mirror.ledger)
             return self.run_and_report(context, None, lambda _: self.run_dry(current()))
 
-        def send(report: Report) -> Report:
-            mirror.ledger.load()
-            self._refuse_ledger_of_namesake(mirror.ledger)
-            return self.send_plan(context, current(), report)
-
         with self.tracking_version(context, mirror.ledger):
-            return self.run_and_report(context, mirror.ledger.folder, send)
+            return self.run_and_report(
+                context, mirror.ledger.folder, lambda report: self.send_plan(context, current(), report)
+            )
 
     def data_until(self, context: Context) -> str:
         """Return the time until which a run has data if it reads its source now, in ISO 8601.
@@ -503,7 +502,7 @@ class LedgerOperator(SendingOperator):
         return mirror.dry_run(self.hook.settings.requests_per_second)
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
-        """Plan and send. The ledger has been read, without its lock."""
+        """Plan and send."""
         return mirror.run(self.run_owner(context), report=report)
 
     def guard(self) -> Guard:
@@ -577,20 +576,25 @@ class LedgerOperator(SendingOperator):
                 "Name a ledger= for each instance, for example with\n"
                 'expand_kwargs([{"sql": ..., "ledger": ...}, ...]).'
             )
-        caller = getattr(context.get("ti"), "task_id", self.task_id)
-        if caller != self.task_id and not self.has_dag():  # type: ignore[no-untyped-call]
+        running = context.get("task")
+        if running is not None and not self.has_dag():  # type: ignore[no-untyped-call]
             raise InvalidInputError(
-                f"{self.task_id} is called inside the task {caller}. Calls with this task_id share the\n"
-                f"ledger {self.dag_id}.{self.task_id}: each would remove what the others added.\n"
+                f"{self.task_id} is called inside the task {running.task_id}. Calls with this task_id share\n"
+                f"the ledger {self.dag_id}.{self.task_id}: each would remove what the others added.\n"
                 "Nothing was sent. Name a ledger= that no other call has."
             )
 
-    def _refuse_ledger_of_namesake(self, ledger: Ledger) -> None:
-        """Refuse the ledger of another task, as eu.sync in the DAG crm and sync in crm.eu have one name."""
-        mine, theirs = [self.dag_id, self.task_id], ledger.last_owner.split("/")[:2]
+    def refuse_ledger_of_namesake(self, ledger: Ledger) -> None:
+        """Refuse the ledger of another task, as eu.sync in the DAG crm and sync in crm.eu have one name.
+
+        A ledger that the DAG author names may be that of a task which was moved.
+        """
+        mine = [self.dag_id, self.task_id]
         name = ".".join(mine)
-        is_default = ledger.identity.name.endswith(f":{name}")
-        if is_default and theirs != mine and ".".join(theirs) == name:
+        if getattr(self, "ledger", None) is not None or not ledger.identity.name.endswith(f":{name}"):
+            return
+        theirs = ledger.last_owner.split("/")[:2]
+        if theirs != mine and ".".join(theirs) == name:
             (dag_id, task_id), (other_dag, other_task) = mine, theirs
             raise InvalidInputError(
                 f"{task_id} of the DAG {dag_id} and {other_task} of the DAG {other_dag} have one ledger.\n"
@@ -644,7 +648,7 @@ class MembershipOperator(LedgerOperator):
         initial_members: Mirror: a CSV file of members that the audience has already, such as the Campaign
             Manager's export. It is read if the ledger is new, so that the first mirror can remove them.
         kwargs: As in ``LedgerOperator``; those that concern the ledger are for a mirror only. A mirror checks
-            removals against the known members of each audience.
+            removals against the known members of each audience, and of all together.
     """
 
     template_fields: Sequence[str] = (
@@ -812,6 +816,8 @@ class MembershipOperator(LedgerOperator):
     def adopt_initial_members(self, context: Context, mirror: Mirror) -> None:
         """Refuse a ledger of another mapped instance, and adopt the initial members into a new ledger."""
         ledger = mirror.ledger
+        ledger.load()
+        self.refuse_ledger_of_namesake(ledger)
         self._refuse_ledger_of_other_instance(context, mirror)
         if self.initial_members is None:
             return

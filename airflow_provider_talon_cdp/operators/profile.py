@@ -256,9 +256,17 @@ class UpdateProfileAudiencesOperator(TextFieldsOperator):
     @ends_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Send the update."""
+        return self._send(context)
+
+    def _send(self, context: Context) -> dict[str, Any]:
         added = audience_ids_of("add_audiences", self.add_audiences, "external")
         removed = audience_ids_of("remove_audiences", self.remove_audiences, "external")
         profile_id = _read_profile_id(self)
+        # Before it is noted that the call is made.
+        if not added and not removed:
+            raise InvalidInputError(
+                "add_audiences and remove_audiences are both empty: there is nothing to do."
+            )
         _ = self.hook.client
         with _noting_changes(self, context, profile_id, added, removed) as was_sent:
             state = self.hook.update_customer_profile_audiences(

@@ -50,7 +50,8 @@ class Guard:
         Args:
             counts: What the plan changes.
             max_rejected: Number of rejected records that the run tolerates; None for any number.
-            null_texts: Number of records whose ID is the text of a null, unless the run ignores them.
+            null_texts: Number of records whose ID is the text of a null, more than in the last run, unless
+                this one ignores them.
 
         Raises:
             GuardError: The plan changes more than is allowed. The text has all numbers beyond a limit, and
@@ -116,7 +117,8 @@ class Guard:
         rejected, nameless = counts.rejected.total(), 0
         if max_rejected is not None and rejected > max_rejected:
             nameless = sum(counts.rejected[reason] for reason in _NAMELESS)
-        if min(nameless + null_texts, removed) >= max(1, self.min_removals):
+        least = max(1, self.min_removals)
+        if min(nameless + null_texts, removed) >= least:
             lines = [f"Rows without a profile ID: {nameless + null_texts:,}."]
             if null_texts:
                 lines.append(f"{null_texts:,} of them have the text of a null, such as 'None' or 'nan'.")
@@ -124,7 +126,11 @@ class Guard:
                 f"The {removed:,} that would be removed may be profiles whose rows have lost it, as after a "
                 "broken join."
             )
-            allow = {f"max_rejected={rejected}": nameless, "suspicious_ids='ignore'": null_texts}
+            # One alone may be enough.
+            allow = {
+                f"max_rejected={rejected}": nameless >= least or (nameless and null_texts < least),
+                "suspicious_ids='ignore'": null_texts >= least or (null_texts and nameless < least),
+            }
             yield "\n".join(lines), ", ".join(filter(allow.get, allow))
         for name, change in (("max_removals", acknowledged), ("max_additions", counts.additions)):
             limit = getattr(self, name)

@@ -121,6 +121,11 @@ class Planned:
     suspicious: SuspiciousIds
     refused_before: frozenset[Member] = frozenset()
 
+    @property
+    def null_texts(self) -> int:
+        """Number of records with the text of a null as their ID."""
+        return self.suspicious.counts.get("null_text", 0)
+
 
 @dataclass(frozen=True)
 class ComparedRanges:
@@ -465,7 +470,7 @@ class Mirror:
             return set()
         # The audiences are checked for the next plan, against the facts of the plan that is resumed.
         old = self.ledger.facts
-        facts = replace(self.facts, audiences=old.audiences, filling=old.filling)
+        facts = replace(self.facts, audiences=old.audiences, filling=old.filling, null_texts=old.null_texts)
         self.ledger.make_current(draft, facts=facts, names=self.ledger.names)
         cursor.set(self.ledger.version)
         share = self.ledger.share()
@@ -512,8 +517,9 @@ class Mirror:
 
     def _guarded(self, plan: Planned) -> str:
         """Return the guard's verdict, or raise ``GuardError``."""
-        ignored = self.limits.suspicious_ids == "ignore"
-        null_texts = 0 if ignored else plan.suspicious.counts.get("null_text", 0)
+        # As many as in the last run have cost no member its row since.
+        more = max(0, plan.null_texts - self.ledger.facts.null_texts)
+        null_texts = 0 if self.limits.suspicious_ids == "ignore" else more
         return self.guard.check(plan.counts, self.limits.max_rejected, null_texts)
 
     def _needs_approval(self, plan: Planned, report: Report) -> bool:
@@ -715,13 +721,18 @@ class Mirror:
         facts = replace(facts, filling=[*facts.filling, *plan.comparison.filling(plan.counts)])
         if self.with_approval and plan.counts.changes:
             facts = replace(facts, data_until=self.ledger.facts.data_until, awaits_approval=True)
+        else:
+            facts = replace(facts, null_texts=plan.null_texts)
         if handed_over:
             self.ledger.note_refused_before(plan.result, plan.refused_before)
         self.ledger.make_current(plan.result, facts=facts, names=names, handed_over=handed_over)
 
     def _facts(self) -> RunFacts:
         """Return the facts of this run, and of audiences that it may not change those of earlier runs."""
-        facts = replace(self.facts, filling=self.ledger.unmanaged(self.ledger.facts.filling))
+        before = self.ledger.facts
+        facts = replace(
+            self.facts, filling=self.ledger.unmanaged(before.filling), null_texts=before.null_texts
+        )
         return facts if self.audiences is None else replace(facts, audiences=self.audiences.known)
 
     def _lost_audiences(self, plan: Planned, report: Report, *, after: bool = False) -> Collection[str]:

@@ -237,14 +237,13 @@ def _names_of(cursor: Any) -> list[str]:
 def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: ExitStack) -> Result:
     """Read with a server-side cursor. A value that the driver cannot convert becomes an error in its row."""
     driver = type(connection).__module__.partition(".")[0]
-    # Otherwise text of a SQL_ASCII database is bytes, and a connection's client_encoding may lack characters.
     if driver == "psycopg":
-        if not _is_redshift(connection):
+        if _reads_utf8(connection):
             connection.execute("SET client_encoding TO 'UTF8'")
         import_module("psycopg.types.json").set_json_loads(read_json, connection)
         _tolerate_times_of_psycopg(connection)
     elif driver == "psycopg2":
-        if not _is_redshift(connection):
+        if _reads_utf8(connection):
             connection.set_client_encoding("UTF8")
         extras = import_module("psycopg2.extras")
         extras.register_default_json(connection, loads=read_json)
@@ -261,6 +260,17 @@ def _postgres_rows(connection: Any, statement: str, parameters: Any, cleanup: Ex
     if not _is_redshift(connection):
         return _fetched(cursor)
     return _fetched(cursor, _REDSHIFT_TYPES, _REDSHIFT_FETCH)
+
+
+def _reads_utf8(connection: Any) -> bool:
+    """Whether to read text as UTF-8: a connection's client_encoding may lack characters.
+
+    Of a SQL_ASCII database, in which text would be bytes, only that setting says how text is encoded.
+    """
+    encoding = connection.info.parameter_status
+    return not _is_redshift(connection) and (
+        encoding("server_encoding") != "SQL_ASCII" or encoding("client_encoding") == "SQL_ASCII"
+    )
 
 
 # PostgreSQL 9.1. Redshift reports version 8.0.2.
@@ -428,7 +438,8 @@ def _several_statements() -> InvalidInputError:
 
 
 def _duckdb_names(connection: Any, statement: str, parameters: Any) -> list[str]:
-    # Not of a subquery, in which DuckDB renames equal columns. In parentheses, several statements are none.
+    # Not of a subquery, in which DuckDB renames equal columns. The parentheses make several statements an
+    # error.
     with closing(connection.cursor()) as cursor:
         rows = _execute(cursor, f"DESCRIBE (\n{statement}\n)", parameters).fetchall()
         return [name for name, *_ in rows]

@@ -154,7 +154,11 @@ class ProfilesOperator(LedgerOperator):
 
     def send_plan(self, context: Context, mirror: Mirror, report: Report) -> Report:
         """Plan and send; refuse to clear what another instance of this mapped task has sent in this run."""
-        other = self.other_instance(context, mirror) if self.on_missing == "clear" else None
+        other = None
+        if self.on_missing == "clear":
+            mirror.ledger.load()
+            self.refuse_ledger_of_namesake(mirror.ledger)
+            other = self.other_instance(context, mirror)
         if other is not None:
             raise InvalidInputError(
                 f"Instance {other} of the mapped task {self.task_id} has synced profiles with the same\n"

@@ -83,8 +83,8 @@ def stop_at(number, checked):
             # A signal to the process would stop another thread first, and this one might go on for a while.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
-    async def _pace(self, attempts):
-        left_at = await pace(self, attempts)
+    async def _pace(self, *arguments):
+        left_at = await pace(self, *arguments)
         if next(paced) == number and not checked:
             await stop(self, 0)
         return left_at

@@ -160,11 +160,12 @@ def test_a_used_hook_can_be_copied_to_another_process(connect, talon, way):
     assert talon.audiences() == {}
 
 
-def test_a_pickled_hook_does_not_hold_the_key(connect, talon):
-    hook = connect()
+def test_a_pickled_hook_does_not_hold_the_key_nor_the_password_of_a_proxy(connect, talon):
+    hook = connect({"proxies": {"ftp": "http://user:secret@127.0.0.1"}})
     hook.create_audience("vip", "VIP")
     pickled = pickle.dumps(hook)
     assert hook.settings.api_key.encode() not in pickled
+    assert b"secret" not in pickled
     assert hook.talon_cdp_conn_id.encode() in pickled
 
 

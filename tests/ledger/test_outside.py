@@ -628,6 +628,8 @@ def test_notes_about_audiences_that_a_run_may_not_change_are_kept_for_three_days
     for profile in ("c", "d"):
         ledger = open_ledger(**how)
         ledger.managed = {"vip"}
+        ledger.load()
+        assert ledger.must_be_replaced is (left == 0 and profile == "c")
         push(ledger, adds(profile))
     assert len(names_in(ledger.folder / NOTES)) == left
 

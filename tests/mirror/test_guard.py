@@ -198,6 +198,31 @@ def test_rows_without_ids_and_with_the_text_of_a_null_are_counted_together(sqlit
     agrees(HUNDRED)
 
 
+@pytest.mark.parametrize(
+    "nulls, texts, allow", [(50, 1, "max_rejected=50"), (1, 50, "suspicious_ids='ignore'")]
+)
+def test_no_argument_is_named_that_is_not_needed(sqlite, lost, mirror, nulls, texts, allow):
+    sqlite.fill([*HUNDRED[15:], *[None] * nulls, *["nan"] * texts])
+    with pytest.raises(GuardError) as refusal:
+        mirror(min_removals=10)
+    assert refusal.value.allow == allow
+
+
+def test_texts_of_a_null_that_were_there_in_the_last_run_stop_no_removal(sqlite, vip, mirror, agrees):
+    """As of a guest who has no ID: no member has lost its row."""
+    sqlite.fill([*HUNDRED, *["nan"] * 15])
+    mirror()
+    for left in (HUNDRED[15:], HUNDRED[30:]):
+        sqlite.fill([*left, *["nan"] * 15])
+        assert mirror()["removed"] == 15
+        assert mirror()["unchanged"] == len(left) + 1
+    sqlite.fill([*HUNDRED[45:], *["nan"] * 30])
+    for _ in range(2):
+        with pytest.raises(GuardError, match="15 of them have the text of a null"):
+            mirror(max_removal_fraction=0.5)
+    agrees([*HUNDRED[30:], "nan"])
+
+
 def test_texts_of_a_null_that_are_ignored_stop_no_removal(lost, mirror, agrees):
     left = lost(15, "nan")
     assert mirror(min_removals=10, suspicious_ids="ignore")["removed"] == 15

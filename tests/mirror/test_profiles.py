@@ -478,7 +478,7 @@ def test_instances_of_a_mapped_task_must_name_their_ledgers(sqlite, send, talon)
 
 def test_operators_that_a_task_calls_must_name_their_ledgers(sqlite, send, talon):
     sqlite.fill_people("id, tier", [("anna", "gold")])
-    inside = {"ti": task_instance(task_id="markets")}
+    inside = {"task": task_instance(task_id="markets")}
     with pytest.raises(InvalidInputError, match=r"(?s)sync is called inside the task markets.* ledger="):
         send(inside, dag=None, ledger=None)
     assert talon.requests() == []

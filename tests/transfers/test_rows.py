@@ -181,8 +181,8 @@ LATIN = {"client_encoding": "latin1"}
 
 @pytest.mark.parametrize("order_by", [0, 1])
 @pytest.mark.parametrize("database, extra", [("ascii", {}), ("ascii", LATIN), ("postgres", LATIN)])
-def test_text_of_postgres_is_read_as_utf8(postgres, monkeypatch, database, extra, order_by):
-    """Whatever the connection says: latin1 lacks characters, and SQL_ASCII is no encoding."""
+def test_text_of_postgres_is_read_in_its_encoding(postgres, monkeypatch, database, extra, order_by):
+    """Latin1 lacks characters. Of a SQL_ASCII database, only the connection may say what its text is."""
     own = postgres()
     if not own.get_records("SELECT 1 FROM pg_database WHERE datname = 'ascii'"):
         how = "ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
@@ -191,8 +191,10 @@ def test_text_of_postgres_is_read_as_utf8(postgres, monkeypatch, database, extra
     fields = json.loads(os.environ["AIRFLOW_CONN_WAREHOUSE"])
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(fields | {"schema": database}))
     # In hex, so that only its way back is tested.
-    encoding, text = "SQL_ASCII" if database == "ascii" else "UTF8", "Zoë €"
-    sql = f"SELECT convert_from('\\x{text.encode().hex()}'::bytea, '{encoding}') AS profile_id"
+    encoding, text, stored = "UTF8", "Zoë €", "utf-8"
+    if database == "ascii":
+        encoding, text, stored = ("SQL_ASCII", "Zoë", "latin1") if extra else ("SQL_ASCII", text, stored)
+    sql = f"SELECT convert_from('\\x{text.encode(stored).hex()}'::bytea, '{encoding}') AS profile_id"
     with closing(stream_rows(source(), sql, ["profile_id"], order_by=order_by)) as blocks:
         assert list(chain.from_iterable(blocks)) == [(text,)]
 

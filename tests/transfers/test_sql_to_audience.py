@@ -177,16 +177,17 @@ def test_an_empty_state_uri_of_a_template_is_not_the_default(run, talon, custome
     assert talon.requests() == []
 
 
-def test_operators_that_a_task_calls_must_name_their_ledgers(connect, talon, sqlite):
+@pytest.mark.parametrize("caller", ["markets", "t"])
+def test_operators_that_a_task_calls_must_name_their_ledgers(connect, talon, sqlite, caller):
     """They have no DAG, so those with one task ID would share a ledger, and empty each other's audiences."""
     sqlite("INSERT INTO customers VALUES ('anna', 'de'), ('bert', 'fr')")
-    context = {"ti": SimpleNamespace(dag_id="dag", task_id="markets", run_id="r", map_index=-1)}
+    context = {"task": SimpleNamespace(task_id=caller)}
 
     def call(market, **arguments):
         sql = f"SELECT * FROM customers WHERE audience_id = '{market}'"
         transfer(sql, **OF_MANY | arguments).execute(context)
 
-    with pytest.raises(InvalidInputError, match=r"(?s)^t is called inside the task markets\. .* ledger="):
+    with pytest.raises(InvalidInputError, match=rf"(?s)^t is called inside the task {caller}\. .* ledger="):
         call("de")
     assert talon.requests() == []
     for _ in range(2):
